@@ -1,0 +1,43 @@
+# Fovea: `make run` shows the whole system in small on this machine; `make test` proves it.
+CARGO ?= cargo
+# Backend mpi where this machine has MPI.
+FEATURES := $(shell command -v mpicc >/dev/null 2>&1 && echo --features mpi)
+FOVEA := target/release/fovea
+DEMO := demo
+
+.PHONY: help setup build run test bench lint clean
+
+help:
+	@echo "make run    set up, build, then train the hybrid model on a synthetic dataset (CPU, minutes)"
+	@echo "make test   set up, then all tests"
+	@echo "make bench  training step against PyTorch DDP, prepare, kernels (fetches PyTorch into .venv-bench)"
+	@echo "make setup  system packages (as root), libtorch, release build"
+	@echo "make lint   rustfmt and clippy"
+
+setup:
+	@scripts/setup.sh
+	@$(MAKE) --no-print-directory build
+
+# A second make, so that FEATURES sees an MPI that set-up has just installed.
+build:
+	$(CARGO) build --release --locked $(FEATURES)
+
+run: setup
+	@DEMO=$(DEMO) FOVEA=$(FOVEA) scripts/demo.sh
+
+test: setup
+	@$(MAKE) --no-print-directory test-all
+
+.PHONY: test-all
+test-all:
+	$(CARGO) test --release --locked --workspace $(FEATURES)
+
+bench: setup
+	@FOVEA=$(FOVEA) scripts/bench.sh
+
+lint:
+	$(CARGO) fmt --all --check
+	$(CARGO) clippy --release --locked --workspace --all-targets $(FEATURES) -- -D warnings
+
+clean:
+	rm -rf target $(DEMO) bench-out

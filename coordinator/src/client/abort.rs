@@ -1,0 +1,122 @@
+//! The signal that a generation is over, for whoever waits in something else.
+
+use std::fmt;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex};
+
+use super::lock;
+use crate::protocol::{Cause, Generation};
+
+/// Why to abort.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct AbortNotice {
+    /// The generation that is over.
+    pub generation: Generation,
+    /// What kind of end.
+    pub cause: Cause,
+    /// The connection to the coordinator is gone, so nobody announced it.
+    pub lost: bool,
+    /// Why.
+    pub reason: String,
+}
+
+/// Set once, by the first of: the coordinator's abort, its refusal, the loss of the connection.
+#[derive(Clone, Default)]
+pub struct AbortSignal(Arc<Inner>);
+
+#[derive(Default)]
+struct Inner {
+    flag: AtomicBool,
+    state: Mutex<State>,
+}
+
+type Callback = Box<dyn FnOnce(&AbortNotice) + Send>;
+
+#[derive(Default)]
+struct State {
+    notice: Option<AbortNotice>,
+    callbacks: Vec<Callback>,
+}
+
+impl AbortSignal {
+    /// Whether it is set: one relaxed load.
+    pub fn is_set(&self) -> bool {
+        self.0.flag.load(Ordering::Relaxed)
+    }
+
+    /// The notice, once it is set.
+    pub fn notice(&self) -> Option<AbortNotice> {
+        lock(&self.0.state).notice.clone()
+    }
+
+    /// Calls `callback` once when the signal is set, from the reading thread; at once, from this
+    /// thread, if it is set already. It should only set a flag: the next message waits for it.
+    pub fn on_abort(&self, callback: impl FnOnce(&AbortNotice) + Send + 'static) {
+        let notice = {
+            let mut state = lock(&self.0.state);
+            match &state.notice {
+                Some(notice) => notice.clone(),
+                None => {
+                    state.callbacks.push(Box::new(callback));
+                    return;
+                }
+            }
+        };
+        callback(&notice);
+    }
+
+    /// The first call wins.
+    pub(super) fn set(&self, notice: &AbortNotice) {
+        let callbacks = {
+            let mut state = lock(&self.0.state);
+            if state.notice.is_some() {
+                return;
+            }
+            state.notice = Some(notice.clone());
+            self.0.flag.store(true, Ordering::Relaxed);
+            std::mem::take(&mut state.callbacks)
+        };
+        for callback in callbacks {
+            callback(notice);
+        }
+    }
+}
+
+impl fmt::Debug for AbortSignal {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_tuple("AbortSignal").field(&self.notice()).finish()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn notice(reason: &str) -> AbortNotice {
+        AbortNotice {
+            generation: 3,
+            cause: Cause::Failed,
+            lost: false,
+            reason: reason.to_owned(),
+        }
+    }
+
+    #[test]
+    fn first_notice_wins_and_every_callback_runs_once() {
+        let signal = AbortSignal::default();
+        let seen = Arc::new(Mutex::new(Vec::new()));
+        let note = |tag: &'static str| {
+            let seen = Arc::clone(&seen);
+            move |notice: &AbortNotice| lock(&seen).push((tag, notice.reason.clone()))
+        };
+        signal.on_abort(note("before"));
+        assert!(!signal.is_set());
+        signal.set(&notice("first"));
+        signal.set(&notice("second"));
+        signal.on_abort(note("after"));
+        assert!(signal.is_set());
+        assert_eq!(signal.notice(), Some(notice("first")));
+        let first = "first".to_owned();
+        assert_eq!(*lock(&seen), [("before", first.clone()), ("after", first)]);
+    }
+}

@@ -1,0 +1,260 @@
+//! One error type: what happened, where, with numbers, and on its own line what to do about it.
+
+use std::io;
+use std::path::PathBuf;
+
+use crate::protocol::{Cause, Generation};
+
+/// Result of this crate.
+pub type Result<T> = std::result::Result<T, Error>;
+
+/// Everything that can go wrong in the coordinator and its clients.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    /// A file could not be read, written or locked.
+    #[error("cannot {what} {}: {source}\n  help: check that the directory exists, is writable and has space left", path.display())]
+    File {
+        /// What was tried.
+        what: &'static str,
+        /// The file.
+        path: PathBuf,
+        /// The system's answer.
+        source: io::Error,
+    },
+    /// The socket could not be opened.
+    #[error(
+        "cannot listen on {addr}: {source}\n  help: choose an address of this machine, or port 0 for any free port"
+    )]
+    Listen {
+        /// Address that was asked for.
+        addr: String,
+        /// The system's answer.
+        source: io::Error,
+    },
+    /// Another coordinator holds the run directory.
+    #[error("run directory {} is in use by pid {pid} on host {host}\n  help: wait for it to end, stop it, or choose another run directory with --out", run_dir.display())]
+    RunInUse {
+        /// The run directory.
+        run_dir: PathBuf,
+        /// Process that holds it, `unknown` when it has not said yet.
+        pid: String,
+        /// Its host.
+        host: String,
+    },
+    /// A file of this crate that is not what it should be.
+    #[error("{} is damaged at byte {offset}: {detail}\n  help: it is not a torn last record, so it is not cut; keep a copy, and start in a new run directory from the newest checkpoint", path.display())]
+    Corrupt {
+        /// The file.
+        path: PathBuf,
+        /// Where.
+        offset: u64,
+        /// What is wrong.
+        detail: String,
+    },
+    /// A file of another format version.
+    #[error("{} has format version {found}, this program reads version {expected}\n  help: use the program that wrote it, or a new run directory", path.display())]
+    FileVersion {
+        /// The file.
+        path: PathBuf,
+        /// Version in the file.
+        found: u32,
+        /// Version of this program.
+        expected: u32,
+    },
+    /// A JSON file that cannot be read.
+    #[error("{} cannot be read: {detail}\n  help: was it written by another version or edited? remove it when no run uses this directory", path.display())]
+    Json {
+        /// The file.
+        path: PathBuf,
+        /// What the parser says.
+        detail: String,
+    },
+    /// The token file or argument is not a token.
+    #[error(
+        "the token {origin} is not usable: {detail}\n  help: it has to be 64 hexadecimal digits, in a file that only its owner can read; use the file `token` of the run directory"
+    )]
+    Token {
+        /// Where it came from.
+        origin: String,
+        /// What is wrong.
+        detail: String,
+    },
+    /// The system gave no random bytes.
+    #[error(
+        "no random bytes from the system: {detail}\n  help: the kernel's random source has to be available in this container"
+    )]
+    Random {
+        /// The system's answer.
+        detail: String,
+    },
+    /// The options contradict themselves.
+    #[error("coordinator options: {detail}\n  help: {help}")]
+    Options {
+        /// What is wrong.
+        detail: String,
+        /// What to do.
+        help: &'static str,
+    },
+
+    /// A frame over the cap.
+    #[error(
+        "frame of {bytes} bytes is over the limit of {limit} bytes\n  help: the peer is not a fovea process, or it is sending more than the protocol allows"
+    )]
+    FrameTooLarge {
+        /// Length that was announced.
+        bytes: u64,
+        /// The cap.
+        limit: usize,
+    },
+    /// A frame that holds no message.
+    #[error(
+        "frame of {bytes} bytes cannot be decoded: {detail}\n  help: the peer is not a fovea process, or its build differs although the protocol version is the same"
+    )]
+    FrameContent {
+        /// Length of the body.
+        bytes: usize,
+        /// What is wrong.
+        detail: String,
+    },
+    /// A peer of another protocol version.
+    #[error(
+        "the peer speaks protocol version {theirs}, this program speaks version {ours}\n  help: start all processes of a run from the same build of fovea"
+    )]
+    Version {
+        /// Version of this program.
+        ours: u8,
+        /// Version of the peer.
+        theirs: u8,
+    },
+    /// The connection broke in the middle of something.
+    #[error(
+        "the connection broke: {source}\n  help: the other process ended or the network failed; see its log"
+    )]
+    Stream {
+        /// The system's answer.
+        #[from]
+        source: io::Error,
+    },
+    /// The connection ended or broke.
+    #[error(
+        "connection to {peer} is lost: {detail}\n  help: see the coordinator's log and status.json for why; continue with --resume"
+    )]
+    Lost {
+        /// The other side.
+        peer: String,
+        /// How it ended.
+        detail: String,
+    },
+    /// Nothing happened in time.
+    #[error("no answer in {waited_ms} ms while waiting for {what}\n  help: {help}")]
+    Timeout {
+        /// What was waited for.
+        what: String,
+        /// How long, in milliseconds.
+        waited_ms: u64,
+        /// What to do.
+        help: &'static str,
+    },
+    /// The coordinator closed this connection and said why.
+    #[error("the coordinator refused this process: {reason}")]
+    Dropped {
+        /// What it said, with its own help line when there is something to do.
+        reason: String,
+    },
+    /// The generation is over.
+    #[error(
+        "generation {generation} is over ({cause:?}): {reason}\n  help: the run directory's newest checkpoint is intact; continue with --resume"
+    )]
+    Aborted {
+        /// The generation.
+        generation: Generation,
+        /// What kind of end.
+        cause: Cause,
+        /// Why.
+        reason: String,
+    },
+    /// A message that does not belong here.
+    #[error(
+        "{peer} answered {got} while {expected} was due\n  help: this is a bug in fovea; please report it with the coordinator's log"
+    )]
+    Unexpected {
+        /// The other side.
+        peer: String,
+        /// What came.
+        got: String,
+        /// What was due.
+        expected: &'static str,
+    },
+
+    /// `patches_per_image` is 0.
+    #[error(
+        "patches_per_image is 0, the least is 1\n  help: set train.patches_per_image to 1 or more"
+    )]
+    PatchesPerImage,
+    /// `images_per_step` is 0.
+    #[error("images_per_step is 0, the least is 1\n  help: set train.images_per_step to 1 or more")]
+    ImagesPerStep,
+    /// An image that is listed twice.
+    #[error(
+        "image {image} is listed twice for the epoch's order\n  help: the manifest names an image twice; prepare the dataset again"
+    )]
+    ImageTwice {
+        /// Image index.
+        image: u32,
+    },
+    /// A cell that is listed twice.
+    #[error(
+        "cell {cell} of image {image} is listed twice for the epoch's order\n  help: this is a bug in the caller; please report it"
+    )]
+    CellTwice {
+        /// Image index.
+        image: u32,
+        /// Grid cell index.
+        cell: u16,
+    },
+    /// A cursor that no step of this order can have left.
+    #[error(
+        "cursor {cursor} of epoch {epoch} is not between two units (the nearest below is {below}, the epoch has {total} samples)\n  help: the checkpoint belongs to another dataset, seed or patches_per_image; resume with the config that wrote it"
+    )]
+    Cursor {
+        /// The epoch.
+        epoch: u32,
+        /// Samples committed.
+        cursor: u64,
+        /// Samples in the epoch.
+        total: u64,
+        /// The last unit boundary below.
+        below: u64,
+    },
+    /// A world size that the virtual shards do not allow.
+    #[error(
+        "{world} ranks cannot share {virtual_shards} virtual shards with the same result as one rank\n  help: use one of {allowed:?} ranks, or change train.virtual_shards"
+    )]
+    WorldSize {
+        /// Ranks asked for.
+        world: usize,
+        /// Virtual shards of the config.
+        virtual_shards: usize,
+        /// World sizes that work.
+        allowed: Vec<usize>,
+    },
+    /// A rank outside the world.
+    #[error("rank {rank} does not exist among {world} ranks\n  help: ranks count from 0")]
+    Rank {
+        /// The rank.
+        rank: usize,
+        /// Number of ranks.
+        world: usize,
+    },
+}
+
+impl Error {
+    /// A closure for `map_err` on file operations.
+    pub(crate) fn file(
+        what: &'static str,
+        path: &std::path::Path,
+    ) -> impl FnOnce(io::Error) -> Self {
+        let path = path.to_path_buf();
+        move |source| Self::File { what, path, source }
+    }
+}

@@ -1,0 +1,208 @@
+//! `RUN/journal`: what has to survive the coordinator. Every record is on disk before anyone hears
+//! of it, so a generation is never given twice.
+
+use std::path::{Path, PathBuf};
+
+use serde::{Deserialize, Serialize};
+
+use crate::error::Result;
+use crate::protocol::{Generation, MemberId, StartPoint};
+use crate::records::{self, Contents, Format, RecordFile};
+
+/// File name in the run directory.
+pub const JOURNAL_FILE: &str = "journal";
+
+const FORMAT: Format = Format {
+    magic: *b"FOVEAJNL",
+    version: 1,
+};
+
+/// A rank and who sits on it.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Seat {
+    /// The rank.
+    pub rank: usize,
+    /// The member.
+    pub member: MemberId,
+    /// Its host.
+    pub host: String,
+    /// Its process id there.
+    pub pid: u32,
+}
+
+/// What happened. Variants are only ever added at the end.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum JournalEntry {
+    /// A coordinator started.
+    Started {
+        /// How many there have been in this run directory, with this one.
+        incarnation: u32,
+        /// Its host.
+        host: String,
+        /// Its process id.
+        pid: u32,
+        /// Where it starts from.
+        start: StartPoint,
+    },
+    /// A generation is about to be announced.
+    Generation {
+        /// Its number.
+        generation: Generation,
+        /// Its ranks, by rank.
+        seats: Vec<Seat>,
+        /// Where it starts from.
+        start: StartPoint,
+        /// Why there is a new one.
+        reason: String,
+    },
+    /// The coordinator's run is over.
+    Ended {
+        /// `finished`, `drained`, `stopped` or `failed`.
+        outcome: String,
+        /// Committed steps.
+        step: u64,
+        /// Why.
+        reason: String,
+    },
+}
+
+/// An entry and when it was written.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct JournalRecord {
+    /// Milliseconds since 1970 (UTC), for people.
+    pub unix_ms: u64,
+    /// What happened.
+    pub entry: JournalEntry,
+}
+
+/// The journal, open for appending.
+#[derive(Debug)]
+pub struct Journal(RecordFile<JournalRecord>);
+
+impl Journal {
+    /// Opens or creates it and returns what it holds. A torn last record is cut: it was never
+    /// announced.
+    pub fn open(run_dir: &Path) -> Result<(Self, Vec<JournalRecord>)> {
+        let (file, records) = RecordFile::open(&path(run_dir), FORMAT)?;
+        Ok((Self(file), records))
+    }
+
+    /// Appends a record and waits until it is on disk.
+    pub fn append(&mut self, record: &JournalRecord) -> Result<()> {
+        self.0.append(record)?;
+        self.0.sync()
+    }
+}
+
+/// Reads a journal without changing it.
+pub fn read(run_dir: &Path) -> Result<Contents<JournalRecord>> {
+    records::read(&path(run_dir), FORMAT)
+}
+
+/// What a new coordinator has to know of the earlier ones.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Past {
+    /// Coordinators so far.
+    pub incarnations: u32,
+    /// Highest generation so far.
+    pub generation: Generation,
+}
+
+impl Past {
+    /// From a journal's records.
+    pub fn of(records: &[JournalRecord]) -> Self {
+        let mut past = Self::default();
+        for record in records {
+            match &record.entry {
+                JournalEntry::Started { incarnation, .. } => {
+                    past.incarnations = past.incarnations.max(*incarnation);
+                }
+                JournalEntry::Generation { generation, .. } => {
+                    past.generation = past.generation.max(*generation);
+                }
+                JournalEntry::Ended { .. } => {}
+            }
+        }
+        past
+    }
+}
+
+fn path(run_dir: &Path) -> PathBuf {
+    run_dir.join(JOURNAL_FILE)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn records() -> Vec<JournalRecord> {
+        let start = StartPoint {
+            epoch: 1,
+            step: 300,
+            cursor: 70,
+        };
+        let entries = [
+            JournalEntry::Started {
+                incarnation: 2,
+                host: "a".to_owned(),
+                pid: 7,
+                start,
+            },
+            JournalEntry::Generation {
+                generation: 5,
+                seats: vec![Seat {
+                    rank: 0,
+                    member: MemberId((2 << 32) + 1),
+                    host: "b".to_owned(),
+                    pid: 8,
+                }],
+                start,
+                reason: "r".to_owned(),
+            },
+            JournalEntry::Ended {
+                outcome: "drained".to_owned(),
+                step: 301,
+                reason: "s".to_owned(),
+            },
+        ];
+        entries
+            .into_iter()
+            .map(|entry| JournalRecord { unix_ms: 9, entry })
+            .collect()
+    }
+
+    #[test]
+    fn comes_back_and_knows_the_past() {
+        let dir = tempfile::tempdir().unwrap();
+        let (mut journal, before) = Journal::open(dir.path()).unwrap();
+        assert_eq!(Past::of(&before), Past::default());
+        for record in &records() {
+            journal.append(record).unwrap();
+        }
+        drop(journal);
+        let (_, after) = Journal::open(dir.path()).unwrap();
+        assert_eq!(after, records());
+        let past = Past {
+            incarnations: 2,
+            generation: 5,
+        };
+        assert_eq!(Past::of(&after), past);
+        assert_eq!(read(dir.path()).unwrap().records, records());
+    }
+
+    #[test]
+    fn golden_bytes() {
+        let dir = tempfile::tempdir().unwrap();
+        let (mut journal, _) = Journal::open(dir.path()).unwrap();
+        for record in &records() {
+            journal.append(record).unwrap();
+        }
+        let bytes = std::fs::read(dir.path().join(JOURNAL_FILE)).unwrap();
+        let hex: String = bytes.iter().map(|b| format!("{b:02x}")).collect();
+        assert_eq!(hex, GOLDEN);
+    }
+
+    const GOLDEN: &str = "464f5645414a4e4c01000000000000000b00000066ee992a6eff30127989eb8609000201610701fb\
+        2c0146180000002f8193eaacdcdabc579a300e0901050100fd010000000200000001620801fb2c01\
+        4601720f0000001a763daed09758ce662937d2090207647261696e6564fb2d010173";
+}

@@ -1,0 +1,175 @@
+//! `RUN/ledger`: which samples were committed by which step, as ranges in the epoch's global order.
+//!
+//! A record is with the system before the ranks hear that the step is committed, so it outlives the
+//! coordinator process. It is synced to disk with every checkpoint and at the end: after a crash of
+//! the whole machine, training goes on from a checkpoint, and steps behind that one are void anyway.
+
+use std::path::{Path, PathBuf};
+
+use serde::{Deserialize, Serialize};
+
+use crate::error::Result;
+use crate::protocol::{Generation, StartPoint};
+use crate::records::{self, Contents, Format, RecordFile};
+
+/// File name in the run directory.
+pub const LEDGER_FILE: &str = "ledger";
+
+const FORMAT: Format = Format {
+    magic: *b"FOVEALGR",
+    version: 1,
+};
+
+/// A committed step: samples `cursor_start..cursor_end` of `epoch`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct CommittedStep {
+    /// Generation that committed it.
+    pub generation: Generation,
+    /// The epoch.
+    pub epoch: u32,
+    /// The step, from 1.
+    pub step: u64,
+    /// Samples of the epoch committed before.
+    pub cursor_start: u64,
+    /// Samples of the epoch committed after.
+    pub cursor_end: u64,
+}
+
+/// One record. Variants are only ever added at the end.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum LedgerEntry {
+    /// A generation starts from here. Steps behind `start.step` that stand before this record are
+    /// void: the weights that they made are gone.
+    Start {
+        /// The generation.
+        generation: Generation,
+        /// Where it starts from.
+        start: StartPoint,
+    },
+    /// A step is committed.
+    Commit(CommittedStep),
+}
+
+/// The ledger, open for appending.
+#[derive(Debug)]
+pub struct Ledger(RecordFile<LedgerEntry>);
+
+impl Ledger {
+    /// Opens or creates it and returns what it holds.
+    pub fn open(run_dir: &Path) -> Result<(Self, Vec<LedgerEntry>)> {
+        let (file, entries) = RecordFile::open(&path(run_dir), FORMAT)?;
+        Ok((Self(file), entries))
+    }
+
+    /// Appends an entry: with the system when this returns. What cannot be written, as when the
+    /// disk is full, is kept and written with a later one.
+    pub fn append(&mut self, entry: &LedgerEntry) -> Result<()> {
+        self.0.append(entry)
+    }
+
+    /// No more entries can be kept: the run must not go on without a record of it.
+    pub fn is_overdue(&self) -> bool {
+        self.0.is_overdue()
+    }
+
+    /// Another handle on the file, to sync it from another thread.
+    pub fn handle(&self) -> Result<std::fs::File> {
+        self.0.handle()
+    }
+
+    /// Puts all entries on disk.
+    pub fn sync(&mut self) -> Result<()> {
+        self.0.sync()
+    }
+}
+
+/// Reads a ledger without changing it.
+pub fn read(run_dir: &Path) -> Result<Contents<LedgerEntry>> {
+    records::read(&path(run_dir), FORMAT)
+}
+
+/// The steps that made the newest weights, oldest first: without those that a later start made void.
+pub fn history(entries: &[LedgerEntry]) -> Vec<CommittedStep> {
+    let mut steps: Vec<CommittedStep> = Vec::new();
+    for entry in entries {
+        match entry {
+            LedgerEntry::Start { start, .. } => {
+                let kept = steps.partition_point(|step| step.step <= start.step);
+                steps.truncate(kept);
+            }
+            LedgerEntry::Commit(step) => steps.push(*step),
+        }
+    }
+    steps
+}
+
+fn path(run_dir: &Path) -> PathBuf {
+    run_dir.join(LEDGER_FILE)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn start(generation: Generation, step: u64, cursor: u64) -> LedgerEntry {
+        LedgerEntry::Start {
+            generation,
+            start: StartPoint {
+                epoch: 0,
+                step,
+                cursor,
+            },
+        }
+    }
+
+    fn commit(generation: Generation, step: u64) -> LedgerEntry {
+        LedgerEntry::Commit(CommittedStep {
+            generation,
+            epoch: 0,
+            step,
+            cursor_start: (step - 1) * 10,
+            cursor_end: step * 10,
+        })
+    }
+
+    #[test]
+    fn history_drops_what_a_resume_made_void() {
+        let entries = [
+            start(1, 0, 0),
+            commit(1, 1),
+            commit(1, 2),
+            commit(1, 3),
+            // Resumed from the checkpoint of step 1, and lost again before a step.
+            start(2, 1, 10),
+            start(3, 1, 10),
+            commit(3, 2),
+        ];
+        let steps: Vec<_> = history(&entries)
+            .iter()
+            .map(|s| (s.generation, s.step, s.cursor_end))
+            .collect();
+        assert_eq!(steps, [(1, 1, 10), (3, 2, 20)]);
+    }
+
+    #[test]
+    fn comes_back_as_written_and_golden() {
+        let dir = tempfile::tempdir().unwrap();
+        let entries = [start(1, 0, 0), commit(1, 1), commit(1, 300)];
+        let (mut ledger, before) = Ledger::open(dir.path()).unwrap();
+        assert!(before.is_empty());
+        for entry in &entries {
+            ledger.append(entry).unwrap();
+        }
+        ledger.sync().unwrap();
+        let contents = read(dir.path()).unwrap();
+        assert_eq!(contents.records, entries);
+        assert_eq!(contents.torn, None);
+        let bytes = std::fs::read(dir.path().join(LEDGER_FILE)).unwrap();
+        let hex: String = bytes.iter().map(|b| format!("{b:02x}")).collect();
+        assert_eq!(hex, GOLDEN);
+    }
+
+    const GOLDEN: &str = "464f5645414c47520100000000000000050000003b4aead860d523cebdae75220001000000060000\
+        00e9cd1d9e2fb28f7c1416a7a201010001000a0c000000d4c34e12196f1317dad70e90010100fb2c\
+        01fbae0bfbb80b";
+}

@@ -1,0 +1,394 @@
+//! Single situations.
+
+use super::*;
+use crate::ledger::{CommittedStep, LedgerEntry};
+use crate::protocol::TrainerEvent;
+
+pub(super) const LAPSE: u64 = 1000;
+pub(super) const TOTAL: u64 = 40;
+
+pub(super) fn config(world: usize) -> Config {
+    Config {
+        world,
+        epochs: 3,
+        heartbeat_lapse_ms: LAPSE,
+        start: StartPoint::default(),
+        last_generation: 6,
+        first_member: MemberId((2 << 32) + 1),
+        summary: BTreeMap::new(),
+    }
+}
+
+pub(super) fn info(pid: u32, preferred_rank: Option<u32>) -> TrainerInfo {
+    TrainerInfo {
+        member: None,
+        host: format!("node{pid}"),
+        pid,
+        preferred_rank,
+    }
+}
+
+pub(super) fn ready() -> Ready {
+    Ready {
+        samples_per_epoch: TOTAL,
+        fingerprint: "f".to_owned(),
+    }
+}
+
+pub(super) fn vote(generation: Generation, step: u64, cursor_after: u64, samples: u64) -> Vote {
+    Vote {
+        generation,
+        epoch: 0,
+        step,
+        cursor_after,
+        loss: 0.5,
+        finite: true,
+        samples,
+        step_ms: 10.0,
+    }
+}
+
+/// A run whose ranks are all seated, and their ids by rank.
+fn running(world: usize) -> (Membership, Vec<MemberId>) {
+    let mut run = Membership::new(config(world));
+    let mut assigned = Vec::new();
+    for pid in 0..world {
+        let join = Event::Join {
+            ticket: pid as u64,
+            info: info(pid as u32, None),
+        };
+        let Some(Effect::Admit { member, .. }) = run.apply(join, 0).effects.pop() else {
+            panic!("not admitted");
+        };
+        let ready = Event::Ready {
+            member,
+            ready: ready(),
+        };
+        assigned.push((member, run.apply(ready, 0)));
+    }
+    let (_, last) = &assigned[world - 1];
+    assert!(matches!(
+        last.effects[0],
+        Effect::Journal(JournalEntry::Generation { generation: 7, .. })
+    ));
+    (run, assigned.into_iter().map(|(id, _)| id).collect())
+}
+
+fn cast(run: &mut Membership, member: MemberId, vote: Vote) -> Transition {
+    run.apply(Event::Vote { member, vote }, 0)
+}
+
+fn commit_of(transition: &Transition) -> Option<(u64, bool)> {
+    transition.effects.iter().find_map(|effect| match effect {
+        Effect::Send {
+            reply: Reply::Commit { step, drain, .. },
+            ..
+        } => Some((*step, *drain)),
+        _ => None,
+    })
+}
+
+fn failure(transition: &Transition) -> &str {
+    let ends = transition.effects.last();
+    let Some(Effect::End(Outcome::Failed { reason })) = ends else {
+        panic!("no failure: {transition:?}");
+    };
+    reason
+}
+
+#[test]
+fn seats_follow_preferences_then_ids() {
+    let mut run = Membership::new(config(4));
+    let preferences = [Some(2), None, Some(2), Some(0)];
+    let mut last = Transition::none();
+    for (pid, preferred) in preferences.into_iter().enumerate() {
+        let join = Event::Join {
+            ticket: 0,
+            info: info(pid as u32, preferred),
+        };
+        run.apply(join, 0);
+    }
+    let ids: Vec<MemberId> = run.members.keys().copied().collect();
+    for member in &ids {
+        last = run.apply(
+            Event::Ready {
+                member: *member,
+                ready: ready(),
+            },
+            0,
+        );
+    }
+    let Effect::Journal(JournalEntry::Generation { seats, .. }) = &last.effects[0] else {
+        panic!("{last:?}");
+    };
+    let pids: Vec<u32> = seats.iter().map(|seat| seat.pid).collect();
+    // 0 keeps rank 2, 3 gets rank 0; 1 and 2 fill the gaps in the order of their ids.
+    assert_eq!(pids, [3, 1, 0, 2]);
+    let assigned: Vec<(MemberId, usize)> = last.effects[2..]
+        .iter()
+        .map(|effect| match effect {
+            Effect::Send {
+                to,
+                reply: Reply::Assign(a),
+            } => {
+                assert_eq!(a.hosts, ["node3", "node1", "node0", "node2"]);
+                (to[0], a.rank)
+            }
+            other => panic!("{other:?}"),
+        })
+        .collect();
+    assert_eq!(
+        assigned,
+        [(ids[3], 0), (ids[1], 1), (ids[0], 2), (ids[2], 3)]
+    );
+}
+
+#[test]
+fn a_step_needs_every_vote_and_the_loss_is_weighted() {
+    let (mut run, ids) = running(2);
+    let mut first = vote(7, 1, 8, 6);
+    first.loss = 1.0;
+    assert_eq!(cast(&mut run, ids[0], first.clone()), Transition::none());
+    // The same vote again counts once.
+    assert_eq!(cast(&mut run, ids[0], first), Transition::none());
+    let mut second = vote(7, 1, 8, 2);
+    second.loss = 3.0;
+    let done = cast(&mut run, ids[1], second);
+    assert_eq!(
+        done.effects[0],
+        Effect::Ledger(LedgerEntry::Commit(CommittedStep {
+            generation: 7,
+            epoch: 0,
+            step: 1,
+            cursor_start: 0,
+            cursor_end: 8,
+        }))
+    );
+    assert_eq!(commit_of(&done), Some((1, false)));
+    let status = run.status(0);
+    assert_eq!((status.step, status.cursor, status.loss), (1, 8, Some(1.5)));
+    assert_eq!(status.ranks[0].samples_per_s, 600.0);
+    // The next step needs every vote again.
+    let next = vote(7, 2, 10, 1);
+    assert_eq!(cast(&mut run, ids[1], next.clone()), Transition::none());
+    assert_eq!(commit_of(&cast(&mut run, ids[0], next)), Some((2, false)));
+}
+
+#[test]
+fn votes_that_differ_fail_the_run_with_the_numbers() {
+    let cases: [(Vote, &str); 7] = [
+        (
+            vote(6, 1, 8, 4),
+            "voted in generation 6, the run is in generation 7",
+        ),
+        (vote(7, 2, 8, 4), "voted for step 2, the run is at step 1"),
+        (vote(7, 1, 9, 4), "up to 9 of epoch 0, rank 0"),
+        (vote(7, 1, 41, 4), "samples 0..41 of epoch 0, which has 40"),
+        (vote(7, 1, 8, 5), "trained on 9 samples, the range 0..8"),
+        (
+            Vote {
+                epoch: 1,
+                ..vote(7, 1, 8, 4)
+            },
+            "epoch 1 while 0 of 40 samples of epoch 0",
+        ),
+        (
+            Vote {
+                finite: false,
+                ..vote(7, 1, 8, 4)
+            },
+            "not finite in step 1",
+        ),
+    ];
+    for (bad, expected) in cases {
+        let (mut run, ids) = running(2);
+        cast(&mut run, ids[0], vote(7, 1, 8, 4));
+        let transition = cast(&mut run, ids[1], bad);
+        let reason = failure(&transition);
+        assert!(reason.contains(expected), "{reason}");
+        let told = transition.effects.iter().any(|effect| {
+            matches!(effect, Effect::Send { to, reply: Reply::Abort { .. } } if *to == ids)
+        });
+        assert!(told, "{transition:?}");
+    }
+}
+
+#[test]
+fn the_next_epoch_starts_when_this_one_is_through() {
+    let (mut run, ids) = running(1);
+    assert_eq!(
+        commit_of(&cast(&mut run, ids[0], vote(7, 1, TOTAL, TOTAL))),
+        Some((1, false))
+    );
+    let next = Vote {
+        epoch: 1,
+        ..vote(7, 2, 8, 8)
+    };
+    assert_eq!(commit_of(&cast(&mut run, ids[0], next)), Some((2, false)));
+    let skipped = Vote {
+        epoch: 2,
+        ..vote(7, 3, 8, 8)
+    };
+    assert!(failure(&cast(&mut run, ids[0], skipped)).contains("8 of 40 samples of epoch 1"));
+}
+
+#[test]
+fn a_drain_is_the_same_step_for_all() {
+    let (mut run, ids) = running(2);
+    cast(&mut run, ids[0], vote(7, 1, 8, 4));
+    let noted = run.apply(
+        Event::Drain {
+            reason: "SIGTERM".to_owned(),
+        },
+        0,
+    );
+    assert_eq!(
+        noted.reason.as_deref(),
+        Some("step 1 will be the last one: SIGTERM")
+    );
+    assert_eq!(run.status(0).state, crate::status::RunState::Draining);
+    assert_eq!(
+        commit_of(&cast(&mut run, ids[1], vote(7, 1, 8, 4))),
+        Some((1, true))
+    );
+    let left = |member| Event::Trainer {
+        member,
+        event: TrainerEvent::Left { step: 1 },
+    };
+    assert!(run.apply(left(ids[0]), 0).effects.is_empty());
+    let gone = Event::Disconnected {
+        member: ids[0],
+        detail: String::new(),
+    };
+    assert_eq!(run.apply(gone, 0), Transition::none());
+    let end = run.apply(left(ids[1]), 0);
+    assert_eq!(
+        end.effects.last(),
+        Some(&Effect::End(Outcome::Drained { step: 1 }))
+    );
+}
+
+#[test]
+fn nobody_may_vote_or_vanish_after_the_last_step() {
+    let drained = || {
+        let (mut run, ids) = running(1);
+        run.apply(
+            Event::Drain {
+                reason: "x".to_owned(),
+            },
+            0,
+        );
+        cast(&mut run, ids[0], vote(7, 1, 8, 8));
+        (run, ids[0])
+    };
+    let (mut run, id) = drained();
+    assert!(
+        failure(&cast(&mut run, id, vote(7, 2, 16, 8))).contains("step 1 was agreed as the last")
+    );
+    let (mut run, member) = drained();
+    let gone = Event::Disconnected {
+        member,
+        detail: "it closed".to_owned(),
+    };
+    assert!(failure(&run.apply(gone, 0)).contains("its checkpoint may be missing"));
+}
+
+#[test]
+fn a_lost_rank_is_named() {
+    let (mut run, ids) = running(2);
+    cast(&mut run, ids[0], vote(7, 1, 8, 4));
+    cast(&mut run, ids[1], vote(7, 1, 8, 4));
+    let gone = Event::Disconnected {
+        member: ids[1],
+        detail: "it closed the connection".to_owned(),
+    };
+    let transition = run.apply(gone, 5);
+    let expected = "rank 1 (host node1, pid 1, last step 1) is gone while the run was at step 1";
+    assert!(failure(&transition).starts_with(expected), "{transition:?}");
+}
+
+#[test]
+fn a_silent_rank_is_lost_but_not_while_the_coordinator_was_away() {
+    let (mut run, ids) = running(2);
+    let alive = |member| Event::Heartbeat {
+        member,
+        state: MemberState::Training,
+        step: 0,
+        samples_per_s: 0.0,
+    };
+    for now in (0..=LAPSE).step_by(100) {
+        run.apply(alive(ids[0]), now);
+        assert_eq!(run.apply(Event::Tick, now), Transition::none(), "at {now}");
+    }
+    // The coordinator stands still for a minute; that is not held against anyone.
+    let back = LAPSE + 60_000;
+    let away = run.apply(Event::Tick, back);
+    assert_eq!(
+        away.reason.as_deref(),
+        Some("the coordinator was away for 60000 ms")
+    );
+    run.apply(alive(ids[0]), back + 100);
+    let transition = run.apply(Event::Tick, back + 100);
+    let expected = "rank 1 (host node1, pid 1, last step 0) was not heard of for 1100 ms, the limit is 1000 ms";
+    assert!(failure(&transition).starts_with(expected), "{transition:?}");
+}
+
+#[test]
+fn trainers_that_do_not_fit_are_told() {
+    let mut run = Membership::new(config(2));
+    let join = |pid, rank| Event::Join {
+        ticket: 9,
+        info: info(pid, rank),
+    };
+    let refusal = |transition: Transition| match transition.effects.as_slice() {
+        [Effect::Refuse { ticket: 9, reason }] => reason.clone(),
+        other => panic!("{other:?}"),
+    };
+    assert!(refusal(run.apply(join(1, Some(2)), 0)).contains("rank 2 does not exist among 2"));
+    run.apply(join(1, None), 0);
+    run.apply(join(2, None), 0);
+    assert!(refusal(run.apply(join(3, None), 0)).contains("2 of 2 ranks are taken"));
+    let ids: Vec<MemberId> = run.members.keys().copied().collect();
+    let say = |member, samples_per_epoch| Event::Ready {
+        member,
+        ready: Ready {
+            samples_per_epoch,
+            fingerprint: "f".to_owned(),
+        },
+    };
+    run.apply(say(ids[0], 40), 0);
+    let other = run.apply(say(ids[1], 41), 0);
+    let [Effect::Dismiss { member, reason }] = other.effects.as_slice() else {
+        panic!("{other:?}");
+    };
+    assert_eq!(*member, ids[1]);
+    assert!(
+        reason.contains("41 samples per epoch") && reason.contains("help:"),
+        "{reason}"
+    );
+    // Its seat is free for another one, under a new id.
+    let next = run.apply(join(4, None), 0);
+    let [Effect::Admit { member, .. }] = next.effects.as_slice() else {
+        panic!("{next:?}");
+    };
+    assert!(!ids.contains(member));
+    assert_eq!(run.apply(say(*member, 40), 0).effects.len(), 4);
+}
+
+#[test]
+fn ranks_that_end_with_other_weights_are_a_failure() {
+    let (mut run, ids) = running(2);
+    let finished = |member, weights: &str| Event::Trainer {
+        member,
+        event: TrainerEvent::Finished {
+            step: 0,
+            weights_blake3: Some(weights.to_owned()),
+        },
+    };
+    assert!(run.apply(finished(ids[0], "aa"), 0).effects.is_empty());
+    let reason = run.apply(finished(ids[1], "bb"), 0);
+    assert!(
+        failure(&reason).contains("different weights: rank 1"),
+        "{reason:?}"
+    );
+}

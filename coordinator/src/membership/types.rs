@@ -1,0 +1,198 @@
+//! What goes into the state machine and what comes out of it.
+
+use std::collections::BTreeMap;
+
+use crate::journal::JournalEntry;
+use crate::ledger::LedgerEntry;
+use crate::protocol::{
+    Generation, MemberId, MemberState, Ready, Reply, StartPoint, TrainerEvent, TrainerInfo, Vote,
+};
+
+/// What does not change during a run.
+#[derive(Clone, Debug)]
+pub struct Config {
+    /// Ranks that the run has.
+    pub world: usize,
+    /// Epochs to train, for the status.
+    pub epochs: u32,
+    /// A member that was not heard of for longer is dead, in milliseconds.
+    pub heartbeat_lapse_ms: u64,
+    /// Where training starts.
+    pub start: StartPoint,
+    /// Highest generation that was ever announced; 0 when none was.
+    pub last_generation: Generation,
+    /// Id of the first new member; the following ones count up from it.
+    pub first_member: MemberId,
+    /// What trains, for the status.
+    pub summary: BTreeMap<String, String>,
+}
+
+/// Names a connection until its member has an id.
+pub type Ticket = u64;
+
+/// What happened.
+#[derive(Clone, Debug, PartialEq)]
+pub enum Event {
+    /// A trainer showed the token.
+    Join {
+        /// Its connection.
+        ticket: Ticket,
+        /// Its introduction.
+        info: TrainerInfo,
+    },
+    /// A trainer can take a seat.
+    Ready {
+        /// Who.
+        member: MemberId,
+        /// What it has to say.
+        ready: Ready,
+    },
+    /// A trainer is alive.
+    Heartbeat {
+        /// Who.
+        member: MemberId,
+        /// What it does.
+        state: MemberState,
+        /// Newest step it knows of.
+        step: u64,
+        /// Its throughput, 0 when unknown.
+        samples_per_s: f32,
+    },
+    /// A trainer voted.
+    Vote {
+        /// Who.
+        member: MemberId,
+        /// Its vote.
+        vote: Vote,
+    },
+    /// A trainer tells something.
+    Trainer {
+        /// Who.
+        member: MemberId,
+        /// What.
+        event: TrainerEvent,
+    },
+    /// A trainer's connection is gone.
+    Disconnected {
+        /// Who.
+        member: MemberId,
+        /// How.
+        detail: String,
+    },
+    /// Someone asks that the next committed step be the last.
+    Drain {
+        /// Why, and who asks.
+        reason: String,
+    },
+    /// Someone stops the run.
+    Shutdown {
+        /// Why.
+        reason: String,
+    },
+    /// Someone outside the ranks knows that the run cannot go on.
+    Fail {
+        /// Why.
+        reason: String,
+    },
+    /// Time has passed.
+    Tick,
+}
+
+/// What has to be done, in order.
+#[derive(Clone, Debug, PartialEq)]
+pub enum Effect {
+    /// Let a trainer in under this id.
+    Admit {
+        /// Its connection.
+        ticket: Ticket,
+        /// Its id.
+        member: MemberId,
+    },
+    /// Tell a trainer that it cannot take part, and close.
+    Refuse {
+        /// Its connection.
+        ticket: Ticket,
+        /// Why.
+        reason: String,
+    },
+    /// As `Refuse`, for one that was let in before.
+    Dismiss {
+        /// Who.
+        member: MemberId,
+        /// Why.
+        reason: String,
+    },
+    /// Put this on disk before going on.
+    Journal(JournalEntry),
+    /// Append this before going on.
+    Ledger(LedgerEntry),
+    /// A checkpoint stands: what the ledger says of it has to be on disk.
+    SyncLedger,
+    /// Send to each of them.
+    Send {
+        /// Whom.
+        to: Vec<MemberId>,
+        /// What.
+        reply: Reply,
+    },
+    /// The run is over.
+    End(Outcome),
+}
+
+/// How a run ended.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Outcome {
+    /// Training is complete.
+    Finished {
+        /// Committed steps.
+        step: u64,
+    },
+    /// All ranks left after the agreed step; it can be resumed from there.
+    Drained {
+        /// Committed steps.
+        step: u64,
+    },
+    /// Stopped at once; it can be resumed from the newest checkpoint.
+    Stopped {
+        /// Why.
+        reason: String,
+    },
+    /// The run could not go on.
+    Failed {
+        /// Why.
+        reason: String,
+    },
+}
+
+impl Outcome {
+    pub(super) fn name(&self) -> &'static str {
+        match self {
+            Outcome::Finished { .. } => "finished",
+            Outcome::Drained { .. } => "drained",
+            Outcome::Stopped { .. } => "stopped",
+            Outcome::Failed { .. } => "failed",
+        }
+    }
+}
+
+/// What an event led to.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct Transition {
+    /// What has to be done, in order.
+    pub effects: Vec<Effect>,
+    /// Why, with numbers. Always there when there are effects.
+    pub reason: Option<String>,
+}
+
+impl Transition {
+    pub(super) fn none() -> Self {
+        Self::default()
+    }
+
+    pub(super) fn because(reason: impl Into<String>, effects: Vec<Effect>) -> Self {
+        Self {
+            effects,
+            reason: Some(reason.into()),
+        }
+    }
+}

@@ -1,0 +1,350 @@
+//! Votes, commits, and how ranks leave.
+
+use super::{Done, Effect, Member, Membership, Outcome, Phase, Transition, clip};
+use crate::ledger::{CommittedStep, LedgerEntry};
+use crate::protocol::{CheckpointInfo, MemberId, Reply, StartPoint, TrainerEvent, Vote};
+use crate::status::EpochSummary;
+
+impl Membership {
+    pub(super) fn vote(&mut self, id: MemberId, vote: Vote, now_ms: u64) -> Transition {
+        let Some(member) = self.seen(id, now_ms) else {
+            return Transition::none();
+        };
+        if let Some(earlier) = &member.vote
+            && *earlier == vote
+        {
+            return Transition::none();
+        }
+        if self.phase != Phase::Running {
+            return match self.phase {
+                Phase::Waiting => {
+                    self.fail(&format!("member {id} voted before all ranks were there"))
+                }
+                // It has been told, the vote only crossed the message.
+                _ => Transition::none(),
+            };
+        }
+        if let Some(objection) = self.objection(id, &vote) {
+            return self.fail(&objection);
+        }
+        let Some(member) = self.members.get_mut(&id) else {
+            return Transition::none();
+        };
+        if vote.step_ms.is_finite() && vote.step_ms > 0.0 {
+            member.samples_per_s = vote.samples as f32 * 1000.0 / vote.step_ms;
+        }
+        member.vote = Some(vote);
+        self.votes += 1;
+        self.first_vote.get_or_insert(id);
+        if self.votes < self.config.world {
+            return Transition::none();
+        }
+        self.commit(now_ms)
+    }
+
+    /// What is wrong with a vote, on its own and beside those before it.
+    fn objection(&self, id: MemberId, vote: &Vote) -> Option<String> {
+        let member = self.members.get(&id)?;
+        let who = member.describe(id);
+        let next = self.at.step + 1;
+        if member.seat.is_none() || vote.generation != self.generation {
+            return Some(format!(
+                "{who} voted in generation {}, the run is in generation {}",
+                vote.generation, self.generation
+            ));
+        }
+        if let Some(step) = self.drained_at {
+            return Some(format!(
+                "{who} voted for step {}, but step {step} was agreed as the last one",
+                vote.step
+            ));
+        }
+        if vote.step != next {
+            return Some(format!(
+                "{who} voted for step {}, the run is at step {next}",
+                vote.step
+            ));
+        }
+        if member.vote.is_some() {
+            return Some(format!(
+                "{who} voted twice for step {next}, and not the same"
+            ));
+        }
+        if let Some(left) = self.first_done {
+            let left = self.describe(left);
+            return Some(format!(
+                "{who} voted for step {next}, but {left} has finished"
+            ));
+        }
+        if !vote.finite {
+            return Some(format!(
+                "{who} has a loss or gradient norm that is not finite in step {next} (loss {}); no rank has moved",
+                vote.loss
+            ));
+        }
+        self.range_objection(&who, vote)
+    }
+
+    /// The range has to go on where the last step ended, and lie within the epoch.
+    fn range_objection(&self, who: &str, vote: &Vote) -> Option<String> {
+        let total = self
+            .agreed
+            .as_ref()
+            .map_or(0, |ready| ready.samples_per_epoch);
+        let first = self.first_sample(vote.epoch, total);
+        let Some(first) = first else {
+            return Some(format!(
+                "{who} voted for epoch {} while {} of {total} samples of epoch {} are committed",
+                vote.epoch, self.at.cursor, self.at.epoch
+            ));
+        };
+        if vote.cursor_after <= first || vote.cursor_after > total {
+            return Some(format!(
+                "{who} voted for samples {first}..{} of epoch {}, which has {total} samples",
+                vote.cursor_after, vote.epoch
+            ));
+        }
+        let first = self.first_vote?;
+        let reference = self.members.get(&first)?.vote.as_ref()?;
+        if (vote.epoch, vote.cursor_after) != (reference.epoch, reference.cursor_after) {
+            return Some(format!(
+                "{who} voted for samples up to {} of epoch {}, {} up to {} of epoch {}",
+                vote.cursor_after,
+                vote.epoch,
+                self.describe(first),
+                reference.cursor_after,
+                reference.epoch
+            ));
+        }
+        None
+    }
+
+    /// Where the next step of `epoch` has to start: behind the committed samples, or at 0 of the
+    /// next epoch once this one is through.
+    fn first_sample(&self, epoch: u32, total: u64) -> Option<u64> {
+        let through = self.at.cursor == total;
+        if epoch == self.at.epoch && !through {
+            Some(self.at.cursor)
+        } else if through && Some(epoch) == self.at.epoch.checked_add(1) {
+            Some(0)
+        } else {
+            None
+        }
+    }
+
+    /// All ranks voted: the step is committed if their samples add up to its range.
+    fn commit(&mut self, now_ms: u64) -> Transition {
+        self.votes = 0;
+        self.first_vote = None;
+        let votes: Vec<Vote> = self
+            .members
+            .values_mut()
+            .filter_map(|m| m.vote.take())
+            .collect();
+        let Some(first) = votes.first() else {
+            return Transition::none();
+        };
+        let (epoch, step, cursor_end) = (first.epoch, first.step, first.cursor_after);
+        let cursor_start = if epoch == self.at.epoch {
+            self.at.cursor
+        } else {
+            0
+        };
+        let samples = votes
+            .iter()
+            .fold(0u64, |sum, vote| sum.saturating_add(vote.samples));
+        if samples != cursor_end - cursor_start {
+            let reason = format!(
+                "step {step}: the ranks trained on {samples} samples, the range {cursor_start}..{cursor_end} of epoch {epoch} has {}",
+                cursor_end - cursor_start
+            );
+            return self.fail(&reason);
+        }
+        let loss = votes.iter().map(|v| v.loss * v.samples as f64).sum::<f64>() / samples as f64;
+        self.loss = loss.is_finite().then_some(loss);
+        self.at = StartPoint {
+            epoch,
+            step,
+            cursor: cursor_end,
+        };
+        self.progress.commit(epoch, samples, now_ms);
+        for member in self.members.values_mut() {
+            member.step = step;
+        }
+        let drain = self.drain.is_some();
+        if let Some(asked) = &self.drain {
+            self.drained_at = Some(step);
+            self.why = format!("step {step} is the last one: {asked}");
+        }
+        let generation = self.generation;
+        let committed = CommittedStep {
+            generation,
+            epoch,
+            step,
+            cursor_start,
+            cursor_end,
+        };
+        let effects = vec![
+            Effect::Ledger(LedgerEntry::Commit(committed)),
+            Effect::Send {
+                to: self.members.keys().copied().collect(),
+                reply: Reply::Commit {
+                    generation,
+                    step,
+                    drain,
+                },
+            },
+        ];
+        let world = self.config.world;
+        let reason = format!(
+            "step {step} committed by {world} of {world} ranks: samples {cursor_start}..{cursor_end} of epoch {epoch}, loss {loss}{}",
+            if drain { ", the last one" } else { "" }
+        );
+        Transition::because(reason, effects)
+    }
+
+    pub(super) fn trainer(&mut self, id: MemberId, event: TrainerEvent, now_ms: u64) -> Transition {
+        let Some(member) = self.seen(id, now_ms) else {
+            return Transition::none();
+        };
+        let who = member.describe(id);
+        if self.outcome().is_some() {
+            return Transition::none();
+        }
+        match event {
+            TrainerEvent::EpochEnd { epoch, mut metrics } => {
+                metrics.retain(|_, value| value.is_finite());
+                if self
+                    .last_epoch
+                    .as_ref()
+                    .is_none_or(|last| last.epoch <= epoch)
+                {
+                    self.last_epoch = Some(EpochSummary { epoch, metrics });
+                }
+                Transition::none()
+            }
+            TrainerEvent::CheckpointSaved(info) => self.checkpoint_saved(&who, &info),
+            TrainerEvent::Failed { reason } => {
+                self.fail(&format!("{who} failed: {}", clip(&reason)))
+            }
+            TrainerEvent::Finished {
+                step,
+                weights_blake3,
+            } => self.leave(id, &who, step, Done::Finished, weights_blake3),
+            TrainerEvent::Left { step } => self.leave(id, &who, step, Done::Left, None),
+        }
+    }
+
+    fn checkpoint_saved(&mut self, who: &str, info: &CheckpointInfo) -> Transition {
+        if self
+            .checkpoint
+            .as_ref()
+            .is_some_and(|newest| newest.step >= info.step)
+        {
+            return Transition::none();
+        }
+        let info = CheckpointInfo {
+            step: info.step,
+            path: clip(&info.path),
+            weights_blake3: clip(&info.weights_blake3),
+        };
+        let reason = format!(
+            "{who} saved the checkpoint of step {} to {}",
+            info.step, info.path
+        );
+        self.checkpoint = Some(info);
+        Transition::because(reason, vec![Effect::SyncLedger])
+    }
+
+    fn leave(
+        &mut self,
+        id: MemberId,
+        who: &str,
+        step: u64,
+        done: Done,
+        weights: Option<String>,
+    ) -> Transition {
+        let committed = self.at.step;
+        let expected = match done {
+            Done::Left => self.drained_at,
+            Done::Finished | Done::No => Some(committed),
+        };
+        let objection = if self.phase != Phase::Running {
+            Some(format!("{who} left before all ranks were there"))
+        } else if self.members.get(&id).is_some_and(|m| m.done != Done::No) {
+            Some(format!("{who} left twice"))
+        } else if expected != Some(step) {
+            Some(match expected {
+                Some(expected) => {
+                    format!("{who} left at step {step}, the run is at step {expected}")
+                }
+                None => format!("{who} left at step {step} although no last step was agreed"),
+            })
+        } else if let Some(voter) = self.first_vote {
+            let voter = self.describe(voter);
+            Some(format!(
+                "{who} left at step {step}, but {voter} voted for the next one"
+            ))
+        } else {
+            self.weights_objection(id, who, weights)
+        };
+        if let Some(objection) = objection {
+            return self.fail(&objection);
+        }
+        if let Some(member) = self.members.get_mut(&id) {
+            member.done = done;
+        }
+        self.done += 1;
+        self.first_done.get_or_insert(id);
+        if self.done < self.config.world {
+            return Transition::because(
+                format!("{who} is done at step {step} ({done:?})"),
+                Vec::new(),
+            );
+        }
+        self.all_done(step)
+    }
+
+    fn weights_objection(
+        &mut self,
+        id: MemberId,
+        who: &str,
+        weights: Option<String>,
+    ) -> Option<String> {
+        let mine = clip(&weights?);
+        match &self.weights {
+            Some((other, theirs)) if *theirs != mine => {
+                let other = self.describe(*other);
+                Some(format!(
+                    "the ranks end with different weights: {who} has {mine}, {other} has {theirs}"
+                ))
+            }
+            Some(_) => None,
+            None => {
+                self.weights = Some((id, mine));
+                None
+            }
+        }
+    }
+
+    fn describe(&self, id: MemberId) -> String {
+        match self.members.get(&id) {
+            Some(member) => member.describe(id),
+            None => format!("member {id}"),
+        }
+    }
+
+    fn all_done(&mut self, step: u64) -> Transition {
+        let left = self
+            .members
+            .values()
+            .any(|member: &Member| member.done == Done::Left);
+        if left {
+            let asked = self.drain.clone().unwrap_or_default();
+            let why = format!("drained at step {step}, all ranks have left: {asked}");
+            return self.end(Outcome::Drained { step }, None, &why);
+        }
+        let why = format!("all ranks finished at step {step}");
+        self.end(Outcome::Finished { step }, None, &why)
+    }
+}

@@ -1,0 +1,461 @@
+//! The sample order: pure, and the same for every world size.
+//!
+//! An epoch visits every non-black patch of every training image exactly once. The cells of an
+//! image are permuted and cut into *units* of at most `patches_per_image` cells (the last unit of
+//! an image may be smaller); then all units of all images are permuted. A global batch is the next
+//! `images_per_step` units. Only when a batch is split into virtual shards, and those onto ranks,
+//! does the number of ranks enter, so what a step trains on never depends on it.
+//!
+//! Permutations sort by the first 8 bytes of a BLAKE3 keyed hash of (seed, epoch, image, index),
+//! ties by id. No random number crate is involved, so the order is stable for ever; a golden test
+//! holds it.
+
+use std::ops::Range;
+
+use crate::error::{Error, Result};
+
+/// Domain of the key derivation. Changing it changes the order of every run.
+const KEY_CONTEXT: &str = "fovea-coordinator 2026 sample order v1";
+const TAG_CELL: u8 = 0;
+const TAG_UNIT: u8 = 1;
+
+/// One image with up to `patches_per_image` of its non-black patches: what enters the model
+/// together. Never empty.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Unit {
+    /// Image index (position in the manifest).
+    pub image: u32,
+    /// Grid cell indices, `row * grid + column`, in the order in which they are used.
+    pub cells: Vec<u16>,
+}
+
+/// What an epoch's order is made from. The order does not depend on the order of `images` or of
+/// the cells in them.
+#[derive(Clone, Debug)]
+pub struct OrderInput {
+    /// Training images: (image index, its non-black cells). An image without cells has no units.
+    pub images: Vec<(u32, Vec<u16>)>,
+    /// Seed of the run.
+    pub seed: u64,
+    /// Most patches of one image in one unit, at least 1.
+    pub patches_per_image: usize,
+}
+
+/// The units of one epoch in global order.
+#[derive(Clone, Debug)]
+pub struct EpochOrder {
+    epoch: u32,
+    units: Vec<Unit>,
+    /// `starts[i]`: samples before unit `i`; one entry more than units. Strictly increasing.
+    starts: Vec<u64>,
+}
+
+/// The units that one step trains on, over all ranks.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct GlobalBatch {
+    /// Samples of this epoch committed before this batch.
+    pub cursor: u64,
+    /// Range into [`EpochOrder::units`].
+    pub units: Range<usize>,
+    /// Samples (patches) in the batch.
+    pub samples: u64,
+}
+
+impl GlobalBatch {
+    /// The cursor once this batch is committed.
+    pub fn cursor_after(&self) -> u64 {
+        self.cursor + self.samples
+    }
+
+    /// Units of virtual shard `v` of `count`, as a range into [`EpochOrder::units`].
+    pub fn shard(&self, v: usize, count: usize) -> Range<usize> {
+        let local = virtual_shard(self.units.len(), v, count);
+        self.units.start + local.start..self.units.start + local.end
+    }
+}
+
+impl EpochOrder {
+    /// Orders one epoch. Fails when `patches_per_image` is 0, or an image or a cell is listed twice
+    /// (it would be trained twice).
+    pub fn new(input: &OrderInput, epoch: u32) -> Result<Self> {
+        if input.patches_per_image == 0 {
+            return Err(Error::PatchesPerImage);
+        }
+        let key = epoch_key(input.seed, epoch);
+        let mut units = Vec::new();
+        let mut images: Vec<&(u32, Vec<u16>)> = input.images.iter().collect();
+        images.sort_by_key(|(image, _)| *image);
+        for pair in images.windows(2) {
+            if pair[0].0 == pair[1].0 {
+                return Err(Error::ImageTwice { image: pair[0].0 });
+            }
+        }
+        for (image, cells) in images {
+            let cells = permuted_cells(&key, *image, cells)?;
+            for (index, chunk) in (0u32..).zip(cells.chunks(input.patches_per_image)) {
+                let rank = hash64(&key, TAG_UNIT, *image, index);
+                let unit = Unit {
+                    image: *image,
+                    cells: chunk.to_vec(),
+                };
+                units.push((rank, index, unit));
+            }
+        }
+        units.sort_by_key(|(rank, index, unit)| (*rank, unit.image, *index));
+        let units: Vec<Unit> = units.into_iter().map(|(_, _, unit)| unit).collect();
+        let mut starts = Vec::with_capacity(units.len() + 1);
+        let mut samples = 0u64;
+        for unit in &units {
+            starts.push(samples);
+            samples += unit.cells.len() as u64;
+        }
+        starts.push(samples);
+        Ok(Self {
+            epoch,
+            units,
+            starts,
+        })
+    }
+
+    /// The epoch this order is for.
+    pub fn epoch(&self) -> u32 {
+        self.epoch
+    }
+
+    /// All units in global order.
+    pub fn units(&self) -> &[Unit] {
+        &self.units
+    }
+
+    /// Samples (patches) in the epoch: the cursor at its end.
+    pub fn total_samples(&self) -> u64 {
+        self.starts[self.units.len()]
+    }
+
+    /// Steps that the epoch takes from its beginning.
+    pub fn steps(&self, images_per_step: usize) -> usize {
+        self.units.len().div_ceil(images_per_step.max(1))
+    }
+
+    /// The global batch that starts at `cursor` (samples already committed): the next
+    /// `images_per_step` units, fewer at the end of the epoch, `None` when the epoch is over.
+    ///
+    /// Any cursor that a committed step left is accepted, also when `images_per_step` was another
+    /// one then; a cursor inside a unit is an error, because part of that unit was never trained.
+    pub fn batch(&self, cursor: u64, images_per_step: usize) -> Result<Option<GlobalBatch>> {
+        if images_per_step == 0 {
+            return Err(Error::ImagesPerStep);
+        }
+        let total = self.total_samples();
+        let first = self
+            .starts
+            .binary_search(&cursor)
+            .map_err(|next| Error::Cursor {
+                epoch: self.epoch,
+                cursor,
+                total,
+                // `starts[0]` is 0, so a cursor that is not found lies behind at least one start.
+                below: self.starts[next.saturating_sub(1)],
+            })?;
+        if first == self.units.len() {
+            return Ok(None);
+        }
+        let end = first.saturating_add(images_per_step).min(self.units.len());
+        Ok(Some(GlobalBatch {
+            cursor,
+            units: first..end,
+            samples: self.starts[end] - cursor,
+        }))
+    }
+}
+
+/// Virtual shard `v` of `count` gets a contiguous block of the batch's units: `0..batch_units`,
+/// relative to the batch. Sizes differ by at most one, the larger ones first; a block may be empty.
+/// A `v` that is not below `count` gets the empty block at the end.
+pub fn virtual_shard(batch_units: usize, v: usize, count: usize) -> Range<usize> {
+    if v >= count {
+        return batch_units..batch_units;
+    }
+    let (size, larger) = (batch_units / count, batch_units % count);
+    let start = v * size + v.min(larger);
+    start..start + size + usize::from(v < larger)
+}
+
+/// Rank `rank` of `world` owns virtual shards `rank * V / world .. (rank + 1) * V / world`.
+///
+/// The reduction is a binary tree over the virtual shards. A rank's block must be a whole subtree
+/// of it, or the sums would be rounded in another order than with one rank: so `world` has to
+/// divide `virtual_shards` into blocks of a power of two, unless it is 1.
+pub fn rank_shards(rank: usize, world: usize, virtual_shards: usize) -> Result<Range<usize>> {
+    if !is_allowed(world, virtual_shards) {
+        return Err(Error::WorldSize {
+            world,
+            virtual_shards,
+            allowed: allowed_world_sizes(virtual_shards),
+        });
+    }
+    if rank >= world {
+        return Err(Error::Rank { rank, world });
+    }
+    let block = virtual_shards / world;
+    Ok(rank * block..(rank + 1) * block)
+}
+
+/// World sizes that [`rank_shards`] accepts for `virtual_shards`, ascending. Empty for 0.
+pub fn allowed_world_sizes(virtual_shards: usize) -> Vec<usize> {
+    (1..=virtual_shards)
+        .filter(|world| is_allowed(*world, virtual_shards))
+        .collect()
+}
+
+fn is_allowed(world: usize, virtual_shards: usize) -> bool {
+    world != 0
+        && virtual_shards != 0
+        && virtual_shards.is_multiple_of(world)
+        && (world == 1 || (virtual_shards / world).is_power_of_two())
+}
+
+fn epoch_key(seed: u64, epoch: u32) -> [u8; 32] {
+    let mut material = [0u8; 12];
+    material[..8].copy_from_slice(&seed.to_le_bytes());
+    material[8..].copy_from_slice(&epoch.to_le_bytes());
+    blake3::derive_key(KEY_CONTEXT, &material)
+}
+
+fn hash64(key: &[u8; 32], tag: u8, image: u32, index: u32) -> u64 {
+    let mut message = [0u8; 9];
+    message[0] = tag;
+    message[1..5].copy_from_slice(&image.to_le_bytes());
+    message[5..].copy_from_slice(&index.to_le_bytes());
+    let hash = blake3::keyed_hash(key, &message);
+    let mut first = [0u8; 8];
+    first.copy_from_slice(&hash.as_bytes()[..8]);
+    u64::from_le_bytes(first)
+}
+
+fn permuted_cells(key: &[u8; 32], image: u32, cells: &[u16]) -> Result<Vec<u16>> {
+    let mut keyed: Vec<(u64, u16)> = cells
+        .iter()
+        .map(|cell| (hash64(key, TAG_CELL, image, u32::from(*cell)), *cell))
+        .collect();
+    keyed.sort_unstable();
+    // Equal cells have equal hashes, so a cell listed twice is now beside itself.
+    if let Some(pair) = keyed.windows(2).find(|pair| pair[0] == pair[1]) {
+        return Err(Error::CellTwice {
+            image,
+            cell: pair[0].1,
+        });
+    }
+    Ok(keyed.into_iter().map(|(_, cell)| cell).collect())
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::BTreeSet;
+
+    use proptest::prelude::*;
+
+    use super::*;
+
+    fn input(images: &[usize], seed: u64, patches_per_image: usize) -> OrderInput {
+        let cells = |n: usize| (0..n as u16).map(|c| c * 3).collect();
+        OrderInput {
+            images: (0u32..)
+                .zip(images)
+                .map(|(i, n)| (i * 7, cells(*n)))
+                .collect(),
+            seed,
+            patches_per_image,
+        }
+    }
+
+    /// All (image, cell) of one epoch as the ranks get them, and the cursors between the steps.
+    fn walk(
+        order: &EpochOrder,
+        images_per_step: usize,
+        world: usize,
+        shards: usize,
+    ) -> (Vec<(u32, u16)>, Vec<u64>) {
+        let (mut samples, mut cursors) = (Vec::new(), vec![0]);
+        let mut cursor = 0;
+        while let Some(batch) = order.batch(cursor, images_per_step).unwrap() {
+            let before = samples.len();
+            for rank in 0..world {
+                for v in rank_shards(rank, world, shards).unwrap() {
+                    for unit in &order.units()[batch.shard(v, shards)] {
+                        samples.extend(unit.cells.iter().map(|cell| (unit.image, *cell)));
+                    }
+                }
+            }
+            assert_eq!(batch.samples, (samples.len() - before) as u64);
+            cursor = batch.cursor_after();
+            cursors.push(cursor);
+        }
+        (samples, cursors)
+    }
+
+    fn world_and_shards() -> impl Strategy<Value = (usize, usize)> {
+        (1usize..13).prop_flat_map(|shards| {
+            (
+                prop::sample::select(allowed_world_sizes(shards)),
+                Just(shards),
+            )
+        })
+    }
+
+    proptest! {
+        #![proptest_config(ProptestConfig::with_cases(256))]
+
+        /// Every non-black training patch exactly once per epoch, tails included, and the same
+        /// global sequence for every number of ranks.
+        #[test]
+        fn every_patch_once(
+            images in prop::collection::vec(0usize..40, 0..20),
+            seed in any::<u64>(),
+            epoch in any::<u32>(),
+            patches in 1usize..50,
+            images_per_step in 1usize..12,
+            (world, shards) in world_and_shards(),
+        ) {
+            let input = input(&images, seed, patches);
+            let order = EpochOrder::new(&input, epoch).unwrap();
+            let (samples, cursors) = walk(&order, images_per_step, world, shards);
+            let unique: BTreeSet<_> = samples.iter().copied().collect();
+            let all: BTreeSet<_> = input.images.iter()
+                .flat_map(|(image, cells)| cells.iter().map(|cell| (*image, *cell)))
+                .collect();
+            prop_assert_eq!(samples.len(), unique.len());
+            prop_assert_eq!(&unique, &all);
+            prop_assert_eq!(order.total_samples(), all.len() as u64);
+            prop_assert_eq!(cursors.last().copied(), Some(order.total_samples()));
+            prop_assert_eq!(cursors.len() - 1, order.steps(images_per_step));
+            for unit in order.units() {
+                prop_assert!((1..=patches).contains(&unit.cells.len()));
+            }
+            prop_assert_eq!(walk(&order, images_per_step, 1, 1).0, samples);
+        }
+
+        /// From any committed cursor, with any number of images per step before and after, the
+        /// rest of the epoch is the same.
+        #[test]
+        fn resumes_anywhere(
+            images in prop::collection::vec(1usize..20, 1..15),
+            seed in any::<u64>(),
+            (before, after) in (1usize..9, 1usize..9),
+            at in any::<prop::sample::Index>(),
+        ) {
+            let order = EpochOrder::new(&input(&images, seed, 4), 3).unwrap();
+            let (whole, cursors) = walk(&order, before, 1, 4);
+            let mut cursor = cursors[at.index(cursors.len())];
+            let mut rest = Vec::new();
+            while let Some(batch) = order.batch(cursor, after).unwrap() {
+                prop_assert_eq!(batch.cursor, cursor);
+                for unit in &order.units()[batch.units.clone()] {
+                    rest.extend(unit.cells.iter().map(|cell| (unit.image, *cell)));
+                }
+                cursor = batch.cursor_after();
+            }
+            prop_assert_eq!(&whole[whole.len() - rest.len()..], &rest[..]);
+            let resumed_at = cursors[at.index(cursors.len())] as usize;
+            prop_assert_eq!(rest.len() + resumed_at, whole.len());
+        }
+
+        #[test]
+        fn shards_are_contiguous_even_and_complete(units in 0usize..200, count in 1usize..40) {
+            let mut next = 0;
+            let mut last = usize::MAX;
+            for v in 0..count {
+                let range = virtual_shard(units, v, count);
+                prop_assert_eq!(range.start, next);
+                prop_assert!(range.len() <= last && units / count <= range.len());
+                prop_assert!(range.len() <= units.div_ceil(count));
+                (next, last) = (range.end, range.len());
+            }
+            prop_assert_eq!(next, units);
+        }
+
+        #[test]
+        fn listing_order_does_not_matter(seed in any::<u64>(), rotate in 0usize..6) {
+            let first = input(&[5, 9, 2, 0, 7, 3], seed, 4);
+            let mut second = first.clone();
+            second.images.rotate_left(rotate);
+            for (_, cells) in &mut second.images {
+                cells.reverse();
+            }
+            let (a, b) = (EpochOrder::new(&first, 1).unwrap(), EpochOrder::new(&second, 1).unwrap());
+            prop_assert_eq!(a.units(), b.units());
+        }
+    }
+
+    #[test]
+    fn seeds_and_epochs_differ() {
+        let sizes = [20; 8];
+        let order = |seed, epoch| EpochOrder::new(&input(&sizes, seed, 4), epoch).unwrap();
+        assert_ne!(order(0, 0).units(), order(0, 1).units());
+        assert_ne!(order(0, 0).units(), order(1, 0).units());
+        assert_eq!(order(5, 2).units(), order(5, 2).units());
+    }
+
+    /// Resuming a run with a newer program has to give the same order.
+    #[test]
+    fn golden_order() {
+        let order = EpochOrder::new(&input(&[5, 3, 4], 42, 2), 1).unwrap();
+        let text: Vec<String> = order
+            .units()
+            .iter()
+            .map(|u| format!("{}:{:?}", u.image, u.cells))
+            .collect();
+        assert_eq!(text.join(" "), GOLDEN);
+    }
+
+    const GOLDEN: &str = "0:[6] 7:[3] 0:[9, 0] 7:[6, 0] 14:[6, 3] 0:[12, 3] 14:[0, 9]";
+
+    #[test]
+    fn world_sizes() {
+        assert_eq!(allowed_world_sizes(4), [1, 2, 4]);
+        assert_eq!(allowed_world_sizes(12), [1, 3, 6, 12]);
+        assert_eq!(allowed_world_sizes(5), [1, 5]);
+        assert_eq!(allowed_world_sizes(0), [0usize; 0]);
+        assert_eq!(rank_shards(1, 2, 4).unwrap(), 2..4);
+        assert_eq!(rank_shards(0, 1, 6).unwrap(), 0..6);
+        let error = rank_shards(0, 3, 4).unwrap_err().to_string();
+        assert!(
+            error.contains("3 ranks") && error.contains("[1, 2, 4]"),
+            "{error}"
+        );
+        // 6 / 2 = 3 is no subtree of the reduction.
+        assert!(rank_shards(0, 2, 6).is_err());
+        assert!(rank_shards(4, 4, 4).is_err());
+        assert!(rank_shards(0, 0, 4).is_err() && rank_shards(0, 1, 0).is_err());
+    }
+
+    #[test]
+    fn bad_input_is_told() {
+        let order = EpochOrder::new(&input(&[6], 0, 4), 0).unwrap();
+        assert!(order.batch(0, 0).is_err());
+        assert!(order.batch(6, 1).unwrap().is_none());
+        for cursor in [1, 3, 7, u64::MAX] {
+            let error = order.batch(cursor, 1).unwrap_err().to_string();
+            assert!(error.contains(&format!("cursor {cursor} ")), "{error}");
+        }
+        assert!(EpochOrder::new(&input(&[6], 0, 0), 0).is_err());
+        let twice = OrderInput {
+            images: vec![(1, vec![1]), (1, vec![2])],
+            seed: 0,
+            patches_per_image: 1,
+        };
+        assert!(matches!(
+            EpochOrder::new(&twice, 0),
+            Err(Error::ImageTwice { image: 1 })
+        ));
+        let twice = OrderInput {
+            images: vec![(1, vec![4, 3, 4])],
+            seed: 0,
+            patches_per_image: 1,
+        };
+        assert!(matches!(
+            EpochOrder::new(&twice, 0),
+            Err(Error::CellTwice { cell: 4, .. })
+        ));
+    }
+}

@@ -1,0 +1,316 @@
+//! What is said over the wire. How it is framed is in [`crate::codec`]; who says what when is in
+//! `docs/protocol.md`.
+
+use std::collections::BTreeMap;
+use std::fmt;
+
+use serde::{Deserialize, Serialize};
+
+use crate::status::Status;
+
+/// Version byte of every frame. Two versions do not talk to each other, except that
+/// [`Reply::Drop`] can be read by all of them.
+pub const PROTOCOL_VERSION: u8 = 1;
+
+/// Membership version: rises with every new set of ranks, journaled before it is announced and
+/// never reused. 0 means none yet.
+pub type Generation = u64;
+
+/// A process's stable id for its whole life; a rank is only its seat.
+///
+/// The upper 32 bits count the starts of the coordinator in this run directory, so an id is never
+/// given twice, also not by a coordinator that was started again.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+pub struct MemberId(pub u64);
+
+impl fmt::Display for MemberId {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "m{}.{}", self.0 >> 32, self.0 & 0xffff_ffff)
+    }
+}
+
+/// Where training goes on: the newest committed step and what it left.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct StartPoint {
+    /// Epoch that `cursor` counts in, from 0.
+    pub epoch: u32,
+    /// Committed steps of the whole run; the next attempt is at step `step + 1`.
+    pub step: u64,
+    /// Samples of `epoch` that are committed.
+    pub cursor: u64,
+}
+
+/// Who a peer is. Part of what the token proof covers.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Role {
+    /// A training process.
+    Trainer(TrainerInfo),
+    /// May ask for the status, nothing else.
+    Observer,
+    /// May also drain, stop and fail the run.
+    Launcher,
+}
+
+impl Role {
+    /// The role's name, for messages.
+    pub fn name(&self) -> &'static str {
+        match self {
+            Role::Trainer(_) => "trainer",
+            Role::Observer => "observer",
+            Role::Launcher => "launcher",
+        }
+    }
+}
+
+impl TrainerInfo {
+    /// This process, without an id yet.
+    pub fn this_process(preferred_rank: Option<u32>) -> Self {
+        Self {
+            member: None,
+            host: crate::rundir::hostname(),
+            pid: std::process::id(),
+            preferred_rank,
+        }
+    }
+}
+
+/// A trainer's introduction.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct TrainerInfo {
+    /// Its id, when it had one from this run before; `None` asks for a new one.
+    pub member: Option<MemberId>,
+    /// Host name.
+    pub host: String,
+    /// Process id on that host.
+    pub pid: u32,
+    /// The rank it would like, as its MPI rank; given when free.
+    pub preferred_rank: Option<u32>,
+}
+
+/// What a trainer is busy with.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+#[repr(u8)]
+pub enum MemberState {
+    /// Loading libraries, data, a checkpoint.
+    #[default]
+    Starting = 0,
+    /// Taking steps.
+    Training = 1,
+    /// Evaluating.
+    Evaluating = 2,
+    /// Holding the training thread for a checkpoint.
+    Saving = 3,
+    /// Waiting for the others.
+    Waiting = 4,
+}
+
+impl MemberState {
+    /// The state with this number, `Starting` for any other.
+    pub fn from_u8(value: u8) -> Self {
+        match value {
+            1 => Self::Training,
+            2 => Self::Evaluating,
+            3 => Self::Saving,
+            4 => Self::Waiting,
+            _ => Self::Starting,
+        }
+    }
+}
+
+/// What a trainer knows when it can take a seat. All ranks have to say the same.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Ready {
+    /// Samples (non-black training patches) in one epoch: [`crate::order::EpochOrder::total_samples`].
+    pub samples_per_epoch: u64,
+    /// A hash over resolved config and manifest, so that ranks with another config or other data
+    /// are told so instead of training on it. At most 256 bytes.
+    pub fingerprint: String,
+}
+
+/// One rank's word on an attempt. It is agreed when all ranks said the same `generation`, `epoch`,
+/// `step` and `cursor_after`, all are finite, and their `samples` add up to the range.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Vote {
+    /// Generation from the [`Assignment`].
+    pub generation: Generation,
+    /// Epoch of the batch.
+    pub epoch: u32,
+    /// The step that this attempt would commit: committed steps + 1.
+    pub step: u64,
+    /// Samples of `epoch` committed when this step is.
+    pub cursor_after: u64,
+    /// Mean loss per sample over this rank's samples (or over all ranks' samples: the weighted mean
+    /// is then the same). 0 without samples.
+    pub loss: f64,
+    /// Loss and gradient norm are finite.
+    pub finite: bool,
+    /// Samples that this rank trained on in this attempt.
+    pub samples: u64,
+    /// Wall time of the attempt in milliseconds.
+    pub step_ms: f32,
+}
+
+/// A rank's seat and where to start.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Assignment {
+    /// The generation.
+    pub generation: Generation,
+    /// This member's rank.
+    pub rank: usize,
+    /// Number of ranks.
+    pub world: usize,
+    /// Host name of every rank, by rank.
+    pub hosts: Vec<String>,
+    /// Where training starts.
+    pub start: StartPoint,
+}
+
+/// Why a generation is over.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Cause {
+    /// A rank died or the ranks disagree.
+    Failed,
+    /// Someone stopped the run at once.
+    Stopped,
+    /// The run was drained before it had taken a step: nothing is lost.
+    Drained,
+}
+
+/// Peer to coordinator.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub enum Request {
+    /// The first frame of a peer, in answer to [`Reply::Challenge`].
+    Hello {
+        /// BLAKE3 keyed hash, see [`crate::token::Token::proof`].
+        proof: [u8; 32],
+        /// Who this is.
+        role: Role,
+    },
+    /// Trainer: can take a seat.
+    Ready(Ready),
+    /// Trainer: alive.
+    Heartbeat {
+        /// Generation it is in, 0 before the first.
+        generation: Generation,
+        /// What it does.
+        state: MemberState,
+        /// Newest committed step it knows of.
+        step: u64,
+        /// Samples per second of this rank, as it measures; 0 when it does not know.
+        samples_per_s: f32,
+    },
+    /// Trainer: an attempt is done.
+    Vote(Vote),
+    /// Trainer: something happened that the others or the status want to know.
+    Event(TrainerEvent),
+    /// Observer or launcher: send the status.
+    GetStatus,
+    /// Launcher or trainer: the next committed step shall be the last.
+    Drain {
+        /// Why.
+        reason: String,
+    },
+    /// Launcher: stop at once; the run can be resumed.
+    Shutdown {
+        /// Why.
+        reason: String,
+    },
+    /// Launcher: the run cannot go on, as when a trainer ended before it had joined.
+    Fail {
+        /// Why.
+        reason: String,
+    },
+}
+
+/// What a trainer tells without waiting for an answer.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub enum TrainerEvent {
+    /// An epoch is evaluated. One rank telling it is enough.
+    EpochEnd {
+        /// The epoch.
+        epoch: u32,
+        /// Named figures (`f1_micro`, ...). Those that are not finite are ignored.
+        metrics: BTreeMap<String, f64>,
+    },
+    /// A checkpoint is complete on disk. One rank telling it is enough.
+    CheckpointSaved(CheckpointInfo),
+    /// Training is complete (not: drained). Every rank says so; then it may close the connection.
+    Finished {
+        /// Committed steps.
+        step: u64,
+        /// Hash over all tensors; ranks that give one have to give the same.
+        weights_blake3: Option<String>,
+    },
+    /// The agreed drain step is done and saved. Every rank says so; then it may close the connection.
+    Left {
+        /// Committed steps.
+        step: u64,
+    },
+    /// This rank cannot go on; the run fails with this reason.
+    Failed {
+        /// Why.
+        reason: String,
+    },
+}
+
+/// A complete checkpoint.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct CheckpointInfo {
+    /// Committed steps in it.
+    pub step: u64,
+    /// Its directory.
+    pub path: String,
+    /// Hash over tensor names, shapes and bytes in name order.
+    pub weights_blake3: String,
+}
+
+/// Coordinator to peer.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub enum Reply {
+    /// The peer is told why, then the connection is closed. Stays variant 0 with one string in
+    /// every protocol version, so that a peer of any version can read it.
+    Drop {
+        /// Why.
+        reason: String,
+    },
+    /// The first frame of a connection.
+    Challenge {
+        /// Random; the proof has to cover it.
+        nonce: [u8; 32],
+    },
+    /// The handshake is complete.
+    Welcome {
+        /// A trainer's id; `None` for the others.
+        member: Option<MemberId>,
+        /// How often a trainer has to send a heartbeat, in milliseconds.
+        heartbeat_ms: u32,
+    },
+    /// All ranks are there.
+    Assign(Assignment),
+    /// All ranks voted for this step: the optimizer moves.
+    Commit {
+        /// Generation of the votes.
+        generation: Generation,
+        /// The step.
+        step: u64,
+        /// This is the last step: save, send [`TrainerEvent::Left`], leave.
+        drain: bool,
+    },
+    /// The generation is over, the attempt is abandoned.
+    Abort {
+        /// The generation that is over.
+        generation: Generation,
+        /// What kind of end.
+        cause: Cause,
+        /// Why.
+        reason: String,
+    },
+    /// Answer to [`Request::GetStatus`].
+    StatusReport(Box<Status>),
+    /// Answer to a launcher's order.
+    Noted {
+        /// What will happen.
+        detail: String,
+    },
+}

@@ -1,0 +1,448 @@
+//! The one place where events become effects, and effects happen.
+
+use std::collections::{BTreeMap, HashMap};
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::{Duration, Instant};
+
+use serde::Serialize;
+use tokio::sync::mpsc;
+use tokio::task::JoinHandle;
+
+use super::connection::{Frame, Message, OUTBOX};
+use crate::codec;
+use crate::error::{Error, Result};
+use crate::files::{self, Durability};
+use crate::journal::{Journal, JournalEntry, JournalRecord};
+use crate::ledger::{Ledger, LedgerEntry};
+use crate::membership::{Effect, Event, Membership, Outcome, Ticket, Transition};
+use crate::protocol::{MemberId, Reply, Request, Role};
+use crate::rundir;
+use crate::status::{STATUS_FILE, Status};
+
+/// How often `status.json` is written.
+const STATUS_EVERY: Duration = Duration::from_secs(1);
+
+struct Peer {
+    outbox: mpsc::Sender<Frame>,
+    role: Role,
+    member: Option<MemberId>,
+}
+
+pub(super) struct Core {
+    run_dir: PathBuf,
+    begun: Instant,
+    membership: Membership,
+    journal: Journal,
+    ledger: Ledger,
+    peers: HashMap<Ticket, Peer>,
+    tickets: BTreeMap<MemberId, Ticket>,
+    outcome: Option<Outcome>,
+    status_written: Option<Instant>,
+    status_writer: Option<JoinHandle<()>>,
+    /// The newest `status.json` could not be written.
+    status_behind: Arc<AtomicBool>,
+    ledger_behind: bool,
+    /// Connections whose outbox is full.
+    stuck: Vec<Ticket>,
+    pub heartbeat_ms: u32,
+}
+
+impl Core {
+    pub fn new(run_dir: &Path, membership: Membership, journal: Journal, ledger: Ledger) -> Self {
+        Self {
+            run_dir: run_dir.to_path_buf(),
+            begun: Instant::now(),
+            membership,
+            journal,
+            ledger,
+            peers: HashMap::new(),
+            tickets: BTreeMap::new(),
+            outcome: None,
+            status_written: None,
+            status_writer: None,
+            status_behind: Arc::default(),
+            ledger_behind: false,
+            stuck: Vec::new(),
+            heartbeat_ms: 1000,
+        }
+    }
+
+    pub fn outcome(&self) -> Option<&Outcome> {
+        self.outcome.as_ref()
+    }
+
+    fn now_ms(&self) -> u64 {
+        self.begun.elapsed().as_millis() as u64
+    }
+
+    pub fn handle(&mut self, message: Message) {
+        match message {
+            Message::Opened {
+                ticket,
+                role,
+                outbox,
+            } => self.opened(ticket, role, outbox),
+            Message::Request { ticket, request } => self.request(ticket, request),
+            Message::Closed {
+                ticket,
+                detail,
+                tell,
+            } => {
+                if let Some(reason) = tell {
+                    tracing::warn!("dropped connection {ticket}: {reason}");
+                    self.send(&[ticket], &Reply::Drop { reason });
+                }
+                self.closed(ticket, detail);
+            }
+        }
+        self.close_stuck();
+    }
+
+    pub fn tick(&mut self) {
+        self.apply(Event::Tick);
+        if self
+            .status_written
+            .is_none_or(|last| last.elapsed() >= STATUS_EVERY)
+        {
+            self.write_status();
+        }
+        self.close_stuck();
+    }
+
+    fn close_stuck(&mut self) {
+        while let Some(ticket) = self.stuck.pop() {
+            self.closed(
+                ticket,
+                format!("it does not read: {OUTBOX} messages wait for it"),
+            );
+        }
+    }
+
+    fn opened(&mut self, ticket: Ticket, role: Role, outbox: mpsc::Sender<Frame>) {
+        let trainer = match &role {
+            Role::Trainer(info) => Some(info.clone()),
+            Role::Observer | Role::Launcher => None,
+        };
+        self.peers.insert(
+            ticket,
+            Peer {
+                outbox,
+                role,
+                member: None,
+            },
+        );
+        match trainer {
+            Some(info) => {
+                self.apply(Event::Join { ticket, info });
+            }
+            None => self.welcome(ticket, None),
+        }
+    }
+
+    fn welcome(&mut self, ticket: Ticket, member: Option<MemberId>) {
+        let heartbeat_ms = self.heartbeat_ms;
+        self.send(
+            &[ticket],
+            &Reply::Welcome {
+                member,
+                heartbeat_ms,
+            },
+        );
+    }
+
+    fn closed(&mut self, ticket: Ticket, detail: String) {
+        let Some(peer) = self.peers.remove(&ticket) else {
+            return;
+        };
+        if let Some(member) = peer.member {
+            self.tickets.remove(&member);
+            self.apply(Event::Disconnected { member, detail });
+        }
+    }
+
+    /// Says why and lets go; the connection closes once that is written.
+    fn drop_peer(&mut self, ticket: Ticket, reason: String) {
+        self.send(&[ticket], &Reply::Drop { reason });
+        if let Some(peer) = self.peers.remove(&ticket)
+            && let Some(member) = peer.member
+        {
+            self.tickets.remove(&member);
+        }
+    }
+
+    fn request(&mut self, ticket: Ticket, request: Request) {
+        let Some(peer) = self.peers.get(&ticket) else {
+            return;
+        };
+        match (&peer.role, peer.member) {
+            (Role::Trainer(_), Some(member)) => self.trainer_request(ticket, member, request),
+            (Role::Launcher, _) => self.launcher_request(ticket, request),
+            (Role::Observer, _) if request == Request::GetStatus => self.report(ticket),
+            (role, _) => {
+                let role = role.name();
+                self.not_allowed(ticket, role, &request);
+            }
+        }
+    }
+
+    fn trainer_request(&mut self, ticket: Ticket, member: MemberId, request: Request) {
+        let event = match request {
+            Request::Ready(ready) => Event::Ready { member, ready },
+            Request::Heartbeat {
+                state,
+                step,
+                samples_per_s,
+                ..
+            } => Event::Heartbeat {
+                member,
+                state,
+                step,
+                samples_per_s,
+            },
+            Request::Vote(vote) => Event::Vote { member, vote },
+            Request::Event(event) => Event::Trainer { member, event },
+            Request::Drain { reason } => Event::Drain { reason },
+            Request::GetStatus => return self.report(ticket),
+            Request::Hello { .. } | Request::Shutdown { .. } | Request::Fail { .. } => {
+                self.not_allowed(ticket, "trainer", &request);
+                return;
+            }
+        };
+        self.apply(event);
+    }
+
+    fn launcher_request(&mut self, ticket: Ticket, request: Request) {
+        let event = match request {
+            Request::GetStatus => return self.report(ticket),
+            Request::Drain { reason } => Event::Drain { reason },
+            Request::Shutdown { reason } => Event::Shutdown { reason },
+            Request::Fail { reason } => Event::Fail { reason },
+            other => return self.not_allowed(ticket, "launcher", &other),
+        };
+        let detail = self.apply(event).unwrap_or_default();
+        self.send(&[ticket], &Reply::Noted { detail });
+    }
+
+    fn not_allowed(&mut self, ticket: Ticket, role: &str, request: &Request) {
+        let name = match request {
+            Request::Hello { .. } => "Hello",
+            Request::Ready(_) => "Ready",
+            Request::Heartbeat { .. } => "Heartbeat",
+            Request::Vote(_) => "Vote",
+            Request::Event(_) => "Event",
+            Request::GetStatus => "GetStatus",
+            Request::Drain { .. } => "Drain",
+            Request::Shutdown { .. } => "Shutdown",
+            Request::Fail { .. } => "Fail",
+        };
+        let detail = format!("the role {role} may not send {name} now");
+        let reason =
+            format!("{detail}\n  help: connect as the role that may: docs/protocol.md lists them");
+        tracing::warn!("dropped connection {ticket}: {detail}");
+        let member = self.peers.get(&ticket).and_then(|peer| peer.member);
+        self.drop_peer(ticket, reason);
+        if let Some(member) = member {
+            self.apply(Event::Disconnected { member, detail });
+        }
+    }
+
+    fn report(&mut self, ticket: Ticket) {
+        let status = Box::new(self.membership.status(self.now_ms()));
+        self.send(&[ticket], &Reply::StatusReport(status));
+    }
+
+    /// Applies an event, and those that its effects lead to. Returns the first one's reason.
+    pub fn apply(&mut self, event: Event) -> Option<String> {
+        let mut told = None;
+        let mut next = Some(event);
+        while let Some(event) = next {
+            let now_ms = self.now_ms();
+            let Transition { effects, reason } = self.membership.apply(event, now_ms);
+            if let Some(reason) = &reason {
+                log(&effects, reason);
+            }
+            told = told.or(reason);
+            next = self.perform(effects).err().map(|error| Event::Fail {
+                reason: error.to_string(),
+            });
+        }
+        told
+    }
+
+    /// Performs effects in order. When one fails that the later ones rely on, those are left out.
+    fn perform(&mut self, effects: Vec<Effect>) -> Result<()> {
+        for effect in effects {
+            match effect {
+                Effect::Admit { ticket, member } => {
+                    if let Some(peer) = self.peers.get_mut(&ticket) {
+                        peer.member = Some(member);
+                        self.tickets.insert(member, ticket);
+                    }
+                    self.welcome(ticket, Some(member));
+                }
+                Effect::Refuse { ticket, reason } => self.drop_peer(ticket, reason),
+                Effect::Dismiss { member, reason } => {
+                    if let Some(ticket) = self.tickets.get(&member).copied() {
+                        self.drop_peer(ticket, reason);
+                    }
+                }
+                Effect::Journal(entry) => self.write_journal(entry)?,
+                Effect::Ledger(entry) => self.write_ledger(&entry)?,
+                Effect::SyncLedger => self.sync_ledger(),
+                Effect::Send { to, reply } => {
+                    let tickets: Vec<Ticket> = to
+                        .iter()
+                        .filter_map(|member| self.tickets.get(member).copied())
+                        .collect();
+                    self.send(&tickets, &reply);
+                }
+                Effect::End(outcome) => self.outcome = Some(outcome),
+            }
+        }
+        Ok(())
+    }
+
+    fn write_journal(&mut self, entry: JournalEntry) -> Result<()> {
+        let last = matches!(entry, JournalEntry::Ended { .. });
+        let record = JournalRecord {
+            unix_ms: rundir::unix_ms(),
+            entry,
+        };
+        match self.journal.append(&record) {
+            Ok(()) => Ok(()),
+            // Nothing relies on it: a journal without an end tells of a coordinator that died.
+            Err(error) if last => {
+                tracing::warn!("{error}");
+                Ok(())
+            }
+            Err(error) => Err(error),
+        }
+    }
+
+    fn write_ledger(&mut self, entry: &LedgerEntry) -> Result<()> {
+        match self.ledger.append(entry) {
+            Ok(()) => {
+                if std::mem::take(&mut self.ledger_behind) {
+                    tracing::info!("the ledger is up to date again");
+                }
+                Ok(())
+            }
+            Err(error) if self.ledger.is_overdue() => Err(error),
+            Err(error) => {
+                if !std::mem::replace(&mut self.ledger_behind, true) {
+                    tracing::warn!("{error}; its records are kept until there is space");
+                }
+                Ok(())
+            }
+        }
+    }
+
+    /// In the background: votes do not wait for the disk.
+    fn sync_ledger(&mut self) {
+        match self.ledger.handle() {
+            Ok(file) => {
+                tokio::task::spawn_blocking(move || {
+                    if let Err(error) = file.sync_data() {
+                        tracing::warn!("cannot sync the ledger: {error}");
+                    }
+                });
+            }
+            Err(error) => tracing::warn!("{error}"),
+        }
+    }
+
+    /// Encodes once and hands the frame to each connection. One whose outbox is full does not
+    /// read; it is let go.
+    fn send(&mut self, tickets: &[Ticket], reply: &Reply) {
+        let frame: Frame = match codec::encode(reply) {
+            Ok(frame) => frame.into(),
+            Err(error) => {
+                tracing::error!("cannot send {:?}: {error}", std::mem::discriminant(reply));
+                return;
+            }
+        };
+        for ticket in tickets {
+            let Some(peer) = self.peers.get(ticket) else {
+                continue;
+            };
+            if let Err(mpsc::error::TrySendError::Full(_)) =
+                peer.outbox.try_send(Arc::clone(&frame))
+            {
+                self.stuck.push(*ticket);
+            }
+        }
+    }
+
+    /// Starts a write in the background unless the one before is still at it.
+    fn write_status(&mut self) {
+        if self
+            .status_writer
+            .as_ref()
+            .is_some_and(|writer| !writer.is_finished())
+        {
+            return;
+        }
+        self.status_written = Some(Instant::now());
+        let status = self.membership.status(self.now_ms());
+        let path = self.run_dir.join(STATUS_FILE);
+        let behind = Arc::clone(&self.status_behind);
+        self.status_writer = Some(tokio::task::spawn_blocking(move || {
+            match store(&path, &status, Durability::Atomic) {
+                Ok(()) => behind.store(false, Ordering::Relaxed),
+                // Once, not every second while a disk is full.
+                Err(error) if !behind.swap(true, Ordering::Relaxed) => tracing::warn!("{error}"),
+                Err(_) => {}
+            }
+        }));
+    }
+
+    /// Lets go of all peers; what waits for them is still written.
+    pub fn close_connections(&mut self) {
+        self.peers.clear();
+        self.tickets.clear();
+    }
+
+    /// The last status and the ledger go to disk.
+    pub async fn finish(mut self) {
+        if let Some(writer) = self.status_writer.take() {
+            let _ = writer.await;
+        }
+        if let Err(error) = self.ledger.sync() {
+            tracing::warn!("{error}");
+        }
+        let status = self.membership.status(self.now_ms());
+        if let Err(error) = store(&self.run_dir.join(STATUS_FILE), &status, Durability::Synced) {
+            tracing::warn!("{error}");
+        }
+    }
+}
+
+fn store(path: &Path, status: &Status, durability: Durability) -> Result<()> {
+    let mut bytes = Vec::new();
+    let mut json = serde_json::Serializer::pretty(&mut bytes);
+    status.serialize(&mut json).map_err(|error| Error::Json {
+        path: path.to_path_buf(),
+        detail: error.to_string(),
+    })?;
+    bytes.push(b'\n');
+    files::write_atomic(path, &bytes, durability, false)
+}
+
+/// Commits are many and expected; everything else is worth a line.
+fn log(effects: &[Effect], reason: &str) {
+    let commit = effects
+        .iter()
+        .any(|effect| matches!(effect, Effect::Ledger(LedgerEntry::Commit(_))));
+    let failed = effects
+        .iter()
+        .any(|effect| matches!(effect, Effect::End(Outcome::Failed { .. })));
+    if failed {
+        tracing::error!("{reason}");
+    } else if commit {
+        tracing::debug!("{reason}");
+    } else {
+        tracing::info!("{reason}");
+    }
+}

@@ -1,0 +1,288 @@
+//! The thin shell around [`crate::membership`]: sockets, files and the clock.
+//!
+//! One loop owns the state machine and everything outside it that changes. Connections are tasks
+//! that turn bytes into messages for that loop and frames from it into bytes; see
+//! `server/connection.rs`. A single-threaded tokio runtime is enough and has the shortest round trip.
+
+mod connection;
+mod core;
+
+use std::collections::BTreeMap;
+use std::future::Future;
+use std::net::{IpAddr, Ipv4Addr, SocketAddr, TcpListener};
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::Duration;
+
+use tokio::sync::mpsc;
+use tokio::task::JoinSet;
+use tokio::time::{Instant, MissedTickBehavior, sleep_until};
+
+use self::connection::Connection;
+use self::core::Core;
+use crate::client::Endpoint;
+use crate::error::{Error, Result};
+use crate::journal::{Journal, JournalEntry, JournalRecord, Past};
+use crate::ledger::{Ledger, LedgerEntry};
+pub use crate::membership::Outcome;
+use crate::membership::{Config, Event, Membership};
+use crate::order;
+use crate::protocol::{MemberId, PROTOCOL_VERSION, StartPoint};
+use crate::rundir::{self, CoordinatorInfo, RunLock};
+use crate::token::Token;
+
+/// Messages that may wait for the core before a connection has to.
+const INBOX: usize = 1024;
+/// Pause after a connection could not be accepted.
+const ACCEPT_PAUSE: Duration = Duration::from_millis(50);
+/// How long connections may take to end after the run has.
+const CLOSE_TIMEOUT: Duration = Duration::from_millis(1500);
+
+/// What a coordinator is told.
+#[derive(Clone, Debug)]
+pub struct ServerOptions {
+    /// The run directory; created if need be.
+    pub run_dir: PathBuf,
+    /// Interface to listen on.
+    pub bind: IpAddr,
+    /// Port, 0 for any free one.
+    pub port: u16,
+    /// Number of ranks.
+    pub world: usize,
+    /// Virtual shards of the config, which limit the number of ranks.
+    pub virtual_shards: usize,
+    /// Epochs to train, for the status.
+    pub epochs: u32,
+    /// Where training starts: that of the checkpoint on resume.
+    pub start: StartPoint,
+    /// A trainer that was not heard of for longer is dead, in milliseconds; at least 100.
+    pub heartbeat_lapse_ms: u64,
+    /// How long a peer may take to show the token, in milliseconds.
+    pub handshake_ms: u64,
+    /// What trains, for the status: model, backend, ...
+    pub summary: BTreeMap<String, String>,
+}
+
+impl ServerOptions {
+    /// A run from its beginning on 127.0.0.1, any free port, with 10 s until a silent trainer counts
+    /// as dead and 5 s for the handshake.
+    pub fn new(
+        run_dir: impl Into<PathBuf>,
+        world: usize,
+        virtual_shards: usize,
+        epochs: u32,
+    ) -> Self {
+        Self {
+            run_dir: run_dir.into(),
+            bind: IpAddr::V4(Ipv4Addr::LOCALHOST),
+            port: 0,
+            world,
+            virtual_shards,
+            epochs,
+            start: StartPoint::default(),
+            heartbeat_lapse_ms: 10_000,
+            handshake_ms: 5_000,
+            summary: BTreeMap::new(),
+        }
+    }
+
+    fn check(&self) -> Result<()> {
+        order::rank_shards(0, self.world, self.virtual_shards)?;
+        if self.heartbeat_lapse_ms < 100 {
+            return Err(Error::Options {
+                detail: format!(
+                    "heartbeat_lapse_ms is {}, the least is 100",
+                    self.heartbeat_lapse_ms
+                ),
+                help: "10000 suits most machines",
+            });
+        }
+        Ok(())
+    }
+}
+
+/// A coordinator that listens, but does not answer yet.
+#[derive(Debug)]
+pub struct Server {
+    options: ServerOptions,
+    lock: RunLock,
+    listener: TcpListener,
+    info: CoordinatorInfo,
+    token: Token,
+    membership: Membership,
+    journal: Journal,
+    ledger: Ledger,
+}
+
+impl Server {
+    /// Opens journal, ledger and socket, and writes token and address file. From here on, trainers
+    /// find it; they are answered once [`Server::run`] runs.
+    pub fn bind(options: ServerOptions, lock: RunLock) -> Result<Self> {
+        options.check()?;
+        let run_dir = lock.run_dir().to_path_buf();
+        let (mut journal, past) = Journal::open(&run_dir)?;
+        let past = Past::of(&past);
+        let (ledger, entries) = Ledger::open(&run_dir)?;
+        // The ledger names generations as well: should the journal have lost one, it is not reused.
+        let last_generation = entries
+            .iter()
+            .map(|entry| match entry {
+                LedgerEntry::Start { generation, .. } => *generation,
+                LedgerEntry::Commit(step) => step.generation,
+            })
+            .fold(past.generation, u64::max);
+        let token = Token::load_or_create(&run_dir)?;
+        let addr = SocketAddr::new(options.bind, options.port);
+        let listen_error = |source| Error::Listen {
+            addr: addr.to_string(),
+            source,
+        };
+        let listener = TcpListener::bind(addr).map_err(listen_error)?;
+        listener.set_nonblocking(true)?;
+        let addr = listener.local_addr()?;
+        let host = rundir::hostname();
+        let incarnation = past.incarnations + 1;
+        journal.append(&JournalRecord {
+            unix_ms: rundir::unix_ms(),
+            entry: JournalEntry::Started {
+                incarnation,
+                host: host.clone(),
+                pid: std::process::id(),
+                start: options.start,
+            },
+        })?;
+        let info = CoordinatorInfo {
+            // Bound to all interfaces, it is reached by the machine's name.
+            addr: match addr.ip().is_unspecified() {
+                true => format!("{host}:{}", addr.port()),
+                false => addr.to_string(),
+            },
+            pid: std::process::id(),
+            host,
+            started_unix_ms: rundir::unix_ms(),
+            protocol: PROTOCOL_VERSION,
+        };
+        info.store(&run_dir)?;
+        let membership = Membership::new(Config {
+            world: options.world,
+            epochs: options.epochs,
+            heartbeat_lapse_ms: options.heartbeat_lapse_ms,
+            start: options.start,
+            last_generation,
+            first_member: MemberId((u64::from(incarnation) << 32) + 1),
+            summary: options.summary.clone(),
+        });
+        Ok(Self {
+            options,
+            lock,
+            listener,
+            info,
+            token,
+            membership,
+            journal,
+            ledger,
+        })
+    }
+
+    /// Where it listens.
+    pub fn info(&self) -> &CoordinatorInfo {
+        &self.info
+    }
+
+    /// How to connect to it without reading the run directory.
+    pub fn endpoint(&self) -> Endpoint {
+        Endpoint::Address {
+            addr: self.info.addr.clone(),
+            token: self.token.clone(),
+        }
+    }
+
+    /// Serves until the run is over, or until `shutdown` says why to stop. Writes the last status,
+    /// removes the address file and only then gives the run directory back.
+    pub async fn run(self, shutdown: impl Future<Output = String>) -> Result<Outcome> {
+        let Self {
+            options,
+            lock,
+            listener,
+            token,
+            membership,
+            journal,
+            ledger,
+            ..
+        } = self;
+        let listener = tokio::net::TcpListener::from_std(listener)?;
+        let mut core = Core::new(lock.run_dir(), membership, journal, ledger);
+        let mut connections = JoinSet::new();
+        let (sender, mut inbox) = mpsc::channel(INBOX);
+        let settings = Arc::new(connection::Settings {
+            token,
+            handshake: Duration::from_millis(options.handshake_ms),
+            heartbeat_ms: (options.heartbeat_lapse_ms / 5).clamp(20, 1000) as u32,
+        });
+        core.heartbeat_ms = settings.heartbeat_ms;
+        let mut tick = tokio::time::interval(Duration::from_millis(
+            (options.heartbeat_lapse_ms / 8).clamp(10, 250),
+        ));
+        tick.set_missed_tick_behavior(MissedTickBehavior::Skip);
+        let mut shutdown = std::pin::pin!(shutdown);
+        let mut stopping = false;
+        let mut next_ticket = 0;
+        let mut accept_from = Instant::now();
+        let outcome = loop {
+            if let Some(outcome) = core.outcome() {
+                break outcome.clone();
+            }
+            let accept = async {
+                sleep_until(accept_from).await;
+                listener.accept().await
+            };
+            tokio::select! {
+                Some(message) = inbox.recv() => core.handle(message),
+                accepted = accept => match accepted {
+                    Ok((stream, peer)) => {
+                        next_ticket += 1;
+                        let connection = Connection {
+                            ticket: next_ticket,
+                            peer,
+                            settings: Arc::clone(&settings),
+                            core: sender.clone(),
+                        };
+                        connections.spawn(connection.serve(stream));
+                    }
+                    // Out of file descriptors, most likely: wait for some to come back.
+                    Err(error) => {
+                        tracing::warn!("cannot accept a connection: {error}");
+                        accept_from = Instant::now() + ACCEPT_PAUSE;
+                    }
+                },
+                Some(_) = connections.join_next() => {}
+                _ = tick.tick() => core.tick(),
+                reason = &mut shutdown, if !stopping => {
+                    stopping = true;
+                    core.apply(Event::Shutdown { reason });
+                }
+            }
+        };
+        drop(listener);
+        drop(inbox);
+        core.close_connections();
+        let all_closed = async { while connections.join_next().await.is_some() {} };
+        // Those that still hang are cut when the set is dropped.
+        let _ = tokio::time::timeout(CLOSE_TIMEOUT, all_closed).await;
+        core.finish().await;
+        if let Err(error) = std::fs::remove_file(lock.run_dir().join(rundir::INFO_FILE)) {
+            tracing::warn!("cannot remove {}: {error}", rundir::INFO_FILE);
+        }
+        drop(lock);
+        Ok(outcome)
+    }
+}
+
+/// Locks the run directory, binds and serves.
+pub async fn run(
+    options: ServerOptions,
+    shutdown: impl Future<Output = String>,
+) -> Result<Outcome> {
+    let lock = RunLock::acquire(&options.run_dir)?;
+    Server::bind(options, lock)?.run(shutdown).await
+}

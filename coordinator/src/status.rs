@@ -1,0 +1,119 @@
+//! What a run looks like from outside: the live status, and `status.json` for when it is over.
+
+use std::collections::BTreeMap;
+use std::path::Path;
+
+use serde::{Deserialize, Serialize};
+
+use crate::error::{Error, Result};
+use crate::files;
+use crate::protocol::{CheckpointInfo, Generation, MemberId, MemberState};
+
+/// File name in the run directory.
+pub const STATUS_FILE: &str = "status.json";
+
+/// State of the whole run.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum RunState {
+    /// Not all ranks are there yet.
+    Waiting,
+    /// Taking steps.
+    Training,
+    /// At least one rank evaluates.
+    Evaluating,
+    /// A drain was asked for; the next committed step is the last, or was.
+    Draining,
+    /// Training is complete.
+    Finished,
+    /// The run ended with an error; see `reason`.
+    Failed,
+    /// The run was drained or stopped and can be resumed.
+    Stopped,
+}
+
+impl RunState {
+    /// No more steps will come from this coordinator.
+    pub fn is_over(self) -> bool {
+        matches!(self, Self::Finished | Self::Failed | Self::Stopped)
+    }
+}
+
+/// One rank.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct RankStatus {
+    /// Its rank; `None` while the run waits for all of them.
+    pub rank: Option<usize>,
+    /// Its stable id.
+    pub member: MemberId,
+    /// Host name.
+    pub host: String,
+    /// Process id there.
+    pub pid: u32,
+    /// What it does.
+    pub state: MemberState,
+    /// Newest step it reported.
+    pub step: u64,
+    /// Its own throughput.
+    pub samples_per_s: f32,
+    /// Milliseconds since it was last heard of.
+    pub last_seen_ms: u64,
+}
+
+/// Figures of the newest evaluated epoch.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct EpochSummary {
+    /// The epoch.
+    pub epoch: u32,
+    /// Named figures, all finite.
+    pub metrics: BTreeMap<String, f64>,
+}
+
+/// State of a run.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Status {
+    /// State of the run.
+    pub state: RunState,
+    /// Membership version, 0 before the first.
+    pub generation: Generation,
+    /// Current epoch, from 0.
+    pub epoch: u32,
+    /// Epochs to train.
+    pub epochs: u32,
+    /// Committed steps.
+    pub step: u64,
+    /// Committed samples of this epoch.
+    pub cursor: u64,
+    /// Samples in an epoch, 0 while unknown.
+    pub samples_total: u64,
+    /// Number of ranks.
+    pub world: usize,
+    /// The ranks, by rank.
+    pub ranks: Vec<RankStatus>,
+    /// Committed samples per second over the last steps.
+    pub samples_per_s: f64,
+    /// Mean loss per sample of the newest committed step.
+    pub loss: Option<f64>,
+    /// Seconds to the end of the last epoch at this throughput.
+    pub eta_s: Option<f64>,
+    /// Newest complete checkpoint.
+    pub checkpoint: Option<CheckpointInfo>,
+    /// Newest evaluated epoch.
+    pub last_epoch: Option<EpochSummary>,
+    /// Why the run is in this state, with numbers.
+    pub reason: String,
+    /// What trains, for people: model, backend, ...
+    pub summary: BTreeMap<String, String>,
+}
+
+impl Status {
+    /// Reads `RUN/status.json`, which the coordinator rewrites about once a second and at the end.
+    pub fn load(run_dir: &Path) -> Result<Self> {
+        let path = run_dir.join(STATUS_FILE);
+        let bytes = files::read_small(&path)?;
+        serde_json::from_slice(&bytes).map_err(|error| Error::Json {
+            path,
+            detail: error.to_string(),
+        })
+    }
+}

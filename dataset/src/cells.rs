@@ -1,0 +1,145 @@
+//! The grid of cells over an image: lesion pixels per class, labels, black cells.
+
+use crate::CLASSES;
+
+/// A pixel is dark when max(R, G, B) is below this.
+pub const BLACK_LEVEL: u8 = 10;
+
+/// A cell is black when at least this share of its pixels is dark.
+pub const BLACK_FRACTION: f64 = 0.9;
+
+/// How an image of `size x size` pixels is cut into `grid x grid` cells of `patch x patch`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Cells {
+    pub size: usize,
+    pub patch: usize,
+}
+
+impl Cells {
+    pub fn grid(self) -> usize {
+        self.size / self.patch
+    }
+
+    pub fn count(self) -> usize {
+        self.grid() * self.grid()
+    }
+
+    /// Lesion pixels per cell and class, `[grid, grid, 4]`, from class bits per pixel `[size, size]`.
+    pub fn areas(self, mask: &[u8]) -> Vec<u16> {
+        let grid = self.grid();
+        let mut areas = vec![0u16; self.count() * CLASSES.len()];
+        for (y, row) in mask.chunks_exact(self.size).enumerate() {
+            let first = y / self.patch * grid;
+            for (column, pixels) in row.chunks_exact(self.patch).enumerate() {
+                if pixels.iter().fold(0, |all, bits| all | bits) == 0 {
+                    continue;
+                }
+                let cell = &mut areas[(first + column) * CLASSES.len()..][..CLASSES.len()];
+                for (class, area) in cell.iter_mut().enumerate() {
+                    // A patch is at most 255 wide, so a row of a cell counts up to 255 and a cell fits u16.
+                    *area += pixels
+                        .iter()
+                        .map(|bits| u16::from(bits >> class & 1))
+                        .sum::<u16>();
+                }
+            }
+        }
+        areas
+    }
+
+    /// 1 for black cells, `[grid, grid]`, from RGB pixels `[size, size, 3]`.
+    pub fn black(self, pixels: &[u8]) -> Vec<u8> {
+        let grid = self.grid();
+        let mut dark = vec![0u32; self.count()];
+        for (y, row) in pixels.chunks_exact(self.size * 3).enumerate() {
+            let first = y / self.patch * grid;
+            for (column, cell) in row.chunks_exact(self.patch * 3).enumerate() {
+                let count: u16 = cell
+                    .chunks_exact(3)
+                    .map(|p| {
+                        u16::from(
+                            (p[0] < BLACK_LEVEL) & (p[1] < BLACK_LEVEL) & (p[2] < BLACK_LEVEL),
+                        )
+                    })
+                    .sum();
+                dark[first + column] += u32::from(count);
+            }
+        }
+        let pixels_per_cell = (self.patch * self.patch) as f64;
+        dark.into_iter()
+            .map(|count| u8::from(f64::from(count) >= BLACK_FRACTION * pixels_per_cell))
+            .collect()
+    }
+}
+
+/// Label byte per cell from areas `[cells, 4]`: class `c` when at least `min_lesion_pixels` of it are in the cell.
+pub(crate) fn labels(areas: &[u16], min_lesion_pixels: u32) -> Vec<u8> {
+    areas
+        .chunks_exact(CLASSES.len())
+        .map(|cell| {
+            cell.iter().enumerate().fold(0, |label, (class, area)| {
+                label | u8::from(u32::from(*area) >= min_lesion_pixels) << class
+            })
+        })
+        .collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    const CELLS: Cells = Cells { size: 24, patch: 8 };
+
+    proptest! {
+        #[test]
+        fn areas_and_labels_match_the_definition(mask in prop::collection::vec(0u8..16, 24 * 24), min in 1u32..20) {
+            let areas = CELLS.areas(&mask);
+            let labels = labels(&areas, min);
+            for row in 0..3 {
+                for column in 0..3 {
+                    let mut label = 0;
+                    for class in 0..4 {
+                        let mut count = 0;
+                        for y in row * 8..row * 8 + 8 {
+                            for x in column * 8..column * 8 + 8 {
+                                count += u32::from(mask[y * 24 + x] >> class & 1);
+                            }
+                        }
+                        prop_assert_eq!(u32::from(areas[(row * 3 + column) * 4 + class]), count);
+                        label |= u8::from(count >= min) << class;
+                    }
+                    prop_assert_eq!(labels[row * 3 + column], label);
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn a_cell_turns_black_at_ninety_percent() {
+        let cells = Cells {
+            size: 20,
+            patch: 10,
+        };
+        let mut pixels = vec![0u8; 20 * 20 * 3];
+        // Cell (0, 1): 11 of 100 pixels lit, 89 % dark. Cell (1, 0): 10 lit, 90 % dark. A pixel is lit by one channel at 10.
+        for x in 10..20 {
+            pixels[(3 * 20 + x) * 3 + 1] = 10;
+            pixels[(13 * 20 + x - 10) * 3 + 2] = 10;
+        }
+        pixels[(4 * 20 + 10) * 3] = 10;
+        assert_eq!(cells.black(&pixels), [1, 0, 1, 1]);
+        // Level 9 in all channels is still dark.
+        assert_eq!(cells.black(&vec![9; 1200]), [1; 4]);
+    }
+
+    #[test]
+    fn the_largest_cell_fits_its_count() {
+        let cells = Cells {
+            size: 255,
+            patch: 255,
+        };
+        assert_eq!(cells.areas(&vec![0b1001; 255 * 255]), [65025, 0, 0, 65025]);
+    }
+}

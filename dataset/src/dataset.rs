@@ -1,0 +1,154 @@
+//! A prepared dataset, opened: pixels and labels by image index, straight from mapped shards.
+
+use std::path::{Path, PathBuf};
+
+use rayon::prelude::*;
+
+use crate::cells;
+use crate::manifest::{ImageEntry, Manifest};
+use crate::shard::{self, Shard};
+use crate::{LabelTable, Result, Split};
+
+/// An opened prepared dataset. Cheap to share between threads; pixels stay on disk until they are looked at.
+#[derive(Debug)]
+pub struct Dataset {
+    dir: PathBuf,
+    manifest: Manifest,
+    shards: Vec<Shard>,
+}
+
+/// An image's pixels, RGB, `[height, width, 3]`.
+#[derive(Clone, Copy, Debug)]
+pub struct ImageView<'a> {
+    /// Pixels, row by row, R, G, B.
+    pub data: &'a [u8],
+    /// Rows.
+    pub height: usize,
+    /// Columns.
+    pub width: usize,
+}
+
+impl Dataset {
+    /// Opens the dataset in `dir` after checking all of it: manifest, file lengths, and the blake3 of every shard.
+    /// Reads every byte once (in parallel), so it takes as long as the disk needs.
+    pub fn open(dir: &Path) -> Result<Self> {
+        let manifest = Manifest::load(dir)?;
+        manifest.shards.par_iter().try_for_each(|entry| {
+            shard::verify(&dir.join(&entry.file), entry.bytes, Some(&entry.blake3))
+        })?;
+        Self::map(dir, manifest)
+    }
+
+    /// As [`Dataset::open`] without reading the shards' content: for processes that start after another has verified.
+    pub fn open_unverified(dir: &Path) -> Result<Self> {
+        let manifest = Manifest::load(dir)?;
+        for entry in &manifest.shards {
+            shard::verify(&dir.join(&entry.file), entry.bytes, None)?;
+        }
+        Self::map(dir, manifest)
+    }
+
+    fn map(dir: &Path, manifest: Manifest) -> Result<Self> {
+        let open = |entry: &crate::manifest::ShardEntry| {
+            Shard::open(&dir.join(&entry.file), manifest.shape(entry.images))
+        };
+        let shards = manifest.shards.iter().map(open).collect::<Result<_>>()?;
+        Ok(Self {
+            dir: dir.to_owned(),
+            manifest,
+            shards,
+        })
+    }
+
+    /// The directory it was opened from.
+    pub fn dir(&self) -> &Path {
+        &self.dir
+    }
+
+    /// The manifest.
+    pub fn manifest(&self) -> &Manifest {
+        &self.manifest
+    }
+
+    /// Images.
+    pub fn len(&self) -> usize {
+        self.manifest.images.len()
+    }
+
+    /// Whether there are no images.
+    pub fn is_empty(&self) -> bool {
+        self.len() == 0
+    }
+
+    /// Pixels along an edge of an image.
+    pub fn size(&self) -> usize {
+        self.manifest.recipe.size as usize
+    }
+
+    /// Pixels along an edge of a cell.
+    pub fn patch(&self) -> usize {
+        self.manifest.recipe.patch as usize
+    }
+
+    /// Cells along an edge of an image.
+    pub fn grid(&self) -> usize {
+        self.manifest.grid as usize
+    }
+
+    fn place(&self, i: usize) -> (&Shard, usize) {
+        let ImageEntry { shard, row, .. } = &self.manifest.images[i];
+        (&self.shards[*shard as usize], *row as usize)
+    }
+
+    /// Pixels of image `i`.
+    ///
+    /// # Panics
+    /// This and the methods below panic when `i >= len()`.
+    pub fn image(&self, i: usize) -> ImageView<'_> {
+        let (shard, row) = self.place(i);
+        ImageView {
+            data: shard.image(row),
+            height: self.size(),
+            width: self.size(),
+        }
+    }
+
+    /// Class bits per pixel of image `i`, `[size, size]`; `None` when the dataset was made without masks.
+    pub fn mask(&self, i: usize) -> Option<&[u8]> {
+        let (shard, row) = self.place(i);
+        shard.mask(row)
+    }
+
+    /// Lesion pixels per cell and class of image `i`, `[grid, grid, 4]`.
+    pub fn areas(&self, i: usize) -> Vec<u16> {
+        let (shard, row) = self.place(i);
+        shard.areas(row)
+    }
+
+    /// Black cells of image `i`, `[grid, grid]`, 1 for black.
+    pub fn black(&self, i: usize) -> &[u8] {
+        let (shard, row) = self.place(i);
+        shard.black(row)
+    }
+
+    /// Label bytes of the cells of image `i`, `[grid, grid]`: a class counts when at least `min_lesion_pixels` of the
+    /// cell have it. Pass the manifest's own value for the labels that its figures describe.
+    pub fn cell_labels(&self, i: usize, min_lesion_pixels: u32) -> Vec<u8> {
+        cells::labels(&self.areas(i), min_lesion_pixels)
+    }
+
+    /// Label byte of image `i` by the manifest: OR of its cells.
+    pub fn image_label(&self, i: usize) -> u8 {
+        self.manifest.images[i].label
+    }
+
+    /// Indices of the images of `split`, ascending.
+    pub fn indices(&self, split: Split) -> Vec<usize> {
+        self.manifest.indices(split)
+    }
+
+    /// Images, patches and labels per split.
+    pub fn label_table(&self) -> LabelTable {
+        self.manifest.label_table()
+    }
+}

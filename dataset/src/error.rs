@@ -1,0 +1,294 @@
+//! What can go wrong with a dataset, said so that a user can mend it.
+//!
+//! Every message has two parts: what is wrong, where, with the numbers; then a line `  help: ` with what to do.
+
+use std::fmt;
+use std::io;
+use std::path::{Path, PathBuf};
+
+/// A result of this crate.
+pub type Result<T> = std::result::Result<T, Error>;
+
+/// One raw file that could not be used, with the reason.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct BadFile {
+    /// The file; `archive.zip!entry` inside a zip.
+    pub path: String,
+    /// What is wrong with it.
+    pub reason: String,
+}
+
+impl fmt::Display for BadFile {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}: {}", self.path, self.reason)
+    }
+}
+
+/// Everything that this crate reports.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum Error {
+    /// The operating system refused a file operation.
+    #[error("cannot {action} {}: {source}\n  help: {}", path.display(), io_help(source))]
+    Io {
+        /// The operation as a verb ("read", "create").
+        action: &'static str,
+        /// The file or directory.
+        path: PathBuf,
+        /// The system's answer.
+        source: io::Error,
+    },
+
+    /// The disk has no room for what is to be written.
+    #[error(
+        "no space left for {}: {} to write{}\n  help: free some space, or choose another place, and run the same command again; finished shards are kept",
+        path.display(), megabytes(*needed_bytes), available_bytes.map(|b| format!(", {} available", megabytes(b))).unwrap_or_default()
+    )]
+    DiskFull {
+        /// The file or directory that was to be written.
+        path: PathBuf,
+        /// Bytes that had to be written.
+        needed_bytes: u64,
+        /// Bytes available to this user, where the system tells.
+        available_bytes: Option<u64>,
+    },
+
+    /// An option has a value that cannot work.
+    #[error("{option} is {value}, but {limit}\n  help: {help}")]
+    Option {
+        /// The option as typed on the command line ("--size").
+        option: &'static str,
+        /// The value given.
+        value: String,
+        /// The rule it breaks, with its numbers.
+        limit: String,
+        /// What to do.
+        help: String,
+    },
+
+    /// A path that must exist does not.
+    #[error("{what} {} does not exist\n  help: check the path; {help}", path.display())]
+    Missing {
+        /// What the path should be ("dataset directory").
+        what: &'static str,
+        /// The path.
+        path: PathBuf,
+        /// What to do.
+        help: String,
+    },
+
+    /// A directory or archive with nothing usable inside.
+    #[error("{} holds no {looked_for}\n  help: {help}", path.display())]
+    Empty {
+        /// The directory or archive.
+        path: PathBuf,
+        /// What was looked for.
+        looked_for: String,
+        /// What to do.
+        help: String,
+    },
+
+    /// A raw dataset does not have the shape its layout asks for.
+    #[error("{}: {problem}\n  help: {help}", path.display())]
+    Layout {
+        /// The raw dataset.
+        path: PathBuf,
+        /// What does not fit.
+        problem: String,
+        /// What to do.
+        help: String,
+    },
+
+    /// A zip archive that cannot be read.
+    #[error("{} is not a readable zip archive: {reason}\n  help: download or copy it again; `unzip -t` on it lists what is damaged", path.display())]
+    Zip {
+        /// The archive.
+        path: PathBuf,
+        /// The reader's reason.
+        reason: String,
+    },
+
+    /// A line of a label table that cannot be read.
+    #[error(
+        "{path}, line {line}: {reason}\n  help: each line is `name.png,grade` with a grade from 0 to 4, no header"
+    )]
+    Csv {
+        /// The table.
+        path: String,
+        /// Line number, from 1.
+        line: u64,
+        /// What is wrong.
+        reason: String,
+    },
+
+    /// A single picture that cannot be decoded.
+    #[error(
+        "{path}: {reason}\n  help: the file is damaged or no picture: open it in a viewer, and copy it again from its source"
+    )]
+    Picture {
+        /// The file.
+        path: String,
+        /// What is wrong.
+        reason: String,
+    },
+
+    /// Raw files that could not be used; nothing was finished.
+    #[error(
+        "{} of the {total} images in {} cannot be used{}:{}\n  help: replace these files or remove them (an image together with its masks), then run the same command again; finished shards are kept",
+        files.len(), path.display(), if *more { " (stopped looking there)" } else { "" }, list(files)
+    )]
+    BadFiles {
+        /// The raw dataset.
+        path: PathBuf,
+        /// Images in it.
+        total: usize,
+        /// The bad ones, in dataset order; at most [`crate::MAX_BAD_FILES`].
+        files: Vec<BadFile>,
+        /// True when there may be more that were not looked at.
+        more: bool,
+    },
+
+    /// The output directory holds something else.
+    #[error(
+        "{} is not empty and holds no prepared dataset (found {found})\n  help: choose a new directory, or empty this one yourself",
+        path.display()
+    )]
+    Occupied {
+        /// The output directory.
+        path: PathBuf,
+        /// One thing that is in it.
+        found: String,
+    },
+
+    /// The output directory holds a dataset made with other options.
+    #[error(
+        "{} already holds {} made otherwise: {differences}\n  help: choose another directory, use the options it was made with, or delete it",
+        path.display(), if *complete { "a prepared dataset" } else { "an unfinished dataset" }
+    )]
+    Otherwise {
+        /// The output directory.
+        path: PathBuf,
+        /// Each difference as "size 1280 there, 640 asked for".
+        differences: String,
+        /// Whether the dataset there is complete.
+        complete: bool,
+    },
+
+    /// Another process is writing the output directory.
+    #[error("another process is preparing into {}\n  help: wait for it, or choose another directory", path.display())]
+    Busy {
+        /// The output directory.
+        path: PathBuf,
+    },
+
+    /// A manifest that cannot be right.
+    #[error("{}: {reason}\n  help: the manifest is damaged or was edited: run `fovea prepare` into a new directory", path.display())]
+    Manifest {
+        /// The manifest file.
+        path: PathBuf,
+        /// What is wrong.
+        reason: String,
+    },
+
+    /// A manifest written by another version of the format.
+    #[error(
+        "{} has format version {found}; this program reads version {supported}\n  help: {}",
+        path.display(),
+        if *found > u64::from(*supported) { "use a newer fovea, or run `fovea prepare` again with this one" } else { "run `fovea prepare` again with this fovea" }
+    )]
+    ManifestVersion {
+        /// The manifest file.
+        path: PathBuf,
+        /// The version it states.
+        found: u64,
+        /// The version this program reads.
+        supported: u32,
+    },
+
+    /// A directory that was never finished.
+    #[error("{} is an unfinished dataset: it has no manifest.json yet\n  help: run the `fovea prepare` command that began it again; it goes on where it stopped", path.display())]
+    Unfinished {
+        /// The dataset directory.
+        path: PathBuf,
+    },
+
+    /// A shard file with the wrong length.
+    #[error("shard {} has {found} bytes, its manifest says {expected}\n  help: {SHARD_HELP}", path.display())]
+    ShardSize {
+        /// The shard file.
+        path: PathBuf,
+        /// Bytes by the manifest.
+        expected: u64,
+        /// Bytes on disk.
+        found: u64,
+    },
+
+    /// A shard file whose content changed.
+    #[error("shard {} is damaged: its blake3 is {found}, its manifest says {expected}\n  help: {SHARD_HELP}", path.display())]
+    ShardHash {
+        /// The shard file.
+        path: PathBuf,
+        /// blake3 by the manifest, hex.
+        expected: String,
+        /// blake3 of the file, hex.
+        found: String,
+    },
+
+    /// A shard file whose inside is not what its manifest describes.
+    #[error("shard {}: {reason}\n  help: {SHARD_HELP}", path.display())]
+    ShardFormat {
+        /// The shard file.
+        path: PathBuf,
+        /// What does not fit.
+        reason: String,
+    },
+}
+
+const SHARD_HELP: &str = "run the `fovea prepare` command that made this dataset again; it remakes damaged shards and keeps the others";
+
+impl Error {
+    /// Wraps what the system said; a full disk keeps its own kind of message.
+    pub fn io(action: &'static str, path: impl AsRef<Path>, source: io::Error) -> Self {
+        Self::Io {
+            action,
+            path: path.as_ref().to_owned(),
+            source,
+        }
+    }
+
+    /// Wraps a failed write of `bytes` bytes: a full disk or quota becomes [`Error::DiskFull`].
+    pub fn writing(path: impl AsRef<Path>, bytes: u64, source: io::Error) -> Self {
+        match source.kind() {
+            io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded => Self::DiskFull {
+                path: path.as_ref().to_owned(),
+                needed_bytes: bytes,
+                available_bytes: None,
+            },
+            _ => Self::io("write", path, source),
+        }
+    }
+}
+
+fn io_help(source: &io::Error) -> &'static str {
+    match source.kind() {
+        io::ErrorKind::NotFound => "check the path",
+        io::ErrorKind::PermissionDenied => "check who owns it and its mode",
+        io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded => {
+            "free some space or choose another place, and run the same command again"
+        }
+        io::ErrorKind::ReadOnlyFilesystem => "choose a place that can be written",
+        _ => "check the disk and the mount; the system's log may say more",
+    }
+}
+
+fn list(files: &[BadFile]) -> String {
+    files.iter().map(|file| format!("\n    {file}")).collect()
+}
+
+fn megabytes(bytes: u64) -> String {
+    match bytes {
+        0..1_000_000 => format!("{bytes} bytes"),
+        1_000_000..10_000_000_000 => format!("{:.1} MB", bytes as f64 / 1e6),
+        _ => format!("{:.1} GB", bytes as f64 / 1e9),
+    }
+}

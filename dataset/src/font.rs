@@ -1,0 +1,6 @@
+//! The font that pictures are labelled with; it is part of the binary, so drawing needs no system fonts.
+
+/// Ubuntu Light as TrueType bytes (Ubuntu Font Licence 1.0).
+pub fn bytes() -> &'static [u8] {
+    epaint_default_fonts::UBUNTU_LIGHT
+}

@@ -1,0 +1,48 @@
+//! From raw fundus datasets to samples.
+//!
+//! [`prepare`] turns a raw layout (a directory or a zip) into a directory of shards and a manifest; [`Dataset`] opens
+//! that directory; [`prepare_photo`] brings one camera photograph to the same form; [`mosaic`] draws what is inside;
+//! [`synth`](synth::synth) makes raw images to try it all with. This crate knows pixels, labels and files. It knows
+//! nothing of models, ranks or the order of samples.
+
+#![cfg_attr(
+    test,
+    allow(clippy::unwrap_used, reason = "in a test a panic is the message")
+)]
+
+mod cells;
+mod classes;
+mod dataset;
+mod decode;
+mod error;
+pub mod font;
+mod fov;
+mod fsio;
+mod manifest;
+mod mosaic;
+mod photo;
+mod prepare;
+mod progress;
+mod raw;
+mod resample;
+mod shard;
+mod split;
+pub mod synth;
+mod table;
+
+pub use cells::{BLACK_FRACTION, BLACK_LEVEL};
+pub use classes::{ALL_CLASSES, CLASS_COLOURS, CLASSES, Split, label_names};
+pub use dataset::{Dataset, ImageView};
+pub use error::{BadFile, Error, Result};
+pub use fov::Fov;
+pub use manifest::{
+    FORMAT, FORMAT_VERSION, ImageEntry, MANIFEST_FILE, Manifest, Recipe, ShardEntry, SplitCounts,
+};
+pub use mosaic::{MosaicOptions, mosaic, mosaic_photos};
+pub use photo::{Photo, list_photos, load_photo, prepare_photo};
+pub use prepare::{MAX_BAD_FILES, MAX_PATCH, MAX_SIZE, PrepareOptions, prepare};
+pub use progress::{Bar, Progress, Silent};
+pub use raw::{Layout, LayoutChoice};
+pub use resample::Square;
+pub use split::{SHARES, stratify};
+pub use table::LabelTable;

@@ -1,0 +1,285 @@
+//! Raw images to a prepared dataset: parallel, streaming, restartable.
+//!
+//! Images are numbered by id; image `i` goes to row `i % shard_images` of shard `i / shard_images`. Threads take images
+//! one by one and write each at its place in a shard under `OUT/.prepare/`; a shard that is complete is hashed, synced,
+//! renamed into `OUT`, and a record of it is kept beside the unfinished ones. A run that finds such records verifies
+//! the shards and does the rest. Labels and splits are computed at the end from the shards alone, so the bytes of the
+//! result depend on the raw images and the options, and not on threads or on how often the run was killed.
+
+mod image;
+mod output;
+mod run;
+
+use std::collections::BTreeMap;
+use std::path::Path;
+
+use crate::cells::{BLACK_FRACTION, BLACK_LEVEL, Cells};
+use crate::manifest::{
+    FORMAT, FORMAT_VERSION, ImageEntry, Manifest, Recipe, ShardEntry, SplitCounts,
+};
+use crate::raw::{LayoutChoice, Raw};
+use crate::shard::{Shape, Shard};
+use crate::split::stratify;
+use crate::{CLASSES, Error, Progress, Result, Split, cells};
+use output::Output;
+
+pub(crate) use output::WORK_DIR;
+
+/// Largest working size: pixels along an edge.
+pub const MAX_SIZE: u32 = 8192;
+
+/// Largest patch: pixels along an edge. One more and a cell's pixels would not fit u16.
+pub const MAX_PATCH: u32 = 255;
+
+/// `prepare` stops looking for more after this many unusable raw files.
+pub const MAX_BAD_FILES: usize = 20;
+
+/// More threads than this only cost memory: the disk is the limit long before.
+const MAX_WORKERS: usize = 64;
+
+/// How [`prepare`] works.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct PrepareOptions {
+    /// Layout of the raw dataset.
+    pub layout: LayoutChoice,
+    /// Working size: pixels along an edge of a prepared image.
+    pub size: u32,
+    /// Pixels along an edge of a cell; divides `size`.
+    pub patch: u32,
+    /// A cell has a class when at least this many of its pixels have it; at least 1.
+    pub min_lesion_pixels: u32,
+    /// Seed of the split.
+    pub seed: u64,
+    /// Threads; 0 for one per processor.
+    pub workers: usize,
+    /// Whether to store class bits per pixel: a quarter of the disk space, needed for lesion-centred crops and outlines.
+    pub mask: bool,
+    /// Images per shard.
+    pub shard_images: u32,
+}
+
+impl Default for PrepareOptions {
+    fn default() -> Self {
+        Self {
+            layout: LayoutChoice::Auto,
+            size: 1280,
+            patch: 128,
+            min_lesion_pixels: 1,
+            seed: 0,
+            workers: 0,
+            mask: true,
+            shard_images: 32,
+        }
+    }
+}
+
+impl PrepareOptions {
+    fn check(&self) -> Result<()> {
+        let Self {
+            size,
+            patch,
+            min_lesion_pixels,
+            shard_images,
+            ..
+        } = *self;
+        check_grid(size, patch)?;
+        if !(1..=patch * patch).contains(&min_lesion_pixels) {
+            let limit = format!("must be 1 to {} (a whole patch)", patch * patch);
+            return refuse(
+                "--min-lesion-pixels",
+                min_lesion_pixels,
+                limit,
+                "1 is the published rule",
+            );
+        }
+        if !(1..=4096).contains(&shard_images) {
+            return refuse(
+                "shard_images",
+                shard_images,
+                "must be 1 to 4096".to_owned(),
+                "32 is the usual value",
+            );
+        }
+        Ok(())
+    }
+
+    fn recipe(&self, layout: &str) -> Recipe {
+        Recipe {
+            layout: layout.to_owned(),
+            size: self.size,
+            patch: self.patch,
+            min_lesion_pixels: self.min_lesion_pixels,
+            seed: self.seed,
+            mask: self.mask,
+            shard_images: self.shard_images,
+        }
+    }
+
+    fn workers(&self) -> usize {
+        match self.workers {
+            0 => std::thread::available_parallelism()
+                .map_or(1, usize::from)
+                .min(MAX_WORKERS),
+            n => n.min(MAX_WORKERS),
+        }
+    }
+}
+
+/// Whether a picture of `size` pixels can be cut into cells of `patch`.
+pub(crate) fn check_grid(size: u32, patch: u32) -> Result<()> {
+    if !(8..=MAX_PATCH).contains(&patch) {
+        return refuse(
+            "--patch",
+            patch,
+            format!("must be 8 to {MAX_PATCH}"),
+            "128 is the usual patch",
+        );
+    }
+    if !(patch..=MAX_SIZE).contains(&size) {
+        return refuse(
+            "--size",
+            size,
+            format!("must be {patch} (--patch) to {MAX_SIZE}"),
+            "1280 is the usual size",
+        );
+    }
+    if !size.is_multiple_of(patch) {
+        let below = size / patch * patch;
+        let help = format!(
+            "use {below} or {}",
+            (below + patch).min(MAX_SIZE / patch * patch)
+        );
+        return refuse(
+            "--size",
+            size,
+            format!("must be a multiple of --patch {patch}"),
+            &help,
+        );
+    }
+    Ok(())
+}
+
+fn refuse(option: &'static str, value: u32, limit: String, help: &str) -> Result<()> {
+    Err(Error::Option {
+        option,
+        value: value.to_string(),
+        limit,
+        help: help.to_owned(),
+    })
+}
+
+/// What is to be made, all of it known before the first image is read.
+pub(super) struct Plan {
+    pub raw: Raw,
+    pub recipe: Recipe,
+    pub cells: Cells,
+}
+
+impl Plan {
+    pub fn shards(&self) -> usize {
+        self.raw
+            .images
+            .len()
+            .div_ceil(self.recipe.shard_images as usize)
+    }
+
+    /// The images of a shard, as a range of image numbers.
+    pub fn images_of(&self, shard: usize) -> std::ops::Range<usize> {
+        let per_shard = self.recipe.shard_images as usize;
+        shard * per_shard..((shard + 1) * per_shard).min(self.raw.images.len())
+    }
+
+    pub fn shape(&self, shard: usize) -> Shape {
+        Shape {
+            images: self.images_of(shard).len(),
+            size: self.cells.size,
+            grid: self.cells.grid(),
+            mask: self.recipe.mask,
+        }
+    }
+}
+
+/// Turns the raw dataset `src` (a directory or a zip) into a prepared dataset in the directory `out`.
+///
+/// Goes on where an earlier, interrupted run with the same options stopped. When `out` is complete already, its shards
+/// are verified, damaged ones are remade, and nothing else happens. `out` with other options, or with anything else in
+/// it, is refused.
+pub fn prepare(
+    src: &Path,
+    out: &Path,
+    options: &PrepareOptions,
+    progress: &dyn Progress,
+) -> Result<Manifest> {
+    options.check()?;
+    let raw = Raw::open(src, options.layout)?;
+    let recipe = options.recipe(raw.layout.name());
+    let cells = Cells {
+        size: options.size as usize,
+        patch: options.patch as usize,
+    };
+    let plan = Plan { raw, recipe, cells };
+    let output = Output::open(out, &plan)?;
+
+    progress.start(plan.raw.images.len() as u64);
+    let shards = output
+        .verified(&plan)
+        .and_then(|done| run::make_shards(&plan, &output, done, options.workers(), progress));
+    progress.finish();
+
+    let manifest = describe(&plan, out, shards?)?;
+    output.finish(&manifest)?;
+    Ok(manifest)
+}
+
+/// The manifest, from the shards alone.
+fn describe(plan: &Plan, out: &Path, shards: Vec<ShardEntry>) -> Result<Manifest> {
+    let mut labels = Vec::new();
+    let mut black = Vec::new();
+    for (number, entry) in shards.iter().enumerate() {
+        let shard = Shard::open(&out.join(&entry.file), plan.shape(number))?;
+        for row in 0..entry.images as usize {
+            labels.push(cells::labels(
+                &shard.areas(row),
+                plan.recipe.min_lesion_pixels,
+            ));
+            black.push(shard.black(row).to_vec());
+        }
+    }
+    let image_labels: Vec<u8> = labels
+        .iter()
+        .map(|cells| cells.iter().fold(0, |all, label| all | label))
+        .collect();
+    let ids: Vec<&str> = plan.raw.images.iter().map(|raw| raw.id.as_str()).collect();
+    let splits = stratify(&ids, &image_labels, plan.recipe.seed);
+
+    let counts = |split: Split| {
+        let of_split = (0..ids.len()).filter(|&i| splits[i] == split);
+        (
+            split,
+            SplitCounts::of(of_split.map(|i| (&labels[i][..], &black[i][..]))),
+        )
+    };
+    let counts: BTreeMap<_, _> = Split::ALL.into_iter().map(counts).collect();
+    let per_shard = plan.recipe.shard_images as usize;
+    let entry = |(i, raw): (usize, &crate::raw::RawImage)| ImageEntry {
+        id: raw.id.clone(),
+        split: splits[i],
+        shard: (i / per_shard) as u32,
+        row: (i % per_shard) as u32,
+        label: image_labels[i],
+        grade: raw.grade,
+    };
+    Ok(Manifest {
+        format: FORMAT.to_owned(),
+        format_version: FORMAT_VERSION,
+        classes: CLASSES.map(str::to_owned).to_vec(),
+        recipe: plan.recipe.clone(),
+        grid: plan.cells.grid() as u32,
+        black_level: BLACK_LEVEL,
+        black_fraction: BLACK_FRACTION,
+        source: plan.raw.fingerprint(&plan.raw.images, false),
+        splits: counts,
+        shards,
+        images: plan.raw.images.iter().enumerate().map(entry).collect(),
+    })
+}

@@ -1,0 +1,246 @@
+//! The output directory: what is in it already, what is finished, what is not.
+//!
+//! While a run is unfinished there is `OUT/.prepare/` with `recipe.json` (the options), `shard-00000.part` (being
+//! written) and `shard-00000.json` (a finished shard: its entry in the manifest to be, and a fingerprint of the raw
+//! files it was made from). The directory goes away after the manifest is written.
+
+use std::fs::{self, File, TryLockError};
+use std::path::{Path, PathBuf};
+
+use rayon::prelude::*;
+use serde::{Deserialize, Serialize};
+
+use super::Plan;
+use crate::manifest::{MANIFEST_FILE, Manifest, Recipe, ShardEntry};
+use crate::{Error, Result, fsio, shard};
+
+/// The directory of an unfinished run inside the output directory.
+pub(crate) const WORK_DIR: &str = ".prepare";
+
+const RECIPE_FILE: &str = "recipe.json";
+
+/// No record is larger.
+const MAX_RECORD_BYTES: u64 = 1 << 20;
+
+/// What is kept of a finished shard until the manifest is written.
+#[derive(Debug, Serialize, Deserialize)]
+struct Record {
+    #[serde(flatten)]
+    entry: ShardEntry,
+    /// Fingerprint of the raw files: a shard of other files is made anew.
+    raw: String,
+}
+
+/// The output directory, locked against other runs.
+pub(super) struct Output {
+    dir: PathBuf,
+    work: PathBuf,
+    /// The manifest of a complete dataset.
+    complete: Option<Manifest>,
+    /// Holds the lock on the directory until the run ends.
+    _lock: File,
+}
+
+impl Output {
+    /// Creates `dir`, or takes it over when what is in it was made with the same options.
+    pub fn open(dir: &Path, plan: &Plan) -> Result<Self> {
+        fs::create_dir_all(dir).map_err(|e| Error::io("create", dir, e))?;
+        let lock = lock(dir)?;
+        let work = dir.join(WORK_DIR);
+        let complete = if dir.join(MANIFEST_FILE).exists() {
+            Some(Manifest::load(dir)?)
+        } else {
+            None
+        };
+        let output = Self {
+            dir: dir.to_owned(),
+            work,
+            complete,
+            _lock: lock,
+        };
+        output.check_same(plan)?;
+        fs::create_dir_all(&output.work).map_err(|e| Error::io("create", &output.work, e))?;
+        let recipe = serde_json::to_vec_pretty(&plan.recipe)
+            .expect("a recipe holds only strings and numbers");
+        fsio::write_atomic(&output.work.join(RECIPE_FILE), &recipe)?;
+        Ok(output)
+    }
+
+    fn check_same(&self, plan: &Plan) -> Result<()> {
+        if let Some(manifest) = &self.complete {
+            let mut differences = differences(&manifest.recipe, &plan.recipe);
+            let source = plan.raw.fingerprint(&plan.raw.images, false);
+            if source != manifest.source {
+                differences.push(format!(
+                    "other raw images ({} there, {} here; names, lengths or grades differ)",
+                    manifest.images.len(),
+                    plan.raw.images.len()
+                ));
+            }
+            return self.refuse_if(&differences, true);
+        }
+        let recipe = self.work.join(RECIPE_FILE);
+        if recipe.exists() {
+            // Written atomically: one that cannot be read was not written by us.
+            let bytes = fsio::read_capped(&recipe, MAX_RECORD_BYTES)?.unwrap_or_default();
+            let there: Recipe = serde_json::from_slice(&bytes).map_err(|e| Error::Manifest {
+                path: recipe.clone(),
+                reason: e.to_string(),
+            })?;
+            return self.refuse_if(&differences(&there, &plan.recipe), false);
+        }
+        let mut names = fs::read_dir(&self.dir)
+            .map_err(|e| Error::io("list", &self.dir, e))?
+            .flatten();
+        match names.find(|item| item.file_name() != WORK_DIR) {
+            Some(item) => Err(Error::Occupied {
+                path: self.dir.clone(),
+                found: item.file_name().to_string_lossy().into_owned(),
+            }),
+            None => Ok(()),
+        }
+    }
+
+    fn refuse_if(&self, differences: &[String], complete: bool) -> Result<()> {
+        if differences.is_empty() {
+            return Ok(());
+        }
+        Err(Error::Otherwise {
+            path: self.dir.clone(),
+            differences: differences.join(", "),
+            complete,
+        })
+    }
+
+    /// The shards that are there and whole, by number; the others are `None`. Reads every byte of them.
+    pub fn verified(&self, plan: &Plan) -> Result<Vec<Option<ShardEntry>>> {
+        let verify = |number: usize| {
+            let entry = self.recorded(plan, number)?;
+            let path = self.dir.join(&entry.file);
+            match shard::verify(&path, entry.bytes, Some(&entry.blake3)) {
+                Ok(()) => Some(entry),
+                Err(error) => {
+                    tracing::warn!("{error}");
+                    None
+                }
+            }
+        };
+        Ok((0..plan.shards()).into_par_iter().map(verify).collect())
+    }
+
+    /// What is known of a shard: from its record, or from the manifest of a complete dataset.
+    fn recorded(&self, plan: &Plan, number: usize) -> Option<ShardEntry> {
+        let expected = |entry: &ShardEntry| {
+            let shape = plan.shape(number);
+            entry.file == shard::file_name(number)
+                && entry.images as usize == shape.images
+                && entry.bytes == shape.file_bytes()
+        };
+        let from_record = || {
+            let bytes = fsio::read_capped(&self.record(number), MAX_RECORD_BYTES).ok()??;
+            let record: Record = serde_json::from_slice(&bytes).ok()?;
+            (record.raw == raw_of(plan, number)).then_some(record.entry)
+        };
+        let from_manifest = || self.complete.as_ref()?.shards.get(number).cloned();
+        from_record().or_else(from_manifest).filter(expected)
+    }
+
+    fn record(&self, number: usize) -> PathBuf {
+        self.work.join(format!("shard-{number:05}.json"))
+    }
+
+    /// Where a shard is written until it is complete.
+    pub fn part(&self, number: usize) -> PathBuf {
+        self.work.join(format!("shard-{number:05}.part"))
+    }
+
+    /// The directory.
+    pub fn dir(&self) -> &Path {
+        &self.dir
+    }
+
+    /// Makes a written part durable, names it, and keeps a record of it.
+    pub fn keep(&self, plan: &Plan, number: usize, file: &File) -> Result<ShardEntry> {
+        let (part, shape) = (self.part(number), plan.shape(number));
+        file.sync_all()
+            .map_err(|e| Error::writing(&part, shape.file_bytes(), e))?;
+        let entry = ShardEntry {
+            file: shard::file_name(number),
+            images: shape.images as u32,
+            bytes: shape.file_bytes(),
+            blake3: fsio::hash_file(&part)?,
+        };
+        fsio::rename(&part, &self.dir.join(&entry.file))?;
+        let record = Record {
+            entry,
+            raw: raw_of(plan, number),
+        };
+        let bytes = serde_json::to_vec(&record).expect("a record holds only strings and numbers");
+        fsio::write_atomic(&self.record(number), &bytes)?;
+        Ok(record.entry)
+    }
+
+    /// Writes the manifest and clears away what an unfinished run keeps.
+    pub fn finish(&self, manifest: &Manifest) -> Result<()> {
+        for item in fs::read_dir(&self.dir)
+            .map_err(|e| Error::io("list", &self.dir, e))?
+            .flatten()
+        {
+            // Left by an earlier run over more images.
+            let name = item.file_name().to_string_lossy().into_owned();
+            if shard::is_shard_name(&name)
+                && !manifest.shards.iter().any(|shard| shard.file == name)
+            {
+                fs::remove_file(item.path()).map_err(|e| Error::io("remove", item.path(), e))?;
+            }
+        }
+        if self.complete.as_ref() != Some(manifest) {
+            manifest.save(&self.dir)?;
+        }
+        fs::remove_dir_all(&self.work).map_err(|e| Error::io("remove", &self.work, e))?;
+        fsio::sync_dir(&self.dir)
+    }
+}
+
+fn raw_of(plan: &Plan, shard: usize) -> String {
+    plan.raw
+        .fingerprint(&plan.raw.images[plan.images_of(shard)], true)
+}
+
+/// Locks the directory itself, so that no lock file is left in it.
+fn lock(dir: &Path) -> Result<File> {
+    let file = File::open(dir).map_err(|e| Error::io("open", dir, e))?;
+    match file.try_lock() {
+        Err(TryLockError::WouldBlock) => Err(Error::Busy {
+            path: dir.to_owned(),
+        }),
+        Err(TryLockError::Error(error)) => {
+            // Some network file systems lock no directories; two runs at a time are the user's own care there.
+            tracing::warn!("cannot lock {}: {error}", dir.display());
+            Ok(file)
+        }
+        Ok(()) => Ok(file),
+    }
+}
+
+fn differences(there: &Recipe, asked: &Recipe) -> Vec<String> {
+    let mut differences = Vec::new();
+    let mut compare = |name: &str, there: &dyn ToString, asked: &dyn ToString| {
+        let (there, asked) = (there.to_string(), asked.to_string());
+        if there != asked {
+            differences.push(format!("{name} {there} there, {asked} asked for"));
+        }
+    };
+    compare("layout", &there.layout, &asked.layout);
+    compare("size", &there.size, &asked.size);
+    compare("patch", &there.patch, &asked.patch);
+    compare(
+        "min-lesion-pixels",
+        &there.min_lesion_pixels,
+        &asked.min_lesion_pixels,
+    );
+    compare("seed", &there.seed, &asked.seed);
+    compare("mask", &there.mask, &asked.mask);
+    compare("images per shard", &there.shard_images, &asked.shard_images);
+    differences
+}

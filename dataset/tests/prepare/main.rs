@@ -1,0 +1,7 @@
+//! `prepare` from the outside: layouts, damaged input, interruption, and what a prepared dataset gives back.
+#![allow(clippy::unwrap_used, reason = "in a test a panic is the message")]
+
+mod damage;
+mod layouts;
+mod raw;
+mod restart;

@@ -1,0 +1,234 @@
+//! Patch crop: 8-bit images to a normalised batch in one pass.
+
+use rayon::prelude::*;
+
+use crate::augment::{Augment, Draw, draw};
+use crate::error::{Error, Result, check_len, checked_elements};
+use crate::geometry::{BAND, Window};
+use crate::shade::{Element, GREY, Jitter, Shader};
+use crate::simd::{Level, multiversion};
+use crate::{BatchMut, ImageU8};
+
+/// Elements over which channels line up with 32-lane byte vectors.
+const BYTES: usize = 96;
+
+/// Which pixels a sample is made of.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct CropSpec {
+    /// Index into the `images` of the same call.
+    pub image: usize,
+    /// Top row of the grid cell, pixels.
+    pub y: u32,
+    /// Left column of the grid cell, pixels.
+    pub x: u32,
+    /// Identity of the sample: what its randomness is hashed from.
+    pub sample_id: u64,
+}
+
+/// Crops one `size` x `size` patch per spec, augments it as [`draw`] says for its sample id, and
+/// writes `(x / 255 - mean) / std` to `out`, `[specs.len(), size, size, 3]`.
+///
+/// In order: the window is shifted by the offset jitter and clamped into the image, mirrored,
+/// turned, then brightness (factor on the value), contrast (blend with the mean grey of the patch),
+/// saturation (blend with the pixel's own grey), each clamped to 0..1, then normalised. `None` is
+/// the bare crop.
+pub fn patch_crop(
+    images: &[ImageU8<'_>],
+    specs: &[CropSpec],
+    size: usize,
+    seed: u64,
+    epoch: u32,
+    aug: Option<&Augment>,
+    out: BatchMut<'_>,
+) -> Result<()> {
+    check(images, specs, size, &out)?;
+    if let Some(aug) = aug {
+        aug.check()?;
+    }
+    let samples: Vec<(Window<'_, u8>, Draw)> = specs
+        .iter()
+        .map(|spec| {
+            let draw = aug.map_or(Draw::IDENTITY, |aug| draw(seed, epoch, spec.sample_id, aug));
+            (window(&images[spec.image], spec, size, &draw), draw)
+        })
+        .collect();
+    match out {
+        BatchMut::F32(out) => shade_all(Level::detect(), &samples, size, out),
+        BatchMut::Bf16(out) => shade_all(Level::detect(), &samples, size, out),
+    }
+    Ok(())
+}
+
+fn check(
+    images: &[ImageU8<'_>],
+    specs: &[CropSpec],
+    size: usize,
+    out: &BatchMut<'_>,
+) -> Result<()> {
+    if size == 0 {
+        return Err(Error::Argument {
+            what: "size",
+            limit: "1 or more pixels",
+            actual: "0".into(),
+            help: "pass the patch size of the prepared dataset",
+        });
+    }
+    for image in images {
+        image.check()?;
+    }
+    let expected = checked_elements("out", &[specs.len(), size, size, 3])?;
+    check_len("out", "[specs.len(), size, size, 3]", out.len(), expected)?;
+    for &CropSpec {
+        image: index,
+        y,
+        x,
+        sample_id,
+    } in specs
+    {
+        let image = images.get(index).ok_or(Error::ImageIndex {
+            sample_id,
+            image: index,
+            images: images.len(),
+        })?;
+        let fits = |start: u32, length: usize| {
+            length
+                .checked_sub(size)
+                .is_some_and(|last| start as usize <= last)
+        };
+        if !fits(y, image.height) || !fits(x, image.width) {
+            return Err(Error::CropOutside {
+                sample_id,
+                image: index,
+                y,
+                x,
+                size,
+                height: image.height,
+                width: image.width,
+            });
+        }
+    }
+    Ok(())
+}
+
+/// The window of a checked spec, shifted and clamped into the image.
+fn window<'a>(image: &ImageU8<'a>, spec: &CropSpec, size: usize, draw: &Draw) -> Window<'a, u8> {
+    let shifted = |start: u32, shift: i32, length: usize| {
+        let moved = (start as usize).saturating_add_signed(shift as isize);
+        moved.min(length - size)
+    };
+    let y = shifted(spec.y, draw.dy, image.height);
+    let x = shifted(spec.x, draw.dx, image.width);
+    let (pixels, _) = image.data.as_chunks::<3>();
+    Window {
+        pixels: &pixels[y * image.width + x..],
+        stride: image.width,
+        size,
+    }
+}
+
+fn shade_all<E: Element>(
+    level: Level,
+    samples: &[(Window<'_, u8>, Draw)],
+    size: usize,
+    out: &mut [E],
+) {
+    out.par_chunks_exact_mut(3 * size * size)
+        .zip(samples)
+        .for_each_init(
+            || (Shader::new(level, size), vec![[0; 3]; BAND * size]),
+            |(shader, band), (out, (window, draw))| {
+                let jitter = Jitter::new(draw, |brightness| mean_grey(level, window, brightness));
+                for (index, out) in out.chunks_mut(3 * size * BAND).enumerate() {
+                    let band = &mut band[..out.len() / 3];
+                    window.place(draw, index * BAND, band);
+                    let rows = band.chunks_exact(size).zip(out.chunks_exact_mut(3 * size));
+                    for (row, out) in rows {
+                        shader.row(row.as_flattened(), jitter.as_ref(), out);
+                    }
+                }
+            },
+        );
+}
+
+/// Mean grey of the window after brightness, 0..1. The sums are over integers, hence exact in any
+/// order.
+fn mean_grey(level: Level, window: &Window<'_, u8>, brightness: f32) -> f32 {
+    // Values above the limit saturate at 1.
+    let limit = (255.0 / brightness).min(255.0) as u8;
+    let Sums { below, above } = channel_sums(level, window, limit);
+    let grey: f64 = (0..3)
+        .map(|c| {
+            let linear = below[c] as f64 * f64::from(brightness) / 255.0;
+            f64::from(GREY[c]) * (linear + above[c] as f64)
+        })
+        .sum();
+    (grey / (window.size * window.size) as f64) as f32
+}
+
+/// Per channel: the sum of the values up to a limit, and the number of values beyond it.
+#[derive(Clone, Copy, Debug, Default, PartialEq)]
+struct Sums {
+    below: [u64; 3],
+    above: [u64; 3],
+}
+
+/// [`Sums`] that are still spread over byte vectors.
+struct Lanes {
+    below: [u16; BYTES],
+    above: [u16; BYTES],
+    blocks: usize,
+}
+
+impl Lanes {
+    /// Blocks that fill 16 bits: 257 * 255 = 65535.
+    const FULL: usize = 257;
+
+    const EMPTY: Self = Self {
+        below: [0; BYTES],
+        above: [0; BYTES],
+        blocks: 0,
+    };
+
+    /// Makes room for `blocks` more.
+    fn flush_unless_room(&mut self, blocks: usize, sums: &mut Sums) {
+        if self.blocks + blocks > Self::FULL {
+            for k in 0..BYTES {
+                sums.below[k % 3] += u64::from(self.below[k]);
+                sums.above[k % 3] += u64::from(self.above[k]);
+            }
+            *self = Self::EMPTY;
+        }
+        self.blocks += blocks;
+    }
+}
+
+multiversion! {
+    fn channel_sums(window: &Window<'_, u8>, limit: u8) -> Sums {
+        let mut sums = Sums::default();
+        let mut lanes = Lanes::EMPTY;
+        for y in 0..window.size {
+            let (blocks, rest) = window.row(y).as_flattened().as_chunks::<BYTES>();
+            for blocks in blocks.chunks(Lanes::FULL) {
+                lanes.flush_unless_room(blocks.len(), &mut sums);
+                for block in blocks {
+                    let lanes = lanes.below.iter_mut().zip(&mut lanes.above);
+                    for ((below, above), &value) in lanes.zip(block) {
+                        let over = value > limit;
+                        *below += if over { 0 } else { u16::from(value) };
+                        *above += u16::from(over);
+                    }
+                }
+            }
+            for (k, &value) in rest.iter().enumerate() {
+                let over = value > limit;
+                sums.below[k % 3] += if over { 0 } else { u64::from(value) };
+                sums.above[k % 3] += u64::from(over);
+            }
+        }
+        lanes.flush_unless_room(Lanes::FULL + 1, &mut sums);
+        sums
+    }
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,209 @@
+use super::*;
+use crate::golden::{values, values_f32, with_threads};
+use proptest::prelude::*;
+
+fn params(gamma: f32, alpha: &[f32], pos_weight: f32, neg_weight: f32) -> FocalParams {
+    FocalParams {
+        gamma,
+        alpha: alpha.to_vec(),
+        pos_weight,
+        neg_weight,
+    }
+}
+
+fn run(logits: &[f32], targets: &[u8], params: &FocalParams, scale: f32) -> (f64, Vec<f32>) {
+    let mut dlogits = vec![f32::NAN; logits.len()];
+    let loss = focal_loss(logits, targets, params, scale, &mut dlogits).unwrap();
+    (loss, dlogits)
+}
+
+/// The definition as it is printed in the paper, in f64.
+fn textbook(z: f64, positive: bool, gamma: f64, weight: f64) -> f64 {
+    let z = if positive { z } else { -z };
+    // 1 - p_t and -ln p_t in the forms that keep their digits.
+    weight * (1.0 / (1.0 + z.exp())).powf(gamma) * (-z).exp().ln_1p()
+}
+
+#[test]
+fn loss_and_gradient_are_those_of_torchvision() {
+    let logits = values_f32("focal.logits");
+    let targets: Vec<u8> = values("focal.targets").iter().map(|&t| t as u8).collect();
+    let cases = [
+        ("lin", params(2.0, &[1.0; 4], 0.25, 0.75)),
+        ("gamma1.5", params(1.5, &[1.0; 4], 0.25, 0.75)),
+        ("plain", params(2.0, &[1.0; 4], 1.0, 1.0)),
+        ("bce", params(0.0, &[1.0; 4], 1.0, 1.0)),
+    ];
+    for (name, params) in cases {
+        let (loss, grad) = run(&logits, &targets, &params, 1.0);
+        let want = values(&format!("focal.{name}.loss"))[0];
+        assert!((loss / want - 1.0).abs() < 1e-12, "{name}: {loss} {want}");
+        for (i, want) in values(&format!("focal.{name}.grad"))
+            .into_iter()
+            .enumerate()
+        {
+            // torchvision forms 1 - p_t in f64, which loses digits near 0: hence the absolute part.
+            let error = (f64::from(grad[i]) - want).abs();
+            assert!(
+                error <= 1e-7 * want.abs() + 1e-13,
+                "{name}[{i}]: {} {want}",
+                grad[i]
+            );
+        }
+    }
+}
+
+#[test]
+fn gradient_is_the_slope_of_the_loss() {
+    let step = 1e-5;
+    for gamma in [0.0, 0.5, 1.0, 2.0, 3.5] {
+        let params = params(gamma, &[0.7, 1.3], 0.25, 0.75);
+        for i in -60..=60 {
+            let z = f64::from(i) / 4.0;
+            for label in 0..4u8 {
+                let (_, grad) = run(&[z as f32; 2], &[label], &params, 2.0);
+                for c in 0..2 {
+                    let positive = label >> c & 1 == 1;
+                    let weight = [0.7f32, 1.3][c] * if positive { 0.25 } else { 0.75 };
+                    let loss = |z| textbook(z, positive, f64::from(gamma), f64::from(weight));
+                    let slope = 2.0 * (loss(z + step) - loss(z - step)) / (2.0 * step);
+                    let error = (f64::from(grad[c]) - slope).abs();
+                    assert!(
+                        error < 1e-6 * slope.abs() + 2e-8,
+                        "{gamma} {z} {label}: {grad:?} {slope}"
+                    );
+                }
+            }
+        }
+    }
+}
+
+type Kernel = fn(Level, &[f32], &[u8], &Weights, &mut [f32]) -> f64;
+
+fn batches() -> impl Strategy<Value = (usize, Vec<u8>, Vec<f32>, f32)> {
+    (1usize..=8, 0usize..1200).prop_flat_map(|(classes, rows)| {
+        (
+            Just(classes),
+            prop::collection::vec(0..=u8::MAX >> (8 - classes), rows),
+            prop::collection::vec(-20f32..20.0, rows * classes),
+            prop_oneof![Just(2.0f32), 0f32..4.0],
+        )
+    })
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(64))]
+
+    #[test]
+    fn loss_is_the_textbook_sum((classes, targets, logits, gamma) in batches()) {
+        let alpha: Vec<f32> = (0..classes).map(|c| 0.5 + c as f32).collect();
+        let params = params(gamma, &alpha, 0.25, 0.75);
+        let (loss, _) = run(&logits, &targets, &params, 1.0);
+        let mut want = 0.0;
+        for (row, &label) in targets.iter().enumerate() {
+            for c in 0..classes {
+                let positive = label >> c & 1 == 1;
+                let weight = f64::from(alpha[c]) * if positive { 0.25 } else { 0.75 };
+                let z = f64::from(logits[row * classes + c]);
+                want += textbook(z, positive, f64::from(gamma), weight);
+            }
+        }
+        prop_assert!((loss - want).abs() <= 1e-9 * want, "{} {}", loss, want);
+    }
+
+    #[test]
+    fn bits_depend_neither_on_threads_nor_on_the_processor((classes, targets, logits, gamma) in batches()) {
+        let params = params(gamma, &vec![0.9; classes], 0.25, 0.75);
+        let bits = |(loss, grad): (f64, Vec<f32>)| (loss.to_bits(), grad.iter().map(|g| g.to_bits()).collect::<Vec<_>>());
+        let one = bits(with_threads(1, || run(&logits, &targets, &params, 0.5)));
+        for threads in [2, 3] {
+            prop_assert_eq!(&one, &bits(with_threads(threads, || run(&logits, &targets, &params, 0.5))));
+        }
+        let rows = targets.len().min(BLOCK_ROWS);
+        let weights = Weights {
+            classes,
+            gamma: f64::from(gamma),
+            by_label: [[0.75, 0.25]; MAX_CLASSES],
+            scale: 1.0,
+        };
+        let block = |level: Level, kernel: Kernel| {
+            let mut grad = vec![0.0; rows * classes];
+            let loss = kernel(level, &logits[..rows * classes], &targets[..rows], &weights, &mut grad);
+            bits((loss, grad))
+        };
+        for level in Level::available() {
+            prop_assert_eq!(block(level, squared_block), block(Level::detect(), squared_block));
+            prop_assert_eq!(block(level, power_block), block(Level::detect(), power_block));
+        }
+    }
+}
+
+#[test]
+fn nan_and_infinity_are_not_hidden() {
+    for gamma in [0.0, 1.5, 2.0] {
+        let params = params(gamma, &[1.0; 4], 1.0, 1.0);
+        for at in [0, 5, 4 * 300 + 3] {
+            let mut logits = vec![0.5; 4 * 400];
+            logits[at] = f32::NAN;
+            let (loss, grad) = run(&logits, &[3; 400], &params, 1.0);
+            assert!(loss.is_nan(), "gamma {gamma}, element {at}");
+            assert!(grad[at].is_nan() && !grad[at + 1].is_nan());
+        }
+        let (loss, _) = run(&[f32::INFINITY, 0.0, 0.0, 0.0], &[0], &params, 1.0);
+        assert_eq!(loss, f64::INFINITY);
+        // Certain and right costs nothing; certain and wrong stays finite up to the f32 range.
+        let (loss, grad) = run(
+            &[f32::INFINITY, f32::NEG_INFINITY, f32::MAX, f32::MIN],
+            &[5],
+            &params,
+            1.0,
+        );
+        assert!(
+            loss.abs() < 1e-200 && grad.iter().all(|&g| g.abs() < 1e-30),
+            "{loss} {grad:?}"
+        );
+        let (loss, grad) = run(&[f32::MIN, f32::MAX, -500.0, 500.0], &[5], &params, 1.0);
+        assert!(
+            loss.is_finite() && grad == [-1.0, 1.0, -1.0, 1.0],
+            "{loss} {grad:?}"
+        );
+    }
+}
+
+#[test]
+fn scale_multiplies_the_gradient_alone() {
+    let params = params(2.0, &[1.0; 4], 0.25, 0.75);
+    let logits = values_f32("focal.logits");
+    let targets = [6; 24];
+    let (loss, grad) = run(&logits, &targets, &params, 1.0);
+    let (scaled_loss, scaled) = run(&logits, &targets, &params, -0.125);
+    assert_eq!(loss, scaled_loss);
+    assert!(grad.iter().zip(&scaled).all(|(g, s)| g * -0.125 == *s));
+}
+
+#[test]
+fn no_rows_give_zero() {
+    assert_eq!(run(&[], &[], &params(2.0, &[1.0; 4], 1.0, 1.0), 1.0).0, 0.0);
+}
+
+#[test]
+fn bad_arguments_are_errors() {
+    let fail = |logits: usize, targets: &[u8], params: &FocalParams, dlogits: usize| {
+        let mut dlogits = vec![0.0; dlogits];
+        focal_loss(&vec![0.0; logits], targets, params, 1.0, &mut dlogits)
+            .unwrap_err()
+            .to_string()
+    };
+    let good = params(2.0, &[1.0; 4], 1.0, 1.0);
+    assert!(fail(7, &[0, 0], &good, 8).starts_with("logits has 7 elements, its shape needs 8"));
+    assert!(fail(8, &[0, 0], &good, 9).starts_with("dlogits has 9 elements"));
+    assert!(fail(0, &[0], &params(2.0, &[], 1.0, 1.0), 0).contains("is 0, the limit is 1 to 8"));
+    assert!(fail(9, &[0], &params(2.0, &[1.0; 9], 1.0, 1.0), 9).contains("is 9"));
+    assert!(fail(8, &[0, 16], &good, 8).contains("0b00010000 in row 1 with 4 classes"));
+    for bad in [f32::NAN, -1.0, f32::INFINITY] {
+        assert!(fail(4, &[0], &params(bad, &[1.0; 4], 1.0, 1.0), 4).contains("gamma"));
+        assert!(fail(4, &[0], &params(2.0, &[1.0, bad, 1.0, 1.0], 1.0, 1.0), 4).contains("alpha"));
+        assert!(fail(4, &[0], &params(2.0, &[1.0; 4], bad, 1.0), 4).contains("pos_weight"));
+        assert!(fail(4, &[0], &params(2.0, &[1.0; 4], 1.0, bad), 4).contains("neg_weight"));
+    }
+}

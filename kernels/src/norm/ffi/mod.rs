@@ -1,0 +1,220 @@
+//! C entry points, for an autograd function on the C++ side. The header is `fovea_norm.h`, one
+//! folder up; it says what each field is, and the structures here mirror it.
+//!
+//! Each takes one structure of arguments whose first field is its size in bytes, so that a caller
+//! compiled against another header is refused and not misread. They return [`OK`],
+//! [`BAD_ARGUMENT`] or [`INTERNAL`] and never unwind; [`fovea_norm_last_error`] has the words.
+
+mod bn;
+mod pool;
+
+pub use super::workers::{ParallelFor, Task};
+pub use bn::{
+    BnBackwardArgs, BnForwardArgs, fovea_bn_eval_forward, fovea_bn_train_backward,
+    fovea_bn_train_forward,
+};
+pub use pool::{
+    PoolArgs, fovea_avgpool_backward, fovea_avgpool_forward, fovea_maxpool_backward,
+    fovea_maxpool_forward, fovea_stem_eval_forward, fovea_stem_train_backward,
+    fovea_stem_train_forward,
+};
+
+use super::lanes::Isa;
+use super::workers::{Exec, Workers};
+use crate::error::{Error, Result};
+use std::cell::RefCell;
+use std::ffi::{CString, c_char};
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::sync::{Arc, Mutex, PoisonError};
+
+/// The call did what it says.
+pub const OK: i32 = 0;
+/// An argument was refused; nothing was written.
+pub const BAD_ARGUMENT: i32 = 1;
+/// A defect of this library; what the outputs hold is not defined.
+pub const INTERNAL: i32 = 2;
+
+thread_local! {
+    static LAST_ERROR: RefCell<CString> = RefCell::default();
+}
+
+/// Words for the last call of this thread that did not return [`OK`]; valid until the next such call.
+#[unsafe(no_mangle)]
+pub extern "C" fn fovea_norm_last_error() -> *const c_char {
+    LAST_ERROR.with_borrow(|message| message.as_ptr())
+}
+
+fn remember(message: &str) {
+    // A message of ours holds no zero byte; were there one, the words before it are kept.
+    let until = message.find('\0').unwrap_or(message.len());
+    let message = CString::new(&message[..until]).unwrap_or_default();
+    LAST_ERROR.with_borrow_mut(|last| *last = message);
+}
+
+/// Runs a call, turns its outcome into a code.
+fn answer(call: impl FnOnce() -> Result<()>) -> i32 {
+    match catch_unwind(AssertUnwindSafe(call)) {
+        Ok(Ok(())) => OK,
+        Ok(Err(error)) => {
+            remember(&error.to_string());
+            BAD_ARGUMENT
+        }
+        Err(_) => {
+            remember("a pass panicked\n  help: this is a defect; please report it");
+            INTERNAL
+        }
+    }
+}
+
+fn refuse(what: &'static str, limit: &'static str, actual: String, help: &'static str) -> Error {
+    Error::Argument {
+        what,
+        limit,
+        actual,
+        help,
+    }
+}
+
+const NULL_HELP: &str = "pass a buffer; fovea_norm.h says which ones a call needs";
+
+/// Checks the pointer before it becomes a slice.
+fn check_pointer<T>(what: &'static str, pointer: *const T, elements: usize) -> Result<()> {
+    if pointer.is_null() {
+        return Err(refuse(what, "not null", "null".into(), NULL_HELP));
+    }
+    if !pointer.is_aligned() {
+        let limit = "aligned to its element";
+        let help = "pass the address of the first element of a contiguous tensor";
+        return Err(refuse(what, limit, format!("{pointer:p}"), help));
+    }
+    match elements.checked_mul(size_of::<T>()) {
+        Some(bytes) if isize::try_from(bytes).is_ok() => Ok(()),
+        _ => Err(Error::Overflow {
+            what,
+            shape: format!("{elements} elements"),
+        }),
+    }
+}
+
+/// # Safety
+/// Unless null, `pointer` is valid for reads of `elements` while the result lives.
+unsafe fn input<'a, T>(what: &'static str, pointer: *const T, elements: usize) -> Result<&'a [T]> {
+    if elements == 0 {
+        return Ok(&[]);
+    }
+    check_pointer(what, pointer, elements)?;
+    // SAFETY: not null, aligned, of a possible size; validity is the caller's word.
+    Ok(unsafe { std::slice::from_raw_parts(pointer, elements) })
+}
+
+/// # Safety
+/// As [`input`]; null is none.
+unsafe fn optional<'a, T>(
+    what: &'static str,
+    pointer: *const T,
+    elements: usize,
+) -> Result<Option<&'a [T]>> {
+    if pointer.is_null() {
+        return Ok(None);
+    }
+    // SAFETY: passed on.
+    unsafe { input(what, pointer, elements) }.map(Some)
+}
+
+/// # Safety
+/// Unless null, `pointer` is valid for writes of `elements`, and nothing else uses them, while the
+/// result lives.
+unsafe fn output<'a, T>(
+    what: &'static str,
+    pointer: *mut T,
+    elements: usize,
+) -> Result<&'a mut [T]> {
+    if elements == 0 {
+        return Ok(&mut []);
+    }
+    check_pointer(what, pointer, elements)?;
+    // SAFETY: not null, aligned, of a possible size; validity is the caller's word.
+    Ok(unsafe { std::slice::from_raw_parts_mut(pointer, elements) })
+}
+
+/// # Safety
+/// `pointer` is null or points to an argument structure that starts with its size.
+unsafe fn arguments<'a, A>(pointer: *const A) -> Result<&'a A> {
+    check_pointer("the argument structure", pointer, 1)?;
+    // SAFETY: not null and aligned; every argument structure starts with this field.
+    let size = unsafe { pointer.cast::<i64>().read() };
+    if usize::try_from(size) != Ok(size_of::<A>()) {
+        let help =
+            "set size to sizeof of the structure; compile against this library's fovea_norm.h";
+        let limit = "the size of the structure that this library was built with";
+        return Err(refuse("size", limit, size.to_string(), help));
+    }
+    // SAFETY: not null, aligned, of the agreed size; its pointers are the caller's word.
+    Ok(unsafe { &*pointer })
+}
+
+fn extent(what: &'static str, value: i64) -> Result<usize> {
+    usize::try_from(value).map_err(|_| {
+        let help = "pass the tensor's own sizes";
+        refuse(what, "0 or more", value.to_string(), help)
+    })
+}
+
+/// Calls a function of an element type that is chosen by number: 0 is f32, 1 is bf16.
+macro_rules! by_dtype {
+    ($dtype:expr, $function:ident($($argument:expr),*)) => {
+        match $dtype {
+            0 => $function::<f32>($($argument),*),
+            1 => $function::<half::bf16>($($argument),*),
+            other => Err(super::unknown_dtype(other)),
+        }
+    };
+}
+use by_dtype;
+
+fn unknown_dtype(value: i32) -> Error {
+    let help = "use FOVEA_F32 or FOVEA_BF16";
+    refuse("dtype", "0 (f32) or 1 (bf16)", value.to_string(), help)
+}
+
+/// Rayon pools that calls without a loop of their own run on, one per thread count, kept because
+/// starting threads costs more than a pass.
+static POOLS: Mutex<Vec<Arc<rayon::ThreadPool>>> = Mutex::new(Vec::new());
+
+fn pool_of(threads: usize) -> Result<Arc<rayon::ThreadPool>> {
+    let mut pools = POOLS.lock().unwrap_or_else(PoisonError::into_inner);
+    if let Some(pool) = pools.iter().find(|p| p.current_num_threads() == threads) {
+        return Ok(Arc::clone(pool));
+    }
+    let pool = rayon::ThreadPoolBuilder::new()
+        .num_threads(threads)
+        .thread_name(|i| format!("fovea-norm-{i}"))
+        .build()
+        .map_err(|error| {
+            let help = "use fewer threads, or raise the limit on processes";
+            refuse(
+                "threads",
+                "what the system can start",
+                error.to_string(),
+                help,
+            )
+        })?;
+    let pool = Arc::new(pool);
+    pools.push(Arc::clone(&pool));
+    Ok(pool)
+}
+
+/// Runs `pass` on the threads that the caller asked for.
+fn on(
+    threads: i32,
+    parallel_for: Option<ParallelFor>,
+    pass: impl FnOnce(Exec) -> Result<()> + Send,
+) -> Result<()> {
+    let isa = Isa::detect();
+    let exec = |workers| Exec { workers, isa };
+    match (usize::try_from(threads).unwrap_or(0), parallel_for) {
+        (0 | 1, _) => pass(exec(Workers::Inline)),
+        (_, Some(run)) => pass(exec(Workers::Foreign(run))),
+        (count, None) => pool_of(count)?.install(|| pass(exec(Workers::Rayon))),
+    }
+}

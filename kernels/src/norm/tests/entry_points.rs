@@ -1,0 +1,294 @@
+//! The C entry points do what the functions do, and refuse what they cannot trust.
+
+use super::{Numbers, three_threads};
+use crate::norm::ffi::{self, BnBackwardArgs, BnForwardArgs, PoolArgs};
+use crate::norm::{
+    Backward, BatchStats, Forward, Gate, Gradients, PoolShape, bn_train_backward, bn_train_forward,
+    maxpool3x3s2_backward, maxpool3x3s2_forward,
+};
+use std::ffi::CStr;
+use std::ptr::null;
+
+/// All fields zero, as C++ makes it with `{}`, and the size.
+macro_rules! zeroed {
+    ($type:ty) => {{
+        // SAFETY: integers, floats, pointers and an optional function: zero is a value of each.
+        let mut args: $type = unsafe { std::mem::zeroed() };
+        args.size = size_of::<$type>() as i64;
+        args
+    }};
+}
+
+fn last_error() -> String {
+    // SAFETY: a string of this thread, copied before the next call.
+    let words = unsafe { CStr::from_ptr(ffi::fovea_norm_last_error()) };
+    words.to_str().expect("our messages are UTF-8").to_owned()
+}
+
+const ROWS: usize = 1500;
+const CHANNELS: usize = 64;
+
+struct Layer {
+    x: Vec<f32>,
+    dy: Vec<f32>,
+    weight: Vec<f32>,
+    bias: Vec<f32>,
+    out: Vec<f32>,
+    dx: Vec<f32>,
+    /// mean, invstd, var_unbiased, dweight, dbias
+    small: [Vec<f32>; 5],
+}
+
+fn layer() -> Layer {
+    let mut numbers = Numbers::new(21);
+    Layer {
+        x: numbers.floats(ROWS * CHANNELS),
+        dy: numbers.floats(ROWS * CHANNELS),
+        weight: numbers.floats(CHANNELS),
+        bias: numbers.floats(CHANNELS),
+        out: vec![0.0; ROWS * CHANNELS],
+        dx: vec![0.0; ROWS * CHANNELS],
+        small: std::array::from_fn(|_| vec![0.0; CHANNELS]),
+    }
+}
+
+/// Forward and backward through the functions.
+fn direct() -> Layer {
+    let mut l = layer();
+    let [mean, invstd, var_unbiased, dweight, dbias] = &mut l.small;
+    let forward = Forward {
+        x: &l.x,
+        rows: ROWS,
+        channels: CHANNELS,
+        weight: &l.weight,
+        bias: &l.bias,
+        residual: None,
+        relu: true,
+        eps: 1e-5,
+    };
+    let mut stats = BatchStats {
+        mean,
+        invstd,
+        var_unbiased,
+    };
+    bn_train_forward(&forward, &mut l.out, &mut stats).expect("good shapes");
+    let backward = Backward {
+        x: &l.x,
+        rows: ROWS,
+        channels: CHANNELS,
+        dy: &l.dy,
+        second_dy: None,
+        gate: Gate::Input { bias: &l.bias },
+        weight: &l.weight,
+        mean,
+        invstd,
+    };
+    let mut grads = Gradients {
+        dx: &mut l.dx,
+        dresidual: None,
+        dweight,
+        dbias,
+    };
+    bn_train_backward(&backward, &mut grads).expect("good shapes");
+    l
+}
+
+fn forward_args(l: &mut Layer) -> BnForwardArgs {
+    let mut args = zeroed!(BnForwardArgs);
+    args.relu = 1;
+    (args.rows, args.channels) = (ROWS as i64, CHANNELS as i64);
+    args.x = l.x.as_ptr().cast();
+    (args.weight, args.bias) = (l.weight.as_ptr(), l.bias.as_ptr());
+    args.out = l.out.as_mut_ptr().cast();
+    args.mean = l.small[0].as_mut_ptr();
+    args.invstd = l.small[1].as_mut_ptr();
+    args.var_unbiased = l.small[2].as_mut_ptr();
+    (args.threads, args.eps) = (1, 1e-5);
+    args
+}
+
+fn backward_args(l: &mut Layer) -> BnBackwardArgs {
+    let mut args = zeroed!(BnBackwardArgs);
+    args.relu = 1;
+    (args.rows, args.channels) = (ROWS as i64, CHANNELS as i64);
+    (args.x, args.dy) = (l.x.as_ptr().cast(), l.dy.as_ptr().cast());
+    (args.weight, args.bias) = (l.weight.as_ptr(), l.bias.as_ptr());
+    (args.mean, args.invstd) = (l.small[0].as_ptr(), l.small[1].as_ptr());
+    args.dx = l.dx.as_mut_ptr().cast();
+    args.dweight = l.small[3].as_mut_ptr();
+    args.dbias = l.small[4].as_mut_ptr();
+    args
+}
+
+#[test]
+fn batch_norm_through_c_is_the_same() {
+    let expected = direct();
+    for (threads, parallel_for) in [
+        (0, None),
+        (1, None),
+        (2, None),
+        (3, None),
+        (2, Some(three_threads as ffi::ParallelFor)),
+    ] {
+        let mut l = layer();
+        let mut forward = forward_args(&mut l);
+        (forward.threads, forward.parallel_for) = (threads, parallel_for);
+        let mut backward = backward_args(&mut l);
+        (backward.threads, backward.parallel_for) = (threads, parallel_for);
+        // SAFETY: the buffers live and have the lengths of the shape.
+        unsafe {
+            assert_eq!(ffi::fovea_bn_train_forward(&forward), ffi::OK);
+            assert_eq!(ffi::fovea_bn_train_backward(&backward), ffi::OK);
+        }
+        assert!(
+            l.out == expected.out && l.dx == expected.dx,
+            "{threads} threads"
+        );
+        assert_eq!(l.small, expected.small);
+    }
+}
+
+#[test]
+fn pooling_through_c_is_the_same() {
+    let shape = PoolShape {
+        n: 2,
+        h: 9,
+        w: 10,
+        channels: 32,
+    };
+    let mut numbers = Numbers::new(2);
+    let (inputs, outputs) = (2 * 9 * 10 * 32, shape.outputs());
+    let (x, dy) = (numbers.floats(inputs), numbers.floats(outputs));
+    let (mut y, mut codes, mut dx) = (vec![0.0; outputs], vec![0; outputs], vec![0.0; inputs]);
+    let mut args = zeroed!(PoolArgs);
+    (args.n, args.h, args.w, args.channels) = (2, 9, 10, 32);
+    (args.x, args.dy) = (x.as_ptr().cast(), dy.as_ptr().cast());
+    (args.y, args.dx) = (y.as_mut_ptr().cast(), dx.as_mut_ptr().cast());
+    args.codes = codes.as_mut_ptr();
+    // SAFETY: the buffers live and have the lengths of the shape.
+    unsafe {
+        assert_eq!(
+            ffi::fovea_maxpool_forward(&args),
+            ffi::OK,
+            "{}",
+            last_error()
+        );
+        assert_eq!(
+            ffi::fovea_maxpool_backward(&args),
+            ffi::OK,
+            "{}",
+            last_error()
+        );
+    }
+    let (mut y2, mut codes2, mut dx2) = (vec![0.0; outputs], vec![0; outputs], vec![0.0; inputs]);
+    maxpool3x3s2_forward(shape, &x, &mut y2, &mut codes2).expect("good shapes");
+    maxpool3x3s2_backward(shape, &dy, &codes2, &mut dx2).expect("good shapes");
+    assert!(y == y2 && codes == codes2 && dx == dx2);
+    let mut mean = vec![0.0; 64];
+    args.y = mean.as_mut_ptr().cast();
+    args.dy = mean.as_ptr().cast();
+    // SAFETY: as above; the average has n * channels elements.
+    unsafe {
+        assert_eq!(ffi::fovea_avgpool_forward(&args), ffi::OK);
+        assert_eq!(ffi::fovea_avgpool_backward(&args), ffi::OK);
+    }
+    let expected = (0..90).map(|p| x[p * 32]).sum::<f32>() * (1.0 / 90.0);
+    assert_eq!(mean[0], expected);
+    assert_eq!(dx[0], expected * (1.0 / 90.0));
+}
+
+/// What each broken call must say first.
+#[test]
+fn broken_calls_are_refused_in_words() {
+    type Break = fn(&mut BnForwardArgs);
+    let cases: [(Break, &str); 8] = [
+        (|a| a.size += 8, "size is "),
+        (
+            |a| a.dtype = 7,
+            "dtype is 7, the limit is 0 (f32) or 1 (bf16)",
+        ),
+        (|a| a.x = null(), "x is null, the limit is not null"),
+        (|a| a.rows = -1, "rows is -1, the limit is 0 or more"),
+        (|a| a.rows = 1, "rows is 1, the limit is 2 or more"),
+        (|a| a.rows = i64::MAX, "the shape of x overflows"),
+        (|a| a.rows = i64::MAX / 128, "the shape of x overflows"),
+        (|a| a.x = a.x.wrapping_byte_add(1), "x is 0x"),
+    ];
+    for (breaks, words) in cases {
+        let mut l = layer();
+        let mut args = forward_args(&mut l);
+        breaks(&mut args);
+        // SAFETY: each is refused before a buffer is touched.
+        let code = unsafe { ffi::fovea_bn_train_forward(&args) };
+        let said = last_error();
+        assert_eq!(code, ffi::BAD_ARGUMENT, "{words}");
+        assert!(said.starts_with(words), "{said}");
+        assert!(said.contains("\n  help: "), "{said}");
+        assert!(l.out.iter().all(|v| *v == 0.0));
+    }
+    // SAFETY: null is refused.
+    let code = unsafe { ffi::fovea_bn_train_backward(null()) };
+    assert_eq!(code, ffi::BAD_ARGUMENT);
+    assert!(last_error().starts_with("the argument structure is null"));
+}
+
+/// The structures are what the header says: field order and total size.
+#[test]
+fn header_and_structures_agree() {
+    let header = include_str!("../fovea_norm.h");
+    for (name, source) in [
+        ("fovea_bn_forward", include_str!("../ffi/bn.rs")),
+        ("fovea_bn_backward", include_str!("../ffi/bn.rs")),
+        ("fovea_pool", include_str!("../ffi/pool.rs")),
+    ] {
+        let rust_name = match name {
+            "fovea_bn_forward" => "struct BnForwardArgs {",
+            "fovea_bn_backward" => "struct BnBackwardArgs {",
+            _ => "struct PoolArgs {",
+        };
+        let body = |text: &'static str, start: &str| {
+            let from = text.find(start).expect("the structure is there") + start.len();
+            let to = from + text[from..].find('}').expect("it ends");
+            text[from..to].to_owned()
+        };
+        let rust: Vec<(String, String)> = body(source, rust_name)
+            .lines()
+            .filter_map(|line| line.trim().strip_prefix("pub ")?.split_once(": "))
+            .map(|(field, kind)| (field.to_owned(), kind.trim_end_matches(',').to_owned()))
+            .collect();
+        let mut c = Vec::new();
+        let text = body(header, &format!("typedef struct {name} {{"));
+        let text: String = text
+            .split("/*")
+            .map(|part| part.split_once("*/").map_or(part, |(_, code)| code))
+            .collect();
+        for declaration in text.split(';') {
+            let constant = declaration.trim().starts_with("const ");
+            let declaration = declaration.trim().trim_start_matches("const ");
+            let Some((kind, names)) = declaration.split_once(' ') else {
+                continue;
+            };
+            for field in names.split(',') {
+                let field = field.trim();
+                let pointer = match (field.starts_with('*'), constant) {
+                    (true, true) => "*const ",
+                    (true, false) => "*mut ",
+                    _ => "",
+                };
+                let kind = match kind {
+                    "int64_t" => "i64",
+                    "int32_t" => "i32",
+                    "uint8_t" => "u8",
+                    "float" => "f32",
+                    "void" => "c_void",
+                    "fovea_parallel_for" => "Option<ParallelFor>",
+                    other => other,
+                };
+                let field = field.trim_start_matches('*').to_owned();
+                c.push((field, format!("{pointer}{kind}")));
+            }
+        }
+        assert!(c.len() > 15, "{c:?}");
+        assert_eq!(c, rust, "{name}");
+    }
+}

@@ -1,0 +1,62 @@
+#!/usr/bin/env bash
+# Everything that building and running Fovea needs, fetched once; seconds when nothing is to do.
+# System packages when root (else the one line to ask for), libtorch into .libtorch/.
+set -euo pipefail
+cd "$(dirname "$0")/.."
+
+TORCH=2.11.0 # tch 0.24.0 needs exactly this one
+MARK=.libtorch/.complete
+
+say() { printf 'setup: %s\n' "$*"; }
+die() {
+    printf 'setup: error: %s\n' "$1" >&2
+    printf '  help: %s\n' "$2" >&2
+    exit 1
+}
+
+command -v cargo >/dev/null || die "cargo is not on PATH" "install Rust from https://rustup.rs and open a new shell"
+
+# --- system packages -----------------------------------------------------------------------------
+missing=()
+command -v c++ >/dev/null || missing+=(g++)
+command -v pkg-config >/dev/null || missing+=(pkg-config)
+python3 -m pip --version >/dev/null 2>&1 || missing+=(python3-pip)
+optional=()
+command -v mpicc >/dev/null || optional+=(libopenmpi-dev openmpi-bin)
+# bindgen reads the MPI headers with libclang.
+ls /usr/lib/llvm-*/lib/libclang*.so* /usr/lib/*/libclang*.so* >/dev/null 2>&1 || optional+=(libclang-dev)
+
+if ((${#missing[@]} + ${#optional[@]})); then
+    install="apt-get install -y --no-install-recommends ${missing[*]} ${optional[*]}"
+    if [ "$(id -u)" = 0 ] && command -v apt-get >/dev/null; then
+        say "installing ${missing[*]} ${optional[*]}"
+        export DEBIAN_FRONTEND=noninteractive
+        { apt-get update -qq && $install -qq >/dev/null; } || say "apt-get failed"
+    else
+        say "ask an administrator for: sudo $install"
+    fi
+fi
+command -v c++ >/dev/null || die "no C++ compiler" "apt-get install g++ (or load your site's gcc module)"
+command -v mpicc >/dev/null || say "no MPI on this machine: building without backend mpi"
+
+# --- libtorch ------------------------------------------------------------------------------------
+gpu=0
+if command -v nvidia-smi >/dev/null && nvidia-smi -L >/dev/null 2>&1; then gpu=1; fi
+want="torch $TORCH gpu $gpu"
+if [ -n "${LIBTORCH:-}" ]; then
+    say "using libtorch from LIBTORCH=$LIBTORCH"
+elif [ "$(cat "$MARK" 2>/dev/null || true)" != "$want" ] && [ "$(cat "$MARK" 2>/dev/null || true)" != "torch $TORCH gpu 1" ]; then
+    python3 -m pip --version >/dev/null 2>&1 || die "python3 has no pip" "apt-get install python3-pip, or set LIBTORCH to an unpacked libtorch $TORCH"
+    say "fetching libtorch $TORCH (about 530 MB; 1.3 GB on disk)"
+    rm -rf .libtorch.partial .libtorch
+    if [ $gpu = 1 ]; then
+        # The CUDA libraries of torch's own requirement list: cuBLAS, cuDNN, NCCL and so on.
+        python3 -m pip install -q --no-compile --target .libtorch.partial "torch==$TORCH"
+    else
+        # All that the CPU side of the CUDA build asks the loader for.
+        python3 -m pip install -q --no-compile --no-deps --target .libtorch.partial \
+            "torch==$TORCH" "nvidia-cuda-runtime==13.0.*" "nvidia-cuda-cupti==13.0.*"
+    fi || die "pip could not fetch torch==$TORCH" "check the connection to PyPI and that python3 is 3.10 or newer on x86-64 Linux; or set LIBTORCH to an unpacked libtorch $TORCH"
+    echo "$want" >.libtorch.partial/.complete
+    mv .libtorch.partial .libtorch # last, so that a killed download is never taken for a complete one
+fi

@@ -1,0 +1,198 @@
+//! What can be typed. Resolved by the commands; nothing below them reads flags.
+
+use std::net::IpAddr;
+use std::path::PathBuf;
+
+use clap::{ArgAction, Args, Parser, Subcommand, ValueEnum};
+
+/// Fault-tolerant distributed training of fundus-lesion models.
+#[derive(Parser, Debug)]
+#[command(name = "fovea", version, propagate_version = true)]
+pub struct Cli {
+    /// More messages: -v information, -vv debugging
+    #[arg(short, long, action = ArgAction::Count, global = true)]
+    pub verbose: u8,
+    #[command(subcommand)]
+    pub command: Command,
+}
+
+#[derive(Subcommand, Debug)]
+pub enum Command {
+    /// Write a synthetic fundus dataset in FGADR layout
+    Synth(SynthArgs),
+    /// Turn a raw dataset into checked shards
+    Prepare(PrepareArgs),
+    /// Print the label table of a prepared dataset; draw a mosaic of patches
+    Data(DataArgs),
+    /// Train: starts the coordinator and the trainers of this machine
+    Train(TrainArgs),
+    /// The coordinator of a run (for launchers; `train` starts it)
+    Coordinator(CoordinatorArgs),
+    /// One trainer of a run (for launchers; `train` starts them)
+    Trainer(TrainerArgs),
+    /// Metrics of a checkpoint on one split
+    Eval(EvalArgs),
+    /// Lesion probabilities for a prepared dataset or for photographs
+    Predict(PredictArgs),
+    /// What a run is doing, or how it ended
+    Status(StatusArgs),
+    /// Write RUN/report.html with all plots
+    Report(ReportArgs),
+}
+
+#[derive(Args, Debug)]
+pub struct SynthArgs {
+    /// Directory to create
+    pub out: PathBuf,
+    /// Number of images
+    #[arg(long, default_value_t = 24)]
+    pub images: u32,
+    /// Side of an image in pixels
+    #[arg(long, default_value_t = 1280)]
+    pub size: u32,
+    /// Same seed, same bytes
+    #[arg(long, default_value_t = 0)]
+    pub seed: u64,
+}
+
+#[derive(Args, Debug)]
+pub struct PrepareArgs {
+    /// Raw dataset: a directory, or a zip archive of one
+    pub src: PathBuf,
+    /// Directory for the prepared dataset
+    pub out: PathBuf,
+    /// How the raw dataset is laid out: auto, fgadr, folder
+    #[arg(long, default_value = "auto")]
+    pub layout: String,
+    /// Working size in pixels; a multiple of --patch
+    #[arg(long, default_value_t = 1280)]
+    pub size: u32,
+    /// Side of a grid cell in pixels
+    #[arg(long, default_value_t = 128)]
+    pub patch: u32,
+    /// Lesion pixels that make a cell positive
+    #[arg(long, default_value_t = 1)]
+    pub min_lesion_pixels: u32,
+    /// Seed of the split
+    #[arg(long, default_value_t = 0)]
+    pub seed: u64,
+    /// Threads; 0 = one per core
+    #[arg(long, default_value_t = 0)]
+    pub workers: usize,
+}
+
+#[derive(Args, Debug)]
+pub struct DataArgs {
+    /// Prepared dataset
+    pub data: PathBuf,
+    /// Also draw patches with their labels and lesion outlines into this PNG
+    #[arg(long, value_name = "FILE.png")]
+    pub mosaic: Option<PathBuf>,
+}
+
+#[derive(Clone, Copy, Debug, ValueEnum)]
+pub enum Backend {
+    Auto,
+    Local,
+    Mpi,
+}
+
+#[derive(Args, Debug)]
+pub struct TrainArgs {
+    /// Configuration (TOML); see `--print-config`
+    pub config: Option<PathBuf>,
+    /// Start from a built-in configuration instead of a file: hybrid, demo
+    #[arg(long, conflicts_with = "config")]
+    pub preset: Option<String>,
+    /// Prepared dataset (data.path)
+    #[arg(long)]
+    pub data: Option<PathBuf>,
+    /// Run directory (run.out)
+    #[arg(long)]
+    pub out: Option<PathBuf>,
+    /// Trainer processes (train.ranks)
+    #[arg(long)]
+    pub ranks: Option<u32>,
+    /// How ranks exchange gradients (train.backend)
+    #[arg(long, value_enum)]
+    pub backend: Option<Backend>,
+    /// Set any key of the configuration, for example --set optimizer.lr=3e-4
+    #[arg(long = "set", value_name = "KEY=VALUE")]
+    pub set: Vec<String>,
+    /// Go on from the newest checkpoint of the run directory
+    #[arg(long)]
+    pub resume: bool,
+    /// Print the resolved configuration with every key explained, and stop
+    #[arg(long)]
+    pub print_config: bool,
+}
+
+#[derive(Args, Debug)]
+pub struct CoordinatorArgs {
+    /// Run directory with its config.toml
+    pub run: PathBuf,
+    /// Address to listen on; trainers of other hosts need one that they can reach
+    #[arg(long, default_value = "127.0.0.1")]
+    pub bind: IpAddr,
+    /// End when the process that started this one ends
+    #[arg(long, hide = true)]
+    pub with_parent: bool,
+}
+
+#[derive(Args, Debug)]
+pub struct TrainerArgs {
+    /// Run directory with its config.toml
+    pub run: PathBuf,
+    /// Rank to ask for
+    #[arg(long)]
+    pub rank: Option<u32>,
+    /// Drain when the process that started this one ends
+    #[arg(long, hide = true)]
+    pub with_parent: bool,
+}
+
+#[derive(Args, Debug)]
+pub struct EvalArgs {
+    /// Checkpoint directory, run directory, or .safetensors file
+    pub checkpoint: PathBuf,
+    /// Prepared dataset
+    pub data: PathBuf,
+    /// Part of the dataset: train, val, test
+    #[arg(long, default_value = "test")]
+    pub split: String,
+    /// Machine-readable output
+    #[arg(long)]
+    pub json: bool,
+    /// Change a key of the checkpoint's configuration, for example --set train.precision=f32
+    #[arg(long = "set", value_name = "KEY=VALUE")]
+    pub set: Vec<String>,
+}
+
+#[derive(Args, Debug)]
+pub struct PredictArgs {
+    /// Checkpoint directory, run directory, or .safetensors file
+    pub checkpoint: PathBuf,
+    /// Prepared dataset, photograph, or folder of photographs
+    pub input: PathBuf,
+    /// CSV to write
+    #[arg(long, value_name = "FILE.csv")]
+    pub out: PathBuf,
+    /// Change a key of the checkpoint's configuration, for example --set train.precision=f32
+    #[arg(long = "set", value_name = "KEY=VALUE")]
+    pub set: Vec<String>,
+}
+
+#[derive(Args, Debug)]
+pub struct StatusArgs {
+    /// Run directory
+    pub run: PathBuf,
+    /// Machine-readable output
+    #[arg(long)]
+    pub json: bool,
+}
+
+#[derive(Args, Debug)]
+pub struct ReportArgs {
+    /// Run directory
+    pub run: PathBuf,
+}

@@ -1,0 +1,64 @@
+//! `fovea coordinator`
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::{Duration, Instant};
+
+use anyhow::Context;
+use fovea_coordinator::client::{Endpoint, Observer};
+use fovea_coordinator::rundir::RunLock;
+use fovea_coordinator::server::{Outcome, Server, ServerOptions};
+use fovea_trainer::config::Config;
+use fovea_trainer::run_dir::RunDir;
+use fovea_trainer::train::resume_point;
+
+use super::{drain_flag, end_with_parent};
+use crate::cli::CoordinatorArgs;
+use crate::exit::Ending;
+
+pub fn run(args: &CoordinatorArgs) -> anyhow::Result<Ending> {
+    if args.with_parent {
+        end_with_parent()?;
+    }
+    let run = RunDir::new(&args.run);
+    let config = Config::load(&run.config()).map_err(fovea_trainer::Error::from)?;
+    config.validate().map_err(fovea_trainer::Error::from)?;
+    let lock = RunLock::acquire(run.path()).map_err(fovea_trainer::Error::from)?;
+    let train = &config.train;
+    let options = ServerOptions {
+        bind: args.bind,
+        start: resume_point(&run)?,
+        summary: BTreeMap::from([
+            ("model".to_owned(), config.model.name.to_string()),
+            ("backend".to_owned(), train.backend.to_string()),
+            ("precision".to_owned(), train.precision.to_string()),
+            ("data".to_owned(), config.data.path.clone()),
+        ]),
+        ..ServerOptions::new(run.path(), train.ranks as usize, train.virtual_shards as usize, train.epochs)
+    };
+    let server = Server::bind(options, lock).map_err(fovea_trainer::Error::from)?;
+    drain_on_signal(drain_flag()?, server.endpoint())?;
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().context("starting tokio")?;
+    match runtime.block_on(server.run(std::future::pending())).map_err(fovea_trainer::Error::from)? {
+        Outcome::Finished { .. } => Ok(Ending::Finished),
+        Outcome::Drained { .. } | Outcome::Stopped { .. } => Ok(Ending::Resume),
+        Outcome::Failed { reason } => Err(fovea_trainer::Error::Child(reason).into()),
+    }
+}
+
+/// A signal to the coordinator is a drain like one from the launcher, and takes the same way.
+fn drain_on_signal(flag: Arc<AtomicBool>, endpoint: Endpoint) -> anyhow::Result<()> {
+    let watch = move || {
+        while !flag.load(Ordering::Relaxed) {
+            std::thread::sleep(Duration::from_millis(50));
+        }
+        let asked = Observer::connect_launcher(&endpoint, Instant::now() + Duration::from_secs(5))
+            .and_then(|mut launcher| launcher.drain("the coordinator got a signal"));
+        if let Err(e) = asked {
+            tracing::warn!("the drain could not be asked for: {e}");
+        }
+    };
+    std::thread::Builder::new().name("signals".to_owned()).spawn(watch).context("starting the signal thread")?;
+    Ok(())
+}

@@ -1,0 +1,63 @@
+//! One file per subcommand.
+
+mod coordinator;
+mod data;
+mod eval;
+mod predict;
+mod prepare;
+mod report;
+mod status;
+mod synth;
+mod train;
+mod trainer;
+
+use std::path::Path;
+use std::sync::Arc;
+use std::sync::atomic::AtomicBool;
+
+use anyhow::Context;
+use signal_hook::consts::{SIGINT, SIGTERM, SIGUSR1, SIGUSR2};
+
+use crate::cli::Command;
+use crate::exit::{Ending, RESUME};
+
+/// Runs what was typed.
+pub fn dispatch(command: Command) -> anyhow::Result<Ending> {
+    match command {
+        Command::Synth(args) => synth::run(&args),
+        Command::Prepare(args) => prepare::run(&args),
+        Command::Data(args) => data::run(&args),
+        Command::Train(args) => train::run(args),
+        Command::Coordinator(args) => coordinator::run(&args),
+        Command::Trainer(args) => trainer::run(args),
+        Command::Eval(args) => eval::run(&args),
+        Command::Predict(args) => predict::run(&args),
+        Command::Status(args) => status::run(&args),
+        Command::Report(args) => report::run(&args),
+    }
+}
+
+/// Signals that mean "stop soon": the first one only sets the flag, the second one leaves at once
+/// (the newest complete checkpoint stays as it is).
+fn drain_flag() -> anyhow::Result<Arc<AtomicBool>> {
+    let flag = Arc::new(AtomicBool::new(false));
+    for signal in [SIGINT, SIGTERM, SIGUSR1, SIGUSR2] {
+        // Order matters: the conditional exit looks at the flag before it is set by this signal.
+        signal_hook::flag::register_conditional_shutdown(signal, i32::from(RESUME), Arc::clone(&flag))
+            .context("installing signal handlers")?;
+        signal_hook::flag::register(signal, Arc::clone(&flag)).context("installing signal handlers")?;
+    }
+    Ok(flag)
+}
+
+/// Has the kernel send SIGTERM when the thread that started this process ends, so that no trainer
+/// outlives a launcher that was killed.
+fn end_with_parent() -> anyhow::Result<()> {
+    rustix::process::set_parent_process_death_signal(Some(rustix::process::Signal::TERM))
+        .context("asking for a signal when the parent process ends")
+}
+
+/// An absolute form of a path that may not exist yet, for files that other processes read.
+fn absolute(path: &Path) -> anyhow::Result<std::path::PathBuf> {
+    std::path::absolute(path).with_context(|| format!("{}: no absolute path", path.display()))
+}

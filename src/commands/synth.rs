@@ -1,0 +1,14 @@
+//! `fovea synth`
+
+use fovea_dataset::Bar;
+use fovea_dataset::synth::{SynthOptions, synth};
+
+use crate::cli::SynthArgs;
+use crate::exit::Ending;
+
+pub fn run(args: &SynthArgs) -> anyhow::Result<Ending> {
+    let options = SynthOptions { images: args.images, size: args.size, seed: args.seed };
+    synth(&args.out, &options, &Bar::new("images"))?;
+    println!("{}: {} images of {} x {} in FGADR layout", args.out.display(), args.images, args.size, args.size);
+    Ok(Ending::Finished)
+}

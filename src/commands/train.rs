@@ -1,0 +1,132 @@
+//! `fovea train`
+
+use std::path::{Path, PathBuf};
+
+use fovea_coordinator::rundir::RunLock;
+use fovea_dataset::Dataset;
+use fovea_trainer::config::{self, Config};
+use fovea_trainer::launch::{LaunchOptions, Spawner, launch};
+use fovea_trainer::run_dir::{self, RunDir};
+
+use super::{absolute, drain_flag};
+use crate::cli::{Backend, TrainArgs};
+use crate::exit::{Ending, Usage};
+use crate::show::View;
+
+pub fn run(args: TrainArgs) -> anyhow::Result<Ending> {
+    let config = resolve(&args)?;
+    if args.print_config {
+        print!("{}", config.to_toml_documented());
+        return Ok(Ending::Finished);
+    }
+    config.validate().map_err(fovea_trainer::Error::from)?;
+    let run = RunDir::new(required(&config.run.out, "run directory", "--out RUN or run.out")?);
+    let data = required(&config.data.path, "prepared dataset", "--data DATA or data.path")?;
+    // Everything is checked here, once; the trainers map the shards without hashing them again.
+    let data = Dataset::open(&data).map_err(fovea_trainer::Error::from)?;
+    enter(&run, &config, &args)?;
+
+    println!("{} images, training {} with {} rank(s) on {}", data.len(), config.model.name, config.train.ranks, config.train.backend);
+    let options = LaunchOptions {
+        program: std::env::current_exe()?,
+        run: run.clone(),
+        ranks: config.train.ranks as usize,
+        spawner: if config.train.backend == config::Backend::Mpi { Spawner::MpiRun } else { Spawner::Direct },
+        drain_wanted: drain_flag()?,
+    };
+    let mut view = View::new();
+    let ended = launch(&options, |status| view.update(status))?;
+    view.finish(&ended.status);
+    let step = ended.status.step;
+    if let Some(checkpoint) = &ended.status.checkpoint {
+        println!("newest checkpoint: {} (weights {})", checkpoint.path, checkpoint.weights_blake3);
+    }
+    if ended.drained {
+        println!("stopped after step {step}; go on with: fovea train --out {} --resume", run.path().display());
+        return Ok(Ending::Resume);
+    }
+    println!("finished after step {step}; look at it with: fovea report {}", run.path().display());
+    Ok(Ending::Finished)
+}
+
+/// File, preset or the run's own configuration, then the options over it.
+fn resolve(args: &TrainArgs) -> anyhow::Result<Config> {
+    let own = args.out.as_ref().filter(|_| args.resume).map(|out| RunDir::new(out).config());
+    let mut config = match (&args.config, &args.preset, own) {
+        (Some(path), _, _) => Config::load(path),
+        (None, Some(name), _) => Config::preset(name),
+        (None, None, Some(own)) => Config::load(&own),
+        (None, None, None) if args.print_config => Ok(Config::default()),
+        (None, None, None) => {
+            let help = "give CONFIG.toml, or --preset demo|hybrid; `fovea train --preset hybrid --print-config` shows all keys";
+            return Err(Usage(format!("no configuration given\n  help: {help}")).into());
+        }
+    }
+    .map_err(fovea_trainer::Error::from)?;
+    for assignment in &args.set {
+        config.set(assignment).map_err(fovea_trainer::Error::from)?;
+    }
+    if let Some(path) = &args.data {
+        config.data.path = absolute(path)?.to_string_lossy().into_owned();
+    }
+    if let Some(path) = &args.out {
+        config.run.out = absolute(path)?.to_string_lossy().into_owned();
+    }
+    config.train.ranks = args.ranks.unwrap_or(config.train.ranks);
+    config.train.backend = match args.backend {
+        None => config.train.backend,
+        Some(Backend::Auto) => config::Backend::Auto,
+        Some(Backend::Local) => config::Backend::Local,
+        Some(Backend::Mpi) => config::Backend::Mpi,
+    };
+    if config.train.backend == config::Backend::Auto && !args.print_config {
+        // This launcher starts ranks of one machine.
+        config.train.backend = config::Backend::Local;
+    }
+    Ok(config)
+}
+
+fn required(value: &str, what: &str, how: &str) -> anyhow::Result<PathBuf> {
+    if value.is_empty() {
+        return Err(Usage(format!("no {what} given\n  help: say it with {how}")).into());
+    }
+    absolute(Path::new(value))
+}
+
+/// Makes the run directory this run's: a new one, or the one to go on with.
+fn enter(run: &RunDir, config: &Config, args: &TrainArgs) -> anyhow::Result<()> {
+    let path = run.path().display();
+    if !run.path().exists() && args.resume {
+        return Err(nothing_to_resume(run));
+    }
+    // Refused while another run is going on here; the coordinator takes it again for the run's life.
+    let _lock = RunLock::acquire(run.path()).map_err(fovea_trainer::Error::from)?;
+    if run.config().exists() {
+        if !args.resume {
+            return Err(Usage(format!(
+                "{path}: this directory holds a run already\n  help: go on with it with --resume, or choose another --out"
+            ))
+            .into());
+        }
+        let before = Config::load(&run.config()).map_err(fovea_trainer::Error::from)?;
+        let changed = config.differences(&before);
+        if !changed.is_empty() {
+            let list: Vec<String> =
+                changed.iter().map(|d| format!("{} is {} now and was {}", d.key, d.ours, d.theirs)).collect();
+            return Err(Usage(format!(
+                "{path}: the run cannot go on with another configuration: {}\n  help: leave these keys as they were, or start a new run with another --out",
+                list.join("; ")
+            ))
+            .into());
+        }
+    } else if args.resume {
+        return Err(nothing_to_resume(run));
+    }
+    run_dir::replace(&run.config(), config.to_toml_documented().as_bytes())?;
+    Ok(())
+}
+
+fn nothing_to_resume(run: &RunDir) -> anyhow::Error {
+    let path = run.path().display();
+    Usage(format!("{path}: no run to resume here (no config.toml)\n  help: check --out, or leave --resume away")).into()
+}

@@ -1,0 +1,14 @@
+//! `fovea`: parse, dispatch, map the error to an exit code.
+
+mod cli;
+mod commands;
+mod exit;
+mod show;
+
+use clap::Parser;
+
+fn main() -> std::process::ExitCode {
+    let cli = cli::Cli::parse();
+    exit::init_logging(cli.verbose);
+    exit::code(commands::dispatch(cli.command))
+}

@@ -1,0 +1,160 @@
+"""Writes kernels.txt, the numbers that the tests of `kernels/` are held to.
+
+    pip install torch==2.11.0 torchvision==0.26.0 numpy
+    python tests/golden/kernels.py
+
+Every line is `name value value ...`. Nothing here shares code with the Rust side: Philox is written
+out again, augmentation is torchvision's, optimizers and losses are PyTorch's.
+"""
+
+import pathlib
+
+import numpy as np
+import torch
+import torchvision.transforms.v2.functional as tv
+from torchvision.ops import sigmoid_focal_loss
+
+torch.manual_seed(0)
+torch.set_num_threads(1)
+lines = []
+
+
+def store(name, values, digits=None):
+    values = np.asarray(values).reshape(-1)
+    lines.append(" ".join([name, *(str(v) if digits is None else f"{v:.{digits}f}" for v in values)]))
+
+
+def philox4x32(counter, key):
+    c, k = list(counter), list(key)
+    for _ in range(10):
+        a, b = 0xD2511F53 * c[0], 0xCD9E8D57 * c[2]
+        mask = 0xFFFFFFFF
+        c = [(b >> 32) ^ c[1] ^ k[0], b & mask, (a >> 32) ^ c[3] ^ k[1], a & mask]
+        k = [(k[0] + 0x9E3779B9) & mask, (k[1] + 0xBB67AE85) & mask]
+    return c
+
+
+def uniform(word, low, high):
+    return float(low + (high - low) * ((word >> 8) / 2**24))
+
+
+SEED, EPOCH = 0x0123456789ABCDEF, 3
+OFFSET, BRIGHTNESS, CONTRAST, SATURATION = 5, 0.5, 0.4, 0.75
+
+
+def draw(sample_id):
+    key = (SEED & 0xFFFFFFFF, SEED >> 32)
+    low, high = sample_id & 0xFFFFFFFF, sample_id >> 32
+    a = philox4x32((low, high, EPOCH, 0), key)
+    b = philox4x32((low, high, EPOCH, 1), key)
+    shift = lambda word: (word * (2 * OFFSET + 1) >> 32) - OFFSET
+    return {
+        "flip": a[0] >> 31,
+        "turns": a[0] >> 29 & 3,
+        "dx": shift(a[1]),
+        "dy": shift(a[2]),
+        "brightness": uniform(a[3], 1 - BRIGHTNESS, 1 + BRIGHTNESS),
+        "contrast": uniform(b[0], 1 - CONTRAST, 1 + CONTRAST),
+        "saturation": uniform(b[1], 1 - SATURATION, 1 + SATURATION),
+    }
+
+
+def picture(height, width):
+    """[height, width, 3] uint8; the Rust tests have the same formula."""
+    y, x, c = np.ogrid[:height, :width, :3]
+    return ((y * 7 + x * 13 + c * 29 + x * y % 31 * 5) % 256).astype(np.uint8)
+
+
+def shade(patch, d):
+    """[size, size, 3] in 0..255 -> augmented, normalised [size, size, 3]."""
+    image = torch.from_numpy(np.ascontiguousarray(patch)).permute(2, 0, 1).float() / 255
+    if d["flip"]:
+        image = tv.horizontal_flip(image)
+    image = torch.rot90(image, d["turns"], dims=(1, 2))
+    image = tv.adjust_brightness(image, d["brightness"])
+    image = tv.adjust_contrast(image, d["contrast"])
+    image = tv.adjust_saturation(image, d["saturation"])
+    image = tv.normalize(image, [0.485, 0.456, 0.406], [0.229, 0.224, 0.225])
+    return image.permute(1, 2, 0).contiguous().numpy()
+
+
+def augmentation():
+    ids = [0, 1, 2, 3, 4, 5, 6, 7, 2**40 + 5]
+    store("draw.sample_ids", ids)
+    for field in draw(0):
+        store(f"draw.{field}", [draw(i)[field] for i in ids])
+    image, size, y, x = picture(40, 48), 17, 20, 30
+    for i in ids:
+        d = draw(i)
+        top = min(max(y + d["dy"], 0), 40 - size)
+        left = min(max(x + d["dx"], 0), 48 - size)
+        store(f"crop.{i}", shade(image[top : top + size, left : left + size], d), digits=5)
+    whole = torch.nn.functional.interpolate(
+        torch.from_numpy(image).permute(2, 0, 1)[None].float(), size=(size, size),
+        mode="bilinear", antialias=True, align_corners=False,
+    )[0].permute(1, 2, 0).numpy()
+    for i in (1, 6):
+        store(f"global.{i}", shade(whole, draw(i)), digits=5)
+
+
+def resize():
+    for height, width, out_h, out_w in [(40, 48, 17, 17), (13, 40, 21, 9), (7, 5, 7, 5), (64, 3, 1, 8)]:
+        image = torch.from_numpy(picture(height, width)).permute(2, 0, 1)[None].float()
+        out = torch.nn.functional.interpolate(
+            image, size=(out_h, out_w), mode="bilinear", antialias=True, align_corners=False
+        )
+        store(f"resize.{height}x{width}.{out_h}x{out_w}", out[0].permute(1, 2, 0).contiguous().numpy(), digits=4)
+
+
+def focal():
+    rows, classes = 24, 4
+    z = (torch.randn(rows, classes) * 4).requires_grad_()
+    with torch.no_grad():
+        z[0] = torch.tensor([0.0, 30.0, -30.0, 100.0])
+        z[1] = torch.tensor([-100.0, 1e-3, -1e-3, 8.0])
+    y = (torch.rand(rows, classes) < 0.4).float()
+    store("focal.logits", z.detach().numpy())
+    store("focal.targets", (y * 2 ** torch.arange(classes)).sum(1).int().numpy())
+    for name, alpha, gamma in [("lin", 0.25, 2.0), ("gamma1.5", 0.25, 1.5), ("plain", -1, 2.0), ("bce", -1, 0.0)]:
+        z64 = z.detach().double().requires_grad_()
+        loss = sigmoid_focal_loss(z64, y.double(), alpha=alpha, gamma=gamma, reduction="sum")
+        store(f"focal.{name}.loss", [loss.item()])
+        store(f"focal.{name}.grad", torch.autograd.grad(loss, z64)[0].numpy())
+
+
+def optimizers():
+    n, steps = 37, 5
+    start, grads = torch.randn(n), torch.randn(steps, n) * 0.1
+    grads[:, 0] = 0
+    grads[2] *= 1e-6
+    store("adam.start", start.numpy())
+    store("adam.grads", grads.numpy())
+    rates = [1e-2, 1e-2, 5e-3, 1e-3, 1e-4]
+    store("adam.lr", rates)
+    cases = {
+        "adam": (torch.optim.Adam, {"weight_decay": 0.0}),
+        "adam_decay": (torch.optim.Adam, {"weight_decay": 1e-2}),
+        "adamw": (torch.optim.AdamW, {"weight_decay": 1e-1}),
+        "adam_beta": (torch.optim.Adam, {"betas": (0.3, 0.98), "eps": 1e-4}),
+    }
+    for name, (kind, options) in cases.items():
+        p = start.clone().requires_grad_()
+        optimizer = kind([p], foreach=False, fused=False, **options)
+        for step in range(steps):
+            optimizer.param_groups[0]["lr"] = rates[step]
+            p.grad = grads[step].clone()
+            optimizer.step()
+            if step in (0, steps - 1):
+                state = optimizer.state[p]
+                store(f"adam.{name}.{step + 1}.params", p.detach().numpy())
+                store(f"adam.{name}.{step + 1}.m", state["exp_avg"].numpy())
+                store(f"adam.{name}.{step + 1}.v", state["exp_avg_sq"].numpy())
+
+
+augmentation()
+resize()
+focal()
+optimizers()
+path = pathlib.Path(__file__).with_name("kernels.txt")
+path.write_text("\n".join(lines) + "\n")
+print(path, path.stat().st_size, "bytes")

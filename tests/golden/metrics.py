@@ -1,0 +1,88 @@
+"""Makes metrics.json: inputs and scikit-learn's scores of them, for the tests of trainer/src/metrics.
+
+    pip install scikit-learn && python tests/golden/metrics.py
+
+Probabilities are multiples of 2^-k, exact in f32 and in decimal. Seeded: the same file every time.
+Made with scikit-learn 1.9.1.
+"""
+
+import itertools
+import json
+import pathlib
+import warnings
+
+import numpy as np
+from sklearn import metrics as sk
+
+CLASSES = 4
+
+
+def bits(labels):
+    return (np.asarray(labels)[:, None] >> np.arange(CLASSES)) & 1
+
+
+def optional(defined, value):
+    return float(value()) if defined else None
+
+
+def expected(labels, probs, thresholds):
+    y = bits(labels)
+    p = np.asarray(probs, dtype=np.float64)
+    guess = (p >= np.asarray(thresholds, dtype=np.float64)).astype(int)
+    per_class = {
+        name: [float(v) for v in score(y, guess, average=None, zero_division=0)]
+        for name, score in (("precision", sk.precision_score), ("recall", sk.recall_score), ("f1", sk.f1_score))
+    }
+    varies = p.std() > 0 and y.std() > 0
+    confusion = [[int(m[1, 1]), int(m[0, 1]), int(m[1, 0]), int(m[0, 0])] for m in sk.multilabel_confusion_matrix(y, guess)]
+    constants = (np.tile(c, (len(y), 1)) for c in itertools.product((0, 1), repeat=CLASSES))
+    return {
+        "f1_micro": float(sk.f1_score(y, guess, average="micro", zero_division=0)),
+        "f1_macro": float(sk.f1_score(y, guess, average="macro", zero_division=0)),
+        "hamming": float(sk.hamming_loss(y, guess)),
+        "subset_acc": float(sk.accuracy_score(y, guess)),
+        "iou": float(sk.jaccard_score(y, guess, average="samples", zero_division=1)),
+        "dice": float(sk.f1_score(y, guess, average="samples", zero_division=1)),
+        "pearson_r": optional(varies, lambda: np.corrcoef(p.ravel(), y.ravel())[0, 1]),
+        **per_class,
+        "auroc": [optional(0 < y[:, c].sum() < len(y), lambda: sk.roc_auc_score(y[:, c], p[:, c])) for c in range(CLASSES)],
+        "ap": [optional(y[:, c].any(), lambda: sk.average_precision_score(y[:, c], p[:, c])) for c in range(CLASSES)],
+        "confusion": confusion,
+        "constant_f1_micro": max(float(sk.f1_score(y, c, average="micro", zero_division=0)) for c in constants),
+    }
+
+
+def draw(rng, count, rates, skill, steps):
+    y = (rng.random((count, CLASSES)) < rates).astype(int)
+    z = rng.normal(size=(count, CLASSES)) + skill * (2 * y - 1) - 0.5
+    p = np.round(steps / (1 + np.exp(-z))) / steps
+    return (y << np.arange(CLASSES)).sum(axis=1), p
+
+
+def main():
+    rng = np.random.default_rng(20240607)
+    half = [0.5] * CLASSES
+    cases = []
+
+    def add(name, labels, probs, thresholds=half):
+        labels = [int(v) for v in labels]
+        probs = [[float(v) for v in row] for row in probs]
+        cases.append({"name": name, "thresholds": thresholds, "labels": labels, "probs": probs,
+                      "expected": expected(labels, probs, thresholds)})
+
+    add("balanced, few ties", *draw(rng, 120, (0.8, 0.84, 0.7, 0.36), 0.8, 2**16))
+    add("many ties", *draw(rng, 150, (0.5, 0.4, 0.3, 0.2), 0.6, 8))
+    add("rare positives, own thresholds", *draw(rng, 250, (0.07, 0.16, 0.1, 0.02), 1.2, 64), [0.25, 0.5, 0.375, 0.75])
+    labels, probs = draw(rng, 40, (0.5, 0.5, 0.0, 1.0), 1.0, 32)
+    add("no positives of EX, only positives of SE", labels, probs)
+    add("constant scores", [0, 1, 3, 2, 8], [[0.5] * CLASSES] * 5)
+    add("one healthy sample", [0], [[0.125, 0.25, 0.5, 0.75]])
+    add("scores of 0 and 1", [1, 2, 4, 8, 0, 15], [[1, 0, 0, 0], [0, 1, 0, 1], [0, 0, 0, 0], [1, 1, 1, 1], [0, 0, 0, 0], [1, 1, 1, 0]])
+    path = pathlib.Path(__file__).with_name("metrics.json")
+    path.write_text("[\n" + ",\n".join(json.dumps(c, separators=(",", ":")) for c in cases) + "\n]\n")
+
+
+if __name__ == "__main__":
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        main()

@@ -1,0 +1,119 @@
+//! What can be wrong with a checkpoint, and what to do about it.
+
+use std::io;
+use std::path::{Path, PathBuf};
+
+use super::FORMAT_VERSION;
+
+/// The result of a checkpoint operation.
+pub type Result<T> = std::result::Result<T, Error>;
+
+/// Why a checkpoint could not be written or read.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    /// The file system is full, or the quota is used up.
+    #[error(
+        "no space left for {path}: the checkpoint needs {needed_bytes} bytes and the file system has \
+         {free_bytes} free ({source})\n  help: free some space or lower checkpoint.keep_last; checkpoints \
+         written before this one are still valid"
+    )]
+    NoSpace {
+        /// The file being written.
+        path: PathBuf,
+        /// Size of the whole checkpoint, in bytes.
+        needed_bytes: u64,
+        /// Free for this user after the unfinished files were removed, in bytes.
+        free_bytes: u64,
+        /// What the kernel answered.
+        source: io::Error,
+    },
+
+    /// Any other failure of the file system.
+    #[error("could not {what} {path}: {source}\n  help: check that the run directory exists, belongs to you \
+             and is on a healthy file system", path = path.display())]
+    Io {
+        /// What was tried: "read", "write", ...
+        what: &'static str,
+        /// Where.
+        path: PathBuf,
+        /// What the kernel answered.
+        source: io::Error,
+    },
+
+    /// The directory is no checkpoint, or one that was never finished.
+    #[error("{path} is not a complete checkpoint: {reason}\n  help: give a directory step-* of RUN/checkpoints \
+             that has a file COMPLETE; an unfinished one can be deleted", path = path.display())]
+    Incomplete {
+        /// The checkpoint.
+        path: PathBuf,
+        /// What is missing.
+        reason: String,
+    },
+
+    /// A file does not hold what was written.
+    #[error("{path} is damaged: {reason}\n  help: use the checkpoint before it, and look after the disk",
+            path = path.display())]
+    Damaged {
+        /// The file.
+        path: PathBuf,
+        /// What is wrong with it.
+        reason: String,
+    },
+
+    /// Written by a version of Fovea that this one does not know.
+    #[error("{path} has format version {found}, this fovea reads up to version {known}\n  help: use the \
+             version of fovea that wrote it, or a newer one", path = path.display(), known = FORMAT_VERSION)]
+    Version {
+        /// The file.
+        path: PathBuf,
+        /// Its format version.
+        found: u64,
+    },
+
+    /// A tensor whose shape and data do not belong together, or of a type Fovea has no use for.
+    #[error(
+        "tensor {name}: {reason}\n  help: fovea reads f32, f16, bf16 and i64; convert the weights to f32"
+    )]
+    Tensor {
+        /// The tensor's name.
+        name: String,
+        /// What is wrong with it.
+        reason: String,
+    },
+
+    /// The thread that writes checkpoints has ended before it was told to.
+    #[error(
+        "the thread that writes checkpoints is gone\n  help: this is a bug; the newest complete checkpoint \
+             is still valid: resume from it"
+    )]
+    WriterGone,
+}
+
+impl Error {
+    pub(super) fn io(what: &'static str, path: &Path) -> impl FnOnce(io::Error) -> Self {
+        let path = path.to_path_buf();
+        move |source| Self::Io { what, path, source }
+    }
+
+    /// Whether the disk (or the quota) is full.
+    pub fn is_no_space(&self) -> bool {
+        matches!(self, Self::NoSpace { .. })
+    }
+
+    /// What is wrong, without the advice: fit for being quoted in another message.
+    pub fn headline(&self) -> String {
+        let text = self.to_string();
+        text.split("\n  help: ")
+            .next()
+            .unwrap_or_default()
+            .to_string()
+    }
+}
+
+/// ENOSPC and EDQUOT.
+pub(super) fn means_no_space(error: &io::Error) -> bool {
+    matches!(
+        error.kind(),
+        io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded
+    )
+}

@@ -1,0 +1,72 @@
+//! Checkpoints: what a run needs to go on, on disk, so that it can be trusted.
+//!
+//! ```text
+//! RUN/checkpoints/step-00001234/weights.safetensors     parameters and buffers, torchvision's names
+//!                               optimizer.safetensors   moments and the like
+//!                               state.json              everything else, and the blake3 of the two above
+//!                               COMPLETE                the blake3 of state.json; written last
+//!                 .tmp-...                              being written or being removed
+//! ```
+//!
+//! A checkpoint is written into a `.tmp-` directory, each file synced and read back, `COMPLETE` last,
+//! and the directory is then renamed: a `step-` directory is whole or it is not there. Whoever reads
+//! one follows the chain of hashes from `COMPLETE`, so a torn file, a flipped bit or a directory
+//! copied half-way is noticed, and [`newest_complete`] falls back to the one before.
+//!
+//! [`Writer`] does the writing on a thread of its own. A write that fails (a full disk) is reported and
+//! leaves the checkpoints that are there as they were.
+//!
+//! Every function takes `dir`, the `checkpoints` directory of a run, or `path`, one checkpoint in it.
+//!
+//! What this module must not do: decide when to save, or know what the tensors mean. The world size is
+//! in no file: a checkpoint can be resumed with any number of ranks.
+
+mod error;
+mod load;
+mod retention;
+mod state;
+mod store;
+mod tensors;
+#[cfg(test)]
+mod tests;
+mod writer;
+
+pub use error::{Error, Result};
+pub use load::{
+    Entry, Found, Loaded, Skipped, is_complete, list, load, load_weights, newest_complete, verify,
+};
+pub use retention::{Action, plan};
+pub use state::{FORMAT_VERSION, FileEntry, Snapshot, State};
+pub use store::set_aside_newer;
+pub use tensors::{NamedTensor, TensorData, weights_blake3};
+pub use writer::{Retention, Saved, Writer};
+
+use std::path::{Path, PathBuf};
+
+/// Parameters and buffers.
+pub const WEIGHTS: &str = "weights.safetensors";
+/// The optimizer's tensors.
+pub const OPTIMIZER: &str = "optimizer.safetensors";
+/// Everything that is not a tensor.
+pub const STATE: &str = "state.json";
+/// Says that the others are whole.
+pub const COMPLETE: &str = "COMPLETE";
+
+const STEP_PREFIX: &str = "step-";
+const TMP_PREFIX: &str = ".tmp-";
+
+/// Where the checkpoint of a step is in `dir`, the run's `checkpoints` directory.
+pub fn directory(dir: &Path, step: u64) -> PathBuf {
+    dir.join(dir_name(step))
+}
+
+/// `step-00001234`: at least eight digits, so that names sort as numbers do.
+fn dir_name(step: u64) -> String {
+    format!("{STEP_PREFIX}{step:08}")
+}
+
+/// The step of a directory's name; only names that [`dir_name`] gives count.
+fn step_of(name: &str) -> Option<u64> {
+    let step = name.strip_prefix(STEP_PREFIX)?.parse().ok()?;
+    (dir_name(step) == name).then_some(step)
+}

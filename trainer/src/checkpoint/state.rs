@@ -1,0 +1,74 @@
+//! What a checkpoint holds.
+
+use std::collections::BTreeMap;
+
+use serde::{Deserialize, Serialize};
+use serde_json::Value;
+
+use super::NamedTensor;
+
+/// The format written, and the newest one read. Raised when an older fovea would misread it.
+pub const FORMAT_VERSION: u32 = 1;
+
+/// What [`super::Writer::save`] writes: a copy of the run at a step boundary. Tensors come in any
+/// order, their names are distinct.
+#[derive(Debug, Clone, PartialEq, Default)]
+pub struct Snapshot {
+    /// Steps committed since the start of the run.
+    pub step: u64,
+    /// The pass over the data that the next step belongs to, from 0.
+    pub epoch: u32,
+    /// Samples committed in this epoch.
+    pub cursor: u64,
+    /// The seed that order, crops and initial weights come from.
+    pub seed: u64,
+    /// The resolved configuration, TOML.
+    pub config: String,
+    /// The configuration's own hash, over the keys that decide what is trained.
+    pub config_blake3: String,
+    /// What schedule, early stopping and metrics remember. Floats come back with the same bits, but JSON
+    /// has no NaN and no infinity (they come back as null): use `Option` for what can be either.
+    pub progress: Value,
+    /// The step whose checkpoint is the best so far, if any is.
+    pub best_step: Option<u64>,
+    /// Parameters and buffers.
+    pub weights: Vec<NamedTensor>,
+    /// The optimizer's tensors.
+    pub optimizer: Vec<NamedTensor>,
+}
+
+/// A file of a checkpoint.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct FileEntry {
+    /// Its length in bytes.
+    pub bytes: u64,
+    /// blake3 of its content, in hex.
+    pub blake3: String,
+}
+
+/// `state.json`: everything of a [`Snapshot`] but the tensors, and what the tensor files are.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct State {
+    /// [`FORMAT_VERSION`] of the fovea that wrote it.
+    pub format_version: u32,
+    /// See [`Snapshot::step`].
+    pub step: u64,
+    /// See [`Snapshot::epoch`].
+    pub epoch: u32,
+    /// See [`Snapshot::cursor`].
+    pub cursor: u64,
+    /// See [`Snapshot::seed`].
+    pub seed: u64,
+    /// See [`Snapshot::progress`].
+    pub progress: Value,
+    /// See [`Snapshot::best_step`].
+    pub best_step: Option<u64>,
+    /// See [`Snapshot::config`].
+    pub config: String,
+    /// See [`Snapshot::config_blake3`].
+    pub config_blake3: String,
+    /// [`super::weights_blake3`] of the weights.
+    pub weights_blake3: String,
+    /// The tensor files, by name.
+    pub files: BTreeMap<String, FileEntry>,
+}

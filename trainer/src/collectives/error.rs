@@ -1,0 +1,229 @@
+//! What can go wrong between ranks, and what to do about it.
+
+use std::fmt;
+use std::io;
+
+/// The result of a collective operation.
+pub type Result<T> = std::result::Result<T, Error>;
+
+/// Why a collective operation, or joining a generation, failed. After any of these from a running
+/// engine the attempt is over for all ranks.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    /// Somebody raised the abort: this rank's [`super::AbortHandle`], another rank's, or another rank's
+    /// error. Part of every membership change, so the caller decides whether it is a failure.
+    #[error(
+        "{op} on rank {rank} was aborted by {}: {reason}\n  help: the attempt is abandoned and the \
+         committed step stands; look at the coordinator's log for why the generation ended",
+        Rank(*by)
+    )]
+    Aborted {
+        /// The operation that was ended.
+        op: &'static str,
+        /// This rank.
+        rank: usize,
+        /// The rank that raised it, where that is known.
+        by: Option<usize>,
+        /// What the one who raised it said (at most 248 bytes of it from another process).
+        reason: String,
+    },
+
+    /// Some ranks did not arrive before the deadline.
+    #[error(
+        "{op} on rank {rank} of {world} gave up after {waited_ms} ms: waiting for {}\n  help: see the \
+         log of the ranks named; if they are alive but slow, raise the step's deadline",
+        List(absent)
+    )]
+    Deadline {
+        /// The operation that was waiting.
+        op: &'static str,
+        /// This rank.
+        rank: usize,
+        /// World size.
+        world: usize,
+        /// How long this rank waited, in ms.
+        waited_ms: u64,
+        /// The ranks that had not arrived.
+        absent: Vec<Absent>,
+    },
+
+    /// Two ranks are not in the same operation. This is a bug in the loop, or ranks started with
+    /// different settings.
+    #[error(
+        "ranks are out of step: rank {rank} is in {mine}, rank {other} in {theirs}\n  help: all ranks \
+         must run the same binary with the same config; compare RUN/config.toml and `fovea --version` \
+         on the two"
+    )]
+    Mismatch {
+        /// This rank.
+        rank: usize,
+        /// What this rank called.
+        mine: String,
+        /// The rank that differs.
+        other: usize,
+        /// What that rank called.
+        theirs: String,
+    },
+
+    /// The root of a broadcast is no rank of this world.
+    #[error("broadcast from rank {root}, but the ranks are 0 to {}\n  help: this is a bug in the caller; \
+             please report it", world - 1)]
+    BadRoot {
+        /// The root asked for.
+        root: usize,
+        /// World size.
+        world: usize,
+    },
+
+    /// A rank outside the world, or a world of a size the backend does not take.
+    #[error(
+        "rank {rank} of {world} is no seat: ranks are 0 to world size - 1, world size 1 to {max_world}\
+         \n  help: check the rank and the number of ranks this process was started with"
+    )]
+    BadSeat {
+        /// The rank asked for.
+        rank: usize,
+        /// The world size asked for.
+        world: usize,
+        /// The largest world this backend takes.
+        max_world: usize,
+    },
+
+    /// The memory shared by the ranks could not be had.
+    #[error(
+        "no room for the memory shared by {world} ranks: {needed_bytes} bytes needed, {available_bytes} \
+         available ({source})\n  help: free memory on this machine or raise the job's memory limit; fewer \
+         ranks need less"
+    )]
+    NoRoom {
+        /// World size.
+        world: usize,
+        /// Size of the segment in bytes.
+        needed_bytes: u64,
+        /// What the system says is available, in bytes.
+        available_bytes: u64,
+        /// What the kernel answered.
+        source: io::Error,
+    },
+
+    /// Shared memory reaches one machine only.
+    #[error(
+        "backend local needs all ranks on one machine, but rank {rank} is on {host} and rank {other} on \
+         {other_host}\n  help: use `--backend mpi` for ranks on different hosts"
+    )]
+    DifferentHosts {
+        /// A rank.
+        rank: usize,
+        /// Where it runs.
+        host: String,
+        /// Another rank.
+        other: usize,
+        /// Where that one runs.
+        other_host: String,
+    },
+
+    /// Rank 0 did not let this rank in.
+    #[error(
+        "rank {rank} was refused in generation {generation}: {reason}\n  help: each rank starts once per \
+         generation, with the world size and settings of the others; ask for a new generation"
+    )]
+    Refused {
+        /// This rank.
+        rank: usize,
+        /// The generation it wanted to join.
+        generation: u64,
+        /// What rank 0 said.
+        reason: String,
+    },
+
+    /// The system refused a call that joining needs.
+    #[error("rank {rank} could not {what}: {source}\n  help: {help}")]
+    System {
+        /// This rank.
+        rank: usize,
+        /// What was tried.
+        what: String,
+        /// What the kernel answered.
+        source: io::Error,
+        /// What to do about it.
+        help: &'static str,
+    },
+
+    /// A call into the MPI library failed.
+    #[error("{call} failed on rank {rank}: {message}\n  help: {help}")]
+    Mpi {
+        /// The MPI function.
+        call: &'static str,
+        /// This rank (0 before it is known).
+        rank: usize,
+        /// The library's own words.
+        message: String,
+        /// What to do about it.
+        help: &'static str,
+    },
+}
+
+impl Error {
+    /// What happened, without the advice: fit for being quoted in another error.
+    pub(super) fn headline(&self) -> String {
+        let text = self.to_string();
+        text.split("\n  help: ")
+            .next()
+            .unwrap_or_default()
+            .to_string()
+    }
+
+    pub(super) fn aborted(op: &'static str, rank: usize, by: Option<usize>, reason: &str) -> Self {
+        Self::Aborted {
+            op,
+            rank,
+            by,
+            reason: if reason.is_empty() {
+                "no reason given".to_string()
+            } else {
+                reason.to_string()
+            },
+        }
+    }
+}
+
+/// A rank that did not arrive in time.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Absent {
+    /// The rank.
+    pub rank: usize,
+    /// Its process id, where known, and what the system says of it: "alive", "stopped" or "gone".
+    pub process: Option<(u32, &'static str)>,
+}
+
+impl fmt::Display for Absent {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self.process {
+            None => write!(f, "rank {}", self.rank),
+            Some((pid, state)) => write!(f, "rank {} (process {pid}, {state})", self.rank),
+        }
+    }
+}
+
+struct List<'a>(&'a [Absent]);
+
+impl fmt::Display for List<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        for (i, absent) in self.0.iter().enumerate() {
+            let comma = if i == 0 { "" } else { ", " };
+            write!(f, "{comma}{absent}")?;
+        }
+        Ok(())
+    }
+}
+
+struct Rank(Option<usize>);
+
+impl fmt::Display for Rank {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self.0 {
+            Some(rank) => write!(f, "rank {rank}"),
+            None => write!(f, "another rank"),
+        }
+    }
+}

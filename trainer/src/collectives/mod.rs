@@ -1,0 +1,106 @@
+//! Sums, broadcasts and gathers between the ranks of one generation.
+//!
+//! One trait, [`Collective`], and three engines behind it: [`Solo`] (one rank), [`local`] (ranks on
+//! one machine, shared memory) and `mpi` (cargo feature `mpi`). Both multi-rank engines add in the
+//! order that [`tree_sum`] defines, so they give the same bits.
+//!
+//! What every engine promises:
+//! * **Lockstep.** All ranks call the same operations in the same order, with zero samples too. Each
+//!   call says what it is; a rank that calls something else, or with another length, gets
+//!   [`Error::Mismatch`] instead of somebody else's data.
+//! * **A deadline on every wait.** It is an instant, so that one deadline can cover a whole step.
+//! * **Abort.** [`AbortHandle::abort`] from any thread of any rank ends the wait of every rank within
+//!   about a millisecond with [`Error::Aborted`].
+//! * **One error ends it.** After any error the engine is poisoned for all ranks: the attempt is
+//!   abandoned, and the next generation makes a new engine. A buffer that was being reduced holds
+//!   nothing useful after an error.
+//!
+//! What this module must not do: decide who is a member, when to give up on a rank, or what happens
+//! after an abort. That is the coordinator's.
+
+mod abort;
+mod error;
+pub mod local;
+#[cfg(feature = "mpi")]
+pub mod mpi;
+mod note;
+mod solo;
+#[cfg(test)]
+mod testing;
+mod tree;
+
+use std::time::Instant;
+
+pub use abort::AbortHandle;
+pub use error::{Absent, Error, Result};
+pub use solo::Solo;
+pub use tree::tree_sum;
+
+/// What the ranks of one generation can do together.
+pub trait Collective: Send {
+    /// This process's seat, `0..world()`.
+    fn rank(&self) -> usize;
+
+    /// How many ranks take part.
+    fn world(&self) -> usize;
+
+    /// The backend's name as `--backend` spells it.
+    fn name(&self) -> &'static str;
+
+    /// Sums `buf` element by element over all ranks, in the order of [`tree_sum`]; afterwards every
+    /// rank holds the same bits. Any length, the same on all ranks.
+    fn all_reduce(&mut self, buf: &mut [f32], deadline: Instant) -> Result<()>;
+
+    /// Copies `root`'s `buf` to every rank. Any length, the same on all ranks.
+    fn broadcast(&mut self, buf: &mut [u8], root: usize, deadline: Instant) -> Result<()>;
+
+    /// Gives every rank everybody's bytes, in rank order. The length may differ from rank to rank.
+    fn all_gather(&mut self, mine: &[u8], deadline: Instant) -> Result<Vec<Vec<u8>>>;
+
+    /// Returns when all ranks have called it.
+    fn barrier(&mut self, deadline: Instant) -> Result<()>;
+
+    /// The handle that ends the waits of this engine on every rank.
+    fn abort_handle(&self) -> AbortHandle;
+}
+
+/// The variables by which the common launchers tell a process the size of its MPI world: Open MPI,
+/// MPICH and Intel MPI (hydra), MVAPICH.
+const MPI_WORLD_VARIABLES: [&str; 3] = ["OMPI_COMM_WORLD_SIZE", "PMI_SIZE", "MV2_COMM_WORLD_SIZE"];
+
+/// The world size an MPI launcher (`mpirun`, `srun --mpi=...`) gave this process, if one did. `env`
+/// looks a variable up, so that the environment is read where the settings are resolved.
+pub fn mpi_launch_size(env: impl Fn(&str) -> Option<String>) -> Option<usize> {
+    let sizes = MPI_WORLD_VARIABLES.iter().filter_map(|name| env(name));
+    if let Some(size) = sizes.filter_map(|size| size.trim().parse().ok()).next() {
+        return Some(size);
+    }
+    // srun's PMIx plugin sets the rank but no size of its own; Slurm's task count is the size.
+    env("PMIX_RANK").and_then(|_| env("SLURM_NTASKS")?.trim().parse().ok())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::mpi_launch_size;
+
+    #[test]
+    fn mpi_launchers_are_recognised() {
+        let size = |pairs: &'static [(&str, &str)]| {
+            mpi_launch_size(|name| {
+                pairs
+                    .iter()
+                    .find(|(key, _)| *key == name)
+                    .map(|(_, value)| (*value).to_string())
+            })
+        };
+        assert_eq!(size(&[("OMPI_COMM_WORLD_SIZE", "4")]), Some(4));
+        assert_eq!(size(&[("PMI_SIZE", " 2 ")]), Some(2));
+        assert_eq!(size(&[("PMIX_RANK", "0"), ("SLURM_NTASKS", "8")]), Some(8));
+        assert_eq!(
+            size(&[("SLURM_NTASKS", "8")]),
+            None,
+            "Slurm alone is no MPI launch"
+        );
+        assert_eq!(size(&[("PMI_SIZE", "many")]), None);
+    }
+}

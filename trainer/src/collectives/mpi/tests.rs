@@ -1,0 +1,147 @@
+//! Each test starts this test binary under `mpirun` on one of the ignored tests below, whose ranks say
+//! on standard output what happened to them. Without `mpirun` these tests fail: the feature is on.
+#![expect(clippy::unwrap_used, reason = "a failed unwrap is a failed test")]
+
+use std::process::Command;
+
+use super::*;
+use crate::collectives::testing::{child_command, exercise, soon};
+
+/// Runs the ignored test `name` on `world` ranks; its output and whether all ranks succeeded.
+fn mpirun(world: usize, name: &str) -> (String, bool) {
+    let child = child_command(module_path!(), name);
+    let output = Command::new("mpirun")
+        .args(["-n", &world.to_string()])
+        .arg(child.get_program())
+        .args(child.get_args())
+        // More ranks than processors, and root in a container, are both fine for a test.
+        .env("OMPI_MCA_rmaps_base_oversubscribe", "1")
+        .env("OMPI_ALLOW_RUN_AS_ROOT", "1")
+        .env("OMPI_ALLOW_RUN_AS_ROOT_CONFIRM", "1")
+        .output()
+        .expect("mpirun comes with the MPI that the feature `mpi` needs");
+    let text = format!(
+        "{}\n{}",
+        String::from_utf8_lossy(&output.stdout),
+        String::from_utf8_lossy(&output.stderr)
+    );
+    (text, output.status.success())
+}
+
+/// A line for the test that started us, in one write so that ranks do not mix.
+fn tell(line: &str) {
+    use std::io::Write;
+    let line = format!("\n{line}\n");
+    std::io::stdout().write_all(line.as_bytes()).unwrap();
+}
+
+#[test]
+#[ignore = "run under mpirun by `ranks_get_the_bits_of_tree_sum`"]
+fn child_exercises() {
+    let mut mpi = MpiCollective::init(&AbortHandle::new()).unwrap();
+    let (rank, world) = (mpi.rank(), mpi.world());
+    exercise(&mut mpi, 11, &[0, 1, 17, 5000, 2 * CHUNK_F32 + 1234]);
+    // Longer than a piece, another length on each rank.
+    let message = |rank: usize| vec![rank as u8; rank * (3 * CHUNK_F32 + 7)];
+    let all = mpi.all_gather(&message(rank), soon()).unwrap();
+    assert_eq!(all, (0..world).map(message).collect::<Vec<_>>());
+    drop(mpi);
+    tell(&format!("rank {rank} of {world} is done"));
+}
+
+#[test]
+fn ranks_get_the_bits_of_tree_sum() {
+    for world in [1, 2, 3] {
+        let (text, success) = mpirun(world, "child_exercises");
+        assert!(success, "{text}");
+        for rank in 0..world {
+            assert!(
+                text.contains(&format!("rank {rank} of {world} is done")),
+                "{text}"
+            );
+        }
+    }
+}
+
+#[test]
+#[ignore = "run under mpirun by `an_abort_reaches_the_other_rank`"]
+fn child_aborts() {
+    let abort = AbortHandle::new();
+    let mut mpi = MpiCollective::init(&abort).unwrap();
+    mpi.barrier(soon()).unwrap();
+    let rank = mpi.rank();
+    if rank == 1 {
+        std::thread::spawn(move || abort.abort("generation 9"));
+    }
+    let mut buf = vec![1.0; 100];
+    // Rank 2 never comes; the others wait for it until rank 1 hears of generation 9.
+    if rank != 2 {
+        let error = mpi.all_reduce(&mut buf, soon()).unwrap_err();
+        let again = mpi.barrier(soon()).unwrap_err();
+        tell(&format!(
+            "rank {rank} heard: {error}\nrank {rank} again: {again}"
+        ));
+    }
+    // The launcher ends all ranks as soon as one has left without finalizing.
+    std::thread::sleep(Duration::from_secs(1));
+}
+
+#[test]
+fn an_abort_reaches_the_other_rank() {
+    let (text, success) = mpirun(3, "child_aborts");
+    for rank in [0, 1] {
+        let heard = format!(
+            "rank {rank} heard: all_reduce on rank {rank} was aborted by rank 1: generation 9"
+        );
+        assert!(text.contains(&heard), "{text}");
+        let again = format!(
+            "rank {rank} again: barrier on rank {rank} was aborted by rank 1: generation 9"
+        );
+        assert!(text.contains(&again), "{text}");
+    }
+    assert!(
+        !success,
+        "a rank that gave up must not pass for one that is done: {text}"
+    );
+}
+
+#[test]
+#[ignore = "run under mpirun by `a_missing_rank_and_a_mismatch_are_named`"]
+fn child_fails() {
+    let mut mpi = MpiCollective::init(&AbortHandle::new()).unwrap();
+    mpi.barrier(soon()).unwrap();
+    let rank = mpi.rank();
+    let started = Instant::now();
+    let error = match (rank, mpi.world()) {
+        (0, 2) => mpi.barrier(started + Duration::from_millis(50)),
+        (_, 2) => return std::thread::sleep(Duration::from_secs(2)),
+        (0, _) => mpi.all_reduce(&mut [0.0; 7], soon()),
+        _ => mpi.broadcast(&mut [0; 8], 1, soon()),
+    };
+    let error = error.unwrap_err();
+    tell(&format!(
+        "rank {rank} in {:?}: {error}",
+        started.elapsed() < Duration::from_secs(1)
+    ));
+    std::thread::sleep(Duration::from_millis(500));
+}
+
+#[test]
+fn a_missing_rank_and_a_mismatch_are_named() {
+    let (text, success) = mpirun(2, "child_fails");
+    assert!(
+        text.contains("rank 0 in true: barrier on rank 0 of 2 gave up after 5"),
+        "{text}"
+    );
+    assert!(text.contains("waiting for rank 1\n  help: "), "{text}");
+    assert!(!success, "{text}");
+    let (text, success) = mpirun(3, "child_fails");
+    // Whoever sees it first says so, and the others quote that.
+    assert!(text.contains("ranks are out of step: rank "), "{text}");
+    assert!(text.contains("in all_reduce of 7 f32"), "{text}");
+    assert!(
+        text.contains("in broadcast of 8 bytes from rank 1"),
+        "{text}"
+    );
+    assert!(!success, "{text}");
+}

@@ -1,0 +1,86 @@
+//! What a rank says it is about to do, so that ranks out of step find out before they mix their data.
+
+use std::fmt;
+
+/// The operations that have a number in a [`Note`].
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Op {
+    Join = 1,
+    AllReduce = 2,
+    Broadcast = 3,
+    AllGather = 4,
+    Barrier = 5,
+}
+
+impl Op {
+    fn name(self) -> &'static str {
+        match self {
+            Self::Join => "join",
+            Self::AllReduce => "all_reduce",
+            Self::Broadcast => "broadcast",
+            Self::AllGather => "all_gather",
+            Self::Barrier => "barrier",
+        }
+    }
+
+    fn from_number(number: u64) -> Option<Self> {
+        [
+            Self::Join,
+            Self::AllReduce,
+            Self::Broadcast,
+            Self::AllGather,
+            Self::Barrier,
+        ]
+        .into_iter()
+        .find(|op| *op as u64 == number)
+    }
+}
+
+/// Operation, length (f32 for all_reduce, else bytes) and root, as three numbers in shared memory or
+/// in a message.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) struct Note {
+    op: u64,
+    pub(super) len: u64,
+    root: u64,
+}
+
+impl Note {
+    pub(super) fn new(op: Op, len: usize, root: usize) -> Self {
+        Self {
+            op: op as u64,
+            len: len as u64,
+            root: root as u64,
+        }
+    }
+
+    pub(super) fn words(self) -> [u64; 3] {
+        [self.op, self.len, self.root]
+    }
+
+    pub(super) fn from_words([op, len, root]: [u64; 3]) -> Self {
+        Self { op, len, root }
+    }
+
+    pub(super) fn op_name(self) -> &'static str {
+        Op::from_number(self.op).map_or("nothing", Op::name)
+    }
+
+    /// Whether two ranks are in the same operation; only all_gather takes any length.
+    pub(super) fn matches(self, other: Self) -> bool {
+        let any_len = self.op == Op::AllGather as u64;
+        self.op == other.op && self.root == other.root && (any_len || self.len == other.len)
+    }
+}
+
+impl fmt::Display for Note {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let (name, len) = (self.op_name(), self.len);
+        match Op::from_number(self.op) {
+            Some(Op::AllReduce) => write!(f, "{name} of {len} f32"),
+            Some(Op::Broadcast) => write!(f, "{name} of {len} bytes from rank {}", self.root),
+            Some(Op::AllGather) => write!(f, "{name} giving {len} bytes"),
+            Some(Op::Join | Op::Barrier) | None => write!(f, "{name}"),
+        }
+    }
+}

@@ -1,0 +1,438 @@
+//! The table of every configuration key: meaning, range, and whether it changes the result.
+
+use std::fmt;
+
+use super::Config;
+use super::sections::{
+    Alpha, Backend, Level, LossKind, MetricName, ModelName, OptimizerKind, Precision, ScheduleKind,
+};
+
+/// A section and what it is for.
+#[derive(Debug)]
+pub struct Section {
+    /// Its name in brackets.
+    pub name: &'static str,
+    /// One sentence.
+    pub doc: &'static str,
+}
+
+/// One key of the configuration.
+#[derive(Debug)]
+pub struct Key {
+    /// The section it lives in.
+    pub section: &'static str,
+    /// Its name within the section.
+    pub name: &'static str,
+    /// Which values its type allows.
+    pub range: Range,
+    /// Whether another value trains other weights or chooses another checkpoint; such keys are hashed.
+    pub changes_result: bool,
+    /// What it means, with unit.
+    pub doc: &'static str,
+    /// Its type; the same for every configuration.
+    pub kind: fn(&Config) -> Kind,
+    /// Its value.
+    pub get: fn(&Config) -> Leaf,
+    /// Stores a value; returns false, changing nothing, when the leaf is of another type.
+    pub set: fn(&mut Config, Leaf) -> bool,
+}
+
+impl Key {
+    /// `section.name`.
+    #[must_use]
+    pub fn path(&self) -> String {
+        format!("{}.{}", self.section, self.name)
+    }
+}
+
+/// The type of a key.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Kind {
+    /// `true` or `false`.
+    Bool,
+    /// A whole number, 0 or more.
+    Int,
+    /// A number, kept in f32.
+    Real,
+    /// Any text.
+    Text,
+    /// One of these words.
+    Choice(&'static [&'static str]),
+    /// One of these words, or four numbers.
+    ChoiceOrWeights(&'static [&'static str]),
+}
+
+/// The value of a key. Displays as TOML.
+#[derive(Clone, Debug, PartialEq)]
+pub enum Leaf {
+    /// `true` or `false`.
+    Bool(bool),
+    /// A whole number.
+    Int(u64),
+    /// A number.
+    Real(f32),
+    /// Text or a word.
+    Text(String),
+    /// One number per class.
+    Weights([f32; 4]),
+}
+
+impl fmt::Display for Leaf {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Bool(value) => write!(f, "{value}"),
+            Self::Int(value) => write!(f, "{value}"),
+            // Debug is the shortest text that reads back to the same f32, and always a TOML float
+            // except for NaN, which TOML spells in lower case.
+            Self::Real(value) if value.is_nan() => f.write_str("nan"),
+            Self::Real(value) => write!(f, "{value:?}"),
+            Self::Text(value) => write!(f, "{}", toml::Value::String(value.clone())),
+            Self::Weights(values) => {
+                let texts = values.map(|value| Self::Real(value).to_string());
+                write!(f, "[{}]", texts.join(", "))
+            }
+        }
+    }
+}
+
+/// One end of a range of numbers.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub enum Bound {
+    /// The end itself is allowed.
+    Closed(f32),
+    /// The end itself is not allowed.
+    Open(f32),
+}
+
+/// Allowed values, beyond what the type says.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub enum Range {
+    /// Whatever the type allows.
+    Any,
+    /// Whole numbers from .. to, both included.
+    Int(u64, u64),
+    /// Finite numbers between two bounds; for a list, each of them.
+    Real(Bound, Bound),
+}
+
+impl Range {
+    /// Whether a value lies in the range. NaN and infinities never lie in a range of numbers.
+    #[must_use]
+    pub fn contains(&self, leaf: &Leaf) -> bool {
+        match (self, leaf) {
+            (Self::Int(min, max), Leaf::Int(value)) => (min..=max).contains(&value),
+            (Self::Real(min, max), Leaf::Real(value)) => inside(*value, *min, *max),
+            (Self::Real(min, max), Leaf::Weights(values)) => {
+                values.iter().all(|value| inside(*value, *min, *max))
+            }
+            _ => true,
+        }
+    }
+}
+
+fn inside(value: f32, min: Bound, max: Bound) -> bool {
+    let above = match min {
+        Bound::Closed(end) => value >= end,
+        Bound::Open(end) => value > end,
+    };
+    let below = match max {
+        Bound::Closed(end) => value <= end,
+        Bound::Open(end) => value < end,
+    };
+    above && below
+}
+
+impl fmt::Display for Range {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match *self {
+            Self::Any => f.write_str("any"),
+            Self::Int(min, max) if max == MAX_SEED => write!(f, "{min} to 2^63 - 1"),
+            Self::Int(min, max) if max == MAX_COUNT => write!(f, "{min} to 2^32 - 1"),
+            Self::Int(min, max) => write!(f, "{min} to {max}"),
+            Self::Real(min, max) => {
+                match min {
+                    Bound::Closed(end) => write!(f, "{end} ")?,
+                    Bound::Open(end) => write!(f, "above {end} ")?,
+                }
+                match max {
+                    Bound::Closed(end) => write!(f, "to {end}"),
+                    Bound::Open(end) => write!(f, "to below {end}"),
+                }
+            }
+        }
+    }
+}
+
+/// A field type that a key can have.
+trait Field: Sized {
+    fn kind() -> Kind;
+    fn leaf(&self) -> Leaf;
+    fn from_leaf(leaf: Leaf) -> Option<Self>;
+}
+
+macro_rules! field {
+    ($type:ty, $kind:expr, |$value:ident| $leaf:expr, $pattern:pat => $back:expr) => {
+        impl Field for $type {
+            fn kind() -> Kind {
+                $kind
+            }
+            fn leaf(&self) -> Leaf {
+                let $value = self;
+                $leaf
+            }
+            fn from_leaf(leaf: Leaf) -> Option<Self> {
+                match leaf {
+                    $pattern => $back,
+                    _ => None,
+                }
+            }
+        }
+    };
+}
+
+field!(bool, Kind::Bool, |v| Leaf::Bool(*v), Leaf::Bool(v) => Some(v));
+field!(u32, Kind::Int, |v| Leaf::Int(u64::from(*v)), Leaf::Int(v) => Self::try_from(v).ok());
+field!(u64, Kind::Int, |v| Leaf::Int(*v), Leaf::Int(v) => Some(v));
+field!(f32, Kind::Real, |v| Leaf::Real(*v), Leaf::Real(v) => Some(v));
+field!(String, Kind::Text, |v| Leaf::Text(v.clone()), Leaf::Text(v) => Some(v));
+
+macro_rules! choice_field {
+    ($($type:ty),+) => {
+        $(field!(
+            $type,
+            Kind::Choice(Self::NAMES),
+            |v| Leaf::Text(v.name().into()),
+            Leaf::Text(v) => Self::ALL.iter().copied().find(|known| known.name() == v)
+        );)+
+    };
+}
+
+choice_field!(
+    ModelName,
+    LossKind,
+    Precision,
+    Backend,
+    OptimizerKind,
+    ScheduleKind,
+    MetricName,
+    Level
+);
+
+impl Field for Alpha {
+    fn kind() -> Kind {
+        Kind::ChoiceOrWeights(Self::NAMES)
+    }
+
+    fn leaf(&self) -> Leaf {
+        match self {
+            Self::InverseFrequency => Leaf::Text("inverse-frequency".into()),
+            Self::None => Leaf::Text("none".into()),
+            Self::Weights(weights) => Leaf::Weights(*weights),
+        }
+    }
+
+    fn from_leaf(leaf: Leaf) -> Option<Self> {
+        match leaf {
+            Leaf::Text(word) if word == "inverse-frequency" => Some(Self::InverseFrequency),
+            Leaf::Text(word) if word == "none" => Some(Self::None),
+            Leaf::Weights(weights) => Some(Self::Weights(weights)),
+            _ => None,
+        }
+    }
+}
+
+fn kind_of<F: Field>(_: &F) -> Kind {
+    F::kind()
+}
+
+fn assign<F: Field>(field: &mut F, leaf: Leaf) -> bool {
+    match F::from_leaf(leaf) {
+        Some(value) => {
+            *field = value;
+            true
+        }
+        None => false,
+    }
+}
+
+/// A row of the table. `RESULT` keys are hashed, `PLACE` keys are not.
+macro_rules! key {
+    ($section:ident.$name:ident, $range:expr, $changes:expr, $doc:literal) => {
+        Key {
+            section: stringify!($section),
+            name: stringify!($name),
+            range: $range,
+            changes_result: $changes,
+            doc: $doc,
+            kind: |config| kind_of(&config.$section.$name),
+            get: |config| config.$section.$name.leaf(),
+            set: |config, leaf| assign(&mut config.$section.$name, leaf),
+        }
+    };
+}
+
+const RESULT: bool = true;
+const PLACE: bool = false;
+const ANY: Range = Range::Any;
+/// TOML integers are 64-bit signed.
+const MAX_SEED: u64 = i64::MAX as u64;
+const MAX_COUNT: u64 = u32::MAX as u64;
+
+const fn int(min: u64, max: u64) -> Range {
+    Range::Int(min, max)
+}
+
+const fn from_to(min: f32, max: f32) -> Range {
+    Range::Real(Bound::Closed(min), Bound::Closed(max))
+}
+
+const fn above_to(min: f32, max: f32) -> Range {
+    Range::Real(Bound::Open(min), Bound::Closed(max))
+}
+
+const fn from_below(min: f32, max: f32) -> Range {
+    Range::Real(Bound::Closed(min), Bound::Open(max))
+}
+
+const fn above_below(min: f32, max: f32) -> Range {
+    Range::Real(Bound::Open(min), Bound::Open(max))
+}
+
+/// The sections, in the order they are printed.
+pub static SECTIONS: &[Section] = &[
+    Section {
+        name: "data",
+        doc: "What is trained on.",
+    },
+    Section {
+        name: "model",
+        doc: "Which network.",
+    },
+    Section {
+        name: "loss",
+        doc: "What is minimised: focal(image) + patch_weight * focal(patch).",
+    },
+    Section {
+        name: "train",
+        doc: "How much, how parallel and how exact.",
+    },
+    Section {
+        name: "optimizer",
+        doc: "The rule that moves the weights.",
+    },
+    Section {
+        name: "schedule",
+        doc: "The learning rate over the run.",
+    },
+    Section {
+        name: "early_stopping",
+        doc: "The validation metric that is watched, and when to give up.",
+    },
+    Section {
+        name: "augment",
+        doc: "Random views of training samples; validation and prediction never augment.",
+    },
+    Section {
+        name: "checkpoint",
+        doc: "When checkpoints are written (besides at the end of every epoch) and which are kept.",
+    },
+    Section {
+        name: "eval",
+        doc: "Validation during training.",
+    },
+    Section {
+        name: "run",
+        doc: "Where results go.",
+    },
+];
+
+/// Every key, in the order they are printed.
+#[rustfmt::skip] // one row per key
+pub static KEYS: &[Key] = &[
+    key!(data.path, ANY, PLACE, "Directory of the prepared dataset (what `fovea prepare` wrote); `--data` overrides it. A relative path is relative to the current directory, not to the configuration file."),
+    key!(data.patches_per_image, int(1, 4096), RESULT, "Patches of each image per step (P), drawn without replacement: an epoch visits every non-black patch once."),
+    key!(data.global_size, int(64, 4096), RESULT, "Side in pixels of the whole image as the global branch sees it. At least 64: below, the last stage of ResNet18 has one value per channel and BatchNorm has nothing to average."),
+    key!(data.min_lesion_pixels, int(1, 16384), RESULT, "Lesion pixels from which a 128 x 128 patch counts as positive for a class. 1 is the published rule."),
+
+    key!(model.name, ANY, RESULT, "The network."),
+
+    key!(loss.kind, ANY, RESULT, "The loss function: multi-hot focal loss (Lin et al., ICCV 2017)."),
+    key!(loss.gamma, from_to(0.0, 10.0), RESULT, "Focusing exponent of (1 - p_t)^gamma; 0 gives weighted binary cross-entropy."),
+    key!(loss.alpha, from_to(0.0, 1000.0), RESULT, "Weight per class: inverse frequency in the training split normalised to mean 1, none, or four numbers for MA, HE, EX, SE."),
+    key!(loss.balance, ANY, RESULT, "Weigh positive and negative labels differently, with the two weights below."),
+    key!(loss.positive_weight, from_to(0.0, 1000.0), RESULT, "Weight of a positive label when balance = true."),
+    key!(loss.negative_weight, from_to(0.0, 1000.0), RESULT, "Weight of a negative label when balance = true."),
+    key!(loss.patch_weight, from_to(0.0, 1000.0), RESULT, "Weight of the patch loss against the image loss; 0 trains the image head alone."),
+
+    key!(train.epochs, int(1, 1_000_000), RESULT, "Passes over the training split."),
+    key!(train.images_per_step, int(1, 65536), RESULT, "Units in one global batch over all ranks, a unit being one image with up to patches_per_image of its patches. Adding ranks does not change it."),
+    key!(train.virtual_shards, int(1, 4096), RESULT, "Fixed slices of the global batch, the leaves of the reduction tree; BatchNorm statistics are per slice. Weights are bit for bit the same for every number of ranks that divides it into power-of-two blocks."),
+    key!(train.ranks, int(1, 4096), PLACE, "Trainer processes; `--ranks` overrides it. 1, or a number that divides virtual_shards into power-of-two blocks."),
+    key!(train.threads_per_rank, int(0, 1024), PLACE, "Compute threads of one rank; 0 = processor cores / ranks. For the same bits at different rank counts, set it to one fixed number."),
+    key!(train.precision, ANY, RESULT, "Arithmetic of forward and backward; weights are kept in f32. auto = bf16 where the processor has it natively, else f32."),
+    key!(train.seed, int(0, MAX_SEED), RESULT, "Seed of initial weights, sample order, augmentation and dropout."),
+    key!(train.backend, ANY, PLACE, "How ranks exchange gradients; `--backend` overrides it. auto = mpi under an MPI launch, else local (one machine)."),
+    key!(train.step_timeout_s, int(1, 86400), PLACE, "Seconds a rank waits in one collective before it gives the others up."),
+
+    key!(optimizer.kind, ANY, RESULT, "adam adds weight decay to the gradient (Kingma & Ba, ICLR 2015), adamw applies it apart (Loshchilov & Hutter, ICLR 2019)."),
+    key!(optimizer.lr, above_to(0.0, 10.0), RESULT, "Base learning rate; the schedule scales it."),
+    key!(optimizer.weight_decay, from_to(0.0, 1.0), RESULT, "Weight decay."),
+    key!(optimizer.beta1, from_below(0.0, 1.0), RESULT, "Decay of the running mean of gradients."),
+    key!(optimizer.beta2, from_below(0.0, 1.0), RESULT, "Decay of the running mean of squared gradients."),
+    key!(optimizer.eps, above_to(0.0, 1.0), RESULT, "Added to the denominator."),
+    key!(optimizer.clip_norm, from_to(0.0, 1e6), RESULT, "Largest norm of the whole gradient; larger ones are scaled down to it. 0 = no clipping."),
+
+    key!(schedule.kind, ANY, RESULT, "Learning rate after the warm-up: constant, one half cosine down to min_lr over the run, or reduced when the watched metric stops improving."),
+    key!(schedule.warmup_steps, int(0, MAX_COUNT), RESULT, "Steps over which the rate rises linearly to the base rate; 0 = none."),
+    key!(schedule.min_lr, from_to(0.0, 10.0), RESULT, "Lowest rate of cosine and plateau; at most optimizer.lr."),
+    key!(schedule.plateau_factor, above_below(0.0, 1.0), RESULT, "What one reduction multiplies the rate by (plateau)."),
+    key!(schedule.plateau_patience, int(1, 1_000_000), RESULT, "Validations in a row without improvement that cause a reduction (plateau)."),
+
+    key!(early_stopping.metric, ANY, RESULT, "The watched validation metric. It also chooses the best checkpoint and drives the plateau schedule."),
+    key!(early_stopping.level, ANY, RESULT, "Whether the metric is taken over patches or over whole images."),
+    key!(early_stopping.patience, int(0, 1_000_000), RESULT, "Validations in a row without improvement that end the run; 0 = never stop early."),
+    key!(early_stopping.min_delta, from_to(0.0, 1000.0), RESULT, "How much better than the best so far counts as an improvement, in the metric's own unit."),
+
+    key!(augment.enabled, ANY, RESULT, "Master switch: false turns all of this section off."),
+    key!(augment.flip, ANY, RESULT, "Mirror left-right with probability 1/2; together with the quarter turns this covers all eight orientations."),
+    key!(augment.quarter_turns, ANY, RESULT, "Turn by 0, 90, 180 or 270 degrees with equal probability."),
+    key!(augment.offset, int(0, 128), RESULT, "Largest shift of a patch from its grid cell along each axis, in pixels, kept inside the image; the label stays the cell's."),
+    key!(augment.brightness, from_to(0.0, 1.0), RESULT, "Brightness factor drawn from 1 - x to 1 + x, as torchvision's ColorJitter."),
+    key!(augment.contrast, from_to(0.0, 1.0), RESULT, "Contrast factor drawn from 1 - x to 1 + x."),
+    key!(augment.saturation, from_to(0.0, 1.0), RESULT, "Saturation factor drawn from 1 - x to 1 + x."),
+
+    key!(checkpoint.every_steps, int(0, MAX_COUNT), PLACE, "Steps between checkpoints; 0 = not by steps."),
+    key!(checkpoint.every_seconds, int(0, MAX_COUNT), PLACE, "Seconds between checkpoints; 0 = not by time."),
+    key!(checkpoint.keep_last, int(1, 1_000_000), PLACE, "How many of the newest checkpoints are kept."),
+    key!(checkpoint.keep_best, ANY, PLACE, "Keep the best checkpoint by the watched metric beside them."),
+
+    key!(eval.every_epochs, int(1, 1_000_000), RESULT, "Epochs between validations; the last epoch is always validated."),
+    key!(eval.threshold, above_below(0.0, 1.0), RESULT, "Probability from which a class counts as predicted, one for all classes."),
+
+    key!(run.out, ANY, PLACE, "Run directory for checkpoints, metrics and the report; `--out` overrides it. A relative path is relative to the current directory."),
+];
+
+/// Looks a key up by section and name.
+#[must_use]
+pub fn find(section: &str, name: &str) -> Option<&'static Key> {
+    KEYS.iter()
+        .find(|key| key.section == section && key.name == name)
+}
+
+/// Names of the keys of a section.
+#[must_use]
+pub fn names_in(section: &str) -> Vec<&'static str> {
+    KEYS.iter()
+        .filter(|key| key.section == section)
+        .map(|key| key.name)
+        .collect()
+}
+
+/// Sections that have a key of this name, in brackets.
+#[must_use]
+pub fn sections_with(name: &str) -> Vec<String> {
+    KEYS.iter()
+        .filter(|key| key.name == name)
+        .map(|key| format!("`[{}]`", key.section))
+        .collect()
+}

@@ -1,0 +1,91 @@
+//! A configuration as text: documented TOML, and the canonical form that is hashed.
+
+use std::fmt::Write as _;
+
+use super::Config;
+use super::keys::{KEYS, Key, Kind, Range, SECTIONS};
+
+/// Width of comment lines, with `# `.
+const WIDTH: usize = 96;
+
+const HEADER: &str = "Configuration of `fovea train`. Every key may be left out; it then has its \
+     default. `--set section.key=value` overrides a key from the command line. Relative paths are \
+     relative to the current directory, not to this file.";
+
+/// Every section and key with its meaning, type, range and default.
+pub(super) fn documented(config: &Config) -> String {
+    let mut out = String::new();
+    push_comment(&mut out, HEADER);
+    let defaults = Config::default();
+    for section in SECTIONS {
+        out.push('\n');
+        push_comment(&mut out, section.doc);
+        push_line(&mut out, &format!("[{}]", section.name));
+        for (index, key) in KEYS
+            .iter()
+            .filter(|key| key.section == section.name)
+            .enumerate()
+        {
+            if index > 0 {
+                out.push('\n');
+            }
+            push_comment(&mut out, key.doc);
+            let default = (key.get)(&defaults);
+            push_comment(&mut out, &format!("{}; default {default}", allowed(key)));
+            push_line(&mut out, &format!("{} = {}", key.name, (key.get)(config)));
+        }
+    }
+    out
+}
+
+/// Type and range of a key in words: `whole number, 1 to 4096`.
+pub(super) fn allowed(key: &Key) -> String {
+    let ranged = |what: &str| match key.range {
+        Range::Any => what.to_owned(),
+        range => format!("{what}, {range}"),
+    };
+    let words = |known: &[&str]| {
+        let quoted: Vec<String> = known.iter().map(|word| format!("\"{word}\"")).collect();
+        quoted.join(" | ")
+    };
+    match (key.kind)(&Config::default()) {
+        Kind::Bool => "true | false".into(),
+        Kind::Int => ranged("whole number"),
+        Kind::Real => ranged("number"),
+        Kind::Text => "string".into(),
+        Kind::Choice(known) => words(known),
+        Kind::ChoiceOrWeights(known) => {
+            format!("{} | {}", words(known), ranged("list of four numbers"))
+        }
+    }
+}
+
+/// What is hashed: one `section.key = value` line per result-changing key, sorted, so that reordering
+/// the table or rewording the documentation leaves the hash alone.
+pub(super) fn canonical(config: &Config) -> String {
+    let mut lines: Vec<String> = KEYS
+        .iter()
+        .filter(|key| key.changes_result)
+        .map(|key| format!("{} = {}\n", key.path(), (key.get)(config)))
+        .collect();
+    lines.sort();
+    format!("fovea-config 1\n{}", lines.concat())
+}
+
+fn push_line(out: &mut String, line: &str) {
+    // Writing to a String cannot fail.
+    let _ = writeln!(out, "{line}");
+}
+
+fn push_comment(out: &mut String, text: &str) {
+    let mut line = String::from("#");
+    for word in text.split(' ') {
+        if line.len() + 1 + word.len() > WIDTH {
+            push_line(out, &line);
+            line = String::from("#");
+        }
+        line.push(' ');
+        line.push_str(word);
+    }
+    push_line(out, &line);
+}

@@ -1,0 +1,481 @@
+//! The sections of a training configuration as plain typed structs.
+//!
+//! What each key means, its unit, range and whether it changes the result is written once, in
+//! [`super::keys::KEYS`]; the field comments here only name shape and unit. Defaults live in the
+//! `Default` impls and nowhere else.
+
+use serde::{Deserialize, Serialize};
+
+/// An enum whose variants are spelled one way in TOML, in messages and in the key table.
+macro_rules! choice {
+    ($(#[$meta:meta])* $name:ident { $($(#[$vmeta:meta])* $variant:ident = $text:literal),+ $(,)? }) => {
+        $(#[$meta])*
+        #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
+        pub enum $name {
+            $($(#[$vmeta])* #[serde(rename = $text)] $variant),+
+        }
+
+        impl $name {
+            /// Every accepted spelling, in declaration order.
+            pub const NAMES: &'static [&'static str] = &[$($text),+];
+            /// Every variant, in the order of [`Self::NAMES`].
+            pub const ALL: &'static [Self] = &[$(Self::$variant),+];
+
+            /// The spelling used in configuration files.
+            #[must_use]
+            pub const fn name(self) -> &'static str {
+                match self {
+                    $(Self::$variant => $text),+
+                }
+            }
+        }
+
+        impl std::fmt::Display for $name {
+            fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+                f.write_str(self.name())
+            }
+        }
+    };
+}
+
+choice! {
+    /// A model that `fovea train` can build.
+    ModelName {
+        /// Dual-branch ResNet18 with attention fusion.
+        Hybrid = "hybrid",
+    }
+}
+
+choice! {
+    /// The loss function.
+    LossKind {
+        /// Multi-hot focal loss (Lin et al., ICCV 2017).
+        Focal = "focal",
+    }
+}
+
+choice! {
+    /// Arithmetic of the forward and backward pass; parameters are always kept in f32.
+    Precision {
+        /// bf16 where the processor has it natively, f32 elsewhere.
+        Auto = "auto",
+        /// 32-bit floats throughout.
+        F32 = "f32",
+        /// bfloat16 activations and gradients, f32 master weights.
+        Bf16 = "bf16",
+    }
+}
+
+choice! {
+    /// How ranks exchange gradients.
+    Backend {
+        /// `mpi` under an MPI launch, else `local`.
+        Auto = "auto",
+        /// Shared memory between ranks on one machine.
+        Local = "local",
+        /// The MPI library the binary was built with.
+        Mpi = "mpi",
+    }
+}
+
+choice! {
+    /// The optimizer.
+    OptimizerKind {
+        /// Adam (Kingma & Ba, ICLR 2015), weight decay added to the gradient.
+        Adam = "adam",
+        /// AdamW (Loshchilov & Hutter, ICLR 2019), weight decay apart from the gradient.
+        AdamW = "adamw",
+    }
+}
+
+choice! {
+    /// Shape of the learning rate over the run, after the warm-up.
+    ScheduleKind {
+        /// The base rate throughout.
+        Constant = "constant",
+        /// One half cosine from the base rate to `min_lr` (Loshchilov & Hutter, ICLR 2017).
+        Cosine = "cosine",
+        /// Reduced when the watched validation metric stops improving.
+        Plateau = "plateau",
+    }
+}
+
+choice! {
+    /// A validation number that training can watch.
+    MetricName {
+        /// F1 over all (sample, class) decisions pooled.
+        F1Micro = "f1_micro",
+        /// Mean of the per-class F1.
+        F1Macro = "f1_macro",
+        /// Mean area under the ROC curve over classes where it is defined.
+        MeanAuroc = "mean_auroc",
+        /// Mean average precision over classes where it is defined.
+        MeanAp = "mean_ap",
+        /// Fraction of wrong (sample, class) decisions; lower is better.
+        Hamming = "hamming",
+        /// Fraction of samples with all classes right.
+        SubsetAcc = "subset_acc",
+        /// Jaccard index averaged over samples.
+        Iou = "iou",
+        /// Dice coefficient averaged over samples.
+        Dice = "dice",
+        /// Pearson correlation between probabilities and labels.
+        PearsonR = "pearson_r",
+        /// Mean validation loss; lower is better.
+        Loss = "loss",
+    }
+}
+
+impl MetricName {
+    /// Whether a larger value is the better one.
+    #[must_use]
+    pub const fn higher_is_better(self) -> bool {
+        !matches!(self, Self::Hamming | Self::Loss)
+    }
+}
+
+choice! {
+    /// Which predictions a metric is computed on.
+    Level {
+        /// One row per grid cell.
+        Patch = "patch",
+        /// One row per whole image.
+        Image = "image",
+    }
+}
+
+/// Per-class weights `alpha_c` of the focal loss, classes in the order MA, HE, EX, SE.
+#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(try_from = "AlphaText", into = "AlphaText")]
+pub enum Alpha {
+    /// Inverse frequency of the training split's labels, normalised to mean 1.
+    InverseFrequency,
+    /// 1 for every class.
+    None,
+    /// These weights, used as they are.
+    Weights([f32; 4]),
+}
+
+impl Alpha {
+    /// The accepted words; a list of four numbers is accepted beside them.
+    pub const NAMES: &'static [&'static str] = &["inverse-frequency", "none"];
+}
+
+/// How [`Alpha`] looks in a file.
+#[derive(Clone, Serialize, Deserialize)]
+#[serde(untagged)]
+enum AlphaText {
+    Word(String),
+    Weights([f32; 4]),
+}
+
+impl From<Alpha> for AlphaText {
+    fn from(alpha: Alpha) -> Self {
+        match alpha {
+            Alpha::InverseFrequency => Self::Word("inverse-frequency".into()),
+            Alpha::None => Self::Word("none".into()),
+            Alpha::Weights(weights) => Self::Weights(weights),
+        }
+    }
+}
+
+impl TryFrom<AlphaText> for Alpha {
+    type Error = String;
+
+    fn try_from(text: AlphaText) -> Result<Self, String> {
+        match text {
+            AlphaText::Word(word) if word == "inverse-frequency" => Ok(Self::InverseFrequency),
+            AlphaText::Word(word) if word == "none" => Ok(Self::None),
+            AlphaText::Word(word) => Err(format!("unknown alpha {word:?}")),
+            AlphaText::Weights(weights) => Ok(Self::Weights(weights)),
+        }
+    }
+}
+
+/// `[data]`: what is trained on.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct DataConfig {
+    /// Prepared dataset directory; empty until given. Relative to the current directory.
+    pub path: String,
+    /// Patches drawn per image and step, P.
+    pub patches_per_image: u32,
+    /// Side of the whole-image view in pixels, S.
+    pub global_size: u32,
+    /// Lesion pixels that make a grid cell positive.
+    pub min_lesion_pixels: u32,
+}
+
+impl Default for DataConfig {
+    fn default() -> Self {
+        Self {
+            path: String::new(),
+            patches_per_image: 16,
+            global_size: 512,
+            min_lesion_pixels: 1,
+        }
+    }
+}
+
+/// `[model]`: which network.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct ModelConfig {
+    /// The network.
+    pub name: ModelName,
+}
+
+impl Default for ModelConfig {
+    fn default() -> Self {
+        Self {
+            name: ModelName::Hybrid,
+        }
+    }
+}
+
+/// `[loss]`: what is minimised, `focal(image) + patch_weight * focal(patch)`.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct LossConfig {
+    /// The loss function.
+    pub kind: LossKind,
+    /// Focusing exponent.
+    pub gamma: f32,
+    /// Per-class weights.
+    pub alpha: Alpha,
+    /// Whether the positive/negative weights below are used.
+    pub balance: bool,
+    /// Weight of a positive label when `balance` is on.
+    pub positive_weight: f32,
+    /// Weight of a negative label when `balance` is on.
+    pub negative_weight: f32,
+    /// Weight of the patch loss against the image loss.
+    pub patch_weight: f32,
+}
+
+impl Default for LossConfig {
+    fn default() -> Self {
+        Self {
+            kind: LossKind::Focal,
+            gamma: 2.0,
+            alpha: Alpha::InverseFrequency,
+            balance: false,
+            positive_weight: 0.75,
+            negative_weight: 0.25,
+            patch_weight: 1.0,
+        }
+    }
+}
+
+/// `[train]`: how much, how parallel and how exact.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct TrainConfig {
+    /// Passes over the training split.
+    pub epochs: u32,
+    /// Units (an image with up to P of its patches) in one global batch, over all ranks.
+    pub images_per_step: u32,
+    /// Slices of the global batch that the reduction tree is built over.
+    pub virtual_shards: u32,
+    /// Trainer processes.
+    pub ranks: u32,
+    /// Compute threads of one rank; 0 = cores / ranks.
+    pub threads_per_rank: u32,
+    /// Arithmetic of forward and backward.
+    pub precision: Precision,
+    /// Seed of initial weights, order, augmentation and dropout; at most 2^63 - 1.
+    pub seed: u64,
+    /// How ranks exchange gradients.
+    pub backend: Backend,
+    /// Deadline of one collective, in seconds.
+    pub step_timeout_s: u32,
+}
+
+impl Default for TrainConfig {
+    fn default() -> Self {
+        Self {
+            epochs: 20,
+            images_per_step: 8,
+            virtual_shards: 4,
+            ranks: 1,
+            threads_per_rank: 0,
+            precision: Precision::Auto,
+            seed: 0,
+            backend: Backend::Auto,
+            step_timeout_s: 300,
+        }
+    }
+}
+
+/// `[optimizer]`: Adam and its numbers.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct OptimizerConfig {
+    /// Adam or AdamW.
+    pub kind: OptimizerKind,
+    /// Base learning rate; the schedule scales it.
+    pub lr: f32,
+    /// Weight decay.
+    pub weight_decay: f32,
+    /// Decay of the first moment.
+    pub beta1: f32,
+    /// Decay of the second moment.
+    pub beta2: f32,
+    /// Added to the denominator.
+    pub eps: f32,
+    /// Largest global gradient norm; 0 = no clipping.
+    pub clip_norm: f32,
+}
+
+impl Default for OptimizerConfig {
+    fn default() -> Self {
+        Self {
+            kind: OptimizerKind::Adam,
+            lr: 1e-4,
+            weight_decay: 1e-5,
+            beta1: 0.9,
+            beta2: 0.999,
+            eps: 1e-8,
+            clip_norm: 0.0,
+        }
+    }
+}
+
+/// `[schedule]`: the learning rate over the run; see [`super::schedule::learning_rate`].
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct ScheduleConfig {
+    /// Shape after the warm-up.
+    pub kind: ScheduleKind,
+    /// Steps of linear warm-up; 0 = none.
+    pub warmup_steps: u32,
+    /// Floor of the rate after the warm-up.
+    pub min_lr: f32,
+    /// What one reduction multiplies the rate by (`plateau`).
+    pub plateau_factor: f32,
+    /// Evaluations in a row without improvement that cause a reduction (`plateau`).
+    pub plateau_patience: u32,
+}
+
+impl Default for ScheduleConfig {
+    fn default() -> Self {
+        Self {
+            kind: ScheduleKind::Constant,
+            warmup_steps: 0,
+            min_lr: 0.0,
+            plateau_factor: 0.5,
+            plateau_patience: 3,
+        }
+    }
+}
+
+/// `[early_stopping]`: the watched validation metric, and when to give up.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct EarlyStoppingConfig {
+    /// The watched metric; also chooses the best checkpoint and drives `schedule.kind = "plateau"`.
+    pub metric: MetricName,
+    /// Patch or image level.
+    pub level: Level,
+    /// Evaluations in a row without improvement that end the run; 0 = never.
+    pub patience: u32,
+    /// How much better counts as an improvement (absolute).
+    pub min_delta: f32,
+}
+
+impl Default for EarlyStoppingConfig {
+    fn default() -> Self {
+        Self {
+            metric: MetricName::F1Micro,
+            level: Level::Patch,
+            patience: 0,
+            min_delta: 0.0,
+        }
+    }
+}
+
+/// `[augment]`: random views of training samples; evaluation never augments.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct AugmentConfig {
+    /// Master switch.
+    pub enabled: bool,
+    /// Mirroring left-right.
+    pub flip: bool,
+    /// Turns by 0, 90, 180 or 270 degrees.
+    pub quarter_turns: bool,
+    /// Largest shift of a patch from its cell, in pixels, along each axis.
+    pub offset: u32,
+    /// Brightness jitter, fraction.
+    pub brightness: f32,
+    /// Contrast jitter, fraction.
+    pub contrast: f32,
+    /// Saturation jitter, fraction.
+    pub saturation: f32,
+}
+
+impl Default for AugmentConfig {
+    fn default() -> Self {
+        Self {
+            enabled: true,
+            flip: true,
+            quarter_turns: true,
+            offset: 8,
+            brightness: 0.1,
+            contrast: 0.1,
+            saturation: 0.1,
+        }
+    }
+}
+
+/// `[checkpoint]`: when checkpoints are written and which are kept.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct CheckpointConfig {
+    /// Steps between checkpoints; 0 = not by steps.
+    pub every_steps: u32,
+    /// Seconds between checkpoints; 0 = not by time.
+    pub every_seconds: u32,
+    /// Newest checkpoints kept.
+    pub keep_last: u32,
+    /// Whether the best checkpoint is kept beside them.
+    pub keep_best: bool,
+}
+
+impl Default for CheckpointConfig {
+    fn default() -> Self {
+        Self {
+            every_steps: 0,
+            every_seconds: 300,
+            keep_last: 3,
+            keep_best: true,
+        }
+    }
+}
+
+/// `[eval]`: validation during training.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct EvalConfig {
+    /// Epochs between validations; the last epoch is always validated.
+    pub every_epochs: u32,
+    /// Probability from which a class counts as predicted, for all classes.
+    pub threshold: f32,
+}
+
+impl Default for EvalConfig {
+    fn default() -> Self {
+        Self {
+            every_epochs: 1,
+            threshold: 0.5,
+        }
+    }
+}
+
+/// `[run]`: where results go.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct RunConfig {
+    /// Run directory; empty until given. Relative to the current directory.
+    pub out: String,
+}

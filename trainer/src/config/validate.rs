@@ -1,0 +1,98 @@
+//! Rules that need more than one key.
+
+use fovea_coordinator::order::allowed_world_sizes;
+
+use super::error::{Error, Place};
+use super::keys::KEYS;
+use super::read::out_of_range;
+use super::sections::Level;
+use super::{Config, Result};
+
+/// Every range, then every rule between keys.
+pub(super) fn validate(config: &Config) -> Result<()> {
+    for key in KEYS {
+        let value = (key.get)(config);
+        if !key.range.contains(&value) {
+            let place = Place {
+                origin: "configuration".into(),
+                line: None,
+            };
+            return Err(out_of_range(key, place, value.to_string()));
+        }
+    }
+    ranks_fit(config)?;
+    rates_fit(config)?;
+    weights_fit(config)?;
+    watched_metric_fits(config)
+}
+
+fn conflict(problem: String, help: impl Into<String>) -> Result<()> {
+    Err(Error::Conflict {
+        problem,
+        help: help.into(),
+    })
+}
+
+/// Ranks own whole subtrees of the reduction tree over the virtual shards.
+fn ranks_fit(config: &Config) -> Result<()> {
+    let (ranks, shards) = (config.train.ranks, config.train.virtual_shards);
+    let allowed = allowed_world_sizes(shards as usize);
+    if allowed.contains(&(ranks as usize)) {
+        return Ok(());
+    }
+    let list: Vec<String> = allowed.iter().map(usize::to_string).collect();
+    let why = if !shards.is_multiple_of(ranks) {
+        format!("{shards} is not divisible by {ranks}")
+    } else {
+        format!(
+            "{} virtual shards per rank is not a power of two",
+            shards / ranks
+        )
+    };
+    conflict(
+        format!("train.ranks = {ranks} does not fit train.virtual_shards = {shards}: {why}"),
+        format!(
+            "with {shards} virtual shards the allowed rank counts are {}; or set train.virtual_shards to {ranks} times a power of two (this changes the result)",
+            list.join(", ")
+        ),
+    )
+}
+
+fn rates_fit(config: &Config) -> Result<()> {
+    let (min_lr, lr) = (config.schedule.min_lr, config.optimizer.lr);
+    if min_lr > lr {
+        return conflict(
+            format!("schedule.min_lr = {min_lr:?} is above optimizer.lr = {lr:?}"),
+            format!("lower schedule.min_lr to at most {lr:?}, or raise optimizer.lr"),
+        );
+    }
+    Ok(())
+}
+
+fn weights_fit(config: &Config) -> Result<()> {
+    let loss = &config.loss;
+    if loss.balance && loss.positive_weight == 0.0 && loss.negative_weight == 0.0 {
+        return conflict(
+            "loss.positive_weight and loss.negative_weight are both 0 with loss.balance = true: the loss is always 0".into(),
+            "set at least one of them above 0, or loss.balance = false",
+        );
+    }
+    if let super::Alpha::Weights([0.0, 0.0, 0.0, 0.0]) = loss.alpha {
+        return conflict(
+            "loss.alpha = [0, 0, 0, 0] gives no class any weight: the loss is always 0".into(),
+            "set at least one of the four above 0, or use \"inverse-frequency\" or \"none\"",
+        );
+    }
+    Ok(())
+}
+
+/// With `patch_weight` 0 the patch head stays as it was initialised: nothing may be decided by it.
+fn watched_metric_fits(config: &Config) -> Result<()> {
+    if config.loss.patch_weight == 0.0 && config.early_stopping.level == Level::Patch {
+        return conflict(
+            "loss.patch_weight = 0 leaves the patch head untrained, but early_stopping.level = \"patch\" watches it".into(),
+            "set early_stopping.level = \"image\", or loss.patch_weight above 0",
+        );
+    }
+    Ok(())
+}

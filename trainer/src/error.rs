@@ -1,0 +1,104 @@
+//! Errors of this crate. Every message says what, where and the numbers; its last line says what to do.
+
+use std::path::PathBuf;
+
+/// Result with this crate's [`Error`].
+pub type Result<T, E = Error> = std::result::Result<T, E>;
+
+/// Anything that can go wrong while training, evaluating or predicting.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    /// A configuration file, key or preset is wrong.
+    #[error(transparent)]
+    Config(#[from] crate::config::Error),
+    /// The dataset cannot be read.
+    #[error(transparent)]
+    Dataset(#[from] fovea_dataset::Error),
+    /// The coordinator refused, vanished or ended the run.
+    #[error(transparent)]
+    Coordinator(#[from] fovea_coordinator::Error),
+    /// A collective failed or was aborted.
+    #[error(transparent)]
+    Collective(#[from] crate::collectives::Error),
+    /// A checkpoint cannot be written or read.
+    #[error(transparent)]
+    Checkpoint(#[from] crate::checkpoint::Error),
+    /// Metrics cannot be computed or stored.
+    #[error(transparent)]
+    Metrics(#[from] crate::metrics::Error),
+    /// The report cannot be written.
+    #[error(transparent)]
+    Report(#[from] crate::report::Error),
+    /// A kernel refused its arguments.
+    #[error(transparent)]
+    Kernel(#[from] fovea_kernels::Error),
+    /// libtorch raised an exception.
+    #[error("libtorch: {}\n  help: this is an error in Fovea or a mismatch of libtorch versions; `make setup` restores the right one", without_backtrace(.0))]
+    Torch(#[from] tch::TchError),
+    /// An invariant of this program does not hold.
+    #[error("internal error: {0}\n  help: please report this with the command that led to it")]
+    Internal(String),
+    /// Loss or gradients are NaN or infinite.
+    #[error(
+        "step {step} (epoch {epoch}): loss {loss}, gradient norm {norm}: not finite, so the optimizer did not move\n  help: resume from the newest checkpoint with a lower optimizer.lr, with optimizer.clip_norm set, or with train.precision = \"f32\""
+    )]
+    NotFinite {
+        /// Step that was tried.
+        step: u64,
+        /// Epoch of that step.
+        epoch: u32,
+        /// Global mean loss.
+        loss: f64,
+        /// Global gradient norm.
+        norm: f64,
+    },
+    /// A file of the run directory cannot be used.
+    #[error("{path}: {what}\n  help: {help}", path = path.display())]
+    File {
+        /// The file or directory.
+        path: PathBuf,
+        /// What is wrong with it, with the operating system's words.
+        what: String,
+        /// What to do.
+        help: String,
+    },
+    /// A checkpoint or weights file does not fit the model or the run.
+    #[error("{path}: {what}\n  help: {help}", path = path.display())]
+    Mismatch {
+        /// The checkpoint.
+        path: PathBuf,
+        /// Expected and found.
+        what: String,
+        /// What to do.
+        help: String,
+    },
+    /// A process that was started failed.
+    #[error("{0}\n  help: mend the cause, then go on from the newest checkpoint with `fovea train --out RUN --resume`")]
+    Child(String),
+    /// The request makes no sense as given.
+    #[error("{what}\n  help: {help}")]
+    Usage {
+        /// What was asked for and why it cannot be done.
+        what: String,
+        /// What to do.
+        help: String,
+    },
+}
+
+impl Error {
+    /// Shorthand for [`Error::File`] from an IO error.
+    pub fn file(path: impl Into<PathBuf>, error: &std::io::Error, help: &str) -> Self {
+        Self::File { path: path.into(), what: error.to_string(), help: help.to_owned() }
+    }
+
+    /// Whether the user's input (configuration, arguments, dataset layout) is to blame: no retry helps.
+    pub fn is_usage(&self) -> bool {
+        matches!(self, Self::Config(_) | Self::Usage { .. } | Self::Mismatch { .. })
+    }
+}
+
+/// libtorch's own words, without the addresses it appends.
+fn without_backtrace(error: &tch::TchError) -> String {
+    let text = error.to_string();
+    text.split("\nException raised from").next().unwrap_or_default().trim_end().to_owned()
+}

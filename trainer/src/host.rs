@@ -1,0 +1,61 @@
+//! Slices over the memory of CPU tensors: the one place where kernels and libtorch share bytes.
+//!
+//! libtorch allocates; the kernels of this project read and write the same memory as Rust slices.
+//! Every function checks device, dtype and contiguity, so that a wrong tensor is an error and not
+//! undefined behaviour. What cannot be checked is aliasing: the caller must not hold two mutable
+//! slices over one tensor, nor run a libtorch operation on it while a slice is alive.
+
+use half::bf16;
+use tch::{Device, Kind, Tensor};
+
+use crate::error::{Error, Result};
+
+/// A dtype that both sides know.
+pub trait Element: Copy {
+    /// libtorch's name for it.
+    const KIND: Kind;
+}
+
+impl Element for f32 {
+    const KIND: Kind = Kind::Float;
+}
+impl Element for bf16 {
+    const KIND: Kind = Kind::BFloat16;
+}
+
+fn check<T: Element>(tensor: &Tensor) -> Result<()> {
+    if tensor.device() != Device::Cpu || tensor.kind() != T::KIND || !tensor.is_contiguous() {
+        return Err(Error::Internal(format!(
+            "expected a contiguous {:?} tensor on the CPU, got {:?} on {:?}, shape {:?}, strides {:?}",
+            T::KIND,
+            tensor.kind(),
+            tensor.device(),
+            tensor.size(),
+            tensor.stride()
+        )));
+    }
+    Ok(())
+}
+
+/// All elements of a contiguous CPU tensor.
+pub fn slice<T: Element>(tensor: &Tensor) -> Result<&[T]> {
+    check::<T>(tensor)?;
+    if tensor.numel() == 0 {
+        return Ok(&[]);
+    }
+    // SAFETY: dtype, device and contiguity were checked, so `numel` elements of T start at data_ptr,
+    // and the storage lives at least as long as the borrow of the tensor.
+    Ok(unsafe { std::slice::from_raw_parts(tensor.data_ptr().cast::<T>(), tensor.numel()) })
+}
+
+/// All elements of a contiguous CPU tensor, to be written.
+pub fn slice_mut<T: Element>(tensor: &mut Tensor) -> Result<&mut [T]> {
+    check::<T>(tensor)?;
+    if tensor.numel() == 0 {
+        return Ok(&mut []);
+    }
+    // SAFETY: as in `slice`; the exclusive borrow of the handle keeps other slices through it away.
+    // Views of the same storage exist (parameters are views of one flat buffer): no libtorch call
+    // runs while the slice is alive, since all of them are made by the thread that holds it.
+    Ok(unsafe { std::slice::from_raw_parts_mut(tensor.data_ptr().cast::<T>(), tensor.numel()) })
+}

@@ -1,0 +1,98 @@
+//! What can be wrong with the rows given to a metric, or with `metrics.csv`.
+
+use std::path::PathBuf;
+
+/// Result of this module.
+pub type Result<T, E = Error> = std::result::Result<T, E>;
+
+/// Why scores could not be computed, written or read.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum Error {
+    /// Nothing to score.
+    #[error(
+        "no samples to score: the metrics of an empty set are undefined\n  help: check that the split has images (`fovea data DATA`) and that at least one cell is not black"
+    )]
+    Empty,
+    /// A probability that is NaN, infinite or outside `[0, 1]`.
+    #[error(
+        "sample {id}, class {class}: the probability is {value}, outside 0..=1\n  help: the model diverged; resume from an earlier checkpoint with a lower learning rate"
+    )]
+    BadProbability {
+        /// Sample id.
+        id: u64,
+        /// Class name.
+        class: &'static str,
+        /// What was found.
+        value: f32,
+    },
+    /// A label byte with bits that mean no class.
+    #[error(
+        "sample {id}: label byte {label} has bits beyond the 4 classes (largest is 15)\n  help: run `fovea prepare` again, the prepared labels are not of this version"
+    )]
+    BadLabel {
+        /// Sample id.
+        id: u64,
+        /// What was found.
+        label: u8,
+    },
+    /// The same id twice: the set was not gathered exactly.
+    #[error(
+        "sample {id} appears more than once among {samples} rows\n  help: each sample must be scored by exactly one rank; this is a defect of the caller, please report it"
+    )]
+    Duplicate {
+        /// Sample id.
+        id: u64,
+        /// Rows given.
+        samples: usize,
+    },
+    /// A loss that is NaN or infinite.
+    #[error(
+        "the loss is {0}\n  help: the model diverged; resume from an earlier checkpoint with a lower learning rate"
+    )]
+    BadLoss(f64),
+    /// A threshold that is not a number.
+    #[error(
+        "threshold of class {class} is {value}\n  help: thresholds are probabilities, 0.5 by default"
+    )]
+    BadThreshold {
+        /// Class name.
+        class: &'static str,
+        /// What was found.
+        value: f32,
+    },
+    /// The file could not be read or written.
+    #[error(
+        "{path}: cannot {action}: {source}\n  help: check that the run directory exists, is writable and that the disk is not full"
+    )]
+    Io {
+        /// The file.
+        path: PathBuf,
+        /// What was tried.
+        action: &'static str,
+        /// The cause.
+        source: std::io::Error,
+    },
+    /// The file begins with other columns.
+    #[error(
+        "{path}: the header is not that of a metrics file of this version (found {found:?})\n  help: move the file aside, or use the version of fovea that wrote it"
+    )]
+    Header {
+        /// The file.
+        path: PathBuf,
+        /// First bytes of what is there.
+        found: String,
+    },
+    /// A complete line that cannot be read.
+    #[error(
+        "{path}: line {line}: {reason}\n  help: the file was edited or damaged; repair that line or delete it"
+    )]
+    Row {
+        /// The file.
+        path: PathBuf,
+        /// 1-based line.
+        line: u64,
+        /// What is wrong with it.
+        reason: String,
+    },
+}

@@ -1,0 +1,100 @@
+//! Compares with scikit-learn's numbers, stored by `tests/golden/metrics.py`.
+
+use serde::Deserialize;
+
+use super::{Scored, best_constant, compute};
+
+#[derive(Deserialize)]
+struct Case {
+    name: String,
+    thresholds: [f32; 4],
+    labels: Vec<u8>,
+    probs: Vec<[f32; 4]>,
+    expected: Expected,
+}
+
+#[derive(Deserialize)]
+struct Expected {
+    f1_micro: f64,
+    f1_macro: f64,
+    hamming: f64,
+    subset_acc: f64,
+    iou: f64,
+    dice: f64,
+    pearson_r: Option<f64>,
+    precision: [f64; 4],
+    recall: [f64; 4],
+    f1: [f64; 4],
+    auroc: [Option<f64>; 4],
+    ap: [Option<f64>; 4],
+    confusion: [[u64; 4]; 4],
+    constant_f1_micro: f64,
+}
+
+fn close(case: &str, what: &str, got: f64, want: f64) {
+    assert!(
+        (got - want).abs() <= 1e-12,
+        "{case}: {what} is {got}, scikit-learn says {want}"
+    );
+}
+
+fn close_option(case: &str, what: &str, got: Option<f64>, want: Option<f64>) {
+    assert_eq!(
+        got.is_some(),
+        want.is_some(),
+        "{case}: {what} is {got:?}, scikit-learn says {want:?}"
+    );
+    close(case, what, got.unwrap_or(0.0), want.unwrap_or(0.0));
+}
+
+#[test]
+fn scikit_learn_agrees() {
+    let cases: Vec<Case> = serde_json::from_str(include_str!("../../../tests/golden/metrics.json"))
+        .expect("the stored numbers parse");
+    assert!(cases.len() >= 5);
+    for Case {
+        name,
+        thresholds,
+        labels,
+        probs,
+        expected: want,
+    } in cases
+    {
+        let rows: Vec<_> = labels
+            .iter()
+            .zip(&probs)
+            .enumerate()
+            .map(|(i, (&label, &probs))| Scored {
+                id: i as u64,
+                label,
+                probs,
+            })
+            .collect();
+        let got = compute(&rows, thresholds, 0.0).unwrap();
+        close(&name, "f1_micro", got.f1_micro, want.f1_micro);
+        close(&name, "f1_macro", got.f1_macro, want.f1_macro);
+        close(&name, "hamming", got.hamming, want.hamming);
+        close(&name, "subset_acc", got.subset_acc, want.subset_acc);
+        close(&name, "iou", got.iou, want.iou);
+        close(&name, "dice", got.dice, want.dice);
+        close_option(&name, "pearson_r", got.pearson_r, want.pearson_r);
+        for (c, class) in got.per_class.iter().enumerate() {
+            close(&name, "precision", class.precision, want.precision[c]);
+            close(&name, "recall", class.recall, want.recall[c]);
+            close(&name, "f1", class.f1, want.f1[c]);
+            close_option(&name, "auroc", class.auroc, want.auroc[c]);
+            close_option(&name, "ap", class.ap, want.ap[c]);
+            assert_eq!(
+                [class.tp, class.fp, class.fn_, class.tn],
+                want.confusion[c],
+                "{name}"
+            );
+        }
+        close(
+            &name,
+            "constant",
+            best_constant(&rows).unwrap().f1_micro,
+            want.constant_f1_micro,
+        );
+    }
+}

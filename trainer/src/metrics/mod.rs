@@ -1,0 +1,183 @@
+//! Scores of multi-label predictions: what is computed, exactly, and how it is logged.
+//!
+//! [`compute`] takes one row per sample, gathered from all ranks, and gives the same bits for any
+//! order of the rows: they are sorted by id first, counts are integers, and the few floating-point
+//! sums run in id order. A sample that appears twice is an error, not a weight.
+//!
+//! Everything here is pure except [`log`], the thin shell that appends to `metrics.csv`.
+//!
+//! Conventions, equal to scikit-learn's where it has one (`tests/golden/metrics.py` made the stored
+//! numbers that the tests compare with):
+//! - a class bit is predicted when its probability is `>=` the class's threshold;
+//! - precision, recall and F1 with a zero denominator are 0 (`zero_division=0`);
+//! - IoU (Jaccard) and Dice are averaged over samples; a sample with no class in truth **and** none
+//!   in the prediction counts as 1 (`zero_division=1`), since healthy-and-called-healthy is right;
+//! - AUROC is the rank statistic with ties counted half (Mann-Whitney U / (P*N));
+//! - average precision is the step-wise sum of `(R_n - R_(n-1)) * P_n` over distinct scores;
+//! - what the labels leave undefined (AUROC of a class with one kind of label, average precision of
+//!   a class with no positive, Pearson r of a constant) is `None`, and means skip it.
+
+#![cfg_attr(
+    test,
+    expect(clippy::unwrap_used, reason = "in a test a panic is the message")
+)]
+
+mod baseline;
+mod columns;
+mod compute;
+pub mod curves;
+mod error;
+pub mod log;
+mod ranking;
+mod trend;
+
+#[cfg(test)]
+mod golden;
+
+pub use baseline::{Baseline, best_constant, best_constant_from_counts};
+pub use compute::compute;
+pub use error::{Error, Result};
+pub use ranking::Ranking;
+pub use trend::Quadratic;
+
+use fovea_dataset::Split;
+use serde::{Deserialize, Serialize};
+
+pub use crate::config::{Level, MetricName};
+
+/// Number of classes, in the order `MA, HE, EX, SE`.
+pub const CLASS_COUNT: usize = 4;
+
+/// The bits of a label byte that mean a class; a label with any other bit set is refused.
+pub const LABEL_MASK: u8 = (1 << CLASS_COUNT) - 1;
+
+/// One scored sample (a patch or an image).
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Scored {
+    /// Unique within the set that is scored: the sample id of a patch, the index of an image.
+    pub id: u64,
+    /// Label byte, bit `c` set when class `c` is present.
+    pub label: u8,
+    /// Probability per class, in `[0, 1]`.
+    pub probs: [f32; CLASS_COUNT],
+}
+
+/// Scores of one class against the rest.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Serialize, Deserialize)]
+pub struct ClassMetrics {
+    /// `tp / (tp + fp)`, 0 when nothing was predicted.
+    pub precision: f64,
+    /// `tp / (tp + fn)`, 0 when there is no positive.
+    pub recall: f64,
+    /// `2 tp / (2 tp + fp + fn)`, 0 when the denominator is.
+    pub f1: f64,
+    /// Area under the ROC curve; `None` without both positives and negatives.
+    pub auroc: Option<f64>,
+    /// Average precision; `None` without positives.
+    pub ap: Option<f64>,
+    /// Positives predicted positive.
+    pub tp: u64,
+    /// Negatives predicted positive.
+    pub fp: u64,
+    /// Positives predicted negative.
+    #[serde(rename = "fn")]
+    pub fn_: u64,
+    /// Negatives predicted negative.
+    pub tn: u64,
+    /// Samples that carry the class: `tp + fn`.
+    pub positives: u64,
+}
+
+impl ClassMetrics {
+    /// The threshold scores that follow from the four counts; areas are left `None`.
+    #[must_use]
+    pub fn from_counts(tp: u64, fp: u64, fn_: u64, tn: u64) -> Self {
+        Self {
+            precision: ratio(tp, tp + fp),
+            recall: ratio(tp, tp + fn_),
+            f1: ratio(2 * tp, 2 * tp + fp + fn_),
+            auroc: None,
+            ap: None,
+            tp,
+            fp,
+            fn_,
+            tn,
+            positives: tp + fn_,
+        }
+    }
+}
+
+/// Scores of one split at one level after one epoch. All are fractions except `loss` and `samples`.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+pub struct Metrics {
+    /// F1 of the counts pooled over classes.
+    pub f1_micro: f64,
+    /// Mean of the per-class F1.
+    pub f1_macro: f64,
+    /// Fraction of wrong class bits (lower is better).
+    pub hamming: f64,
+    /// Fraction of samples with every bit right.
+    pub subset_acc: f64,
+    /// Jaccard index averaged over samples; both sets empty counts as 1.
+    pub iou: f64,
+    /// Dice coefficient averaged over samples; both sets empty counts as 1.
+    pub dice: f64,
+    /// Correlation of probabilities and labels over all (sample, class) pairs; `None` when either
+    /// side is constant.
+    pub pearson_r: Option<f64>,
+    /// Mean loss per sample, as the caller measured it.
+    pub loss: f64,
+    /// Per class, in class order.
+    pub per_class: [ClassMetrics; CLASS_COUNT],
+    /// Mean of the defined per-class AUROCs.
+    pub mean_auroc: Option<f64>,
+    /// Mean of the defined per-class average precisions.
+    pub mean_ap: Option<f64>,
+    /// Samples scored.
+    pub samples: u64,
+}
+
+impl Metrics {
+    /// The score that a configuration names; `None` when the labels leave it undefined.
+    #[must_use]
+    pub fn get(&self, name: MetricName) -> Option<f64> {
+        match name {
+            MetricName::F1Micro => Some(self.f1_micro),
+            MetricName::F1Macro => Some(self.f1_macro),
+            MetricName::MeanAuroc => self.mean_auroc,
+            MetricName::MeanAp => self.mean_ap,
+            MetricName::Hamming => Some(self.hamming),
+            MetricName::SubsetAcc => Some(self.subset_acc),
+            MetricName::Iou => Some(self.iou),
+            MetricName::Dice => Some(self.dice),
+            MetricName::PearsonR => self.pearson_r,
+            MetricName::Loss => Some(self.loss),
+        }
+    }
+}
+
+/// One row of `metrics.csv`.
+#[derive(Clone, Debug, PartialEq)]
+pub struct MetricsRow {
+    /// RFC 3339, given by the caller: this module has no clock.
+    pub timestamp: String,
+    /// Epoch the scores were taken after, in the trainer's count.
+    pub epoch: u32,
+    /// Part of the dataset that was scored.
+    pub split: Split,
+    /// Patches or images.
+    pub level: Level,
+    /// The scores.
+    pub metrics: Metrics,
+}
+
+/// `a / b`, and 0 for an empty denominator.
+fn ratio(a: u64, b: u64) -> f64 {
+    if b == 0 { 0.0 } else { a as f64 / b as f64 }
+}
+
+/// Mean of the defined values, `None` when there is none.
+fn mean_defined(values: impl Iterator<Item = Option<f64>>) -> Option<f64> {
+    let defined: Vec<f64> = values.flatten().collect();
+    (!defined.is_empty()).then(|| defined.iter().sum::<f64>() / defined.len() as f64)
+}

@@ -1,0 +1,214 @@
+//! Differentiable operations that libtorch lacks or does in too many passes.
+//!
+//! The C++ side (`cpp/ops.cpp`) holds the autograd nodes; the arithmetic is in `fovea-kernels`.
+
+use std::ffi::{CStr, c_char, c_int};
+
+use tch::{Kind, Tensor};
+use torch_sys::C_tensor;
+
+use crate::error::{Error, Result};
+use crate::models::NormSpec;
+
+/// torchvision's batch normalisation epsilon.
+pub const NORM_EPS: f64 = 1e-5;
+
+type BatchNormCall = unsafe extern "C" fn(
+    x: *const C_tensor,
+    weight: *const C_tensor,
+    bias: *const C_tensor,
+    residual: *const C_tensor,
+    mean: *const C_tensor,
+    var: *const C_tensor,
+    relu: c_int,
+    eps: f64,
+    out: *mut *mut C_tensor,
+    second: *mut *mut C_tensor,
+) -> *mut c_char;
+
+type StemCall = unsafe extern "C" fn(
+    x: *const C_tensor,
+    weight: *const C_tensor,
+    bias: *const C_tensor,
+    mean: *const C_tensor,
+    var: *const C_tensor,
+    eps: f64,
+    out: *mut *mut C_tensor,
+) -> *mut c_char;
+
+unsafe extern "C" {
+    fn fovea_op_batch_norm_train(
+        x: *const C_tensor,
+        weight: *const C_tensor,
+        bias: *const C_tensor,
+        residual: *const C_tensor,
+        mean: *const C_tensor,
+        var: *const C_tensor,
+        relu: c_int,
+        eps: f64,
+        out: *mut *mut C_tensor,
+        second: *mut *mut C_tensor,
+    ) -> *mut c_char;
+    fn fovea_op_batch_norm_eval(
+        x: *const C_tensor,
+        weight: *const C_tensor,
+        bias: *const C_tensor,
+        residual: *const C_tensor,
+        mean: *const C_tensor,
+        var: *const C_tensor,
+        relu: c_int,
+        eps: f64,
+        out: *mut *mut C_tensor,
+        second: *mut *mut C_tensor,
+    ) -> *mut c_char;
+    fn fovea_op_stem_train(
+        x: *const C_tensor,
+        weight: *const C_tensor,
+        bias: *const C_tensor,
+        mean: *const C_tensor,
+        var: *const C_tensor,
+        eps: f64,
+        out: *mut *mut C_tensor,
+    ) -> *mut c_char;
+    fn fovea_op_stem_eval(
+        x: *const C_tensor,
+        weight: *const C_tensor,
+        bias: *const C_tensor,
+        mean: *const C_tensor,
+        var: *const C_tensor,
+        eps: f64,
+        out: *mut *mut C_tensor,
+    ) -> *mut c_char;
+    fn fovea_op_free_message(message: *mut c_char);
+}
+
+/// What batch normalisation normalises with.
+pub enum NormMode<'a> {
+    /// Statistics of the virtual shard; the mean and the unbiased variance are written here
+    /// (flat, see [`NormSpec`]).
+    Train {
+        /// f32, `[stats_len]`.
+        batch_stats: &'a Tensor,
+    },
+    /// Running statistics (flat, see [`NormSpec`]).
+    Eval {
+        /// f32, `[stats_len]`.
+        running: &'a Tensor,
+    },
+}
+
+/// The learned part of a batch normalisation layer.
+pub struct Affine<'a> {
+    /// `[c]` f32.
+    pub weight: &'a Tensor,
+    /// `[c]` f32.
+    pub bias: &'a Tensor,
+    /// Where its statistics lie.
+    pub spec: &'a NormSpec,
+}
+
+/// Turns the C++ side's message into an error.
+fn succeeded(message: *mut c_char) -> Result<()> {
+    if message.is_null() {
+        return Ok(());
+    }
+    // SAFETY: a message is a NUL-terminated string allocated by the C++ side and freed once, here.
+    let text = unsafe {
+        let text = CStr::from_ptr(message).to_string_lossy().into_owned();
+        fovea_op_free_message(message);
+        text
+    };
+    Err(Error::Torch(tch::TchError::Torch(text)))
+}
+
+impl Affine<'_> {
+    /// Views of this layer's means and variances, and whether they are written (training).
+    fn statistics(&self, mode: &NormMode<'_>) -> Result<(Tensor, Tensor, bool)> {
+        let (flat, train) = match mode {
+            NormMode::Train { batch_stats } => (*batch_stats, true),
+            NormMode::Eval { running } => (*running, false),
+        };
+        let (offset, channels) = (self.spec.offset as i64, self.spec.channels as i64);
+        Ok((flat.f_narrow(0, offset, channels)?, flat.f_narrow(0, offset + channels, channels)?, train))
+    }
+}
+
+fn call_batch_norm(
+    x: &Tensor,
+    affine: &Affine<'_>,
+    residual: Option<&Tensor>,
+    relu: bool,
+    mode: &NormMode<'_>,
+) -> Result<(Tensor, Option<Tensor>)> {
+    let (mean, var, train) = affine.statistics(mode)?;
+    let call: BatchNormCall = if train { fovea_op_batch_norm_train } else { fovea_op_batch_norm_eval };
+    let (mut out, mut second) = (std::ptr::null_mut(), std::ptr::null_mut());
+    // SAFETY: all pointers come from live tensors (or are null where null is allowed); the C++ side
+    // checks shapes and dtypes, catches every exception and writes the outputs when it succeeds.
+    let message = unsafe {
+        call(
+            x.as_ptr(),
+            affine.weight.as_ptr(),
+            affine.bias.as_ptr(),
+            residual.map_or(std::ptr::null(), Tensor::as_ptr),
+            mean.as_ptr(),
+            var.as_ptr(),
+            c_int::from(relu),
+            NORM_EPS,
+            &mut out,
+            &mut second,
+        )
+    };
+    succeeded(message)?;
+    // SAFETY: on success both are new tensors that nobody else owns; `second` may be null.
+    Ok(unsafe { (Tensor::from_ptr(out), (!second.is_null()).then(|| Tensor::from_ptr(second))) })
+}
+
+/// `act(weight * (x - mean) / sqrt(var + eps) + bias)` in two passes over memory.
+///
+/// `x` `[n, c, h, w]`, channels-last, f32 or bf16; same shape and dtype out. Batch statistics are
+/// biased for normalising and unbiased for the running average (Ioffe & Szegedy 2015).
+pub fn batch_norm(x: &Tensor, affine: &Affine<'_>, relu: bool, mode: &NormMode<'_>) -> Result<Tensor> {
+    Ok(call_batch_norm(x, affine, None, relu, mode)?.0)
+}
+
+/// `relu(batch_norm(x) + residual)`, the end of a residual block. The result comes twice, for the two
+/// layers that read it: so backward adds their gradients inside its own pass.
+pub fn batch_norm_add_relu(
+    x: &Tensor,
+    affine: &Affine<'_>,
+    residual: &Tensor,
+    mode: &NormMode<'_>,
+) -> Result<(Tensor, Tensor)> {
+    let (first, second) = call_batch_norm(x, affine, Some(residual), true, mode)?;
+    let second = second.unwrap_or_else(|| first.shallow_clone());
+    Ok((first, second))
+}
+
+/// `max_pool(relu(batch_norm(x)))`, window 3, stride 2, padding 1: `[n, c, h, w]` ->
+/// `[n, c, ceil(h / 2), ceil(w / 2)]`. The full-size result of the normalisation is never written.
+pub fn stem(x: &Tensor, affine: &Affine<'_>, mode: &NormMode<'_>) -> Result<Tensor> {
+    let (mean, var, train) = affine.statistics(mode)?;
+    let call: StemCall = if train { fovea_op_stem_train } else { fovea_op_stem_eval };
+    let mut out = std::ptr::null_mut();
+    // SAFETY: as in `call_batch_norm`.
+    let message = unsafe {
+        call(
+            x.as_ptr(),
+            affine.weight.as_ptr(),
+            affine.bias.as_ptr(),
+            mean.as_ptr(),
+            var.as_ptr(),
+            NORM_EPS,
+            &mut out,
+        )
+    };
+    succeeded(message)?;
+    // SAFETY: on success `out` is a new tensor that nobody else owns.
+    Ok(unsafe { Tensor::from_ptr(out) })
+}
+
+/// Mean over height and width: `[n, c, h, w]` -> `[n, c]` in f32.
+pub fn global_avg_pool(x: &Tensor) -> Result<Tensor> {
+    Ok(x.f_mean_dim([2i64, 3].as_slice(), false, Kind::Float)?)
+}

@@ -1,0 +1,271 @@
+//! Parameters in one flat buffer: master copy, working copy, optimizer moments.
+//!
+//! The f32 master copy is what the optimizer moves and what a checkpoint holds. Convolution weights
+//! come first, channels-last, so that a bf16 run's working copy is a prefix of the same layout. The
+//! leaves that autograd sees are views: of the working copy for convolutions of a bf16 run, of the
+//! master copy otherwise. Gradients never live in `.grad`: backward returns them and [`crate::reduce`]
+//! adds them into its own flat buffers of this same layout.
+
+use std::ops::Range;
+
+use fovea_kernels::flat::{self, AdamParams};
+use half::bf16;
+use rand::distr::{Distribution, Uniform};
+use rand::SeedableRng;
+use rand_chacha::ChaCha8Rng;
+use rand_distr::Normal;
+use tch::{Device, Kind, Tensor};
+
+use crate::error::{Error, Result};
+use crate::host;
+use crate::models::{Blueprint, Init, ParamSpec};
+use crate::precision::Precision;
+
+/// Every tensor starts on a multiple of this many elements (one 128-byte line of f32).
+const ALIGN: usize = 32;
+
+/// Where each parameter lies in the flat buffers.
+#[derive(Clone, Debug)]
+pub struct Layout {
+    /// Elements of parameter i (by [`crate::models::ParamId`]).
+    pub ranges: Vec<Range<usize>>,
+    /// Elements of the prefix that a bf16 run keeps a working copy of.
+    pub working_len: usize,
+    /// All elements, alignment gaps (always zero) included.
+    pub len: usize,
+}
+
+impl Layout {
+    /// Convolution weights first, then the rest, each in declaration order.
+    pub fn new(specs: &[ParamSpec]) -> Self {
+        let mut layout = Self { ranges: vec![0..0; specs.len()], working_len: 0, len: 0 };
+        for working in [true, false] {
+            for (range, spec) in layout.ranges.iter_mut().zip(specs).filter(|(_, s)| s.working == working) {
+                *range = layout.len..layout.len + spec.numel();
+                layout.len = range.end.next_multiple_of(ALIGN);
+            }
+            if working {
+                layout.working_len = layout.len;
+            }
+        }
+        layout
+    }
+}
+
+/// Parameters, optimizer moments and batch normalisation statistics of one model.
+pub struct Params {
+    /// What is stored.
+    pub blueprint: Blueprint,
+    /// Where it is stored.
+    pub layout: Layout,
+    master: Tensor,
+    working: Option<Tensor>,
+    leaves: Vec<Tensor>,
+    /// First moments, in the flat layout.
+    pub m: Vec<f32>,
+    /// Second moments, in the flat layout.
+    pub v: Vec<f32>,
+    running: Tensor,
+}
+
+/// A view of `spec`'s elements in a flat tensor, shaped as PyTorch shapes it.
+fn view(flat: &Tensor, range: &Range<usize>, spec: &ParamSpec) -> Result<Tensor> {
+    let part = flat.f_narrow(0, range.start as i64, range.len() as i64)?;
+    Ok(match (spec.working, spec.shape.as_slice()) {
+        (true, &[o, i, h, w]) => part.f_view([o, h, w, i])?.f_permute([0, 3, 1, 2])?,
+        _ => part.f_view(spec.shape.as_slice())?,
+    })
+}
+
+impl Params {
+    /// Draws initial values from `seed`; the same on every machine.
+    pub fn new(blueprint: Blueprint, precision: Precision, seed: u64) -> Result<Self> {
+        let layout = Layout::new(&blueprint.params);
+        let master = Tensor::f_zeros([layout.len as i64], (Kind::Float, Device::Cpu))?;
+        let working = match precision {
+            Precision::Bf16 => Some(Tensor::f_zeros([layout.working_len as i64], (Kind::BFloat16, Device::Cpu))?),
+            Precision::F32 => None,
+        };
+        let mut leaves = Vec::with_capacity(blueprint.params.len());
+        for (spec, range) in blueprint.params.iter().zip(&layout.ranges) {
+            let flat = if spec.working { working.as_ref().unwrap_or(&master) } else { &master };
+            leaves.push(view(flat, range, spec)?.f_detach()?.f_set_requires_grad(true)?);
+        }
+        let running = Tensor::f_zeros([blueprint.stats_len() as i64], (Kind::Float, Device::Cpu))?;
+        let (m, v) = (vec![0.0; layout.len], vec![0.0; layout.len]);
+        let mut params = Self { blueprint, layout, master, working, leaves, m, v, running };
+        params.initialise(seed)?;
+        Ok(params)
+    }
+
+    fn initialise(&mut self, seed: u64) -> Result<()> {
+        let specs = self.blueprint.params.clone();
+        let ranges = self.layout.ranges.clone();
+        let master = host::slice_mut::<f32>(&mut self.master)?;
+        for (index, (spec, range)) in specs.iter().zip(ranges).enumerate() {
+            let mut rng = ChaCha8Rng::seed_from_u64(seed);
+            rng.set_stream(index as u64 + 1);
+            draw(spec, &mut rng, &mut master[range])?;
+        }
+        for norm in &self.blueprint.norms {
+            let variances = norm.offset + norm.channels..norm.offset + 2 * norm.channels;
+            host::slice_mut::<f32>(&mut self.running)?[variances].fill(1.0);
+        }
+        self.refresh_working()
+    }
+
+    /// Forward copies by [`crate::models::ParamId`]; leaves of autograd.
+    pub fn leaves(&self) -> &[Tensor] {
+        &self.leaves
+    }
+
+    /// The f32 parameters, flat.
+    pub fn master(&self) -> Result<&[f32]> {
+        host::slice(&self.master)
+    }
+
+    /// The f32 parameters, flat, to be overwritten (call [`Params::refresh_working`] afterwards).
+    pub fn master_mut(&mut self) -> Result<&mut [f32]> {
+        host::slice_mut(&mut self.master)
+    }
+
+    /// Running statistics, flat (see [`crate::models::NormSpec`]).
+    pub fn running(&self) -> &Tensor {
+        &self.running
+    }
+
+    /// Running statistics to be overwritten.
+    pub fn running_mut(&mut self) -> Result<&mut [f32]> {
+        host::slice_mut(&mut self.running)
+    }
+
+    /// Recomputes the bf16 working copy from the master copy.
+    pub fn refresh_working(&mut self) -> Result<()> {
+        if let Some(working) = &mut self.working {
+            let prefix = self.master.f_narrow(0, 0, self.layout.working_len as i64)?;
+            tch::no_grad(|| working.f_copy_(&prefix))?;
+        }
+        Ok(())
+    }
+
+    /// One optimizer step from summed gradients in the flat layout.
+    pub fn adam(&mut self, grads: &[f32], adam: &AdamParams) -> Result<()> {
+        let working = match &mut self.working {
+            Some(working) => Some(host::slice_mut::<bf16>(working)?),
+            None => None,
+        };
+        let split = self.layout.working_len;
+        let (params, rest) = host::slice_mut::<f32>(&mut self.master)?.split_at_mut(split);
+        let (m, m_rest) = self.m.split_at_mut(split);
+        let (v, v_rest) = self.v.split_at_mut(split);
+        let (g, g_rest) = grads.split_at(split);
+        flat::adam(params, g, m, v, working, adam)?;
+        flat::adam(rest, g_rest, m_rest, v_rest, None, adam)?;
+        Ok(())
+    }
+
+    /// A parameter (or moment) out of a flat buffer in PyTorch's element order.
+    pub fn to_pytorch(&self, index: usize, flat: &[f32]) -> Vec<f32> {
+        let part = &flat[self.layout.ranges[index].clone()];
+        match ohwi(&self.blueprint.params[index]) {
+            None => part.to_vec(),
+            Some(order) => order.map(|source| part[source]).collect(),
+        }
+    }
+
+    /// The inverse of [`Params::to_pytorch`]: `values` in PyTorch's order into a flat buffer.
+    pub fn from_pytorch(&self, index: usize, values: &[f32], flat: &mut [f32]) -> Result<()> {
+        let part = &mut flat[self.layout.ranges[index].clone()];
+        let spec = &self.blueprint.params[index];
+        if values.len() != part.len() {
+            return Err(Error::Internal(format!("{}: {} values for {:?}", spec.name, values.len(), spec.shape)));
+        }
+        match ohwi(spec) {
+            None => part.copy_from_slice(values),
+            Some(order) => order.zip(values).for_each(|(target, &value)| part[target] = value),
+        }
+        Ok(())
+    }
+}
+
+/// For a channels-last weight: the flat position of each element in `[o, i, h, w]` order.
+fn ohwi(spec: &ParamSpec) -> Option<impl Iterator<Item = usize>> {
+    let &[o, i, h, w] = spec.shape.as_slice() else { return None };
+    let (o, i, area) = (o as usize, i as usize, (h * w) as usize);
+    spec.working.then(move || {
+        (0..o).flat_map(move |a| (0..i).flat_map(move |b| (0..area).map(move |p| (a * area + p) * i + b)))
+    })
+}
+
+fn draw(spec: &ParamSpec, rng: &mut ChaCha8Rng, out: &mut [f32]) -> Result<()> {
+    let invalid = |e: &dyn std::fmt::Display| Error::Internal(format!("initialisation of {}: {e}", spec.name));
+    match spec.init {
+        Init::Constant(value) => out.fill(value),
+        Init::Uniform(bound) => {
+            let uniform = Uniform::new_inclusive(-bound, bound).map_err(|e| invalid(&e))?;
+            out.iter_mut().for_each(|x| *x = uniform.sample(rng) as f32);
+        }
+        Init::KaimingFanOut => {
+            let fan_out: i64 = spec.shape[0] * spec.shape[2..].iter().product::<i64>();
+            let normal = Normal::new(0.0, (2.0 / fan_out as f64).sqrt()).map_err(|e| invalid(&e))?;
+            out.iter_mut().for_each(|x| *x = normal.sample(rng) as f32);
+        }
+    }
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::config::ModelName;
+    use crate::models;
+
+    fn hybrid(precision: Precision) -> Params {
+        Params::new(models::build(ModelName::Hybrid).1, precision, 7).expect("parameters")
+    }
+
+    #[test]
+    fn layout_has_no_overlaps_and_working_weights_come_first() {
+        let params = hybrid(Precision::F32);
+        let mut ranges: Vec<_> = params.layout.ranges.iter().cloned().zip(&params.blueprint.params).collect();
+        ranges.sort_by_key(|(r, _)| r.start);
+        for pair in ranges.windows(2) {
+            assert!(pair[0].0.end <= pair[1].0.start);
+        }
+        for (range, spec) in &ranges {
+            assert_eq!(spec.working, range.end <= params.layout.working_len, "{}", spec.name);
+        }
+        let numel: usize = params.blueprint.params.iter().map(ParamSpec::numel).sum();
+        // 2 x ResNet18 without fc, two projections, attention, norm, two heads.
+        assert_eq!(numel, 2 * 11_176_512 + 2 * 131_328 + 263_168 + 512 + 2 * (32_896 + 516));
+    }
+
+    #[test]
+    fn pytorch_order_round_trips_and_matches_the_view() {
+        let params = hybrid(Precision::F32);
+        let flat = params.master().expect("master");
+        let mut back = vec![0.0; flat.len()];
+        for (index, leaf) in params.leaves().iter().enumerate() {
+            let values = params.to_pytorch(index, flat);
+            let contiguous = leaf.detach().contiguous().view(-1);
+            assert_eq!(host::slice::<f32>(&contiguous).expect("slice"), values);
+            params.from_pytorch(index, &values, &mut back).expect("same length");
+        }
+        assert_eq!(flat, back);
+    }
+
+    #[test]
+    fn an_optimizer_step_moves_leaves_in_both_precisions() {
+        for precision in [Precision::F32, Precision::Bf16] {
+            let mut params = hybrid(precision);
+            let before: Vec<_> = params.leaves().iter().map(|l| l.detach().copy()).collect();
+            let grads = vec![1.0; params.layout.len];
+            let adam = AdamParams { lr: 0.01, beta1: 0.9, beta2: 0.999, eps: 1e-8, weight_decay: 0.0, decoupled: false, step: 1, grad_scale: 1.0 };
+            params.adam(&grads, &adam).expect("step");
+            for (old, new) in before.iter().zip(params.leaves()) {
+                let moved = (old - new).to_kind(Kind::Float).mean(Kind::Float).double_value(&[]);
+                assert!((moved - 0.01).abs() < 2e-3, "{precision:?} moved by {moved}");
+            }
+        }
+    }
+}

@@ -1,0 +1,236 @@
+//! What a run directory holds, read and put in order. What is missing becomes a note, what is damaged
+//! an error.
+
+use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
+
+use fovea_coordinator::status::Status;
+use fovea_dataset::Split;
+
+use super::predictions::{self, PREDICTIONS_FILE, Prediction};
+use super::throughput::{self, THROUGHPUT_FILE, Throughput};
+use super::{Error, Result};
+use crate::config::{Config, Level};
+use crate::metrics::{self, Baseline, Metrics, MetricsRow};
+
+/// The predictions of one level, with what follows from them.
+#[derive(Clone, Debug)]
+pub(super) struct Scores {
+    pub(super) rows: Vec<metrics::Scored>,
+    pub(super) metrics: Metrics,
+    pub(super) baseline: Baseline,
+    /// The epoch in `metrics.csv` with the same confusion counts, if any.
+    pub(super) epoch: Option<u32>,
+}
+
+/// Everything the report is made of.
+#[derive(Debug)]
+pub(super) struct Run {
+    pub(super) dir: PathBuf,
+    pub(super) name: String,
+    pub(super) config: Config,
+    pub(super) status: Option<Status>,
+    /// By (epoch, split, level); of a row written twice the later counts.
+    pub(super) metrics: Vec<MetricsRow>,
+    pub(super) throughput: Option<Throughput>,
+    pub(super) predictions: Vec<Prediction>,
+    pub(super) patch: Option<Scores>,
+    pub(super) image: Option<Scores>,
+    /// What could not be shown, and why.
+    pub(super) notes: Vec<String>,
+}
+
+impl Run {
+    /// Reads the directory `dir`.
+    ///
+    /// # Errors
+    /// `dir` is not a run directory, or one of its files is damaged.
+    pub(super) fn load(dir: &Path) -> Result<Self> {
+        let not_a_run = |reason| Error::NotARun {
+            path: dir.to_owned(),
+            reason,
+        };
+        if !dir.exists() {
+            return Err(not_a_run("there is no such directory"));
+        }
+        if !dir.is_dir() {
+            return Err(not_a_run("this is a file, not a run directory"));
+        }
+        let config_path = dir.join("config.toml");
+        if !config_path.is_file() {
+            return Err(not_a_run(
+                "this is not a run directory: it has no config.toml",
+            ));
+        }
+        let mut notes = Vec::new();
+        let config = Config::load(&config_path).unwrap_or_else(|error| {
+            notes.push(format!(
+                "The configuration could not be read, so defaults are assumed: {}",
+                first_line(&error)
+            ));
+            Config::default()
+        });
+        let status = dir
+            .join("status.json")
+            .is_file()
+            .then(|| Status::load(dir))
+            .and_then(|status| {
+                status
+                    .map_err(|error| {
+                        notes.push(format!(
+                            "The run's state is not known: {}",
+                            first_line(&error)
+                        ))
+                    })
+                    .ok()
+            });
+        let metrics = read_metrics(&dir.join("metrics.csv"))?;
+        if metrics.is_empty() {
+            notes.push("No epoch has been validated yet: metrics.csv is missing or empty, so there are no curves.".to_owned());
+        }
+        let throughput = throughput::read(&dir.join(THROUGHPUT_FILE))?;
+        if throughput.is_none() {
+            notes.push(format!(
+                "No step has been recorded yet: {THROUGHPUT_FILE} is missing or empty."
+            ));
+        }
+        let predictions = predictions::read(&dir.join(PREDICTIONS_FILE))?.unwrap_or_default();
+        if predictions.is_empty() {
+            notes.push(format!(
+                "No validation predictions yet: {PREDICTIONS_FILE} is missing or empty, so there are no ROC and precision-recall curves, confusion tables and sample pictures."
+            ));
+        }
+        let mut run = Self {
+            dir: dir.to_owned(),
+            name: name_of(dir),
+            config,
+            status,
+            metrics,
+            throughput,
+            predictions,
+            patch: None,
+            image: None,
+            notes,
+        };
+        run.patch = run.scores(Level::Patch)?;
+        run.image = run.scores(Level::Image)?;
+        Ok(run)
+    }
+
+    fn scores(&self, level: Level) -> Result<Option<Scores>> {
+        let rows = predictions::scored(&self.predictions, level);
+        if rows.is_empty() {
+            return Ok(None);
+        }
+        let metrics = metrics::compute(&rows, [self.config.eval.threshold; 4], 0.0)?;
+        let counts = |m: &Metrics| m.per_class.map(|c| (c.tp, c.fp, c.fn_, c.tn));
+        let same = self
+            .history(Split::Val, level)
+            .rev()
+            .find(|row| counts(&row.metrics) == counts(&metrics));
+        let baseline = metrics::best_constant(&rows)?;
+        Ok(Some(Scores {
+            epoch: same.map(|row| row.epoch),
+            rows,
+            metrics,
+            baseline,
+        }))
+    }
+
+    /// The scores computed from the predictions of `level`.
+    pub(super) fn level(&self, level: Level) -> Option<&Scores> {
+        match level {
+            Level::Patch => self.patch.as_ref(),
+            Level::Image => self.image.as_ref(),
+        }
+    }
+
+    /// Rows of one split and level by epoch.
+    pub(super) fn history(
+        &self,
+        split: Split,
+        level: Level,
+    ) -> impl DoubleEndedIterator<Item = &MetricsRow> {
+        self.metrics
+            .iter()
+            .filter(move |row| row.split == split && row.level == level)
+    }
+
+    /// The epoch that the configuration's watched metric calls best; of equals the first.
+    pub(super) fn best_epoch(&self) -> Option<u32> {
+        let watched = &self.config.early_stopping;
+        let sign = if watched.metric.higher_is_better() {
+            1.0
+        } else {
+            -1.0
+        };
+        let mut best: Option<(u32, f64)> = None;
+        for row in self.history(Split::Val, watched.level) {
+            let Some(value) = row.metrics.get(watched.metric).map(|v| v * sign) else {
+                continue;
+            };
+            if best.is_none_or(|(_, b)| value > b) {
+                best = Some((row.epoch, value));
+            }
+        }
+        best.map(|(epoch, _)| epoch)
+    }
+
+    /// Validation scores of `level` at the best epoch.
+    pub(super) fn best_row(&self, level: Level) -> Option<&MetricsRow> {
+        let epoch = self.best_epoch()?;
+        self.history(Split::Val, level)
+            .find(|row| row.epoch == epoch)
+    }
+
+    /// What constants reach on the validation labels of `level`: from the predictions' labels when
+    /// there are any, else the part that follows from the counts in `metrics.csv`.
+    pub(super) fn baseline(&self, level: Level) -> Option<Baseline> {
+        if let Some(scores) = self.level(level) {
+            return Some(scores.baseline);
+        }
+        let last = &self.history(Split::Val, level).next_back()?.metrics;
+        metrics::best_constant_from_counts(last.per_class.map(|c| c.positives), last.samples).ok()
+    }
+
+    /// Where the prepared dataset is: as configured, or, when that is relative and not beneath the
+    /// current directory, beneath one of the directories above the run.
+    pub(super) fn dataset_dir(&self) -> Option<PathBuf> {
+        let given = Path::new(&self.config.data.path);
+        if given.as_os_str().is_empty() {
+            return None;
+        }
+        let absolute = self.dir.canonicalize().unwrap_or_else(|_| self.dir.clone());
+        std::iter::once(given.to_owned())
+            .chain(absolute.ancestors().map(|above| above.join(given)))
+            .find(|dir| dir.join("manifest.json").is_file())
+    }
+}
+
+fn first_line(error: &impl std::fmt::Display) -> String {
+    error
+        .to_string()
+        .lines()
+        .next()
+        .unwrap_or_default()
+        .to_owned()
+}
+
+fn name_of(dir: &Path) -> String {
+    let absolute = dir.canonicalize().unwrap_or_else(|_| dir.to_owned());
+    absolute.file_name().map_or_else(
+        || absolute.display().to_string(),
+        |name| name.to_string_lossy().into_owned(),
+    )
+}
+
+fn read_metrics(path: &Path) -> Result<Vec<MetricsRow>> {
+    if !path.is_file() {
+        return Ok(Vec::new());
+    }
+    let mut latest = BTreeMap::new();
+    for row in metrics::log::read(path)? {
+        latest.insert((row.epoch, row.split, row.level.name()), row);
+    }
+    Ok(latest.into_values().collect())
+}

@@ -1,0 +1,164 @@
+//! What lies where in a run directory.
+
+use std::fs::{self, OpenOptions};
+use std::io::Write;
+use std::path::{Path, PathBuf};
+
+use serde::{Deserialize, Serialize};
+
+use crate::error::{Error, Result};
+use crate::metrics::Level;
+
+/// Paths of a run directory.
+#[derive(Clone, Debug)]
+pub struct RunDir(PathBuf);
+
+impl RunDir {
+    /// Names an existing or future run directory.
+    pub fn new(path: impl Into<PathBuf>) -> Self {
+        Self(path.into())
+    }
+
+    /// The directory itself.
+    pub fn path(&self) -> &Path {
+        &self.0
+    }
+
+    /// The resolved configuration.
+    pub fn config(&self) -> PathBuf {
+        self.0.join("config.toml")
+    }
+
+    /// Metrics per epoch, split and level.
+    pub fn metrics(&self) -> PathBuf {
+        self.0.join("metrics.csv")
+    }
+
+    /// Steps per rank.
+    pub fn throughput(&self) -> PathBuf {
+        self.0.join("throughput.csv")
+    }
+
+    /// Validation predictions of the best epoch so far.
+    pub fn predictions(&self) -> PathBuf {
+        self.0.join("predictions-val.csv")
+    }
+
+    /// Output of a child process of the launcher.
+    pub fn log(&self, name: &str) -> PathBuf {
+        self.0.join("logs").join(format!("{name}.log"))
+    }
+
+    /// Where checkpoints are.
+    pub fn checkpoints(&self) -> PathBuf {
+        self.0.join("checkpoints")
+    }
+}
+
+/// One rank's share of one step, as `throughput.csv` has it.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct StepRow {
+    /// Epoch, from 1.
+    pub epoch: u32,
+    /// Committed step, from 1.
+    pub step: u64,
+    /// Rank.
+    pub rank: usize,
+    /// Patches of this rank.
+    pub samples: u64,
+    /// Wall time from the previous commit to this one, milliseconds.
+    pub step_ms: f32,
+    /// Part of it in forward, backward and optimizer.
+    pub compute_ms: f32,
+    /// Part of it waiting: for data, other ranks, the coordinator.
+    pub wait_ms: f32,
+    /// Global mean loss.
+    pub loss: f64,
+    /// Learning rate.
+    pub lr: f32,
+}
+
+/// Appends rows; writes the header when the file is new.
+pub fn append_steps(path: &Path, rows: &[StepRow]) -> Result<()> {
+    let failed = |e: &std::io::Error| Error::file(path, e, "check free space and permissions of the run directory");
+    let fresh = fs::metadata(path).map_or(true, |m| m.len() == 0);
+    let mut writer = csv::WriterBuilder::new().has_headers(fresh).from_writer(Vec::new());
+    for row in rows {
+        writer.serialize(row).map_err(|e| Error::Internal(format!("throughput.csv: {e}")))?;
+    }
+    let bytes = writer.into_inner().map_err(|e| Error::Internal(format!("throughput.csv: {e}")))?;
+    let mut file = OpenOptions::new().create(true).append(true).open(path).map_err(|e| failed(&e))?;
+    file.write_all(&bytes).map_err(|e| failed(&e))
+}
+
+/// Drops rows of steps after `step`: they are about to be taken again after a resume.
+pub fn truncate_steps(path: &Path, step: u64) -> Result<()> {
+    if !path.exists() {
+        return Ok(());
+    }
+    let text = fs::read(path).map_err(|e| Error::file(path, &e, "check the permissions of the run directory"))?;
+    let mut reader = csv::ReaderBuilder::new().flexible(true).from_reader(text.as_slice());
+    // A row that does not parse is the torn end of a write that was killed.
+    let kept: Vec<StepRow> = reader.deserialize().filter_map(|r| r.ok()).filter(|r: &StepRow| r.step <= step).collect();
+    replace(path, b"")?;
+    append_steps(path, &kept)
+}
+
+/// Replaces a file in one rename.
+pub fn replace(path: &Path, bytes: &[u8]) -> Result<()> {
+    let failed = |e: &std::io::Error| Error::file(path, e, "check free space and permissions of the directory");
+    let directory = path.parent().filter(|p| !p.as_os_str().is_empty()).unwrap_or(Path::new("."));
+    let mut file = tempfile::NamedTempFile::new_in(directory).map_err(|e| failed(&e))?;
+    file.write_all(bytes).and_then(|()| file.as_file().sync_all()).map_err(|e| failed(&e))?;
+    #[cfg(unix)]
+    {
+        use std::os::unix::fs::PermissionsExt;
+        // Temporary files are private; results are for everybody who may enter the directory.
+        file.as_file().set_permissions(fs::Permissions::from_mode(0o644)).map_err(|e| failed(&e))?;
+    }
+    file.persist(path).map_err(|e| failed(&e.error))?;
+    Ok(())
+}
+
+/// A prediction as CSV: `image_id,row,col,[label,]p_MA,p_HE,p_EX,p_SE`; images leave row and col empty.
+#[derive(Clone, Debug)]
+pub struct Prediction {
+    /// Image id as in the manifest, or a photograph's file stem.
+    pub image_id: String,
+    /// Grid position of a patch.
+    pub cell: Option<(u32, u32)>,
+    /// True labels, where known.
+    pub label: Option<u8>,
+    /// Probabilities MA, HE, EX, SE.
+    pub probs: [f32; 4],
+}
+
+impl Prediction {
+    /// Patch or image.
+    pub fn level(&self) -> Level {
+        if self.cell.is_some() { Level::Patch } else { Level::Image }
+    }
+}
+
+/// Writes predictions, in one rename; `labels` adds the column `label`.
+pub fn write_predictions(path: &Path, rows: &[Prediction], labels: bool) -> Result<()> {
+    let broken = |e: &dyn std::fmt::Display| Error::Internal(format!("predictions: {e}"));
+    let mut writer = csv::Writer::from_writer(Vec::new());
+    let mut header = vec!["image_id", "row", "col"];
+    header.extend(labels.then_some("label"));
+    header.extend(["p_MA", "p_HE", "p_EX", "p_SE"]);
+    writer.write_record(&header).map_err(|e| broken(&e))?;
+    for row in rows {
+        let mut record = vec![row.image_id.clone()];
+        match row.cell {
+            Some((r, c)) => record.extend([r.to_string(), c.to_string()]),
+            None => record.extend([String::new(), String::new()]),
+        }
+        if labels {
+            record.push(row.label.map_or_else(String::new, |l| l.to_string()));
+        }
+        record.extend(row.probs.iter().map(|p| p.to_string()));
+        writer.write_record(&record).map_err(|e| broken(&e))?;
+    }
+    replace(path, &writer.into_inner().map_err(|e| broken(&e))?)
+}

@@ -1,0 +1,333 @@
+//! From the prepared dataset to the tensors of a virtual shard.
+
+use std::collections::HashMap;
+use std::ops::Range;
+use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
+use std::sync::{Arc, Mutex};
+
+use fovea_coordinator::order::{EpochOrder, GlobalBatch, OrderInput, Unit};
+use fovea_dataset::{Dataset, Split};
+use fovea_kernels::{Augment, BatchMut, CropSpec, ImageU8, global_view, patch_crop, resize_antialias};
+use half::bf16;
+use tch::{Device, Kind, Tensor};
+
+use crate::config::Config;
+use crate::error::{Error, Result};
+use crate::host;
+use crate::precision::Precision;
+
+/// Most bytes of resized whole images that one rank keeps.
+const GLOBAL_CACHE_BYTES: usize = 1 << 30;
+/// Batches that the loader thread may be ahead of training.
+const PREFETCH: usize = 2;
+/// Marks the hash counter of a whole image's augmentation, apart from those of its patches.
+const IMAGE_DRAW: u64 = 1 << 63;
+
+/// The samples of one virtual shard, ready for the model.
+pub struct ShardBatch {
+    /// `[b, 3, S, S]`, channels-last, working dtype.
+    pub globals: Tensor,
+    /// `[n, 3, patch, patch]`, channels-last, working dtype.
+    pub patches: Tensor,
+    /// Patches per image, sums to n.
+    pub counts: Vec<usize>,
+    /// Label byte per image `[b]`.
+    pub image_labels: Vec<u8>,
+    /// Label byte per patch `[n]`.
+    pub patch_labels: Vec<u8>,
+    /// What seeds each image's draws `[b]`.
+    pub image_ids: Vec<u64>,
+    /// Sample ids of the patches `[n]`.
+    pub patch_ids: Vec<u64>,
+}
+
+/// Reads samples; shared by training and evaluation.
+pub struct SampleSource {
+    data: Arc<Dataset>,
+    augment: Augment,
+    seed: u64,
+    global_size: usize,
+    precision: Precision,
+    /// Label byte per cell, per image.
+    labels: Vec<Vec<u8>>,
+    /// Whole images resized to the global branch's size, `[S, S, 3]` in 0..255.
+    resized: Mutex<HashMap<u32, Arc<Vec<f32>>>>,
+}
+
+impl SampleSource {
+    /// `config` says sizes, label rule, augmentation and seed.
+    pub fn new(data: Arc<Dataset>, config: &Config, precision: Precision) -> Self {
+        let a = &config.augment;
+        let on = |strength: f32| if a.enabled { strength } else { 0.0 };
+        let augment = Augment {
+            flip: a.enabled && a.flip,
+            quarter_turns: a.enabled && a.quarter_turns,
+            offset: if a.enabled { a.offset } else { 0 },
+            brightness: on(a.brightness),
+            contrast: on(a.contrast),
+            saturation: on(a.saturation),
+        };
+        let labels = (0..data.len()).map(|i| data.cell_labels(i, config.data.min_lesion_pixels)).collect();
+        Self {
+            data,
+            augment,
+            seed: config.train.seed,
+            global_size: config.data.global_size as usize,
+            precision,
+            labels,
+            resized: Mutex::new(HashMap::new()),
+        }
+    }
+
+    /// The dataset that is read.
+    pub fn data(&self) -> &Dataset {
+        &self.data
+    }
+
+    /// Label byte per grid cell of an image, under the configured rule.
+    pub fn cell_labels(&self, image: usize) -> &[u8] {
+        &self.labels[image]
+    }
+
+    /// Label byte of an image: the union of its cells, or the layout's own label where it has no masks.
+    pub fn image_label(&self, image: usize) -> u8 {
+        self.labels[image].iter().fold(0, |all, cell| all | cell)
+    }
+
+    /// Grid cells of an image that are not black, in row order.
+    pub fn cells(&self, image: usize) -> Vec<u16> {
+        let black = self.data.black(image);
+        (0..black.len()).filter(|&c| black[c] == 0).map(|c| c as u16).collect()
+    }
+
+    /// What the epochs of the training split are ordered from.
+    pub fn order_input(&self, patches_per_image: usize) -> OrderInput {
+        let images = self.data.indices(Split::Train);
+        OrderInput {
+            images: images.into_iter().map(|i| (i as u32, self.cells(i))).collect(),
+            seed: self.seed,
+            patches_per_image,
+        }
+    }
+
+    /// The unit that holds every non-black patch of an image, for evaluation.
+    pub fn whole_image(&self, image: usize) -> Unit {
+        Unit { image: image as u32, cells: self.cells(image) }
+    }
+
+    /// Reads, crops and (in training: `epoch` given) augments the samples of `units`.
+    pub fn load(&self, units: &[Unit], epoch: Option<u32>) -> Result<ShardBatch> {
+        let views: Vec<ImageU8<'_>> = units.iter().map(|u| self.view(u.image)).collect();
+        let resized = units.iter().map(|u| self.resized(u.image)).collect::<Result<Vec<_>>>()?;
+        let random = epoch.map(|epoch| Randomness { augment: &self.augment, seed: self.seed, epoch });
+        let mut batch = self.assembler().assemble(units, &views, &resized, random)?;
+        batch.image_labels = units.iter().map(|u| self.image_label(u.image as usize)).collect();
+        batch.patch_labels = units
+            .iter()
+            .flat_map(|u| u.cells.iter().map(|&cell| self.labels[u.image as usize][cell as usize]))
+            .collect();
+        Ok(batch)
+    }
+
+    fn assembler(&self) -> Assembler {
+        Assembler {
+            grid: self.data.grid(),
+            patch: self.data.patch(),
+            global_size: self.global_size,
+            precision: self.precision,
+        }
+    }
+
+    fn view(&self, image: u32) -> ImageU8<'_> {
+        let view = self.data.image(image as usize);
+        ImageU8 { data: view.data, height: view.height, width: view.width }
+    }
+
+    fn resized(&self, image: u32) -> Result<Arc<Vec<f32>>> {
+        let poisoned = |_| Error::Internal("the cache of resized images was poisoned by a panic".to_owned());
+        if let Some(found) = self.resized.lock().map_err(poisoned)?.get(&image) {
+            return Ok(Arc::clone(found));
+        }
+        let fresh = Arc::new(resize_antialias(&self.view(image), self.global_size, self.global_size)?);
+        let mut cache = self.resized.lock().map_err(|_| Error::Internal("the cache of resized images was poisoned by a panic".to_owned()))?;
+        // Every image is wanted once per pass: evicting one for another would gain nothing.
+        if (cache.len() + 1) * fresh.len() * size_of::<f32>() <= GLOBAL_CACHE_BYTES {
+            cache.insert(image, Arc::clone(&fresh));
+        }
+        Ok(fresh)
+    }
+}
+
+/// What decides a training sample's random view, beside its id.
+#[derive(Clone, Copy)]
+struct Randomness<'a> {
+    augment: &'a Augment,
+    seed: u64,
+    epoch: u32,
+}
+
+/// Turns pixels into the tensors of a batch.
+#[derive(Clone, Copy, Debug)]
+pub struct Assembler {
+    /// Cells per side.
+    pub grid: usize,
+    /// Side of a cell in pixels.
+    pub patch: usize,
+    /// Side of the global branch's input in pixels.
+    pub global_size: usize,
+    /// Dtype of the tensors.
+    pub precision: Precision,
+}
+
+impl Assembler {
+    /// A photograph's cells (row order, black ones left out), without labels.
+    pub fn photo(&self, image: ImageU8<'_>, cells: Vec<u16>) -> Result<ShardBatch> {
+        let resized = Arc::new(resize_antialias(&image, self.global_size, self.global_size)?);
+        let mut batch = self.assemble(&[Unit { image: 0, cells }], &[image], &[resized], None)?;
+        batch.image_labels = vec![0];
+        batch.patch_labels = vec![0; batch.patch_ids.len()];
+        Ok(batch)
+    }
+
+    /// Everything but the labels. `images` and `resized` belong to `units` one by one.
+    fn assemble(
+        &self,
+        units: &[Unit],
+        images: &[ImageU8<'_>],
+        resized: &[Arc<Vec<f32>>],
+        random: Option<Randomness<'_>>,
+    ) -> Result<ShardBatch> {
+        let (grid, patch) = (self.grid as u64, self.patch);
+        let mut batch = ShardBatch {
+            globals: self.empty(units.len(), self.global_size)?,
+            patches: self.empty(units.iter().map(|u| u.cells.len()).sum(), patch)?,
+            counts: units.iter().map(|u| u.cells.len()).collect(),
+            image_labels: Vec::new(),
+            patch_labels: Vec::new(),
+            image_ids: Vec::with_capacity(units.len()),
+            patch_ids: Vec::new(),
+        };
+        let mut specs = Vec::new();
+        for (slot, unit) in units.iter().enumerate() {
+            let base = u64::from(unit.image) * grid * grid;
+            let first = unit.cells.first().map_or(0, |&c| u64::from(c));
+            batch.image_ids.push(IMAGE_DRAW | (base + first));
+            for &cell in &unit.cells {
+                let (row, col) = (u64::from(cell) / grid, u64::from(cell) % grid);
+                let (y, x) = ((row as usize * patch) as u32, (col as usize * patch) as u32);
+                let sample_id = base + u64::from(cell);
+                specs.push(CropSpec { image: slot, y, x, sample_id });
+                batch.patch_ids.push(sample_id);
+            }
+        }
+        let augment = random.map(|r| r.augment);
+        let (seed, epoch) = random.map_or((0, 0), |r| (r.seed, r.epoch));
+        with_pixels(&mut batch.patches, |out| patch_crop(images, &specs, patch, seed, epoch, augment, out))?;
+        for (slot, resized) in resized.iter().enumerate() {
+            let mut target = batch.globals.f_get(slot as i64)?;
+            let id = batch.image_ids[slot];
+            with_pixels(&mut target, |out| global_view(resized, self.global_size, seed, epoch, id, augment, out))?;
+        }
+        // In memory [n, h, w, 3]; to libtorch a channels-last [n, 3, h, w].
+        batch.globals = batch.globals.f_permute([0, 3, 1, 2])?;
+        batch.patches = batch.patches.f_permute([0, 3, 1, 2])?;
+        Ok(batch)
+    }
+
+    fn empty(&self, n: usize, size: usize) -> Result<Tensor> {
+        let shape = [n as i64, size as i64, size as i64, 3];
+        Ok(Tensor::f_empty(shape, (self.precision.kind(), Device::Cpu))?)
+    }
+}
+
+fn with_pixels(tensor: &mut Tensor, write: impl FnOnce(BatchMut<'_>) -> fovea_kernels::Result<()>) -> Result<()> {
+    Ok(match tensor.kind() {
+        Kind::BFloat16 => write(BatchMut::Bf16(host::slice_mut::<bf16>(tensor)?)),
+        _ => write(BatchMut::F32(host::slice_mut::<f32>(tensor)?)),
+    }?)
+}
+
+/// One step's work for one rank.
+pub struct RankBatch {
+    /// The global batch it belongs to.
+    pub global: GlobalBatch,
+    /// Images of the global batch.
+    pub images: usize,
+    /// This rank's virtual shards, in order; an entry is none when the shard is empty.
+    pub shards: Vec<Option<ShardBatch>>,
+}
+
+impl RankBatch {
+    /// Patches of this rank.
+    pub fn samples(&self) -> u64 {
+        self.shards.iter().flatten().map(|s| s.patch_labels.len() as u64).sum()
+    }
+}
+
+/// Which part of each global batch a rank reads.
+#[derive(Clone, Debug)]
+pub struct Part {
+    /// The rank's virtual shards.
+    pub shards: Range<usize>,
+    /// Virtual shards of the run.
+    pub virtual_shards: usize,
+    /// Images of a global batch.
+    pub images_per_step: usize,
+}
+
+/// Reads the batches of one epoch ahead of training, in a thread of its own.
+pub struct Loader {
+    batches: Receiver<Result<RankBatch>>,
+}
+
+impl Loader {
+    /// Starts reading at `cursor`. The thread ends with the epoch, or when the loader is dropped.
+    pub fn spawn(source: Arc<SampleSource>, order: Arc<EpochOrder>, cursor: u64, part: Part) -> Result<Self> {
+        let (send, batches) = sync_channel(PREFETCH);
+        std::thread::Builder::new()
+            .name("loader".to_owned())
+            .spawn(move || read_epoch(&source, &order, cursor, &part, &send))
+            .map_err(|e| Error::Internal(format!("cannot start the loader thread: {e}")))?;
+        Ok(Self { batches })
+    }
+
+    /// The next batch; none at the end of the epoch.
+    pub fn next(&mut self) -> Result<Option<RankBatch>> {
+        self.batches.recv().ok().transpose()
+    }
+}
+
+fn read_epoch(
+    source: &SampleSource,
+    order: &EpochOrder,
+    mut cursor: u64,
+    part: &Part,
+    send: &SyncSender<Result<RankBatch>>,
+) {
+    loop {
+        let batch = match order.batch(cursor, part.images_per_step) {
+            Ok(None) => return,
+            Ok(Some(global)) => {
+                cursor = global.cursor_after();
+                read_batch(source, order, global, part)
+            }
+            Err(e) => Err(e.into()),
+        };
+        let failed = batch.is_err();
+        if send.send(batch).is_err() || failed {
+            return; // training went away, or there is nothing sensible to read on
+        }
+    }
+}
+
+fn read_batch(source: &SampleSource, order: &EpochOrder, global: GlobalBatch, part: &Part) -> Result<RankBatch> {
+    let shards = part
+        .shards
+        .clone()
+        .map(|v| {
+            let units = &order.units()[global.shard(v, part.virtual_shards)];
+            if units.is_empty() { Ok(None) } else { source.load(units, Some(order.epoch())).map(Some) }
+        })
+        .collect::<Result<Vec<_>>>()?;
+    Ok(RankBatch { images: global.units.len(), global, shards })
+}

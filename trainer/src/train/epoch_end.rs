@@ -1,0 +1,142 @@
+//! What happens between epochs: evaluation, metrics, the best checkpoint.
+
+use std::collections::BTreeMap;
+use std::time::SystemTime;
+
+use fovea_coordinator::protocol::{MemberState, TrainerEvent};
+use fovea_dataset::Split;
+
+use super::Trainer;
+use crate::config::{Level as WatchedLevel, MetricName};
+use crate::error::{Error, Result};
+use crate::evaluate::{self, Row, Summary};
+use crate::metrics::log::MetricsLog;
+use crate::metrics::{Level, Metrics, MetricsRow};
+use crate::run_dir::{self, Prediction};
+use crate::samples::SampleSource;
+
+impl Trainer {
+    /// Evaluates when due, keeps the best, and opens the next epoch.
+    pub(super) fn end_epoch(&mut self) -> Result<()> {
+        self.write_step_rows()?;
+        let epoch = self.progress.epoch + 1;
+        let due = epoch.is_multiple_of(self.config.eval.every_epochs.max(1)) || epoch == self.config.train.epochs;
+        if due {
+            let rows = self.score_validation()?;
+            let summary = evaluate::summarise(&rows, &self.replica, self.config.eval.threshold)?;
+            let watch = &self.config.early_stopping;
+            let metrics = match watch.level {
+                WatchedLevel::Patch => &summary.patch,
+                WatchedLevel::Image => &summary.image,
+            };
+            let value = watched(metrics, watch.metric);
+            let best = self.progress.evaluated(&self.config, value);
+            if self.is_first() {
+                self.log_epoch(epoch, &summary, best.then_some(&rows))?;
+            }
+        }
+        self.progress.next_epoch();
+        self.save()
+    }
+
+    /// Every rank scores its images of the validation split; all get all rows.
+    fn score_validation(&mut self) -> Result<Vec<Row>> {
+        let (rank, world) = (self.assignment.rank, self.assignment.world);
+        let step = self.progress.step;
+        let reporter = self.client.reporter();
+        reporter.heartbeat_state(MemberState::Evaluating, step, 0.0);
+        let images = evaluate::images_of(&self.source, Split::Val, rank, world);
+        let mine = evaluate::score(&self.replica, &self.source, &images, || {})?;
+        let all = self.all_gather(bytemuck::cast_slice(&mine))?;
+        reporter.heartbeat_state(MemberState::Training, step, 0.0);
+        let mut rows = Vec::new();
+        for part in all {
+            // Row holds u64: the bytes of a Vec<u8> need not be aligned for it.
+            let whole = part.chunks_exact(size_of::<Row>());
+            if !whole.remainder().is_empty() {
+                return Err(Error::Internal(format!("{} bytes of scores are no whole rows", part.len())));
+            }
+            rows.extend(whole.map(bytemuck::pod_read_unaligned::<Row>));
+        }
+        Ok(rows)
+    }
+
+    /// Rank 0: metrics.csv, the coordinator's summary, and the best epoch's predictions.
+    fn log_epoch(&mut self, epoch: u32, summary: &Summary, best: Option<&Vec<Row>>) -> Result<()> {
+        let timestamp = rfc3339(SystemTime::now());
+        let row = |level, metrics: &Metrics| MetricsRow {
+            timestamp: timestamp.clone(),
+            epoch,
+            split: Split::Val,
+            level,
+            metrics: metrics.clone(),
+        };
+        let rows = [row(Level::Patch, &summary.patch), row(Level::Image, &summary.image)];
+        if let Err(e) = MetricsLog::open(&self.run.metrics()).and_then(|mut log| log.append(&rows)) {
+            tracing::warn!("{e}"); // the checkpoint carries the state; a log is no reason to stop
+        }
+        if let Some(rows) = best
+            && let Err(e) = run_dir::write_predictions(&self.run.predictions(), &predictions(rows, &self.source), true)
+        {
+            tracing::warn!("{e}");
+        }
+        let mut figures = BTreeMap::new();
+        for (level, metrics) in [("patch", &summary.patch), ("image", &summary.image)] {
+            figures.insert(format!("{level}_f1_micro"), metrics.f1_micro);
+            figures.insert(format!("{level}_mean_auroc"), metrics.mean_auroc.unwrap_or(f64::NAN));
+            figures.insert(format!("{level}_loss"), metrics.loss);
+        }
+        self.client.event(TrainerEvent::EpochEnd { epoch, metrics: figures })?;
+        Ok(())
+    }
+}
+
+/// Rows with names and grid positions, images first within each image.
+pub(crate) fn predictions(rows: &[Row], source: &SampleSource) -> Vec<Prediction> {
+    let manifest = source.data().manifest();
+    let cells = u64::from(manifest.grid) * u64::from(manifest.grid);
+    let mut rows: Vec<&Row> = rows.iter().collect();
+    rows.sort_by_key(|r| match r.level() {
+        Level::Image => (r.id, 0, 0),
+        Level::Patch => (r.id / cells, 1, r.id),
+    });
+    rows.iter()
+        .map(|r| {
+            let scored = r.scored();
+            let (image, cell) = match r.level() {
+                Level::Image => (r.id, None),
+                Level::Patch => {
+                    let cell = (r.id % cells) as u32;
+                    (r.id / cells, Some((cell / manifest.grid, cell % manifest.grid)))
+                }
+            };
+            Prediction {
+                image_id: manifest.images[image as usize].id.clone(),
+                cell,
+                label: Some(scored.label),
+                probs: scored.probs,
+            }
+        })
+        .collect()
+}
+
+/// The watched number; NaN where it is undefined.
+fn watched(metrics: &Metrics, name: MetricName) -> f64 {
+    match name {
+        MetricName::F1Micro => metrics.f1_micro,
+        MetricName::F1Macro => metrics.f1_macro,
+        MetricName::MeanAuroc => metrics.mean_auroc.unwrap_or(f64::NAN),
+        MetricName::MeanAp => metrics.mean_ap.unwrap_or(f64::NAN),
+        MetricName::Hamming => metrics.hamming,
+        MetricName::SubsetAcc => metrics.subset_acc,
+        MetricName::Iou => metrics.iou,
+        MetricName::Dice => metrics.dice,
+        MetricName::PearsonR => metrics.pearson_r.unwrap_or(f64::NAN),
+        MetricName::Loss => metrics.loss,
+    }
+}
+
+/// UTC time as `2026-01-31T12:00:00Z`.
+fn rfc3339(time: SystemTime) -> String {
+    humantime::format_rfc3339_seconds(time).to_string()
+}

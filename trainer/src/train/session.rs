@@ -1,0 +1,240 @@
+//! Joining a run: configuration, data, the seat, the collective, the starting state.
+
+use std::sync::Arc;
+use std::sync::atomic::AtomicBool;
+use std::time::{Duration, Instant};
+
+use fovea_coordinator::client::{Client, Endpoint};
+use fovea_coordinator::order::EpochOrder;
+use fovea_coordinator::protocol::{Assignment, Ready, TrainerInfo};
+use fovea_coordinator::token::Token;
+use fovea_dataset::{Dataset, Split};
+use fovea_kernels::FocalParams;
+
+use super::{Progress, Trainer};
+use crate::checkpoint;
+use crate::collectives::{AbortHandle, Collective, Solo, local, mpi_launch_size};
+use crate::config::{Alpha, Backend, Config, LossConfig};
+use crate::error::{Error, Result};
+use crate::precision::Precision;
+use crate::replica::{Objective, Replica};
+use crate::run_dir::RunDir;
+use crate::samples::SampleSource;
+
+/// How long a trainer waits for its coordinator and for the other ranks.
+const JOIN: Duration = Duration::from_secs(600);
+
+/// What a trainer process is started with.
+pub struct TrainerOptions {
+    /// The run directory; holds the resolved configuration.
+    pub run: RunDir,
+    /// Where the coordinator is.
+    pub endpoint: Endpoint,
+    /// Rank to ask for (an MPI rank wins over it).
+    pub preferred_rank: Option<u32>,
+    /// Set by a signal handler to ask for a drain.
+    pub drain_wanted: Arc<AtomicBool>,
+}
+
+/// Loads everything, takes a seat, and waits until all ranks have theirs.
+pub fn join(options: TrainerOptions) -> Result<Trainer> {
+    let config = Config::load(&options.run.config())?;
+    config.validate()?;
+    use_threads(config.train.threads(cores()))?;
+    let precision = Precision::resolve(config.train.precision);
+    let data = Arc::new(Dataset::open_unverified(config.data.path.as_ref())?);
+    let fingerprint = fingerprint(&config, &data, precision);
+    let source = Arc::new(SampleSource::new(data, &config, precision));
+    let order_input = source.order_input(config.data.patches_per_image as usize);
+    let first = EpochOrder::new(&order_input, 0)?;
+    let total_steps = first.steps(config.train.images_per_step as usize) as u64 * u64::from(config.train.epochs);
+    if first.total_samples() == 0 {
+        return Err(Error::Usage {
+            what: format!("{}: the training split has no patch that is not black", config.data.path),
+            help: "look at `fovea data` for what was prepared".to_owned(),
+        });
+    }
+
+    let abort = AbortHandle::new();
+    let engine = Engine::new(config.train.backend, &abort)?;
+    let info = TrainerInfo::this_process(engine.rank().or(options.preferred_rank));
+    let deadline = Instant::now() + JOIN;
+    let mut client = Client::connect(&options.endpoint, info, deadline)?;
+    let objective = objective(&config.loss, &source)?;
+    let replica = Replica::new(&config, precision, objective)?;
+    let ready = Ready { samples_per_epoch: first.total_samples(), fingerprint };
+    let assignment = client.ready(&ready, deadline)?;
+
+    let raised = abort.clone();
+    client.abort_signal().on_abort(move |notice| raised.abort(&notice.reason));
+    let collective = engine.into_collective(&options.run, &assignment, &abort, deadline)?;
+    let policy = checkpoint::Retention {
+        keep_last: config.checkpoint.keep_last as usize,
+        keep_best: config.checkpoint.keep_best,
+    };
+    let writer = match assignment.rank {
+        0 => Some(checkpoint::Writer::spawn(&options.run.checkpoints(), policy)?),
+        _ => None,
+    };
+    Ok(Trainer {
+        progress: Progress::new(&config),
+        config,
+        run: options.run,
+        client,
+        assignment,
+        collective,
+        source,
+        order_input,
+        replica,
+        writer,
+        last_save: Instant::now(),
+        drain_wanted: options.drain_wanted,
+        drain_asked: false,
+        total_steps,
+        step_rows: Vec::new(),
+        last_commit: Instant::now(),
+    })
+}
+
+fn cores() -> usize {
+    std::thread::available_parallelism().map_or(1, usize::from)
+}
+
+/// libtorch's and rayon's pools get the same size; oneDNN's sums depend on the former.
+pub fn use_threads(threads: usize) -> Result<()> {
+    tch::set_num_threads(threads as i32);
+    rayon::ThreadPoolBuilder::new()
+        .num_threads(threads)
+        .build_global()
+        .or_else(|e| if rayon::current_num_threads() == threads { Ok(()) } else { Err(e) })
+        .map_err(|e| Error::Internal(format!("thread pool: {e}")))
+}
+
+/// All ranks must train the same thing on the same data in the same arithmetic.
+fn fingerprint(config: &Config, data: &Dataset, precision: Precision) -> String {
+    let mut hasher = blake3::Hasher::new();
+    for part in [config.blake3(), data.manifest().blake3(), precision.name().to_owned()] {
+        hasher.update(part.as_bytes());
+    }
+    hasher.finalize().to_hex().to_string()
+}
+
+/// The configured loss, with class weights from the training split's label counts.
+pub fn objective(config: &LossConfig, source: &SampleSource) -> Result<Objective> {
+    let (mut patches, mut images) = ([0u64; 4], [0u64; 4]);
+    let count = |label: u8, counts: &mut [u64; 4]| {
+        counts.iter_mut().enumerate().for_each(|(c, n)| *n += u64::from(label >> c & 1));
+    };
+    for image in source.data().indices(Split::Train) {
+        count(source.image_label(image), &mut images);
+        for cell in source.cells(image) {
+            count(source.cell_labels(image)[cell as usize], &mut patches);
+        }
+    }
+    let focal = |counts: [u64; 4]| FocalParams {
+        gamma: config.gamma,
+        alpha: match config.alpha {
+            Alpha::InverseFrequency => inverse_frequency(counts).to_vec(),
+            Alpha::None => vec![1.0; 4],
+            Alpha::Weights(weights) => weights.to_vec(),
+        },
+        pos_weight: if config.balance { config.positive_weight } else { 1.0 },
+        neg_weight: if config.balance { config.negative_weight } else { 1.0 },
+    };
+    Ok(Objective { image: focal(images), patch: focal(patches), patch_weight: config.patch_weight })
+}
+
+/// `alpha_c` proportional to `1 / count_c`, mean 1. A class that never occurs weighs as much as the
+/// rarest one that does.
+fn inverse_frequency(counts: [u64; 4]) -> [f32; 4] {
+    let rarest = counts.iter().copied().filter(|&n| n > 0).min().unwrap_or(1);
+    let inverse = counts.map(|n| 1.0 / if n == 0 { rarest } else { n } as f64);
+    let mean = inverse.iter().sum::<f64>() / 4.0;
+    inverse.map(|a| (a / mean) as f32)
+}
+
+/// The configured backend before the seat is known.
+enum Engine {
+    Local,
+    #[cfg(feature = "mpi")]
+    Mpi(Box<crate::collectives::mpi::MpiCollective>),
+}
+
+impl Engine {
+    fn new(backend: Backend, abort: &AbortHandle) -> Result<Self> {
+        let launched = mpi_launch_size(|name| std::env::var(name).ok()).is_some_and(|size| size > 1);
+        match backend {
+            Backend::Local => Ok(Self::Local),
+            Backend::Auto if !launched => Ok(Self::Local),
+            #[cfg(feature = "mpi")]
+            Backend::Auto | Backend::Mpi => Ok(Self::Mpi(Box::new(crate::collectives::mpi::MpiCollective::init(abort)?))),
+            #[cfg(not(feature = "mpi"))]
+            Backend::Auto | Backend::Mpi => Err(Error::Usage {
+                what: "this build of fovea has no backend mpi".to_owned(),
+                help: "install an MPI with its headers (Debian: libopenmpi-dev) and build with `make build`".to_owned(),
+            }),
+        }
+    }
+
+    fn rank(&self) -> Option<u32> {
+        match self {
+            Self::Local => None,
+            #[cfg(feature = "mpi")]
+            Self::Mpi(world) => Some(world.rank() as u32),
+        }
+    }
+
+    fn into_collective(
+        self,
+        run: &RunDir,
+        seat: &Assignment,
+        abort: &AbortHandle,
+        deadline: Instant,
+    ) -> Result<Box<dyn Collective>> {
+        match self {
+            Self::Local if seat.world == 1 => Ok(Box::new(Solo::new(abort))),
+            Self::Local => {
+                let options = local::LocalOptions {
+                    run_id: Token::load(run.path())?.to_hex(),
+                    generation: seat.generation,
+                    rank: seat.rank,
+                    world: seat.world,
+                    hosts: seat.hosts.clone(),
+                    chunk_f32: local::DEFAULT_CHUNK_F32,
+                };
+                Ok(Box::new(local::LocalCollective::join(&options, abort, deadline)?))
+            }
+            #[cfg(feature = "mpi")]
+            Self::Mpi(world) => {
+                if (world.rank(), world.world()) != (seat.rank, seat.world) {
+                    return Err(Error::Usage {
+                        what: format!(
+                            "MPI started this process as rank {} of {}, but the run has it as rank {} of {}",
+                            world.rank(),
+                            world.world(),
+                            seat.rank,
+                            seat.world
+                        ),
+                        help: "start as many MPI processes as train.ranks says".to_owned(),
+                    });
+                }
+                Ok(world)
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::inverse_frequency;
+
+    #[test]
+    fn rare_classes_weigh_more_and_the_mean_is_one() {
+        let alpha = inverse_frequency([11_993, 28_829, 17_647, 3_448]);
+        assert!((alpha.iter().sum::<f32>() - 4.0).abs() < 1e-5);
+        assert!(alpha[3] > alpha[0] && alpha[0] > alpha[2] && alpha[2] > alpha[1]);
+        assert!((alpha[0] / alpha[1] - 28_829.0 / 11_993.0).abs() < 1e-4);
+        let absent = inverse_frequency([10, 20, 40, 0]);
+        assert_eq!(absent[3], absent[0]);
+    }
+}
