@@ -260,7 +260,9 @@ fn spread(total: usize, wanted: usize, seed: u64) -> Vec<usize> {
     let one = |part: usize| {
         let (from, to) = (part * total / wanted, (part + 1) * total / wanted);
         let mut hasher = blake3::Hasher::new();
-        hasher.update(&seed.to_le_bytes()).update(&(part as u64).to_le_bytes());
+        hasher
+            .update(&seed.to_le_bytes())
+            .update(&(part as u64).to_le_bytes());
         let hash = hasher.finalize();
         let draw = u64::from_le_bytes(std::array::from_fn(|i| hash.as_bytes()[i]));
         from + (draw % (to - from) as u64) as usize

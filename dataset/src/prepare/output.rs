@@ -6,6 +6,7 @@
 
 use std::fs::{self, File, TryLockError};
 use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
 
 use rayon::prelude::*;
 use serde::{Deserialize, Serialize};
@@ -18,6 +19,9 @@ use crate::{Error, Result, fsio, shard};
 pub(crate) const WORK_DIR: &str = ".prepare";
 
 const RECIPE_FILE: &str = "recipe.json";
+
+/// How long another run is waited for.
+const PATIENCE: Duration = Duration::from_secs(10);
 
 /// No record is larger.
 const MAX_RECORD_BYTES: u64 = 1 << 20;
@@ -45,7 +49,7 @@ impl Output {
     /// Creates `dir`, or takes it over when what is in it was made with the same options.
     pub fn open(dir: &Path, plan: &Plan) -> Result<Self> {
         fs::create_dir_all(dir).map_err(|e| Error::io("create", dir, e))?;
-        let lock = lock(dir)?;
+        let lock = lock(dir, PATIENCE)?;
         let work = dir.join(WORK_DIR);
         let complete = if dir.join(MANIFEST_FILE).exists() {
             Some(Manifest::load(dir)?)
@@ -207,19 +211,28 @@ fn raw_of(plan: &Plan, shard: usize) -> String {
         .fingerprint(&plan.raw.images[plan.images_of(shard)], true)
 }
 
-/// Locks the directory itself, so that no lock file is left in it.
-fn lock(dir: &Path) -> Result<File> {
+/// Locks the directory itself, so that no lock file is left in it. Waits a little: a process that was killed holds its
+/// lock until its last write has reached the disk.
+fn lock(dir: &Path, patience: Duration) -> Result<File> {
     let file = File::open(dir).map_err(|e| Error::io("open", dir, e))?;
-    match file.try_lock() {
-        Err(TryLockError::WouldBlock) => Err(Error::Busy {
-            path: dir.to_owned(),
-        }),
-        Err(TryLockError::Error(error)) => {
-            // Some network file systems lock no directories; two runs at a time are the user's own care there.
-            tracing::warn!("cannot lock {}: {error}", dir.display());
-            Ok(file)
+    let deadline = Instant::now() + patience;
+    loop {
+        match file.try_lock() {
+            Ok(()) => return Ok(file),
+            Err(TryLockError::WouldBlock) if Instant::now() < deadline => {
+                std::thread::sleep(Duration::from_millis(50));
+            }
+            Err(TryLockError::WouldBlock) => {
+                return Err(Error::Busy {
+                    path: dir.to_owned(),
+                });
+            }
+            Err(TryLockError::Error(error)) => {
+                // Some network file systems lock no directories; two runs at a time are the user's own care there.
+                tracing::warn!("cannot lock {}: {error}", dir.display());
+                return Ok(file);
+            }
         }
-        Ok(()) => Ok(file),
     }
 }
 
@@ -243,4 +256,25 @@ fn differences(there: &Recipe, asked: &Recipe) -> Vec<String> {
     compare("mask", &there.mask, &asked.mask);
     compare("images per shard", &there.shard_images, &asked.shard_images);
     differences
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn two_runs_at_a_time_are_one_too_many() {
+        let dir = tempfile::tempdir().unwrap();
+        let held = lock(dir.path(), Duration::ZERO).unwrap();
+        let text = lock(dir.path(), Duration::from_millis(60))
+            .unwrap_err()
+            .to_string();
+        assert!(text.contains("another process is preparing into"), "{text}");
+        // One that goes away meanwhile is waited for.
+        std::thread::scope(|scope| {
+            let waiting = scope.spawn(|| lock(dir.path(), Duration::from_secs(60)));
+            drop(held);
+            waiting.join().unwrap().unwrap();
+        });
+    }
 }

@@ -2,7 +2,9 @@
 
 use std::fs;
 
-use fovea_dataset::{Dataset, MosaicOptions, PrepareOptions, Silent, Split, mosaic, prepare};
+use fovea_dataset::{
+    Dataset, MosaicOptions, PrepareOptions, Silent, Split, mosaic, mosaic_photos, prepare,
+};
 use image::{GrayImage, ImageFormat, Luma, RgbImage};
 
 use crate::raw::{
@@ -282,6 +284,38 @@ fn the_mosaic_shows_lesions_in_their_colours() {
         .to_string();
     assert!(
         text.contains("columns is 0, but must be 1 to 32\n  help: "),
+        "{text}"
+    );
+}
+
+#[test]
+fn photographs_are_drawn_with_their_black_cells() {
+    let dir = dir();
+    let photos = dir.path().join("photos");
+    for n in 0..3 {
+        let name = photos.join(format!("eye {n}.jpg"));
+        write(&name, &encode(disc(n, 200, 120), ImageFormat::Jpeg));
+    }
+    let out = dir.path().join("photos.png");
+    let options = MosaicOptions {
+        columns: 4,
+        tile: 64,
+        ..MosaicOptions::default()
+    };
+    mosaic_photos(&photos, &out, SIZE, 8, &options).unwrap();
+    let picture = image::open(&out).unwrap().into_rgb8();
+    // Blue over black: the corners outside the disc.
+    let blue = picture
+        .pixels()
+        .filter(|p| p.0[2] > 90 && p.0[0] < 60)
+        .count();
+    assert!(blue > 1000, "{blue}");
+    write(&photos.join("eye 3.jpg"), b"not a photograph");
+    let text = mosaic_photos(&photos, &out, SIZE, 8, &options)
+        .unwrap_err()
+        .to_string();
+    assert!(
+        text.contains("eye 3.jpg: is neither PNG, JPEG nor TIFF\n  help: "),
         "{text}"
     );
 }

@@ -251,20 +251,6 @@ fn other_options_and_other_images_are_refused() {
 }
 
 #[test]
-fn two_runs_at_a_time_are_one_too_many() {
-    let dir = dir();
-    let src = fgadr(dir.path(), 5);
-    let out = dir.path().join("out");
-    fs::create_dir(&out).unwrap();
-    let held = fs::File::open(&out).unwrap();
-    held.try_lock().unwrap();
-    let text = failure(&src, &out, &options());
-    assert!(text.contains("another process is preparing into"), "{text}");
-    drop(held);
-    run(&src, &out).unwrap();
-}
-
-#[test]
 fn threads_do_not_change_a_byte() {
     let dir = dir();
     let src = fgadr(dir.path(), 13);

@@ -359,9 +359,7 @@ pub(super) fn input_gradient<T: Element>(
     let block = block_rows(channels) * channels;
     let blocks = x.len().div_ceil(block);
     let pieces = Pieces::new(dx, block);
-    exec.for_each(blocks, x.len(), |b| {
-        // The reducing pass ended with the last blocks: they may still be in the cache.
-        let b = blocks - 1 - b;
+    exec.for_each_again(blocks, x.len(), |b| {
         let span = b * block..((b + 1) * block).min(x.len());
         // SAFETY: one task per block.
         let dx = unsafe { pieces.get(b) };

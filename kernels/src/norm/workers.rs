@@ -53,13 +53,21 @@ impl Exec {
 
     /// Runs `task` once for every index below `tasks`; `elements` is the size of the whole pass.
     pub(crate) fn for_each(self, tasks: usize, elements: usize, task: impl Fn(usize) + Sync) {
-        if tasks <= 1 || elements < PARALLEL_ELEMENTS {
-            return (0..tasks).for_each(task);
-        }
         match self.workers {
+            _ if tasks <= 1 || elements < PARALLEL_ELEMENTS => (0..tasks).for_each(task),
             Workers::Inline => (0..tasks).for_each(task),
             Workers::Rayon => (0..tasks).into_par_iter().for_each(&task),
             Workers::Foreign(run) => run_foreign(run, tasks, &task),
+        }
+    }
+
+    /// [`Exec::for_each`] for a pass over what the pass before has read. One thread goes backwards:
+    /// the end is still in its cache. Several keep the order, so that each may meet its own part.
+    pub(crate) fn for_each_again(self, tasks: usize, elements: usize, task: impl Fn(usize) + Sync) {
+        if matches!(self.workers, Workers::Inline) {
+            (0..tasks).rev().for_each(task);
+        } else {
+            self.for_each(tasks, elements, task);
         }
     }
 }

@@ -26,7 +26,7 @@ pub mod mpi;
 mod note;
 mod solo;
 #[cfg(test)]
-mod testing;
+pub(crate) mod testing;
 mod tree;
 
 use std::time::Instant;

@@ -67,7 +67,7 @@ pub(super) fn exercise(collective: &mut dyn Collective, seed: u64, lens: &[usize
 
 /// The command that runs one ignored test of this test binary as a process of its own. A caller must
 /// see the child's work in something else than its exit code: a filter that matches nothing passes.
-pub(super) fn child_command(module: &str, name: &str) -> Command {
+pub(crate) fn child_command(module: &str, name: &str) -> Command {
     let path = module.split_once("::").unwrap().1;
     let mut command = Command::new(std::env::current_exe().unwrap());
     command

@@ -5,6 +5,8 @@
 //! decided in [`crate::params`]; a model never owns a tensor. To add a model: one file here that
 //! implements [`Model`], one arm in [`build`], one preset.
 
+#[cfg(test)]
+mod golden;
 mod hybrid;
 mod layers;
 mod resnet;

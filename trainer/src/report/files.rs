@@ -1,7 +1,8 @@
 //! Encoded pictures and atomically replaced files.
 
-use std::fs;
+use std::fs::{self, Permissions};
 use std::io::{Cursor, Write};
+use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 
 use base64::Engine;
@@ -10,7 +11,6 @@ use image::codecs::jpeg::JpegEncoder;
 use image::{ImageFormat, RgbImage};
 
 use super::error::io_error;
-use super::predictions::set_readable;
 use super::{Error, Result};
 
 /// Quality of photographs within the page; their lossless form is in the picture files.
@@ -28,7 +28,10 @@ pub(super) fn replace(path: &Path, bytes: &[u8]) -> Result<()> {
         .tempfile_in(directory)
         .map_err(failed())?;
     file.write_all(bytes).map_err(failed())?;
-    set_readable(file.as_file()).map_err(failed())?;
+    // Temporary files are private; a report is for everyone who may read the run.
+    file.as_file()
+        .set_permissions(Permissions::from_mode(0o644))
+        .map_err(failed())?;
     file.persist(path).map_err(|e| failed()(e.error))?;
     Ok(())
 }

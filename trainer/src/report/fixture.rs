@@ -9,11 +9,12 @@ use fovea_coordinator::status::{RunState, Status};
 use fovea_dataset::synth::{SynthOptions, synth};
 use fovea_dataset::{Dataset, PrepareOptions, Silent, Split, prepare};
 
-use super::predictions::{self, PREDICTIONS_FILE, Prediction};
-use super::throughput::{StepRow, THROUGHPUT_FILE};
-use crate::config::{Config, Level};
+use super::predictions::tests::{line, write};
+use super::predictions::{self, Prediction};
+use crate::config::{Config, EarlyStoppingConfig, Level};
 use crate::metrics::log::MetricsLog;
 use crate::metrics::{MetricsRow, compute};
+use crate::run_dir::{RunDir, StepRow, append_steps};
 
 /// How large the made-up run is.
 #[derive(Clone, Copy, Debug)]
@@ -81,22 +82,12 @@ fn predict(data: &Dataset, split: Split, skill: f64, noise: &mut Noise) -> Vec<P
     for i in data.indices(split) {
         let id = &data.manifest().images[i].id;
         let whole = data.image_label(i);
-        lines.push(Prediction::new(
-            id.clone(),
-            None,
-            whole,
-            guess(whole, skill * 1.1),
-        ));
+        lines.push(line(id, None, whole, guess(whole, skill * 1.1)));
         let labels = data.cell_labels(i, 1);
         for (cell, (&label, &black)) in labels.iter().zip(data.black(i)).enumerate() {
             if black == 0 {
                 let at = (cell as u32 / grid, cell as u32 % grid);
-                lines.push(Prediction::new(
-                    id.clone(),
-                    Some(at),
-                    label,
-                    guess(label, skill),
-                ));
+                lines.push(line(id, Some(at), label, guess(label, skill)));
             }
         }
     }
@@ -110,13 +101,15 @@ pub(crate) fn run(dir: &Path, data_dir: &Path, fake: Fake) {
     config.data.path = data_dir.display().to_string();
     config.train.epochs = fake.epochs;
     config.train.ranks = fake.ranks;
-    fs::write(dir.join("config.toml"), config.to_toml_documented()).unwrap();
+    config.early_stopping = EarlyStoppingConfig::default();
+    let files = RunDir::new(dir);
+    fs::write(files.config(), config.to_toml_documented()).unwrap();
     let data = Dataset::open_unverified(data_dir).unwrap();
     let mut noise = Noise(11);
-    let mut log = MetricsLog::open(&dir.join("metrics.csv")).unwrap();
+    let mut log = MetricsLog::open(&files.metrics()).unwrap();
     let mut best = f64::MIN;
-    for epoch in 0..fake.epochs {
-        let progress = f64::from(epoch + 1) / 6.0;
+    for epoch in 1..=fake.epochs {
+        let progress = f64::from(epoch) / 6.0;
         let skill = 0.1 + 1.6 * (1.0 - (-progress).exp()) - 0.012 * progress * progress
             + 0.08 * noise.normal();
         for (split, bonus) in [(Split::Train, 0.05 * progress), (Split::Val, 0.0)] {
@@ -128,7 +121,7 @@ pub(crate) fn run(dir: &Path, data_dir: &Path, fake: Fake) {
                 let metrics = compute(&rows, [config.eval.threshold; 4], loss).unwrap();
                 if split == Split::Val && level == Level::Patch && metrics.f1_micro > best {
                     best = metrics.f1_micro;
-                    predictions::write(&dir.join(PREDICTIONS_FILE), &lines).unwrap();
+                    write(&files.predictions(), &lines);
                 }
                 let timestamp = format!("2025-03-01T10:{:02}:00Z", epoch % 60);
                 log.append(&[MetricsRow {
@@ -142,7 +135,7 @@ pub(crate) fn run(dir: &Path, data_dir: &Path, fake: Fake) {
             }
         }
     }
-    fs::write(dir.join(THROUGHPUT_FILE), throughput(fake, &mut noise)).unwrap();
+    append_steps(&files.throughput(), &throughput(fake, &mut noise)).unwrap();
     fs::write(
         dir.join("status.json"),
         serde_json::to_vec(&status(dir, fake)).unwrap(),
@@ -150,8 +143,8 @@ pub(crate) fn run(dir: &Path, data_dir: &Path, fake: Fake) {
     .unwrap();
 }
 
-fn throughput(fake: Fake, noise: &mut Noise) -> Vec<u8> {
-    let mut table = csv::Writer::from_writer(Vec::new());
+fn throughput(fake: Fake, noise: &mut Noise) -> Vec<StepRow> {
+    let mut rows = Vec::new();
     let steps = u64::from(fake.epochs) * fake.steps_per_epoch;
     for step in 0..steps {
         let done = step as f64 / steps as f64;
@@ -162,23 +155,22 @@ fn throughput(fake: Fake, noise: &mut Noise) -> Vec<u8> {
         let slowest = compute.iter().fold(0.0f64, |m, &v| m.max(v));
         for (rank, &compute_ms) in compute.iter().enumerate() {
             let wait_ms = slowest - compute_ms + 22.0 + 4.0 * noise.unit();
-            let row = StepRow {
-                epoch: (step / fake.steps_per_epoch) as u32,
+            rows.push(StepRow {
+                epoch: (step / fake.steps_per_epoch) as u32 + 1,
                 step: step + 1,
-                rank: rank as u32,
+                rank,
                 samples: 32,
-                step_ms: compute_ms + wait_ms + 9.0,
-                compute_ms,
-                wait_ms,
+                step_ms: (compute_ms + wait_ms + 9.0) as f32,
+                compute_ms: compute_ms as f32,
+                wait_ms: wait_ms as f32,
                 loss: 0.5 * (-3.0 * done).exp() + 0.1 + 0.05 * noise.unit(),
-                lr: 5e-4
+                lr: (5e-4
                     * (1.0 + (std::f64::consts::PI * done).cos())
-                    * (step as f64 / 20.0).min(1.0),
-            };
-            table.serialize(row).unwrap();
+                    * (step as f64 / 20.0).min(1.0)) as f32,
+            });
         }
     }
-    table.into_inner().unwrap()
+    rows
 }
 
 fn status(dir: &Path, fake: Fake) -> Status {

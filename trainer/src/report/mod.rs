@@ -16,11 +16,12 @@ mod page;
 mod palette;
 mod pictures;
 mod plots;
-pub mod predictions;
+mod predictions;
 mod run;
 mod shape;
+mod table;
 mod text;
-pub mod throughput;
+mod throughput;
 
 #[cfg(test)]
 pub(crate) mod fixture;

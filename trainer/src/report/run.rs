@@ -4,14 +4,15 @@
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
-use fovea_coordinator::status::Status;
+use fovea_coordinator::status::{STATUS_FILE, Status};
 use fovea_dataset::Split;
 
-use super::predictions::{self, PREDICTIONS_FILE, Prediction};
-use super::throughput::{self, THROUGHPUT_FILE, Throughput};
+use super::predictions::{self, Prediction};
+use super::throughput::{self, Throughput};
 use super::{Error, Result};
-use crate::config::{Config, Level};
+use crate::config::{Config, EarlyStopping, Level};
 use crate::metrics::{self, Baseline, Metrics, MetricsRow};
+use crate::run_dir::RunDir;
 
 /// The predictions of one level, with what follows from them.
 #[derive(Clone, Debug)]
@@ -46,59 +47,30 @@ impl Run {
     /// # Errors
     /// `dir` is not a run directory, or one of its files is damaged.
     pub(super) fn load(dir: &Path) -> Result<Self> {
-        let not_a_run = |reason| Error::NotARun {
-            path: dir.to_owned(),
-            reason,
-        };
-        if !dir.exists() {
-            return Err(not_a_run("there is no such directory"));
-        }
-        if !dir.is_dir() {
-            return Err(not_a_run("this is a file, not a run directory"));
-        }
-        let config_path = dir.join("config.toml");
-        if !config_path.is_file() {
-            return Err(not_a_run(
-                "this is not a run directory: it has no config.toml",
-            ));
-        }
+        check(dir)?;
+        let files = RunDir::new(dir);
         let mut notes = Vec::new();
-        let config = Config::load(&config_path).unwrap_or_else(|error| {
+        let config = Config::load(&files.config()).unwrap_or_else(|error| {
+            let reason = first_line(&error);
             notes.push(format!(
-                "The configuration could not be read, so defaults are assumed: {}",
-                first_line(&error)
+                "The configuration could not be read, so defaults are assumed: {reason}"
             ));
             Config::default()
         });
-        let status = dir
-            .join("status.json")
-            .is_file()
-            .then(|| Status::load(dir))
-            .and_then(|status| {
-                status
-                    .map_err(|error| {
-                        notes.push(format!(
-                            "The run's state is not known: {}",
-                            first_line(&error)
-                        ))
-                    })
-                    .ok()
-            });
-        let metrics = read_metrics(&dir.join("metrics.csv"))?;
+        let status = read_status(dir, &mut notes);
+        let metrics = read_metrics(&files.metrics())?;
         if metrics.is_empty() {
             notes.push("No epoch has been validated yet: metrics.csv is missing or empty, so there are no curves.".to_owned());
         }
-        let throughput = throughput::read(&dir.join(THROUGHPUT_FILE))?;
+        let throughput = throughput::read(&files.throughput())?;
         if throughput.is_none() {
-            notes.push(format!(
-                "No step has been recorded yet: {THROUGHPUT_FILE} is missing or empty."
-            ));
+            notes.push(
+                "No step has been recorded yet: throughput.csv is missing or empty.".to_owned(),
+            );
         }
-        let predictions = predictions::read(&dir.join(PREDICTIONS_FILE))?.unwrap_or_default();
+        let predictions = predictions::read(&files.predictions())?;
         if predictions.is_empty() {
-            notes.push(format!(
-                "No validation predictions yet: {PREDICTIONS_FILE} is missing or empty, so there are no ROC and precision-recall curves, confusion tables and sample pictures."
-            ));
+            notes.push("No validation predictions yet: predictions-val.csv is missing or empty, so there are no ROC and precision-recall curves, confusion tables and sample pictures.".to_owned());
         }
         let mut run = Self {
             dir: dir.to_owned(),
@@ -123,11 +95,10 @@ impl Run {
             return Ok(None);
         }
         let metrics = metrics::compute(&rows, [self.config.eval.threshold; 4], 0.0)?;
-        let counts = |m: &Metrics| m.per_class.map(|c| (c.tp, c.fp, c.fn_, c.tn));
         let same = self
             .history(Split::Val, level)
             .rev()
-            .find(|row| counts(&row.metrics) == counts(&metrics));
+            .find(|row| same_scores(&row.metrics, &metrics));
         let baseline = metrics::best_constant(&rows)?;
         Ok(Some(Scores {
             epoch: same.map(|row| row.epoch),
@@ -156,24 +127,21 @@ impl Run {
             .filter(move |row| row.split == split && row.level == level)
     }
 
-    /// The epoch that the configuration's watched metric calls best; of equals the first.
+    /// The best epoch by the rule of the trainer itself: the watched metric and `min_delta` of the
+    /// configuration.
     pub(super) fn best_epoch(&self) -> Option<u32> {
         let watched = &self.config.early_stopping;
-        let sign = if watched.metric.higher_is_better() {
-            1.0
-        } else {
-            -1.0
-        };
-        let mut best: Option<(u32, f64)> = None;
+        let mut rule = EarlyStopping::new(watched);
+        let mut best = None;
         for row in self.history(Split::Val, watched.level) {
-            let Some(value) = row.metrics.get(watched.metric).map(|v| v * sign) else {
-                continue;
-            };
-            if best.is_none_or(|(_, b)| value > b) {
-                best = Some((row.epoch, value));
+            if rule
+                .observe(row.metrics.get(watched.metric).unwrap_or(f64::NAN))
+                .improved
+            {
+                best = Some(row.epoch);
             }
         }
-        best.map(|(epoch, _)| epoch)
+        best
     }
 
     /// Validation scores of `level` at the best epoch.
@@ -205,6 +173,46 @@ impl Run {
             .chain(absolute.ancestors().map(|above| above.join(given)))
             .find(|dir| dir.join("manifest.json").is_file())
     }
+}
+
+/// Refuses what is not a run directory.
+fn check(dir: &Path) -> Result<()> {
+    let reason = if !dir.exists() {
+        "there is no such directory"
+    } else if !dir.is_dir() {
+        "this is a file, not a run directory"
+    } else if !RunDir::new(dir).config().is_file() {
+        "this is not a run directory: it has no config.toml"
+    } else {
+        return Ok(());
+    };
+    Err(Error::NotARun {
+        path: dir.to_owned(),
+        reason,
+    })
+}
+
+/// `RUN/status.json`; damaged, it costs a note.
+fn read_status(dir: &Path, notes: &mut Vec<String>) -> Option<Status> {
+    if !dir.join(STATUS_FILE).is_file() {
+        return None;
+    }
+    Status::load(dir)
+        .map_err(|error| {
+            notes.push(format!(
+                "The run's state is not known: {}",
+                first_line(&error)
+            ))
+        })
+        .ok()
+}
+
+/// Whether both come from the same predictions: the counts at the threshold, and the correlation,
+/// which hardly any two epochs share.
+fn same_scores(a: &Metrics, b: &Metrics) -> bool {
+    let counts = |m: &Metrics| m.per_class.map(|c| (c.tp, c.fp, c.fn_, c.tn));
+    let r = |m: &Metrics| m.pearson_r.unwrap_or(0.0);
+    counts(a) == counts(b) && (r(a) - r(b)).abs() < 1e-6
 }
 
 fn first_line(error: &impl std::fmt::Display) -> String {

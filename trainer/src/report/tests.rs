@@ -5,10 +5,10 @@ use std::path::{Path, PathBuf};
 use std::sync::OnceLock;
 
 use super::fixture::{self, Fake};
-use super::predictions::{self, PREDICTIONS_FILE, Prediction};
+use super::predictions;
+use super::predictions::tests::{line, write};
 use super::run::Run;
 use super::shape::assert_texts_fit;
-use super::throughput::THROUGHPUT_FILE;
 use super::{Figures, pictures, write_report};
 use crate::config::{Config, Level};
 
@@ -185,7 +185,7 @@ fn what_a_young_run_lacks_is_said() {
         ranks: 1,
         steps_per_epoch: 1,
     });
-    fs::remove_file(dir.path().join(PREDICTIONS_FILE)).unwrap();
+    fs::remove_file(dir.path().join("predictions-val.csv")).unwrap();
     fs::write(dir.path().join("status.json"), "{").unwrap();
     let paths = write_report(dir.path()).unwrap();
     assert_eq!(paths.notes.len(), 2, "{:?}", paths.notes);
@@ -216,15 +216,10 @@ fn a_dataset_that_is_gone_or_another_costs_only_the_pictures() {
     assert!(html(dir.path()).contains("/nowhere/data"));
 
     fs::write(&config, text).unwrap();
-    let predictions = dir.path().join(PREDICTIONS_FILE);
-    let mut lines = predictions::read(&predictions).unwrap().unwrap();
-    lines.push(Prediction::new(
-        lines[0].image_id.clone(),
-        Some((8, 0)),
-        0,
-        [0.5; 4],
-    ));
-    predictions::write(&predictions, &lines).unwrap();
+    let predictions = dir.path().join("predictions-val.csv");
+    let mut lines = predictions::read(&predictions).unwrap();
+    lines.push(line(&lines[0].image_id, Some((8, 0)), 0, [0.5; 4]));
+    write(&predictions, &lines);
     assert!(
         note().contains("name cells outside the 8 x 8 grid"),
         "{}",
@@ -233,7 +228,7 @@ fn a_dataset_that_is_gone_or_another_costs_only_the_pictures() {
     for line in &mut lines {
         line.image_id.push('x');
     }
-    predictions::write(&predictions, &lines).unwrap();
+    write(&predictions, &lines);
     assert!(
         note().contains("no predicted image is in the dataset"),
         "{}",
@@ -284,8 +279,8 @@ fn damage_is_an_error_and_leaves_the_earlier_report() {
     let before = html(dir.path());
     for (file, column) in [
         ("metrics.csv", 2),
-        (PREDICTIONS_FILE, 4),
-        (THROUGHPUT_FILE, 4),
+        ("predictions-val.csv", 4),
+        ("throughput.csv", 4),
     ] {
         let path = dir.path().join(file);
         let good = fs::read_to_string(&path).unwrap();
@@ -302,16 +297,12 @@ fn damage_is_an_error_and_leaves_the_earlier_report() {
         assert_eq!(html(dir.path()), before);
         fs::write(&path, good).unwrap();
     }
-    let path = dir.path().join(PREDICTIONS_FILE);
-    let mut lines = predictions::read(&path).unwrap().unwrap();
-    lines[0].p_ma = f32::NAN;
-    predictions::write(&path, &lines).unwrap();
-    assert!(
-        write_report(dir.path())
-            .unwrap_err()
-            .to_string()
-            .contains("the probability is NaN")
-    );
+    let path = dir.path().join("predictions-val.csv");
+    let mut lines = predictions::read(&path).unwrap();
+    lines.push(line("another", None, 0, [0.1, f32::NAN, 0.1, 0.1]));
+    write(&path, &lines);
+    let message = write_report(dir.path()).unwrap_err().to_string();
+    assert!(message.contains("the probability is NaN"), "{message}");
 }
 
 #[test]

@@ -1,38 +1,11 @@
-//! `throughput.csv`: what each rank did in each step, and what that says about speed.
+//! What `throughput.csv` says about speed.
 
 use std::collections::BTreeMap;
 use std::path::Path;
 
-use serde::{Deserialize, Serialize};
-
 use super::Result;
-use super::predictions::read_table;
-
-/// File name in the run directory.
-pub const THROUGHPUT_FILE: &str = "throughput.csv";
-
-/// One rank's part of one step.
-#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
-pub struct StepRow {
-    /// Epoch of the step.
-    pub epoch: u32,
-    /// Committed step.
-    pub step: u64,
-    /// Rank.
-    pub rank: u32,
-    /// Samples this rank contributed.
-    pub samples: u64,
-    /// Whole step, milliseconds.
-    pub step_ms: f64,
-    /// Forward, backward and optimizer, milliseconds.
-    pub compute_ms: f64,
-    /// Waiting for other ranks (collectives, vote), milliseconds.
-    pub wait_ms: f64,
-    /// Mean loss per sample of the step.
-    pub loss: f64,
-    /// Learning rate of the step.
-    pub lr: f64,
-}
+use super::table::read_table;
+use crate::run_dir::StepRow;
 
 /// All steps of a run, by step and rank; a step that was taken again after a resume counts once.
 #[derive(Clone, Debug, PartialEq)]
@@ -43,7 +16,7 @@ pub(super) struct Throughput {
 /// One rank over the whole run.
 #[derive(Clone, Debug, PartialEq)]
 pub(super) struct RankSummary {
-    pub(super) rank: u32,
+    pub(super) rank: usize,
     pub(super) steps: usize,
     pub(super) samples: u64,
     pub(super) samples_per_s: f64,
@@ -64,7 +37,7 @@ pub(super) fn read(path: &Path) -> Result<Option<Throughput>> {
 
 impl Throughput {
     pub(super) fn new(rows: impl IntoIterator<Item = StepRow>) -> Self {
-        let latest: BTreeMap<(u64, u32), StepRow> = rows
+        let latest: BTreeMap<(u64, usize), StepRow> = rows
             .into_iter()
             .map(|row| ((row.step, row.rank), row))
             .collect();
@@ -73,14 +46,14 @@ impl Throughput {
         }
     }
 
-    pub(super) fn ranks(&self) -> Vec<u32> {
-        let mut ranks: Vec<u32> = self.rows.iter().map(|row| row.rank).collect();
+    pub(super) fn ranks(&self) -> Vec<usize> {
+        let mut ranks: Vec<usize> = self.rows.iter().map(|row| row.rank).collect();
         ranks.sort_unstable();
         ranks.dedup();
         ranks
     }
 
-    pub(super) fn of_rank(&self, rank: u32) -> impl Iterator<Item = &StepRow> {
+    pub(super) fn of_rank(&self, rank: usize) -> impl Iterator<Item = &StepRow> {
         self.rows.iter().filter(move |row| row.rank == rank)
     }
 
@@ -96,7 +69,11 @@ impl Throughput {
     /// Seconds spent in steps: each step takes as long as its slowest rank.
     pub(super) fn seconds(&self) -> f64 {
         self.steps()
-            .map(|rows| rows.iter().map(|r| r.step_ms).fold(0.0, f64::max))
+            .map(|rows| {
+                rows.iter()
+                    .map(|r| f64::from(r.step_ms))
+                    .fold(0.0, f64::max)
+            })
             .sum::<f64>()
             / 1000.0
     }
@@ -112,16 +89,16 @@ impl Throughput {
             .into_iter()
             .map(|rank| {
                 let rows: Vec<&StepRow> = self.of_rank(rank).collect();
-                let sorted = |field: fn(&StepRow) -> f64| {
-                    let mut values: Vec<f64> = rows.iter().map(|row| field(row)).collect();
+                let sorted = |field: fn(&StepRow) -> f32| {
+                    let mut values: Vec<f64> =
+                        rows.iter().map(|row| f64::from(field(row))).collect();
                     values.sort_by(f64::total_cmp);
                     values
                 };
-                let sum =
-                    |field: fn(&StepRow) -> f64| rows.iter().map(|row| field(row)).sum::<f64>();
-                let (taken, samples) = (sum(|r| r.step_ms), rows.iter().map(|r| r.samples).sum());
+                let (steps, waits) = (sorted(|r| r.step_ms), sorted(|r| r.wait_ms));
+                let taken = steps.iter().sum::<f64>();
+                let samples = rows.iter().map(|r| r.samples).sum();
                 let share = |part: f64| if taken > 0.0 { part / taken } else { 0.0 };
-                let steps = sorted(|r| r.step_ms);
                 RankSummary {
                     rank,
                     steps: rows.len(),
@@ -129,8 +106,8 @@ impl Throughput {
                     samples_per_s: share(samples as f64 * 1000.0),
                     step_ms: (quantile(&steps, 0.5), quantile(&steps, 0.95)),
                     compute_ms: quantile(&sorted(|r| r.compute_ms), 0.5),
-                    wait_ms: quantile(&sorted(|r| r.wait_ms), 0.5),
-                    wait_share: share(sum(|r| r.wait_ms)),
+                    wait_ms: quantile(&waits, 0.5),
+                    wait_share: share(waits.iter().sum()),
                 }
             })
             .collect()
@@ -165,7 +142,7 @@ pub(super) fn thin_mean(points: &[(f64, f64)], buckets: usize) -> Vec<(f64, f64)
 mod tests {
     use super::*;
 
-    fn row(step: u64, rank: u32, step_ms: f64) -> StepRow {
+    fn row(step: u64, rank: usize, step_ms: f32) -> StepRow {
         StepRow {
             epoch: 1,
             step,
@@ -194,7 +171,7 @@ mod tests {
         let summary = &table.rank_summaries()[1];
         assert_eq!((summary.rank, summary.steps, summary.samples), (1, 2, 20));
         assert_eq!(summary.step_ms, (80.0, 150.0));
-        assert!((summary.wait_share - 0.2).abs() < 1e-12);
+        assert!((summary.wait_share - 0.2).abs() < 1e-6);
         assert!((summary.samples_per_s - 20.0 / 0.23).abs() < 1e-9);
     }
 

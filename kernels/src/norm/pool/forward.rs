@@ -197,9 +197,7 @@ pub(in crate::norm) fn forward<T: Element>(
     let winner = Pieces::new(winner, piece);
     let codes = Pieces::new(codes, piece);
     let y = Pieces::new(y, piece);
-    exec.for_each(tasks, x.len(), |task| {
-        // The statistics pass ended with the last rows: they may still be in the cache.
-        let task = tasks - 1 - task;
+    exec.for_each_again(tasks, x.len(), |task| {
         // SAFETY: one task per piece.
         let (winner, codes, y) = unsafe { (winner.get(task), codes.get(task), y.get(task)) };
         let first_row = task * TASK_ROWS;

@@ -9,6 +9,7 @@ use tempfile::TempDir;
 
 use super::*;
 use crate::checkpoint::store::Store;
+use crate::collectives::testing::child_command;
 
 /// Cuts every file of the newest checkpoint at every length: each time that is noticed, and the one
 /// before is found.
@@ -80,6 +81,56 @@ fn leftovers_of_a_killed_writer_go_at_the_next_start() {
     assert_eq!(newest_step(run.path()), 1);
     let _writer = Writer::spawn(run.path(), KEEP).unwrap();
     assert_eq!(names(run.path()), [dir_name(1)]);
+}
+
+#[test]
+#[ignore = "the process that `a_writer_killed_at_any_moment_leaves_whole_checkpoints` kills"]
+fn child_saves_for_ever() {
+    let dir = std::env::var("FOVEA_TEST_DIR").expect("run by another test of this file only");
+    let mut writer = Writer::spawn(Path::new(&dir), KEEP).unwrap();
+    let first = newest_complete(Path::new(&dir)).unwrap();
+    for step in first.map_or(1, |found| found.state.step + 1).. {
+        writer.save(snapshot(step), |saved| drop(saved.unwrap()));
+    }
+}
+
+#[test]
+fn a_writer_killed_at_any_moment_leaves_whole_checkpoints() {
+    let run = TempDir::new().unwrap();
+    let mut last = 0;
+    for round in 0..8 {
+        let mut child = child_command(module_path!(), "child_saves_for_ever")
+            .env("FOVEA_TEST_DIR", run.path())
+            .stdout(std::process::Stdio::null())
+            .spawn()
+            .unwrap();
+        // Once it has saved something, at a moment that differs from round to round.
+        loop {
+            assert!(
+                child.try_wait().unwrap().is_none(),
+                "the child has ended by itself"
+            );
+            if newest_complete(run.path())
+                .unwrap()
+                .is_some_and(|f| f.state.step > last)
+            {
+                break;
+            }
+        }
+        std::thread::sleep(std::time::Duration::from_micros(round * 1700));
+        child.kill().unwrap();
+        child.wait().unwrap();
+        let found = newest_complete(run.path()).unwrap().unwrap();
+        assert!(
+            found.skipped.is_empty() && found.state.step > last,
+            "{found:?}"
+        );
+        assert_eq!(
+            load(&found.path).unwrap().weights,
+            by_name(snapshot(found.state.step).weights)
+        );
+        last = found.state.step;
+    }
 }
 
 /// The disk fills up at every possible point of a write.

@@ -64,7 +64,7 @@ pub(super) fn page(
                         section id=(id) { h2 { (title) } (body) }
                     }
                 }
-                (footer(run))
+                (footer(run, !shown.is_empty()))
             }
         }
     })
@@ -175,11 +175,13 @@ fn throughput(run: &Run, figures: &Figures) -> Option<Markup> {
     Some(html! { (body) @if let Some(table) = table { (table) } })
 }
 
-fn footer(run: &Run) -> Markup {
+fn footer(run: &Run, figures: bool) -> Markup {
     html! {
         footer {
             p {
-                "Every figure is also a picture in " code { (run.dir.join("report").display()) } ". "
+                @if figures {
+                    "Every figure is also a picture in " code { (run.dir.join("report").display()) } ". "
+                }
                 "IoU and Dice are averaged over samples, a healthy sample that was called healthy counting 1. "
                 "The best constant prediction is the set of classes that, given for every sample, has the best micro F1; for the other scores each the constant that is best on it."
             }

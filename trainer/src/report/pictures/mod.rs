@@ -253,6 +253,7 @@ fn shrink_mask(mask: &[u8], size: usize) -> Vec<u8> {
 
 #[cfg(test)]
 pub(super) mod tests {
+    use super::super::predictions::tests::line;
     use super::*;
 
     /// A scene with a class bit in every corner of the mask and all kinds of cells.
@@ -301,15 +302,15 @@ pub(super) mod tests {
 
     #[test]
     fn cells_outside_the_grid_are_refused() {
-        let line = Prediction::new("a".to_owned(), Some((0, 3)), 0, [0.0; 4]);
-        assert!(cells_of(&[&line], 3).is_none());
-        assert!(cells_of(&[&line], 4).unwrap()[3].is_some());
+        let outside = line("a", Some((0, 3)), 0, [0.0; 4]);
+        assert!(cells_of(&[&outside], 3).is_none());
+        assert!(cells_of(&[&outside], 4).unwrap()[3].is_some());
     }
 
     #[test]
     fn error_counts_cells_before_images() {
-        let image = Prediction::new("a".to_owned(), None, 0, [0.9; 4]);
-        let cell = Prediction::new("a".to_owned(), Some((0, 0)), 1, [0.9, 0.9, 0.1, 0.1]);
+        let image = line("a", None, 0, [0.9; 4]);
+        let cell = line("a", Some((0, 0)), 1, [0.9, 0.9, 0.1, 0.1]);
         assert_eq!(error_of(&[&image, &cell], 0.5), 0.25);
         assert_eq!(error_of(&[&image], 0.5), 1.0);
     }

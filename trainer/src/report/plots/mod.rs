@@ -54,7 +54,7 @@ fn whole_axis(values: impl Iterator<Item = f64>, label: &'static str) -> Axis {
     let (min, max) = if !(min.is_finite() && max.is_finite()) {
         (0.0, 1.0)
     } else if min == max {
-        (min - 1.0, max + 1.0)
+        (min - 0.5, max + 0.5)
     } else {
         (min, max)
     };

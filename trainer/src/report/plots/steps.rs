@@ -2,8 +2,9 @@
 
 use super::super::chart::{Axis, Chart, Count, Series, Size, Stroke};
 use super::super::palette::{Ink, RANK_COLOURS};
-use super::super::throughput::{StepRow, Throughput, quantile, thin_mean};
+use super::super::throughput::{Throughput, quantile, thin_mean};
 use super::whole_axis;
+use crate::run_dir::StepRow;
 
 /// Points of a curve over steps; more are averaged.
 const POINTS: usize = 240;
@@ -23,7 +24,7 @@ pub(in super::super) fn training(throughput: &Throughput) -> Vec<Chart> {
         .collect();
     let lr: Points = throughput
         .steps()
-        .filter_map(|rows| finite(rows[0].step, rows[0].lr))
+        .filter_map(|rows| finite(rows[0].step, rows[0].lr.into()))
         .collect();
     let smooth = running_mean(&loss);
     let raw = match loss.len().div_ceil(POINTS) {
@@ -95,20 +96,20 @@ pub(in super::super) fn speed(throughput: &Throughput) -> Vec<Chart> {
             "throughput-samples",
             "Throughput per rank",
             "samples per second",
-            |r| r.samples as f64 * 1000.0 / r.step_ms,
+            |r| r.samples as f64 * 1000.0 / f64::from(r.step_ms),
         ),
         time_chart(throughput),
         per_rank(
             "throughput-compute",
             "Compute per rank",
             "milliseconds per step",
-            |r| r.compute_ms,
+            |r| r.compute_ms.into(),
         ),
         per_rank(
             "throughput-wait",
-            "Waiting for others per rank",
+            "Waiting per rank",
             "milliseconds per step",
-            |r| r.wait_ms,
+            |r| r.wait_ms.into(),
         ),
     ]
 }
@@ -145,7 +146,7 @@ fn rank_chart(
             };
             // Ranks in step have the same rate: the ones beneath stay visible by being wider.
             let width = 1.4 + 1.6 * i as f64 / ranks.len() as f64;
-            series(&name, Ink::Rank(rank as usize), Stroke::Line(width), points)
+            series(&name, Ink::Rank(rank), Stroke::Line(width), points)
         });
     let many = if named {
         String::new()
@@ -187,9 +188,9 @@ fn time_chart(throughput: &Throughput) -> Chart {
         )
     };
     let (step, compute, wait) = (
-        mean(|r| r.step_ms),
-        mean(|r| r.compute_ms),
-        mean(|r| r.wait_ms),
+        mean(|r| r.step_ms.into()),
+        mean(|r| r.compute_ms.into()),
+        mean(|r| r.wait_ms.into()),
     );
     let max = top(&[&step]);
     let above = step.iter().filter(|p| p.1 > max).count();
@@ -197,7 +198,7 @@ fn time_chart(throughput: &Throughput) -> Chart {
         series: vec![
             series("step", Ink::Text, Stroke::Line(2.0), step),
             series("compute", Ink::Rank(0), Stroke::Line(1.6), compute),
-            series("waiting for others", Ink::Rank(1), Stroke::Line(1.6), wait),
+            series("waiting", Ink::Rank(1), Stroke::Line(1.6), wait),
         ],
         y: Axis {
             min: 0.0,

@@ -1,0 +1,469 @@
+//! What the tests of the whole program share: a small prepared dataset, processes with deadlines,
+//! runs that leave nothing behind, and the figures of a run directory.
+//!
+//! Everything goes through the `fovea` binary, as a user would.
+
+#![allow(dead_code, reason = "every test binary uses its own part of this")]
+
+use std::collections::BTreeMap;
+use std::ffi::OsStr;
+use std::fmt;
+use std::fs::{self, File};
+use std::io::{Read, Seek};
+use std::os::unix::process::CommandExt;
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, ExitStatus, Stdio};
+use std::sync::{Mutex, MutexGuard, OnceLock, PoisonError};
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
+
+use fovea_coordinator::client::{Endpoint, Observer};
+use fovea_coordinator::status::Status;
+use rustix::process::{Pid, kill_process};
+use serde_json::Value;
+use tempfile::TempDir;
+
+pub use rustix::process::Signal;
+
+/// The longest that one process may take, on a loaded machine.
+pub const LIMIT: Duration = Duration::from_secs(400);
+/// The longest that the processes of a run may outlive the one that started them.
+pub const LEAVING: Duration = Duration::from_secs(60);
+/// How often something is looked at while waiting for it.
+const LOOK: Duration = Duration::from_millis(3);
+
+/// Exit codes, as `src/exit.rs` documents them.
+pub const FINISHED: i32 = 0;
+/// Failed.
+pub const FAILED: i32 = 1;
+/// Command line, configuration or input are wrong.
+pub const USAGE: i32 = 2;
+/// Stopped early, to be resumed.
+pub const RESUME: i32 = 85;
+
+/// Only one test of a binary trains at a time: a run has up to four ranks.
+pub fn turn() -> MutexGuard<'static, ()> {
+    static TURN: Mutex<()> = Mutex::new(());
+    TURN.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+/// A directory on disk that goes with the test.
+pub fn scratch() -> TempDir {
+    TempDir::with_prefix_in("run-", env!("CARGO_TARGET_TMPDIR")).unwrap()
+}
+
+/// Small pseudo-random numbers; `FOVEA_TEST_SEED` repeats those of a failed test.
+pub struct Dice(u64);
+
+impl Dice {
+    /// Says the seed, so that it is seen when the test fails.
+    pub fn new(test: &str) -> Self {
+        let given = std::env::var("FOVEA_TEST_SEED").ok().and_then(|s| s.parse().ok());
+        let now = || SystemTime::now().duration_since(UNIX_EPOCH).map_or(1, |t| t.as_nanos() as u64 % 1_000_000);
+        let seed = given.unwrap_or_else(now);
+        println!("{test}: FOVEA_TEST_SEED={seed}");
+        Self(seed)
+    }
+
+    /// A number from `low` to `high`, both included (splitmix64).
+    pub fn roll(&mut self, low: u64, high: u64) -> u64 {
+        self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
+        let mut z = self.0;
+        z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+        z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
+        low + (z ^ (z >> 31)) % (high - low + 1)
+    }
+}
+
+/// How a process ended and what it said.
+pub struct Done {
+    command: String,
+    pub status: ExitStatus,
+    pub stdout: String,
+    pub stderr: String,
+}
+
+impl fmt::Display for Done {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self { command, status, stdout, stderr } = self;
+        write!(f, "$ {command}\n{status}\n--- stdout\n{stdout}\n--- stderr\n{stderr}")
+    }
+}
+
+impl Done {
+    /// It must have ended with this exit code.
+    #[track_caller]
+    pub fn with_code(self, code: i32) -> Self {
+        assert_eq!(self.status.code(), Some(code), "{self}");
+        self
+    }
+
+    /// Its error must say what is wrong (all `words`), and what to do.
+    #[track_caller]
+    pub fn explains(self, words: &[&str]) -> Self {
+        for word in words.iter().chain(&["error", "\n  help: "]) {
+            assert!(self.stderr.contains(word), "{word:?} is not said\n{self}");
+        }
+        assert!(!self.stderr.contains("panicked"), "{self}");
+        self
+    }
+
+    /// Its standard output must hold all `words`.
+    #[track_caller]
+    pub fn prints(self, words: &[&str]) -> Self {
+        for word in words {
+            assert!(self.stdout.contains(word), "{word:?} is not printed\n{self}");
+        }
+        self
+    }
+}
+
+/// A process that ends with the test, together with all that it started for its run.
+pub struct Process {
+    command: String,
+    child: Child,
+    ended: Option<ExitStatus>,
+    output: [File; 2],
+    run: Option<PathBuf>,
+}
+
+impl Process {
+    /// Starts `fovea` with `args`. Processes that name `run` on their command line belong to it.
+    pub fn start<A: AsRef<OsStr>>(args: &[A], run: Option<&Path>) -> Self {
+        let mut command = Command::new(env!("CARGO_BIN_EXE_fovea"));
+        command.args(args).stdin(Stdio::null()).process_group(0);
+        command.env_remove("FOVEA_LOG");
+        let output = [(); 2].map(|()| tempfile::tempfile().unwrap());
+        command.stdout(output[0].try_clone().unwrap()).stderr(output[1].try_clone().unwrap());
+        let words: Vec<_> = args.iter().map(|a| a.as_ref().to_string_lossy().into_owned()).collect();
+        Self {
+            command: format!("fovea {}", words.join(" ")),
+            child: command.spawn().unwrap(),
+            ended: None,
+            output,
+            run: run.map(Path::to_owned),
+        }
+    }
+
+    pub fn pid(&self) -> u32 {
+        self.child.id()
+    }
+
+    /// Sends a signal to this process alone.
+    pub fn signal(&self, signal: Signal) {
+        send(self.pid(), signal);
+    }
+
+    pub fn has_ended(&mut self) -> bool {
+        if self.ended.is_none() {
+            self.ended = self.child.try_wait().unwrap();
+        }
+        self.ended.is_some()
+    }
+
+    /// Waits for the end; it is an error when that takes longer than [`LIMIT`].
+    #[track_caller]
+    pub fn wait(mut self) -> Done {
+        let deadline = Instant::now() + LIMIT;
+        while !self.has_ended() {
+            if Instant::now() > deadline {
+                let _ = self.child.kill();
+                let status = self.child.wait().unwrap();
+                self.ended = Some(status);
+                let done = self.done(status);
+                panic!("still running after {LIMIT:?}\n{done}\n{}", self.logs());
+            }
+            std::thread::sleep(LOOK);
+        }
+        let status = self.ended.unwrap();
+        self.done(status)
+    }
+
+    fn done(&mut self, status: ExitStatus) -> Done {
+        let mut texts = self.output.iter_mut().map(|file| {
+            let mut bytes = Vec::new();
+            file.rewind().unwrap();
+            file.read_to_end(&mut bytes).unwrap();
+            String::from_utf8_lossy(&bytes).into_owned()
+        });
+        Done {
+            command: self.command.clone(),
+            status,
+            stdout: texts.next().unwrap(),
+            stderr: texts.next().unwrap(),
+        }
+    }
+
+    /// The logs of the run's processes, for a message.
+    fn logs(&self) -> String {
+        let Some(run) = &self.run else { return String::new() };
+        let Ok(entries) = fs::read_dir(run.join("logs")) else { return String::new() };
+        let logs = entries.flatten().map(|e| e.path());
+        logs.map(|p| format!("--- {}\n{}\n", p.display(), fs::read_to_string(&p).unwrap_or_default())).collect()
+    }
+}
+
+impl Drop for Process {
+    fn drop(&mut self) {
+        if self.ended.is_none() {
+            let _ = self.child.kill();
+            let _ = self.child.wait();
+        }
+        for (pid, _) in self.run.iter().flat_map(|run| processes_of(run)) {
+            send(pid, Signal::KILL);
+        }
+    }
+}
+
+/// Runs `fovea` with `args` to its end.
+#[track_caller]
+pub fn fovea<A: AsRef<OsStr>>(args: &[A]) -> Done {
+    Process::start(args, None).wait()
+}
+
+/// Sends a signal; a process that is gone already is all right.
+pub fn send(pid: u32, signal: Signal) {
+    if let Some(pid) = i32::try_from(pid).ok().and_then(Pid::from_raw) {
+        let _ = kill_process(pid, signal);
+    }
+}
+
+/// Processes with `directory` on their command line: pid and the command line.
+pub fn processes_of(directory: &Path) -> Vec<(u32, String)> {
+    let needle = directory.to_string_lossy().into_owned();
+    let entries = fs::read_dir("/proc").unwrap().flatten();
+    let pids = entries.filter_map(|e| e.file_name().to_str()?.parse::<u32>().ok());
+    let line = |pid: u32| {
+        let bytes = fs::read(format!("/proc/{pid}/cmdline")).ok()?;
+        let line = String::from_utf8_lossy(&bytes).replace('\0', " ");
+        line.contains(&needle).then_some((pid, line))
+    };
+    pids.filter_map(line).collect()
+}
+
+/// The process of a run whose command line has `words`.
+#[track_caller]
+pub fn process_of(run: &Path, words: &str) -> u32 {
+    let all = processes_of(run);
+    let found = all.iter().find(|(_, line)| line.contains(words));
+    found.unwrap_or_else(|| panic!("no process {words:?} among {all:?}")).0
+}
+
+/// All processes of a run must be gone soon.
+#[track_caller]
+pub fn assert_nobody_left(run: &Path) {
+    let deadline = Instant::now() + LEAVING;
+    loop {
+        let left = processes_of(run);
+        if left.is_empty() {
+            return;
+        }
+        if Instant::now() > deadline {
+            left.iter().for_each(|(pid, _)| send(*pid, Signal::KILL));
+            panic!("still there after {LEAVING:?}: {left:?}");
+        }
+        std::thread::sleep(LOOK);
+    }
+}
+
+/// The raw and the prepared dataset of a test binary: 10 images (7 train, 2 val, 1 test) of 3 x 3
+/// cells of 64 pixels.
+pub struct Data {
+    pub raw: PathBuf,
+    pub prepared: PathBuf,
+}
+
+/// Made once per test binary; a few hundred kilobytes that stay in the target directory.
+pub fn data() -> &'static Data {
+    static DATA: OnceLock<Data> = OnceLock::new();
+    DATA.get_or_init(|| {
+        let directory = Path::new(env!("CARGO_TARGET_TMPDIR")).join(concat!("data-", env!("CARGO_CRATE_NAME")));
+        let _ = fs::remove_dir_all(&directory);
+        fs::create_dir_all(&directory).unwrap();
+        let data = Data { raw: directory.join("raw"), prepared: directory.join("prepared") };
+        let raw = data.raw.to_str().unwrap();
+        fovea(&["synth", raw, "--images", "10", "--size", "256"]).with_code(FINISHED);
+        let prepared = data.prepared.to_str().unwrap();
+        fovea(&["prepare", raw, prepared, "--size", "192", "--patch", "64"]).with_code(FINISHED);
+        data
+    })
+}
+
+/// Copies a directory of files and directories.
+pub fn copy(from: &Path, to: &Path) {
+    fs::create_dir_all(to).unwrap();
+    for entry in fs::read_dir(from).unwrap() {
+        let entry = entry.unwrap();
+        let target = to.join(entry.file_name());
+        if entry.file_type().unwrap().is_dir() {
+            copy(&entry.path(), &target);
+        } else {
+            fs::copy(entry.path(), target).unwrap();
+        }
+    }
+}
+
+/// Changes one byte of a file.
+pub fn flip_byte(path: &Path, at: u64) {
+    let mut bytes = fs::read(path).unwrap();
+    bytes[at as usize] ^= 0x20;
+    fs::write(path, bytes).unwrap();
+}
+
+/// One run directory, in a directory of its own.
+pub struct Run {
+    _directory: TempDir,
+    pub path: PathBuf,
+    settings: Vec<String>,
+}
+
+/// What all runs of these tests have in common: 21 units of 3 patches, so 7 steps of 3 an epoch.
+const SETTINGS: [&str; 10] = [
+    "data.global_size=64",
+    "data.patches_per_image=3",
+    "train.images_per_step=3",
+    "train.epochs=2",
+    "train.precision=f32",
+    "train.threads_per_rank=1",
+    "train.virtual_shards=4",
+    "train.backend=local",
+    "schedule.warmup_steps=2",
+    "checkpoint.keep_last=1",
+];
+
+impl Run {
+    /// A run that is not started yet; `settings` go over [`SETTINGS`].
+    pub fn new(settings: &[&str]) -> Self {
+        let directory = scratch();
+        let path = directory.path().join("run");
+        let settings = SETTINGS.iter().chain(settings).map(|&s| s.to_owned()).collect();
+        Self { _directory: directory, path, settings }
+    }
+
+    pub fn text(&self) -> &str {
+        self.path.to_str().unwrap()
+    }
+
+    /// The words of the first `fovea train` of this run.
+    pub fn first(&self, ranks: u32) -> Vec<String> {
+        let data = data().prepared.to_str().unwrap();
+        let ranks = ranks.to_string();
+        let words = ["train", "--preset", "demo", "--data", data, "--out", self.text(), "--ranks", &ranks];
+        let mut words: Vec<String> = words.iter().map(|&w| w.to_owned()).collect();
+        for setting in &self.settings {
+            words.extend(["--set".to_owned(), setting.clone()]);
+        }
+        words
+    }
+
+    /// Starts training.
+    pub fn start(&self, ranks: u32) -> Process {
+        Process::start(&self.first(ranks), Some(&self.path))
+    }
+
+    /// Goes on, with nothing said but the run directory and the number of ranks.
+    pub fn resume(&self, ranks: u32) -> Process {
+        let ranks = ranks.to_string();
+        Process::start(&["train", "--out", self.text(), "--resume", "--ranks", &ranks], Some(&self.path))
+    }
+
+    /// Waits until a live coordinator of `process` has committed `step`.
+    #[track_caller]
+    pub fn wait_for_step(&self, process: &mut Process, step: u64) -> Status {
+        self.wait_until(process, &format!("step {step}"), |status| status.step >= step)
+    }
+
+    /// Waits until the status of a live coordinator is as wanted.
+    #[track_caller]
+    pub fn wait_until(&self, process: &mut Process, what: &str, wanted: impl Fn(&Status) -> bool) -> Status {
+        let deadline = Instant::now() + LIMIT;
+        let endpoint = Endpoint::RunDir(self.path.clone());
+        let mut observer = None;
+        loop {
+            if observer.is_none() {
+                observer = Observer::connect(&endpoint, Instant::now()).ok();
+            }
+            match observer.as_mut().map(Observer::status) {
+                Some(Ok(status)) if wanted(&status) => return status,
+                Some(Err(_)) => observer = None,
+                _ => {}
+            }
+            if process.has_ended() {
+                let status = process.ended.unwrap();
+                panic!("ended before {what}\n{}\n{}", process.done(status), process.logs());
+            }
+            assert!(Instant::now() < deadline, "no {what} after {LIMIT:?}\n{}", process.logs());
+            std::thread::sleep(LOOK);
+        }
+    }
+
+    /// What `fovea status --json` says.
+    #[track_caller]
+    pub fn status(&self) -> Value {
+        let done = fovea(&["status", self.text(), "--json"]).with_code(FINISHED);
+        serde_json::from_str(&done.stdout).unwrap_or_else(|e| panic!("{e}\n{done}"))
+    }
+
+    /// The hash of the final weights of a finished run.
+    #[track_caller]
+    pub fn final_hash(&self) -> String {
+        let status = self.status();
+        assert_eq!(status["state"], "finished", "{status:#}");
+        assert_eq!(status["checkpoint"]["step"], status["step"], "the last step is not saved: {status:#}");
+        let hash = status["checkpoint"]["weights_blake3"].as_str().unwrap().to_owned();
+        assert!(hash.len() == 64 && hash.bytes().all(|b| b.is_ascii_hexdigit()), "{hash:?}");
+        hash
+    }
+
+    /// `metrics.csv` without its first column, the time.
+    #[track_caller]
+    pub fn metrics(&self) -> Vec<String> {
+        let text = fs::read_to_string(self.path.join("metrics.csv")).unwrap();
+        let timeless = |line: &str| line.split_once(',').unwrap_or_else(|| panic!("{text}")).1.to_owned();
+        text.lines().map(timeless).collect()
+    }
+
+    /// `throughput.csv` by step; every step must be there once for each of its ranks.
+    #[track_caller]
+    pub fn steps(&self) -> BTreeMap<u64, Step> {
+        let text = fs::read_to_string(self.path.join("throughput.csv")).unwrap();
+        let mut lines = text.lines();
+        let header = "epoch,step,rank,samples,step_ms,compute_ms,wait_ms,loss,lr";
+        assert_eq!(lines.next(), Some(header), "{text}");
+        let mut steps: BTreeMap<u64, Step> = BTreeMap::new();
+        for line in lines {
+            let fields: Vec<&str> = line.split(',').collect();
+            let [epoch, step, rank, samples, _, _, _, loss, lr] = fields[..] else { panic!("{line:?} in\n{text}") };
+            let share = (epoch.to_owned(), loss.to_owned(), lr.to_owned());
+            let entry = steps.entry(step.parse().unwrap()).or_insert_with(|| Step {
+                share: share.clone(),
+                samples: 0,
+                ranks: Vec::new(),
+            });
+            assert_eq!(entry.share, share, "ranks differ in step {step}\n{text}");
+            entry.samples += samples.parse::<u64>().unwrap();
+            entry.ranks.push(rank.parse().unwrap());
+        }
+        for (i, (step, row)) in steps.iter_mut().enumerate() {
+            assert_eq!(*step, i as u64 + 1, "a step is missing\n{text}");
+            row.ranks.sort_unstable();
+            assert!(row.ranks.iter().copied().eq(0..row.ranks.len()), "ranks of step {step}: {:?}\n{text}", row.ranks);
+        }
+        steps
+    }
+}
+
+/// A step in `throughput.csv`.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Step {
+    /// Epoch, loss and learning rate, as written.
+    pub share: (String, String, String),
+    /// Over all ranks.
+    pub samples: u64,
+    pub ranks: Vec<usize>,
+}
+
+/// What must not depend on how a run was cut into pieces and ranks: epoch, loss, learning rate and
+/// samples per step.
+pub fn facts(steps: &BTreeMap<u64, Step>) -> Vec<(u64, (String, String, String), u64)> {
+    steps.iter().map(|(step, row)| (*step, row.share.clone(), row.samples)).collect()
+}

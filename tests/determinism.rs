@@ -1,0 +1,87 @@
+//! The weights do not depend on how many ranks train, nor on how they exchange gradients.
+
+#![allow(clippy::unwrap_used, reason = "a panic is how a test fails")]
+
+mod common;
+
+use common::{FINISHED, Run, facts, turn};
+
+/// How a run is cut: ranks and backend.
+type Way = (u32, &'static str);
+
+/// All that must come out the same.
+#[derive(Debug, PartialEq)]
+struct Result {
+    hash: String,
+    metrics: Vec<String>,
+    predictions: String,
+    steps: Vec<(u64, (String, String, String), u64)>,
+}
+
+fn train(settings: &[&str], (ranks, backend): Way) -> Result {
+    let _turn = turn();
+    let backend = format!("train.backend={backend}");
+    let run = Run::new(&[settings, &[&backend]].concat());
+    run.start(ranks).wait().with_code(FINISHED);
+    common::assert_nobody_left(&run.path);
+    let steps = run.steps();
+    assert!(steps.values().all(|step| step.ranks.len() == ranks as usize), "{steps:?}");
+    Result {
+        hash: run.final_hash(),
+        metrics: run.metrics(),
+        predictions: std::fs::read_to_string(run.path.join("predictions-val.csv")).unwrap(),
+        steps: facts(&steps),
+    }
+}
+
+#[track_caller]
+fn all_the_same(settings: &[&str], ways: &[Way]) -> Result {
+    let first = train(settings, ways[0]);
+    for way in &ways[1..] {
+        assert_eq!(train(settings, *way), first, "{settings:?}: {way:?} against {:?}", ways[0]);
+    }
+    first
+}
+
+const LOCAL: [Way; 3] = [(1, "local"), (2, "local"), (4, "local")];
+
+/// Seven steps of three units: less than virtual shards, so that some are always empty. Two epochs,
+/// so that evaluation and the schedule take part.
+#[test]
+fn ranks_do_not_change_the_weights() {
+    let result = all_the_same(&[], &LOCAL);
+    assert_eq!(result.steps.len(), 14);
+    let mpi = if cfg!(feature = "mpi") { Some(train(&[], (2, "mpi"))) } else { None };
+    assert!(mpi.is_none_or(|mpi| mpi == result), "two ranks over MPI differ from one rank");
+}
+
+/// Whole images as units, seven of them in steps of five: the tail has two, and a rank of four has
+/// nothing to do in it. Another seed gives other weights.
+#[test]
+fn uneven_tails_do_not_change_the_weights() {
+    let settings = ["train.images_per_step=5", "data.patches_per_image=16", "train.epochs=1"];
+    let result = all_the_same(&settings, &[LOCAL[0], LOCAL[2]]);
+    let samples: Vec<u64> = result.steps.iter().map(|(_, _, samples)| *samples).collect();
+    assert_eq!(samples.len(), 2, "{samples:?}");
+    assert!(samples[0] > samples[1], "the second step is the tail: {samples:?}");
+    let other = train(&[&settings[..], &["train.seed=1"]].concat(), LOCAL[0]);
+    assert_ne!(other.hash, result.hash, "the hash does not see the weights");
+}
+
+/// bf16 rounds often; the order of sums still does not depend on the ranks.
+#[test]
+fn bf16_is_deterministic_too() {
+    if !native_bf16() {
+        eprintln!("skipped: this processor has no bf16");
+        return;
+    }
+    let settings = ["train.precision=bf16", "train.images_per_step=8", "train.epochs=1"];
+    all_the_same(&settings, &LOCAL);
+}
+
+fn native_bf16() -> bool {
+    #[cfg(target_arch = "x86_64")]
+    return std::arch::is_x86_feature_detected!("avx512bf16");
+    #[cfg(not(target_arch = "x86_64"))]
+    return false;
+}

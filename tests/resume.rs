@@ -1,0 +1,154 @@
+//! A run that is stopped, or loses a process, and goes on with `--resume`: same weights, same
+//! records as one that was never interrupted, whatever the number of ranks.
+
+#![allow(clippy::unwrap_used, reason = "a panic is how a test fails")]
+
+mod common;
+
+use std::sync::OnceLock;
+
+use common::{Dice, FAILED, FINISHED, Process, RESUME, Run, Signal, facts, turn};
+
+/// The uninterrupted run: final hash, metrics, and what each step was.
+type Reference = (String, Vec<String>, Vec<(u64, (String, String, String), u64)>);
+
+fn reference() -> &'static Reference {
+    static REFERENCE: OnceLock<Reference> = OnceLock::new();
+    REFERENCE.get_or_init(|| {
+        let run = Run::new(&[]);
+        run.start(2).wait().with_code(FINISHED);
+        outcome(&run)
+    })
+}
+
+#[track_caller]
+fn outcome(run: &Run) -> Reference {
+    common::assert_nobody_left(&run.path);
+    (run.final_hash(), run.metrics(), facts(&run.steps()))
+}
+
+/// Lets a run take some steps, sends the signal, and checks how it leaves. Returns its last step.
+#[track_caller]
+fn stop(run: &Run, mut process: Process, after: u64, signal: Signal) -> u64 {
+    run.wait_for_step(&mut process, after);
+    process.signal(signal);
+    let done = process.wait().with_code(RESUME);
+    let how = format!("fovea train --out {} --resume", run.path.display());
+    done.prints(&["stopped after step", &how]);
+    common::assert_nobody_left(&run.path);
+    let status = run.status();
+    assert_eq!(status["state"], "stopped", "{status:#}");
+    assert_eq!(status["checkpoint"]["step"], status["step"], "{status:#}");
+    let step = status["step"].as_u64().unwrap();
+    assert!((after..=after + 3).contains(&step), "asked to stop after step {after}, stopped after {step}");
+    step
+}
+
+/// Two ranks, then one, then four, then two: Ctrl-C in between.
+#[test]
+fn stopped_runs_go_on_with_other_ranks() {
+    let _turn = turn();
+    let reference = reference();
+    let mut dice = Dice::new("stopped_runs_go_on_with_other_ranks");
+    let run = Run::new(&[]);
+    let first = stop(&run, run.start(2), dice.roll(1, 3), Signal::INT);
+    let second = stop(&run, run.resume(1), first + dice.roll(1, 2), Signal::INT);
+    let third = stop(&run, run.resume(4), second + dice.roll(1, 2), Signal::INT);
+    println!("stopped after steps {first}, {second}, {third}");
+    run.resume(2).wait().with_code(FINISHED);
+    assert_eq!(outcome(&run), *reference);
+    let ranks: Vec<usize> = run.steps().values().map(|s| s.ranks.len()).collect();
+    for (step, ranks) in (1..).zip(ranks) {
+        let expected = if step <= first { 2 } else if step <= second { 1 } else if step <= third { 4 } else { 2 };
+        assert_eq!(ranks, expected, "ranks of step {step}");
+    }
+}
+
+/// A signal before the first step loses nothing, and SIGTERM does what Ctrl-C does; from two ranks to four.
+#[test]
+fn a_run_that_is_stopped_at_once_goes_on() {
+    let _turn = turn();
+    let reference = reference();
+    let mut dice = Dice::new("a_run_that_is_stopped_at_once_goes_on");
+    let run = Run::new(&[]);
+    let mut process = run.start(2);
+    run.wait_until(&mut process, "a coordinator", |_| true);
+    process.signal(Signal::INT);
+    let done = process.wait().with_code(RESUME);
+    done.prints(&["stopped after step", "--resume"]);
+    common::assert_nobody_left(&run.path);
+
+    let at = run.status()["step"].as_u64().unwrap();
+    stop(&run, run.resume(2), at + dice.roll(1, 8), Signal::TERM);
+    run.resume(4).wait().with_code(FINISHED);
+    assert_eq!(outcome(&run), *reference);
+}
+
+/// Every process of a run is killed in turn, each time in the middle of training.
+#[test]
+fn killed_processes_cost_no_more_than_a_step() {
+    let _turn = turn();
+    let reference = reference();
+    let mut dice = Dice::new("killed_processes_cost_no_more_than_a_step");
+    let run = Run::new(&["checkpoint.every_steps=1", "checkpoint.keep_last=2"]);
+
+    // A trainer: the run ends, and says who is missing.
+    let mut process = run.start(2);
+    run.wait_for_step(&mut process, dice.roll(2, 4));
+    let victim = dice.roll(0, 1);
+    let pid = common::process_of(&run.path, &format!("--rank {victim}"));
+    common::send(pid, Signal::KILL);
+    let done = process.wait().with_code(FAILED);
+    let host = rustix::system::uname().nodename().to_string_lossy().into_owned();
+    let done = done.explains(&[&format!("rank {victim}"), &format!("host {host}"), &format!("pid {pid}"), "--resume"]);
+    common::assert_nobody_left(&run.path);
+    let status = run.status();
+    assert_eq!(status["state"], "failed", "{status:#}\n{done}");
+
+    // The launcher: nobody stays behind.
+    let mut process = run.resume(2);
+    let at = status["checkpoint"]["step"].as_u64().unwrap();
+    run.wait_for_step(&mut process, at + dice.roll(1, 3));
+    process.signal(Signal::KILL);
+    assert_eq!(process.wait().status.code(), None);
+    common::assert_nobody_left(&run.path);
+
+    // The coordinator: the others notice.
+    let mut process = run.resume(2);
+    let status = run.wait_for_step(&mut process, 1);
+    run.wait_for_step(&mut process, status.step + 1);
+    common::send(common::process_of(&run.path, "coordinator"), Signal::KILL);
+    process.wait().with_code(FAILED).explains(&["coordinator", "--resume"]);
+    common::assert_nobody_left(&run.path);
+
+    run.resume(4).wait().with_code(FINISHED);
+    assert_eq!(outcome(&run), *reference);
+}
+
+/// The second Ctrl-C does not wait; nobody stays, and nothing that was saved is lost.
+#[test]
+fn ctrl_c_twice_leaves_at_once() {
+    let _turn = turn();
+    let reference = reference();
+    let run = Run::new(&["checkpoint.every_steps=3"]);
+    let mut process = run.start(2);
+    run.wait_for_step(&mut process, 4);
+    process.signal(Signal::INT);
+    std::thread::sleep(std::time::Duration::from_millis(20));
+    process.signal(Signal::INT);
+    process.wait().with_code(RESUME);
+    common::assert_nobody_left(&run.path);
+    run.resume(1).wait().with_code(FINISHED);
+    assert_eq!(outcome(&run), *reference);
+}
+
+/// A finished run has nothing left to do, and says so with the same weights.
+#[test]
+fn resuming_a_finished_run_changes_nothing() {
+    let _turn = turn();
+    let run = Run::new(&["train.epochs=1"]);
+    run.start(1).wait().with_code(FINISHED);
+    let before = outcome(&run);
+    run.resume(2).wait().with_code(FINISHED).prints(&["finished after step 7"]);
+    assert_eq!(outcome(&run), before);
+}
