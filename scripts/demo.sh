@@ -9,7 +9,7 @@ step() { printf '\n\033[1m$ fovea %s\033[0m\n' "$*"; "$FOVEA" "$@"; }
 
 rm -rf "$DEMO"
 mkdir -p "$DEMO"
-step synth "$DEMO/raw"
+step synth "$DEMO/raw" --images 48
 step prepare "$DEMO/raw" "$DEMO/data"
 step data "$DEMO/data" --mosaic "$DEMO/mosaic.png"
 step train --preset demo --data "$DEMO/data" --out "$DEMO/run"

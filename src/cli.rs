@@ -134,9 +134,9 @@ pub struct CoordinatorArgs {
     /// Address to listen on; trainers of other hosts need one that they can reach
     #[arg(long, default_value = "127.0.0.1")]
     pub bind: IpAddr,
-    /// End when the process that started this one ends
-    #[arg(long, hide = true)]
-    pub with_parent: bool,
+    /// End when the process that started this one (this pid, when given) ends
+    #[arg(long, hide = true, value_name = "PID", num_args = 0..=1, default_missing_value = "0")]
+    pub with_parent: Option<u32>,
 }
 
 #[derive(Args, Debug)]
@@ -146,9 +146,9 @@ pub struct TrainerArgs {
     /// Rank to ask for
     #[arg(long)]
     pub rank: Option<u32>,
-    /// Drain when the process that started this one ends
-    #[arg(long, hide = true)]
-    pub with_parent: bool,
+    /// Drain when the process that started this one (this pid, when given) ends
+    #[arg(long, hide = true, value_name = "PID", num_args = 0..=1, default_missing_value = "0")]
+    pub with_parent: Option<u32>,
 }
 
 #[derive(Args, Debug)]

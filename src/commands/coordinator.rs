@@ -18,8 +18,8 @@ use crate::cli::CoordinatorArgs;
 use crate::exit::Ending;
 
 pub fn run(args: &CoordinatorArgs) -> anyhow::Result<Ending> {
-    if args.with_parent {
-        end_with_parent()?;
+    if let Some(parent) = args.with_parent {
+        end_with_parent(parent)?;
     }
     let run = RunDir::new(&args.run);
     let config = Config::load(&run.config()).map_err(fovea_trainer::Error::from)?;

@@ -1,16 +1,35 @@
 //! `fovea data`
 
-use fovea_dataset::{Dataset, MosaicOptions, mosaic};
+use fovea_dataset::{Dataset, MosaicOptions, mosaic, mosaic_photos};
 
 use crate::cli::DataArgs;
-use crate::exit::Ending;
+use crate::exit::{Ending, Usage};
+
+/// Working size and patch of photographs that are not prepared.
+const PHOTO: (u32, u32) = (1280, 128);
 
 pub fn run(args: &DataArgs) -> anyhow::Result<Ending> {
+    let options = MosaicOptions::default();
+    if is_photographs(args) {
+        let help = "prepare a dataset with `fovea prepare`, or add --mosaic FILE.png to look at photographs";
+        let Some(out) = &args.mosaic else {
+            let path = args.data.display();
+            return Err(Usage(format!("{path}: no manifest.json, so no prepared dataset\n  help: {help}")).into());
+        };
+        mosaic_photos(&args.data, out, PHOTO.0, PHOTO.1, &options).map_err(fovea_trainer::Error::from)?;
+        println!("{}", out.display());
+        return Ok(Ending::Finished);
+    }
     let data = Dataset::open(&args.data).map_err(fovea_trainer::Error::from)?;
     print!("{}", data.label_table());
     if let Some(out) = &args.mosaic {
-        mosaic(&data, out, &MosaicOptions::default()).map_err(fovea_trainer::Error::from)?;
+        mosaic(&data, out, &options).map_err(fovea_trainer::Error::from)?;
         println!("{}", out.display());
     }
     Ok(Ending::Finished)
+}
+
+/// A folder without a manifest that holds photographs (or one photograph).
+fn is_photographs(args: &DataArgs) -> bool {
+    !args.data.join("manifest.json").exists() && fovea_dataset::list_photos(&args.data).is_ok()
 }

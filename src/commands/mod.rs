@@ -51,10 +51,14 @@ fn drain_flag() -> anyhow::Result<Arc<AtomicBool>> {
 }
 
 /// Has the kernel send SIGTERM when the thread that started this process ends, so that no trainer
-/// outlives a launcher that was killed.
-fn end_with_parent() -> anyhow::Result<()> {
+/// outlives a launcher that was killed. `parent` is the pid of the launcher, 0 when it is not known.
+fn end_with_parent(parent: u32) -> anyhow::Result<()> {
     rustix::process::set_parent_process_death_signal(Some(rustix::process::Signal::TERM))
-        .context("asking for a signal when the parent process ends")
+        .context("asking for a signal when the parent process ends")?;
+    // It may have ended before this process could ask, while libtorch was being loaded.
+    let now = rustix::process::getppid().map_or(0, |pid| pid.as_raw_nonzero().get().unsigned_abs());
+    anyhow::ensure!(parent == 0 || now == parent, "the launcher (pid {parent}) has ended already");
+    Ok(())
 }
 
 /// An absolute form of a path that may not exist yet, for files that other processes read.

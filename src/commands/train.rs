@@ -7,6 +7,7 @@ use fovea_dataset::Dataset;
 use fovea_trainer::config::{self, Config};
 use fovea_trainer::launch::{LaunchOptions, Spawner, launch};
 use fovea_trainer::run_dir::{self, RunDir};
+use fovea_trainer::train::resume_point;
 
 use super::{absolute, drain_flag};
 use crate::cli::{Backend, TrainArgs};
@@ -25,6 +26,10 @@ pub fn run(args: TrainArgs) -> anyhow::Result<Ending> {
     // Everything is checked here, once; the trainers map the shards without hashing them again.
     let data = Dataset::open(&data).map_err(fovea_trainer::Error::from)?;
     enter(&run, &config, &args)?;
+    if args.resume {
+        // Looked for here as well, so that whoever resumes reads of checkpoints that are passed over.
+        println!("going on after step {}", resume_point(&run)?.step);
+    }
 
     println!("{} images, training {} with {} rank(s) on {}", data.len(), config.model.name, config.train.ranks, config.train.backend);
     let options = LaunchOptions {

@@ -9,8 +9,8 @@ use crate::cli::TrainerArgs;
 use crate::exit::Ending;
 
 pub fn run(args: TrainerArgs) -> anyhow::Result<Ending> {
-    if args.with_parent {
-        end_with_parent()?;
+    if let Some(parent) = args.with_parent {
+        end_with_parent(parent)?;
     }
     let options = TrainerOptions {
         endpoint: Endpoint::RunDir(args.run.clone()),

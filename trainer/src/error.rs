@@ -23,6 +23,14 @@ pub enum Error {
     /// A checkpoint cannot be written or read.
     #[error(transparent)]
     Checkpoint(#[from] crate::checkpoint::Error),
+    /// The run's last checkpoint is not on disk.
+    #[error("checkpoint of step {step}: {source}")]
+    Unsaved {
+        /// Committed steps.
+        step: u64,
+        /// Why, with what to do.
+        source: crate::checkpoint::Error,
+    },
     /// Metrics cannot be computed or stored.
     #[error(transparent)]
     Metrics(#[from] crate::metrics::Error),

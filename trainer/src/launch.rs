@@ -12,7 +12,9 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
 use fovea_coordinator::client::{Endpoint, Observer};
+use fovea_coordinator::rundir::CoordinatorInfo;
 use fovea_coordinator::status::{RunState, Status};
+use rustix::process::{Pid, Signal};
 
 use crate::error::{Error, Result};
 use crate::run_dir::RunDir;
@@ -90,6 +92,13 @@ impl Process {
         self.ended
     }
 
+    /// The first signal to a trainer lets it end in order.
+    fn ask_to_leave(&mut self) {
+        if self.poll().is_none() {
+            let _ = rustix::process::kill_process(Pid::from_child(&self.child), Signal::TERM);
+        }
+    }
+
     /// "rank-1 ended with exit status 1; the end of run/logs/rank-1.log: ..."
     fn obituary(&self) -> String {
         let how = self.ended.map_or_else(|| "is gone".to_owned(), |s| format!("ended with {s}"));
@@ -113,9 +122,9 @@ impl Drop for Process {
 /// Runs everything to its end; `show` sees every new status.
 pub fn launch(options: &LaunchOptions, mut show: impl FnMut(&Status)) -> Result<Ended> {
     let mut command = Command::new(&options.program);
-    command.arg("coordinator").arg(options.run.path()).arg("--with-parent");
+    command.arg("coordinator").arg(options.run.path()).args(["--with-parent", &std::process::id().to_string()]);
     let mut coordinator = Process::start(&mut command, "coordinator", &options.run)?;
-    let mut observer = connect(&options.run, &mut coordinator)?;
+    let mut observer = connect(&options.run, &mut coordinator, Instant::now() + START)?;
     let mut trainers = start_trainers(options)?;
 
     let mut drain_sent = false;
@@ -123,8 +132,7 @@ pub fn launch(options: &LaunchOptions, mut show: impl FnMut(&Status)) -> Result<
     let mut last = None;
     while coordinator.poll().is_none() {
         if options.drain_wanted.load(Ordering::Relaxed) && !drain_sent {
-            drain_sent = true;
-            let _ = observer.drain("the launcher got a signal");
+            drain_sent = observer.drain("the launcher got a signal").is_ok();
         }
         // A trainer that dies before it has joined is unknown to the coordinator: tell it.
         for trainer in trainers.iter_mut() {
@@ -138,27 +146,40 @@ pub fn launch(options: &LaunchOptions, mut show: impl FnMut(&Status)) -> Result<
                 show(&status);
                 last = Some(status);
             }
-            Err(_) => std::thread::sleep(TICK), // it is about to end, which the loop sees
+            // It is about to end, which the loop sees, or was too busy to answer in time.
+            Err(_) => {
+                if let Ok(again) = connect(&options.run, &mut coordinator, Instant::now()) {
+                    observer = again;
+                }
+            }
         }
         std::thread::sleep(TICK);
+    }
+    if options.spawner == Spawner::Direct {
+        // One that has not joined yet would wait for a coordinator that does not come back.
+        trainers.iter_mut().for_each(Process::ask_to_leave);
     }
     wait_for(&mut trainers, Instant::now() + GRACE);
     let status = Status::load(options.run.path()).ok().or(last);
     conclude(status, &coordinator, &mut trainers, failure)
 }
 
-fn connect(run: &RunDir, coordinator: &mut Process) -> Result<Observer> {
-    let deadline = Instant::now() + START;
+/// Connects to the coordinator that this launcher has started, and to no other: an address file may be
+/// left from one that was killed, or belong to a run that somebody else is starting here.
+fn connect(run: &RunDir, coordinator: &mut Process, deadline: Instant) -> Result<Observer> {
     let endpoint = Endpoint::RunDir(run.path().to_owned());
     loop {
         if coordinator.poll().is_some() {
             return Err(Error::Child(coordinator.obituary()));
         }
-        match Observer::connect_launcher(&endpoint, Instant::now() + TICK) {
-            Ok(observer) => return Ok(observer),
-            Err(e) if Instant::now() > deadline => return Err(e.into()),
-            Err(_) => {}
+        let ours = CoordinatorInfo::load(run.path()).is_ok_and(|info| info.pid == coordinator.child.id());
+        if ours && let Ok(observer) = Observer::connect_launcher(&endpoint, Instant::now() + TICK) {
+            return Ok(observer);
         }
+        if Instant::now() >= deadline {
+            return Err(Error::Child(format!("the coordinator (pid {}) does not answer", coordinator.child.id())));
+        }
+        std::thread::sleep(TICK / 10);
     }
 }
 
@@ -171,7 +192,7 @@ fn start_trainers(options: &LaunchOptions) -> Result<Vec<Process>> {
             .map(|rank| {
                 let mut command = Command::new(&options.program);
                 trainer(&mut command);
-                command.args(["--rank", &rank.to_string()]);
+                command.args([&std::process::id().to_string(), "--rank", &rank.to_string()]);
                 Process::start(&mut command, &format!("rank-{rank}"), &options.run)
             })
             .collect(),
@@ -207,6 +228,7 @@ fn conclude(
         return Err(Error::Child(failure.unwrap_or_else(|| coordinator.obituary())));
     };
     match status.state {
+        state if !state.is_over() => Err(Error::Child(coordinator.obituary())),
         RunState::Finished => Ok(Ended { status, drained: false }),
         RunState::Stopped => Ok(Ended { status, drained: true }),
         _ => {

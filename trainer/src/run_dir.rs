@@ -82,11 +82,7 @@ pub struct StepRow {
 pub fn append_steps(path: &Path, rows: &[StepRow]) -> Result<()> {
     let failed = |e: &std::io::Error| Error::file(path, e, "check free space and permissions of the run directory");
     let fresh = fs::metadata(path).map_or(true, |m| m.len() == 0);
-    let mut writer = csv::WriterBuilder::new().has_headers(fresh).from_writer(Vec::new());
-    for row in rows {
-        writer.serialize(row).map_err(|e| Error::Internal(format!("throughput.csv: {e}")))?;
-    }
-    let bytes = writer.into_inner().map_err(|e| Error::Internal(format!("throughput.csv: {e}")))?;
+    let bytes = steps_csv(rows, fresh)?;
     let mut file = OpenOptions::new().create(true).append(true).open(path).map_err(|e| failed(&e))?;
     file.write_all(&bytes).map_err(|e| failed(&e))
 }
@@ -100,8 +96,16 @@ pub fn truncate_steps(path: &Path, step: u64) -> Result<()> {
     let mut reader = csv::ReaderBuilder::new().flexible(true).from_reader(text.as_slice());
     // A row that does not parse is the torn end of a write that was killed.
     let kept: Vec<StepRow> = reader.deserialize().filter_map(|r| r.ok()).filter(|r: &StepRow| r.step <= step).collect();
-    replace(path, b"")?;
-    append_steps(path, &kept)
+    replace(path, &steps_csv(&kept, true)?)
+}
+
+fn steps_csv(rows: &[StepRow], header: bool) -> Result<Vec<u8>> {
+    let failed = |e: &dyn std::fmt::Display| Error::Internal(format!("throughput.csv: {e}"));
+    let mut writer = csv::WriterBuilder::new().has_headers(header).from_writer(Vec::new());
+    for row in rows {
+        writer.serialize(row).map_err(|e| failed(&e))?;
+    }
+    writer.into_inner().map_err(|e| failed(&e))
 }
 
 /// Replaces a file in one rename.

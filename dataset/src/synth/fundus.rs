@@ -62,12 +62,12 @@ impl Tone {
 
     /// What a hard exudate adds, in units of the local red: yellow, bluer under a whiter lamp.
     pub(super) fn exudate_gain(&self) -> [f32; 3] {
-        [0.34, 0.7, 0.06 + 0.75 * self.colour[2] / self.colour[0]]
+        [0.52, 1.1, 0.1 + 1.1 * self.colour[2] / self.colour[0]]
     }
 
     /// What cotton wool adds, in units of the local red: paler than an exudate.
     pub(super) fn wool_gain(&self) -> [f32; 3] {
-        [0.2, 0.4, 0.1 + 0.8 * self.colour[2] / self.colour[0]]
+        [0.34, 0.72, 0.2 + 1.3 * self.colour[2] / self.colour[0]]
     }
 
     /// Colour at an image position, without the fine grain: smooth enough to be sampled coarsely.

@@ -86,7 +86,7 @@ const BYTES_PER_PIXEL: usize = 12 + 4 + 4 + 3 + 3;
 /// Absorption of blood per channel at density 1 (fitted to vessels in photographs).
 const VEIN: [f32; 3] = [0.15, 0.56, 0.34];
 const ARTERY: [f32; 3] = [0.08, 0.44, 0.3];
-const BLEEDING: [f32; 3] = [0.17, 0.6, 0.38];
+const BLEEDING: [f32; 3] = [0.34, 1.2, 0.76];
 
 /// Writes `OUT/Seg-set` in FGADR's layout: photographs, one anti-aliased mask per lesion class
 /// (255 inside, 1-254 along the border) and `DR_Seg_Grading_Label.csv` (`name.png,grade`).

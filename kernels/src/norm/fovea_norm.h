@@ -31,7 +31,8 @@ enum { FOVEA_F32 = 0, FOVEA_BF16 = 1 };
 const char *fovea_norm_last_error(void);
 
 /* A parallel loop of the caller's: must call task(state, i) exactly once for each 0 <= i < tasks, from
- * any threads, and return when all have returned. It must not throw. With libtorch:
+ * any threads, and return when all have returned. It must not throw. In a libtorch process give it
+ * libtorch's own, or else two pools of threads fight for the same cores:
  *
  *     void loop(int64_t tasks, fovea_task task, void *state) {
  *       at::parallel_for(0, tasks, 1, [&](int64_t begin, int64_t end) {
@@ -74,7 +75,8 @@ typedef struct fovea_bn_backward {
   int64_t rows, channels;
   const void *x;              /* full: input of the forward pass */
   const void *y;              /* full: its output. With relu and without a residual it may be null: the
-                                 gate is then computed again from x and bias, which is faster */
+                                 gate is then computed again from x and bias, which is faster
+                                 and gives the same bits */
   const void *dy;             /* full */
   const void *second_dy;      /* full, or null: a second gradient of the same output, added to dy;
                                  needs dresidual */

@@ -139,6 +139,7 @@ fn compare(got: &Digests, want: &Digests, floor: f64) -> (f64, f64) {
     });
     let (worst, name) = each.clone().max_by(|a, b| a.0.total_cmp(&b.0)).expect("some tensors");
     eprintln!("worst of {}: {name} {worst:.2e}", want.len());
+    for (d, n) in each.clone() { eprintln!("   {n} {d:.2e}"); }
     (worst, (each.map(|(d, _)| d * d).sum::<f64>() / want.len() as f64).sqrt())
 }
 

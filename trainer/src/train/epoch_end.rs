@@ -83,7 +83,7 @@ impl Trainer {
         let mut figures = BTreeMap::new();
         for (level, metrics) in [("patch", &summary.patch), ("image", &summary.image)] {
             figures.insert(format!("{level}_f1_micro"), metrics.f1_micro);
-            figures.insert(format!("{level}_mean_auroc"), metrics.mean_auroc.unwrap_or(f64::NAN));
+            figures.extend(metrics.mean_auroc.map(|auroc| (format!("{level}_mean_auroc"), auroc)));
             figures.insert(format!("{level}_loss"), metrics.loss);
         }
         self.client.event(TrainerEvent::EpochEnd { epoch, metrics: figures })?;

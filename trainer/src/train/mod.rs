@@ -8,7 +8,7 @@ mod progress;
 mod session;
 mod snapshot;
 
-use std::sync::Arc;
+use std::sync::{Arc, Mutex};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
@@ -58,6 +58,8 @@ pub struct Trainer {
     progress: Progress,
     /// Rank 0 only.
     writer: Option<checkpoint::Writer>,
+    /// Why the newest save failed, if it did.
+    unsaved: Arc<Mutex<Option<checkpoint::Error>>>,
     last_save: Instant,
     /// Set by a signal handler: ask the coordinator to drain.
     drain_wanted: Arc<AtomicBool>,
@@ -70,6 +72,17 @@ pub struct Trainer {
 impl Trainer {
     /// Trains to the end, or until the run is drained.
     pub fn run(mut self) -> Result<Outcome> {
+        let ended = self.train();
+        if let Err(error) = &ended
+            && !self.was_told()
+        {
+            // So that the others and the user hear the reason, not only that this rank is gone.
+            let _ = self.client.event(TrainerEvent::Failed { reason: error.to_string() });
+        }
+        ended
+    }
+
+    fn train(&mut self) -> Result<Outcome> {
         self.enter()?;
         while self.progress.epoch < self.config.train.epochs && !self.progress.stopped {
             if self.epoch()? == Flow::Drain {
@@ -165,7 +178,7 @@ impl Trainer {
     }
 
     /// Last words of a drained run: the agreed step on disk, then everybody goes.
-    fn leave(mut self) -> Result<Outcome> {
+    fn leave(&mut self) -> Result<Outcome> {
         self.write_step_rows()?;
         self.save()?;
         self.wait_for_checkpoints()?;
@@ -174,7 +187,7 @@ impl Trainer {
         Ok(Outcome::Drained)
     }
 
-    fn finish(mut self) -> Result<Outcome> {
+    fn finish(&mut self) -> Result<Outcome> {
         self.wait_for_checkpoints()?;
         self.barrier()?;
         let weights_blake3 = Some(self.replica.weights_blake3(self.progress.step)?);
@@ -212,6 +225,11 @@ impl Trainer {
         let deadline = self.deadline();
         let all = self.collective.all_gather(mine, deadline);
         self.or_the_coordinators_reason(all.map_err(Error::from))
+    }
+
+    /// Whether the coordinator ended the generation, or is gone.
+    fn was_told(&self) -> bool {
+        self.client.abort_signal().notice().is_some()
     }
 
     /// A collective that was aborted knows less about the cause than the coordinator does.

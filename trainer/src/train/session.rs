@@ -1,7 +1,7 @@
 //! Joining a run: configuration, data, the seat, the collective, the starting state.
 
-use std::sync::Arc;
-use std::sync::atomic::AtomicBool;
+use std::sync::{Arc, Mutex};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
 use fovea_coordinator::client::{Client, Endpoint};
@@ -59,7 +59,7 @@ pub fn join(options: TrainerOptions) -> Result<Trainer> {
     let engine = Engine::new(config.train.backend, &abort)?;
     let info = TrainerInfo::this_process(engine.rank().or(options.preferred_rank));
     let deadline = Instant::now() + JOIN;
-    let mut client = Client::connect(&options.endpoint, info, deadline)?;
+    let mut client = connect(&options, &info, deadline)?;
     let objective = objective(&config.loss, &source)?;
     let replica = Replica::new(&config, precision, objective)?;
     let ready = Ready { samples_per_epoch: first.total_samples(), fingerprint };
@@ -87,6 +87,7 @@ pub fn join(options: TrainerOptions) -> Result<Trainer> {
         order_input,
         replica,
         writer,
+        unsaved: Arc::new(Mutex::new(None)),
         last_save: Instant::now(),
         drain_wanted: options.drain_wanted,
         drain_asked: false,
@@ -94,6 +95,18 @@ pub fn join(options: TrainerOptions) -> Result<Trainer> {
         step_rows: Vec::new(),
         last_commit: Instant::now(),
     })
+}
+
+/// Tries until the coordinator is there, or a signal says that it will not come.
+fn connect(options: &TrainerOptions, info: &TrainerInfo, deadline: Instant) -> Result<Client> {
+    loop {
+        let try_until = deadline.min(Instant::now() + Duration::from_secs(1));
+        match Client::connect(&options.endpoint, info.clone(), try_until) {
+            Err(fovea_coordinator::Error::Timeout { .. })
+                if Instant::now() < deadline && !options.drain_wanted.load(Ordering::Relaxed) => {}
+            result => return Ok(result?),
+        }
+    }
 }
 
 fn cores() -> usize {

@@ -1,6 +1,7 @@
 //! Between the state of a run and its checkpoints.
 
 use std::path::{Path, PathBuf};
+use std::sync::{Arc, PoisonError};
 use std::time::{Duration, Instant};
 
 use fovea_coordinator::protocol::{CheckpointInfo, MemberState, StartPoint, TrainerEvent};
@@ -178,6 +179,11 @@ impl Trainer {
         let by_steps = policy.every_steps > 0 && self.progress.step.is_multiple_of(u64::from(policy.every_steps));
         let seconds = Duration::from_secs(u64::from(policy.every_seconds));
         let by_time = !seconds.is_zero() && self.last_save.elapsed() >= seconds;
+        if by_steps {
+            // The step's rows go to disk before its checkpoint: a run that is killed and goes on from
+            // there has them all. (By time only rank 0 knows that it is due; gathering takes all ranks.)
+            self.write_step_rows()?;
+        }
         if by_steps || by_time { self.save() } else { Ok(()) }
     }
 
@@ -202,8 +208,10 @@ impl Trainer {
             optimizer,
         };
         let reporter = self.client.reporter();
+        let unsaved = Arc::clone(&self.unsaved);
         writer.save(snapshot, move |saved| match saved {
             Ok(saved) => {
+                *unsaved.lock().unwrap_or_else(PoisonError::into_inner) = None;
                 let path = saved.path.display().to_string();
                 let info = CheckpointInfo { step: saved.step, path, weights_blake3: saved.weights_blake3.clone() };
                 if let Err(e) = reporter.event(TrainerEvent::CheckpointSaved(info)) {
@@ -211,18 +219,23 @@ impl Trainer {
                 }
             }
             // The run goes on; the checkpoint before stays what it was.
-            Err(e) => tracing::warn!("checkpoint of step {step}: {e}"),
+            Err(e) => {
+                tracing::warn!("checkpoint of step {step}: {e}");
+                *unsaved.lock().unwrap_or_else(PoisonError::into_inner) = Some(e);
+            }
         });
         self.last_save = Instant::now();
         self.client.heartbeat_state(MemberState::Training, step, 0.0);
         Ok(())
     }
 
-    /// Until the writer is idle.
+    /// Until the writer is idle. An error when the newest state is not on disk: this is called before
+    /// leaving, and the run must not look as if it were.
     pub(super) fn wait_for_checkpoints(&mut self) -> Result<()> {
         if let Some(writer) = &mut self.writer {
             writer.wait();
         }
-        Ok(())
+        let unsaved = self.unsaved.lock().unwrap_or_else(PoisonError::into_inner).take();
+        unsaved.map_or(Ok(()), |source| Err(Error::Unsaved { step: self.progress.step, source }))
     }
 }

@@ -115,8 +115,8 @@ impl<T: Element> Forward<'_, T> {
     }
 }
 
-/// Keys of a race; NaN has its place only where there is no normalisation, which spreads one NaN over
-/// the whole channel anyway.
+/// Keys of a race. Statistics of the batch spread one NaN over its whole channel, so only the other
+/// modes need to look for it.
 ///
 /// # Safety
 /// As for [`Lanes`].
@@ -127,10 +127,10 @@ unsafe fn keys<T: Element, L: Lanes, const MODE: u8>(
 ) -> <T::Race<L> as Race<T>>::Keys {
     // SAFETY: passed on.
     unsafe {
-        if MODE == modes::PLAIN {
-            T::Race::<L>::keys::<true>(from, order)
-        } else {
+        if MODE == modes::TRAIN {
             T::Race::<L>::keys::<false>(from, order)
+        } else {
+            T::Race::<L>::keys::<true>(from, order)
         }
     }
 }

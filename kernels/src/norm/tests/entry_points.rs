@@ -1,11 +1,13 @@
 //! The C entry points do what the functions do, and refuse what they cannot trust.
 
-use super::{Numbers, three_threads};
+use super::{Numbers, Sample, bits, three_threads};
 use crate::norm::ffi::{self, BnBackwardArgs, BnForwardArgs, PoolArgs};
 use crate::norm::{
-    Backward, BatchStats, Forward, Gate, Gradients, PoolShape, bn_train_backward, bn_train_forward,
-    maxpool3x3s2_backward, maxpool3x3s2_forward,
+    Backward, BatchStats, Forward, Gate, Gradients, PoolShape, StemBackward, StemForward,
+    StemOutput, bn_eval_forward, bn_train_backward, bn_train_forward, maxpool3x3s2_backward,
+    maxpool3x3s2_forward, stem_eval_forward, stem_train_backward, stem_train_forward,
 };
+use half::bf16;
 use std::ffi::CStr;
 use std::ptr::null;
 
@@ -195,6 +197,130 @@ fn pooling_through_c_is_the_same() {
     let expected = (0..90).map(|p| x[p * 32]).sum::<f32>() * (1.0 / 90.0);
     assert_eq!(mean[0], expected);
     assert_eq!(dx[0], expected * (1.0 / 90.0));
+}
+
+#[test]
+fn evaluation_through_c_is_the_same() {
+    let mut l = layer();
+    let var: Vec<f32> = l.bias.iter().map(|v| v.abs()).collect();
+    let mut args = forward_args(&mut l);
+    (args.running_mean, args.running_var) = (l.weight.as_ptr(), var.as_ptr());
+    args.residual = l.dy.as_ptr().cast();
+    // SAFETY: the buffers live and have the lengths of the shape.
+    unsafe { assert_eq!(ffi::fovea_bn_eval_forward(&args), ffi::OK) };
+    let forward = Forward {
+        x: &l.x,
+        rows: ROWS,
+        channels: CHANNELS,
+        weight: &l.weight,
+        bias: &l.bias,
+        residual: Some(&l.dy),
+        relu: true,
+        eps: 1e-5,
+    };
+    let mut out = vec![0.0; ROWS * CHANNELS];
+    bn_eval_forward(&forward, &l.weight, &var, &mut out).expect("good shapes");
+    assert!(l.out == out);
+}
+
+#[test]
+fn stem_through_c_is_the_same() {
+    let shape = PoolShape {
+        n: 2,
+        h: 11,
+        w: 8,
+        channels: 64,
+    };
+    let mut numbers = Numbers::new(8);
+    let (inputs, outputs) = (2 * 11 * 8 * 64, shape.outputs());
+    let (x, dy): (Vec<bf16>, Vec<bf16>) = (
+        Sample::many(&mut numbers, inputs),
+        Sample::many(&mut numbers, outputs),
+    );
+    let (weight, bias) = (numbers.floats(64), numbers.floats(64));
+    let forward = StemForward {
+        shape,
+        x: &x,
+        weight: &weight,
+        bias: &bias,
+        eps: 1e-5,
+    };
+    // y, winner, evaluated y
+    let mut direct: [Vec<bf16>; 3] = std::array::from_fn(|_| vec![bf16::ZERO; outputs]);
+    let mut through = direct.clone();
+    // mean, invstd, var_unbiased, dweight, dbias
+    let mut direct_small: [Vec<f32>; 5] = std::array::from_fn(|_| vec![0.0; 64]);
+    let mut through_small = direct_small.clone();
+    let (mut codes, mut direct_codes) = (vec![0; outputs], vec![0; outputs]);
+    let (mut dx, mut direct_dx) = (vec![bf16::ZERO; inputs], vec![bf16::ZERO; inputs]);
+
+    let mut args = zeroed!(PoolArgs);
+    args.dtype = 1;
+    (args.n, args.h, args.w, args.channels, args.eps) = (2, 11, 8, 64, 1e-5);
+    (args.x, args.dy) = (x.as_ptr().cast(), dy.as_ptr().cast());
+    (args.weight, args.bias) = (weight.as_ptr(), bias.as_ptr());
+    (args.running_mean, args.running_var) = (bias.as_ptr(), weight.as_ptr());
+    let [y, winner, evaluated] = through.each_mut().map(Vec::as_mut_ptr);
+    (args.y, args.winner) = (y.cast(), winner.cast());
+    (args.codes, args.dx) = (codes.as_mut_ptr(), dx.as_mut_ptr().cast());
+    let [mean, invstd, var_unbiased, dweight, dbias] =
+        through_small.each_mut().map(Vec::as_mut_ptr);
+    (args.mean, args.invstd, args.var_unbiased) = (mean, invstd, var_unbiased);
+    (args.dweight, args.dbias) = (dweight, dbias);
+    // SAFETY: the buffers live and have the lengths of the shape.
+    unsafe {
+        assert_eq!(
+            ffi::fovea_stem_train_forward(&args),
+            ffi::OK,
+            "{}",
+            last_error()
+        );
+        assert_eq!(
+            ffi::fovea_stem_train_backward(&args),
+            ffi::OK,
+            "{}",
+            last_error()
+        );
+        args.y = evaluated.cast();
+        assert_eq!(
+            ffi::fovea_stem_eval_forward(&args),
+            ffi::OK,
+            "{}",
+            last_error()
+        );
+    }
+
+    let [y, winner, evaluated] = &mut direct;
+    let [mean, invstd, var_unbiased, dweight, dbias] = &mut direct_small;
+    let mut stats = BatchStats {
+        mean,
+        invstd,
+        var_unbiased,
+    };
+    let out = StemOutput {
+        y,
+        winner,
+        codes: &mut direct_codes,
+    };
+    stem_train_forward(&forward, out, &mut stats).expect("good shapes");
+    stem_eval_forward(&forward, &bias, &weight, evaluated).expect("good shapes");
+    let backward = StemBackward {
+        shape,
+        x: &x,
+        winner,
+        codes: &direct_codes,
+        dy: &dy,
+        weight: &weight,
+        bias: &bias,
+        mean,
+        invstd,
+    };
+    stem_train_backward(&backward, &mut direct_dx, dweight, dbias).expect("good shapes");
+    for (through, direct) in through.iter().zip(&direct) {
+        assert_eq!(bits(through), bits(direct));
+    }
+    assert_eq!((bits(&dx), codes), (bits(&direct_dx), direct_codes));
+    assert_eq!(through_small, direct_small);
 }
 
 /// What each broken call must say first.

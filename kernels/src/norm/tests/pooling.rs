@@ -291,6 +291,28 @@ fn check_stem<T: Sample>(s: PoolShape) {
 }
 
 #[test]
+fn stem_shows_nan() {
+    let s = shape(1, 4, 4, 64);
+    let mut case = StemCase::<bf16>::new(s);
+    // Pixel (1, 1) lies in all four windows; the factors of channels 3 and 4 have both signs.
+    (case.weight[3], case.weight[4]) = (-1.0, 1.0);
+    case.x[5 * 64 + 3] = bf16::NAN;
+    case.x[5 * 64 + 4] = -bf16::NAN;
+    let trained = everywhere(|exec| bits(&case.run(exec).y));
+    let (mean, var) = (vec![0.0; 64], vec![1.0; 64]);
+    let evaluated = everywhere(|exec| {
+        let mut y = vec![bf16::ZERO; s.outputs()];
+        stem::eval_forward(exec, &case.forward(), &mean, &var, &mut y).expect("good shapes");
+        bits(&y)
+    });
+    for (i, (trained, evaluated)) in trained.iter().zip(evaluated).enumerate() {
+        let spoiled = [3, 4].contains(&(i % 64));
+        assert_eq!(bf16::from_bits(*trained as u16).is_nan(), spoiled, "{i}");
+        assert_eq!(bf16::from_bits(evaluated as u16).is_nan(), spoiled, "{i}");
+    }
+}
+
+#[test]
 fn stem_is_norm_relu_pool() {
     for s in &SHAPES[1..] {
         check_stem::<f32>(*s);

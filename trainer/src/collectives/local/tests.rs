@@ -92,9 +92,10 @@ fn an_abort_from_another_thread_ends_every_wait_at_once() {
         noticed
     });
     for noticed in &times[..2] {
-        // About 1 ms when the machine is idle; the tests of this crate share its cores.
+        // Well under 1 ms when the machine is idle; a machine that is not may be late. Without the
+        // wake-up it would be the deadline's 20 s.
         let late = noticed.saturating_duration_since(times[2]);
-        assert!(late < Duration::from_millis(250), "noticed after {late:?}");
+        assert!(late < Duration::from_secs(2), "noticed after {late:?}");
     }
 }
 
