@@ -43,10 +43,17 @@ pub fn code(result: anyhow::Result<Ending>) -> ExitCode {
         Err(error) if is_broken_pipe(&error) => ExitCode::from(FINISHED),
         Err(error) => {
             let red = if std::io::stderr().is_terminal() { ("\x1b[31;1m", "\x1b[0m") } else { ("", "") };
-            eprintln!("{}error{}: {error:#}", red.0, red.1);
+            eprintln!("{}error{}: {}", red.0, red.1, message(&error));
             ExitCode::from(if is_usage(&error) { USAGE } else { FAILED })
         }
     }
+}
+
+/// The error and its causes; those that the error quotes already are not said twice.
+fn message(error: &anyhow::Error) -> String {
+    error.chain().skip(1).map(ToString::to_string).fold(error.to_string(), |text, cause| {
+        if text.contains(&cause) { text } else { format!("{text}: {cause}") }
+    })
 }
 
 fn is_usage(error: &anyhow::Error) -> bool {

@@ -8,7 +8,9 @@ use std::collections::HashMap;
 use std::fs;
 use std::path::{Path, PathBuf};
 
-use common::{Done, FAILED, FINISHED, Process, Run, USAGE, copy, data, flip_byte, fovea, scratch, turn};
+use common::{
+    Done, FAILED, FINISHED, Process, Run, USAGE, copy, data, flip_byte, fovea, scratch, turn,
+};
 use image::{GrayImage, Luma};
 use safetensors::SafeTensors;
 use safetensors::tensor::{Dtype, TensorView};
@@ -20,7 +22,17 @@ fn text(path: &Path) -> &str {
 
 /// `fovea train` of the demo on `data` into `out`, with more words.
 fn train(data: &Path, out: &Path, more: &[&str]) -> Done {
-    let words = ["train", "--preset", "demo", "--set", "train.virtual_shards=4", "--data", text(data), "--out", text(out)];
+    let words = [
+        "train",
+        "--preset",
+        "demo",
+        "--set",
+        "train.virtual_shards=4",
+        "--data",
+        text(data),
+        "--out",
+        text(out),
+    ];
     fovea(&[&words[..], more].concat())
 }
 
@@ -42,26 +54,55 @@ fn prepared_copy() -> (TempDir, PathBuf) {
 
 fn first_file(directory: &Path, extension: &str) -> PathBuf {
     let entries = fs::read_dir(directory).unwrap().map(|e| e.unwrap().path());
-    entries.filter(|p| p.extension().is_some_and(|e| e == extension)).min().unwrap()
+    entries
+        .filter(|p| p.extension().is_some_and(|e| e == extension))
+        .min()
+        .unwrap()
 }
 
 fn prepare(raw: &Path) -> Done {
     let out = scratch();
-    let words = ["prepare", text(raw), text(out.path()), "--size", "192", "--patch", "64"];
+    let words = [
+        "prepare",
+        text(raw),
+        text(out.path()),
+        "--size",
+        "192",
+        "--patch",
+        "64",
+    ];
     fovea(&words)
 }
 
 #[test]
 fn a_missing_dataset() {
     let directory = scratch();
-    let (missing, run) = (directory.path().join("nowhere"), directory.path().join("run"));
-    train(&missing, &run, &[]).with_code(FAILED).explains(&[text(&missing), "does not exist"]);
-    assert!(!run.exists(), "a run that cannot begin leaves nothing behind");
-    prepare(&missing).with_code(FAILED).explains(&[text(&missing), "does not exist"]);
-    fovea(&["data", text(&missing)]).with_code(FAILED).explains(&[text(&missing)]);
-    fovea(&["predict", text(&missing), text(&data().prepared), "--out", "x.csv"])
+    let (missing, run) = (
+        directory.path().join("nowhere"),
+        directory.path().join("run"),
+    );
+    train(&missing, &run, &[])
         .with_code(FAILED)
-        .explains(&[text(&missing), "no such file or directory"]);
+        .explains(&[text(&missing), "does not exist"]);
+    assert!(
+        !run.exists(),
+        "a run that cannot begin leaves nothing behind"
+    );
+    prepare(&missing)
+        .with_code(FAILED)
+        .explains(&[text(&missing), "does not exist"]);
+    fovea(&["data", text(&missing)])
+        .with_code(FAILED)
+        .explains(&[text(&missing)]);
+    fovea(&[
+        "predict",
+        text(&missing),
+        text(&data().prepared),
+        "--out",
+        "x.csv",
+    ])
+    .with_code(FAILED)
+    .explains(&[text(&missing), "no such file or directory"]);
 }
 
 #[test]
@@ -69,7 +110,9 @@ fn an_empty_dataset() {
     let directory = scratch();
     let (empty, run) = (directory.path().join("empty"), directory.path().join("run"));
     fs::create_dir(&empty).unwrap();
-    train(&empty, &run, &[]).with_code(FAILED).explains(&[text(&empty)]);
+    train(&empty, &run, &[])
+        .with_code(FAILED)
+        .explains(&[text(&empty)]);
     assert!(!run.exists());
     prepare(&empty).with_code(FAILED).explains(&[text(&empty)]);
 }
@@ -77,20 +120,26 @@ fn an_empty_dataset() {
 #[test]
 fn a_truncated_image() {
     let (_directory, raw) = raw_copy();
-    let image = first_file(&raw.join("Original_Images"), "png");
+    let image = first_file(&raw.join("Seg-set/Original_Images"), "png");
     let bytes = fs::read(&image).unwrap();
     fs::write(&image, &bytes[..bytes.len() / 2]).unwrap();
     let name = image.file_name().unwrap().to_str().unwrap();
-    prepare(&raw).with_code(FAILED).explains(&[name, "1 of the 10 images"]);
+    prepare(&raw)
+        .with_code(FAILED)
+        .explains(&[name, "1 of the 10 images"]);
 }
 
 #[test]
 fn a_mask_of_another_size() {
     let (_directory, raw) = raw_copy();
-    let mask = first_file(&raw.join("HardExudate_Masks"), "png");
-    GrayImage::from_pixel(100, 80, Luma([0])).save(&mask).unwrap();
+    let mask = first_file(&raw.join("Seg-set/HardExudate_Masks"), "png");
+    GrayImage::from_pixel(100, 80, Luma([0]))
+        .save(&mask)
+        .unwrap();
     let name = mask.file_name().unwrap().to_str().unwrap();
-    prepare(&raw).with_code(FAILED).explains(&[name, "HardExudate_Masks", "100", "80", "256"]);
+    prepare(&raw)
+        .with_code(FAILED)
+        .explains(&[name, "HardExudate_Masks", "100", "80", "256"]);
 }
 
 #[test]
@@ -102,36 +151,55 @@ fn a_shard_with_a_flipped_byte() {
     let shard = prepared.join(&name);
     flip_byte(&shard, fs::metadata(&shard).unwrap().len() - 100);
     let run = directory.path().join("run");
-    train(&prepared, &run, &[]).with_code(FAILED).explains(&[&name, "is damaged", "blake3"]);
+    train(&prepared, &run, &[])
+        .with_code(FAILED)
+        .explains(&[&name, "is damaged", "blake3"]);
     assert!(!run.exists());
-    fovea(&["data", text(&prepared)]).with_code(FAILED).explains(&[&name, "is damaged"]);
+    fovea(&["data", text(&prepared)])
+        .with_code(FAILED)
+        .explains(&[&name, "is damaged"]);
 }
 
 #[test]
 fn a_manifest_of_a_newer_version() {
     let (directory, prepared) = prepared_copy();
     let path = prepared.join("manifest.json");
-    let mut manifest: serde_json::Value = serde_json::from_slice(&fs::read(&path).unwrap()).unwrap();
+    let mut manifest: serde_json::Value =
+        serde_json::from_slice(&fs::read(&path).unwrap()).unwrap();
     let known = manifest["format_version"].as_u64().unwrap();
     manifest["format_version"] = 99.into();
     fs::write(&path, serde_json::to_vec(&manifest).unwrap()).unwrap();
     train(&prepared, &directory.path().join("run"), &[])
         .with_code(FAILED)
-        .explains(&["format version 99", &format!("version {known}"), "newer fovea"]);
+        .explains(&[
+            "format version 99",
+            &format!("version {known}"),
+            "newer fovea",
+        ]);
 }
 
 #[test]
 fn mistakes_in_the_configuration() {
     let directory = scratch();
     let path = directory.path().join("typo.toml");
-    fs::write(&path, "[train]\nepochs = 1\n\n[optimizer]\nwieght_decay = 0.1\n").unwrap();
+    fs::write(
+        &path,
+        "[train]\nepochs = 1\n\n[optimizer]\nwieght_decay = 0.1\n",
+    )
+    .unwrap();
+    fovea(&["train", text(&path)]).with_code(USAGE).explains(&[
+        "typo.toml:5",
+        "optimizer.wieght_decay",
+        "did you mean `optimizer.weight_decay`",
+    ]);
+    fs::write(&path, "[train]\nepochs = \"many\"\n").unwrap();
     fovea(&["train", text(&path)])
         .with_code(USAGE)
-        .explains(&["typo.toml:5", "optimizer.wieght_decay", "did you mean `optimizer.weight_decay`"]);
-    fs::write(&path, "[train]\nepochs = \"many\"\n").unwrap();
-    fovea(&["train", text(&path)]).with_code(USAGE).explains(&["typo.toml:2", "train.epochs"]);
+        .explains(&["typo.toml:2", "train.epochs"]);
     fs::write(&path, "[train\nepochs = 1\n").unwrap();
-    fovea(&["train", text(&path)]).with_code(USAGE).explains(&["typo.toml:1", "TOML"]);
+    fovea(&["train", text(&path)])
+        .with_code(USAGE)
+        .explains(&["typo.toml:1", "TOML"]);
 
     let run = directory.path().join("run");
     let set = |what: &str| train(&data().prepared, &run, &["--set", what]).with_code(USAGE);
@@ -140,11 +208,21 @@ fn mistakes_in_the_configuration() {
     set("optimizer.lr=-1").explains(&["optimizer.lr", "-1", "out of range"]);
     set("train.precision=f16").explains(&["train.precision", "f16", "bf16"]);
     let missing = directory.path().join("missing.toml");
-    fovea(&["train", text(&missing)]).with_code(USAGE).explains(&[text(&missing)]);
-    fovea(&["train"]).with_code(USAGE).explains(&["no configuration", "--preset"]);
-    fovea(&["train", "--preset", "demo"]).with_code(USAGE).explains(&["--out"]);
-    fovea(&["train", "--preset", "demo", "--out", text(&run)]).with_code(USAGE).explains(&["--data"]);
-    fovea(&["train", "--preset", "hybird"]).with_code(USAGE).explains(&["hybird", "did you mean `hybrid`", "demo"]);
+    fovea(&["train", text(&missing)])
+        .with_code(USAGE)
+        .explains(&[text(&missing)]);
+    fovea(&["train"])
+        .with_code(USAGE)
+        .explains(&["no configuration", "--preset"]);
+    fovea(&["train", "--preset", "demo"])
+        .with_code(USAGE)
+        .explains(&["--out"]);
+    fovea(&["train", "--preset", "demo", "--out", text(&run)])
+        .with_code(USAGE)
+        .explains(&["--data"]);
+    fovea(&["train", "--preset", "hybird"])
+        .with_code(USAGE)
+        .explains(&["hybird", "did you mean `hybrid`", "demo"]);
     assert!(!run.exists());
 }
 
@@ -155,9 +233,17 @@ fn ranks_that_do_not_divide() {
     train(&data().prepared, &run, &["--ranks", "3"])
         .with_code(USAGE)
         .explains(&["train.ranks = 3", "train.virtual_shards = 4", "1, 2, 4"]);
-    train(&data().prepared, &run, &["--set", "train.virtual_shards=6", "--ranks", "2"])
-        .with_code(USAGE)
-        .explains(&["train.ranks = 2", "train.virtual_shards = 6", "not a power of two"]);
+    train(
+        &data().prepared,
+        &run,
+        &["--set", "train.virtual_shards=6", "--ranks", "2"],
+    )
+    .with_code(USAGE)
+    .explains(&[
+        "train.ranks = 2",
+        "train.virtual_shards = 6",
+        "not a power of two",
+    ]);
     assert!(!run.exists());
 }
 
@@ -166,14 +252,31 @@ fn splits_that_do_not_exist() {
     let _turn = turn();
     let run = Run::new(&["train.epochs=1"]);
     run.start(1).wait().with_code(FINISHED);
-    let eval = |data: &Path, split: &str| fovea(&["eval", run.text(), text(data), "--split", split]);
-    eval(&data().prepared, "tset").with_code(USAGE).explains(&["tset", "train, val or test"]);
+    let eval =
+        |data: &Path, split: &str| fovea(&["eval", run.text(), text(data), "--split", split]);
+    eval(&data().prepared, "tset")
+        .with_code(USAGE)
+        .explains(&["tset", "train, val or test"]);
     // A dataset whose only images are for training and validation.
     let directory = scratch();
-    let (raw, prepared) = (directory.path().join("raw"), directory.path().join("prepared"));
+    let (raw, prepared) = (
+        directory.path().join("raw"),
+        directory.path().join("prepared"),
+    );
     fovea(&["synth", text(&raw), "--images", "2", "--size", "256"]).with_code(FINISHED);
-    fovea(&["prepare", text(&raw), text(&prepared), "--size", "192", "--patch", "64"]).with_code(FINISHED);
-    eval(&prepared, "test").with_code(USAGE).explains(&["test", "has no images", "--split"]);
+    fovea(&[
+        "prepare",
+        text(&raw),
+        text(&prepared),
+        "--size",
+        "192",
+        "--patch",
+        "64",
+    ])
+    .with_code(FINISHED);
+    eval(&prepared, "test")
+        .with_code(USAGE)
+        .explains(&["test", "has no images", "--split"]);
     weights_that_are_no_use(&run);
 }
 
@@ -181,42 +284,81 @@ fn splits_that_do_not_exist() {
 fn weights_that_are_no_use(run: &Run) {
     let directory = scratch();
     let out = directory.path().join("out.csv");
-    let predict = |weights: &Path| fovea(&["predict", text(weights), text(&data().prepared), "--out", text(&out)]);
-    let trained = fs::read(run.path.join("checkpoints/step-00000007/weights.safetensors")).unwrap();
+    let predict = |weights: &Path| {
+        fovea(&[
+            "predict",
+            text(weights),
+            text(&data().prepared),
+            "--out",
+            text(&out),
+        ])
+    };
+    let trained = fs::read(
+        run.path
+            .join("checkpoints/step-00000007/weights.safetensors"),
+    )
+    .unwrap();
 
     let cut = directory.path().join("cut.safetensors");
     fs::write(&cut, &trained[..trained.len() / 2]).unwrap();
-    predict(&cut).with_code(FAILED).explains(&["cut.safetensors", "no safetensors file"]);
+    predict(&cut)
+        .with_code(FAILED)
+        .explains(&["cut.safetensors", "no safetensors file"]);
 
     let other = directory.path().join("other.safetensors");
     let write = |tensors: &HashMap<String, TensorView<'_>>| {
         fs::write(&other, safetensors::serialize(tensors, None).unwrap()).unwrap();
     };
     let tensors = SafeTensors::deserialize(&trained).unwrap();
-    let mut all: HashMap<String, TensorView<'_>> =
-        tensors.names().into_iter().map(|n| (n.to_owned(), tensors.tensor(n).unwrap())).collect();
-    let name = tensors.names().into_iter().filter(|n| n.ends_with("conv1.weight")).min().unwrap().to_owned();
+    let mut all: HashMap<String, TensorView<'_>> = tensors
+        .names()
+        .into_iter()
+        .map(|n| (n.to_owned(), tensors.tensor(n).unwrap()))
+        .collect();
+    let name = tensors
+        .names()
+        .into_iter()
+        .filter(|n| n.ends_with("conv1.weight"))
+        .min()
+        .unwrap()
+        .to_owned();
     let kept = all.remove(&name).unwrap();
     write(&all);
-    predict(&other).with_code(USAGE).explains(&["other.safetensors", &name, "missing"]);
+    predict(&other)
+        .with_code(USAGE)
+        .explains(&["other.safetensors", &name, "missing"]);
 
     let few = [0u8; 16];
-    all.insert(name.clone(), TensorView::new(Dtype::F32, vec![2, 2], &few).unwrap());
+    all.insert(
+        name.clone(),
+        TensorView::new(Dtype::F32, vec![2, 2], &few).unwrap(),
+    );
     write(&all);
-    predict(&other).with_code(USAGE).explains(&[&name, "[2, 2]", &format!("{:?}", kept.shape())]);
+    predict(&other)
+        .with_code(USAGE)
+        .explains(&[&name, "[2, 2]", &format!("{:?}", kept.shape())]);
 
     all.insert(name, kept);
-    all.insert("classifier.extra".to_owned(), TensorView::new(Dtype::F32, vec![2, 2], &few).unwrap());
+    all.insert(
+        "classifier.extra".to_owned(),
+        TensorView::new(Dtype::F32, vec![2, 2], &few).unwrap(),
+    );
     write(&all);
-    predict(&other).with_code(USAGE).explains(&["classifier.extra"]);
+    predict(&other)
+        .with_code(USAGE)
+        .explains(&["classifier.extra"]);
 
     // A checkpoint that was never finished, or has a flipped byte.
     let broken = directory.path().join("step-00000007");
     copy(&run.path.join("checkpoints/step-00000007"), &broken);
     flip_byte(&broken.join("weights.safetensors"), 1_000_000);
-    predict(&broken).with_code(FAILED).explains(&["weights.safetensors is damaged", "blake3"]);
+    predict(&broken)
+        .with_code(FAILED)
+        .explains(&["weights.safetensors is damaged", "blake3"]);
     fs::remove_file(broken.join("COMPLETE")).unwrap();
-    predict(&broken).with_code(FAILED).explains(&["not a complete checkpoint", "COMPLETE"]);
+    predict(&broken)
+        .with_code(FAILED)
+        .explains(&["not a complete checkpoint", "COMPLETE"]);
     assert!(!out.exists());
 }
 
@@ -227,10 +369,14 @@ fn directories_of_other_runs() {
     fovea(&["train", "--out", text(&nothing), "--resume"])
         .with_code(USAGE)
         .explains(&[text(&nothing), "no run to resume"]);
-    train(&data().prepared, &nothing, &["--resume"]).with_code(USAGE).explains(&["no run to resume"]);
+    train(&data().prepared, &nothing, &["--resume"])
+        .with_code(USAGE)
+        .explains(&["no run to resume"]);
     assert!(!nothing.exists());
     fs::create_dir(&nothing).unwrap();
-    train(&data().prepared, &nothing, &["--resume"]).with_code(USAGE).explains(&["no run to resume"]);
+    train(&data().prepared, &nothing, &["--resume"])
+        .with_code(USAGE)
+        .explains(&["no run to resume"]);
 
     let _turn = turn();
     let run = Run::new(&["train.epochs=40"]);
@@ -239,17 +385,38 @@ fn directories_of_other_runs() {
     let coordinator = common::process_of(&run.path, "coordinator");
     for resume in [&[][..], &["--resume".to_owned()]] {
         let second = Process::start(&[&run.first(2)[..], resume].concat(), None).wait();
-        second.with_code(FAILED).explains(&["in use", &format!("pid {coordinator}"), run.text()]);
+        second
+            .with_code(FAILED)
+            .explains(&["in use", &format!("pid {coordinator}"), run.text()]);
     }
     run.wait_for_step(&mut live, status.step + 2);
     live.signal(common::Signal::INT);
     live.wait().with_code(common::RESUME);
 
-    Process::start(&run.first(2), None).wait().with_code(USAGE).explains(&[run.text(), "holds a run already", "--resume"]);
+    Process::start(&run.first(2), None)
+        .wait()
+        .with_code(USAGE)
+        .explains(&[run.text(), "holds a run already", "--resume"]);
     let before = fs::read(run.path.join("config.toml")).unwrap();
-    let changed = ["train", "--out", run.text(), "--resume", "--set", "optimizer.lr=0.5", "--set", "train.seed=3"];
-    fovea(&changed).with_code(USAGE).explains(&["optimizer.lr is 0.5 now and was 0.001", "train.seed is 3 now and was 0"]);
-    assert_eq!(fs::read(run.path.join("config.toml")).unwrap(), before, "a refused resume changes nothing");
+    let changed = [
+        "train",
+        "--out",
+        run.text(),
+        "--resume",
+        "--set",
+        "optimizer.lr=0.5",
+        "--set",
+        "train.seed=3",
+    ];
+    fovea(&changed).with_code(USAGE).explains(&[
+        "optimizer.lr is 0.5 now and was 0.001",
+        "train.seed is 3 now and was 0",
+    ]);
+    assert_eq!(
+        fs::read(run.path.join("config.toml")).unwrap(),
+        before,
+        "a refused resume changes nothing"
+    );
 }
 
 /// The newest checkpoint is damaged: the run goes on from the one before it, says so, and ends at
@@ -260,12 +427,24 @@ fn a_damaged_checkpoint_is_passed_over() {
     let run = Run::new(&["checkpoint.keep_last=2"]);
     run.start(2).wait().with_code(FINISHED);
     let (hash, metrics, steps) = (run.final_hash(), run.metrics(), common::facts(&run.steps()));
-    let newest = run.path.join("checkpoints/step-00000014/optimizer.safetensors");
+    let newest = run
+        .path
+        .join("checkpoints/step-00000014/optimizer.safetensors");
     flip_byte(&newest, 5_000_000);
-    let done = run.resume(2).wait().with_code(FINISHED).prints(&["going on after step 7"]);
+    let done = run
+        .resume(2)
+        .wait()
+        .with_code(FINISHED)
+        .prints(&["going on after step 7"]);
     let said = ["passing over", text(&newest), "is damaged"];
-    assert!(said.iter().all(|words| done.stderr.contains(words)), "{done}");
-    assert_eq!((run.final_hash(), run.metrics(), common::facts(&run.steps())), (hash, metrics, steps));
+    assert!(
+        said.iter().all(|words| done.stderr.contains(words)),
+        "{done}"
+    );
+    assert_eq!(
+        (run.final_hash(), run.metrics(), common::facts(&run.steps())),
+        (hash, metrics, steps)
+    );
 }
 
 /// The disk has room for one checkpoint and not for the next.
@@ -280,16 +459,29 @@ fn a_full_disk_during_a_checkpoint() {
         return;
     };
     let done = run.start(2).wait().with_code(FAILED);
-    done.explains(&["no space left", "checkpoint of step 14", "bytes", "still valid"]);
+    done.explains(&[
+        "no space left",
+        "checkpoint of step 14",
+        "bytes",
+        "still valid",
+    ]);
     common::assert_nobody_left(&run.path);
 
     // The one before is whole, and nothing of the other is left.
-    let names: Vec<String> =
-        fs::read_dir(&checkpoints).unwrap().map(|e| e.unwrap().file_name().into_string().unwrap()).collect();
+    let names: Vec<String> = fs::read_dir(&checkpoints)
+        .unwrap()
+        .map(|e| e.unwrap().file_name().into_string().unwrap())
+        .collect();
     assert_eq!(names, ["step-00000007"]);
     let out = run.path.join("out.csv");
-    fovea(&["predict", text(&checkpoints.join("step-00000007")), text(&data().prepared), "--out", text(&out)])
-        .with_code(FINISHED);
+    fovea(&[
+        "predict",
+        text(&checkpoints.join("step-00000007")),
+        text(&data().prepared),
+        "--out",
+        text(&out),
+    ])
+    .with_code(FINISHED);
 
     // With more room, the run goes on from there.
     disk.grow();
@@ -308,7 +500,10 @@ impl Disk {
     }
 
     fn grow(&self) {
-        assert!(run_tool("mount", &["-o", "remount,size=1200m", text(&self.0)]));
+        assert!(run_tool(
+            "mount",
+            &["-o", "remount,size=1200m", text(&self.0)]
+        ));
     }
 }
 
@@ -319,5 +514,8 @@ impl Drop for Disk {
 }
 
 fn run_tool(program: &str, words: &[&str]) -> bool {
-    std::process::Command::new(program).args(words).output().is_ok_and(|o| o.status.success())
+    std::process::Command::new(program)
+        .args(words)
+        .output()
+        .is_ok_and(|o| o.status.success())
 }

@@ -25,7 +25,12 @@ fn train(settings: &[&str], (ranks, backend): Way) -> Result {
     run.start(ranks).wait().with_code(FINISHED);
     common::assert_nobody_left(&run.path);
     let steps = run.steps();
-    assert!(steps.values().all(|step| step.ranks.len() == ranks as usize), "{steps:?}");
+    assert!(
+        steps
+            .values()
+            .all(|step| step.ranks.len() == ranks as usize),
+        "{steps:?}"
+    );
     Result {
         hash: run.final_hash(),
         metrics: run.metrics(),
@@ -38,7 +43,12 @@ fn train(settings: &[&str], (ranks, backend): Way) -> Result {
 fn all_the_same(settings: &[&str], ways: &[Way]) -> Result {
     let first = train(settings, ways[0]);
     for way in &ways[1..] {
-        assert_eq!(train(settings, *way), first, "{settings:?}: {way:?} against {:?}", ways[0]);
+        assert_eq!(
+            train(settings, *way),
+            first,
+            "{settings:?}: {way:?} against {:?}",
+            ways[0]
+        );
     }
     first
 }
@@ -51,19 +61,37 @@ const LOCAL: [Way; 3] = [(1, "local"), (2, "local"), (4, "local")];
 fn ranks_do_not_change_the_weights() {
     let result = all_the_same(&[], &LOCAL);
     assert_eq!(result.steps.len(), 14);
-    let mpi = if cfg!(feature = "mpi") { Some(train(&[], (2, "mpi"))) } else { None };
-    assert!(mpi.is_none_or(|mpi| mpi == result), "two ranks over MPI differ from one rank");
+    let mpi = if cfg!(feature = "mpi") {
+        Some(train(&[], (2, "mpi")))
+    } else {
+        None
+    };
+    assert!(
+        mpi.is_none_or(|mpi| mpi == result),
+        "two ranks over MPI differ from one rank"
+    );
 }
 
 /// Whole images as units, seven of them in steps of five: the tail has two, and a rank of four has
 /// nothing to do in it. Another seed gives other weights.
 #[test]
 fn uneven_tails_do_not_change_the_weights() {
-    let settings = ["train.images_per_step=5", "data.patches_per_image=16", "train.epochs=1"];
+    let settings = [
+        "train.images_per_step=5",
+        "data.patches_per_image=16",
+        "train.epochs=1",
+    ];
     let result = all_the_same(&settings, &[LOCAL[0], LOCAL[2]]);
-    let samples: Vec<u64> = result.steps.iter().map(|(_, _, samples)| *samples).collect();
+    let samples: Vec<u64> = result
+        .steps
+        .iter()
+        .map(|(_, _, samples)| *samples)
+        .collect();
     assert_eq!(samples.len(), 2, "{samples:?}");
-    assert!(samples[0] > samples[1], "the second step is the tail: {samples:?}");
+    assert!(
+        samples[0] > samples[1],
+        "the second step is the tail: {samples:?}"
+    );
     let other = train(&[&settings[..], &["train.seed=1"]].concat(), LOCAL[0]);
     assert_ne!(other.hash, result.hash, "the hash does not see the weights");
 }
@@ -75,7 +103,11 @@ fn bf16_is_deterministic_too() {
         eprintln!("skipped: this processor has no bf16");
         return;
     }
-    let settings = ["train.precision=bf16", "train.images_per_step=8", "train.epochs=1"];
+    let settings = [
+        "train.precision=bf16",
+        "train.images_per_step=8",
+        "train.epochs=1",
+    ];
     all_the_same(&settings, &LOCAL);
 }
 

@@ -10,7 +10,11 @@ use std::sync::OnceLock;
 use common::{Dice, FAILED, FINISHED, Process, RESUME, Run, Signal, facts, turn};
 
 /// The uninterrupted run: final hash, metrics, and what each step was.
-type Reference = (String, Vec<String>, Vec<(u64, (String, String, String), u64)>);
+type Reference = (
+    String,
+    Vec<String>,
+    Vec<(u64, (String, String, String), u64)>,
+);
 
 fn reference() -> &'static Reference {
     static REFERENCE: OnceLock<Reference> = OnceLock::new();
@@ -40,7 +44,10 @@ fn stop(run: &Run, mut process: Process, after: u64, signal: Signal) -> u64 {
     assert_eq!(status["state"], "stopped", "{status:#}");
     assert_eq!(status["checkpoint"]["step"], status["step"], "{status:#}");
     let step = status["step"].as_u64().unwrap();
-    assert!((after..=after + 3).contains(&step), "asked to stop after step {after}, stopped after {step}");
+    assert!(
+        (after..=after + 3).contains(&step),
+        "asked to stop after step {after}, stopped after {step}"
+    );
     step
 }
 
@@ -59,7 +66,15 @@ fn stopped_runs_go_on_with_other_ranks() {
     assert_eq!(outcome(&run), *reference);
     let ranks: Vec<usize> = run.steps().values().map(|s| s.ranks.len()).collect();
     for (step, ranks) in (1..).zip(ranks) {
-        let expected = if step <= first { 2 } else if step <= second { 1 } else if step <= third { 4 } else { 2 };
+        let expected = if step <= first {
+            2
+        } else if step <= second {
+            1
+        } else if step <= third {
+            4
+        } else {
+            2
+        };
         assert_eq!(ranks, expected, "ranks of step {step}");
     }
 }
@@ -99,8 +114,16 @@ fn killed_processes_cost_no_more_than_a_step() {
     let pid = common::process_of(&run.path, &format!("--rank {victim}"));
     common::send(pid, Signal::KILL);
     let done = process.wait().with_code(FAILED);
-    let host = rustix::system::uname().nodename().to_string_lossy().into_owned();
-    let done = done.explains(&[&format!("rank {victim}"), &format!("host {host}"), &format!("pid {pid}"), "--resume"]);
+    let host = rustix::system::uname()
+        .nodename()
+        .to_string_lossy()
+        .into_owned();
+    let done = done.explains(&[
+        &format!("rank {victim}"),
+        &format!("host {host}"),
+        &format!("pid {pid}"),
+        "--resume",
+    ]);
     common::assert_nobody_left(&run.path);
     let status = run.status();
     assert_eq!(status["state"], "failed", "{status:#}\n{done}");
@@ -118,7 +141,10 @@ fn killed_processes_cost_no_more_than_a_step() {
     let status = run.wait_for_step(&mut process, 1);
     run.wait_for_step(&mut process, status.step + 1);
     common::send(common::process_of(&run.path, "coordinator"), Signal::KILL);
-    process.wait().with_code(FAILED).explains(&["coordinator", "--resume"]);
+    process
+        .wait()
+        .with_code(FAILED)
+        .explains(&["coordinator", "--resume"]);
     common::assert_nobody_left(&run.path);
 
     run.resume(4).wait().with_code(FINISHED);
@@ -149,6 +175,9 @@ fn resuming_a_finished_run_changes_nothing() {
     let run = Run::new(&["train.epochs=1"]);
     run.start(1).wait().with_code(FINISHED);
     let before = outcome(&run);
-    run.resume(2).wait().with_code(FINISHED).prints(&["finished after step 7"]);
+    run.resume(2)
+        .wait()
+        .with_code(FINISHED)
+        .prints(&["finished after step 7"]);
     assert_eq!(outcome(&run), before);
 }

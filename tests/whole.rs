@@ -20,9 +20,18 @@ fn text(path: &Path) -> &str {
 fn csv(path: &Path, header: &str) -> Vec<Vec<String>> {
     let text = fs::read_to_string(path).unwrap();
     let mut lines = text.lines();
-    assert!(lines.next().is_some_and(|first| first.starts_with(header)), "{text}");
-    let rows: Vec<Vec<String>> = lines.map(|line| line.split(',').map(str::to_owned).collect()).collect();
-    assert!(rows.iter().all(|row| row.len() == text.lines().next().unwrap().split(',').count()), "{text}");
+    assert!(
+        lines.next().is_some_and(|first| first.starts_with(header)),
+        "{text}"
+    );
+    let rows: Vec<Vec<String>> = lines
+        .map(|line| line.split(',').map(str::to_owned).collect())
+        .collect();
+    assert!(
+        rows.iter()
+            .all(|row| row.len() == text.lines().next().unwrap().split(',').count()),
+        "{text}"
+    );
     rows
 }
 
@@ -40,8 +49,15 @@ fn predictions(path: &Path) -> (Vec<String>, usize) {
         match (row[1].as_str(), row[2].as_str()) {
             ("", "") => images.push(row[0].clone()),
             (y, x) => {
-                assert_eq!(images.last(), Some(&row[0]), "a patch before its image: {row:?}");
-                assert!(y.parse::<u32>().is_ok() && x.parse::<u32>().is_ok(), "{row:?}");
+                assert_eq!(
+                    images.last(),
+                    Some(&row[0]),
+                    "a patch before its image: {row:?}"
+                );
+                assert!(
+                    y.parse::<u32>().is_ok() && x.parse::<u32>().is_ok(),
+                    "{row:?}"
+                );
             }
         }
     }
@@ -55,7 +71,9 @@ fn photograph(width: u32, height: u32) -> RgbImage {
     let (cx, cy) = (f64::from(width) * 0.52, f64::from(height) * 0.5);
     RgbImage::from_fn(width, height, |x, y| {
         let r = (f64::from(x) - cx).hypot(f64::from(y) - cy);
-        if r > radius { return Rgb([2, 1, 1]) }
+        if r > radius {
+            return Rgb([2, 1, 1]);
+        }
         let texture = ((x * 7 + y * 13) % 23) as u8;
         Rgb([150 + texture, 80 + texture / 2, 40 + texture / 3])
     })
@@ -65,52 +83,104 @@ fn photograph(width: u32, height: u32) -> RgbImage {
 fn from_nothing_to_the_report() {
     let directory = scratch();
     let data = data();
-    for kind in ["Original_Images", "Microaneurysms_Masks", "Hemohedge_Masks", "HardExudate_Masks", "SoftExudate_Masks"] {
-        assert_eq!(fs::read_dir(data.raw.join(kind)).unwrap().count(), 10, "{kind}");
+    for kind in [
+        "Original_Images",
+        "Microaneurysms_Masks",
+        "Hemohedge_Masks",
+        "HardExudate_Masks",
+        "SoftExudate_Masks",
+    ] {
+        assert_eq!(
+            fs::read_dir(data.raw.join("Seg-set").join(kind))
+                .unwrap()
+                .count(),
+            10,
+            "{kind}"
+        );
     }
-    assert!(data.raw.join("DR_Seg_Grading_Label.csv").is_file());
+    assert!(data.raw.join("Seg-set/DR_Seg_Grading_Label.csv").is_file());
 
     let mosaic = directory.path().join("mosaic.png");
-    let table = fovea(&["data", text(&data.prepared), "--mosaic", text(&mosaic)]).with_code(FINISHED);
-    let table = table.prints(&["split", "healthy", "black", "train", "val", "test", "MA", "HE", "EX", "SE"]);
+    let table =
+        fovea(&["data", text(&data.prepared), "--mosaic", text(&mosaic)]).with_code(FINISHED);
+    let table = table.prints(&[
+        "split", "healthy", "black", "train", "val", "test", "MA", "HE", "EX", "SE",
+    ]);
     let drawn = image::open(&mosaic).unwrap();
-    assert!(drawn.width() > 300 && drawn.height() > 300, "{} x {}", drawn.width(), drawn.height());
-    let manifest: Value = serde_json::from_slice(&fs::read(data.prepared.join("manifest.json")).unwrap()).unwrap();
+    assert!(
+        drawn.width() > 300 && drawn.height() > 300,
+        "{} x {}",
+        drawn.width(),
+        drawn.height()
+    );
+    let manifest: Value =
+        serde_json::from_slice(&fs::read(data.prepared.join("manifest.json")).unwrap()).unwrap();
     let black: u64 = table_row(&table.stdout, "all", 3);
     let images = manifest["images"].as_array().unwrap().len();
     assert_eq!(images, 10);
 
     let run = Run::new(&["train.precision=auto"]);
-    run.start(2).wait().with_code(FINISHED).prints(&["epoch 2/2", "micro-F1", "newest checkpoint", "finished after step 14"]);
+    run.start(2).wait().with_code(FINISHED).prints(&[
+        "epoch 2/2",
+        "micro-F1",
+        "newest checkpoint",
+        "finished after step 14",
+    ]);
     let hash = run.final_hash();
     assert_eq!(run.steps().len(), 14);
     let metrics = csv(
         &run.path.join("metrics.csv"),
         "timestamp,epoch,f1_micro,hamming,subset_acc,iou,dice,pearson_r,loss,split,level",
     );
-    let keys: Vec<_> = metrics.iter().map(|row| (row[1].as_str(), row[9].as_str(), row[10].as_str())).collect();
-    let expected = [("1", "val", "patch"), ("1", "val", "image"), ("2", "val", "patch"), ("2", "val", "image")];
+    let keys: Vec<_> = metrics
+        .iter()
+        .map(|row| (row[1].as_str(), row[9].as_str(), row[10].as_str()))
+        .collect();
+    let expected = [
+        ("1", "val", "patch"),
+        ("1", "val", "image"),
+        ("2", "val", "patch"),
+        ("2", "val", "image"),
+    ];
     assert_eq!(keys, expected);
-    csv(&run.path.join("predictions-val.csv"), "image_id,row,col,label,p_MA,p_HE,p_EX,p_SE");
+    csv(
+        &run.path.join("predictions-val.csv"),
+        "image_id,row,col,label,p_MA,p_HE,p_EX,p_SE",
+    );
     let config = fs::read_to_string(run.path.join("config.toml")).unwrap();
-    assert!(config.contains("global_size = 64") && config.contains("# "), "resolved, with every key explained");
+    assert!(
+        config.contains("global_size = 64") && config.contains("# "),
+        "resolved, with every key explained"
+    );
 
     evaluate(&run);
     predict(&run, directory.path(), images, 9 * images - black as usize);
     report(&run);
-    assert_eq!(run.final_hash(), hash, "looking at a run does not change it");
+    assert_eq!(
+        run.final_hash(),
+        hash,
+        "looking at a run does not change it"
+    );
 }
 
 /// A number of a line of the label table.
 #[track_caller]
 fn table_row(table: &str, split: &str, column: usize) -> u64 {
-    let line = table.lines().find(|line| line.split_whitespace().next() == Some(split)).unwrap();
-    line.split_whitespace().nth(column + 1).unwrap().parse().unwrap()
+    let line = table
+        .lines()
+        .find(|line| line.split_whitespace().next() == Some(split))
+        .unwrap();
+    line.split_whitespace()
+        .nth(column + 1)
+        .unwrap()
+        .parse()
+        .unwrap()
 }
 
 fn evaluate(run: &Run) {
     let data = text(&data().prepared);
-    let eval = |more: &[&str]| fovea(&[&["eval", run.text(), data], more].concat()).with_code(FINISHED);
+    let eval =
+        |more: &[&str]| fovea(&[&["eval", run.text(), data], more].concat()).with_code(FINISHED);
     eval(&[]).prints(&["test", "micro-F1", "best constant", "mean AUROC", "SE F1"]);
     let value: Value = serde_json::from_str(&eval(&["--split", "val", "--json"]).stdout).unwrap();
     assert_eq!(value["split"], "val");
@@ -118,23 +188,45 @@ fn evaluate(run: &Run) {
     // The run's best checkpoint on the validation split: the best line of metrics.csv again.
     let best = run.metrics();
     let f1 = value["patch"]["f1_micro"].as_f64().unwrap();
-    let logged = best.iter().filter(|row| row.contains(",val,patch,")).map(|row| {
-        row.split(',').nth(1).unwrap().parse::<f64>().unwrap()
-    });
+    let logged = best
+        .iter()
+        .filter(|row| row.contains(",val,patch,"))
+        .map(|row| row.split(',').nth(1).unwrap().parse::<f64>().unwrap());
     let logged = logged.fold(f64::NEG_INFINITY, f64::max);
-    assert!((f1 - logged).abs() < 1e-9, "eval says {f1}, metrics.csv {logged}");
+    assert!(
+        (f1 - logged).abs() < 1e-9,
+        "eval says {f1}, metrics.csv {logged}"
+    );
     for level in ["patch", "image"] {
-        for name in ["f1_micro", "f1_macro", "hamming", "subset_acc", "iou", "dice", "loss"] {
+        for name in [
+            "f1_micro",
+            "f1_macro",
+            "hamming",
+            "subset_acc",
+            "iou",
+            "dice",
+            "loss",
+        ] {
             assert!(value[level][name].is_f64(), "{level} {name}: {value:#}");
         }
-        assert!(value["best_constant"][level]["f1_micro"].is_f64(), "{value:#}");
+        assert!(
+            value["best_constant"][level]["f1_micro"].is_f64(),
+            "{value:#}"
+        );
     }
 }
 
 fn predict(run: &Run, directory: &Path, images: usize, patches: usize) {
     let out = directory.join("prepared.csv");
     let predict = |checkpoint: &Path, input: &Path| {
-        fovea(&["predict", text(checkpoint), text(input), "--out", text(&out)]).with_code(FINISHED)
+        fovea(&[
+            "predict",
+            text(checkpoint),
+            text(input),
+            "--out",
+            text(&out),
+        ])
+        .with_code(FINISHED)
     };
     predict(&run.path, &data().prepared).prints(&[&format!("{images} images, {patches} patches")]);
     let (ids, rows) = predictions(&out);
@@ -143,7 +235,9 @@ fn predict(run: &Run, directory: &Path, images: usize, patches: usize) {
     // Photographs: a JPEG and a PNG of odd sizes, as they are.
     let photos = directory.join("photos");
     fs::create_dir(&photos).unwrap();
-    photograph(701, 487).save_with_format(photos.join("a.jpg"), ImageFormat::Jpeg).unwrap();
+    photograph(701, 487)
+        .save_with_format(photos.join("a.jpg"), ImageFormat::Jpeg)
+        .unwrap();
     photograph(333, 301).save(photos.join("b.png")).unwrap();
     fs::write(photos.join("notes.txt"), "not a photograph").unwrap();
     let newest = run.path.join("checkpoints/step-00000014");
@@ -154,10 +248,21 @@ fn predict(run: &Run, directory: &Path, images: usize, patches: usize) {
     assert!((120..200).contains(&rows), "{rows} patches");
 
     // A bare file of weights, on one photograph; the same file through its checkpoint says the same.
-    let precision = ["--set", "train.precision=f32", "--set", "data.global_size=64"];
+    let precision = [
+        "--set",
+        "train.precision=f32",
+        "--set",
+        "data.global_size=64",
+    ];
     let photo = photos.join("a.jpg");
     let one = |checkpoint: &Path| {
-        let words = ["predict", text(checkpoint), text(&photo), "--out", text(&out)];
+        let words = [
+            "predict",
+            text(checkpoint),
+            text(&photo),
+            "--out",
+            text(&out),
+        ];
         fovea(&[&words[..], &precision].concat()).with_code(FINISHED);
         fs::read_to_string(&out).unwrap()
     };
@@ -165,17 +270,38 @@ fn predict(run: &Run, directory: &Path, images: usize, patches: usize) {
 }
 
 fn report(run: &Run) {
-    fovea(&["report", run.text()]).with_code(FINISHED).prints(&["report.html"]);
+    fovea(&["report", run.text()])
+        .with_code(FINISHED)
+        .prints(&["report.html"]);
     let html = fs::read_to_string(run.path.join("report.html")).unwrap();
-    let sections =
-        ["curves-patch", "curves-image", "ranking", "confusion", "samples", "training", "throughput"];
+    let sections = [
+        "curves-patch",
+        "curves-image",
+        "ranking",
+        "confusion",
+        "samples",
+        "training",
+        "throughput",
+    ];
     for id in sections {
-        assert!(html.contains(&format!("<section id=\"{id}\"")), "no section {id}");
+        assert!(
+            html.contains(&format!("<section id=\"{id}\"")),
+            "no section {id}"
+        );
     }
-    assert!(!html.contains("src=\"http") && !html.contains("href=\"http"), "the page stands alone");
-    let pngs: Vec<_> = fs::read_dir(run.path.join("report")).unwrap().map(|e| e.unwrap().path()).collect();
+    assert!(
+        !html.contains("src=\"http") && !html.contains("href=\"http"),
+        "the page stands alone"
+    );
+    let pngs: Vec<_> = fs::read_dir(run.path.join("report"))
+        .unwrap()
+        .map(|e| e.unwrap().path())
+        .collect();
     assert!(pngs.len() >= 10, "{pngs:?}");
-    for png in pngs.iter().filter(|p| p.extension().is_some_and(|e| e == "png")) {
+    for png in pngs
+        .iter()
+        .filter(|p| p.extension().is_some_and(|e| e == "png"))
+    {
         assert!(image::open(png).unwrap().width() > 100, "{}", png.display());
     }
 }

@@ -60,7 +60,8 @@ fn resolve(args: &TrainArgs) -> anyhow::Result<Config> {
     let mut config = match (&args.config, &args.preset, own) {
         (Some(path), _, _) => Config::load(path),
         (None, Some(name), _) => Config::preset(name),
-        (None, None, Some(own)) => Config::load(&own),
+        (None, None, Some(own)) if own.is_file() => Config::load(&own),
+        (None, None, Some(own)) => return Err(nothing_to_resume(own.parent().unwrap_or(&own))),
         (None, None, None) if args.print_config => Ok(Config::default()),
         (None, None, None) => {
             let help = "give CONFIG.toml, or --preset demo|hybrid; `fovea train --preset hybrid --print-config` shows all keys";
@@ -102,7 +103,7 @@ fn required(value: &str, what: &str, how: &str) -> anyhow::Result<PathBuf> {
 fn enter(run: &RunDir, config: &Config, args: &TrainArgs) -> anyhow::Result<()> {
     let path = run.path().display();
     if !run.path().exists() && args.resume {
-        return Err(nothing_to_resume(run));
+        return Err(nothing_to_resume(run.path()));
     }
     // Refused while another run is going on here; the coordinator takes it again for the run's life.
     let _lock = RunLock::acquire(run.path()).map_err(fovea_trainer::Error::from)?;
@@ -125,13 +126,13 @@ fn enter(run: &RunDir, config: &Config, args: &TrainArgs) -> anyhow::Result<()> 
             .into());
         }
     } else if args.resume {
-        return Err(nothing_to_resume(run));
+        return Err(nothing_to_resume(run.path()));
     }
     run_dir::replace(&run.config(), config.to_toml_documented().as_bytes())?;
     Ok(())
 }
 
-fn nothing_to_resume(run: &RunDir) -> anyhow::Error {
-    let path = run.path().display();
+fn nothing_to_resume(run: &Path) -> anyhow::Error {
+    let path = run.display();
     Usage(format!("{path}: no run to resume here (no config.toml)\n  help: check --out, or leave --resume away")).into()
 }

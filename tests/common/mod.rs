@@ -57,8 +57,14 @@ pub struct Dice(u64);
 impl Dice {
     /// Says the seed, so that it is seen when the test fails.
     pub fn new(test: &str) -> Self {
-        let given = std::env::var("FOVEA_TEST_SEED").ok().and_then(|s| s.parse().ok());
-        let now = || SystemTime::now().duration_since(UNIX_EPOCH).map_or(1, |t| t.as_nanos() as u64 % 1_000_000);
+        let given = std::env::var("FOVEA_TEST_SEED")
+            .ok()
+            .and_then(|s| s.parse().ok());
+        let now = || {
+            SystemTime::now()
+                .duration_since(UNIX_EPOCH)
+                .map_or(1, |t| t.as_nanos() as u64 % 1_000_000)
+        };
         let seed = given.unwrap_or_else(now);
         println!("{test}: FOVEA_TEST_SEED={seed}");
         Self(seed)
@@ -84,8 +90,16 @@ pub struct Done {
 
 impl fmt::Display for Done {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let Self { command, status, stdout, stderr } = self;
-        write!(f, "$ {command}\n{status}\n--- stdout\n{stdout}\n--- stderr\n{stderr}")
+        let Self {
+            command,
+            status,
+            stdout,
+            stderr,
+        } = self;
+        write!(
+            f,
+            "$ {command}\n{status}\n--- stdout\n{stdout}\n--- stderr\n{stderr}"
+        )
     }
 }
 
@@ -111,7 +125,10 @@ impl Done {
     #[track_caller]
     pub fn prints(self, words: &[&str]) -> Self {
         for word in words {
-            assert!(self.stdout.contains(word), "{word:?} is not printed\n{self}");
+            assert!(
+                self.stdout.contains(word),
+                "{word:?} is not printed\n{self}"
+            );
         }
         self
     }
@@ -133,8 +150,13 @@ impl Process {
         command.args(args).stdin(Stdio::null()).process_group(0);
         command.env_remove("FOVEA_LOG");
         let output = [(); 2].map(|()| tempfile::tempfile().unwrap());
-        command.stdout(output[0].try_clone().unwrap()).stderr(output[1].try_clone().unwrap());
-        let words: Vec<_> = args.iter().map(|a| a.as_ref().to_string_lossy().into_owned()).collect();
+        command
+            .stdout(output[0].try_clone().unwrap())
+            .stderr(output[1].try_clone().unwrap());
+        let words: Vec<_> = args
+            .iter()
+            .map(|a| a.as_ref().to_string_lossy().into_owned())
+            .collect();
         Self {
             command: format!("fovea {}", words.join(" ")),
             child: command.spawn().unwrap(),
@@ -195,10 +217,21 @@ impl Process {
 
     /// The logs of the run's processes, for a message.
     fn logs(&self) -> String {
-        let Some(run) = &self.run else { return String::new() };
-        let Ok(entries) = fs::read_dir(run.join("logs")) else { return String::new() };
+        let Some(run) = &self.run else {
+            return String::new();
+        };
+        let Ok(entries) = fs::read_dir(run.join("logs")) else {
+            return String::new();
+        };
         let logs = entries.flatten().map(|e| e.path());
-        logs.map(|p| format!("--- {}\n{}\n", p.display(), fs::read_to_string(&p).unwrap_or_default())).collect()
+        logs.map(|p| {
+            format!(
+                "--- {}\n{}\n",
+                p.display(),
+                fs::read_to_string(&p).unwrap_or_default()
+            )
+        })
+        .collect()
     }
 }
 
@@ -207,6 +240,8 @@ impl Drop for Process {
         if self.ended.is_none() {
             let _ = self.child.kill();
             let _ = self.child.wait();
+        } else if !std::thread::panicking() {
+            return; // whether anybody is left is for the test to look at
         }
         for (pid, _) in self.run.iter().flat_map(|run| processes_of(run)) {
             send(pid, Signal::KILL);
@@ -245,7 +280,9 @@ pub fn processes_of(directory: &Path) -> Vec<(u32, String)> {
 pub fn process_of(run: &Path, words: &str) -> u32 {
     let all = processes_of(run);
     let found = all.iter().find(|(_, line)| line.contains(words));
-    found.unwrap_or_else(|| panic!("no process {words:?} among {all:?}")).0
+    found
+        .unwrap_or_else(|| panic!("no process {words:?} among {all:?}"))
+        .0
 }
 
 /// All processes of a run must be gone soon.
@@ -276,10 +313,14 @@ pub struct Data {
 pub fn data() -> &'static Data {
     static DATA: OnceLock<Data> = OnceLock::new();
     DATA.get_or_init(|| {
-        let directory = Path::new(env!("CARGO_TARGET_TMPDIR")).join(concat!("data-", env!("CARGO_CRATE_NAME")));
+        let directory =
+            Path::new(env!("CARGO_TARGET_TMPDIR")).join(concat!("data-", env!("CARGO_CRATE_NAME")));
         let _ = fs::remove_dir_all(&directory);
         fs::create_dir_all(&directory).unwrap();
-        let data = Data { raw: directory.join("raw"), prepared: directory.join("prepared") };
+        let data = Data {
+            raw: directory.join("raw"),
+            prepared: directory.join("prepared"),
+        };
         let raw = data.raw.to_str().unwrap();
         fovea(&["synth", raw, "--images", "10", "--size", "256"]).with_code(FINISHED);
         let prepared = data.prepared.to_str().unwrap();
@@ -335,8 +376,16 @@ impl Run {
     pub fn new(settings: &[&str]) -> Self {
         let directory = scratch();
         let path = directory.path().join("run");
-        let settings = SETTINGS.iter().chain(settings).map(|&s| s.to_owned()).collect();
-        Self { _directory: directory, path, settings }
+        let settings = SETTINGS
+            .iter()
+            .chain(settings)
+            .map(|&s| s.to_owned())
+            .collect();
+        Self {
+            _directory: directory,
+            path,
+            settings,
+        }
     }
 
     pub fn text(&self) -> &str {
@@ -347,7 +396,17 @@ impl Run {
     pub fn first(&self, ranks: u32) -> Vec<String> {
         let data = data().prepared.to_str().unwrap();
         let ranks = ranks.to_string();
-        let words = ["train", "--preset", "demo", "--data", data, "--out", self.text(), "--ranks", &ranks];
+        let words = [
+            "train",
+            "--preset",
+            "demo",
+            "--data",
+            data,
+            "--out",
+            self.text(),
+            "--ranks",
+            &ranks,
+        ];
         let mut words: Vec<String> = words.iter().map(|&w| w.to_owned()).collect();
         for setting in &self.settings {
             words.extend(["--set".to_owned(), setting.clone()]);
@@ -363,18 +422,28 @@ impl Run {
     /// Goes on, with nothing said but the run directory and the number of ranks.
     pub fn resume(&self, ranks: u32) -> Process {
         let ranks = ranks.to_string();
-        Process::start(&["train", "--out", self.text(), "--resume", "--ranks", &ranks], Some(&self.path))
+        Process::start(
+            &["train", "--out", self.text(), "--resume", "--ranks", &ranks],
+            Some(&self.path),
+        )
     }
 
     /// Waits until a live coordinator of `process` has committed `step`.
     #[track_caller]
     pub fn wait_for_step(&self, process: &mut Process, step: u64) -> Status {
-        self.wait_until(process, &format!("step {step}"), |status| status.step >= step)
+        self.wait_until(process, &format!("step {step}"), |status| {
+            status.step >= step
+        })
     }
 
     /// Waits until the status of a live coordinator is as wanted.
     #[track_caller]
-    pub fn wait_until(&self, process: &mut Process, what: &str, wanted: impl Fn(&Status) -> bool) -> Status {
+    pub fn wait_until(
+        &self,
+        process: &mut Process,
+        what: &str,
+        wanted: impl Fn(&Status) -> bool,
+    ) -> Status {
         let deadline = Instant::now() + LIMIT;
         let endpoint = Endpoint::RunDir(self.path.clone());
         let mut observer = None;
@@ -389,9 +458,17 @@ impl Run {
             }
             if process.has_ended() {
                 let status = process.ended.unwrap();
-                panic!("ended before {what}\n{}\n{}", process.done(status), process.logs());
+                panic!(
+                    "ended before {what}\n{}\n{}",
+                    process.done(status),
+                    process.logs()
+                );
             }
-            assert!(Instant::now() < deadline, "no {what} after {LIMIT:?}\n{}", process.logs());
+            assert!(
+                Instant::now() < deadline,
+                "no {what} after {LIMIT:?}\n{}",
+                process.logs()
+            );
             std::thread::sleep(LOOK);
         }
     }
@@ -408,9 +485,18 @@ impl Run {
     pub fn final_hash(&self) -> String {
         let status = self.status();
         assert_eq!(status["state"], "finished", "{status:#}");
-        assert_eq!(status["checkpoint"]["step"], status["step"], "the last step is not saved: {status:#}");
-        let hash = status["checkpoint"]["weights_blake3"].as_str().unwrap().to_owned();
-        assert!(hash.len() == 64 && hash.bytes().all(|b| b.is_ascii_hexdigit()), "{hash:?}");
+        assert_eq!(
+            status["checkpoint"]["step"], status["step"],
+            "the last step is not saved: {status:#}"
+        );
+        let hash = status["checkpoint"]["weights_blake3"]
+            .as_str()
+            .unwrap()
+            .to_owned();
+        assert!(
+            hash.len() == 64 && hash.bytes().all(|b| b.is_ascii_hexdigit()),
+            "{hash:?}"
+        );
         hash
     }
 
@@ -418,7 +504,12 @@ impl Run {
     #[track_caller]
     pub fn metrics(&self) -> Vec<String> {
         let text = fs::read_to_string(self.path.join("metrics.csv")).unwrap();
-        let timeless = |line: &str| line.split_once(',').unwrap_or_else(|| panic!("{text}")).1.to_owned();
+        let timeless = |line: &str| {
+            line.split_once(',')
+                .unwrap_or_else(|| panic!("{text}"))
+                .1
+                .to_owned()
+        };
         text.lines().map(timeless).collect()
     }
 
@@ -432,7 +523,9 @@ impl Run {
         let mut steps: BTreeMap<u64, Step> = BTreeMap::new();
         for line in lines {
             let fields: Vec<&str> = line.split(',').collect();
-            let [epoch, step, rank, samples, _, _, _, loss, lr] = fields[..] else { panic!("{line:?} in\n{text}") };
+            let [epoch, step, rank, samples, _, _, _, loss, lr] = fields[..] else {
+                panic!("{line:?} in\n{text}")
+            };
             let share = (epoch.to_owned(), loss.to_owned(), lr.to_owned());
             let entry = steps.entry(step.parse().unwrap()).or_insert_with(|| Step {
                 share: share.clone(),
@@ -446,9 +539,22 @@ impl Run {
         for (i, (step, row)) in steps.iter_mut().enumerate() {
             assert_eq!(*step, i as u64 + 1, "a step is missing\n{text}");
             row.ranks.sort_unstable();
-            assert!(row.ranks.iter().copied().eq(0..row.ranks.len()), "ranks of step {step}: {:?}\n{text}", row.ranks);
+            assert!(
+                row.ranks.iter().copied().eq(0..row.ranks.len()),
+                "ranks of step {step}: {:?}\n{text}",
+                row.ranks
+            );
         }
         steps
+    }
+}
+
+impl Drop for Run {
+    /// Also a test that fails leaves nobody behind.
+    fn drop(&mut self) {
+        for (pid, _) in processes_of(&self.path) {
+            send(pid, Signal::KILL);
+        }
     }
 }
 
@@ -465,5 +571,8 @@ pub struct Step {
 /// What must not depend on how a run was cut into pieces and ranks: epoch, loss, learning rate and
 /// samples per step.
 pub fn facts(steps: &BTreeMap<u64, Step>) -> Vec<(u64, (String, String, String), u64)> {
-    steps.iter().map(|(step, row)| (*step, row.share.clone(), row.samples)).collect()
+    steps
+        .iter()
+        .map(|(step, row)| (*step, row.share.clone(), row.samples))
+        .collect()
 }

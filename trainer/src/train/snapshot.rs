@@ -148,6 +148,12 @@ impl Trainer {
         restore_flat(params, &loaded.optimizer, "m.", &mut m, &path)?;
         restore_flat(params, &loaded.optimizer, "v.", &mut v, &path)?;
         (params.m, params.v) = (m, v);
+        // The coordinator does not look into checkpoints, and a run may end before it writes another.
+        self.client.event(TrainerEvent::CheckpointSaved(CheckpointInfo {
+            step: start.step,
+            path: path.display().to_string(),
+            weights_blake3: loaded.state.weights_blake3.clone(),
+        }))?;
         self.progress = serde_json::from_value(loaded.state.progress)
             .map_err(|e| mismatch(&path, format!("state.json: progress: {e}")))?;
         Ok(())

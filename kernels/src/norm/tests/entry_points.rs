@@ -259,7 +259,8 @@ fn stem_through_c_is_the_same() {
     (args.n, args.h, args.w, args.channels, args.eps) = (2, 11, 8, 64, 1e-5);
     (args.x, args.dy) = (x.as_ptr().cast(), dy.as_ptr().cast());
     (args.weight, args.bias) = (weight.as_ptr(), bias.as_ptr());
-    (args.running_mean, args.running_var) = (bias.as_ptr(), weight.as_ptr());
+    let var: Vec<f32> = weight.iter().map(|v| v.abs()).collect();
+    (args.running_mean, args.running_var) = (bias.as_ptr(), var.as_ptr());
     let [y, winner, evaluated] = through.each_mut().map(Vec::as_mut_ptr);
     (args.y, args.winner) = (y.cast(), winner.cast());
     (args.codes, args.dx) = (codes.as_mut_ptr(), dx.as_mut_ptr().cast());
@@ -303,7 +304,7 @@ fn stem_through_c_is_the_same() {
         codes: &mut direct_codes,
     };
     stem_train_forward(&forward, out, &mut stats).expect("good shapes");
-    stem_eval_forward(&forward, &bias, &weight, evaluated).expect("good shapes");
+    stem_eval_forward(&forward, &bias, &var, evaluated).expect("good shapes");
     let backward = StemBackward {
         shape,
         x: &x,
