@@ -42,7 +42,11 @@ pub fn code(result: anyhow::Result<Ending>) -> ExitCode {
         Ok(Ending::Resume) => ExitCode::from(RESUME),
         Err(error) if is_broken_pipe(&error) => ExitCode::from(FINISHED),
         Err(error) => {
-            let red = if std::io::stderr().is_terminal() { ("\x1b[31;1m", "\x1b[0m") } else { ("", "") };
+            let red = if std::io::stderr().is_terminal() {
+                ("\x1b[31;1m", "\x1b[0m")
+            } else {
+                ("", "")
+            };
             eprintln!("{}error{}: {}", red.0, red.1, message(&error));
             ExitCode::from(if is_usage(&error) { USAGE } else { FAILED })
         }
@@ -51,18 +55,31 @@ pub fn code(result: anyhow::Result<Ending>) -> ExitCode {
 
 /// The error and its causes; those that the error quotes already are not said twice.
 fn message(error: &anyhow::Error) -> String {
-    error.chain().skip(1).map(ToString::to_string).fold(error.to_string(), |text, cause| {
-        if text.contains(&cause) { text } else { format!("{text}: {cause}") }
-    })
+    error
+        .chain()
+        .skip(1)
+        .map(ToString::to_string)
+        .fold(error.to_string(), |text, cause| {
+            if text.contains(&cause) {
+                text
+            } else {
+                format!("{text}: {cause}")
+            }
+        })
 }
 
 fn is_usage(error: &anyhow::Error) -> bool {
-    error.is::<Usage>() || error.downcast_ref::<fovea_trainer::Error>().is_some_and(fovea_trainer::Error::is_usage)
+    error.is::<Usage>()
+        || error
+            .downcast_ref::<fovea_trainer::Error>()
+            .is_some_and(fovea_trainer::Error::is_usage)
 }
 
 /// `fovea data ... | head` is no failure.
 fn is_broken_pipe(error: &anyhow::Error) -> bool {
-    error.downcast_ref::<std::io::Error>().is_some_and(|e| e.kind() == std::io::ErrorKind::BrokenPipe)
+    error
+        .downcast_ref::<std::io::Error>()
+        .is_some_and(|e| e.kind() == std::io::ErrorKind::BrokenPipe)
 }
 
 /// Warnings and worse on standard error; `-v` adds information, `-vv` debugging. FOVEA_LOG overrides.

@@ -29,10 +29,22 @@ impl View {
             let all = MultiProgress::new();
             let bar = all.add(ProgressBar::new(1));
             let style = ProgressStyle::with_template("{prefix} [{wide_bar:.cyan/blue}] {msg}");
-            bar.set_style(style.unwrap_or_else(|_| ProgressStyle::default_bar()).progress_chars("=> "));
-            Terminal { all, bar, ranks: Vec::new() }
+            bar.set_style(
+                style
+                    .unwrap_or_else(|_| ProgressStyle::default_bar())
+                    .progress_chars("=> "),
+            );
+            Terminal {
+                all,
+                bar,
+                ranks: Vec::new(),
+            }
         });
-        Self { terminal, printed: None, epoch_shown: None }
+        Self {
+            terminal,
+            printed: None,
+            epoch_shown: None,
+        }
     }
 
     /// Takes a new status.
@@ -58,9 +70,19 @@ impl View {
 
     /// One lasting line per evaluated epoch.
     fn epoch_line(&mut self, status: &Status) {
-        let Some(last) = status.last_epoch.as_ref().filter(|last| self.epoch_shown != Some(last.epoch)) else { return };
+        let Some(last) = status
+            .last_epoch
+            .as_ref()
+            .filter(|last| self.epoch_shown != Some(last.epoch))
+        else {
+            return;
+        };
         self.epoch_shown = Some(last.epoch);
-        let figure = |name: &str| last.metrics.get(name).map_or_else(|| "-".to_owned(), |x| format!("{x:.3}"));
+        let figure = |name: &str| {
+            last.metrics
+                .get(name)
+                .map_or_else(|| "-".to_owned(), |x| format!("{x:.3}"))
+        };
         let line = format!(
             "epoch {}/{}  validation: patch micro-F1 {} mean AUROC {} loss {} | image micro-F1 {} mean AUROC {}",
             last.epoch,
@@ -86,7 +108,10 @@ impl Terminal {
         self.bar.set_message(figures(status));
         while self.ranks.len() < status.ranks.len() {
             let line = self.all.add(ProgressBar::new_spinner());
-            line.set_style(ProgressStyle::with_template("  {msg}").unwrap_or_else(|_| ProgressStyle::default_spinner()));
+            line.set_style(
+                ProgressStyle::with_template("  {msg}")
+                    .unwrap_or_else(|_| ProgressStyle::default_spinner()),
+            );
             self.ranks.push(line);
         }
         for (line, rank) in self.ranks.iter().zip(&status.ranks) {
@@ -110,13 +135,23 @@ pub fn rank_line(rank: &fovea_coordinator::status::RankStatus) -> String {
 
 fn place(status: &Status) -> String {
     let epoch = (status.epoch + 1).min(status.epochs);
-    format!("{:<10} epoch {epoch}/{} step {}", format!("{:?}", status.state).to_lowercase(), status.epochs, status.step)
+    format!(
+        "{:<10} epoch {epoch}/{} step {}",
+        format!("{:?}", status.state).to_lowercase(),
+        status.epochs,
+        status.step
+    )
 }
 
 fn figures(status: &Status) -> String {
-    let loss = status.loss.map_or_else(|| "-".to_owned(), |l| format!("{l:.4}"));
+    let loss = status
+        .loss
+        .map_or_else(|| "-".to_owned(), |l| format!("{l:.4}"));
     let eta = status.eta_s.map_or_else(|| "-".to_owned(), duration);
-    format!("{:.1} patches/s  loss {loss}  ETA {eta}", status.samples_per_s)
+    format!(
+        "{:.1} patches/s  loss {loss}  ETA {eta}",
+        status.samples_per_s
+    )
 }
 
 /// `1h02m`, `3m20s`, `15s`.

@@ -8,11 +8,20 @@ fn main() {
     println!("cargo:rerun-if-changed=../kernels/src/norm/fovea_norm.h");
     println!("cargo:rerun-if-env-changed=LIBTORCH");
     let Some(libtorch) = std::env::var_os("LIBTORCH").map(PathBuf::from) else {
-        panic!("LIBTORCH is not set: .cargo/config.toml sets it to .libtorch/torch; run cargo inside the project after `make setup`");
+        panic!(
+            "LIBTORCH is not set: .cargo/config.toml sets it to .libtorch/torch; run cargo inside the project after `make setup`"
+        );
     };
     let include = libtorch.join("include");
-    assert!(include.is_dir(), "{}: no libtorch here; run `make setup` first", include.display());
-    println!("cargo:rustc-link-arg=-Wl,-rpath,{}", libtorch.join("lib").display());
+    assert!(
+        include.is_dir(),
+        "{}: no libtorch here; run `make setup` first",
+        include.display()
+    );
+    println!(
+        "cargo:rustc-link-arg=-Wl,-rpath,{}",
+        libtorch.join("lib").display()
+    );
     cc::Build::new()
         .cpp(true)
         .std("c++17")

@@ -35,12 +35,23 @@ pub fn run(args: &CoordinatorArgs) -> anyhow::Result<Ending> {
             ("precision".to_owned(), train.precision.to_string()),
             ("data".to_owned(), config.data.path.clone()),
         ]),
-        ..ServerOptions::new(run.path(), train.ranks as usize, train.virtual_shards as usize, train.epochs)
+        ..ServerOptions::new(
+            run.path(),
+            train.ranks as usize,
+            train.virtual_shards as usize,
+            train.epochs,
+        )
     };
     let server = Server::bind(options, lock).map_err(fovea_trainer::Error::from)?;
     drain_on_signal(drain_flag()?, server.endpoint())?;
-    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().context("starting tokio")?;
-    match runtime.block_on(server.run(std::future::pending())).map_err(fovea_trainer::Error::from)? {
+    let runtime = tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .build()
+        .context("starting tokio")?;
+    match runtime
+        .block_on(server.run(std::future::pending()))
+        .map_err(fovea_trainer::Error::from)?
+    {
         Outcome::Finished { .. } => Ok(Ending::Finished),
         Outcome::Drained { .. } | Outcome::Stopped { .. } => Ok(Ending::Resume),
         Outcome::Failed { reason } => Err(fovea_trainer::Error::Child(reason).into()),
@@ -59,6 +70,9 @@ fn drain_on_signal(flag: Arc<AtomicBool>, endpoint: Endpoint) -> anyhow::Result<
             tracing::warn!("the drain could not be asked for: {e}");
         }
     };
-    std::thread::Builder::new().name("signals".to_owned()).spawn(watch).context("starting the signal thread")?;
+    std::thread::Builder::new()
+        .name("signals".to_owned())
+        .spawn(watch)
+        .context("starting the signal thread")?;
     Ok(())
 }

@@ -14,9 +14,13 @@ pub fn run(args: &DataArgs) -> anyhow::Result<Ending> {
         let help = "prepare a dataset with `fovea prepare`, or add --mosaic FILE.png to look at photographs";
         let Some(out) = &args.mosaic else {
             let path = args.data.display();
-            return Err(Usage(format!("{path}: no manifest.json, so no prepared dataset\n  help: {help}")).into());
+            return Err(Usage(format!(
+                "{path}: no manifest.json, so no prepared dataset\n  help: {help}"
+            ))
+            .into());
         };
-        mosaic_photos(&args.data, out, PHOTO.0, PHOTO.1, &options).map_err(fovea_trainer::Error::from)?;
+        mosaic_photos(&args.data, out, PHOTO.0, PHOTO.1, &options)
+            .map_err(fovea_trainer::Error::from)?;
         println!("{}", out.display());
         return Ok(Ending::Finished);
     }

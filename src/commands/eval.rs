@@ -13,7 +13,10 @@ use crate::exit::{Ending, Usage};
 
 pub fn run(args: &EvalArgs) -> anyhow::Result<Ending> {
     let split: Split = args.split.parse().map_err(|_| {
-        Usage(format!("--split {}: no such split\n  help: choose train, val or test", args.split))
+        Usage(format!(
+            "--split {}: no such split\n  help: choose train, val or test",
+            args.split
+        ))
     })?;
     use_threads(std::thread::available_parallelism()?.get())?;
     let mut predictor = Predictor::load(&args.checkpoint, |config| apply(config, &args.set))?;
@@ -23,7 +26,10 @@ pub fn run(args: &EvalArgs) -> anyhow::Result<Ending> {
     let (rows, summary) = predictor.evaluate(data, split, || bar.advance(1))?;
     bar.finish();
     let level = |wanted: u32| -> Vec<Scored> {
-        rows.iter().filter(|r| r.level == wanted).map(fovea_trainer::evaluate::Row::scored).collect()
+        rows.iter()
+            .filter(|r| r.level == wanted)
+            .map(fovea_trainer::evaluate::Row::scored)
+            .collect()
     };
     let baselines = [best_constant(&level(0)), best_constant(&level(1))];
     let [patch, image] = baselines.map(|b| b.map_err(fovea_trainer::Error::from));
@@ -54,11 +60,18 @@ fn print(split: Split, summary: &Summary, constant_f1: [f64; 2]) {
     let optional = |x: Option<f64>| x.map_or_else(|| "-".to_owned(), |x| format!("{x:.4}"));
     println!("{split:<16} {:>10} {:>10}", "patch", "image");
     let line = |name: &str, value: &dyn Fn(&Metrics) -> String| {
-        println!("{name:<16} {:>10} {:>10}", value(&summary.patch), value(&summary.image));
+        println!(
+            "{name:<16} {:>10} {:>10}",
+            value(&summary.patch),
+            value(&summary.image)
+        );
     };
     line("samples", &|m| m.samples.to_string());
     line("micro-F1", &|m| format!("{:.4}", m.f1_micro));
-    println!("  best constant  {:>10.4} {:>10.4}", constant_f1[0], constant_f1[1]);
+    println!(
+        "  best constant  {:>10.4} {:>10.4}",
+        constant_f1[0], constant_f1[1]
+    );
     line("macro-F1", &|m| format!("{:.4}", m.f1_macro));
     line("mean AUROC", &|m| optional(m.mean_auroc));
     line("mean AP", &|m| optional(m.mean_ap));

@@ -27,7 +27,7 @@ pub fn dispatch(command: Command) -> anyhow::Result<Ending> {
         Command::Synth(args) => synth::run(&args),
         Command::Prepare(args) => prepare::run(&args),
         Command::Data(args) => data::run(&args),
-        Command::Train(args) => train::run(args),
+        Command::Train(args) => train::run(&args),
         Command::Coordinator(args) => coordinator::run(&args),
         Command::Trainer(args) => trainer::run(args),
         Command::Eval(args) => eval::run(&args),
@@ -43,9 +43,14 @@ fn drain_flag() -> anyhow::Result<Arc<AtomicBool>> {
     let flag = Arc::new(AtomicBool::new(false));
     for signal in [SIGINT, SIGTERM, SIGUSR1, SIGUSR2] {
         // Order matters: the conditional exit looks at the flag before it is set by this signal.
-        signal_hook::flag::register_conditional_shutdown(signal, i32::from(RESUME), Arc::clone(&flag))
+        signal_hook::flag::register_conditional_shutdown(
+            signal,
+            i32::from(RESUME),
+            Arc::clone(&flag),
+        )
+        .context("installing signal handlers")?;
+        signal_hook::flag::register(signal, Arc::clone(&flag))
             .context("installing signal handlers")?;
-        signal_hook::flag::register(signal, Arc::clone(&flag)).context("installing signal handlers")?;
     }
     Ok(flag)
 }
@@ -57,7 +62,10 @@ fn end_with_parent(parent: u32) -> anyhow::Result<()> {
         .context("asking for a signal when the parent process ends")?;
     // It may have ended before this process could ask, while libtorch was being loaded.
     let now = rustix::process::getppid().map_or(0, |pid| pid.as_raw_nonzero().get().unsigned_abs());
-    anyhow::ensure!(parent == 0 || now == parent, "the launcher (pid {parent}) has ended already");
+    anyhow::ensure!(
+        parent == 0 || now == parent,
+        "the launcher (pid {parent}) has ended already"
+    );
     Ok(())
 }
 

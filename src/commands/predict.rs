@@ -14,7 +14,11 @@ use crate::exit::{Ending, Usage};
 pub fn run(args: &PredictArgs) -> anyhow::Result<Ending> {
     if !args.input.exists() {
         let help = "give a prepared dataset, a photograph, or a folder of photographs";
-        return Err(Usage(format!("{}: no such file or directory\n  help: {help}", args.input.display())).into());
+        return Err(Usage(format!(
+            "{}: no such file or directory\n  help: {help}",
+            args.input.display()
+        ))
+        .into());
     }
     use_threads(std::thread::available_parallelism()?.get())?;
     let predictor = Predictor::load(&args.checkpoint, |config| apply(config, &args.set))?;
@@ -25,7 +29,11 @@ pub fn run(args: &PredictArgs) -> anyhow::Result<Ending> {
     };
     write_predictions(&args.out, &rows, false)?;
     let images = rows.iter().filter(|r| r.cell.is_none()).count();
-    println!("{}: {images} images, {} patches", args.out.display(), rows.len() - images);
+    println!(
+        "{}: {images} images, {} patches",
+        args.out.display(),
+        rows.len() - images
+    );
     Ok(Ending::Finished)
 }
 

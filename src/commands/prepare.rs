@@ -7,7 +7,10 @@ use crate::exit::{Ending, Usage};
 
 pub fn run(args: &PrepareArgs) -> anyhow::Result<Ending> {
     let options = PrepareOptions {
-        layout: args.layout.parse().map_err(|e| Usage(format!("--layout {}: {e}", args.layout)))?,
+        layout: args
+            .layout
+            .parse()
+            .map_err(|e| Usage(format!("--layout {}: {e}", args.layout)))?,
         size: args.size,
         patch: args.patch,
         min_lesion_pixels: args.min_lesion_pixels,
@@ -15,7 +18,8 @@ pub fn run(args: &PrepareArgs) -> anyhow::Result<Ending> {
         workers: args.workers,
         ..PrepareOptions::default()
     };
-    prepare(&args.src, &args.out, &options, &Bar::new("images")).map_err(fovea_trainer::Error::from)?;
+    prepare(&args.src, &args.out, &options, &Bar::new("images"))
+        .map_err(fovea_trainer::Error::from)?;
     let data = Dataset::open_unverified(&args.out).map_err(fovea_trainer::Error::from)?;
     print!("{}", data.label_table());
     Ok(Ending::Finished)

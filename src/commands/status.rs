@@ -19,12 +19,23 @@ pub fn run(args: &StatusArgs) -> anyhow::Result<Ending> {
 
 fn print(status: &Status, live: bool) {
     let state = format!("{:?}", status.state).to_lowercase();
-    let seen = if live || status.state.is_over() { "" } else { " when last seen: no coordinator answers" };
+    let seen = if live || status.state.is_over() {
+        ""
+    } else {
+        " when last seen: no coordinator answers"
+    };
     println!("state        {state}{seen}");
     println!("why          {}", status.reason);
-    println!("epoch        {} of {}", (status.epoch + 1).min(status.epochs), status.epochs);
+    println!(
+        "epoch        {} of {}",
+        (status.epoch + 1).min(status.epochs),
+        status.epochs
+    );
     println!("step         {}", status.step);
-    println!("samples      {} of {} in this epoch", status.cursor, status.samples_total);
+    println!(
+        "samples      {} of {} in this epoch",
+        status.cursor, status.samples_total
+    );
     if let Some(loss) = status.loss {
         println!("loss         {loss:.4}");
     }
@@ -33,11 +44,18 @@ fn print(status: &Status, live: bool) {
         println!("ETA          {}", show::duration(eta));
     }
     match &status.checkpoint {
-        Some(c) => println!("checkpoint   step {}: {}\n             weights_blake3 {}", c.step, c.path, c.weights_blake3),
+        Some(c) => println!(
+            "checkpoint   step {}: {}\n             weights_blake3 {}",
+            c.step, c.path, c.weights_blake3
+        ),
         None => println!("checkpoint   none yet"),
     }
     if let Some(last) = &status.last_epoch {
-        let figures: Vec<String> = last.metrics.iter().map(|(name, value)| format!("{name} {value:.3}")).collect();
+        let figures: Vec<String> = last
+            .metrics
+            .iter()
+            .map(|(name, value)| format!("{name} {value:.3}"))
+            .collect();
         println!("epoch {:<6} {}", last.epoch, figures.join("  "));
     }
     for rank in &status.ranks {

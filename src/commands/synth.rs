@@ -7,8 +7,18 @@ use crate::cli::SynthArgs;
 use crate::exit::Ending;
 
 pub fn run(args: &SynthArgs) -> anyhow::Result<Ending> {
-    let options = SynthOptions { images: args.images, size: args.size, seed: args.seed };
+    let options = SynthOptions {
+        images: args.images,
+        size: args.size,
+        seed: args.seed,
+    };
     synth(&args.out, &options, &Bar::new("images"))?;
-    println!("{}: {} images of {} x {} in FGADR layout", args.out.display(), args.images, args.size, args.size);
+    println!(
+        "{}: {} images of {} x {} in FGADR layout",
+        args.out.display(),
+        args.images,
+        args.size,
+        args.size
+    );
     Ok(Ending::Finished)
 }

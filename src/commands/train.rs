@@ -14,29 +14,47 @@ use crate::cli::{Backend, TrainArgs};
 use crate::exit::{Ending, Usage};
 use crate::show::View;
 
-pub fn run(args: TrainArgs) -> anyhow::Result<Ending> {
-    let config = resolve(&args)?;
+pub fn run(args: &TrainArgs) -> anyhow::Result<Ending> {
+    let config = resolve(args)?;
     if args.print_config {
         print!("{}", config.to_toml_documented());
         return Ok(Ending::Finished);
     }
     config.validate().map_err(fovea_trainer::Error::from)?;
-    let run = RunDir::new(required(&config.run.out, "run directory", "--out RUN or run.out")?);
-    let data = required(&config.data.path, "prepared dataset", "--data DATA or data.path")?;
+    let run = RunDir::new(required(
+        &config.run.out,
+        "run directory",
+        "--out RUN or run.out",
+    )?);
+    let data = required(
+        &config.data.path,
+        "prepared dataset",
+        "--data DATA or data.path",
+    )?;
     // Everything is checked here, once; the trainers map the shards without hashing them again.
     let data = Dataset::open(&data).map_err(fovea_trainer::Error::from)?;
-    enter(&run, &config, &args)?;
+    enter(&run, &config, args)?;
     if args.resume {
         // Looked for here as well, so that whoever resumes reads of checkpoints that are passed over.
         println!("going on after step {}", resume_point(&run)?.step);
     }
 
-    println!("{} images, training {} with {} rank(s) on {}", data.len(), config.model.name, config.train.ranks, config.train.backend);
+    println!(
+        "{} images, training {} with {} rank(s) on {}",
+        data.len(),
+        config.model.name,
+        config.train.ranks,
+        config.train.backend
+    );
     let options = LaunchOptions {
         program: std::env::current_exe()?,
         run: run.clone(),
         ranks: config.train.ranks as usize,
-        spawner: if config.train.backend == config::Backend::Mpi { Spawner::MpiRun } else { Spawner::Direct },
+        spawner: if config.train.backend == config::Backend::Mpi {
+            Spawner::MpiRun
+        } else {
+            Spawner::Direct
+        },
         drain_wanted: drain_flag()?,
     };
     let mut view = View::new();
@@ -44,19 +62,32 @@ pub fn run(args: TrainArgs) -> anyhow::Result<Ending> {
     view.finish(&ended.status);
     let step = ended.status.step;
     if let Some(checkpoint) = &ended.status.checkpoint {
-        println!("newest checkpoint: {} (weights {})", checkpoint.path, checkpoint.weights_blake3);
+        println!(
+            "newest checkpoint: {} (weights {})",
+            checkpoint.path, checkpoint.weights_blake3
+        );
     }
     if ended.drained {
-        println!("stopped after step {step}; go on with: fovea train --out {} --resume", run.path().display());
+        println!(
+            "stopped after step {step}; go on with: fovea train --out {} --resume",
+            run.path().display()
+        );
         return Ok(Ending::Resume);
     }
-    println!("finished after step {step}; look at it with: fovea report {}", run.path().display());
+    println!(
+        "finished after step {step}; look at it with: fovea report {}",
+        run.path().display()
+    );
     Ok(Ending::Finished)
 }
 
 /// File, preset or the run's own configuration, then the options over it.
 fn resolve(args: &TrainArgs) -> anyhow::Result<Config> {
-    let own = args.out.as_ref().filter(|_| args.resume).map(|out| RunDir::new(out).config());
+    let own = args
+        .out
+        .as_ref()
+        .filter(|_| args.resume)
+        .map(|out| RunDir::new(out).config());
     let mut config = match (&args.config, &args.preset, own) {
         (Some(path), _, _) => Config::load(path),
         (None, Some(name), _) => Config::preset(name),
@@ -117,8 +148,10 @@ fn enter(run: &RunDir, config: &Config, args: &TrainArgs) -> anyhow::Result<()> 
         let before = Config::load(&run.config()).map_err(fovea_trainer::Error::from)?;
         let changed = config.differences(&before);
         if !changed.is_empty() {
-            let list: Vec<String> =
-                changed.iter().map(|d| format!("{} is {} now and was {}", d.key, d.ours, d.theirs)).collect();
+            let list: Vec<String> = changed
+                .iter()
+                .map(|d| format!("{} is {} now and was {}", d.key, d.ours, d.theirs))
+                .collect();
             return Err(Usage(format!(
                 "{path}: the run cannot go on with another configuration: {}\n  help: leave these keys as they were, or start a new run with another --out",
                 list.join("; ")

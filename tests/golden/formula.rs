@@ -5,7 +5,9 @@ const GOLDEN: u64 = 0x9E37_79B9_7F4A_7C15;
 
 /// FNV-1a over the tensor's name.
 fn key(name: &str) -> u64 {
-    name.bytes().fold(0xCBF2_9CE4_8422_2325, |h, b| (h ^ u64::from(b)).wrapping_mul(0x0000_0100_0000_01B3))
+    name.bytes().fold(0xCBF2_9CE4_8422_2325, |h, b| {
+        (h ^ u64::from(b)).wrapping_mul(0x0000_0100_0000_01B3)
+    })
 }
 
 /// Element `i` of the tensor called `name`, in [-1, 1): the top 24 bits of splitmix64, exact in f32.

@@ -25,12 +25,13 @@ DROPOUT = 0.3
 NORM_MOMENTUM = 0.1
 
 # What the steps are made of; golden.rs reads it from the JSON. One batch of two virtual shards,
-# ragged, with sides that the strides do not divide. `salt` was chosen (of 0..60) so that no
-# activation lies nearer to its ReLU's kink than MARGIN: one that f32 puts on the other side changes
-# gradients by up to 1e-2, and the test would have to allow for it.
-MARGIN = 2e-6
+# ragged, with sides that the strides do not divide. Gradients jump where a ReLU's input crosses zero
+# or two pixels of a max-pooling window change places: one such element that rounding puts on the
+# other side changes a tensor's gradient by up to 1e-2. `salt` is the one of 0..5000 that keeps all of
+# them farthest away: MARGIN times the root mean square of f32's rounding error there, or more.
+MARGIN = 8.0
 SETUP = {
-    "salt": 18,
+    "salt": 1525,
     "seed": 81985529216486895,
     "loss": {"gamma": 2.0, "alpha": [0.5, 0.75, 1.0, 1.75], "positive": 0.75, "negative": 0.25, "patch_weight": 0.5},
     # eps is large because Adam's first steps are lr * sign(g) where |g| >> eps: with 1e-8 the
@@ -40,14 +41,14 @@ SETUP = {
     "steps": 2,
     "shards": [
         {
-            "global_size": 70, "patch_size": 64, "counts": [3, 2],
-            "image_ids": [(1 << 63) | 5, (1 << 63) | 107], "patch_ids": [5, 6, 9, 107, 4294967299],
-            "image_labels": [15, 2], "patch_labels": [1, 10, 4, 0, 2],
+            "global_size": 44, "patch_size": 48, "counts": [2, 1],
+            "image_ids": [(1 << 63) | 5, (1 << 63) | 107], "patch_ids": [5, 9, 4294967299],
+            "image_labels": [15, 2], "patch_labels": [1, 10, 2],
         },
         {
-            "global_size": 70, "patch_size": 64, "counts": [4],
-            "image_ids": [(1 << 63) | 203], "patch_ids": [203, 210, 211, 250],
-            "image_labels": [9], "patch_labels": [0, 8, 1, 9],
+            "global_size": 44, "patch_size": 48, "counts": [2],
+            "image_ids": [(1 << 63) | 203], "patch_ids": [203, 250],
+            "image_labels": [9], "patch_labels": [0, 9],
         },
     ],
 }
@@ -195,16 +196,34 @@ def statistics(model):
     return {k: v for k, v in model.state_dict().items() if "running" in k}
 
 
-def margin():
-    """Least distance from zero of all inputs to ReLUs in the first step's forward pass."""
-    model, least = hashed(torch.float64).train(), []
+def kinks(dtype):
+    """Per shard and layer of the first step: distances from zero of the inputs to ReLUs, and of the
+    largest pixel from the second largest in each window of the max-pooling."""
+    model, distances = hashed(dtype).to(memory_format=torch.channels_last).train(), []
+
+    def relu(_, inputs):
+        distances.append(inputs[0].detach().double().clone())
+
+    def pool(_, inputs):
+        x = inputs[0].detach().double()
+        windows = nn.functional.unfold(x.flatten(0, 1)[:, None], 3, padding=1, stride=2).topk(2, dim=1).values
+        gap = windows[:, 0] - windows[:, 1]
+        distances.append(torch.where(windows[:, 0] > 0, gap, 1.0))  # no gradient through zeros
+
     for module in model.modules():
-        if isinstance(module, nn.ReLU):
-            module.register_forward_pre_hook(lambda _, inputs: least.append(float(inputs[0].abs().min())))
+        if isinstance(module, (nn.ReLU, nn.MaxPool2d)):
+            module.register_forward_pre_hook(relu if isinstance(module, nn.ReLU) else pool)
     with torch.no_grad():
         for i, shard in enumerate(SETUP["shards"]):
-            model(*pixels(i, torch.float64), shard["counts"])
-    return min(least)
+            whole, parts = (t.contiguous(memory_format=torch.channels_last) for t in pixels(i, dtype))
+            model(whole, parts, shard["counts"])
+    return distances
+
+
+def margin():
+    """Least distance from a kink, in root mean square rounding errors of f32 at its layer."""
+    pairs = zip(kinks(torch.float64), kinks(torch.float32))
+    return min(float(exact.abs().min() / (exact - rounded).pow(2).mean().sqrt()) for exact, rounded in pairs)
 
 
 def run(dtype, bf16=False):

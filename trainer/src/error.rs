@@ -81,7 +81,9 @@ pub enum Error {
         help: String,
     },
     /// A process that was started failed.
-    #[error("{0}\n  help: mend the cause, then go on from the newest checkpoint with `fovea train --out RUN --resume`")]
+    #[error(
+        "{0}\n  help: mend the cause, then go on from the newest checkpoint with `fovea train --out RUN --resume`"
+    )]
     Child(String),
     /// The request makes no sense as given.
     #[error("{what}\n  help: {help}")]
@@ -96,17 +98,28 @@ pub enum Error {
 impl Error {
     /// Shorthand for [`Error::File`] from an IO error.
     pub fn file(path: impl Into<PathBuf>, error: &std::io::Error, help: &str) -> Self {
-        Self::File { path: path.into(), what: error.to_string(), help: help.to_owned() }
+        Self::File {
+            path: path.into(),
+            what: error.to_string(),
+            help: help.to_owned(),
+        }
     }
 
     /// Whether the user's input (configuration, arguments, dataset layout) is to blame: no retry helps.
     pub fn is_usage(&self) -> bool {
-        matches!(self, Self::Config(_) | Self::Usage { .. } | Self::Mismatch { .. })
+        matches!(
+            self,
+            Self::Config(_) | Self::Usage { .. } | Self::Mismatch { .. }
+        )
     }
 }
 
 /// libtorch's own words, without the addresses it appends.
 fn without_backtrace(error: &tch::TchError) -> String {
     let text = error.to_string();
-    text.split("\nException raised from").next().unwrap_or_default().trim_end().to_owned()
+    text.split("\nException raised from")
+        .next()
+        .unwrap_or_default()
+        .trim_end()
+        .to_owned()
 }

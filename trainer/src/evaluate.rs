@@ -26,12 +26,20 @@ pub struct Row {
 impl Row {
     /// Level as an enum.
     pub fn level(&self) -> Level {
-        if self.level == 1 { Level::Image } else { Level::Patch }
+        if self.level == 1 {
+            Level::Image
+        } else {
+            Level::Patch
+        }
     }
 
     /// Sigmoid of the logits.
     pub fn scored(&self) -> Scored {
-        Scored { id: self.id, label: self.label as u8, probs: self.logits.map(sigmoid) }
+        Scored {
+            id: self.id,
+            label: self.label as u8,
+            probs: self.logits.map(sigmoid),
+        }
     }
 }
 
@@ -42,11 +50,22 @@ pub fn sigmoid(z: f32) -> f32 {
 
 /// Images of a split that rank `rank` of `world` evaluates.
 pub fn images_of(source: &SampleSource, split: Split, rank: usize, world: usize) -> Vec<usize> {
-    source.data().indices(split).into_iter().skip(rank).step_by(world.max(1)).collect()
+    source
+        .data()
+        .indices(split)
+        .into_iter()
+        .skip(rank)
+        .step_by(world.max(1))
+        .collect()
 }
 
 /// Scores `images`, one after the other; `tick` is called after each.
-pub fn score(replica: &Replica, source: &SampleSource, images: &[usize], mut tick: impl FnMut()) -> Result<Vec<Row>> {
+pub fn score(
+    replica: &Replica,
+    source: &SampleSource,
+    images: &[usize],
+    mut tick: impl FnMut(),
+) -> Result<Vec<Row>> {
     let mut rows = Vec::new();
     for &image in images {
         let batch = source.load(&[source.whole_image(image)], None)?;
@@ -59,7 +78,12 @@ pub fn score(replica: &Replica, source: &SampleSource, images: &[usize], mut tic
             level: 1,
         });
         for (i, (&id, &label)) in batch.patch_ids.iter().zip(&batch.patch_labels).enumerate() {
-            rows.push(Row { id, logits: logits(&scores.patch, i), label: u32::from(label), level: 0 });
+            rows.push(Row {
+                id,
+                logits: logits(&scores.patch, i),
+                label: u32::from(label),
+                level: 0,
+            });
         }
         tick();
     }
@@ -81,10 +105,17 @@ pub fn summarise(rows: &[Row], replica: &Replica, threshold: f32) -> Result<Summ
         let mut rows: Vec<&Row> = rows.iter().filter(|r| r.level() == level).collect();
         rows.sort_by_key(|r| r.id);
         let scored: Vec<Scored> = rows.iter().map(|r| r.scored()).collect();
-        Ok(metrics::compute(&scored, [threshold; 4], mean_loss(&rows, focal)?)?)
+        Ok(metrics::compute(
+            &scored,
+            [threshold; 4],
+            mean_loss(&rows, focal)?,
+        )?)
     };
     let objective = replica.objective();
-    Ok(Summary { patch: level(Level::Patch, &objective.patch)?, image: level(Level::Image, &objective.image)? })
+    Ok(Summary {
+        patch: level(Level::Patch, &objective.patch)?,
+        image: level(Level::Image, &objective.image)?,
+    })
 }
 
 fn mean_loss(rows: &[&Row], focal: &FocalParams) -> Result<f64> {

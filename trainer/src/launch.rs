@@ -71,17 +71,32 @@ struct Process {
 impl Process {
     fn start(command: &mut Command, name: &str, run: &RunDir) -> Result<Self> {
         let log = run.log(name);
-        let failed = |path: &Path, e: &std::io::Error| Error::file(path, e, "check the program and the run directory");
+        let failed = |path: &Path, e: &std::io::Error| {
+            Error::file(path, e, "check the program and the run directory")
+        };
         if let Some(directory) = log.parent() {
             fs::create_dir_all(directory).map_err(|e| failed(directory, &e))?;
         }
-        let out = File::options().create(true).append(true).open(&log).map_err(|e| failed(&log, &e))?;
+        let out = File::options()
+            .create(true)
+            .append(true)
+            .open(&log)
+            .map_err(|e| failed(&log, &e))?;
         let err = out.try_clone().map_err(|e| failed(&log, &e))?;
         // A group of its own: Ctrl-C reaches the launcher alone, which has everybody drain.
-        command.stdin(Stdio::null()).stdout(out).stderr(err).process_group(0);
+        command
+            .stdin(Stdio::null())
+            .stdout(out)
+            .stderr(err)
+            .process_group(0);
         let program = PathBuf::from(command.get_program());
         let child = command.spawn().map_err(|e| failed(&program, &e))?;
-        Ok(Self { name: name.to_owned(), child, log, ended: None })
+        Ok(Self {
+            name: name.to_owned(),
+            child,
+            log,
+            ended: None,
+        })
     }
 
     /// The exit status once the process has ended.
@@ -101,12 +116,18 @@ impl Process {
 
     /// "rank-1 ended with exit status 1; the end of run/logs/rank-1.log: ..."
     fn obituary(&self) -> String {
-        let how = self.ended.map_or_else(|| "is gone".to_owned(), |s| format!("ended with {s}"));
+        let how = self
+            .ended
+            .map_or_else(|| "is gone".to_owned(), |s| format!("ended with {s}"));
         let text = fs::read(&self.log).unwrap_or_default();
         let text = String::from_utf8_lossy(&text);
         let lines: Vec<&str> = text.lines().collect();
         let tail = lines[lines.len().saturating_sub(LOG_LINES)..].join("\n    ");
-        format!("{} {how}; the end of {}:\n    {tail}", self.name, self.log.display())
+        format!(
+            "{} {how}; the end of {}:\n    {tail}",
+            self.name,
+            self.log.display()
+        )
     }
 }
 
@@ -122,7 +143,10 @@ impl Drop for Process {
 /// Runs everything to its end; `show` sees every new status.
 pub fn launch(options: &LaunchOptions, mut show: impl FnMut(&Status)) -> Result<Ended> {
     let mut command = Command::new(&options.program);
-    command.arg("coordinator").arg(options.run.path()).args(["--with-parent", &std::process::id().to_string()]);
+    command
+        .arg("coordinator")
+        .arg(options.run.path())
+        .args(["--with-parent", &std::process::id().to_string()]);
     let mut coordinator = Process::start(&mut command, "coordinator", &options.run)?;
     let mut observer = connect(&options.run, &mut coordinator, Instant::now() + START)?;
     let mut trainers = start_trainers(options)?;
@@ -136,7 +160,11 @@ pub fn launch(options: &LaunchOptions, mut show: impl FnMut(&Status)) -> Result<
         }
         // A trainer that dies before it has joined is unknown to the coordinator: tell it.
         for trainer in trainers.iter_mut() {
-            if trainer.poll().is_some_and(|s| !s.success() && s.code() != Some(85)) && failure.is_none() {
+            if trainer
+                .poll()
+                .is_some_and(|s| !s.success() && s.code() != Some(85))
+                && failure.is_none()
+            {
                 failure = Some(trainer.obituary());
                 let _ = observer.fail(&format!("{} ended before the run did", trainer.name));
             }
@@ -172,12 +200,16 @@ fn connect(run: &RunDir, coordinator: &mut Process, deadline: Instant) -> Result
         if coordinator.poll().is_some() {
             return Err(Error::Child(coordinator.obituary()));
         }
-        let ours = CoordinatorInfo::load(run.path()).is_ok_and(|info| info.pid == coordinator.child.id());
+        let ours =
+            CoordinatorInfo::load(run.path()).is_ok_and(|info| info.pid == coordinator.child.id());
         if ours && let Ok(observer) = Observer::connect_launcher(&endpoint, Instant::now() + TICK) {
             return Ok(observer);
         }
         if Instant::now() >= deadline {
-            return Err(Error::Child(format!("the coordinator (pid {}) does not answer", coordinator.child.id())));
+            return Err(Error::Child(format!(
+                "the coordinator (pid {}) does not answer",
+                coordinator.child.id()
+            )));
         }
         std::thread::sleep(TICK / 10);
     }
@@ -185,7 +217,10 @@ fn connect(run: &RunDir, coordinator: &mut Process, deadline: Instant) -> Result
 
 fn start_trainers(options: &LaunchOptions) -> Result<Vec<Process>> {
     let trainer = |command: &mut Command| {
-        command.arg("trainer").arg(options.run.path()).arg("--with-parent");
+        command
+            .arg("trainer")
+            .arg(options.run.path())
+            .arg("--with-parent");
     };
     match options.spawner {
         Spawner::Direct => (0..options.ranks)
@@ -198,11 +233,19 @@ fn start_trainers(options: &LaunchOptions) -> Result<Vec<Process>> {
             .collect(),
         Spawner::MpiRun => {
             let mut command = Command::new("mpirun");
-            command.args(["-n", &options.ranks.to_string(), "--oversubscribe", "--bind-to", "none"]);
+            command.args([
+                "-n",
+                &options.ranks.to_string(),
+                "--oversubscribe",
+                "--bind-to",
+                "none",
+            ]);
             command.env("OMPI_MCA_mpi_yield_when_idle", "1");
             if rustix::process::geteuid().is_root() {
                 // Containers run as root; Open MPI wants to be told that this is meant.
-                command.env("OMPI_ALLOW_RUN_AS_ROOT", "1").env("OMPI_ALLOW_RUN_AS_ROOT_CONFIRM", "1");
+                command
+                    .env("OMPI_ALLOW_RUN_AS_ROOT", "1")
+                    .env("OMPI_ALLOW_RUN_AS_ROOT_CONFIRM", "1");
             }
             command.arg(&options.program);
             trainer(&mut command);
@@ -225,15 +268,25 @@ fn conclude(
     failure: Option<String>,
 ) -> Result<Ended> {
     let Some(status) = status else {
-        return Err(Error::Child(failure.unwrap_or_else(|| coordinator.obituary())));
+        return Err(Error::Child(
+            failure.unwrap_or_else(|| coordinator.obituary()),
+        ));
     };
     match status.state {
         state if !state.is_over() => Err(Error::Child(coordinator.obituary())),
-        RunState::Finished => Ok(Ended { status, drained: false }),
-        RunState::Stopped => Ok(Ended { status, drained: true }),
+        RunState::Finished => Ok(Ended {
+            status,
+            drained: false,
+        }),
+        RunState::Stopped => Ok(Ended {
+            status,
+            drained: true,
+        }),
         _ => {
             let first_words = failure.or_else(|| {
-                trainers.iter_mut().find_map(|t| t.poll().is_some_and(|s| !s.success()).then(|| t.obituary()))
+                trainers
+                    .iter_mut()
+                    .find_map(|t| t.poll().is_some_and(|s| !s.success()).then(|| t.obituary()))
             });
             let mut what = status.reason.clone();
             if let Some(words) = first_words {

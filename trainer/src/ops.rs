@@ -129,7 +129,11 @@ impl Affine<'_> {
             NormMode::Eval { running } => (*running, false),
         };
         let (offset, channels) = (self.spec.offset as i64, self.spec.channels as i64);
-        Ok((flat.f_narrow(0, offset, channels)?, flat.f_narrow(0, offset + channels, channels)?, train))
+        Ok((
+            flat.f_narrow(0, offset, channels)?,
+            flat.f_narrow(0, offset + channels, channels)?,
+            train,
+        ))
     }
 }
 
@@ -141,7 +145,11 @@ fn call_batch_norm(
     mode: &NormMode<'_>,
 ) -> Result<(Tensor, Option<Tensor>)> {
     let (mean, var, train) = affine.statistics(mode)?;
-    let call: BatchNormCall = if train { fovea_op_batch_norm_train } else { fovea_op_batch_norm_eval };
+    let call: BatchNormCall = if train {
+        fovea_op_batch_norm_train
+    } else {
+        fovea_op_batch_norm_eval
+    };
     let (mut out, mut second) = (std::ptr::null_mut(), std::ptr::null_mut());
     // SAFETY: all pointers come from live tensors (or are null where null is allowed); the C++ side
     // checks shapes and dtypes, catches every exception and writes the outputs when it succeeds.
@@ -161,14 +169,24 @@ fn call_batch_norm(
     };
     succeeded(message)?;
     // SAFETY: on success both are new tensors that nobody else owns; `second` may be null.
-    Ok(unsafe { (Tensor::from_ptr(out), (!second.is_null()).then(|| Tensor::from_ptr(second))) })
+    Ok(unsafe {
+        (
+            Tensor::from_ptr(out),
+            (!second.is_null()).then(|| Tensor::from_ptr(second)),
+        )
+    })
 }
 
 /// `act(weight * (x - mean) / sqrt(var + eps) + bias)` in two passes over memory.
 ///
 /// `x` `[n, c, h, w]`, channels-last, f32 or bf16; same shape and dtype out. Batch statistics are
 /// biased for normalising and unbiased for the running average (Ioffe & Szegedy 2015).
-pub fn batch_norm(x: &Tensor, affine: &Affine<'_>, relu: bool, mode: &NormMode<'_>) -> Result<Tensor> {
+pub fn batch_norm(
+    x: &Tensor,
+    affine: &Affine<'_>,
+    relu: bool,
+    mode: &NormMode<'_>,
+) -> Result<Tensor> {
     Ok(call_batch_norm(x, affine, None, relu, mode)?.0)
 }
 
@@ -189,7 +207,11 @@ pub fn batch_norm_add_relu(
 /// `[n, c, ceil(h / 2), ceil(w / 2)]`. The full-size result of the normalisation is never written.
 pub fn stem(x: &Tensor, affine: &Affine<'_>, mode: &NormMode<'_>) -> Result<Tensor> {
     let (mean, var, train) = affine.statistics(mode)?;
-    let call: StemCall = if train { fovea_op_stem_train } else { fovea_op_stem_eval };
+    let call: StemCall = if train {
+        fovea_op_stem_train
+    } else {
+        fovea_op_stem_eval
+    };
     let mut out = std::ptr::null_mut();
     // SAFETY: as in `call_batch_norm`.
     let message = unsafe {

@@ -10,8 +10,8 @@ use std::ops::Range;
 
 use fovea_kernels::flat::{self, AdamParams};
 use half::bf16;
-use rand::distr::{Distribution, Uniform};
 use rand::SeedableRng;
+use rand::distr::{Distribution, Uniform};
 use rand_chacha::ChaCha8Rng;
 use rand_distr::Normal;
 use tch::{Device, Kind, Tensor};
@@ -38,9 +38,18 @@ pub struct Layout {
 impl Layout {
     /// Convolution weights first, then the rest, each in declaration order.
     pub fn new(specs: &[ParamSpec]) -> Self {
-        let mut layout = Self { ranges: vec![0..0; specs.len()], working_len: 0, len: 0 };
+        let mut layout = Self {
+            ranges: vec![0..0; specs.len()],
+            working_len: 0,
+            len: 0,
+        };
         for working in [true, false] {
-            for (range, spec) in layout.ranges.iter_mut().zip(specs).filter(|(_, s)| s.working == working) {
+            for (range, spec) in layout
+                .ranges
+                .iter_mut()
+                .zip(specs)
+                .filter(|(_, s)| s.working == working)
+            {
                 *range = layout.len..layout.len + spec.numel();
                 layout.len = range.end.next_multiple_of(ALIGN);
             }
@@ -83,17 +92,37 @@ impl Params {
         let layout = Layout::new(&blueprint.params);
         let master = Tensor::f_zeros([layout.len as i64], (Kind::Float, Device::Cpu))?;
         let working = match precision {
-            Precision::Bf16 => Some(Tensor::f_zeros([layout.working_len as i64], (Kind::BFloat16, Device::Cpu))?),
+            Precision::Bf16 => Some(Tensor::f_zeros(
+                [layout.working_len as i64],
+                (Kind::BFloat16, Device::Cpu),
+            )?),
             Precision::F32 => None,
         };
         let mut leaves = Vec::with_capacity(blueprint.params.len());
         for (spec, range) in blueprint.params.iter().zip(&layout.ranges) {
-            let flat = if spec.working { working.as_ref().unwrap_or(&master) } else { &master };
-            leaves.push(view(flat, range, spec)?.f_detach()?.f_set_requires_grad(true)?);
+            let flat = if spec.working {
+                working.as_ref().unwrap_or(&master)
+            } else {
+                &master
+            };
+            leaves.push(
+                view(flat, range, spec)?
+                    .f_detach()?
+                    .f_set_requires_grad(true)?,
+            );
         }
         let running = Tensor::f_zeros([blueprint.stats_len() as i64], (Kind::Float, Device::Cpu))?;
         let (m, v) = (vec![0.0; layout.len], vec![0.0; layout.len]);
-        let mut params = Self { blueprint, layout, master, working, leaves, m, v, running };
+        let mut params = Self {
+            blueprint,
+            layout,
+            master,
+            working,
+            leaves,
+            m,
+            v,
+            running,
+        };
         params.initialise(seed)?;
         Ok(params)
     }
@@ -174,15 +203,22 @@ impl Params {
     }
 
     /// The inverse of [`Params::to_pytorch`]: `values` in PyTorch's order into a flat buffer.
-    pub fn from_pytorch(&self, index: usize, values: &[f32], flat: &mut [f32]) -> Result<()> {
+    pub fn put_pytorch(&self, index: usize, values: &[f32], flat: &mut [f32]) -> Result<()> {
         let part = &mut flat[self.layout.ranges[index].clone()];
         let spec = &self.blueprint.params[index];
         if values.len() != part.len() {
-            return Err(Error::Internal(format!("{}: {} values for {:?}", spec.name, values.len(), spec.shape)));
+            return Err(Error::Internal(format!(
+                "{}: {} values for {:?}",
+                spec.name,
+                values.len(),
+                spec.shape
+            )));
         }
         match ohwi(spec) {
             None => part.copy_from_slice(values),
-            Some(order) => order.zip(values).for_each(|(target, &value)| part[target] = value),
+            Some(order) => order
+                .zip(values)
+                .for_each(|(target, &value)| part[target] = value),
         }
         Ok(())
     }
@@ -190,15 +226,21 @@ impl Params {
 
 /// For a channels-last weight: the flat position of each element in `[o, i, h, w]` order.
 fn ohwi(spec: &ParamSpec) -> Option<impl Iterator<Item = usize>> {
-    let &[o, i, h, w] = spec.shape.as_slice() else { return None };
+    let &[o, i, h, w] = spec.shape.as_slice() else {
+        return None;
+    };
     let (o, i, area) = (o as usize, i as usize, (h * w) as usize);
     spec.working.then(move || {
-        (0..o).flat_map(move |a| (0..i).flat_map(move |b| (0..area).map(move |p| (a * area + p) * i + b)))
+        (0..o).flat_map(move |a| {
+            (0..i).flat_map(move |b| (0..area).map(move |p| (a * area + p) * i + b))
+        })
     })
 }
 
 fn draw(spec: &ParamSpec, rng: &mut ChaCha8Rng, out: &mut [f32]) -> Result<()> {
-    let invalid = |e: &dyn std::fmt::Display| Error::Internal(format!("initialisation of {}: {e}", spec.name));
+    let invalid = |e: &dyn std::fmt::Display| {
+        Error::Internal(format!("initialisation of {}: {e}", spec.name))
+    };
     match spec.init {
         Init::Constant(value) => out.fill(value),
         Init::Uniform(bound) => {
@@ -207,7 +249,8 @@ fn draw(spec: &ParamSpec, rng: &mut ChaCha8Rng, out: &mut [f32]) -> Result<()> {
         }
         Init::KaimingFanOut => {
             let fan_out: i64 = spec.shape[0] * spec.shape[2..].iter().product::<i64>();
-            let normal = Normal::new(0.0, (2.0 / fan_out as f64).sqrt()).map_err(|e| invalid(&e))?;
+            let normal =
+                Normal::new(0.0, (2.0 / fan_out as f64).sqrt()).map_err(|e| invalid(&e))?;
             out.iter_mut().for_each(|x| *x = normal.sample(rng) as f32);
         }
     }
@@ -227,17 +270,31 @@ mod tests {
     #[test]
     fn layout_has_no_overlaps_and_working_weights_come_first() {
         let params = hybrid(Precision::F32);
-        let mut ranges: Vec<_> = params.layout.ranges.iter().cloned().zip(&params.blueprint.params).collect();
+        let mut ranges: Vec<_> = params
+            .layout
+            .ranges
+            .iter()
+            .cloned()
+            .zip(&params.blueprint.params)
+            .collect();
         ranges.sort_by_key(|(r, _)| r.start);
         for pair in ranges.windows(2) {
             assert!(pair[0].0.end <= pair[1].0.start);
         }
         for (range, spec) in &ranges {
-            assert_eq!(spec.working, range.end <= params.layout.working_len, "{}", spec.name);
+            assert_eq!(
+                spec.working,
+                range.end <= params.layout.working_len,
+                "{}",
+                spec.name
+            );
         }
         let numel: usize = params.blueprint.params.iter().map(ParamSpec::numel).sum();
         // 2 x ResNet18 without fc, two projections, attention, norm, two heads.
-        assert_eq!(numel, 2 * 11_176_512 + 2 * 131_328 + 263_168 + 512 + 2 * (32_896 + 516));
+        assert_eq!(
+            numel,
+            2 * 11_176_512 + 2 * 131_328 + 263_168 + 512 + 2 * (32_896 + 516)
+        );
     }
 
     #[test]
@@ -249,7 +306,9 @@ mod tests {
             let values = params.to_pytorch(index, flat);
             let contiguous = leaf.detach().contiguous().view(-1);
             assert_eq!(host::slice::<f32>(&contiguous).expect("slice"), values);
-            params.from_pytorch(index, &values, &mut back).expect("same length");
+            params
+                .put_pytorch(index, &values, &mut back)
+                .expect("same length");
         }
         assert_eq!(flat, back);
     }
@@ -260,11 +319,26 @@ mod tests {
             let mut params = hybrid(precision);
             let before: Vec<_> = params.leaves().iter().map(|l| l.detach().copy()).collect();
             let grads = vec![1.0; params.layout.len];
-            let adam = AdamParams { lr: 0.01, beta1: 0.9, beta2: 0.999, eps: 1e-8, weight_decay: 0.0, decoupled: false, step: 1, grad_scale: 1.0 };
+            let adam = AdamParams {
+                lr: 0.01,
+                beta1: 0.9,
+                beta2: 0.999,
+                eps: 1e-8,
+                weight_decay: 0.0,
+                decoupled: false,
+                step: 1,
+                grad_scale: 1.0,
+            };
             params.adam(&grads, &adam).expect("step");
             for (old, new) in before.iter().zip(params.leaves()) {
-                let moved = (old - new).to_kind(Kind::Float).mean(Kind::Float).double_value(&[]);
-                assert!((moved - 0.01).abs() < 2e-3, "{precision:?} moved by {moved}");
+                let moved = (old - new)
+                    .to_kind(Kind::Float)
+                    .mean(Kind::Float)
+                    .double_value(&[]);
+                assert!(
+                    (moved - 0.01).abs() < 2e-3,
+                    "{precision:?} moved by {moved}"
+                );
             }
         }
     }

@@ -34,18 +34,37 @@ impl Predictor {
         let path = checkpoint_in(path)?;
         let (mut config, weights) = if path.is_dir() {
             let loaded = checkpoint::load(&path)?;
-            (Config::from_toml_str(&loaded.state.config, &path.join("state.json").display().to_string())?, loaded.weights)
+            (
+                Config::from_toml_str(
+                    &loaded.state.config,
+                    &path.join("state.json").display().to_string(),
+                )?,
+                loaded.weights,
+            )
         } else {
             (Config::preset("hybrid")?, checkpoint::load_weights(&path)?)
         };
         adjust(&mut config)?;
         let precision = Precision::resolve(config.train.precision);
         // Class weights only matter for the reported loss; `eval` sets them from the data.
-        let plain = || FocalParams { gamma: config.loss.gamma, alpha: vec![1.0; 4], pos_weight: 1.0, neg_weight: 1.0 };
-        let objective = Objective { image: plain(), patch: plain(), patch_weight: config.loss.patch_weight };
+        let plain = || FocalParams {
+            gamma: config.loss.gamma,
+            alpha: vec![1.0; 4],
+            pos_weight: 1.0,
+            neg_weight: 1.0,
+        };
+        let objective = Objective {
+            image: plain(),
+            patch: plain(),
+            patch_weight: config.loss.patch_weight,
+        };
         let mut replica = Replica::new(&config, precision, objective)?;
         train::restore_weights(&mut replica.params, &weights, &path)?;
-        Ok(Self { config, replica, precision })
+        Ok(Self {
+            config,
+            replica,
+            precision,
+        })
     }
 
     /// The configuration in use.
@@ -62,16 +81,25 @@ impl Predictor {
     }
 
     /// Metrics of one split, with the loss weighted as in training.
-    pub fn evaluate(&mut self, data: Dataset, split: fovea_dataset::Split, tick: impl FnMut()) -> Result<(Vec<Row>, Summary)> {
+    pub fn evaluate(
+        &mut self,
+        data: Dataset,
+        split: fovea_dataset::Split,
+        tick: impl FnMut(),
+    ) -> Result<(Vec<Row>, Summary)> {
         let source = SampleSource::new(Arc::new(data), &self.config, self.precision);
         let images = evaluate::images_of(&source, split, 0, 1);
         if images.is_empty() {
             return Err(Error::Usage {
-                what: format!("the {split} split of {} has no images", source.data().dir().display()),
+                what: format!(
+                    "the {split} split of {} has no images",
+                    source.data().dir().display()
+                ),
                 help: "choose another split with --split, or prepare more images".to_owned(),
             });
         }
-        self.replica.set_objective(train::objective(&self.config.loss, &source)?);
+        self.replica
+            .set_objective(train::objective(&self.config.loss, &source)?);
         let rows = evaluate::score(&self.replica, &source, &images, tick)?;
         let summary = evaluate::summarise(&rows, &self.replica, self.config.eval.threshold)?;
         Ok((rows, summary))
@@ -87,11 +115,25 @@ impl Predictor {
             global_size: self.config.data.global_size as usize,
             precision: self.precision,
         };
-        let cells: Vec<u16> = (0..grid * grid).filter(|&c| photo.black[c] == 0).map(|c| c as u16).collect();
+        let cells: Vec<u16> = (0..grid * grid)
+            .filter(|&c| photo.black[c] == 0)
+            .map(|c| c as u16)
+            .collect();
         let size = SIZE as usize;
-        let batch = assembler.photo(ImageU8 { data: &photo.pixels, height: size, width: size }, cells.clone())?;
+        let batch = assembler.photo(
+            ImageU8 {
+                data: &photo.pixels,
+                height: size,
+                width: size,
+            },
+            cells.clone(),
+        )?;
         let scores = self.replica.evaluate(&batch)?;
-        let image_id = path.file_stem().unwrap_or_default().to_string_lossy().into_owned();
+        let image_id = path
+            .file_stem()
+            .unwrap_or_default()
+            .to_string_lossy()
+            .into_owned();
         let row = |cell: Option<(u32, u32)>, logits: &[f32]| Prediction {
             image_id: image_id.clone(),
             cell,
@@ -100,7 +142,13 @@ impl Predictor {
         };
         let mut rows = vec![row(None, &scores.image)];
         for (cell, logits) in cells.iter().zip(scores.patch.chunks_exact(4)) {
-            rows.push(row(Some((u32::from(*cell) / grid as u32, u32::from(*cell) % grid as u32)), logits));
+            rows.push(row(
+                Some((
+                    u32::from(*cell) / grid as u32,
+                    u32::from(*cell) % grid as u32,
+                )),
+                logits,
+            ));
         }
         Ok(rows)
     }
@@ -120,5 +168,9 @@ fn checkpoint_in(path: &Path) -> Result<PathBuf> {
             help: "give a checkpoint directory, a run directory, or a .safetensors file".to_owned(),
         });
     }
-    if path.join("checkpoints").is_dir() { train::best_of(path) } else { Ok(path.to_owned()) }
+    if path.join("checkpoints").is_dir() {
+        train::best_of(path)
+    } else {
+        Ok(path.to_owned())
+    }
 }

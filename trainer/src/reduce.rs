@@ -30,7 +30,11 @@ pub struct TreeAccumulator {
 impl TreeAccumulator {
     /// For leaves of `len` elements.
     pub fn new(len: usize) -> Self {
-        Self { len, stack: Vec::new(), spare: Vec::new() }
+        Self {
+            len,
+            stack: Vec::new(),
+            spare: Vec::new(),
+        }
     }
 
     /// Adds the next leaf. `write` gets the target and whether to assign or to add.
@@ -63,7 +67,9 @@ impl TreeAccumulator {
     }
 
     fn merge_top(&mut self) -> Result<()> {
-        if let (Some((right, addend)), Some((left, target))) = (self.stack.pop(), self.stack.last_mut()) {
+        if let (Some((right, addend)), Some((left, target))) =
+            (self.stack.pop(), self.stack.last_mut())
+        {
             flat::add_assign(target, &addend)?;
             *left += right;
             self.spare.push(addend);
@@ -77,12 +83,16 @@ impl TreeAccumulator {
         while self.stack.len() > 1 {
             self.merge_top()?;
         }
-        Ok(self.stack.pop().map_or_else(|| vec![0.0; self.len], |(_, sum)| sum))
+        Ok(self
+            .stack
+            .pop()
+            .map_or_else(|| vec![0.0; self.len], |(_, sum)| sum))
     }
 
     /// Drops half-done sums, after an attempt that failed.
     pub fn reset(&mut self) {
-        self.spare.extend(self.stack.drain(..).map(|(_, buffer)| buffer));
+        self.spare
+            .extend(self.stack.drain(..).map(|(_, buffer)| buffer));
     }
 
     /// Takes back a buffer from [`TreeAccumulator::finish`], to be reused.

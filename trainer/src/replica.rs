@@ -104,7 +104,11 @@ impl Replica {
             objective,
             batch_stats: Tensor::f_zeros([stats_len as i64], (Kind::Float, Device::Cpu))?,
             tree: TreeAccumulator::new(scalars.end),
-            surface: Surface { grads, stats, scalars },
+            surface: Surface {
+                grads,
+                stats,
+                scalars,
+            },
             seed: config.train.seed,
         })
     }
@@ -116,39 +120,86 @@ impl Replica {
 
     /// Forward and backward over this rank's virtual shards; nothing of the model's state changes.
     /// Returns the rank's sums, to be reduced over ranks and given to [`Replica::verdict`].
-    pub fn attempt(&mut self, shards: &[Option<ShardBatch>], epoch: u32, total: Denominators) -> Result<Vec<f32>> {
+    pub fn attempt(
+        &mut self,
+        shards: &[Option<ShardBatch>],
+        epoch: u32,
+        total: Denominators,
+    ) -> Result<Vec<f32>> {
         self.tree.reset();
         for shard in shards {
             let Some(batch) = shard else {
                 // A leaf of zeros: the tree has the same shape for every batch and world size.
                 self.tree.leaf(|target, fill| {
-                    target.iter_mut().for_each(|x| *x = if fill == Fill::Assign { 0.0 } else { *x + 0.0 });
+                    target
+                        .iter_mut()
+                        .for_each(|x| *x = if fill == Fill::Assign { 0.0 } else { *x + 0.0 });
                     Ok(())
                 })?;
                 continue;
             };
             let (grads, losses) = self.forward_backward(batch, epoch, total)?;
-            let Self { tree, params, surface, batch_stats, .. } = self;
+            let Self {
+                tree,
+                params,
+                surface,
+                batch_stats,
+                ..
+            } = self;
             tree.leaf(|target, fill| {
                 for (index, grad) in grads.iter().enumerate() {
                     let range = params.layout.ranges[index].clone();
-                    add_gradient(grad, params.blueprint.params[index].working, &mut target[range], fill)?;
+                    add_gradient(
+                        grad,
+                        params.blueprint.params[index].working,
+                        &mut target[range],
+                        fill,
+                    )?;
                 }
-                add_values(host::slice(batch_stats)?, &mut target[surface.stats.clone()], fill)?;
-                add_values(&[losses.0, losses.1, 1.0], &mut target[surface.scalars.clone()], fill)
+                add_values(
+                    host::slice(batch_stats)?,
+                    &mut target[surface.stats.clone()],
+                    fill,
+                )?;
+                add_values(
+                    &[losses.0, losses.1, 1.0],
+                    &mut target[surface.scalars.clone()],
+                    fill,
+                )
             })?;
         }
         self.tree.finish()
     }
 
     /// Gradients of all parameters and the (image, patch) loss sums of one virtual shard.
-    fn forward_backward(&self, batch: &ShardBatch, epoch: u32, total: Denominators) -> Result<(Vec<Tensor>, (f32, f32))> {
-        let image_mask = dropout::mask(self.seed, epoch, dropout::Layer::Image, &batch.image_ids, 128, IMAGE_DROPOUT)?;
-        let patch_mask = dropout::mask(self.seed, epoch, dropout::Layer::Patch, &batch.patch_ids, 128, PATCH_DROPOUT)?;
+    fn forward_backward(
+        &self,
+        batch: &ShardBatch,
+        epoch: u32,
+        total: Denominators,
+    ) -> Result<(Vec<Tensor>, (f32, f32))> {
+        let image_mask = dropout::mask(
+            self.seed,
+            epoch,
+            dropout::Layer::Image,
+            &batch.image_ids,
+            128,
+            IMAGE_DROPOUT,
+        )?;
+        let patch_mask = dropout::mask(
+            self.seed,
+            epoch,
+            dropout::Layer::Patch,
+            &batch.patch_ids,
+            128,
+            PATCH_DROPOUT,
+        )?;
         let pass = Pass {
             params: self.params.leaves(),
             norms: &self.params.blueprint.norms,
-            mode: NormMode::Train { batch_stats: &self.batch_stats },
+            mode: NormMode::Train {
+                batch_stats: &self.batch_stats,
+            },
         };
         let input = Input {
             globals: &batch.globals,
@@ -159,8 +210,18 @@ impl Replica {
         let out = self.model.forward(&pass, &input)?;
         let image_scale = 1.0 / total.images as f32;
         let patch_scale = self.objective.patch_weight / total.patches as f32;
-        let (image_loss, image_dlogits) = focal(&out.image, &batch.image_labels, &self.objective.image, image_scale)?;
-        let (patch_loss, patch_dlogits) = focal(&out.patch, &batch.patch_labels, &self.objective.patch, patch_scale)?;
+        let (image_loss, image_dlogits) = focal(
+            &out.image,
+            &batch.image_labels,
+            &self.objective.image,
+            image_scale,
+        )?;
+        let (patch_loss, patch_dlogits) = focal(
+            &out.patch,
+            &batch.patch_labels,
+            &self.objective.patch,
+            patch_scale,
+        )?;
         // A scalar whose gradient with respect to the logits is dlogits: where backward starts.
         let root = (out.image.f_mul(&image_dlogits)?.f_sum(Kind::Float)?)
             .f_add(&out.patch.f_mul(&patch_dlogits)?.f_sum(Kind::Float)?)?;
@@ -186,10 +247,21 @@ impl Replica {
     /// Moves parameters and running statistics. Takes the buffer back.
     ///
     /// `step` counts from 1; `clip_norm` 0 means no clipping (else as `clip_grad_norm_`).
-    pub fn commit(&mut self, reduced: Vec<f32>, config: &Config, lr: f32, step: u64, verdict: Verdict) -> Result<()> {
+    pub fn commit(
+        &mut self,
+        reduced: Vec<f32>,
+        config: &Config,
+        lr: f32,
+        step: u64,
+        verdict: Verdict,
+    ) -> Result<()> {
         let o = &config.optimizer;
         let clip = f64::from(o.clip_norm);
-        let scale = if clip > 0.0 { (clip / (verdict.grad_norm + 1e-6)).min(1.0) } else { 1.0 };
+        let scale = if clip > 0.0 {
+            (clip / (verdict.grad_norm + 1e-6)).min(1.0)
+        } else {
+            1.0
+        };
         let adam = AdamParams {
             lr: f64::from(lr),
             beta1: f64::from(o.beta1),
@@ -200,7 +272,8 @@ impl Replica {
             step,
             grad_scale: scale,
         };
-        self.params.adam(&reduced[self.surface.grads.clone()], &adam)?;
+        self.params
+            .adam(&reduced[self.surface.grads.clone()], &adam)?;
         let [_, _, shards] = self.scalars(&reduced);
         let running = self.params.running_mut()?;
         for (running, sum) in running.iter_mut().zip(&reduced[self.surface.stats.clone()]) {
@@ -216,10 +289,16 @@ impl Replica {
         let pass = Pass {
             params: self.params.leaves(),
             norms: &self.params.blueprint.norms,
-            mode: NormMode::Eval { running: self.params.running() },
+            mode: NormMode::Eval {
+                running: self.params.running(),
+            },
         };
-        let input =
-            Input { globals: &batch.globals, patches: &batch.patches, counts: &batch.counts, dropout: None };
+        let input = Input {
+            globals: &batch.globals,
+            patches: &batch.patches,
+            counts: &batch.counts,
+            dropout: None,
+        };
         let out = self.model.forward(&pass, &input)?;
         Ok(Scores {
             image: host::slice(&out.image.f_contiguous()?)?.to_vec(),
@@ -239,19 +318,36 @@ impl Replica {
 }
 
 /// Loss sum and scaled dlogits of one head.
-fn focal(logits: &Tensor, targets: &[u8], params: &FocalParams, scale: f32) -> Result<(f32, Tensor)> {
+fn focal(
+    logits: &Tensor,
+    targets: &[u8],
+    params: &FocalParams,
+    scale: f32,
+) -> Result<(f32, Tensor)> {
     let values = logits.f_detach()?.f_contiguous()?;
     let mut dlogits = Tensor::f_empty(logits.size(), (Kind::Float, Device::Cpu))?;
-    let loss = focal_loss(host::slice(&values)?, targets, params, scale, host::slice_mut(&mut dlogits)?)?;
+    let loss = focal_loss(
+        host::slice(&values)?,
+        targets,
+        params,
+        scale,
+        host::slice_mut(&mut dlogits)?,
+    )?;
     Ok((loss as f32, dlogits))
 }
 
 /// A gradient into its place in the flat buffer; convolution weights as `[o, h, w, i]`.
 fn add_gradient(grad: &Tensor, channels_last: bool, target: &mut [f32], fill: Fill) -> Result<()> {
     if !grad.defined() {
-        return Err(Error::Internal("a parameter took no part in the loss".to_owned()));
+        return Err(Error::Internal(
+            "a parameter took no part in the loss".to_owned(),
+        ));
     }
-    let grad = if channels_last { grad.f_permute([0, 2, 3, 1])? } else { grad.shallow_clone() };
+    let grad = if channels_last {
+        grad.f_permute([0, 2, 3, 1])?
+    } else {
+        grad.shallow_clone()
+    };
     let grad = grad.f_contiguous()?;
     match grad.kind() {
         Kind::BFloat16 => {

@@ -80,10 +80,20 @@ pub struct StepRow {
 
 /// Appends rows; writes the header when the file is new.
 pub fn append_steps(path: &Path, rows: &[StepRow]) -> Result<()> {
-    let failed = |e: &std::io::Error| Error::file(path, e, "check free space and permissions of the run directory");
+    let failed = |e: &std::io::Error| {
+        Error::file(
+            path,
+            e,
+            "check free space and permissions of the run directory",
+        )
+    };
     let fresh = fs::metadata(path).map_or(true, |m| m.len() == 0);
     let bytes = steps_csv(rows, fresh)?;
-    let mut file = OpenOptions::new().create(true).append(true).open(path).map_err(|e| failed(&e))?;
+    let mut file = OpenOptions::new()
+        .create(true)
+        .append(true)
+        .open(path)
+        .map_err(|e| failed(&e))?;
     file.write_all(&bytes).map_err(|e| failed(&e))
 }
 
@@ -92,16 +102,25 @@ pub fn truncate_steps(path: &Path, step: u64) -> Result<()> {
     if !path.exists() {
         return Ok(());
     }
-    let text = fs::read(path).map_err(|e| Error::file(path, &e, "check the permissions of the run directory"))?;
-    let mut reader = csv::ReaderBuilder::new().flexible(true).from_reader(text.as_slice());
+    let text = fs::read(path)
+        .map_err(|e| Error::file(path, &e, "check the permissions of the run directory"))?;
+    let mut reader = csv::ReaderBuilder::new()
+        .flexible(true)
+        .from_reader(text.as_slice());
     // A row that does not parse is the torn end of a write that was killed.
-    let kept: Vec<StepRow> = reader.deserialize().filter_map(|r| r.ok()).filter(|r: &StepRow| r.step <= step).collect();
+    let kept: Vec<StepRow> = reader
+        .deserialize()
+        .filter_map(|r| r.ok())
+        .filter(|r: &StepRow| r.step <= step)
+        .collect();
     replace(path, &steps_csv(&kept, true)?)
 }
 
 fn steps_csv(rows: &[StepRow], header: bool) -> Result<Vec<u8>> {
     let failed = |e: &dyn std::fmt::Display| Error::Internal(format!("throughput.csv: {e}"));
-    let mut writer = csv::WriterBuilder::new().has_headers(header).from_writer(Vec::new());
+    let mut writer = csv::WriterBuilder::new()
+        .has_headers(header)
+        .from_writer(Vec::new());
     for row in rows {
         writer.serialize(row).map_err(|e| failed(&e))?;
     }
@@ -110,15 +129,24 @@ fn steps_csv(rows: &[StepRow], header: bool) -> Result<Vec<u8>> {
 
 /// Replaces a file in one rename.
 pub fn replace(path: &Path, bytes: &[u8]) -> Result<()> {
-    let failed = |e: &std::io::Error| Error::file(path, e, "check free space and permissions of the directory");
-    let directory = path.parent().filter(|p| !p.as_os_str().is_empty()).unwrap_or(Path::new("."));
+    let failed = |e: &std::io::Error| {
+        Error::file(path, e, "check free space and permissions of the directory")
+    };
+    let directory = path
+        .parent()
+        .filter(|p| !p.as_os_str().is_empty())
+        .unwrap_or(Path::new("."));
     let mut file = tempfile::NamedTempFile::new_in(directory).map_err(|e| failed(&e))?;
-    file.write_all(bytes).and_then(|()| file.as_file().sync_all()).map_err(|e| failed(&e))?;
+    file.write_all(bytes)
+        .and_then(|()| file.as_file().sync_all())
+        .map_err(|e| failed(&e))?;
     #[cfg(unix)]
     {
         use std::os::unix::fs::PermissionsExt;
         // Temporary files are private; results are for everybody who may enter the directory.
-        file.as_file().set_permissions(fs::Permissions::from_mode(0o644)).map_err(|e| failed(&e))?;
+        file.as_file()
+            .set_permissions(fs::Permissions::from_mode(0o644))
+            .map_err(|e| failed(&e))?;
     }
     file.persist(path).map_err(|e| failed(&e.error))?;
     Ok(())
@@ -140,7 +168,11 @@ pub struct Prediction {
 impl Prediction {
     /// Patch or image.
     pub fn level(&self) -> Level {
-        if self.cell.is_some() { Level::Patch } else { Level::Image }
+        if self.cell.is_some() {
+            Level::Patch
+        } else {
+            Level::Image
+        }
     }
 }
 

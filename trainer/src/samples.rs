@@ -7,7 +7,9 @@ use std::sync::{Arc, Mutex};
 
 use fovea_coordinator::order::{EpochOrder, GlobalBatch, OrderInput, Unit};
 use fovea_dataset::{Dataset, Split};
-use fovea_kernels::{Augment, BatchMut, CropSpec, ImageU8, global_view, patch_crop, resize_antialias};
+use fovea_kernels::{
+    Augment, BatchMut, CropSpec, ImageU8, global_view, patch_crop, resize_antialias,
+};
 use half::bf16;
 use tch::{Device, Kind, Tensor};
 
@@ -67,7 +69,9 @@ impl SampleSource {
             contrast: on(a.contrast),
             saturation: on(a.saturation),
         };
-        let labels = (0..data.len()).map(|i| data.cell_labels(i, config.data.min_lesion_pixels)).collect();
+        let labels = (0..data.len())
+            .map(|i| data.cell_labels(i, config.data.min_lesion_pixels))
+            .collect();
         Self {
             data,
             augment,
@@ -97,14 +101,20 @@ impl SampleSource {
     /// Grid cells of an image that are not black, in row order.
     pub fn cells(&self, image: usize) -> Vec<u16> {
         let black = self.data.black(image);
-        (0..black.len()).filter(|&c| black[c] == 0).map(|c| c as u16).collect()
+        (0..black.len())
+            .filter(|&c| black[c] == 0)
+            .map(|c| c as u16)
+            .collect()
     }
 
     /// What the epochs of the training split are ordered from.
     pub fn order_input(&self, patches_per_image: usize) -> OrderInput {
         let images = self.data.indices(Split::Train);
         OrderInput {
-            images: images.into_iter().map(|i| (i as u32, self.cells(i))).collect(),
+            images: images
+                .into_iter()
+                .map(|i| (i as u32, self.cells(i)))
+                .collect(),
             seed: self.seed,
             patches_per_image,
         }
@@ -112,19 +122,36 @@ impl SampleSource {
 
     /// The unit that holds every non-black patch of an image, for evaluation.
     pub fn whole_image(&self, image: usize) -> Unit {
-        Unit { image: image as u32, cells: self.cells(image) }
+        Unit {
+            image: image as u32,
+            cells: self.cells(image),
+        }
     }
 
     /// Reads, crops and (in training: `epoch` given) augments the samples of `units`.
     pub fn load(&self, units: &[Unit], epoch: Option<u32>) -> Result<ShardBatch> {
         let views: Vec<ImageU8<'_>> = units.iter().map(|u| self.view(u.image)).collect();
-        let resized = units.iter().map(|u| self.resized(u.image)).collect::<Result<Vec<_>>>()?;
-        let random = epoch.map(|epoch| Randomness { augment: &self.augment, seed: self.seed, epoch });
+        let resized = units
+            .iter()
+            .map(|u| self.resized(u.image))
+            .collect::<Result<Vec<_>>>()?;
+        let random = epoch.map(|epoch| Randomness {
+            augment: &self.augment,
+            seed: self.seed,
+            epoch,
+        });
         let mut batch = self.assembler().assemble(units, &views, &resized, random)?;
-        batch.image_labels = units.iter().map(|u| self.image_label(u.image as usize)).collect();
+        batch.image_labels = units
+            .iter()
+            .map(|u| self.image_label(u.image as usize))
+            .collect();
         batch.patch_labels = units
             .iter()
-            .flat_map(|u| u.cells.iter().map(|&cell| self.labels[u.image as usize][cell as usize]))
+            .flat_map(|u| {
+                u.cells
+                    .iter()
+                    .map(|&cell| self.labels[u.image as usize][cell as usize])
+            })
             .collect();
         Ok(batch)
     }
@@ -140,16 +167,27 @@ impl SampleSource {
 
     fn view(&self, image: u32) -> ImageU8<'_> {
         let view = self.data.image(image as usize);
-        ImageU8 { data: view.data, height: view.height, width: view.width }
+        ImageU8 {
+            data: view.data,
+            height: view.height,
+            width: view.width,
+        }
     }
 
     fn resized(&self, image: u32) -> Result<Arc<Vec<f32>>> {
-        let poisoned = |_| Error::Internal("the cache of resized images was poisoned by a panic".to_owned());
+        let poisoned =
+            |_| Error::Internal("the cache of resized images was poisoned by a panic".to_owned());
         if let Some(found) = self.resized.lock().map_err(poisoned)?.get(&image) {
             return Ok(Arc::clone(found));
         }
-        let fresh = Arc::new(resize_antialias(&self.view(image), self.global_size, self.global_size)?);
-        let mut cache = self.resized.lock().map_err(|_| Error::Internal("the cache of resized images was poisoned by a panic".to_owned()))?;
+        let fresh = Arc::new(resize_antialias(
+            &self.view(image),
+            self.global_size,
+            self.global_size,
+        )?);
+        let mut cache = self.resized.lock().map_err(|_| {
+            Error::Internal("the cache of resized images was poisoned by a panic".to_owned())
+        })?;
         // Every image is wanted once per pass: evicting one for another would gain nothing.
         if (cache.len() + 1) * fresh.len() * size_of::<f32>() <= GLOBAL_CACHE_BYTES {
             cache.insert(image, Arc::clone(&fresh));
@@ -182,7 +220,11 @@ pub struct Assembler {
 impl Assembler {
     /// A photograph's cells (row order, black ones left out), without labels.
     pub fn photo(&self, image: ImageU8<'_>, cells: Vec<u16>) -> Result<ShardBatch> {
-        let resized = Arc::new(resize_antialias(&image, self.global_size, self.global_size)?);
+        let resized = Arc::new(resize_antialias(
+            &image,
+            self.global_size,
+            self.global_size,
+        )?);
         let mut batch = self.assemble(&[Unit { image: 0, cells }], &[image], &[resized], None)?;
         batch.image_labels = vec![0];
         batch.patch_labels = vec![0; batch.patch_ids.len()];
@@ -216,17 +258,26 @@ impl Assembler {
                 let (row, col) = (u64::from(cell) / grid, u64::from(cell) % grid);
                 let (y, x) = ((row as usize * patch) as u32, (col as usize * patch) as u32);
                 let sample_id = base + u64::from(cell);
-                specs.push(CropSpec { image: slot, y, x, sample_id });
+                specs.push(CropSpec {
+                    image: slot,
+                    y,
+                    x,
+                    sample_id,
+                });
                 batch.patch_ids.push(sample_id);
             }
         }
         let augment = random.map(|r| r.augment);
         let (seed, epoch) = random.map_or((0, 0), |r| (r.seed, r.epoch));
-        with_pixels(&mut batch.patches, |out| patch_crop(images, &specs, patch, seed, epoch, augment, out))?;
+        with_pixels(&mut batch.patches, |out| {
+            patch_crop(images, &specs, patch, seed, epoch, augment, out)
+        })?;
         for (slot, resized) in resized.iter().enumerate() {
             let mut target = batch.globals.f_get(slot as i64)?;
             let id = batch.image_ids[slot];
-            with_pixels(&mut target, |out| global_view(resized, self.global_size, seed, epoch, id, augment, out))?;
+            with_pixels(&mut target, |out| {
+                global_view(resized, self.global_size, seed, epoch, id, augment, out)
+            })?;
         }
         // In memory [n, h, w, 3]; to libtorch a channels-last [n, 3, h, w].
         batch.globals = batch.globals.f_permute([0, 3, 1, 2])?;
@@ -236,11 +287,17 @@ impl Assembler {
 
     fn empty(&self, n: usize, size: usize) -> Result<Tensor> {
         let shape = [n as i64, size as i64, size as i64, 3];
-        Ok(Tensor::f_empty(shape, (self.precision.kind(), Device::Cpu))?)
+        Ok(Tensor::f_empty(
+            shape,
+            (self.precision.kind(), Device::Cpu),
+        )?)
     }
 }
 
-fn with_pixels(tensor: &mut Tensor, write: impl FnOnce(BatchMut<'_>) -> fovea_kernels::Result<()>) -> Result<()> {
+fn with_pixels(
+    tensor: &mut Tensor,
+    write: impl FnOnce(BatchMut<'_>) -> fovea_kernels::Result<()>,
+) -> Result<()> {
     Ok(match tensor.kind() {
         Kind::BFloat16 => write(BatchMut::Bf16(host::slice_mut::<bf16>(tensor)?)),
         _ => write(BatchMut::F32(host::slice_mut::<f32>(tensor)?)),
@@ -260,7 +317,11 @@ pub struct RankBatch {
 impl RankBatch {
     /// Patches of this rank.
     pub fn samples(&self) -> u64 {
-        self.shards.iter().flatten().map(|s| s.patch_labels.len() as u64).sum()
+        self.shards
+            .iter()
+            .flatten()
+            .map(|s| s.patch_labels.len() as u64)
+            .sum()
     }
 }
 
@@ -282,7 +343,12 @@ pub struct Loader {
 
 impl Loader {
     /// Starts reading at `cursor`. The thread ends with the epoch, or when the loader is dropped.
-    pub fn spawn(source: Arc<SampleSource>, order: Arc<EpochOrder>, cursor: u64, part: Part) -> Result<Self> {
+    pub fn spawn(
+        source: Arc<SampleSource>,
+        order: Arc<EpochOrder>,
+        cursor: u64,
+        part: Part,
+    ) -> Result<Self> {
         let (send, batches) = sync_channel(PREFETCH);
         std::thread::Builder::new()
             .name("loader".to_owned())
@@ -320,14 +386,27 @@ fn read_epoch(
     }
 }
 
-fn read_batch(source: &SampleSource, order: &EpochOrder, global: GlobalBatch, part: &Part) -> Result<RankBatch> {
+fn read_batch(
+    source: &SampleSource,
+    order: &EpochOrder,
+    global: GlobalBatch,
+    part: &Part,
+) -> Result<RankBatch> {
     let shards = part
         .shards
         .clone()
         .map(|v| {
             let units = &order.units()[global.shard(v, part.virtual_shards)];
-            if units.is_empty() { Ok(None) } else { source.load(units, Some(order.epoch())).map(Some) }
+            if units.is_empty() {
+                Ok(None)
+            } else {
+                source.load(units, Some(order.epoch())).map(Some)
+            }
         })
         .collect::<Result<Vec<_>>>()?;
-    Ok(RankBatch { images: global.units.len(), global, shards })
+    Ok(RankBatch {
+        images: global.units.len(),
+        global,
+        shards,
+    })
 }

@@ -83,7 +83,13 @@ struct Evaluated {
 
 impl Evaluated {
     fn logits(&self) -> Vec<f64> {
-        self.image.iter().chain(&self.patch).chain([&self.image_without_patches]).flatten().copied().collect()
+        self.image
+            .iter()
+            .chain(&self.patch)
+            .chain([&self.image_without_patches])
+            .flatten()
+            .copied()
+            .collect()
     }
 }
 
@@ -114,6 +120,7 @@ fn digest(name: &str, values: &[f32]) -> Digest {
 
 /// How far a run is from the stored numbers; `spread` in hybrid.py measures PyTorch in the same way.
 #[derive(Debug, Deserialize)]
+#[allow(dead_code, reason = "some are stored for readers of the file only")]
 struct Deviations {
     /// Absolute.
     logits: f64,
@@ -130,17 +137,31 @@ struct Deviations {
     moved_rms: f64,
 }
 
-/// Largest and root mean square deviation over tensors, and the name of the worst.
+/// Largest and root mean square deviation over tensors; a failing test shows the worst one's name.
 fn compare(got: &Digests, want: &Digests, floor: f64) -> (f64, f64) {
-    assert!(got.keys().eq(want.keys()), "the same tensors by the same names");
+    assert!(
+        got.keys().eq(want.keys()),
+        "the same tensors by the same names"
+    );
     let each = want.iter().map(|(name, w)| {
         let g = &got[name];
-        ((g.norm - w.norm).abs().max((g.dot - w.dot).abs()) / w.norm.max(floor), name)
+        (
+            (g.norm - w.norm).abs().max((g.dot - w.dot).abs()) / w.norm.max(floor),
+            name,
+        )
     });
-    let (worst, name) = each.clone().max_by(|a, b| a.0.total_cmp(&b.0)).expect("some tensors");
+    let (worst, name) = each
+        .clone()
+        .max_by(|a, b| a.0.total_cmp(&b.0))
+        .expect("some tensors");
     eprintln!("worst of {}: {name} {worst:.2e}", want.len());
-    for (d, n) in each.clone() { eprintln!("   {n} {d:.2e}"); }
-    (worst, (each.map(|(d, _)| d * d).sum::<f64>() / want.len() as f64).sqrt())
+    for (d, n) in each.clone() {
+        eprintln!("   {n} {d:.2e}");
+    }
+    (
+        worst,
+        (each.map(|(d, _)| d * d).sum::<f64>() / want.len() as f64).sqrt(),
+    )
 }
 
 /// All tensors of `hybrid` by the hash, as a file of PyTorch weights holds them.
@@ -150,13 +171,24 @@ fn hashed(blueprint: &Blueprint) -> Vec<NamedTensor> {
         NamedTensor { name, shape, data }
     };
     let shape = |dims: &[i64]| dims.iter().map(|&d| d as usize).collect();
-    let mut all: Vec<_> = blueprint.params.iter().map(|p| tensor(p.name.clone(), shape(&p.shape))).collect();
+    let mut all: Vec<_> = blueprint
+        .params
+        .iter()
+        .map(|p| tensor(p.name.clone(), shape(&p.shape)))
+        .collect();
     for norm in &blueprint.norms {
         for buffer in ["running_mean", "running_var"] {
-            all.push(tensor(format!("{}.{buffer}", norm.name), vec![norm.channels]));
+            all.push(tensor(
+                format!("{}.{buffer}", norm.name),
+                vec![norm.channels],
+            ));
         }
         let name = format!("{}.num_batches_tracked", norm.name);
-        all.push(NamedTensor { name, shape: vec![], data: TensorData::I64(vec![0]) });
+        all.push(NamedTensor {
+            name,
+            shape: vec![],
+            data: TensorData::I64(vec![0]),
+        });
     }
     all
 }
@@ -165,15 +197,29 @@ fn hashed(blueprint: &Blueprint) -> Vec<NamedTensor> {
 fn pictures(name: &str, n: usize, side: usize, kind: Kind) -> Tensor {
     let (n, s) = (n as i64, side as i64);
     let pixels = Tensor::from_slice(&formula::pictures(name, n as usize, side)).view([n, 3, s, s]);
-    pixels.permute([0, 2, 3, 1]).contiguous().permute([0, 3, 1, 2]).to_kind(kind)
+    pixels
+        .permute([0, 2, 3, 1])
+        .contiguous()
+        .permute([0, 3, 1, 2])
+        .to_kind(kind)
 }
 
 impl Shard {
     fn batch(&self, index: usize, salt: u64, kind: Kind) -> ShardBatch {
         let (images, patches) = (self.counts.len(), self.counts.iter().sum());
         ShardBatch {
-            globals: pictures(&format!("globals.{index}.{salt}"), images, self.global_size, kind),
-            patches: pictures(&format!("patches.{index}.{salt}"), patches, self.patch_size, kind),
+            globals: pictures(
+                &format!("globals.{index}.{salt}"),
+                images,
+                self.global_size,
+                kind,
+            ),
+            patches: pictures(
+                &format!("patches.{index}.{salt}"),
+                patches,
+                self.patch_size,
+                kind,
+            ),
             counts: self.counts.clone(),
             image_labels: self.image_labels.clone(),
             patch_labels: self.patch_labels.clone(),
@@ -184,7 +230,9 @@ impl Shard {
 }
 
 fn configured(setup: &Setup, precision: Precision) -> (Config, Replica) {
-    let Setup { loss, optimizer, .. } = setup;
+    let Setup {
+        loss, optimizer, ..
+    } = setup;
     let mut config = Config::preset("hybrid").expect("a preset");
     config.train.seed = setup.seed;
     config.optimizer.lr = optimizer.lr;
@@ -199,10 +247,15 @@ fn configured(setup: &Setup, precision: Precision) -> (Config, Replica) {
         pos_weight: loss.positive,
         neg_weight: loss.negative,
     };
-    let objective = Objective { image: focal(), patch: focal(), patch_weight: loss.patch_weight };
+    let objective = Objective {
+        image: focal(),
+        patch: focal(),
+        patch_weight: loss.patch_weight,
+    };
     let mut replica = Replica::new(&config, precision, objective).expect("a replica");
     let weights = hashed(&replica.params.blueprint);
-    restore_weights(&mut replica.params, &weights, Path::new("hashed")).expect("PyTorch's names and shapes");
+    restore_weights(&mut replica.params, &weights, Path::new("hashed"))
+        .expect("PyTorch's names and shapes");
     (config, replica)
 }
 
@@ -218,15 +271,30 @@ fn evaluate(replica: &Replica, batch: &ShardBatch) -> Vec<f64> {
         image_ids: vec![0],
         patch_ids: vec![],
     };
-    let alone = replica.evaluate(&alone).expect("evaluation without patches");
+    let alone = replica
+        .evaluate(&alone)
+        .expect("evaluation without patches");
     assert!(alone.patch.is_empty());
-    scores.image.iter().chain(&scores.patch).chain(&alone.image).map(|&z| f64::from(z)).collect()
+    scores
+        .image
+        .iter()
+        .chain(&scores.patch)
+        .chain(&alone.image)
+        .map(|&z| f64::from(z))
+        .collect()
 }
 
 /// A flat buffer's parameters as digests.
 fn parameters(replica: &Replica, flat: &[f32]) -> Digests {
     let named = replica.params.blueprint.params.iter().enumerate();
-    named.map(|(i, p)| (p.name.clone(), digest(&p.name, &replica.params.to_pytorch(i, flat)))).collect()
+    named
+        .map(|(i, p)| {
+            (
+                p.name.clone(),
+                digest(&p.name, &replica.params.to_pytorch(i, flat)),
+            )
+        })
+        .collect()
 }
 
 fn running(replica: &Replica) -> Digests {
@@ -237,7 +305,10 @@ fn running(replica: &Replica) -> Digests {
             let digest = digest(&name, &flat[start..start + norm.channels]);
             (name, digest)
         };
-        [part("running_mean", norm.offset), part("running_var", norm.offset + norm.channels)]
+        [
+            part("running_mean", norm.offset),
+            part("running_var", norm.offset + norm.channels),
+        ]
     });
     named.collect()
 }
@@ -245,40 +316,72 @@ fn running(replica: &Replica) -> Digests {
 fn run(golden: &Golden, precision: Precision) -> Deviations {
     let setup = &golden.setup;
     let (config, mut replica) = configured(setup, precision);
-    let shards: Vec<_> = setup.shards.iter().enumerate().map(|(i, s)| s.batch(i, setup.salt, precision.kind())).collect();
+    let shards: Vec<_> = setup
+        .shards
+        .iter()
+        .enumerate()
+        .map(|(i, s)| s.batch(i, setup.salt, precision.kind()))
+        .collect();
     let logits = evaluate(&replica, &shards[0]);
     let shards: Vec<_> = shards.into_iter().map(Some).collect();
     let counts = || setup.shards.iter().map(|s| &s.counts);
-    let total =
-        Denominators { images: counts().map(Vec::len).sum(), patches: counts().flatten().map(|&n| n as u64).sum() };
+    let total = Denominators {
+        images: counts().map(Vec::len).sum(),
+        patches: counts().flatten().map(|&n| n as u64).sum(),
+    };
 
     let start = replica.params.master().expect("master").to_vec();
     let (mut loss, mut grad_norm) = (Vec::new(), Vec::new());
-    let (mut gradients, mut statistics, mut moved) = (Digests::new(), Digests::new(), Digests::new());
+    let (mut gradients, mut statistics, mut moved) =
+        (Digests::new(), Digests::new(), Digests::new());
     for step in 0..setup.steps {
-        let reduced = replica.attempt(&shards, step as u32, total).expect("an attempt");
+        let reduced = replica
+            .attempt(&shards, step as u32, total)
+            .expect("an attempt");
         let verdict = replica.verdict(&reduced, total);
         loss.push((verdict.loss / golden.steps[step].loss - 1.0).abs());
         grad_norm.push((verdict.grad_norm / golden.steps[step].grad_norm - 1.0).abs());
         if step == 0 {
             gradients = parameters(&replica, &reduced[..replica.params.layout.len]);
         }
-        replica.commit(reduced, &config, setup.optimizer.lr, step as u64 + 1, verdict).expect("a commit");
+        replica
+            .commit(
+                reduced,
+                &config,
+                setup.optimizer.lr,
+                step as u64 + 1,
+                verdict,
+            )
+            .expect("a commit");
         if step == 0 {
             statistics = running(&replica);
-            let difference: Vec<f32> =
-                replica.params.master().expect("master").iter().zip(&start).map(|(new, old)| new - old).collect();
+            let difference: Vec<f32> = replica
+                .params
+                .master()
+                .expect("master")
+                .iter()
+                .zip(&start)
+                .map(|(new, old)| new - old)
+                .collect();
             moved = parameters(&replica, &difference);
         }
     }
 
     let want = golden.eval.logits();
     assert_eq!(logits.len(), want.len());
-    let (gradients, gradients_rms) = compare(&gradients, &golden.gradients, 1e-4 * golden.steps[0].grad_norm);
+    let (gradients, gradients_rms) = compare(
+        &gradients,
+        &golden.gradients,
+        1e-4 * golden.steps[0].grad_norm,
+    );
     let (running, running_rms) = compare(&statistics, &golden.running, 0.0);
     let (moved, moved_rms) = compare(&moved, &golden.moved, 0.0);
     Deviations {
-        logits: logits.iter().zip(&want).map(|(g, w)| (g - w).abs()).fold(0.0, f64::max),
+        logits: logits
+            .iter()
+            .zip(&want)
+            .map(|(g, w)| (g - w).abs())
+            .fold(0.0, f64::max),
         loss,
         grad_norm,
         gradients,
@@ -291,12 +394,16 @@ fn run(golden: &Golden, precision: Precision) -> Deviations {
 }
 
 fn load() -> Golden {
-    serde_json::from_str(include_str!("../../../tests/golden/hybrid.json")).expect("the stored numbers parse")
+    serde_json::from_str(include_str!("../../../tests/golden/hybrid.json"))
+        .expect("the stored numbers parse")
 }
 
 #[track_caller]
 fn below(what: &str, got: f64, limit: f64) {
-    assert!(got <= limit, "{what}: {got:.3e} from PyTorch's, limit {limit:.0e}");
+    assert!(
+        got <= limit,
+        "{what}: {got:.3e} from PyTorch's, limit {limit:.0e}"
+    );
 }
 
 #[test]
@@ -304,12 +411,36 @@ fn f32_steps_are_pytorchs() {
     let golden = load();
     let got = run(&golden, Precision::F32);
     eprintln!("here  {got:?}\ntorch {:?}", golden.torch_f32);
+    // Sums of some thousand f32 products per layer, 20 layers deep: errors of 1e-6 of the values.
+    below("logits", got.logits, 1e-5);
+    below("running statistics", got.running, 5e-6);
+    below("loss", got.loss[0], 1e-5);
+    // Backward divides by standard deviations over as few as 4 rows, which enlarges them.
+    below("gradient norm", got.grad_norm[0], 1e-4);
+    below("gradients", got.gradients, 1e-4);
+    below("gradients, rms", got.gradients_rms, 3e-5);
+    // Adam divides by |g| + eps, so elements with small gradients follow those closely.
+    below("first update", got.moved, 2e-4);
+    below("first update, rms", got.moved_rms, 5e-5);
+    // The second step starts from all of this, and nothing keeps it away from ReLUs' kinks.
+    below("second loss", got.loss[1], 1e-4);
+    below("second gradient norm", got.grad_norm[1], 2e-3);
 }
 
 #[test]
 fn bf16_steps_are_as_near_as_pytorchs_autocast() {
     let golden = load();
     let got = run(&golden, Precision::Bf16);
-    eprintln!("here  {got:?}\ntorch {:?}", golden.torch_bf16);
+    let torch = &golden.torch_bf16;
+    eprintln!("here  {got:?}\ntorch {torch:?}");
+    // bf16 has 8 bits: 4e-3 per rounding, averaged over many.
     below("logits", got.logits, 3e-2);
+    below("running statistics", got.running, 3e-2);
+    below("loss", got.loss[0], 3e-2);
+    // Roundings put many ReLUs' inputs on the other side of zero, in PyTorch as here. Their number is
+    // what can be compared, by its effect over all tensors; which ones they are is chance.
+    below("gradients, rms", got.gradients_rms, 1.5 * torch.gradients_rms);
+    below("first update, rms", got.moved_rms, 1.5 * torch.moved_rms);
+    below("gradient norm", got.grad_norm[0], 5e-2);
+    below("second loss", got.loss[1], 1e-1);
 }

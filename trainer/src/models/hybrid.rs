@@ -92,14 +92,20 @@ impl TokenLayout {
         let tokens = 1 + counts.iter().copied().max().unwrap_or(0);
         let total: usize = counts.iter().sum();
         let zeros = (images + total) as i64;
-        let mut layout =
-            Self { gather: Vec::with_capacity(images * tokens), patches: Vec::with_capacity(total), padding: None, tokens };
+        let mut layout = Self {
+            gather: Vec::with_capacity(images * tokens),
+            patches: Vec::with_capacity(total),
+            padding: None,
+            tokens,
+        };
         let mut mask = Vec::with_capacity(images * tokens);
         let mut next = images as i64;
         for (image, &count) in counts.iter().enumerate() {
             layout.gather.push(image as i64);
             layout.gather.extend(next..next + count as i64);
-            layout.gather.extend(std::iter::repeat_n(zeros, tokens - 1 - count));
+            layout
+                .gather
+                .extend(std::iter::repeat_n(zeros, tokens - 1 - count));
             let first = (image * tokens + 1) as i64;
             layout.patches.extend(first..first + count as i64);
             mask.extend(std::iter::repeat_n(0.0, 1 + count));
@@ -131,11 +137,15 @@ impl Model for Hybrid {
         let zeros = Tensor::f_zeros([1, WIDTH], (Kind::Float, global.device()))?;
         let rows = Tensor::f_cat(&[&global, &local, &zeros], 0)?; // [b + n + 1, 256]
         let gather = Tensor::from_slice(&layout.gather).f_to_device(rows.device())?;
-        let x = rows.f_index_select(0, &gather)?.f_view([images, tokens, WIDTH])?;
+        let x = rows
+            .f_index_select(0, &gather)?
+            .f_view([images, tokens, WIDTH])?;
         let padding = match &layout.padding {
-            Some(mask) => {
-                Some(Tensor::from_slice(mask).f_view([images, 1, 1, tokens])?.f_to_device(rows.device())?)
-            }
+            Some(mask) => Some(
+                Tensor::from_slice(mask)
+                    .f_view([images, 1, 1, tokens])?
+                    .f_to_device(rows.device())?,
+            ),
             None => None,
         };
         let mixed = self.attn.forward(pass, &x, padding.as_ref())?;
@@ -143,8 +153,12 @@ impl Model for Hybrid {
 
         let image = x.f_select(1, 0)?; // [b, 256]
         let patches = Tensor::from_slice(&layout.patches).f_to_device(rows.device())?;
-        let patch = x.f_reshape([images * tokens, WIDTH])?.f_index_select(0, &patches)?; // [n, 256]
-        let (image_mask, patch_mask) = input.dropout.map_or((None, None), |(i, p)| (Some(i), Some(p)));
+        let patch = x
+            .f_reshape([images * tokens, WIDTH])?
+            .f_index_select(0, &patches)?; // [n, 256]
+        let (image_mask, patch_mask) = input
+            .dropout
+            .map_or((None, None), |(i, p)| (Some(i), Some(p)));
         Ok(Output {
             image: self.image_head.forward(pass, &image, image_mask)?,
             patch: self.patch_head.forward(pass, &patch, patch_mask)?,

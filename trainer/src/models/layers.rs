@@ -16,8 +16,18 @@ impl Linear {
     pub fn declare(b: &mut Blueprint, name: &str, inputs: i64, outputs: i64) -> Self {
         let bound = 1.0 / (inputs as f64).sqrt();
         Self {
-            weight: b.param(format!("{name}.weight"), &[outputs, inputs], false, Init::Uniform(bound)),
-            bias: b.param(format!("{name}.bias"), &[outputs], false, Init::Uniform(bound)),
+            weight: b.param(
+                format!("{name}.weight"),
+                &[outputs, inputs],
+                false,
+                Init::Uniform(bound),
+            ),
+            bias: b.param(
+                format!("{name}.bias"),
+                &[outputs],
+                false,
+                Init::Uniform(bound),
+            ),
         }
     }
 
@@ -38,7 +48,12 @@ impl LayerNorm {
     /// Declares `name.weight` and `name.bias`, both `[width]`.
     pub fn declare(b: &mut Blueprint, name: &str, width: i64) -> Self {
         Self {
-            weight: b.param(format!("{name}.weight"), &[width], false, Init::Constant(1.0)),
+            weight: b.param(
+                format!("{name}.weight"),
+                &[width],
+                false,
+                Init::Constant(1.0),
+            ),
             bias: b.param(format!("{name}.bias"), &[width], false, Init::Constant(0.0)),
             width,
         }
@@ -69,10 +84,30 @@ impl SelfAttention {
         let xavier = (6.0 / (4 * width) as f64).sqrt();
         let out = 1.0 / (width as f64).sqrt();
         Self {
-            in_weight: b.param(format!("{name}.in_proj_weight"), &[3 * width, width], false, Init::Uniform(xavier)),
-            in_bias: b.param(format!("{name}.in_proj_bias"), &[3 * width], false, Init::Constant(0.0)),
-            out_weight: b.param(format!("{name}.out_proj.weight"), &[width, width], false, Init::Uniform(out)),
-            out_bias: b.param(format!("{name}.out_proj.bias"), &[width], false, Init::Constant(0.0)),
+            in_weight: b.param(
+                format!("{name}.in_proj_weight"),
+                &[3 * width, width],
+                false,
+                Init::Uniform(xavier),
+            ),
+            in_bias: b.param(
+                format!("{name}.in_proj_bias"),
+                &[3 * width],
+                false,
+                Init::Constant(0.0),
+            ),
+            out_weight: b.param(
+                format!("{name}.out_proj.weight"),
+                &[width, width],
+                false,
+                Init::Uniform(out),
+            ),
+            out_bias: b.param(
+                format!("{name}.out_proj.bias"),
+                &[width],
+                false,
+                Init::Constant(0.0),
+            ),
             width,
             heads,
         }
@@ -83,9 +118,13 @@ impl SelfAttention {
         let (b, t) = (x.size()[0], x.size()[1]);
         let head = self.width / self.heads;
         let qkv = x.f_linear(pass.param(self.in_weight), Some(pass.param(self.in_bias)))?;
-        let qkv = qkv.f_view([b, t, 3, self.heads, head])?.f_permute([2, 0, 3, 1, 4])?;
+        let qkv = qkv
+            .f_view([b, t, 3, self.heads, head])?
+            .f_permute([2, 0, 3, 1, 4])?;
         let (q, k, v) = (qkv.f_get(0)?, qkv.f_get(1)?, qkv.f_get(2)?);
-        let mut scores = q.f_matmul(&k.f_transpose(-2, -1)?)?.f_mul_scalar(1.0 / (head as f64).sqrt())?;
+        let mut scores = q
+            .f_matmul(&k.f_transpose(-2, -1)?)?
+            .f_mul_scalar(1.0 / (head as f64).sqrt())?;
         if let Some(padding) = padding {
             scores = scores.f_add(padding)?;
         }

@@ -84,14 +84,23 @@ pub struct Blueprint {
 impl Blueprint {
     /// Declares a parameter.
     pub fn param(&mut self, name: String, shape: &[i64], working: bool, init: Init) -> ParamId {
-        self.params.push(ParamSpec { name, shape: shape.to_vec(), working, init });
+        self.params.push(ParamSpec {
+            name,
+            shape: shape.to_vec(),
+            working,
+            init,
+        });
         ParamId(self.params.len() - 1)
     }
 
     /// Declares a batch normalisation layer's running statistics.
     pub fn norm(&mut self, name: String, channels: usize) -> NormId {
         let offset = self.stats_len();
-        self.norms.push(NormSpec { name, channels, offset });
+        self.norms.push(NormSpec {
+            name,
+            channels,
+            offset,
+        });
         NormId(self.norms.len() - 1)
     }
 

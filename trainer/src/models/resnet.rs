@@ -24,13 +24,34 @@ struct Window {
 }
 
 impl ConvNorm {
-    fn declare(b: &mut Blueprint, conv: String, norm: String, channels: (i64, i64), window: Window) -> Self {
+    fn declare(
+        b: &mut Blueprint,
+        conv: &str,
+        norm: String,
+        channels: (i64, i64),
+        window: Window,
+    ) -> Self {
         let (inputs, outputs) = channels;
         let Window { kernel, stride } = window;
         Self {
-            weight: b.param(format!("{conv}.weight"), &[outputs, inputs, kernel, kernel], true, Init::KaimingFanOut),
-            scale: b.param(format!("{norm}.weight"), &[outputs], false, Init::Constant(1.0)),
-            shift: b.param(format!("{norm}.bias"), &[outputs], false, Init::Constant(0.0)),
+            weight: b.param(
+                format!("{conv}.weight"),
+                &[outputs, inputs, kernel, kernel],
+                true,
+                Init::KaimingFanOut,
+            ),
+            scale: b.param(
+                format!("{norm}.weight"),
+                &[outputs],
+                false,
+                Init::Constant(1.0),
+            ),
+            shift: b.param(
+                format!("{norm}.bias"),
+                &[outputs],
+                false,
+                Init::Constant(0.0),
+            ),
             norm: b.norm(norm, outputs as usize),
             stride,
             padding: kernel / 2,
@@ -39,7 +60,14 @@ impl ConvNorm {
 
     fn conv(&self, pass: &Pass<'_>, x: &Tensor) -> Result<Tensor> {
         let (stride, padding) = ([self.stride; 2], [self.padding; 2]);
-        Ok(x.f_conv2d(pass.param(self.weight), None::<&Tensor>, stride, padding, [1, 1], 1)?)
+        Ok(x.f_conv2d(
+            pass.param(self.weight),
+            None::<&Tensor>,
+            stride,
+            padding,
+            [1, 1],
+            1,
+        )?)
     }
 
     fn affine<'a>(&self, pass: &'a Pass<'_>) -> ops::Affine<'a> {
@@ -66,17 +94,43 @@ struct BasicBlock {
 impl BasicBlock {
     fn declare(b: &mut Blueprint, name: &str, inputs: i64, outputs: i64, stride: i64) -> Self {
         let three = |stride| Window { kernel: 3, stride };
-        let first = ConvNorm::declare(b, format!("{name}.conv1"), format!("{name}.bn1"), (inputs, outputs), three(stride));
-        let second = ConvNorm::declare(b, format!("{name}.conv2"), format!("{name}.bn2"), (outputs, outputs), three(1));
+        let first = ConvNorm::declare(
+            b,
+            &format!("{name}.conv1"),
+            format!("{name}.bn1"),
+            (inputs, outputs),
+            three(stride),
+        );
+        let second = ConvNorm::declare(
+            b,
+            &format!("{name}.conv2"),
+            format!("{name}.bn2"),
+            (outputs, outputs),
+            three(1),
+        );
         let downsample = (stride != 1 || inputs != outputs).then(|| {
             let one = Window { kernel: 1, stride };
-            ConvNorm::declare(b, format!("{name}.downsample.0"), format!("{name}.downsample.1"), (inputs, outputs), one)
+            ConvNorm::declare(
+                b,
+                &format!("{name}.downsample.0"),
+                format!("{name}.downsample.1"),
+                (inputs, outputs),
+                one,
+            )
         });
-        Self { first, second, downsample }
+        Self {
+            first,
+            second,
+            downsample,
+        }
     }
 
     /// Takes its input, and gives its output, once for the convolutions and once for the shortcut.
-    fn forward(&self, pass: &Pass<'_>, (x, shortcut): (Tensor, Tensor)) -> Result<(Tensor, Tensor)> {
+    fn forward(
+        &self,
+        pass: &Pass<'_>,
+        (x, shortcut): (Tensor, Tensor),
+    ) -> Result<(Tensor, Tensor)> {
         let y = self.first.forward(pass, &x, true)?;
         let shortcut = match &self.downsample {
             Some(downsample) => downsample.forward(pass, &shortcut, false)?,
@@ -99,8 +153,17 @@ impl ResNet18 {
 
     /// Declares the network under `prefix` (for example `local_branch`).
     pub fn declare(b: &mut Blueprint, prefix: &str) -> Self {
-        let seven = Window { kernel: 7, stride: 2 };
-        let stem = ConvNorm::declare(b, format!("{prefix}.conv1"), format!("{prefix}.bn1"), (3, 64), seven);
+        let seven = Window {
+            kernel: 7,
+            stride: 2,
+        };
+        let stem = ConvNorm::declare(
+            b,
+            &format!("{prefix}.conv1"),
+            format!("{prefix}.bn1"),
+            (3, 64),
+            seven,
+        );
         let mut blocks = Vec::with_capacity(8);
         let mut inputs = 64;
         for (layer, outputs) in [64, 128, 256, 512].into_iter().enumerate() {
@@ -116,7 +179,11 @@ impl ResNet18 {
 
     /// `[n, 3, H, W]` in the working dtype, channels-last -> features `[n, 512]` in f32.
     pub fn forward(&self, pass: &Pass<'_>, x: &Tensor) -> Result<Tensor> {
-        let stem = ops::stem(&self.stem.conv(pass, x)?, &self.stem.affine(pass), &pass.mode)?;
+        let stem = ops::stem(
+            &self.stem.conv(pass, x)?,
+            &self.stem.affine(pass),
+            &pass.mode,
+        )?;
         let mut x = (stem.shallow_clone(), stem);
         for block in &self.blocks {
             x = block.forward(pass, x)?;

@@ -20,7 +20,8 @@ impl Trainer {
     pub(super) fn end_epoch(&mut self) -> Result<()> {
         self.write_step_rows()?;
         let epoch = self.progress.epoch + 1;
-        let due = epoch.is_multiple_of(self.config.eval.every_epochs.max(1)) || epoch == self.config.train.epochs;
+        let due = epoch.is_multiple_of(self.config.eval.every_epochs.max(1))
+            || epoch == self.config.train.epochs;
         if due {
             let rows = self.score_validation()?;
             let summary = evaluate::summarise(&rows, &self.replica, self.config.eval.threshold)?;
@@ -54,7 +55,10 @@ impl Trainer {
             // Row holds u64: the bytes of a Vec<u8> need not be aligned for it.
             let whole = part.chunks_exact(size_of::<Row>());
             if !whole.remainder().is_empty() {
-                return Err(Error::Internal(format!("{} bytes of scores are no whole rows", part.len())));
+                return Err(Error::Internal(format!(
+                    "{} bytes of scores are no whole rows",
+                    part.len()
+                )));
             }
             rows.extend(whole.map(bytemuck::pod_read_unaligned::<Row>));
         }
@@ -71,22 +75,37 @@ impl Trainer {
             level,
             metrics: metrics.clone(),
         };
-        let rows = [row(Level::Patch, &summary.patch), row(Level::Image, &summary.image)];
-        if let Err(e) = MetricsLog::open(&self.run.metrics()).and_then(|mut log| log.append(&rows)) {
+        let rows = [
+            row(Level::Patch, &summary.patch),
+            row(Level::Image, &summary.image),
+        ];
+        if let Err(e) = MetricsLog::open(&self.run.metrics()).and_then(|mut log| log.append(&rows))
+        {
             tracing::warn!("{e}"); // the checkpoint carries the state; a log is no reason to stop
         }
         if let Some(rows) = best
-            && let Err(e) = run_dir::write_predictions(&self.run.predictions(), &predictions(rows, &self.source), true)
+            && let Err(e) = run_dir::write_predictions(
+                &self.run.predictions(),
+                &predictions(rows, &self.source),
+                true,
+            )
         {
             tracing::warn!("{e}");
         }
         let mut figures = BTreeMap::new();
         for (level, metrics) in [("patch", &summary.patch), ("image", &summary.image)] {
             figures.insert(format!("{level}_f1_micro"), metrics.f1_micro);
-            figures.extend(metrics.mean_auroc.map(|auroc| (format!("{level}_mean_auroc"), auroc)));
+            figures.extend(
+                metrics
+                    .mean_auroc
+                    .map(|auroc| (format!("{level}_mean_auroc"), auroc)),
+            );
             figures.insert(format!("{level}_loss"), metrics.loss);
         }
-        self.client.event(TrainerEvent::EpochEnd { epoch, metrics: figures })?;
+        self.client.event(TrainerEvent::EpochEnd {
+            epoch,
+            metrics: figures,
+        })?;
         Ok(())
     }
 }
@@ -107,7 +126,10 @@ pub(crate) fn predictions(rows: &[Row], source: &SampleSource) -> Vec<Prediction
                 Level::Image => (r.id, None),
                 Level::Patch => {
                     let cell = (r.id % cells) as u32;
-                    (r.id / cells, Some((cell / manifest.grid, cell % manifest.grid)))
+                    (
+                        r.id / cells,
+                        Some((cell / manifest.grid, cell % manifest.grid)),
+                    )
                 }
             };
             Prediction {

@@ -8,18 +8,18 @@ mod progress;
 mod session;
 mod snapshot;
 
-use std::sync::{Arc, Mutex};
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
 use fovea_coordinator::client::{Client, Decision};
 use fovea_coordinator::order::{EpochOrder, OrderInput, rank_shards};
 use fovea_coordinator::protocol::{Assignment, Cause, MemberState, TrainerEvent, Vote};
 
+pub(crate) use epoch_end::predictions;
 pub use progress::{Best, Progress};
 pub use session::{TrainerOptions, join, objective, use_threads};
 pub use snapshot::{best_of, restore_weights, resume_point};
-pub(crate) use epoch_end::predictions;
 
 use crate::checkpoint;
 use crate::collectives::Collective;
@@ -77,7 +77,9 @@ impl Trainer {
             && !self.was_told()
         {
             // So that the others and the user hear the reason, not only that this rank is gone.
-            let _ = self.client.event(TrainerEvent::Failed { reason: error.to_string() });
+            let _ = self.client.event(TrainerEvent::Failed {
+                reason: error.to_string(),
+            });
         }
         ended
     }
@@ -102,11 +104,14 @@ impl Trainer {
             virtual_shards,
             images_per_step: self.config.train.images_per_step as usize,
         };
-        let mut loader = Loader::spawn(Arc::clone(&self.source), order, self.progress.cursor, part)?;
+        let mut loader =
+            Loader::spawn(Arc::clone(&self.source), order, self.progress.cursor, part)?;
         self.last_commit = Instant::now();
         loop {
             let waiting = Instant::now();
-            let Some(batch) = loader.next()? else { return Ok(Flow::Continue) };
+            let Some(batch) = loader.next()? else {
+                return Ok(Flow::Continue);
+            };
             if self.step(&batch, waiting.elapsed())? == Flow::Drain {
                 return Ok(Flow::Drain);
             }
@@ -116,11 +121,16 @@ impl Trainer {
     /// One attempt: compute, reduce, look, vote; then all ranks move, or none does.
     fn step(&mut self, batch: &RankBatch, loading: Duration) -> Result<Flow> {
         let deadline = self.deadline();
-        let total = Denominators { images: batch.images, patches: batch.global.samples };
+        let total = Denominators {
+            images: batch.images,
+            patches: batch.global.samples,
+        };
         let step = self.progress.step + 1;
         let started = Instant::now();
 
-        let mut sums = self.replica.attempt(&batch.shards, self.progress.epoch, total)?;
+        let mut sums = self
+            .replica
+            .attempt(&batch.shards, self.progress.epoch, total)?;
         let mut compute = started.elapsed();
         let waiting = Instant::now();
         let reduced = self.collective.all_reduce(&mut sums, deadline);
@@ -145,9 +155,18 @@ impl Trainer {
             Decision::Commit { drain, .. } => drain,
             Decision::Abort { .. } if !verdict.is_finite() => {
                 let (loss, norm) = (verdict.loss, verdict.grad_norm);
-                return Err(Error::NotFinite { step, epoch: self.progress.epoch + 1, loss, norm });
+                return Err(Error::NotFinite {
+                    step,
+                    epoch: self.progress.epoch + 1,
+                    loss,
+                    norm,
+                });
             }
-            Decision::Abort { generation, cause, reason } => return Err(aborted(generation, cause, reason)),
+            Decision::Abort {
+                generation,
+                cause,
+                reason,
+            } => return Err(aborted(generation, cause, reason)),
         };
 
         let committing = Instant::now();
@@ -158,7 +177,11 @@ impl Trainer {
         let step_time = self.last_commit.elapsed();
         self.last_commit = Instant::now();
         let samples = batch.samples();
-        self.client.heartbeat_state(MemberState::Training, step, samples as f32 / step_time.as_secs_f32().max(1e-6));
+        self.client.heartbeat_state(
+            MemberState::Training,
+            step,
+            samples as f32 / step_time.as_secs_f32().max(1e-6),
+        );
         self.step_rows.push(StepRow {
             epoch: self.progress.epoch + 1,
             step,
@@ -183,7 +206,9 @@ impl Trainer {
         self.save()?;
         self.wait_for_checkpoints()?;
         self.barrier()?; // nobody leaves before the checkpoint is complete
-        self.client.event(TrainerEvent::Left { step: self.progress.step })?;
+        self.client.event(TrainerEvent::Left {
+            step: self.progress.step,
+        })?;
         Ok(Outcome::Drained)
     }
 
@@ -191,7 +216,10 @@ impl Trainer {
         self.wait_for_checkpoints()?;
         self.barrier()?;
         let weights_blake3 = Some(self.replica.weights_blake3(self.progress.step)?);
-        self.client.event(TrainerEvent::Finished { step: self.progress.step, weights_blake3 })?;
+        self.client.event(TrainerEvent::Finished {
+            step: self.progress.step,
+            weights_blake3,
+        })?;
         Ok(Outcome::Finished)
     }
 
@@ -243,7 +271,8 @@ impl Trainer {
     fn ask_to_drain_if_wanted(&mut self) -> Result<()> {
         if self.drain_wanted.load(Ordering::Relaxed) && !self.drain_asked {
             self.drain_asked = true;
-            self.client.drain(&format!("rank {} got a signal", self.assignment.rank))?;
+            self.client
+                .drain(&format!("rank {} got a signal", self.assignment.rank))?;
         }
         Ok(())
     }
@@ -256,8 +285,8 @@ impl Trainer {
         if self.is_first() {
             let mut rows: Vec<StepRow> = Vec::new();
             for part in all {
-                let part: Vec<StepRow> =
-                    serde_json::from_slice(&part).map_err(|e| Error::Internal(format!("step rows: {e}")))?;
+                let part: Vec<StepRow> = serde_json::from_slice(&part)
+                    .map_err(|e| Error::Internal(format!("step rows: {e}")))?;
                 rows.extend(part);
             }
             rows.sort_by_key(|r| (r.step, r.rank));
@@ -275,5 +304,10 @@ fn millis(duration: Duration) -> f32 {
 }
 
 fn aborted(generation: u64, cause: Cause, reason: String) -> Error {
-    fovea_coordinator::Error::Aborted { generation, cause, reason }.into()
+    fovea_coordinator::Error::Aborted {
+        generation,
+        cause,
+        reason,
+    }
+    .into()
 }

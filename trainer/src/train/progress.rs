@@ -59,7 +59,11 @@ impl Progress {
         let verdict = self.early.observe(value);
         self.plateau.observe(&config.schedule, verdict.improved);
         if verdict.improved {
-            self.best = Some(Best { step: self.step, epoch: self.epoch + 1, value });
+            self.best = Some(Best {
+                step: self.step,
+                epoch: self.epoch + 1,
+                value,
+            });
         }
         self.stopped = verdict.stop;
         verdict.improved

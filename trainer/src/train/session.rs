@@ -1,7 +1,7 @@
 //! Joining a run: configuration, data, the seat, the collective, the starting state.
 
-use std::sync::{Arc, Mutex};
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
 use fovea_coordinator::client::{Client, Endpoint};
@@ -47,10 +47,14 @@ pub fn join(options: TrainerOptions) -> Result<Trainer> {
     let source = Arc::new(SampleSource::new(data, &config, precision));
     let order_input = source.order_input(config.data.patches_per_image as usize);
     let first = EpochOrder::new(&order_input, 0)?;
-    let total_steps = first.steps(config.train.images_per_step as usize) as u64 * u64::from(config.train.epochs);
+    let total_steps =
+        first.steps(config.train.images_per_step as usize) as u64 * u64::from(config.train.epochs);
     if first.total_samples() == 0 {
         return Err(Error::Usage {
-            what: format!("{}: the training split has no patch that is not black", config.data.path),
+            what: format!(
+                "{}: the training split has no patch that is not black",
+                config.data.path
+            ),
             help: "look at `fovea data` for what was prepared".to_owned(),
         });
     }
@@ -62,18 +66,26 @@ pub fn join(options: TrainerOptions) -> Result<Trainer> {
     let mut client = connect(&options, &info, deadline)?;
     let objective = objective(&config.loss, &source)?;
     let replica = Replica::new(&config, precision, objective)?;
-    let ready = Ready { samples_per_epoch: first.total_samples(), fingerprint };
+    let ready = Ready {
+        samples_per_epoch: first.total_samples(),
+        fingerprint,
+    };
     let assignment = client.ready(&ready, deadline)?;
 
     let raised = abort.clone();
-    client.abort_signal().on_abort(move |notice| raised.abort(&notice.reason));
+    client
+        .abort_signal()
+        .on_abort(move |notice| raised.abort(&notice.reason));
     let collective = engine.into_collective(&options.run, &assignment, &abort, deadline)?;
     let policy = checkpoint::Retention {
         keep_last: config.checkpoint.keep_last as usize,
         keep_best: config.checkpoint.keep_best,
     };
     let writer = match assignment.rank {
-        0 => Some(checkpoint::Writer::spawn(&options.run.checkpoints(), policy)?),
+        0 => Some(checkpoint::Writer::spawn(
+            &options.run.checkpoints(),
+            policy,
+        )?),
         _ => None,
     };
     Ok(Trainer {
@@ -119,14 +131,24 @@ pub fn use_threads(threads: usize) -> Result<()> {
     rayon::ThreadPoolBuilder::new()
         .num_threads(threads)
         .build_global()
-        .or_else(|e| if rayon::current_num_threads() == threads { Ok(()) } else { Err(e) })
+        .or_else(|e| {
+            if rayon::current_num_threads() == threads {
+                Ok(())
+            } else {
+                Err(e)
+            }
+        })
         .map_err(|e| Error::Internal(format!("thread pool: {e}")))
 }
 
 /// All ranks must train the same thing on the same data in the same arithmetic.
 fn fingerprint(config: &Config, data: &Dataset, precision: Precision) -> String {
     let mut hasher = blake3::Hasher::new();
-    for part in [config.blake3(), data.manifest().blake3(), precision.name().to_owned()] {
+    for part in [
+        config.blake3(),
+        data.manifest().blake3(),
+        precision.name().to_owned(),
+    ] {
         hasher.update(part.as_bytes());
     }
     hasher.finalize().to_hex().to_string()
@@ -136,7 +158,10 @@ fn fingerprint(config: &Config, data: &Dataset, precision: Precision) -> String 
 pub fn objective(config: &LossConfig, source: &SampleSource) -> Result<Objective> {
     let (mut patches, mut images) = ([0u64; 4], [0u64; 4]);
     let count = |label: u8, counts: &mut [u64; 4]| {
-        counts.iter_mut().enumerate().for_each(|(c, n)| *n += u64::from(label >> c & 1));
+        counts
+            .iter_mut()
+            .enumerate()
+            .for_each(|(c, n)| *n += u64::from(label >> c & 1));
     };
     for image in source.data().indices(Split::Train) {
         count(source.image_label(image), &mut images);
@@ -151,10 +176,22 @@ pub fn objective(config: &LossConfig, source: &SampleSource) -> Result<Objective
             Alpha::None => vec![1.0; 4],
             Alpha::Weights(weights) => weights.to_vec(),
         },
-        pos_weight: if config.balance { config.positive_weight } else { 1.0 },
-        neg_weight: if config.balance { config.negative_weight } else { 1.0 },
+        pos_weight: if config.balance {
+            config.positive_weight
+        } else {
+            1.0
+        },
+        neg_weight: if config.balance {
+            config.negative_weight
+        } else {
+            1.0
+        },
     };
-    Ok(Objective { image: focal(images), patch: focal(patches), patch_weight: config.patch_weight })
+    Ok(Objective {
+        image: focal(images),
+        patch: focal(patches),
+        patch_weight: config.patch_weight,
+    })
 }
 
 /// `alpha_c` proportional to `1 / count_c`, mean 1. A class that never occurs weighs as much as the
@@ -175,7 +212,8 @@ enum Engine {
 
 impl Engine {
     fn new(backend: Backend, abort: &AbortHandle) -> Result<Self> {
-        let launched = mpi_launch_size(|name| std::env::var(name).ok()).is_some_and(|size| size > 1);
+        let launched =
+            mpi_launch_size(|name| std::env::var(name).ok()).is_some_and(|size| size > 1);
         match backend {
             Backend::Local => Ok(Self::Local),
             Backend::Auto if !launched => Ok(Self::Local),
@@ -215,7 +253,9 @@ impl Engine {
                     hosts: seat.hosts.clone(),
                     chunk_f32: local::DEFAULT_CHUNK_F32,
                 };
-                Ok(Box::new(local::LocalCollective::join(&options, abort, deadline)?))
+                Ok(Box::new(local::LocalCollective::join(
+                    &options, abort, deadline,
+                )?))
             }
             #[cfg(feature = "mpi")]
             Self::Mpi(world) => {

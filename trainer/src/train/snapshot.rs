@@ -16,8 +16,14 @@ use crate::run_dir::{self, RunDir};
 
 /// Where a run goes on: its newest complete checkpoint, or the beginning.
 pub fn resume_point(run: &RunDir) -> Result<StartPoint> {
-    let Some(found) = checkpoint::newest_complete(&run.checkpoints())? else { return Ok(StartPoint::default()) };
-    Ok(StartPoint { epoch: found.state.epoch, step: found.state.step, cursor: found.state.cursor })
+    let Some(found) = checkpoint::newest_complete(&run.checkpoints())? else {
+        return Ok(StartPoint::default());
+    };
+    Ok(StartPoint {
+        epoch: found.state.epoch,
+        step: found.state.step,
+        cursor: found.state.cursor,
+    })
 }
 
 /// The best checkpoint of a run directory, or the newest when none is marked or it is gone.
@@ -29,8 +35,12 @@ pub fn best_of(run: &Path) -> Result<PathBuf> {
         help: "train first, or give a checkpoint directory".to_owned(),
     })?;
     let progress: Option<Progress> = serde_json::from_value(newest.state.progress.clone()).ok();
-    let best = progress.and_then(|p| p.best).map(|best| checkpoint::directory(&directory, best.step));
-    Ok(best.filter(|path| checkpoint::is_complete(path)).unwrap_or(newest.path))
+    let best = progress
+        .and_then(|p| p.best)
+        .map(|best| checkpoint::directory(&directory, best.step));
+    Ok(best
+        .filter(|path| checkpoint::is_complete(path))
+        .unwrap_or(newest.path))
 }
 
 /// Parameters and running statistics with PyTorch's names, shapes and element order.
@@ -62,7 +72,13 @@ fn named(params: &Params, flat: &[f32], prefix: &str) -> Vec<NamedTensor> {
         shape: spec.shape.iter().map(|&d| d as usize).collect(),
         data: TensorData::F32(params.to_pytorch(index, flat)),
     };
-    params.blueprint.params.iter().enumerate().map(tensor).collect()
+    params
+        .blueprint
+        .params
+        .iter()
+        .enumerate()
+        .map(tensor)
+        .collect()
 }
 
 /// Sets parameters and running statistics from tensors with PyTorch's names; every tensor of the
@@ -74,45 +90,81 @@ pub fn restore_weights(params: &mut Params, tensors: &[NamedTensor], origin: &Pa
     let norms = params.blueprint.norms.clone();
     let running = params.running_mut()?;
     for norm in &norms {
-        for (suffix, start) in [("running_mean", norm.offset), ("running_var", norm.offset + norm.channels)] {
-            let values = find(tensors, &format!("{}.{suffix}", norm.name), &[norm.channels], origin)?;
+        for (suffix, start) in [
+            ("running_mean", norm.offset),
+            ("running_var", norm.offset + norm.channels),
+        ] {
+            let values = find(
+                tensors,
+                &format!("{}.{suffix}", norm.name),
+                &[norm.channels],
+                origin,
+            )?;
             running[start..start + norm.channels].copy_from_slice(values);
         }
     }
     let known = |name: &str| {
         params.blueprint.params.iter().any(|p| p.name == name)
-            || norms.iter().any(|n| name.strip_prefix(n.name.as_str()).is_some_and(|rest| rest.starts_with('.')))
+            || norms.iter().any(|n| {
+                name.strip_prefix(n.name.as_str())
+                    .is_some_and(|rest| rest.starts_with('.'))
+            })
     };
     if let Some(stranger) = tensors.iter().find(|t| !known(&t.name)) {
-        return Err(mismatch(origin, format!("tensor {} does not belong to the model", stranger.name)));
+        return Err(mismatch(
+            origin,
+            format!("tensor {} does not belong to the model", stranger.name),
+        ));
     }
     params.refresh_working()
 }
 
-fn restore_flat(params: &Params, tensors: &[NamedTensor], prefix: &str, flat: &mut [f32], origin: &Path) -> Result<()> {
+fn restore_flat(
+    params: &Params,
+    tensors: &[NamedTensor],
+    prefix: &str,
+    flat: &mut [f32],
+    origin: &Path,
+) -> Result<()> {
     for (index, spec) in params.blueprint.params.iter().enumerate() {
         let shape: Vec<usize> = spec.shape.iter().map(|&d| d as usize).collect();
         let values = find(tensors, &format!("{prefix}{}", spec.name), &shape, origin)?;
-        params.from_pytorch(index, values, flat)?;
+        params.put_pytorch(index, values, flat)?;
     }
     Ok(())
 }
 
-fn find<'a>(tensors: &'a [NamedTensor], name: &str, shape: &[usize], origin: &Path) -> Result<&'a [f32]> {
+fn find<'a>(
+    tensors: &'a [NamedTensor],
+    name: &str,
+    shape: &[usize],
+    origin: &Path,
+) -> Result<&'a [f32]> {
     let tensor = tensors.iter().find(|t| t.name == name);
     let tensor = tensor.ok_or_else(|| mismatch(origin, format!("tensor {name} is missing")))?;
     match &tensor.data {
         TensorData::F32(values) if tensor.shape == shape => Ok(values),
-        TensorData::F32(_) => {
-            Err(mismatch(origin, format!("tensor {name} has shape {:?}, expected {shape:?}", tensor.shape)))
-        }
-        TensorData::I64(_) => Err(mismatch(origin, format!("tensor {name} holds integers, expected f32"))),
+        TensorData::F32(_) => Err(mismatch(
+            origin,
+            format!(
+                "tensor {name} has shape {:?}, expected {shape:?}",
+                tensor.shape
+            ),
+        )),
+        TensorData::I64(_) => Err(mismatch(
+            origin,
+            format!("tensor {name} holds integers, expected f32"),
+        )),
     }
 }
 
 fn mismatch(origin: &Path, what: String) -> Error {
     let help = "give weights of the configured model, in f32, with the parameter names that docs/models.md lists";
-    Error::Mismatch { path: origin.to_owned(), what, help: help.to_owned() }
+    Error::Mismatch {
+        path: origin.to_owned(),
+        what,
+        help: help.to_owned(),
+    }
 }
 
 impl Replica {
@@ -135,7 +187,8 @@ impl Trainer {
             run_dir::truncate_steps(&self.run.throughput(), start.step)?;
             MetricsLog::open(&self.run.metrics())?.truncate_after(start.epoch + 1)?;
         }
-        self.client.heartbeat_state(MemberState::Training, start.step, 0.0);
+        self.client
+            .heartbeat_state(MemberState::Training, start.step, 0.0);
         self.barrier()
     }
 
@@ -149,11 +202,12 @@ impl Trainer {
         restore_flat(params, &loaded.optimizer, "v.", &mut v, &path)?;
         (params.m, params.v) = (m, v);
         // The coordinator does not look into checkpoints, and a run may end before it writes another.
-        self.client.event(TrainerEvent::CheckpointSaved(CheckpointInfo {
-            step: start.step,
-            path: path.display().to_string(),
-            weights_blake3: loaded.state.weights_blake3.clone(),
-        }))?;
+        self.client
+            .event(TrainerEvent::CheckpointSaved(CheckpointInfo {
+                step: start.step,
+                path: path.display().to_string(),
+                weights_blake3: loaded.state.weights_blake3.clone(),
+            }))?;
         self.progress = serde_json::from_value(loaded.state.progress)
             .map_err(|e| mismatch(&path, format!("state.json: progress: {e}")))?;
         Ok(())
@@ -162,15 +216,21 @@ impl Trainer {
     /// Rank 0's parameters, moments, statistics and progress, to everybody.
     fn share_state(&mut self) -> Result<()> {
         let progress = if self.is_first() {
-            serde_json::to_vec(&self.progress).map_err(|e| Error::Internal(format!("progress: {e}")))?
+            serde_json::to_vec(&self.progress)
+                .map_err(|e| Error::Internal(format!("progress: {e}")))?
         } else {
             Vec::new()
         };
         let shared = self.all_gather(&progress)?;
         let first = shared.first().map_or(&[][..], Vec::as_slice);
-        self.progress = serde_json::from_slice(first).map_err(|e| Error::Internal(format!("progress: {e}")))?;
+        self.progress =
+            serde_json::from_slice(first).map_err(|e| Error::Internal(format!("progress: {e}")))?;
         let deadline = self.deadline();
-        let Self { replica, collective, .. } = self;
+        let Self {
+            replica,
+            collective,
+            ..
+        } = self;
         let params = &mut replica.params;
         collective.broadcast(bytemuck::cast_slice_mut(params.master_mut()?), 0, deadline)?;
         collective.broadcast(bytemuck::cast_slice_mut(&mut params.m), 0, deadline)?;
@@ -182,7 +242,11 @@ impl Trainer {
     /// Rank 0 saves between epochs by the clock or the step count.
     pub(super) fn save_if_due(&mut self) -> Result<()> {
         let policy = &self.config.checkpoint;
-        let by_steps = policy.every_steps > 0 && self.progress.step.is_multiple_of(u64::from(policy.every_steps));
+        let by_steps = policy.every_steps > 0
+            && self
+                .progress
+                .step
+                .is_multiple_of(u64::from(policy.every_steps));
         let seconds = Duration::from_secs(u64::from(policy.every_seconds));
         let by_time = !seconds.is_zero() && self.last_save.elapsed() >= seconds;
         if by_steps {
@@ -190,13 +254,25 @@ impl Trainer {
             // there has them all. (By time only rank 0 knows that it is due; gathering takes all ranks.)
             self.write_step_rows()?;
         }
-        if by_steps || by_time { self.save() } else { Ok(()) }
+        if by_steps || by_time {
+            self.save()
+        } else {
+            Ok(())
+        }
     }
 
     /// Rank 0 hands a snapshot of the committed state to the writer thread.
     pub(super) fn save(&mut self) -> Result<()> {
-        let Some(writer) = &mut self.writer else { return Ok(()) };
-        let Progress { step, epoch, cursor, best, .. } = self.progress;
+        let Some(writer) = &mut self.writer else {
+            return Ok(());
+        };
+        let Progress {
+            step,
+            epoch,
+            cursor,
+            best,
+            ..
+        } = self.progress;
         self.client.heartbeat_state(MemberState::Saving, step, 0.0);
         let params = &self.replica.params;
         let mut optimizer = named(params, &params.m, "m.");
@@ -208,7 +284,8 @@ impl Trainer {
             seed: self.config.train.seed,
             config: self.config.to_toml_documented(),
             config_blake3: self.config.blake3(),
-            progress: serde_json::to_value(&self.progress).map_err(|e| Error::Internal(format!("progress: {e}")))?,
+            progress: serde_json::to_value(&self.progress)
+                .map_err(|e| Error::Internal(format!("progress: {e}")))?,
             best_step: best.map(|b| b.step),
             weights: weights(params, step)?,
             optimizer,
@@ -219,7 +296,11 @@ impl Trainer {
             Ok(saved) => {
                 *unsaved.lock().unwrap_or_else(PoisonError::into_inner) = None;
                 let path = saved.path.display().to_string();
-                let info = CheckpointInfo { step: saved.step, path, weights_blake3: saved.weights_blake3.clone() };
+                let info = CheckpointInfo {
+                    step: saved.step,
+                    path,
+                    weights_blake3: saved.weights_blake3.clone(),
+                };
                 if let Err(e) = reporter.event(TrainerEvent::CheckpointSaved(info)) {
                     tracing::warn!("{e}");
                 }
@@ -231,7 +312,8 @@ impl Trainer {
             }
         });
         self.last_save = Instant::now();
-        self.client.heartbeat_state(MemberState::Training, step, 0.0);
+        self.client
+            .heartbeat_state(MemberState::Training, step, 0.0);
         Ok(())
     }
 
@@ -241,7 +323,16 @@ impl Trainer {
         if let Some(writer) = &mut self.writer {
             writer.wait();
         }
-        let unsaved = self.unsaved.lock().unwrap_or_else(PoisonError::into_inner).take();
-        unsaved.map_or(Ok(()), |source| Err(Error::Unsaved { step: self.progress.step, source }))
+        let unsaved = self
+            .unsaved
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .take();
+        unsaved.map_or(Ok(()), |source| {
+            Err(Error::Unsaved {
+                step: self.progress.step,
+                source,
+            })
+        })
     }
 }
