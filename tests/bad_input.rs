@@ -409,7 +409,7 @@ fn directories_of_other_runs() {
         "train.seed=3",
     ];
     fovea(&changed).with_code(USAGE).explains(&[
-        "optimizer.lr is 0.5 now and was 0.001",
+        "optimizer.lr is 0.5 now and was 0.0003",
         "train.seed is 3 now and was 0",
     ]);
     assert_eq!(
