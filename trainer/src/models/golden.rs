@@ -439,7 +439,11 @@ fn bf16_steps_are_as_near_as_pytorchs_autocast() {
     below("loss", got.loss[0], 3e-2);
     // Roundings put many ReLUs' inputs on the other side of zero, in PyTorch as here. Their number is
     // what can be compared, by its effect over all tensors; which ones they are is chance.
-    below("gradients, rms", got.gradients_rms, 1.5 * torch.gradients_rms);
+    below(
+        "gradients, rms",
+        got.gradients_rms,
+        1.5 * torch.gradients_rms,
+    );
     below("first update, rms", got.moved_rms, 1.5 * torch.moved_rms);
     below("gradient norm", got.grad_norm[0], 5e-2);
     below("second loss", got.loss[1], 1e-1);
