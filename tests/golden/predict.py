@@ -129,6 +129,17 @@ def read_predictions(path):
         return {(r["image_id"], number(r["row"]), number(r["col"])): [float(r[f"p_{c}"]) for c in CLASSES] for r in csv.DictReader(file)}
 
 
+def lines(document):
+    """JSON with one line per element of its lists."""
+    fields = []
+    for key, value in document.items():
+        if isinstance(value, list):
+            fields.append(f"{json.dumps(key)}: [\n " + ",\n ".join(json.dumps(element) for element in value) + "\n]")
+        else:
+            fields.append(f"{json.dumps(key)}: {json.dumps(value)}")
+    return "{\n" + ",\n".join(fields) + "\n}\n"
+
+
 def golden(arguments):
     with tempfile.TemporaryDirectory() as scratch:
         raw, data = pathlib.Path(scratch, "raw"), pathlib.Path(scratch, "data")
@@ -136,15 +147,17 @@ def golden(arguments):
         write_raw(raw)
         command = [arguments.fovea, "prepare", raw, data, "--layout", "folder", "--size", SIZE, "--patch", PATCH]
         subprocess.run([str(part) for part in command], check=True)
-        rows, pixels_of = score(hybrid.hashed(), Prepared(data), GLOBAL_SIZE)
+        model = hybrid.hashed()
+        rows, pixels_of = score(model, Prepared(data), GLOBAL_SIZE)
     document = {
         "made_by": "python tests/golden/predict.py golden target/release/fovea",
         "versions": {"torch": torch.__version__, "torchvision": torchvision.__version__, "numpy": np.__version__, "pillow": PIL.__version__},
         "photographs": [{"name": n, "width": w, "height": h, "checksum": pixels_of[n]} for n, w, h in PHOTOGRAPHS],
         "size": SIZE, "patch": PATCH, "global_size": GLOBAL_SIZE,
+        "state_dict": [[name, list(tensor.shape)] for name, tensor in model.state_dict().items()],
         "rows": [{"image_id": i, "row": r, "col": c, "probs": p} for (i, r, c), p in rows.items()],
     }
-    pathlib.Path(__file__).with_name("predict.json").write_text(json.dumps(document, indent=1) + "\n")
+    pathlib.Path(__file__).with_name("predict.json").write_text(lines(document))
     probs = np.array([p for (_, r, _), p in rows.items() if r is not None])
     print(f"{len(rows)} rows; patch probabilities {probs.min(0)} to {probs.max(0)}, std {probs.std(0)}")
 

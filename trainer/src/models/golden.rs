@@ -120,7 +120,6 @@ fn digest(name: &str, values: &[f32]) -> Digest {
 
 /// How far a run is from the stored numbers; `spread` in hybrid.py measures PyTorch in the same way.
 #[derive(Debug, Deserialize)]
-#[allow(dead_code, reason = "some are stored for readers of the file only")]
 struct Deviations {
     /// Absolute.
     logits: f64,
@@ -155,9 +154,6 @@ fn compare(got: &Digests, want: &Digests, floor: f64) -> (f64, f64) {
         .max_by(|a, b| a.0.total_cmp(&b.0))
         .expect("some tensors");
     eprintln!("worst of {}: {name} {worst:.2e}", want.len());
-    for (d, n) in each.clone() {
-        eprintln!("   {n} {d:.2e}");
-    }
     (
         worst,
         (each.map(|(d, _)| d * d).sum::<f64>() / want.len() as f64).sqrt(),
@@ -414,6 +410,7 @@ fn f32_steps_are_pytorchs() {
     // Sums of some thousand f32 products per layer, 20 layers deep: errors of 1e-6 of the values.
     below("logits", got.logits, 1e-5);
     below("running statistics", got.running, 5e-6);
+    below("running statistics, rms", got.running_rms, 1e-6);
     below("loss", got.loss[0], 1e-5);
     // Backward divides by standard deviations over as few as 4 rows, which enlarges them.
     below("gradient norm", got.grad_norm[0], 1e-4);
