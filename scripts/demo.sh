@@ -5,7 +5,8 @@ cd "$(dirname "$0")/.."
 FOVEA=${FOVEA:-target/release/fovea}
 DEMO=${DEMO:-demo}
 
-step() { printf '\n\033[1m$ fovea %s\033[0m\n' "$*"; "$FOVEA" "$@"; }
+[ -t 1 ] && bold=$'\033[1m' plain=$'\033[0m' || bold='' plain=''
+step() { printf '\n%s$ fovea %s%s\n' "$bold" "$*" "$plain"; "$FOVEA" "$@"; }
 
 rm -rf "$DEMO"
 mkdir -p "$DEMO"

@@ -412,6 +412,32 @@ fn directories_of_other_runs() {
         "optimizer.lr is 0.5 now and was 0.0003",
         "train.seed is 3 now and was 0",
     ]);
+    // The same photographs prepared with other splits: other samples.
+    let other = scratch();
+    let other = other.path().join("other");
+    let raw = text(&data().raw);
+    let words = [
+        "prepare",
+        raw,
+        text(&other),
+        "--size",
+        "192",
+        "--patch",
+        "64",
+        "--seed",
+        "1",
+    ];
+    fovea(&words).with_code(FINISHED);
+    fovea(&[
+        "train",
+        "--out",
+        run.text(),
+        "--resume",
+        "--data",
+        text(&other),
+    ])
+    .with_code(USAGE)
+    .explains(&["trained on another dataset", text(&other)]);
     assert_eq!(
         fs::read(run.path.join("config.toml")).unwrap(),
         before,

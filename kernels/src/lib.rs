@@ -3,8 +3,8 @@
 //! Each function here *defines* what a device kernel of the same name must compute. So it is pure
 //! (randomness comes from a counter-based hash of its arguments, see [`philox`]), its result does
 //! not depend on the number of threads, and it gives the same bits with AVX-512, AVX2 and without:
-//! only correctly rounded operations are used (no fused multiply-add, no approximate reciprocal,
-//! no libm), in a fixed order.
+//! only correctly rounded operations are used (no approximate reciprocal, no libm), in a fixed order,
+//! and a multiply-add is fused everywhere ([`norm`]) or nowhere (all others).
 //!
 //! This room must not know about files, models, tensors or ranks.
 

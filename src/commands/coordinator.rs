@@ -28,7 +28,7 @@ pub fn run(args: &CoordinatorArgs) -> anyhow::Result<Ending> {
     let train = &config.train;
     let options = ServerOptions {
         bind: args.bind,
-        start: resume_point(&run)?,
+        start: resume_point(&run, None)?,
         summary: BTreeMap::from([
             ("model".to_owned(), config.model.name.to_string()),
             ("backend".to_owned(), train.backend.to_string()),

@@ -25,7 +25,7 @@ pub fn run(args: &DataArgs) -> anyhow::Result<Ending> {
         return Ok(Ending::Finished);
     }
     let data = Dataset::open(&args.data).map_err(fovea_trainer::Error::from)?;
-    print!("{}", data.label_table());
+    println!("{}", data.label_table());
     if let Some(out) = &args.mosaic {
         mosaic(&data, out, &options).map_err(fovea_trainer::Error::from)?;
         println!("{}", out.display());

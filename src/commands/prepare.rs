@@ -21,6 +21,6 @@ pub fn run(args: &PrepareArgs) -> anyhow::Result<Ending> {
     prepare(&args.src, &args.out, &options, &Bar::new("images"))
         .map_err(fovea_trainer::Error::from)?;
     let data = Dataset::open_unverified(&args.out).map_err(fovea_trainer::Error::from)?;
-    print!("{}", data.label_table());
+    println!("{}", data.label_table());
     Ok(Ending::Finished)
 }

@@ -33,11 +33,7 @@ pub fn run(args: &TrainArgs) -> anyhow::Result<Ending> {
     )?;
     // Everything is checked here, once; the trainers map the shards without hashing them again.
     let data = Dataset::open(&data).map_err(fovea_trainer::Error::from)?;
-    enter(&run, &config, args)?;
-    if args.resume {
-        // Looked for here as well, so that whoever resumes reads of checkpoints that are passed over.
-        println!("going on after step {}", resume_point(&run)?.step);
-    }
+    enter(&run, &config, &data, args)?;
 
     println!(
         "{} images, training {} with {} rank(s) on {}",
@@ -130,8 +126,8 @@ fn required(value: &str, what: &str, how: &str) -> anyhow::Result<PathBuf> {
     absolute(Path::new(value))
 }
 
-/// Makes the run directory this run's: a new one, or the one to go on with.
-fn enter(run: &RunDir, config: &Config, args: &TrainArgs) -> anyhow::Result<()> {
+/// Makes the run directory this run's: a new one, or the one to go on with. A refusal changes nothing.
+fn enter(run: &RunDir, config: &Config, data: &Dataset, args: &TrainArgs) -> anyhow::Result<()> {
     let path = run.path().display();
     if !run.path().exists() && args.resume {
         return Err(nothing_to_resume(run.path()));
@@ -158,6 +154,9 @@ fn enter(run: &RunDir, config: &Config, args: &TrainArgs) -> anyhow::Result<()> 
             ))
             .into());
         }
+        // Looked for here as well, so that whoever resumes reads of checkpoints that are passed over.
+        let start = resume_point(run, Some(data))?;
+        println!("going on after step {}", start.step);
     } else if args.resume {
         return Err(nothing_to_resume(run.path()));
     }

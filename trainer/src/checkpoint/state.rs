@@ -26,6 +26,8 @@ pub struct Snapshot {
     pub config: String,
     /// The configuration's own hash, over the keys that decide what is trained.
     pub config_blake3: String,
+    /// The prepared dataset's manifest, whose hash covers all its shards.
+    pub dataset_blake3: String,
     /// What schedule, early stopping and metrics remember. Floats come back with the same bits, but JSON
     /// has no NaN and no infinity (they come back as null): use `Option` for what can be either.
     pub progress: Value,
@@ -67,6 +69,8 @@ pub struct State {
     pub config: String,
     /// See [`Snapshot::config_blake3`].
     pub config_blake3: String,
+    /// See [`Snapshot::dataset_blake3`].
+    pub dataset_blake3: String,
     /// [`super::weights_blake3`] of the weights.
     pub weights_blake3: String,
     /// The tensor files, by name.

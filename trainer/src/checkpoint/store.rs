@@ -109,6 +109,7 @@ impl Store {
             best_step: snapshot.best_step,
             config: snapshot.config.clone(),
             config_blake3: snapshot.config_blake3.clone(),
+            dataset_blake3: snapshot.dataset_blake3.clone(),
             weights_blake3: weights_blake3.clone(),
             files,
         };

@@ -82,10 +82,16 @@ pub fn join(options: TrainerOptions) -> Result<Trainer> {
         keep_best: config.checkpoint.keep_best,
     };
     let writer = match assignment.rank {
-        0 => Some(checkpoint::Writer::spawn(
-            &options.run.checkpoints(),
-            policy,
-        )?),
+        0 => {
+            let checkpoints = options.run.checkpoints();
+            for path in checkpoint::set_aside_newer(&checkpoints, assignment.start.step)? {
+                tracing::warn!(
+                    "set aside, as the run goes on before it: {}",
+                    path.display()
+                );
+            }
+            Some(checkpoint::Writer::spawn(&checkpoints, policy)?)
+        }
         _ => None,
     };
     Ok(Trainer {

@@ -5,9 +5,10 @@ use std::sync::{Arc, PoisonError};
 use std::time::{Duration, Instant};
 
 use fovea_coordinator::protocol::{CheckpointInfo, MemberState, StartPoint, TrainerEvent};
+use fovea_dataset::Dataset;
 
 use super::{Progress, Trainer};
-use crate::checkpoint::{self, NamedTensor, Snapshot, TensorData};
+use crate::checkpoint::{self, NamedTensor, Snapshot, State, TensorData};
 use crate::error::{Error, Result};
 use crate::metrics::log::MetricsLog;
 use crate::params::Params;
@@ -15,14 +16,36 @@ use crate::replica::Replica;
 use crate::run_dir::{self, RunDir};
 
 /// Where a run goes on: its newest complete checkpoint, or the beginning.
-pub fn resume_point(run: &RunDir) -> Result<StartPoint> {
+///
+/// # Errors
+/// [`Error::Mismatch`] when that checkpoint was trained on another dataset than `data` (where given):
+/// its cursor would stand for other samples.
+pub fn resume_point(run: &RunDir, data: Option<&Dataset>) -> Result<StartPoint> {
     let Some(found) = checkpoint::newest_complete(&run.checkpoints())? else {
         return Ok(StartPoint::default());
     };
+    if let Some(data) = data {
+        same_dataset(&found.path, &found.state, data)?;
+    }
     Ok(StartPoint {
         epoch: found.state.epoch,
         step: found.state.step,
         cursor: found.state.cursor,
+    })
+}
+
+fn same_dataset(checkpoint: &Path, state: &State, data: &Dataset) -> Result<()> {
+    let (ours, theirs) = (data.manifest().blake3(), &state.dataset_blake3);
+    if ours == *theirs {
+        return Ok(());
+    }
+    Err(Error::Mismatch {
+        path: checkpoint.to_owned(),
+        what: format!(
+            "this run was trained on another dataset (manifest {theirs}; {} has {ours})",
+            data.dir().display()
+        ),
+        help: "give the dataset that the run began with (--data), or start a new run with another --out".to_owned(),
     })
 }
 
@@ -195,6 +218,7 @@ impl Trainer {
     fn restore(&mut self, start: StartPoint) -> Result<()> {
         let path = checkpoint::directory(&self.run.checkpoints(), start.step);
         let loaded = checkpoint::load(&path)?;
+        same_dataset(&path, &loaded.state, self.source.data())?;
         let params = &mut self.replica.params;
         restore_weights(params, &loaded.weights, &path)?;
         let (mut m, mut v) = (vec![0.0; params.layout.len], vec![0.0; params.layout.len]);
@@ -284,6 +308,7 @@ impl Trainer {
             seed: self.config.train.seed,
             config: self.config.to_toml_documented(),
             config_blake3: self.config.blake3(),
+            dataset_blake3: self.source.data().manifest().blake3(),
             progress: serde_json::to_value(&self.progress)
                 .map_err(|e| Error::Internal(format!("progress: {e}")))?,
             best_step: best.map(|b| b.step),

@@ -44,6 +44,7 @@ fn snapshot(step: u64) -> Snapshot {
         seed: u64::MAX,
         config: "seed = 1 # ä\n".to_string(),
         config_blake3: "c0ffee".to_string(),
+        dataset_blake3: "da7a".to_string(),
         progress: serde_json::json!({
             "plateau": { "best": 0.1 + 0.2, "reductions": 2 },
             "history": [{ "epoch": 0, "f1_micro": 0.25 }],
@@ -105,6 +106,7 @@ fn what_is_saved_comes_back_bit_for_bit() {
         seed: state.seed,
         config: state.config.clone(),
         config_blake3: state.config_blake3.clone(),
+        dataset_blake3: state.dataset_blake3.clone(),
         progress: state.progress.clone(),
         best_step: state.best_step,
         weights: loaded.weights.clone(),
