@@ -2,6 +2,7 @@
 
 use std::net::IpAddr;
 use std::path::PathBuf;
+use std::time::Duration;
 
 use clap::{ArgAction, Args, Parser, Subcommand, ValueEnum};
 
@@ -122,6 +123,9 @@ pub struct TrainArgs {
     /// Go on from the newest checkpoint of the run directory
     #[arg(long)]
     pub resume: bool,
+    /// Stop in time, with a checkpoint, so that everybody has left after this long (90m, 3h 50m)
+    #[arg(long, value_name = "TIME", value_parser = humantime::parse_duration)]
+    pub deadline: Option<Duration>,
     /// Print the resolved configuration with every key explained, and stop
     #[arg(long)]
     pub print_config: bool,
@@ -134,6 +138,9 @@ pub struct CoordinatorArgs {
     /// Address to listen on; trainers of other hosts need one that they can reach
     #[arg(long, default_value = "127.0.0.1")]
     pub bind: IpAddr,
+    /// Stop in time, with a checkpoint, so that everybody has left after this long (90m, 3h 50m)
+    #[arg(long, value_name = "TIME", value_parser = humantime::parse_duration)]
+    pub time_left: Option<Duration>,
     /// End when the process that started this one (this pid, when given) ends
     #[arg(long, hide = true, value_name = "PID", num_args = 0..=1, default_missing_value = "0")]
     pub with_parent: Option<u32>,

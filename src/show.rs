@@ -14,6 +14,7 @@ pub struct View {
     terminal: Option<Terminal>,
     printed: Option<Instant>,
     epoch_shown: Option<u32>,
+    incident_shown: Option<String>,
 }
 
 struct Terminal {
@@ -44,12 +45,14 @@ impl View {
             terminal,
             printed: None,
             epoch_shown: None,
+            incident_shown: None,
         }
     }
 
     /// Takes a new status.
     pub fn update(&mut self, status: &Status) {
         self.epoch_line(status);
+        self.incident_line(status);
         match &mut self.terminal {
             Some(terminal) => terminal.update(status),
             None if self.printed.is_none_or(|at| at.elapsed() >= PLAIN_EVERY) => {
@@ -83,7 +86,7 @@ impl View {
                 .get(name)
                 .map_or_else(|| "-".to_owned(), |x| format!("{x:.3}"))
         };
-        let line = format!(
+        self.line(format!(
             "epoch {}/{}  validation: patch micro-F1 {} mean AUROC {} loss {} | image micro-F1 {} mean AUROC {}",
             last.epoch,
             status.epochs,
@@ -92,7 +95,20 @@ impl View {
             figure("patch_loss"),
             figure("image_f1_micro"),
             figure("image_mean_auroc"),
-        );
+        ));
+    }
+
+    /// One lasting line per lost rank.
+    fn incident_line(&mut self, status: &Status) {
+        if status.last_incident != self.incident_shown {
+            self.incident_shown.clone_from(&status.last_incident);
+            if let Some(incident) = &status.last_incident {
+                self.line(format!("lost       {incident}"));
+            }
+        }
+    }
+
+    fn line(&self, line: String) {
         match &self.terminal {
             Some(terminal) => drop(terminal.all.println(line)),
             None => println!("{line}"),

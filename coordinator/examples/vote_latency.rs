@@ -5,7 +5,7 @@
 use std::time::{Duration, Instant};
 
 use fovea_coordinator::client::{Client, Decision, Endpoint};
-use fovea_coordinator::protocol::{Ready, TrainerEvent, TrainerInfo, Vote};
+use fovea_coordinator::protocol::{Ready, Terms, TrainerEvent, TrainerInfo, Vote};
 use fovea_coordinator::rundir::RunLock;
 use fovea_coordinator::server::{Server, ServerOptions};
 
@@ -60,8 +60,13 @@ fn rank(endpoint: &Endpoint, steps: u64) -> Result<Vec<Duration>, Failure> {
     let info = TrainerInfo::this_process(None);
     let mut client = Client::connect(endpoint, info, Instant::now() + patience)?;
     let ready = Ready {
-        samples_per_epoch: u64::MAX,
-        fingerprint: String::new(),
+        terms: Terms {
+            samples_per_epoch: u64::MAX,
+            fingerprint: String::new(),
+            elastic: true,
+        },
+        have: None,
+        gave_up: None,
     };
     let seat = client.ready(&ready, Instant::now() + patience)?;
     let mut times = Vec::with_capacity(steps as usize);

@@ -169,8 +169,8 @@ mod tests {
 
     use super::*;
     use crate::protocol::{
-        Assignment, Cause, CheckpointInfo, MemberId, MemberState, Ready, Request, Role, StartPoint,
-        TrainerEvent, TrainerInfo, Vote,
+        Assignment, Cause, CheckpointInfo, MemberId, MemberState, Next, Ready, Request, Role,
+        Seated, StartPoint, Terms, TrainerEvent, TrainerInfo, Vote,
     };
     use crate::status::{RankStatus, RunState, Status};
 
@@ -182,6 +182,7 @@ mod tests {
                 role: Role::Trainer(TrainerInfo {
                     member: Some(MemberId(1 << 32)),
                     host: "n1".to_owned(),
+                    machine: "n1/b".to_owned(),
                     pid: 300,
                     preferred_rank: Some(1),
                 }),
@@ -191,14 +192,20 @@ mod tests {
                 role: Role::Observer,
             },
             Request::Ready(Ready {
-                samples_per_epoch: 1000,
-                fingerprint: "f".to_owned(),
+                terms: Terms {
+                    samples_per_epoch: 1000,
+                    fingerprint: "f".to_owned(),
+                    elastic: true,
+                },
+                have: Some(StartPoint::default()),
+                gave_up: Some(text()),
             }),
             Request::Heartbeat {
                 generation: 1,
                 state: MemberState::Saving,
                 step: 9,
                 samples_per_s: 1.5,
+                beat: 400,
             },
             Request::Vote(Vote {
                 generation: 1,
@@ -218,12 +225,17 @@ mod tests {
                 step: 5,
                 path: "p".to_owned(),
                 weights_blake3: "w".to_owned(),
+                took_ms: 70,
             })),
             Request::Event(TrainerEvent::Finished {
                 step: 5,
                 weights_blake3: None,
             }),
             Request::Event(TrainerEvent::Left { step: 5 }),
+            Request::Event(TrainerEvent::Shared {
+                step: 5,
+                state_blake3: "s".to_owned(),
+            }),
             Request::Event(TrainerEvent::Failed { reason: text() }),
             Request::GetStatus,
             Request::Drain { reason: text() },
@@ -242,6 +254,8 @@ mod tests {
             cursor: 5,
             samples_total: 6,
             world: 1,
+            incidents: 2,
+            last_incident: Some("l".to_owned()),
             ranks: vec![RankStatus {
                 rank: Some(0),
                 member: MemberId(1),
@@ -273,17 +287,23 @@ mod tests {
                 generation: 1,
                 rank: 1,
                 world: 2,
-                hosts: vec!["a".to_owned(), "b".to_owned()],
+                machines: vec![Seated {
+                    rank: 0,
+                    machine: "a/b".to_owned(),
+                }],
                 start: StartPoint {
                     epoch: 1,
                     step: 2,
                     cursor: 3,
                 },
+                source: Some(1),
+                share: true,
+                last: false,
             }),
             Reply::Commit {
                 generation: 1,
                 step: 2,
-                drain: true,
+                next: Next::Regroup,
             },
             Reply::Abort {
                 generation: 1,
@@ -307,7 +327,7 @@ mod tests {
         let mut lines = Vec::new();
         lines.extend(requests().iter().map(|m| hex(&encode(m).unwrap())));
         lines.extend(replies().iter().map(|m| hex(&encode(m).unwrap())));
-        let golden = include_str!("../tests/golden/protocol-v1.txt");
+        let golden = include_str!("../tests/golden/protocol-v2.txt");
         let golden: Vec<&str> = golden.lines().collect();
         assert_eq!(
             lines, golden,
@@ -369,7 +389,7 @@ mod tests {
         let body = encode_version(&Request::GetStatus, 9).unwrap().split_off(4);
         let error = decode_body::<Request>(&body).unwrap_err().to_string();
         assert!(
-            error.contains("version 9") && error.contains("version 1"),
+            error.contains("version 9") && error.contains("version 2"),
             "{error}"
         );
         let drop = Reply::Drop {

@@ -1,6 +1,7 @@
 //! `RUN/journal`: what has to survive the coordinator. Every record is on disk before anyone hears
 //! of it, so a generation is never given twice.
 
+use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
 use serde::{Deserialize, Serialize};
@@ -64,6 +65,39 @@ pub enum JournalEntry {
         /// Why.
         reason: String,
     },
+    /// A rank was lost: its generation is over.
+    Incident {
+        /// The generation that is over.
+        generation: Generation,
+        /// Committed steps.
+        step: u64,
+        /// Milliseconds since the lost rank was last heard of, or since it last got something done.
+        silent_ms: u64,
+        /// What happened, to whom.
+        reason: String,
+    },
+    /// The first step after an incident is committed.
+    Recovered {
+        /// The generation that committed it.
+        generation: Generation,
+        /// That step.
+        step: u64,
+        /// Milliseconds since the incident was noticed.
+        after_ms: u64,
+        /// Committed steps that had to be taken again, because nobody held their state any more.
+        steps_lost: u64,
+    },
+    /// All ranks were given the state of one of them, and have the same.
+    Shared {
+        /// The generation.
+        generation: Generation,
+        /// Committed steps of that state.
+        step: u64,
+        /// Ranks that hold it.
+        ranks: usize,
+        /// Hash over parameters, moments and statistics.
+        state_blake3: String,
+    },
 }
 
 /// An entry and when it was written.
@@ -100,12 +134,14 @@ pub fn read(run_dir: &Path) -> Result<Contents<JournalRecord>> {
 }
 
 /// What a new coordinator has to know of the earlier ones.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Past {
     /// Coordinators so far.
     pub incarnations: u32,
     /// Highest generation so far.
     pub generation: Generation,
+    /// Who had a seat when the last coordinator was lost; nobody when it ended in order.
+    pub seated: BTreeMap<MemberId, usize>,
 }
 
 impl Past {
@@ -117,10 +153,16 @@ impl Past {
                 JournalEntry::Started { incarnation, .. } => {
                     past.incarnations = past.incarnations.max(*incarnation);
                 }
-                JournalEntry::Generation { generation, .. } => {
+                JournalEntry::Generation {
+                    generation, seats, ..
+                } => {
                     past.generation = past.generation.max(*generation);
+                    past.seated = seats.iter().map(|seat| (seat.member, seat.rank)).collect();
                 }
-                JournalEntry::Ended { .. } => {}
+                JournalEntry::Ended { .. } => past.seated.clear(),
+                JournalEntry::Incident { .. }
+                | JournalEntry::Recovered { .. }
+                | JournalEntry::Shared { .. } => {}
             }
         }
         past
@@ -185,8 +227,11 @@ mod tests {
         let past = Past {
             incarnations: 2,
             generation: 5,
+            seated: BTreeMap::new(),
         };
         assert_eq!(Past::of(&after), past);
+        let lost = Past::of(&after[..2]);
+        assert_eq!(lost.seated, BTreeMap::from([(MemberId((2 << 32) + 1), 0)]));
         assert_eq!(read(dir.path()).unwrap().records, records());
     }
 

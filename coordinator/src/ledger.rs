@@ -17,7 +17,7 @@ pub const LEDGER_FILE: &str = "ledger";
 
 const FORMAT: Format = Format {
     magic: *b"FOVEALGR",
-    version: 1,
+    version: 2,
 };
 
 /// A committed step: samples `cursor_start..cursor_end` of `epoch`.
@@ -50,21 +50,30 @@ pub enum LedgerEntry {
     Commit(CommittedStep),
 }
 
+/// An entry and when it was written.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct LedgerRecord {
+    /// Milliseconds since 1970 (UTC): for durations, nothing is decided by it.
+    pub unix_ms: u64,
+    /// What happened.
+    pub entry: LedgerEntry,
+}
+
 /// The ledger, open for appending.
 #[derive(Debug)]
-pub struct Ledger(RecordFile<LedgerEntry>);
+pub struct Ledger(RecordFile<LedgerRecord>);
 
 impl Ledger {
     /// Opens or creates it and returns what it holds.
-    pub fn open(run_dir: &Path) -> Result<(Self, Vec<LedgerEntry>)> {
-        let (file, entries) = RecordFile::open(&path(run_dir), FORMAT)?;
-        Ok((Self(file), entries))
+    pub fn open(run_dir: &Path) -> Result<(Self, Vec<LedgerRecord>)> {
+        let (file, records) = RecordFile::open(&path(run_dir), FORMAT)?;
+        Ok((Self(file), records))
     }
 
-    /// Appends an entry: with the system when this returns. What cannot be written, as when the
+    /// Appends a record: with the system when this returns. What cannot be written, as when the
     /// disk is full, is kept and written with a later one.
-    pub fn append(&mut self, entry: &LedgerEntry) -> Result<()> {
-        self.0.append(entry)
+    pub fn append(&mut self, record: &LedgerRecord) -> Result<()> {
+        self.0.append(record)
     }
 
     /// No more entries can be kept: the run must not go on without a record of it.
@@ -84,12 +93,12 @@ impl Ledger {
 }
 
 /// Reads a ledger without changing it.
-pub fn read(run_dir: &Path) -> Result<Contents<LedgerEntry>> {
+pub fn read(run_dir: &Path) -> Result<Contents<LedgerRecord>> {
     records::read(&path(run_dir), FORMAT)
 }
 
 /// The steps that made the newest weights, oldest first: without those that a later start made void.
-pub fn history(entries: &[LedgerEntry]) -> Vec<CommittedStep> {
+pub fn history<'a>(entries: impl IntoIterator<Item = &'a LedgerEntry>) -> Vec<CommittedStep> {
     let mut steps: Vec<CommittedStep> = Vec::new();
     for entry in entries {
         match entry {
@@ -155,6 +164,10 @@ mod tests {
     fn comes_back_as_written_and_golden() {
         let dir = tempfile::tempdir().unwrap();
         let entries = [start(1, 0, 0), commit(1, 1), commit(1, 300)];
+        let entries = entries.map(|entry| LedgerRecord {
+            unix_ms: 9,
+            entry,
+        });
         let (mut ledger, before) = Ledger::open(dir.path()).unwrap();
         assert!(before.is_empty());
         for entry in &entries {
@@ -169,7 +182,7 @@ mod tests {
         assert_eq!(hex, GOLDEN);
     }
 
-    const GOLDEN: &str = "464f5645414c47520100000000000000050000003b4aead860d523cebdae75220001000000060000\
-        00e9cd1d9e2fb28f7c1416a7a201010001000a0c000000d4c34e12196f1317dad70e90010100fb2c\
-        01fbae0bfbb80b";
+    const GOLDEN: &str = "464f5645414c4752020000000000000006000000cfb294f5c1bebfd15c548c480900010000000700\
+        00008e280de1a8c81eef2aae88b20901010001000a0d0000008221d7f7ab46eaffbc111a7a090101\
+        00fb2c01fbae0bfbb80b";
 }

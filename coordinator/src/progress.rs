@@ -47,6 +47,13 @@ impl Progress {
         samples as f64 * 1000.0 / ms as f64
     }
 
+    /// The median time from one commit to the next, in milliseconds; `None` while unknown.
+    pub fn median_step_ms(&self) -> Option<u64> {
+        let mut times: Vec<u64> = self.steps.iter().map(|step| step.0).collect();
+        times.sort_unstable();
+        times.get(times.len() / 2).copied()
+    }
+
     /// Seconds that `samples` more take; `None` while the throughput is unknown.
     pub fn eta_s(&self, samples: u64) -> Option<f64> {
         let rate = self.samples_per_s();
@@ -71,6 +78,7 @@ mod tests {
         progress.commit(1, 100, 3_602_000);
         assert_eq!(progress.samples_per_s(), 200.0);
         assert_eq!(progress.eta_s(400), Some(2.0));
+        assert_eq!(progress.median_step_ms(), Some(500));
         for i in 1..=WINDOW as u64 {
             progress.commit(1, 100, 3_602_000 + i * 100);
         }

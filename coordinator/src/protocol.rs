@@ -10,7 +10,7 @@ use crate::status::Status;
 
 /// Version byte of every frame. Two versions do not talk to each other, except that
 /// [`Reply::Drop`] can be read by all of them.
-pub const PROTOCOL_VERSION: u8 = 1;
+pub const PROTOCOL_VERSION: u8 = 2;
 
 /// Membership version: rises with every new set of ranks, journaled before it is announced and
 /// never reused. 0 means none yet.
@@ -29,8 +29,10 @@ impl fmt::Display for MemberId {
     }
 }
 
-/// Where training goes on: the newest committed step and what it left.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+/// Where training goes on: the newest committed step and what it left. Ordered by progress.
+#[derive(
+    Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize,
+)]
 pub struct StartPoint {
     /// Epoch that `cursor` counts in, from 0.
     pub epoch: u32,
@@ -68,9 +70,15 @@ impl TrainerInfo {
         Self {
             member: None,
             host: crate::rundir::hostname(),
+            machine: crate::rundir::machine(),
             pid: std::process::id(),
             preferred_rank,
         }
+    }
+
+    /// Whether two introductions are of one process.
+    pub fn is_process(&self, other: &Self) -> bool {
+        (self.pid, &self.machine) == (other.pid, &other.machine)
     }
 }
 
@@ -79,8 +87,10 @@ impl TrainerInfo {
 pub struct TrainerInfo {
     /// Its id, when it had one from this run before; `None` asks for a new one.
     pub member: Option<MemberId>,
-    /// Host name.
+    /// Host name, for people.
     pub host: String,
+    /// Tells machines apart: [`crate::rundir::machine`].
+    pub machine: String,
     /// Process id on that host.
     pub pid: u32,
     /// The rank it would like, as its MPI rank; given when free.
@@ -118,14 +128,28 @@ impl MemberState {
     }
 }
 
-/// What a trainer knows when it can take a seat. All ranks have to say the same.
+/// A trainer can take a seat: at the start, and again in every rendezvous.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Ready {
+    /// What it trains.
+    pub terms: Terms,
+    /// The newest committed step whose state (parameters, moments, statistics, progress) it holds.
+    /// `None` for a process that has just started.
+    pub have: Option<StartPoint>,
+    /// Why it left a running generation by itself, as when a collective failed under it.
+    pub gave_up: Option<String>,
+}
+
+/// What a trainer trains. All ranks have to say the same.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Terms {
     /// Samples (non-black training patches) in one epoch: [`crate::order::EpochOrder::total_samples`].
     pub samples_per_epoch: u64,
     /// A hash over resolved config and manifest, so that ranks with another config or other data
     /// are told so instead of training on it. At most 256 bytes.
     pub fingerprint: String,
+    /// The ranks can form anew while they live. Those of an MPI world cannot.
+    pub elastic: bool,
 }
 
 /// One rank's word on an attempt. It is agreed when all ranks said the same `generation`, `epoch`,
@@ -160,17 +184,49 @@ pub struct Assignment {
     pub rank: usize,
     /// Number of ranks.
     pub world: usize,
-    /// Host name of every rank, by rank.
-    pub hosts: Vec<String>,
+    /// Where the ranks run: the machine of rank 0 and, when they are not all there, the lowest rank
+    /// on another machine. (All of them would be a message of quadratic size over all ranks.)
+    pub machines: Vec<Seated>,
     /// Where training starts.
     pub start: StartPoint,
+    /// The lowest rank that holds the state of `start`; `None`: rank 0 reads the checkpoint of
+    /// `start.step`, or begins at step 0.
+    pub source: Option<usize>,
+    /// Some rank does not hold the state of `start`: all get it from `source`.
+    pub share: bool,
+    /// This generation takes no step: it saves a checkpoint of `start` and leaves.
+    pub last: bool,
+}
+
+/// A rank and its machine.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Seated {
+    /// The rank.
+    pub rank: usize,
+    /// [`TrainerInfo::machine`].
+    pub machine: String,
+}
+
+/// What follows a committed step; the same for all ranks.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Next {
+    /// The next step.
+    Step,
+    /// A rendezvous: say [`Request::Ready`]. Others want to take part.
+    Regroup,
+    /// Nothing: save a checkpoint, send [`TrainerEvent::Left`], leave.
+    Leave,
 }
 
 /// Why a generation is over.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub enum Cause {
-    /// A rank died or the ranks disagree.
+    /// The run cannot go on.
     Failed,
+    /// A rank is lost or gave up: abandon the attempt and say [`Request::Ready`] again.
+    Regroup,
+    /// The run has finished: for those who had no seat in it at last.
+    Finished,
     /// Someone stopped the run at once.
     Stopped,
     /// The run was drained before it had taken a step: nothing is lost.
@@ -199,6 +255,9 @@ pub enum Request {
         step: u64,
         /// Samples per second of this rank, as it measures; 0 when it does not know.
         samples_per_s: f32,
+        /// Counts what the training thread gets done (attempts, evaluated images, waits). A thread
+        /// that hangs does not count on, while the heartbeats of its process do.
+        beat: u64,
     },
     /// Trainer: an attempt is done.
     Vote(Vote),
@@ -247,7 +306,14 @@ pub enum TrainerEvent {
         /// Committed steps.
         step: u64,
     },
-    /// This rank cannot go on; the run fails with this reason.
+    /// The ranks were given the state of `source`; this rank has it now.
+    Shared {
+        /// Committed steps of that state.
+        step: u64,
+        /// Hash over parameters, moments and statistics. All ranks have to say the same.
+        state_blake3: String,
+    },
+    /// This rank cannot go on. In an elastic run the others do.
     Failed {
         /// Why.
         reason: String,
@@ -263,6 +329,8 @@ pub struct CheckpointInfo {
     pub path: String,
     /// Hash over tensor names, shapes and bytes in name order.
     pub weights_blake3: String,
+    /// From the copy of the state to the complete checkpoint, in milliseconds; 0 when not known.
+    pub took_ms: u64,
 }
 
 /// Coordinator to peer.
@@ -294,8 +362,8 @@ pub enum Reply {
         generation: Generation,
         /// The step.
         step: u64,
-        /// This is the last step: save, send [`TrainerEvent::Left`], leave.
-        drain: bool,
+        /// What comes after it.
+        next: Next,
     },
     /// The generation is over, the attempt is abandoned.
     Abort {

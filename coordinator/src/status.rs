@@ -88,8 +88,12 @@ pub struct Status {
     pub samples_total: u64,
     /// Number of ranks.
     pub world: usize,
-    /// The ranks, by rank.
+    /// The ranks, by rank; behind them those that stand by.
     pub ranks: Vec<RankStatus>,
+    /// Ranks lost since this coordinator started.
+    pub incidents: u32,
+    /// The last of them.
+    pub last_incident: Option<String>,
     /// Committed samples per second over the last steps.
     pub samples_per_s: f64,
     /// Mean loss per sample of the newest committed step.

@@ -110,7 +110,7 @@ fn a_peer_of_another_version_is_told_both_numbers() {
     stream.write_all(&frame).unwrap();
     let reason = dropped(&mut stream);
     assert!(
-        reason.contains("version 7") && reason.contains("version 1") && reason.contains("help:"),
+        reason.contains("version 7") && reason.contains("version 2") && reason.contains("help:"),
         "{reason}"
     );
     coordinator.stop("end of test");
@@ -224,11 +224,11 @@ fn seats_that_are_taken_or_do_not_fit_are_refused() {
     ));
     let error = Client::connect(&coordinator.endpoint, trainer(1), soon()).unwrap_err();
     assert!(
-        error.to_string().contains("2 of 2 ranks are taken"),
+        error.to_string().contains("2 of 2 members are here"),
         "{error}"
     );
     let mut empty = ready();
-    empty.samples_per_epoch = 0;
+    empty.terms.samples_per_epoch = 0;
     let error = first.ready(&empty, soon()).unwrap_err();
     assert!(
         matches!(&error, Error::Dropped { reason } if reason.contains("0 samples")),

@@ -5,6 +5,7 @@
 mod common;
 
 use std::collections::BTreeSet;
+use std::path::Path;
 use std::sync::mpsc;
 use std::time::Duration;
 
@@ -13,12 +14,18 @@ use fovea_coordinator::client::{Client, Decision, Endpoint, Observer, status_of}
 use fovea_coordinator::journal::{self, JournalEntry};
 use fovea_coordinator::ledger;
 use fovea_coordinator::protocol::{
-    Cause, CheckpointInfo, MemberState, Role, StartPoint, TrainerEvent, Vote,
+    Cause, CheckpointInfo, MemberState, Next, Role, StartPoint, TrainerEvent, Vote,
 };
 use fovea_coordinator::rundir::{CoordinatorInfo, RunLock};
 use fovea_coordinator::server::Outcome;
 use fovea_coordinator::status::{RunState, Status};
 use fovea_coordinator::{Error, server};
+
+/// The steps that the ledger says made the newest weights.
+fn committed(run: &Path) -> Vec<ledger::CommittedStep> {
+    let records = ledger::read(run).unwrap().records;
+    ledger::history(records.iter().map(|record| &record.entry))
+}
 
 #[test]
 fn four_ranks_train_two_epochs() {
@@ -27,11 +34,11 @@ fn four_ranks_train_two_epochs() {
     let endpoint = Endpoint::RunDir(dir.path().join("run"));
     let ranks = on_ranks(&endpoint, 4, |mut trainer| {
         let rank = trainer.seat.rank;
-        assert_eq!(trainer.seat.hosts, ["testhost"; 4]);
+        assert_eq!(trainer.seat.machines.len(), 1, "all are on one machine");
         for _ in 0..20 {
             assert!(matches!(
                 trainer.step(),
-                Decision::Commit { drain: false, .. }
+                Decision::Commit { next: Next::Step, .. }
             ));
         }
         if rank == 0 {
@@ -45,6 +52,7 @@ fn four_ranks_train_two_epochs() {
                 step: 20,
                 path: "checkpoints/step-00000020".to_owned(),
                 weights_blake3: "w".to_owned(),
+                took_ms: 5,
             };
             // Any thread may report.
             let reporter = trainer.client.reporter();
@@ -60,7 +68,7 @@ fn four_ranks_train_two_epochs() {
     assert_eq!(coordinator.outcome(), Outcome::Finished { step: 20 });
 
     let run = dir.path().join("run");
-    let steps = ledger::history(&ledger::read(&run).unwrap().records);
+    let steps = committed(&run);
     let ranges: Vec<_> = steps
         .iter()
         .map(|s| (s.epoch, s.step, s.cursor_start, s.cursor_end))
@@ -312,7 +320,7 @@ fn a_loss_that_is_not_finite_moves_nobody() {
         rank.join().unwrap();
     }
     assert!(matches!(coordinator.outcome(), Outcome::Failed { .. }));
-    let steps = ledger::history(&ledger::read(&dir.path().join("run")).unwrap().records);
+    let steps = committed(&dir.path().join("run"));
     assert_eq!(steps.len(), 1);
 }
 
@@ -357,7 +365,7 @@ fn a_resumed_run_has_a_new_generation_and_new_ids() {
     }
     trainer.finish();
     assert_eq!(coordinator.outcome(), Outcome::Finished { step: 10 });
-    let steps = ledger::history(&ledger::read(&run).unwrap().records);
+    let steps = committed(&run);
     let from: Vec<u64> = steps.iter().map(|s| s.cursor_start).collect();
     assert_eq!(from, (0..10).map(|i| i * 10).collect::<Vec<_>>());
     let generations: Vec<u64> = steps.iter().map(|s| s.generation).collect();

@@ -8,8 +8,8 @@ use std::time::{Duration, Instant};
 use anyhow::Context;
 use fovea_coordinator::client::{Endpoint, Observer};
 use fovea_coordinator::rundir::RunLock;
-use fovea_coordinator::server::{Outcome, Server, ServerOptions};
-use fovea_trainer::config::Config;
+use fovea_coordinator::server::{FindCheckpoint, Outcome, Server, ServerOptions};
+use fovea_trainer::config::{Backend, Config};
 use fovea_trainer::run_dir::RunDir;
 use fovea_trainer::train::resume_point;
 
@@ -25,10 +25,22 @@ pub fn run(args: &CoordinatorArgs) -> anyhow::Result<Ending> {
     let config = Config::load(&run.config()).map_err(fovea_trainer::Error::from)?;
     config.validate().map_err(fovea_trainer::Error::from)?;
     let lock = RunLock::acquire(run.path()).map_err(fovea_trainer::Error::from)?;
-    let train = &config.train;
+    let (train, elastic) = (&config.train, &config.elastic);
+    let looked_at = run.clone();
+    let find_checkpoint = FindCheckpoint::new(move || {
+        resume_point(&looked_at, None).map_err(|error| error.to_string())
+    });
     let options = ServerOptions {
         bind: args.bind,
         start: resume_point(&run, None)?,
+        elastic: train.backend != Backend::Mpi,
+        min_ranks: elastic.min_ranks as usize,
+        heartbeat_lapse_ms: elastic.heartbeat_lapse_ms.into(),
+        watchdog_ms: 1000 * u64::from(elastic.watchdog_s),
+        watchdog_steps: elastic.watchdog_steps.into(),
+        join_ms: 1000 * u64::from(elastic.join_timeout_s),
+        time_left: args.time_left,
+        find_checkpoint: Some(find_checkpoint),
         summary: BTreeMap::from([
             ("model".to_owned(), config.model.name.to_string()),
             ("backend".to_owned(), train.backend.to_string()),

@@ -1,6 +1,7 @@
 //! `fovea train`
 
 use std::path::{Path, PathBuf};
+use std::time::Instant;
 
 use fovea_coordinator::rundir::RunLock;
 use fovea_dataset::Dataset;
@@ -51,6 +52,8 @@ pub fn run(args: &TrainArgs) -> anyhow::Result<Ending> {
         } else {
             Spawner::Direct
         },
+        max_restarts: config.elastic.max_restarts,
+        deadline: args.deadline.and_then(|left| Instant::now().checked_add(left)),
         drain_wanted: drain_flag()?,
     };
     let mut view = View::new();

@@ -25,6 +25,14 @@ const TICK: Duration = Duration::from_millis(200);
 const START: Duration = Duration::from_secs(60);
 /// How long the others may take to leave after the coordinator has ended.
 const GRACE: Duration = Duration::from_secs(20);
+/// How long a trainer that was given up may take to come back by itself.
+const COME_BACK: Duration = Duration::from_secs(10);
+/// Exit codes of a coordinator that knows how the run ended: finished, failed, wrong input, drained.
+const IN_ORDER: [i32; 4] = [0, 1, WRONG_INPUT, LEFT];
+/// Exit code of a process whose input is wrong.
+const WRONG_INPUT: i32 = 2;
+/// Exit code of a process that left early and in order.
+const LEFT: i32 = 85;
 /// Lines of a failed process's log that the error shows.
 const LOG_LINES: usize = 12;
 
@@ -47,6 +55,10 @@ pub struct LaunchOptions {
     pub ranks: usize,
     /// How to start them.
     pub spawner: Spawner,
+    /// How often in a row, without a new step, lost processes are started again.
+    pub max_restarts: u32,
+    /// When the run has to have left.
+    pub deadline: Option<Instant>,
     /// Set by a signal handler: drain.
     pub drain_wanted: Arc<AtomicBool>,
 }
@@ -66,6 +78,9 @@ struct Process {
     child: Child,
     log: PathBuf,
     ended: Option<ExitStatus>,
+    /// The coordinator knew it, and since when it does not any more.
+    member: bool,
+    missing_since: Option<Instant>,
 }
 
 impl Process {
@@ -96,6 +111,8 @@ impl Process {
             child,
             log,
             ended: None,
+            member: false,
+            missing_since: None,
         })
     }
 
@@ -140,56 +157,216 @@ impl Drop for Process {
     }
 }
 
-/// Runs everything to its end; `show` sees every new status.
+/// Restarts so far without a step between them.
+struct Restarts {
+    allowed: u32,
+    used: u32,
+    /// Committed steps when the last one was used.
+    step: u64,
+}
+
+impl Restarts {
+    /// Whether something may be started again after `step`.
+    fn allow(&mut self, step: u64) -> bool {
+        if step > self.step {
+            self.used = 0;
+        }
+        self.step = step;
+        self.used += 1;
+        self.used <= self.allowed
+    }
+}
+
+/// Runs everything to its end; `show` sees every new status. In an elastic run lost processes are
+/// started again one by one; an MPI world is started again as a whole, from the newest checkpoint.
 pub fn launch(options: &LaunchOptions, mut show: impl FnMut(&Status)) -> Result<Ended> {
+    let mut restarts = Restarts {
+        allowed: options.max_restarts,
+        used: 0,
+        step: 0,
+    };
+    loop {
+        let mut launched = Launched::start(options)?;
+        let ended = launched.watch(&mut restarts, &mut show);
+        let step = launched.last.as_ref().map_or(0, |status| status.step);
+        let error = match ended {
+            Err(error) if options.spawner == Spawner::MpiRun => error,
+            other => return other,
+        };
+        let wanted = !launched.hopeless && !options.drain_wanted.load(Ordering::Relaxed);
+        if !wanted || !restarts.allow(step) {
+            return Err(error);
+        }
+        tracing::warn!("starting the MPI world again from the newest checkpoint: {error}");
+    }
+}
+
+/// The processes of a run.
+struct Launched<'a> {
+    options: &'a LaunchOptions,
+    coordinator: Process,
+    observer: Observer,
+    trainers: Vec<Process>,
+    last: Option<Status>,
+    drain_sent: bool,
+    failure: Option<String>,
+    /// A process says that its input is wrong: starting it again does not help.
+    hopeless: bool,
+}
+
+impl<'a> Launched<'a> {
+    fn start(options: &'a LaunchOptions) -> Result<Self> {
+        let mut coordinator = start_coordinator(options)?;
+        let observer = connect(&options.run, &mut coordinator, Instant::now() + START)?;
+        let trainers = start_trainers(options)?;
+        Ok(Self {
+            options,
+            coordinator,
+            observer,
+            trainers,
+            last: None,
+            drain_sent: false,
+            failure: None,
+            hopeless: false,
+        })
+    }
+
+    fn watch(
+        &mut self,
+        restarts: &mut Restarts,
+        show: &mut impl FnMut(&Status),
+    ) -> Result<Ended> {
+        loop {
+            if let Some(ended) = self.coordinator.poll() {
+                let in_order = ended.code().is_some_and(|code| IN_ORDER.contains(&code));
+                if in_order || !self.restart_coordinator(restarts)? {
+                    break;
+                }
+            }
+            if self.options.drain_wanted.load(Ordering::Relaxed) && !self.drain_sent {
+                self.drain_sent = self.observer.drain("the launcher got a signal").is_ok();
+            }
+            self.look_after_trainers(restarts)?;
+            match self.observer.status() {
+                Ok(status) => {
+                    show(&status);
+                    self.end_the_hung(&status);
+                    self.last = Some(status);
+                }
+                // It is about to end, which the loop sees, or was too busy to answer in time.
+                Err(_) => {
+                    let now = Instant::now();
+                    if let Ok(again) = connect(&self.options.run, &mut self.coordinator, now) {
+                        self.observer = again;
+                    }
+                }
+            }
+            std::thread::sleep(TICK);
+        }
+        if self.options.spawner == Spawner::Direct {
+            // One that has not joined yet would wait for a coordinator that does not come back.
+            self.trainers.iter_mut().for_each(Process::ask_to_leave);
+        }
+        wait_for(&mut self.trainers, Instant::now() + GRACE);
+        let status = Status::load(self.options.run.path())
+            .ok()
+            .or(self.last.clone());
+        conclude(
+            status,
+            &self.coordinator,
+            &mut self.trainers,
+            self.failure.take(),
+        )
+    }
+
+    /// The coordinator was killed. Its journal knows the run, and the trainers wait for a new one.
+    fn restart_coordinator(&mut self, restarts: &mut Restarts) -> Result<bool> {
+        let step = self.last.as_ref().map_or(0, |status| status.step);
+        if self.options.spawner != Spawner::Direct || !restarts.allow(step) {
+            return Ok(false);
+        }
+        tracing::warn!("starting it again: {}", self.coordinator.obituary());
+        self.coordinator = start_coordinator(self.options)?;
+        let until = Instant::now() + START;
+        self.observer = connect(&self.options.run, &mut self.coordinator, until)?;
+        self.drain_sent = false;
+        Ok(true)
+    }
+
+    /// Those that were lost are started again; when that does not help, the run has failed.
+    fn look_after_trainers(&mut self, restarts: &mut Restarts) -> Result<()> {
+        let step = self.last.as_ref().map_or(0, |status| status.step);
+        for index in 0..self.trainers.len() {
+            let trainer = &mut self.trainers[index];
+            let Some(ended) = trainer.poll() else {
+                continue;
+            };
+            if ended.success() || ended.code() == Some(LEFT) || self.failure.is_some() {
+                continue;
+            }
+            self.hopeless |= ended.code() == Some(WRONG_INPUT);
+            let replace = self.options.spawner == Spawner::Direct
+                && !self.hopeless
+                && restarts.allow(step);
+            if replace {
+                tracing::warn!("starting it again: {}", trainer.obituary());
+                self.trainers[index] = start_trainer(self.options, index)?;
+            } else {
+                // One that dies before it has joined is unknown to the coordinator.
+                self.failure = Some(trainer.obituary());
+                let name = &trainer.name;
+                let _ = self
+                    .observer
+                    .fail(&format!("{name} ended before the run did"));
+            }
+        }
+        Ok(())
+    }
+
+    /// A trainer that the coordinator gave up (stopped, hung) and that does not come back by itself is
+    /// in the way of its replacement.
+    fn end_the_hung(&mut self, status: &Status) {
+        if self.options.spawner != Spawner::Direct || status.state.is_over() {
+            return;
+        }
+        let now = Instant::now();
+        for trainer in &mut self.trainers {
+            let pid = trainer.child.id();
+            if status.ranks.iter().any(|rank| rank.pid == pid) {
+                trainer.member = true;
+                trainer.missing_since = None;
+            } else if trainer.member {
+                let since = *trainer.missing_since.get_or_insert(now);
+                if now - since > COME_BACK && trainer.poll().is_none() {
+                    tracing::warn!("{} (pid {pid}) was given up: ending it", trainer.name);
+                    let _ = trainer.child.kill();
+                }
+            }
+        }
+    }
+}
+
+fn start_coordinator(options: &LaunchOptions) -> Result<Process> {
     let mut command = Command::new(&options.program);
     command
         .arg("coordinator")
         .arg(options.run.path())
         .args(["--with-parent", &std::process::id().to_string()]);
-    let mut coordinator = Process::start(&mut command, "coordinator", &options.run)?;
-    let mut observer = connect(&options.run, &mut coordinator, Instant::now() + START)?;
-    let mut trainers = start_trainers(options)?;
+    if let Some(deadline) = options.deadline {
+        let left = deadline.saturating_duration_since(Instant::now());
+        command.args(["--time-left", &format!("{}ms", left.as_millis())]);
+    }
+    Process::start(&mut command, "coordinator", &options.run)
+}
 
-    let mut drain_sent = false;
-    let mut failure = None;
-    let mut last = None;
-    while coordinator.poll().is_none() {
-        if options.drain_wanted.load(Ordering::Relaxed) && !drain_sent {
-            drain_sent = observer.drain("the launcher got a signal").is_ok();
-        }
-        // A trainer that dies before it has joined is unknown to the coordinator: tell it.
-        for trainer in trainers.iter_mut() {
-            if trainer
-                .poll()
-                .is_some_and(|s| !s.success() && s.code() != Some(85))
-                && failure.is_none()
-            {
-                failure = Some(trainer.obituary());
-                let _ = observer.fail(&format!("{} ended before the run did", trainer.name));
-            }
-        }
-        match observer.status() {
-            Ok(status) => {
-                show(&status);
-                last = Some(status);
-            }
-            // It is about to end, which the loop sees, or was too busy to answer in time.
-            Err(_) => {
-                if let Ok(again) = connect(&options.run, &mut coordinator, Instant::now()) {
-                    observer = again;
-                }
-            }
-        }
-        std::thread::sleep(TICK);
-    }
-    if options.spawner == Spawner::Direct {
-        // One that has not joined yet would wait for a coordinator that does not come back.
-        trainers.iter_mut().for_each(Process::ask_to_leave);
-    }
-    wait_for(&mut trainers, Instant::now() + GRACE);
-    let status = Status::load(options.run.path()).ok().or(last);
-    conclude(status, &coordinator, &mut trainers, failure)
+fn start_trainer(options: &LaunchOptions, rank: usize) -> Result<Process> {
+    let mut command = Command::new(&options.program);
+    command
+        .arg("trainer")
+        .arg(options.run.path())
+        .args(["--with-parent", &std::process::id().to_string()])
+        .args(["--rank", &rank.to_string()]);
+    Process::start(&mut command, &format!("rank-{rank}"), &options.run)
 }
 
 /// Connects to the coordinator that this launcher has started, and to no other: an address file may be
@@ -216,20 +393,9 @@ fn connect(run: &RunDir, coordinator: &mut Process, deadline: Instant) -> Result
 }
 
 fn start_trainers(options: &LaunchOptions) -> Result<Vec<Process>> {
-    let trainer = |command: &mut Command| {
-        command
-            .arg("trainer")
-            .arg(options.run.path())
-            .arg("--with-parent");
-    };
     match options.spawner {
         Spawner::Direct => (0..options.ranks)
-            .map(|rank| {
-                let mut command = Command::new(&options.program);
-                trainer(&mut command);
-                command.args([&std::process::id().to_string(), "--rank", &rank.to_string()]);
-                Process::start(&mut command, &format!("rank-{rank}"), &options.run)
-            })
+            .map(|rank| start_trainer(options, rank))
             .collect(),
         Spawner::MpiRun => {
             let mut command = Command::new("mpirun");
@@ -247,8 +413,11 @@ fn start_trainers(options: &LaunchOptions) -> Result<Vec<Process>> {
                     .env("OMPI_ALLOW_RUN_AS_ROOT", "1")
                     .env("OMPI_ALLOW_RUN_AS_ROOT_CONFIRM", "1");
             }
-            command.arg(&options.program);
-            trainer(&mut command);
+            command
+                .arg(&options.program)
+                .arg("trainer")
+                .arg(options.run.path())
+                .arg("--with-parent");
             Ok(vec![Process::start(&mut command, "mpirun", &options.run)?])
         }
     }

@@ -68,9 +68,10 @@ pub struct StepRow {
     pub samples: u64,
     /// Wall time from the previous commit to this one, milliseconds.
     pub step_ms: f32,
-    /// Part of it in forward, backward and optimizer.
+    /// Time in forward, backward and optimizer since the ranks exchanged gradients for the step
+    /// before, milliseconds.
     pub compute_ms: f32,
-    /// Part of it waiting: for data, other ranks, the coordinator.
+    /// Time spent waiting since then: for data, other ranks, the coordinator.
     pub wait_ms: f32,
     /// Global mean loss.
     pub loss: f64,
@@ -97,22 +98,24 @@ pub fn append_steps(path: &Path, rows: &[StepRow]) -> Result<()> {
     file.write_all(&bytes).map_err(|e| failed(&e))
 }
 
-/// Drops rows of steps after `step`: they are about to be taken again after a resume.
-pub fn truncate_steps(path: &Path, step: u64) -> Result<()> {
-    if !path.exists() {
-        return Ok(());
-    }
-    let text = fs::read(path)
-        .map_err(|e| Error::file(path, &e, "check the permissions of the run directory"))?;
+/// Drops rows of steps after `step`, which are about to be taken again, and adds those of `more` that
+/// are not in the file.
+pub fn merge_steps(path: &Path, step: u64, more: Vec<StepRow>) -> Result<()> {
+    let text = match fs::read(path) {
+        Err(e) if e.kind() == std::io::ErrorKind::NotFound && more.is_empty() => return Ok(()),
+        Err(e) if e.kind() == std::io::ErrorKind::NotFound => Vec::new(),
+        text => {
+            text.map_err(|e| Error::file(path, &e, "check the permissions of the run directory"))?
+        }
+    };
     let mut reader = csv::ReaderBuilder::new()
         .flexible(true)
         .from_reader(text.as_slice());
     // A row that does not parse is the torn end of a write that was killed.
-    let kept: Vec<StepRow> = reader
-        .deserialize()
-        .filter_map(|r| r.ok())
-        .filter(|r: &StepRow| r.step <= step)
-        .collect();
+    let read = reader.deserialize().filter_map(|r| r.ok());
+    let mut kept: Vec<StepRow> = read.chain(more).filter(|r: &StepRow| r.step <= step).collect();
+    kept.sort_by_key(|row| (row.step, row.rank));
+    kept.dedup_by_key(|row| (row.step, row.rank));
     replace(path, &steps_csv(&kept, true)?)
 }
 

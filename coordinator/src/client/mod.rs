@@ -24,7 +24,7 @@ pub use observer::{Observer, status_of};
 use crate::codec;
 use crate::error::{Error, Result};
 use crate::protocol::{
-    Assignment, Cause, Generation, MemberId, MemberState, Ready, Reply, Request, Role,
+    Assignment, Cause, Generation, MemberId, MemberState, Next, Ready, Reply, Request, Role,
     TrainerEvent, TrainerInfo, Vote,
 };
 
@@ -45,8 +45,8 @@ pub enum Decision {
     Commit {
         /// The step.
         step: u64,
-        /// It is the last one: save a checkpoint, send [`TrainerEvent::Left`], leave.
-        drain: bool,
+        /// What comes after it.
+        next: Next,
     },
     /// The attempt is abandoned: touch nothing.
     Abort {
@@ -60,7 +60,7 @@ pub enum Decision {
 }
 
 /// A trainer's connection. Dropping it closes the connection after all that was sent was read;
-/// without [`TrainerEvent::Finished`] or [`TrainerEvent::Left`] before, that fails the run.
+/// without [`TrainerEvent::Finished`] or [`TrainerEvent::Left`] before, the rank counts as lost.
 #[derive(Debug)]
 pub struct Client {
     reporter: Reporter,
@@ -79,10 +79,12 @@ pub struct Reporter {
 struct Shared {
     peer: String,
     writer: Mutex<TcpStream>,
-    abort: AbortSignal,
+    /// Of the newest generation.
+    abort: Mutex<AbortSignal>,
     generation: AtomicU64,
     state: AtomicU8,
     step: AtomicU64,
+    beat: AtomicU64,
     /// Bits of an `f32`.
     samples_per_s: AtomicU32,
     /// The end of the connection is expected.
@@ -107,10 +109,11 @@ impl Client {
         let shared = Arc::new(Shared {
             peer: opened.peer,
             writer: Mutex::new(stream),
-            abort: AbortSignal::default(),
+            abort: Mutex::default(),
             generation: AtomicU64::new(0),
             state: AtomicU8::new(MemberState::Starting as u8),
             step: AtomicU64::new(0),
+            beat: AtomicU64::new(0),
             samples_per_s: AtomicU32::new(0),
             leaving: AtomicBool::new(false),
             stop: Mutex::new(false),
@@ -153,37 +156,49 @@ impl Client {
         self.reporter.clone()
     }
 
-    /// Says that this process can take a seat, and waits until all ranks are there.
+    /// Says that this process can take a seat, at the start or in a later rendezvous, and waits for
+    /// it. From then on [`Reporter::abort_signal`] is the new generation's.
+    ///
+    /// # Errors
+    /// [`Error::Aborted`] when the run is over, [`Error::Lost`] or [`Error::Dropped`] when the
+    /// connection is, [`Error::Timeout`] after the deadline.
     pub fn ready(&mut self, ready: &Ready, deadline: Instant) -> Result<Assignment> {
         self.shared
             .send(&Request::Ready(ready.clone()))
             .map_err(|error| self.told_why(error))?;
-        match self.next(deadline, "all ranks to join", HELP_JOIN)? {
-            Reply::Assign(assignment) => {
-                self.shared
-                    .generation
-                    .store(assignment.generation, Ordering::Relaxed);
-                self.shared
-                    .step
-                    .store(assignment.start.step, Ordering::Relaxed);
-                Ok(assignment)
+        loop {
+            match self.next(deadline, "all ranks to join", HELP_JOIN)? {
+                Reply::Assign(assignment) => {
+                    self.shared
+                        .step
+                        .store(assignment.start.step, Ordering::Relaxed);
+                    return Ok(assignment);
+                }
+                // Of the generation that this rank has left.
+                Reply::Abort {
+                    cause: Cause::Regroup,
+                    ..
+                }
+                | Reply::Commit { .. } => {}
+                Reply::Abort {
+                    generation,
+                    cause,
+                    reason,
+                } => {
+                    return Err(Error::Aborted {
+                        generation,
+                        cause,
+                        reason,
+                    });
+                }
+                other => return Err(self.unexpected(&other, "an assignment")),
             }
-            Reply::Abort {
-                generation,
-                cause,
-                reason,
-            } => Err(Error::Aborted {
-                generation,
-                cause,
-                reason,
-            }),
-            other => Err(self.unexpected(&other, "an assignment")),
         }
     }
 
     /// Votes for an attempt and waits for the decision, which comes when all ranks have voted.
     pub fn vote(&mut self, vote: &Vote, deadline: Instant) -> Result<Decision> {
-        if let Some(notice) = self.shared.abort.notice() {
+        if let Some(notice) = self.abort_signal().notice() {
             if notice.lost {
                 return Err(self.shared.lost());
             }
@@ -211,10 +226,10 @@ impl Client {
             Reply::Commit {
                 generation,
                 step,
-                drain,
+                next,
             } if generation == vote.generation && step == vote.step => {
                 self.shared.step.store(step, Ordering::Relaxed);
-                Ok(Decision::Commit { step, drain })
+                Ok(Decision::Commit { step, next })
             }
             Reply::Abort {
                 generation,
@@ -310,9 +325,22 @@ impl Drop for Client {
 }
 
 impl Reporter {
+    /// The training thread got something done; the next heartbeat carries the count. One atomic
+    /// addition: call it freely. A rank that does not, for long, is taken for one that hangs.
+    pub fn beat(&self) {
+        self.shared.beat.fetch_add(1, Ordering::Relaxed);
+    }
+
     /// What this rank does; the next heartbeat carries it. A few atomic stores: call it freely.
-    /// `samples_per_s` is 0 when unknown.
+    pub fn state(&self, state: MemberState) {
+        self.beat();
+        self.shared.state.store(state as u8, Ordering::Relaxed);
+    }
+
+    /// As [`Reporter::state`], with the newest committed step that this rank holds and its throughput
+    /// (0 when unknown).
     pub fn heartbeat_state(&self, state: MemberState, step: u64, samples_per_s: f32) {
+        self.beat();
         let shared = &self.shared;
         shared.state.store(state as u8, Ordering::Relaxed);
         shared.step.store(step, Ordering::Relaxed);
@@ -321,9 +349,10 @@ impl Reporter {
             .store(samples_per_s.to_bits(), Ordering::Relaxed);
     }
 
-    /// Set once the coordinator abandoned the generation or the connection is lost.
+    /// Set once the coordinator abandoned the newest generation that this rank has a seat in, or the
+    /// connection is lost.
     pub fn abort_signal(&self) -> AbortSignal {
-        self.shared.abort.clone()
+        lock(&self.shared.abort).clone()
     }
 
     /// Tells the coordinator something; returns when it is handed to the system.
@@ -360,7 +389,7 @@ impl Shared {
     }
 
     fn lost(&self) -> Error {
-        let detail = match self.abort.notice() {
+        let detail = match lock(&self.abort).notice() {
             Some(notice) => notice.reason,
             None => "this side closed it".to_owned(),
         };
@@ -383,17 +412,24 @@ impl Shared {
                 Err(error) => break error.to_string(),
             };
             match &reply {
+                // Here, and not where the assignment is taken from the inbox: an abort of this
+                // generation may be the next message.
+                Reply::Assign(assignment) => {
+                    self.generation
+                        .store(assignment.generation, Ordering::Relaxed);
+                    *lock(&self.abort) = AbortSignal::default();
+                }
                 Reply::Abort {
                     generation,
                     cause,
                     reason,
-                } => self.abort.set(&AbortNotice {
+                } => self.raise(&AbortNotice {
                     generation: *generation,
                     cause: *cause,
                     lost: false,
                     reason: reason.clone(),
                 }),
-                Reply::Drop { reason } => self.abort.set(&self.notice_lost(reason.clone())),
+                Reply::Drop { reason } => self.raise(&self.notice_lost(reason.clone())),
                 _ => {}
             }
             if inbox.send(reply).is_err() {
@@ -401,8 +437,13 @@ impl Shared {
             }
         };
         if !self.leaving.load(Ordering::Relaxed) {
-            self.abort.set(&self.notice_lost(detail));
+            self.raise(&self.notice_lost(detail));
         }
+    }
+
+    fn raise(&self, notice: &AbortNotice) {
+        let signal = lock(&self.abort).clone();
+        signal.set(notice);
     }
 
     fn notice_lost(&self, reason: String) -> AbortNotice {
@@ -431,6 +472,7 @@ impl Shared {
                 state: MemberState::from_u8(self.state.load(Ordering::Relaxed)),
                 step: self.step.load(Ordering::Relaxed),
                 samples_per_s: f32::from_bits(self.samples_per_s.load(Ordering::Relaxed)),
+                beat: self.beat.load(Ordering::Relaxed),
             };
             if self.send(&heartbeat).is_err() {
                 return;

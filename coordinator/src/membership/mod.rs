@@ -4,10 +4,19 @@
 //! they have to happen, with the reason for them. It does no IO and reads no clock, so any script of
 //! events can be replayed in a test. The shell around it is [`crate::server`].
 //!
-//! A run has one generation per coordinator here: when a seated rank dies, the generation is
-//! aborted and the run has failed. Where it would go on with a new generation instead is
-//! `Membership::fail`.
+//! ```text
+//!            all there                      a rank is lost, or gave up (`regroup`)
+//! Waiting ---------------> Running ------+
+//!    ^      `form`            |          |   others want to take part: at the next commit
+//!    +------------------------|----------+
+//!                             v
+//!                           Over    (in a run that is not elastic, the loss of a rank leads here too)
+//! ```
+//!
+//! Every way from Waiting to Running makes a new generation. It starts at the newest committed step
+//! that one of its members still holds; without such a member, at the newest complete checkpoint.
 
+mod detect;
 mod rendezvous;
 mod report;
 #[cfg(test)]
@@ -24,7 +33,7 @@ use std::collections::BTreeMap;
 use crate::journal::JournalEntry;
 use crate::progress::Progress;
 use crate::protocol::{
-    Cause, CheckpointInfo, Generation, MemberId, MemberState, Ready, Reply, StartPoint,
+    Cause, CheckpointInfo, Generation, MemberId, MemberState, Ready, Reply, StartPoint, Terms,
     TrainerInfo, Vote,
 };
 use crate::status::EpochSummary;
@@ -49,14 +58,28 @@ enum Done {
 #[derive(Clone, Debug)]
 struct Member {
     info: TrainerInfo,
+    /// What it said for this rendezvous.
     ready: Option<Ready>,
     seat: Option<usize>,
+    /// Its seat in the generation before this rendezvous.
+    last_seat: Option<usize>,
     state: MemberState,
     step: u64,
     samples_per_s: f32,
     last_seen_ms: u64,
+    beat: u64,
+    /// When its training thread last got something done.
+    moved_ms: u64,
     vote: Option<Vote>,
     done: Done,
+}
+
+/// A rank was lost and no step was committed since.
+#[derive(Clone, Copy, Debug)]
+struct Incident {
+    since_ms: u64,
+    /// Committed steps whose state nobody holds any more.
+    steps_lost: u64,
 }
 
 /// The state machine.
@@ -69,8 +92,32 @@ pub struct Membership {
     next_member: MemberId,
     /// The newest committed step.
     at: StartPoint,
-    /// What all ranks said when they were ready.
-    agreed: Option<Ready>,
+    /// The newest step that a member may hold.
+    newest: StartPoint,
+    /// What all members train.
+    agreed: Option<Terms>,
+    /// Ranks of this generation, and how many of them are still there.
+    world: usize,
+    seated: usize,
+    /// A generation was formed here, or by a coordinator whose ranks may come back.
+    formed: bool,
+    /// A generation was formed by this coordinator.
+    formed_here: bool,
+    /// Ranks of an earlier coordinator that did not come back yet.
+    absent: BTreeMap<MemberId, usize>,
+    waiting_since_ms: u64,
+    /// The shell looks for a checkpoint; what it found.
+    looking: bool,
+    found: Option<StartPoint>,
+    /// Why to meet at the next commit.
+    regroup: Option<String>,
+    /// The next generation only saves and leaves.
+    last: bool,
+    incident: Option<Incident>,
+    incidents: u32,
+    last_incident: Option<String>,
+    /// Ranks that have the shared state, and its hash.
+    shared: Option<(String, usize)>,
     /// Votes for step `at.step + 1`, and who voted first.
     votes: usize,
     first_vote: Option<MemberId>,
@@ -78,7 +125,7 @@ pub struct Membership {
     first_done: Option<MemberId>,
     done: usize,
     drain: Option<String>,
-    /// The step that was committed with the drain flag.
+    /// The step that was committed as the last one.
     drained_at: Option<u64>,
     weights: Option<(MemberId, String)>,
     loss: Option<f64>,
@@ -99,7 +146,22 @@ impl Membership {
             members: BTreeMap::new(),
             next_member: config.first_member,
             at: config.start,
+            newest: config.newest.max(config.start),
             agreed: None,
+            world: config.world,
+            seated: 0,
+            formed: !config.absent.is_empty(),
+            formed_here: false,
+            absent: config.absent.clone(),
+            waiting_since_ms: 0,
+            looking: false,
+            found: None,
+            regroup: None,
+            last: false,
+            incident: None,
+            incidents: 0,
+            last_incident: None,
+            shared: None,
             votes: 0,
             first_vote: None,
             first_done: None,
@@ -127,8 +189,13 @@ impl Membership {
                 state,
                 step,
                 samples_per_s,
+                beat,
             } => {
                 if let Some(member) = self.seen(member, now_ms) {
+                    if (beat, state) != (member.beat, member.state) {
+                        member.moved_ms = now_ms;
+                    }
+                    member.beat = beat;
                     member.state = state;
                     member.step = member.step.max(step);
                     if samples_per_s.is_finite() && samples_per_s > 0.0 {
@@ -139,8 +206,8 @@ impl Membership {
             }
             Event::Vote { member, vote } => self.vote(member, vote, now_ms),
             Event::Trainer { member, event } => self.trainer(member, event, now_ms),
-            Event::Disconnected { member, detail } => self.disconnected(member, &detail),
-            Event::Drain { reason } => self.drain(&clip(&reason)),
+            Event::Disconnected { member, detail } => self.disconnected(member, &detail, now_ms),
+            Event::Drain { reason } => self.drain(&clip(&reason), now_ms),
             Event::Shutdown { reason } => {
                 let reason = clip(&reason);
                 self.end(
@@ -152,6 +219,7 @@ impl Membership {
                 )
             }
             Event::Fail { reason } => self.fail(&clip(&reason)),
+            Event::Checkpoint(found) => self.checkpoint_found(found, now_ms),
             Event::Tick => self.tick(now_ms),
         }
     }
@@ -170,49 +238,21 @@ impl Membership {
         Some(member)
     }
 
-    fn disconnected(&mut self, id: MemberId, detail: &str) -> Transition {
-        let Some(member) = self.members.get(&id) else {
-            return Transition::none();
-        };
-        let who = member.describe(id);
-        if member.done != Done::No || self.outcome().is_some() {
-            return Transition::none();
-        }
-        if member.seat.is_some() {
-            let state = member.state;
-            let agreed = match self.drained_at {
-                Some(step) => format!(
-                    "; step {step} was agreed as the last one, but its checkpoint may be missing"
-                ),
-                None => String::new(),
-            };
-            let reason = format!(
-                "{who} is gone while the run was at step {} (it was {state:?}){agreed}: {detail}",
-                self.at.step
-            );
-            return self.fail(&reason);
-        }
-        self.members.remove(&id);
-        if self.ready_count() == 0 {
-            self.agreed = None;
-        }
-        self.why = format!(
-            "{who} is gone before all were there, {} of {} are left: {detail}",
-            self.members.len(),
-            self.config.world
-        );
-        Transition::because(self.why.clone(), Vec::new())
-    }
-
-    fn drain(&mut self, reason: &str) -> Transition {
+    fn drain(&mut self, reason: &str, now_ms: u64) -> Transition {
         match &self.phase {
             Phase::Over(_) => {
                 Transition::because(format!("the run is over: {}", self.why), Vec::new())
             }
-            Phase::Waiting => {
+            Phase::Waiting if !self.formed => {
                 let step = self.at.step;
                 let why = format!("drained at step {step}, before all ranks were there: {reason}");
                 self.end(Outcome::Drained { step }, Some(Cause::Drained), &why)
+            }
+            Phase::Waiting => {
+                self.drain.get_or_insert(reason.to_owned());
+                self.last = true;
+                self.why = format!("the ranks will meet once more, save and leave: {reason}");
+                Transition::because(self.why.clone(), Vec::new()).and(self.try_form(now_ms))
             }
             Phase::Running => {
                 if let Some(step) = self.drained_at {
@@ -221,62 +261,24 @@ impl Membership {
                         Vec::new(),
                     );
                 }
-                if self.drain.is_none() {
-                    self.drain = Some(reason.to_owned());
-                    self.why = format!("step {} will be the last one: {reason}", self.at.step + 1);
+                if self.drain.is_some() {
+                    return Transition::because(self.why.clone(), Vec::new());
                 }
+                self.drain = Some(reason.to_owned());
+                let evaluates = |m: &Member| m.state == MemberState::Evaluating;
+                if self.config.elastic && self.members.values().any(evaluates) {
+                    // It can be done again; the time that is left may not be enough for it.
+                    self.last = true;
+                    let why = format!("the evaluation is given up to save and leave: {reason}");
+                    return self.leave_generation(&why, now_ms);
+                }
+                self.why = format!("step {} will be the last one: {reason}", self.at.step + 1);
                 Transition::because(self.why.clone(), Vec::new())
             }
         }
     }
 
-    fn tick(&mut self, now_ms: u64) -> Transition {
-        let lapse = self.config.heartbeat_lapse_ms;
-        let away = self
-            .last_tick_ms
-            .map_or(0, |last| now_ms.saturating_sub(last));
-        self.last_tick_ms = Some(now_ms);
-        if self.outcome().is_some() {
-            return Transition::none();
-        }
-        // This process itself stood still. What the members sent meanwhile is not read yet, so the
-        // time it was away does not count against them.
-        if away > lapse / 2 {
-            for member in self.members.values_mut() {
-                member.last_seen_ms = (member.last_seen_ms + away).min(now_ms);
-            }
-            return Transition::because(
-                format!("the coordinator was away for {away} ms"),
-                Vec::new(),
-            );
-        }
-        let silent = self
-            .members
-            .iter()
-            .find(|(_, m)| m.done == Done::No && now_ms.saturating_sub(m.last_seen_ms) > lapse);
-        let Some((id, member)) = silent else {
-            return Transition::none();
-        };
-        let id = *id;
-        let reason = format!(
-            "{} was not heard of for {} ms, the limit is {lapse} ms; it was {:?} and the run at step {}",
-            member.describe(id),
-            now_ms.saturating_sub(member.last_seen_ms),
-            member.state,
-            self.at.step
-        );
-        if member.seat.is_some() {
-            return self.fail(&reason);
-        }
-        self.members.remove(&id);
-        let effect = Effect::Dismiss {
-            member: id,
-            reason: format!("{reason}\n  help: the process hung or was stopped; start it again"),
-        };
-        Transition::because(reason, vec![effect])
-    }
-
-    /// A rank is lost or the ranks disagree: the generation is over, and the run with it.
+    /// The run cannot go on.
     fn fail(&mut self, reason: &str) -> Transition {
         let outcome = Outcome::Failed {
             reason: reason.to_owned(),
@@ -284,7 +286,8 @@ impl Membership {
         self.end(outcome, Some(Cause::Failed), reason)
     }
 
-    /// The run is over; with a cause, those who still train are told to abort.
+    /// The run is over; with a cause, those who still train are told to abort. Those without a seat
+    /// are told in any case.
     fn end(&mut self, outcome: Outcome, abort: Option<Cause>, reason: &str) -> Transition {
         if let Phase::Over(_) = self.phase {
             return Transition::because(
@@ -298,40 +301,55 @@ impl Membership {
             step: self.at.step,
             reason: reason.to_owned(),
         })];
-        if let Some(cause) = abort {
-            // The one at fault is told as well: it may be alive.
-            let to: Vec<MemberId> = self
-                .members
-                .iter()
-                .filter(|(_, member)| member.done == Done::No)
-                .map(|(id, _)| *id)
-                .collect();
+        let cause = abort.unwrap_or(match outcome {
+            Outcome::Finished { .. } => Cause::Finished,
+            Outcome::Drained { .. } => Cause::Drained,
+            Outcome::Stopped { .. } => Cause::Stopped,
+            Outcome::Failed { .. } => Cause::Failed,
+        });
+        // The one at fault is told as well: it may be alive.
+        let to: Vec<MemberId> = self
+            .members
+            .iter()
+            .filter(|(_, m)| m.done == Done::No && (abort.is_some() || m.seat.is_none()))
+            .map(|(id, _)| *id)
+            .collect();
+        if !to.is_empty() {
             let reply = Reply::Abort {
                 generation: self.generation,
                 cause,
                 reason: reason.to_owned(),
             };
-            if !to.is_empty() {
-                effects.push(Effect::Send { to, reply });
-            }
+            effects.push(Effect::Send { to, reply });
         }
         effects.push(Effect::End(outcome.clone()));
         self.phase = Phase::Over(outcome);
         Transition::because(reason, effects)
+    }
+
+    fn describe(&self, id: MemberId) -> String {
+        match self.members.get(&id) {
+            Some(member) => member.describe(id),
+            None => format!("member {id}"),
+        }
     }
 }
 
 impl Member {
     fn new(mut info: TrainerInfo, now_ms: u64) -> Self {
         info.host = clip(&info.host);
+        info.machine = clip(&info.machine);
         Self {
             info,
             ready: None,
             seat: None,
+            last_seat: None,
             state: MemberState::Starting,
             step: 0,
             samples_per_s: 0.0,
             last_seen_ms: now_ms,
+            beat: 0,
+            moved_ms: now_ms,
             vote: None,
             done: Done::No,
         }
@@ -340,7 +358,7 @@ impl Member {
     /// `rank 1 (host node3, pid 77, last step 12)`.
     fn describe(&self, id: MemberId) -> String {
         let TrainerInfo { host, pid, .. } = &self.info;
-        match self.seat {
+        match self.seat.or(self.last_seat) {
             Some(rank) => format!(
                 "rank {rank} (host {host}, pid {pid}, last step {})",
                 self.step

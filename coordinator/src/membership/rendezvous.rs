@@ -1,9 +1,13 @@
-//! Until all ranks are there: joining, checking that they fit together, and the seats.
+//! From a set of members to a generation: joining, checking that they fit together, who holds what,
+//! and the seats.
 
 use super::{Effect, Member, Membership, Phase, Ticket, Transition, clip};
 use crate::journal::{JournalEntry, Seat};
 use crate::ledger::LedgerEntry;
-use crate::protocol::{Assignment, MemberId, Ready, Reply, TrainerInfo};
+use crate::order::allowed_world_sizes;
+use crate::protocol::{
+    Assignment, MemberId, MemberState, Ready, Reply, Seated, StartPoint, TrainerInfo,
+};
 
 impl Membership {
     pub(super) fn join(&mut self, ticket: Ticket, info: TrainerInfo, now_ms: u64) -> Transition {
@@ -22,9 +26,11 @@ impl Membership {
                 self.why
             ));
         }
-        if here >= world {
+        // An elastic run has room for a second set, which stands by until ranks are lost.
+        let room = if self.config.elastic { 2 * world } else { world };
+        if here >= room {
             return refuse(format!(
-                "{here} of {world} ranks are taken in generation {}\n  help: this run has no seat left; do not start more trainers than it has ranks",
+                "{here} of {room} members are here in generation {}\n  help: this run has no seat left; do not start more trainers than it has ranks",
                 self.generation
             ));
         }
@@ -36,6 +42,16 @@ impl Membership {
             ));
         }
         let member = match info.member {
+            // The same process: it lost its connection, which is not yet known here.
+            Some(id) if self.members.get(&id).is_some_and(|m| m.info.is_process(&info)) => {
+                let reason = format!("{} connected again", self.describe(id));
+                let mut replaced = self.lose(id, &reason, 0, now_ms);
+                if self.outcome().is_none() {
+                    let reason = format!("{reason}\n  help: use the newer connection");
+                    replaced.effects.push(Effect::Dismiss { member: id, reason });
+                }
+                return replaced.and(self.join(ticket, info, now_ms));
+            }
             Some(id) if self.members.contains_key(&id) => {
                 return refuse(format!(
                     "member {id} is connected already\n  help: two processes use the same member id; start the second one without it"
@@ -56,37 +72,49 @@ impl Membership {
             info.pid,
             here + 1
         );
-        self.members.insert(member, Member::new(info, now_ms));
-        self.why.clone_from(&reason);
+        let mut joined = Member::new(info, now_ms);
+        // Perhaps it comes back from a generation of the coordinator before this one.
+        joined.last_seat = self.absent.remove(&member);
+        self.members.insert(member, joined);
+        if self.phase == Phase::Waiting {
+            self.why.clone_from(&reason);
+        }
         Transition::because(reason, vec![Effect::Admit { ticket, member }])
     }
 
     pub(super) fn ready(&mut self, id: MemberId, ready: Ready, now_ms: u64) -> Transition {
-        let running = self.phase != Phase::Waiting;
-        let agreed = self.agreed.clone();
-        let cursor = self.at.cursor;
+        let (agreed, cursor, newest) = (self.agreed.clone(), self.config.start.cursor, self.newest);
+        let (running, elastic) = (self.phase == Phase::Running, self.config.elastic);
+        if self.outcome().is_some() {
+            return Transition::none();
+        }
         let Some(member) = self.seen(id, now_ms) else {
             return Transition::none();
         };
-        if running || member.ready.is_some() {
-            let who = member.describe(id);
+        let who = member.describe(id);
+        if member.ready.is_some() && !elastic {
             return self.fail(&format!("{who} said for the second time that it is ready"));
         }
+        if member.done != super::Done::No {
+            return self.fail(&format!("{who} said that it is ready after it had left"));
+        }
+        member.moved_ms = now_ms;
+        let terms = &ready.terms;
         let dismissal = match &agreed {
-            Some(agreed) if *agreed != ready => Some(format!(
+            Some(agreed) if agreed != terms => Some(format!(
                 "this rank has another config or other data than those before it: {} samples per epoch and fingerprint {} against {} and {}\n  help: give all ranks the same config and the same prepared dataset",
-                ready.samples_per_epoch,
-                clip(&ready.fingerprint),
+                terms.samples_per_epoch,
+                clip(&terms.fingerprint),
                 agreed.samples_per_epoch,
                 agreed.fingerprint
             )),
-            _ if ready.samples_per_epoch < cursor || ready.samples_per_epoch == 0 => Some(format!(
+            _ if terms.samples_per_epoch < cursor || terms.samples_per_epoch == 0 => Some(format!(
                 "the epoch has {} samples, the run starts after sample {cursor} of it\n  help: the checkpoint belongs to another dataset or config; resume with those that wrote it",
-                ready.samples_per_epoch
+                terms.samples_per_epoch
             )),
-            _ if ready.fingerprint.len() > 256 => Some(format!(
+            _ if terms.fingerprint.len() > 256 => Some(format!(
                 "the fingerprint has {} bytes, the limit is 256\n  help: give a hash",
-                ready.fingerprint.len()
+                terms.fingerprint.len()
             )),
             _ => None,
         };
@@ -98,52 +126,215 @@ impl Membership {
             };
             return Transition::because(reason, vec![effect]);
         }
-        member.ready = Some(ready.clone());
-        self.agreed = Some(ready);
+        let ready = Ready {
+            // What nobody committed nobody can hold: it comes from a course that was left.
+            have: ready.have.filter(|have| have.step <= newest.step),
+            ..ready
+        };
+        self.agreed = Some(ready.terms.clone());
+        self.config.elastic &= ready.terms.elastic;
+        let seated = member_seat(self, id);
+        let gave_up = ready.gave_up.as_deref().map(clip);
+        if running && seated {
+            let reason = format!(
+                "{who} gave up its attempt at step {}: {}",
+                self.at.step + 1,
+                gave_up.as_deref().unwrap_or("no reason given")
+            );
+            let left = self.leave_generation(&reason, now_ms);
+            self.set_ready(id, ready);
+            return left.and(self.try_form(now_ms));
+        }
+        self.set_ready(id, ready);
+        if running {
+            return self.welcome_spare(id);
+        }
         let (here, world) = (self.ready_count(), self.config.world);
         self.why = format!("{here} of {world} ranks are ready");
-        if here < world {
-            return Transition::because(self.why.clone(), Vec::new());
+        let noted = Transition::because(self.why.clone(), Vec::new());
+        match self.try_form(now_ms) {
+            formed if formed.effects.is_empty() => noted,
+            formed => formed,
         }
-        self.form()
+    }
+
+    fn set_ready(&mut self, id: MemberId, ready: Ready) {
+        if let Some(member) = self.members.get_mut(&id) {
+            member.ready = Some(ready);
+            member.state = MemberState::Waiting;
+        }
+    }
+
+    /// One without a seat is ready while the others train: if it makes a larger world possible, they
+    /// meet after the next step.
+    fn welcome_spare(&mut self, id: MemberId) -> Transition {
+        let who = self.describe(id);
+        let ready = self.seated + self.ready_count_unseated();
+        let possible = self.usable(ready);
+        if possible <= self.world {
+            return Transition::because(
+                format!("{who} stands by: {} ranks train", self.world),
+                Vec::new(),
+            );
+        }
+        let reason = format!(
+            "{who} is ready: after step {} there will be {possible} ranks instead of {}",
+            self.at.step + 1,
+            self.world
+        );
+        self.regroup = Some(reason.clone());
+        Transition::because(reason, Vec::new())
     }
 
     pub(super) fn ready_count(&self) -> usize {
         self.members.values().filter(|m| m.ready.is_some()).count()
     }
 
-    /// All seats can be taken: a new generation.
-    fn form(&mut self) -> Transition {
+    fn ready_count_unseated(&self) -> usize {
+        let spare = |m: &&Member| m.seat.is_none() && m.ready.is_some();
+        self.members.values().filter(spare).count()
+    }
+
+    /// The most ranks that so many members can make up.
+    pub(super) fn usable(&self, members: usize) -> usize {
+        let most = members.min(self.config.world);
+        let sizes = allowed_world_sizes(self.config.virtual_shards);
+        sizes.into_iter().filter(|size| *size <= most).max().unwrap_or(0)
+    }
+
+    /// A new generation, if all who are waited for are there.
+    pub(super) fn try_form(&mut self, now_ms: u64) -> Transition {
+        if self.phase != Phase::Waiting || self.looking {
+            return Transition::none();
+        }
+        let ready = self.ready_count();
+        // Ranks of the generation before come back; who has just been started is not waited for.
+        let back = self.absent.is_empty()
+            && !self
+                .members
+                .values()
+                .any(|m| m.last_seat.is_some() && m.ready.is_none());
+        let least = if self.last { 1 } else { self.config.min_ranks.max(1) };
+        let enough = self.config.elastic && self.formed && back && self.usable(ready) >= least;
+        if ready >= self.config.world || enough {
+            self.form(now_ms)
+        } else {
+            Transition::none()
+        }
+    }
+
+    /// Nobody else came. With enough ranks the run goes on; with too few it saves what they hold.
+    pub(super) fn give_up_waiting(&mut self, waited_ms: u64, now_ms: u64) -> Transition {
+        let usable = self.usable(self.ready_count());
+        let short = format!(
+            "{} of {} ranks came within {waited_ms} ms",
+            self.ready_count(),
+            self.config.world
+        );
+        if !self.config.elastic || usable == 0 {
+            return self.fail(&format!(
+                "{short}\n  help: see the logs of the missing ones, then go on with --resume"
+            ));
+        }
+        if usable < self.config.min_ranks {
+            if !self.members.values().any(|m| m.holds().is_some()) {
+                return self.fail(&format!(
+                    "{short}, at least {} are needed\n  help: start more, or lower elastic.min_ranks",
+                    self.config.min_ranks
+                ));
+            }
+            self.last = true;
+            self.drain
+                .get_or_insert(format!("{short}, at least {} are needed", self.config.min_ranks));
+        }
+        self.absent.clear();
+        self.form(now_ms)
+    }
+
+    /// The answer to [`Effect::FindCheckpoint`].
+    pub(super) fn checkpoint_found(
+        &mut self,
+        found: std::result::Result<StartPoint, String>,
+        now_ms: u64,
+    ) -> Transition {
+        self.looking = false;
+        if self.phase != Phase::Waiting {
+            return Transition::none();
+        }
+        match found {
+            Ok(start) => {
+                self.found = Some(start);
+                self.try_form(now_ms)
+            }
+            Err(reason) => self.fail(&format!(
+                "no member holds the state of step {} any more, and no checkpoint can be used: {}",
+                self.at.step,
+                clip(&reason)
+            )),
+        }
+    }
+
+    /// A new generation from those who are ready.
+    fn form(&mut self, now_ms: u64) -> Transition {
+        let held = self.members.values().filter_map(Member::holds).max();
+        let start = match (held, self.found.take()) {
+            (Some(start), _) | (None, Some(start)) => start,
+            (None, None) if !self.formed_here => self.config.start,
+            (None, None) => {
+                self.looking = true;
+                let why = format!(
+                    "no member holds the state of step {}: looking for the newest checkpoint",
+                    self.at.step
+                );
+                return Transition::because(why, vec![Effect::FindCheckpoint]);
+            }
+        };
+        let world = self.usable(self.ready_count());
+        let by_rank = self.seats(world, start);
         self.generation += 1;
         self.phase = Phase::Running;
         self.progress.restart();
-        let by_rank = self.seats();
+        (self.formed, self.formed_here) = (true, true);
+        (self.world, self.seated) = (world, world);
+        (self.done, self.first_done, self.weights) = (0, None, None);
+        self.drained_at = self.last.then_some(start.step);
+        let before = self.at;
+        (self.at, self.newest) = (start, start);
+        if let Some(incident) = &mut self.incident {
+            incident.steps_lost += before.step.saturating_sub(start.step);
+        }
         for (rank, id) in by_rank.iter().enumerate() {
             if let Some(member) = self.members.get_mut(id) {
                 member.seat = Some(rank);
-                member.step = self.at.step;
+                member.step = start.step;
+                member.moved_ms = now_ms;
             }
         }
-        let (world, start) = (by_rank.len(), self.at);
-        self.why = format!(
-            "generation {}: {world} of {world} ranks are ready, training starts after step {} at sample {} of epoch {}",
-            self.generation, start.step, start.cursor, start.epoch
-        );
-        let seats: Vec<Seat> = by_rank
-            .iter()
-            .enumerate()
-            .filter_map(|(rank, id)| {
-                let info = &self.members.get(id)?.info;
-                Some(Seat {
-                    rank,
-                    member: *id,
-                    host: info.host.clone(),
-                    pid: info.pid,
-                })
-            })
-            .collect();
-        let hosts: Vec<String> = seats.iter().map(|seat| seat.host.clone()).collect();
+        let holds = |id: &MemberId| {
+            let member = self.members.get(id);
+            member.and_then(Member::holds) == Some(start)
+        };
+        let source = by_rank.iter().position(holds);
+        let share = !by_rank.iter().all(holds);
         let generation = self.generation;
+        self.why = format!(
+            "generation {generation}: {world} of {} ranks, training starts after step {} at sample {} of epoch {}{}{}",
+            self.config.world,
+            start.step,
+            start.cursor,
+            start.epoch,
+            match before.step > start.step {
+                true => format!(
+                    "; nobody holds steps {} to {} any more",
+                    start.step + 1,
+                    before.step
+                ),
+                false => String::new(),
+            },
+            if self.last { "; it only saves and leaves" } else { "" }
+        );
+        let seats = self.journal_seats(&by_rank);
+        let machines = self.machines(&by_rank);
         let mut effects = vec![
             Effect::Journal(JournalEntry::Generation {
                 generation,
@@ -159,29 +350,90 @@ impl Membership {
                 generation,
                 rank,
                 world,
-                hosts: hosts.clone(),
+                machines: machines.clone(),
                 start,
+                source,
+                share,
+                last: self.last,
             }),
         }));
         Transition::because(self.why.clone(), effects)
     }
 
-    /// Members by rank: the ranks they prefer first, lower ids before higher ones; the others fill
-    /// the gaps.
-    fn seats(&self) -> Vec<MemberId> {
-        let mut seats: Vec<Option<MemberId>> = vec![None; self.config.world];
+    fn journal_seats(&self, by_rank: &[MemberId]) -> Vec<Seat> {
+        let seat = |(rank, id): (usize, &MemberId)| {
+            let info = &self.members.get(id)?.info;
+            Some(Seat {
+                rank,
+                member: *id,
+                host: info.host.clone(),
+                pid: info.pid,
+            })
+        };
+        by_rank.iter().enumerate().filter_map(seat).collect()
+    }
+
+    /// Rank 0's machine, and the lowest rank's that is elsewhere.
+    fn machines(&self, by_rank: &[MemberId]) -> Vec<Seated> {
+        let machine = |(rank, id): (usize, &MemberId)| Seated {
+            rank,
+            machine: self
+                .members
+                .get(id)
+                .map(|m| m.info.machine.clone())
+                .unwrap_or_default(),
+        };
+        let mut all = by_rank.iter().enumerate().map(machine);
+        let Some(first) = all.next() else {
+            return Vec::new();
+        };
+        let elsewhere =
+            all.find(|seat| !crate::rundir::same_machine(&seat.machine, &first.machine));
+        [first].into_iter().chain(elsewhere).collect()
+    }
+
+    /// Members by rank. Those who hold the state are taken first, then those who had a seat, then
+    /// lower ids. A member keeps the rank it had, or gets the one it prefers, when that is free; the
+    /// others fill the gaps.
+    fn seats(&self, world: usize, start: StartPoint) -> Vec<MemberId> {
+        let mut ready: Vec<(&MemberId, &Member)> = self
+            .members
+            .iter()
+            .filter(|(_, m)| m.ready.is_some())
+            .collect();
+        ready.sort_by_key(|(id, m)| (m.holds() != Some(start), m.last_seat.is_none(), **id));
+        ready.truncate(world);
+        let mut seats: Vec<Option<MemberId>> = vec![None; world];
         let mut rest = Vec::new();
-        for (id, member) in &self.members {
-            let preferred = member.info.preferred_rank.map(|rank| rank as usize);
-            match preferred.and_then(|rank| seats.get_mut(rank)) {
-                Some(seat) if seat.is_none() => *seat = Some(*id),
-                _ => rest.push(*id),
+        let wishes: [fn(&Member) -> Option<usize>; 2] = [
+            |m| m.last_seat,
+            |m| m.info.preferred_rank.map(|rank| rank as usize),
+        ];
+        for wish in wishes {
+            rest.clear();
+            for (id, member) in std::mem::take(&mut ready) {
+                match wish(member).and_then(|rank| seats.get_mut(rank)) {
+                    Some(seat) if seat.is_none() => *seat = Some(*id),
+                    _ => rest.push((id, member)),
+                }
             }
+            ready.clone_from(&rest);
         }
-        let mut rest = rest.into_iter();
+        let mut rest = rest.into_iter().map(|(id, _)| *id);
         seats
             .into_iter()
             .filter_map(|seat| seat.or_else(|| rest.next()))
             .collect()
+    }
+}
+
+fn member_seat(run: &Membership, id: MemberId) -> bool {
+    run.members.get(&id).is_some_and(|m| m.seat.is_some())
+}
+
+impl Member {
+    /// The committed step whose state it holds, if it is ready.
+    pub(super) fn holds(&self) -> Option<StartPoint> {
+        self.ready.as_ref().and_then(|ready| ready.have)
     }
 }

@@ -7,7 +7,7 @@ use proptest::prelude::*;
 use super::tests::{LAPSE, TOTAL, config, info, ready, vote};
 use super::*;
 use crate::ledger::{self, LedgerEntry};
-use crate::protocol::TrainerEvent;
+use crate::protocol::{Cause, Terms, TrainerEvent};
 
 type Checked = std::result::Result<(), TestCaseError>;
 
@@ -15,7 +15,10 @@ type Checked = std::result::Result<(), TestCaseError>;
 #[derive(Clone, Copy, Debug)]
 enum Op {
     Join(Option<u32>),
-    Ready(usize, bool),
+    /// With other terms; holding nothing, the newest step, or an older one.
+    Ready(usize, bool, u8),
+    /// All who are not ready say that they are, with what they should hold.
+    Meet,
     Heartbeat(usize, MemberState),
     /// All who have a seat vote properly for a step of so many samples.
     Step(u64),
@@ -36,7 +39,9 @@ fn op() -> impl Strategy<Value = Op> {
     let who = 0usize..5;
     prop_oneof![
         6 => prop::option::of(0u32..4).prop_map(Op::Join),
-        8 => (who.clone(), prop::bool::weighted(0.98)).prop_map(|(m, same)| Op::Ready(m, same)),
+        4 => (who.clone(), prop::bool::weighted(0.98), 0u8..4)
+            .prop_map(|(m, same, have)| Op::Ready(m, same, have)),
+        12 => Just(Op::Meet),
         4 => (who.clone(), 0u8..5).prop_map(|(m, s)| Op::Heartbeat(m, MemberState::from_u8(s))),
         24 => (1u64..15).prop_map(Op::Step),
         6 => (who.clone(), 1u64..15).prop_map(|(m, n)| Op::Vote(m, n)),
@@ -54,24 +59,37 @@ fn op() -> impl Strategy<Value = Op> {
 /// Replays a script and checks after every event what has to hold at any time.
 struct Script {
     run: Membership,
+    /// Where the run stood after each step, by step.
+    points: Vec<StartPoint>,
+    /// The answer to the next search for a checkpoint: an older step, or none at all.
+    checkpoint: usize,
     world: usize,
     now: u64,
     ids: Vec<MemberId>,
     ledger: Vec<LedgerEntry>,
     generations: BTreeSet<Generation>,
     ended: Option<Outcome>,
+    recovered: bool,
 }
 
 impl Script {
-    fn new(world: usize) -> Self {
+    fn new(world: usize, elastic: bool, min_ranks: usize, checkpoint: usize) -> Self {
+        let config = Config {
+            elastic,
+            min_ranks,
+            ..config(world)
+        };
         Self {
-            run: Membership::new(config(world)),
+            run: Membership::new(config),
+            points: vec![StartPoint::default()],
+            checkpoint,
             world,
             now: 0,
             ids: Vec::new(),
             ledger: Vec::new(),
             generations: BTreeSet::new(),
             ended: None,
+            recovered: false,
         }
     }
 
@@ -96,7 +114,8 @@ impl Script {
             .get(&member)
             .and_then(|m| m.seat)
             .unwrap_or(0);
-        let share = crate::order::virtual_shard((cursor_after - from) as usize, seat, self.world);
+        let world = self.run.world.max(1);
+        let share = crate::order::virtual_shard((cursor_after - from) as usize, seat, world);
         Vote {
             epoch,
             ..vote(
@@ -143,6 +162,23 @@ impl Script {
         Ok(())
     }
 
+    fn meet(&mut self) -> Checked {
+        let held = self.points.last().copied();
+        for member in self.ids.clone() {
+            let Some(m) = self.run.members.get(&member) else {
+                continue;
+            };
+            if m.ready.is_none() && m.done == Done::No {
+                let ready = Ready {
+                    have: m.last_seat.and(held),
+                    ..ready()
+                };
+                self.apply(&Event::Ready { member, ready })?;
+            }
+        }
+        Ok(())
+    }
+
     fn play(&mut self, op: Op) -> Checked {
         let event = match op {
             Op::Join(preferred_rank) => Event::Join {
@@ -152,18 +188,31 @@ impl Script {
                     preferred_rank.map(|r| r % self.world as u32),
                 ),
             },
-            Op::Ready(who, same) => Event::Ready {
-                member: self.id(who),
-                ready: Ready {
-                    samples_per_epoch: if same { TOTAL } else { TOTAL + 1 },
-                    ..ready()
-                },
-            },
+            Op::Ready(who, same, have) => {
+                let point = match have {
+                    0 => None,
+                    1 | 2 => self.points.last().copied(),
+                    _ => self.points.get(self.points.len() / 2).copied(),
+                };
+                Event::Ready {
+                    member: self.id(who),
+                    ready: Ready {
+                        terms: Terms {
+                            samples_per_epoch: if same { TOTAL } else { TOTAL + 1 },
+                            ..ready().terms
+                        },
+                        have: point,
+                        gave_up: None,
+                    },
+                }
+            }
+            Op::Meet => return self.meet(),
             Op::Heartbeat(who, state) => Event::Heartbeat {
                 member: self.id(who),
                 state,
                 step: 0,
                 samples_per_s: 1.0,
+                beat: self.now,
             },
             Op::Step(samples) => return self.step(samples),
             Op::Vote(who, samples) => Event::Vote {
@@ -196,6 +245,7 @@ impl Script {
                         step,
                         path: "p".to_owned(),
                         weights_blake3: "w".to_owned(),
+                        took_ms: 1,
                     }),
                     _ => TrainerEvent::Failed {
                         reason: "out of memory".to_owned(),
@@ -233,7 +283,7 @@ impl Script {
             prop_assert!(refused, "after the end: {:?}", transition);
             return Ok(());
         }
-        let mut journaled = None;
+        let (mut journaled, mut searched) = (None, false);
         for effect in effects {
             match effect {
                 Effect::Admit { member, .. } => {
@@ -245,23 +295,57 @@ impl Script {
                 }) => {
                     prop_assert!(*generation > before.config.last_generation);
                     prop_assert!(self.generations.insert(*generation), "generation reused");
+                    let world = seats.len();
+                    let sizes = crate::order::allowed_world_sizes(self.world);
+                    prop_assert!(sizes.contains(&world), "{world} ranks");
+                    prop_assert!(before.config.elastic || world == self.world);
                     let ranks: Vec<usize> = seats.iter().map(|s| s.rank).collect();
-                    prop_assert_eq!(ranks, (0..self.world).collect::<Vec<_>>());
+                    prop_assert_eq!(ranks, (0..world).collect::<Vec<_>>());
                     let members: BTreeSet<MemberId> = seats.iter().map(|s| s.member).collect();
-                    prop_assert_eq!(members.len(), self.world, "two ranks share a member");
+                    prop_assert_eq!(members.len(), world, "two ranks share a member");
                     journaled = Some(*generation);
                 }
                 Effect::Send { to, reply } => self.check_send(&before, to, reply, journaled)?,
-                Effect::Ledger(entry) => self.ledger.push(*entry),
+                Effect::Ledger(entry) => {
+                    self.ledger.push(*entry);
+                    match entry {
+                        LedgerEntry::Start { start, .. } => {
+                            prop_assert!(self.points.contains(start), "nobody was ever there");
+                            self.points.truncate(start.step as usize + 1);
+                        }
+                        LedgerEntry::Commit(_) => self.points.push(self.run.at),
+                    }
+                }
+                Effect::Journal(JournalEntry::Recovered { .. }) => self.recovered = true,
+                Effect::FindCheckpoint => searched = true,
                 Effect::End(outcome) => self.ended = Some(outcome.clone()),
                 _ => {}
             }
         }
         self.check_dead(&before, event)?;
+        self.check_nobody_waits_for_nothing()?;
         self.check_ledger()?;
         let status = self.run.status(self.now);
         prop_assert_eq!(status.state.is_over(), self.ended.is_some());
         prop_assert!(crate::codec::encode(&Reply::StatusReport(Box::new(status))).is_ok());
+        if searched {
+            let found = self.points.get(self.checkpoint.min(self.points.len() - 1));
+            let found = found.copied().ok_or("none".to_owned());
+            self.apply(&Event::Checkpoint(found))?;
+        }
+        Ok(())
+    }
+
+    /// Whoever could train does: all that were there before are back, and they are enough.
+    fn check_nobody_waits_for_nothing(&self) -> Checked {
+        let run = &self.run;
+        if run.phase != Phase::Waiting || run.looking || !run.config.elastic || !run.formed {
+            return Ok(());
+        }
+        let back = |m: &&Member| m.last_seat.is_none() || m.ready.is_some();
+        let all_back = run.members.values().filter(back).count() == run.members.len();
+        let enough = run.usable(run.ready_count()) >= run.config.min_ranks.max(1);
+        prop_assert!(!(all_back && enough), "{}", run.why);
         Ok(())
     }
 
@@ -281,20 +365,29 @@ impl Script {
                 );
             }
             Reply::Commit { step, .. } => {
-                prop_assert_eq!(to.len(), self.world);
+                prop_assert_eq!(to.len(), before.world);
                 prop_assert_eq!(*step, before.at.step + 1);
                 let newest = self.ledger.last();
                 let written = matches!(newest, Some(LedgerEntry::Commit(c)) if c.step == *step);
                 prop_assert!(written, "answered before the ledger was written");
                 // Everyone but the last voter had voted before.
                 let voted = before.members.values().filter(|m| m.vote.is_some()).count();
-                prop_assert_eq!(voted + 1, self.world);
+                prop_assert_eq!(voted + 1, before.world);
             }
-            Reply::Abort { .. } => {
-                // All who still train, the one at fault included.
-                let open = before.members.iter().filter(|(_, m)| m.done == Done::No);
-                let open: Vec<MemberId> = open.map(|(id, _)| *id).collect();
-                prop_assert_eq!(to, open);
+            Reply::Abort { cause, .. } => {
+                // All who have no reason of their own to be gone.
+                for (id, member) in &self.run.members {
+                    let told = match cause {
+                        Cause::Regroup => member.last_seat.is_some(),
+                        Cause::Failed | Cause::Stopped => member.done == Done::No,
+                        Cause::Finished | Cause::Drained => {
+                            member.done == Done::No && member.seat.is_none()
+                        }
+                    };
+                    if told && before.members.contains_key(id) {
+                        prop_assert!(to.contains(id), "{} was not told", member.describe(*id));
+                    }
+                }
             }
             other => prop_assert!(false, "unexpected {:?}", other),
         }
@@ -311,7 +404,8 @@ impl Script {
         };
         match event {
             Event::Disconnected { member, .. } if seated(member) => {
-                prop_assert!(self.ended.is_some())
+                let gone = !self.run.members.contains_key(member);
+                prop_assert!(self.ended.is_some() || (before.config.elastic && gone));
             }
             Event::Tick
                 if before
@@ -322,7 +416,12 @@ impl Script {
                     .members
                     .iter()
                     .any(|(id, m)| seated(id) && self.now - m.last_seen_ms > LAPSE);
-                prop_assert!(!silent || self.ended.is_some());
+                let still_there = self
+                    .run
+                    .members
+                    .values()
+                    .any(|m| m.done == Done::No && self.now - m.last_seen_ms > LAPSE);
+                prop_assert!(!silent || self.ended.is_some() || !still_there);
             }
             _ => {}
         }
@@ -351,8 +450,14 @@ proptest! {
     #![proptest_config(ProptestConfig::with_cases(600))]
 
     #[test]
-    fn random_scripts_keep_the_promises(world in 1usize..5, ops in prop::collection::vec(op(), 1..120)) {
-        let mut script = Script::new(world);
+    fn random_scripts_keep_the_promises(
+        world in prop::sample::select(vec![1usize, 2, 4]),
+        elastic in any::<bool>(),
+        min_ranks in 1usize..3,
+        checkpoint in 0usize..20,
+        ops in prop::collection::vec(op(), 1..200),
+    ) {
+        let mut script = Script::new(world, elastic, min_ranks.min(world), checkpoint);
         for op in ops {
             script.play(op)?;
         }
@@ -366,19 +471,24 @@ fn random_scripts_reach_all_ends() {
     use proptest::test_runner::TestRunner;
 
     let mut runner = TestRunner::deterministic();
-    let strategy = (1usize..5, prop::collection::vec(op(), 1..120));
+    let worlds = prop::sample::select(vec![1usize, 2, 4]);
+    let strategy = (worlds, any::<bool>(), prop::collection::vec(op(), 1..200));
     let mut seen = BTreeSet::new();
-    let mut most_steps = 0;
+    let (mut most_steps, mut most_generations, mut recovered) = (0, 0, 0);
     for _ in 0..600 {
-        let (world, ops) = strategy.new_tree(&mut runner).unwrap().current();
-        let mut script = Script::new(world);
+        let (world, elastic, ops) = strategy.new_tree(&mut runner).unwrap().current();
+        let mut script = Script::new(world, elastic, 1, 3);
         for op in ops {
             script.play(op).unwrap();
         }
         most_steps = most_steps.max(script.run.at.step);
+        most_generations = most_generations.max(script.generations.len());
+        recovered += usize::from(script.recovered);
         seen.insert(script.ended.map_or("open", |outcome| outcome.name()));
     }
     let all = BTreeSet::from(["drained", "failed", "finished", "open", "stopped"]);
     assert_eq!(seen, all);
     assert!(most_steps > 10, "{most_steps}");
+    assert!(most_generations > 3, "{most_generations}");
+    assert!(recovered > 20, "{recovered}");
 }

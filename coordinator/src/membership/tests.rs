@@ -2,17 +2,30 @@
 
 use super::*;
 use crate::ledger::{CommittedStep, LedgerEntry};
-use crate::protocol::TrainerEvent;
+use crate::protocol::{Next, Seated, Terms, TrainerEvent};
 
 pub(super) const LAPSE: u64 = 1000;
 pub(super) const TOTAL: u64 = 40;
+pub(super) const WATCHDOG: u64 = 3000;
+pub(super) const JOIN: u64 = 60_000;
+pub(super) const REJOIN: u64 = 5000;
 
 pub(super) fn config(world: usize) -> Config {
     Config {
         world,
+        virtual_shards: world,
+        elastic: false,
+        min_ranks: 1,
         epochs: 3,
         heartbeat_lapse_ms: LAPSE,
+        watchdog_ms: WATCHDOG,
+        watchdog_steps: 10,
+        join_ms: JOIN,
+        rejoin_ms: REJOIN,
+        deadline_ms: None,
         start: StartPoint::default(),
+        newest: StartPoint::default(),
+        absent: BTreeMap::new(),
         last_generation: 6,
         first_member: MemberId((2 << 32) + 1),
         summary: BTreeMap::new(),
@@ -23,6 +36,7 @@ pub(super) fn info(pid: u32, preferred_rank: Option<u32>) -> TrainerInfo {
     TrainerInfo {
         member: None,
         host: format!("node{pid}"),
+        machine: format!("node{pid}/{pid}"),
         pid,
         preferred_rank,
     }
@@ -30,8 +44,13 @@ pub(super) fn info(pid: u32, preferred_rank: Option<u32>) -> TrainerInfo {
 
 pub(super) fn ready() -> Ready {
     Ready {
-        samples_per_epoch: TOTAL,
-        fingerprint: "f".to_owned(),
+        terms: Terms {
+            samples_per_epoch: TOTAL,
+            fingerprint: "f".to_owned(),
+            elastic: true,
+        },
+        have: None,
+        gave_up: None,
     }
 }
 
@@ -50,7 +69,12 @@ pub(super) fn vote(generation: Generation, step: u64, cursor_after: u64, samples
 
 /// A run whose ranks are all seated, and their ids by rank.
 fn running(world: usize) -> (Membership, Vec<MemberId>) {
-    let mut run = Membership::new(config(world));
+    running_as(config(world))
+}
+
+fn running_as(config: Config) -> (Membership, Vec<MemberId>) {
+    let world = config.world;
+    let mut run = Membership::new(config);
     let mut assigned = Vec::new();
     for pid in 0..world {
         let join = Event::Join {
@@ -81,9 +105,9 @@ fn cast(run: &mut Membership, member: MemberId, vote: Vote) -> Transition {
 fn commit_of(transition: &Transition) -> Option<(u64, bool)> {
     transition.effects.iter().find_map(|effect| match effect {
         Effect::Send {
-            reply: Reply::Commit { step, drain, .. },
+            reply: Reply::Commit { step, next, .. },
             ..
-        } => Some((*step, *drain)),
+        } => Some((*step, *next == Next::Leave)),
         _ => None,
     })
 }
@@ -131,7 +155,12 @@ fn seats_follow_preferences_then_ids() {
                 to,
                 reply: Reply::Assign(a),
             } => {
-                assert_eq!(a.hosts, ["node3", "node1", "node0", "node2"]);
+                let machine = |rank, name: &str| Seated {
+                    rank,
+                    machine: name.to_owned(),
+                };
+                assert_eq!(a.machines, [machine(0, "node3/3"), machine(1, "node1/1")]);
+                assert_eq!((a.source, a.share, a.last), (None, true, false));
                 (to[0], a.rank)
             }
             other => panic!("{other:?}"),
@@ -315,6 +344,7 @@ fn a_silent_rank_is_lost_but_not_while_the_coordinator_was_away() {
         state: MemberState::Training,
         step: 0,
         samples_per_s: 0.0,
+        beat: 0,
     };
     for now in (0..=LAPSE).step_by(100) {
         run.apply(alive(ids[0]), now);
@@ -347,13 +377,16 @@ fn trainers_that_do_not_fit_are_told() {
     assert!(refusal(run.apply(join(1, Some(2)), 0)).contains("rank 2 does not exist among 2"));
     run.apply(join(1, None), 0);
     run.apply(join(2, None), 0);
-    assert!(refusal(run.apply(join(3, None), 0)).contains("2 of 2 ranks are taken"));
+    assert!(refusal(run.apply(join(3, None), 0)).contains("2 of 2 members are here"));
     let ids: Vec<MemberId> = run.members.keys().copied().collect();
     let say = |member, samples_per_epoch| Event::Ready {
         member,
         ready: Ready {
-            samples_per_epoch,
-            fingerprint: "f".to_owned(),
+            terms: Terms {
+                samples_per_epoch,
+                ..ready().terms
+            },
+            ..ready()
         },
     };
     run.apply(say(ids[0], 40), 0);

@@ -11,14 +11,35 @@ use crate::protocol::{
 /// What does not change during a run.
 #[derive(Clone, Debug)]
 pub struct Config {
-    /// Ranks that the run has.
+    /// Ranks that the run shall have.
     pub world: usize,
+    /// Which numbers of ranks can train: [`crate::order::allowed_world_sizes`].
+    pub virtual_shards: usize,
+    /// The ranks can form anew while they live, so the loss of one is not the end. Otherwise (an MPI
+    /// world) it is.
+    pub elastic: bool,
+    /// With fewer ranks than this, an elastic run waits.
+    pub min_ranks: usize,
     /// Epochs to train, for the status.
     pub epochs: u32,
     /// A member that was not heard of for longer is dead, in milliseconds.
     pub heartbeat_lapse_ms: u64,
-    /// Where training starts.
+    /// A rank whose training thread gets nothing done for this long hangs, in milliseconds...
+    pub watchdog_ms: u64,
+    /// ...or for this many median steps, whichever is longer.
+    pub watchdog_steps: u64,
+    /// How long missing ranks are waited for, in milliseconds.
+    pub join_ms: u64,
+    /// How long the ranks of a coordinator that was lost are waited for, in milliseconds.
+    pub rejoin_ms: u64,
+    /// When the run has to have left, in milliseconds of [`super::Membership::apply`]'s clock.
+    pub deadline_ms: Option<u64>,
+    /// Where training starts when no member holds a state: the newest complete checkpoint.
     pub start: StartPoint,
+    /// The newest step that was ever committed. A member that claims more is not believed.
+    pub newest: StartPoint,
+    /// Who had which rank when an earlier coordinator was lost, and may come back.
+    pub absent: BTreeMap<MemberId, usize>,
     /// Highest generation that was ever announced; 0 when none was.
     pub last_generation: Generation,
     /// Id of the first new member; the following ones count up from it.
@@ -57,6 +78,8 @@ pub enum Event {
         step: u64,
         /// Its throughput, 0 when unknown.
         samples_per_s: f32,
+        /// What its training thread has got done.
+        beat: u64,
     },
     /// A trainer voted.
     Vote {
@@ -94,6 +117,9 @@ pub enum Event {
         /// Why.
         reason: String,
     },
+    /// The answer to [`Effect::FindCheckpoint`]: where the newest complete one stands, or why none can
+    /// be used.
+    Checkpoint(Result<StartPoint, String>),
     /// Time has passed.
     Tick,
 }
@@ -126,6 +152,8 @@ pub enum Effect {
     Journal(JournalEntry),
     /// Append this before going on.
     Ledger(LedgerEntry),
+    /// No member holds a state any more: look for the newest complete checkpoint.
+    FindCheckpoint,
     /// A checkpoint stands: what the ledger says of it has to be on disk.
     SyncLedger,
     /// Send to each of them.
@@ -187,6 +215,16 @@ pub struct Transition {
 impl Transition {
     pub(super) fn none() -> Self {
         Self::default()
+    }
+
+    /// This, and then another one.
+    pub(super) fn and(mut self, next: Self) -> Self {
+        self.effects.extend(next.effects);
+        self.reason = match (self.reason, next.reason) {
+            (Some(first), Some(then)) => Some(format!("{first}; {then}")),
+            (first, then) => first.or(then),
+        };
+        self
     }
 
     pub(super) fn because(reason: impl Into<String>, effects: Vec<Effect>) -> Self {

@@ -1,9 +1,15 @@
 //! Votes, commits, and how ranks leave.
 
 use super::{Done, Effect, Member, Membership, Outcome, Phase, Transition, clip};
+use crate::journal::JournalEntry;
 use crate::ledger::{CommittedStep, LedgerEntry};
-use crate::protocol::{CheckpointInfo, MemberId, Reply, StartPoint, TrainerEvent, Vote};
+use crate::protocol::{CheckpointInfo, MemberId, Next, Reply, StartPoint, TrainerEvent, Vote};
 use crate::status::EpochSummary;
+
+/// A checkpoint before the first one was measured, in milliseconds.
+const UNKNOWN_SAVE_MS: u64 = 5_000;
+/// What leaving takes besides, in milliseconds.
+const MARGIN_MS: u64 = 1_000;
 
 impl Membership {
     pub(super) fn vote(&mut self, id: MemberId, vote: Vote, now_ms: u64) -> Transition {
@@ -15,13 +21,14 @@ impl Membership {
         {
             return Transition::none();
         }
+        member.moved_ms = now_ms;
         if self.phase != Phase::Running {
-            return match self.phase {
-                Phase::Waiting => {
-                    self.fail(&format!("member {id} voted before all ranks were there"))
-                }
-                // It has been told, the vote only crossed the message.
-                _ => Transition::none(),
+            // It has been told that its generation is over, the vote only crossed the message.
+            let crossed = self.formed_here && vote.generation <= self.generation;
+            return if self.phase == Phase::Waiting && !crossed {
+                self.fail(&format!("member {id} voted before all ranks were there"))
+            } else {
+                Transition::none()
             };
         }
         if let Some(objection) = self.objection(id, &vote) {
@@ -36,7 +43,7 @@ impl Membership {
         member.vote = Some(vote);
         self.votes += 1;
         self.first_vote.get_or_insert(id);
-        if self.votes < self.config.world {
+        if self.votes < self.world {
             return Transition::none();
         }
         self.commit(now_ms)
@@ -171,11 +178,22 @@ impl Membership {
         for member in self.members.values_mut() {
             member.step = step;
         }
-        let drain = self.drain.is_some();
-        if let Some(asked) = &self.drain {
+        self.newest = self.at;
+        if self.drain.is_none()
+            && let Some(reason) = self.out_of_time(now_ms)
+        {
+            self.drain = Some(reason);
+        }
+        let next = if let Some(asked) = &self.drain {
             self.drained_at = Some(step);
             self.why = format!("step {step} is the last one: {asked}");
-        }
+            Next::Leave
+        } else if let Some(reason) = self.regroup.take() {
+            self.why = reason;
+            Next::Regroup
+        } else {
+            Next::Step
+        };
         let generation = self.generation;
         let committed = CommittedStep {
             generation,
@@ -184,23 +202,54 @@ impl Membership {
             cursor_start,
             cursor_end,
         };
-        let effects = vec![
+        let to = self.members.iter().filter(|(_, m)| m.seat.is_some());
+        let mut effects = vec![
             Effect::Ledger(LedgerEntry::Commit(committed)),
             Effect::Send {
-                to: self.members.keys().copied().collect(),
+                to: to.map(|(id, _)| *id).collect(),
                 reply: Reply::Commit {
                     generation,
                     step,
-                    drain,
+                    next,
                 },
             },
         ];
-        let world = self.config.world;
+        if let Some(incident) = self.incident.take() {
+            effects.push(Effect::Journal(JournalEntry::Recovered {
+                generation,
+                step,
+                after_ms: now_ms.saturating_sub(incident.since_ms),
+                steps_lost: incident.steps_lost,
+            }));
+        }
+        let world = self.world;
         let reason = format!(
             "step {step} committed by {world} of {world} ranks: samples {cursor_start}..{cursor_end} of epoch {epoch}, loss {loss}{}",
-            if drain { ", the last one" } else { "" }
+            match next {
+                Next::Step => "",
+                Next::Regroup => ", then a rendezvous",
+                Next::Leave => ", the last one",
+            }
         );
+        if next == Next::Regroup {
+            self.gather(now_ms);
+        }
         Transition::because(reason, effects)
+    }
+
+    /// Why no further step may be begun: another one and the save after it would end too late.
+    fn out_of_time(&self, now_ms: u64) -> Option<String> {
+        let deadline = self.config.deadline_ms?;
+        let step = self.progress.median_step_ms().unwrap_or(0);
+        let save = self.checkpoint.as_ref().map_or(UNKNOWN_SAVE_MS, |saved| saved.took_ms.max(1));
+        let left = deadline.saturating_sub(now_ms);
+        // Twice the measured times: neither is constant.
+        let needed = 2 * (step + save) + MARGIN_MS;
+        (left < needed).then(|| {
+            format!(
+                "{left} ms are left until the deadline; a step takes {step} ms, a checkpoint {save} ms"
+            )
+        })
     }
 
     pub(super) fn trainer(&mut self, id: MemberId, event: TrainerEvent, now_ms: u64) -> Transition {
@@ -224,8 +273,12 @@ impl Membership {
                 Transition::none()
             }
             TrainerEvent::CheckpointSaved(info) => self.checkpoint_saved(&who, &info),
+            TrainerEvent::Shared { step, state_blake3 } => {
+                self.state_shared(&who, step, &state_blake3)
+            }
             TrainerEvent::Failed { reason } => {
-                self.fail(&format!("{who} failed: {}", clip(&reason)))
+                let reason = format!("{who} failed: {}", clip(&reason));
+                self.lose(id, &reason, 0, now_ms)
             }
             TrainerEvent::Finished {
                 step,
@@ -247,6 +300,7 @@ impl Membership {
             step: info.step,
             path: clip(&info.path),
             weights_blake3: clip(&info.weights_blake3),
+            took_ms: info.took_ms,
         };
         let reason = format!(
             "{who} saved the checkpoint of step {} to {}",
@@ -254,6 +308,34 @@ impl Membership {
         );
         self.checkpoint = Some(info);
         Transition::because(reason, vec![Effect::SyncLedger])
+    }
+
+    /// All ranks must have got the same state.
+    fn state_shared(&mut self, who: &str, step: u64, hash: &str) -> Transition {
+        let hash = clip(hash);
+        let (first, ranks) = self.shared.get_or_insert_with(|| (hash.clone(), 0));
+        if *first != hash || step != self.at.step {
+            let reason = format!(
+                "{who} got the state of step {step} with hash {hash}, the run is at step {} and others have {first}",
+                self.at.step
+            );
+            return self.fail(&reason);
+        }
+        *ranks += 1;
+        if *ranks < self.world {
+            return Transition::none();
+        }
+        let ranks = *ranks;
+        let entry = JournalEntry::Shared {
+            generation: self.generation,
+            step,
+            ranks,
+            state_blake3: hash,
+        };
+        Transition::because(
+            format!("{ranks} of {ranks} ranks hold the same state of step {step}"),
+            vec![Effect::Journal(entry)],
+        )
     }
 
     fn leave(
@@ -269,6 +351,10 @@ impl Membership {
             Done::Left => self.drained_at,
             Done::Finished | Done::No => Some(committed),
         };
+        if self.phase == Phase::Waiting && self.formed_here {
+            // Its generation is over, which it does not know yet: it will leave again.
+            return Transition::none();
+        }
         let objection = if self.phase != Phase::Running {
             Some(format!("{who} left before all ranks were there"))
         } else if self.members.get(&id).is_some_and(|m| m.done != Done::No) {
@@ -296,7 +382,7 @@ impl Membership {
         }
         self.done += 1;
         self.first_done.get_or_insert(id);
-        if self.done < self.config.world {
+        if self.done < self.seated {
             return Transition::because(
                 format!("{who} is done at step {step} ({done:?})"),
                 Vec::new(),
@@ -327,14 +413,7 @@ impl Membership {
         }
     }
 
-    fn describe(&self, id: MemberId) -> String {
-        match self.members.get(&id) {
-            Some(member) => member.describe(id),
-            None => format!("member {id}"),
-        }
-    }
-
-    fn all_done(&mut self, step: u64) -> Transition {
+    pub(super) fn all_done(&mut self, step: u64) -> Transition {
         let left = self
             .members
             .values()

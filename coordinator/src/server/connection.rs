@@ -13,7 +13,7 @@ use tokio::time::timeout;
 use crate::codec;
 use crate::error::{Error, Result};
 use crate::membership::Ticket;
-use crate::protocol::{Reply, Request, Role};
+use crate::protocol::{Reply, Request, Role, StartPoint};
 use crate::token::{self, Token};
 
 /// A frame that is shared by all whom it goes to.
@@ -47,6 +47,8 @@ pub(super) enum Message {
         detail: String,
         tell: Option<String>,
     },
+    /// What the search for a checkpoint found. (Not from a connection; it takes the same way.)
+    Checkpoint(std::result::Result<StartPoint, String>),
 }
 
 /// The same for all connections.

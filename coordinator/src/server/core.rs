@@ -10,12 +10,13 @@ use serde::Serialize;
 use tokio::sync::mpsc;
 use tokio::task::JoinHandle;
 
+use super::FindCheckpoint;
 use super::connection::{Frame, Message, OUTBOX};
 use crate::codec;
 use crate::error::{Error, Result};
 use crate::files::{self, Durability};
 use crate::journal::{Journal, JournalEntry, JournalRecord};
-use crate::ledger::{Ledger, LedgerEntry};
+use crate::ledger::{Ledger, LedgerEntry, LedgerRecord};
 use crate::membership::{Effect, Event, Membership, Outcome, Ticket, Transition};
 use crate::protocol::{MemberId, Reply, Request, Role};
 use crate::rundir;
@@ -47,10 +48,18 @@ pub(super) struct Core {
     /// Connections whose outbox is full.
     stuck: Vec<Ticket>,
     pub heartbeat_ms: u32,
+    pub find_checkpoint: Option<FindCheckpoint>,
+    inbox: mpsc::Sender<Message>,
 }
 
 impl Core {
-    pub fn new(run_dir: &Path, membership: Membership, journal: Journal, ledger: Ledger) -> Self {
+    pub fn new(
+        run_dir: &Path,
+        membership: Membership,
+        journal: Journal,
+        ledger: Ledger,
+        inbox: mpsc::Sender<Message>,
+    ) -> Self {
         Self {
             run_dir: run_dir.to_path_buf(),
             begun: Instant::now(),
@@ -66,6 +75,8 @@ impl Core {
             ledger_behind: false,
             stuck: Vec::new(),
             heartbeat_ms: 1000,
+            find_checkpoint: None,
+            inbox,
         }
     }
 
@@ -95,6 +106,9 @@ impl Core {
                     self.send(&[ticket], &Reply::Drop { reason });
                 }
                 self.closed(ticket, detail);
+            }
+            Message::Checkpoint(found) => {
+                self.apply(Event::Checkpoint(found));
             }
         }
         self.close_stuck();
@@ -156,7 +170,9 @@ impl Core {
         let Some(peer) = self.peers.remove(&ticket) else {
             return;
         };
-        if let Some(member) = peer.member {
+        if let Some(member) = peer.member
+            && self.tickets.get(&member) == Some(&ticket)
+        {
             self.tickets.remove(&member);
             self.apply(Event::Disconnected { member, detail });
         }
@@ -194,12 +210,14 @@ impl Core {
                 state,
                 step,
                 samples_per_s,
+                beat,
                 ..
             } => Event::Heartbeat {
                 member,
                 state,
                 step,
                 samples_per_s,
+                beat,
             },
             Request::Vote(vote) => Event::Vote { member, vote },
             Request::Event(event) => Event::Trainer { member, event },
@@ -289,7 +307,8 @@ impl Core {
                     }
                 }
                 Effect::Journal(entry) => self.write_journal(entry)?,
-                Effect::Ledger(entry) => self.write_ledger(&entry)?,
+                Effect::Ledger(entry) => self.write_ledger(entry)?,
+                Effect::FindCheckpoint => self.search_checkpoint(),
                 Effect::SyncLedger => self.sync_ledger(),
                 Effect::Send { to, reply } => {
                     let tickets: Vec<Ticket> = to
@@ -305,15 +324,18 @@ impl Core {
     }
 
     fn write_journal(&mut self, entry: JournalEntry) -> Result<()> {
-        let last = matches!(entry, JournalEntry::Ended { .. });
+        // What a later coordinator relies on; the others are for people.
+        let vital = matches!(
+            entry,
+            JournalEntry::Started { .. } | JournalEntry::Generation { .. }
+        );
         let record = JournalRecord {
             unix_ms: rundir::unix_ms(),
             entry,
         };
         match self.journal.append(&record) {
             Ok(()) => Ok(()),
-            // Nothing relies on it: a journal without an end tells of a coordinator that died.
-            Err(error) if last => {
+            Err(error) if !vital => {
                 tracing::warn!("{error}");
                 Ok(())
             }
@@ -321,8 +343,12 @@ impl Core {
         }
     }
 
-    fn write_ledger(&mut self, entry: &LedgerEntry) -> Result<()> {
-        match self.ledger.append(entry) {
+    fn write_ledger(&mut self, entry: LedgerEntry) -> Result<()> {
+        let record = LedgerRecord {
+            unix_ms: rundir::unix_ms(),
+            entry,
+        };
+        match self.ledger.append(&record) {
             Ok(()) => {
                 if std::mem::take(&mut self.ledger_behind) {
                     tracing::info!("the ledger is up to date again");
@@ -337,6 +363,19 @@ impl Core {
                 Ok(())
             }
         }
+    }
+
+    /// On a thread of its own: checkpoints are large, and heartbeats are to be heard meanwhile.
+    fn search_checkpoint(&self) {
+        let (find, inbox) = (self.find_checkpoint.clone(), self.inbox.clone());
+        tokio::task::spawn_blocking(move || {
+            let found = match find {
+                Some(find) => find.call(),
+                None => Err("this coordinator was not told where checkpoints are".to_owned()),
+            };
+            // When the loop is gone, so is the run.
+            let _ = inbox.blocking_send(Message::Checkpoint(found));
+        });
     }
 
     /// In the background: votes do not wait for the disk.

@@ -23,7 +23,7 @@ use self::core::Core;
 use crate::client::Endpoint;
 use crate::error::{Error, Result};
 use crate::journal::{Journal, JournalEntry, JournalRecord, Past};
-use crate::ledger::{Ledger, LedgerEntry};
+use crate::ledger::{self, Ledger, LedgerEntry};
 pub use crate::membership::Outcome;
 use crate::membership::{Config, Event, Membership};
 use crate::order;
@@ -57,6 +57,22 @@ pub struct ServerOptions {
     pub start: StartPoint,
     /// A trainer that was not heard of for longer is dead, in milliseconds; at least 100.
     pub heartbeat_lapse_ms: u64,
+    /// Whether the ranks can form anew when one is lost (an MPI world cannot).
+    pub elastic: bool,
+    /// With fewer ranks than this, an elastic run waits for more.
+    pub min_ranks: usize,
+    /// A rank whose training thread gets nothing done for this long hangs, in milliseconds...
+    pub watchdog_ms: u64,
+    /// ...or for this many median steps, whichever is longer.
+    pub watchdog_steps: u64,
+    /// How long missing ranks are waited for, in milliseconds.
+    pub join_ms: u64,
+    /// How long the ranks of a coordinator that was killed are waited for, in milliseconds.
+    pub rejoin_ms: u64,
+    /// How long from now until the run has to have left.
+    pub time_left: Option<Duration>,
+    /// Looks for the newest complete checkpoint when no member holds a state any more.
+    pub find_checkpoint: Option<FindCheckpoint>,
     /// How long a peer may take to show the token, in milliseconds.
     pub handshake_ms: u64,
     /// What trains, for the status: model, backend, ...
@@ -64,8 +80,8 @@ pub struct ServerOptions {
 }
 
 impl ServerOptions {
-    /// A run from its beginning on 127.0.0.1, any free port, with 10 s until a silent trainer counts
-    /// as dead and 5 s for the handshake.
+    /// An elastic run from its beginning on 127.0.0.1, any free port, with 2 s until a silent trainer
+    /// counts as dead and 5 s for the handshake.
     pub fn new(
         run_dir: impl Into<PathBuf>,
         world: usize,
@@ -80,7 +96,15 @@ impl ServerOptions {
             virtual_shards,
             epochs,
             start: StartPoint::default(),
-            heartbeat_lapse_ms: 10_000,
+            heartbeat_lapse_ms: 2_000,
+            elastic: true,
+            min_ranks: 1,
+            watchdog_ms: 30_000,
+            watchdog_steps: 10,
+            join_ms: 600_000,
+            rejoin_ms: 5_000,
+            time_left: None,
+            find_checkpoint: None,
             handshake_ms: 5_000,
             summary: BTreeMap::new(),
         }
@@ -94,10 +118,36 @@ impl ServerOptions {
                     "heartbeat_lapse_ms is {}, the least is 100",
                     self.heartbeat_lapse_ms
                 ),
-                help: "10000 suits most machines",
+                help: "2000 suits most machines",
             });
         }
         Ok(())
+    }
+}
+
+/// See [`ServerOptions::find_checkpoint`]. Called on a thread of its own; says where the checkpoint
+/// stands (the beginning, when there is none), or why none can be used.
+#[derive(Clone)]
+pub struct FindCheckpoint(Arc<Find>);
+
+type Find = dyn Fn() -> std::result::Result<StartPoint, String> + Send + Sync;
+
+impl FindCheckpoint {
+    /// From a function.
+    pub fn new(
+        find: impl Fn() -> std::result::Result<StartPoint, String> + Send + Sync + 'static,
+    ) -> Self {
+        Self(Arc::new(find))
+    }
+
+    fn call(&self) -> std::result::Result<StartPoint, String> {
+        (self.0)()
+    }
+}
+
+impl std::fmt::Debug for FindCheckpoint {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("FindCheckpoint")
     }
 }
 
@@ -126,11 +176,17 @@ impl Server {
         // The ledger names generations as well: should the journal have lost one, it is not reused.
         let last_generation = entries
             .iter()
-            .map(|entry| match entry {
-                LedgerEntry::Start { generation, .. } => *generation,
+            .map(|record| match record.entry {
+                LedgerEntry::Start { generation, .. } => generation,
                 LedgerEntry::Commit(step) => step.generation,
             })
             .fold(past.generation, u64::max);
+        let history = ledger::history(entries.iter().map(|record| &record.entry));
+        let newest = history.last().map(|step| StartPoint {
+            epoch: step.epoch,
+            step: step.step,
+            cursor: step.cursor_end,
+        });
         let token = Token::load_or_create(&run_dir)?;
         let addr = SocketAddr::new(options.bind, options.port);
         let listen_error = |source| Error::Listen {
@@ -165,9 +221,19 @@ impl Server {
         info.store(&run_dir)?;
         let membership = Membership::new(Config {
             world: options.world,
+            virtual_shards: options.virtual_shards,
+            elastic: options.elastic,
+            min_ranks: options.min_ranks,
             epochs: options.epochs,
             heartbeat_lapse_ms: options.heartbeat_lapse_ms,
+            watchdog_ms: options.watchdog_ms,
+            watchdog_steps: options.watchdog_steps,
+            join_ms: options.join_ms,
+            rejoin_ms: options.rejoin_ms,
+            deadline_ms: options.time_left.map(|left| left.as_millis() as u64),
             start: options.start,
+            newest: newest.unwrap_or_default(),
+            absent: if options.elastic { past.seated } else { BTreeMap::new() },
             last_generation,
             first_member: MemberId((u64::from(incarnation) << 32) + 1),
             summary: options.summary.clone(),
@@ -211,9 +277,10 @@ impl Server {
             ..
         } = self;
         let listener = tokio::net::TcpListener::from_std(listener)?;
-        let mut core = Core::new(lock.run_dir(), membership, journal, ledger);
-        let mut connections = JoinSet::new();
         let (sender, mut inbox) = mpsc::channel(INBOX);
+        let mut core = Core::new(lock.run_dir(), membership, journal, ledger, sender.clone());
+        core.find_checkpoint = options.find_checkpoint.clone();
+        let mut connections = JoinSet::new();
         let settings = Arc::new(connection::Settings {
             token,
             handshake: Duration::from_millis(options.handshake_ms),

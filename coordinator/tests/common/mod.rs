@@ -11,7 +11,7 @@ use std::time::{Duration, Instant};
 use fovea_coordinator::client::{Client, Decision, Endpoint};
 use fovea_coordinator::codec;
 use fovea_coordinator::protocol::{
-    Assignment, Ready, Reply, Request, Role, TrainerEvent, TrainerInfo, Vote,
+    Assignment, Next, Ready, Reply, Request, Role, Terms, TrainerEvent, TrainerInfo, Vote,
 };
 use fovea_coordinator::rundir::RunLock;
 use fovea_coordinator::server::{Outcome, Server, ServerOptions};
@@ -26,8 +26,13 @@ pub fn soon() -> Instant {
 
 pub fn ready() -> Ready {
     Ready {
-        samples_per_epoch: TOTAL,
-        fingerprint: "same".to_owned(),
+        terms: Terms {
+            samples_per_epoch: TOTAL,
+            fingerprint: "same".to_owned(),
+            elastic: true,
+        },
+        have: None,
+        gave_up: None,
     }
 }
 
@@ -140,6 +145,7 @@ pub fn trainer(pid: u32) -> TrainerInfo {
     TrainerInfo {
         member: None,
         host: "testhost".to_owned(),
+        machine: "testhost/1".to_owned(),
         pid,
         preferred_rank: Some(pid),
     }
@@ -216,8 +222,11 @@ impl Trainer {
     pub fn until_drained(mut self) -> u64 {
         loop {
             match self.step() {
-                Decision::Commit { drain: false, .. } => {}
-                Decision::Commit { step, drain: true } => {
+                Decision::Commit {
+                    next: Next::Step, ..
+                } => {}
+                Decision::Commit { step, next } => {
+                    assert_eq!(next, Next::Leave);
                     self.client.event(TrainerEvent::Left { step }).unwrap();
                     return step;
                 }
@@ -241,6 +250,10 @@ pub fn on_ranks<T: Send + 'static>(
         .collect()
 }
 
+/// A run that ends when it loses a rank; see `elastic.rs` for the others.
 pub fn options(dir: &Path, world: usize) -> ServerOptions {
-    ServerOptions::new(dir.join("run"), world, 4, 2)
+    ServerOptions {
+        elastic: false,
+        ..ServerOptions::new(dir.join("run"), world, 4, 2)
+    }
 }

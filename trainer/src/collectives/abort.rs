@@ -56,7 +56,7 @@ impl AbortHandle {
     }
 
     /// Has `waker` called when the handle is raised, at once if it is already.
-    pub(super) fn on_abort(&self, waker: Waker) {
+    pub(crate) fn on_abort(&self, waker: Waker) {
         // The lock is taken before the flag is read: an abort in between waits for the lock and then
         // finds the new waker in the list.
         let mut wakers = self.wakers();

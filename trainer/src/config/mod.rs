@@ -28,7 +28,7 @@ use serde::{Deserialize, Serialize};
 pub use error::{Error, Place};
 pub use schedule::{EarlyStopping, PlateauState, Verdict, learning_rate};
 pub use sections::{
-    Alpha, AugmentConfig, Backend, CheckpointConfig, DataConfig, EarlyStoppingConfig, EvalConfig,
+    Alpha, AugmentConfig, Backend, CheckpointConfig, DataConfig, EarlyStoppingConfig, ElasticConfig, EvalConfig,
     Level, LossConfig, LossKind, MetricName, ModelConfig, ModelName, OptimizerConfig,
     OptimizerKind, Precision, RunConfig, ScheduleConfig, ScheduleKind, TrainConfig,
 };
@@ -48,6 +48,8 @@ pub struct Config {
     pub loss: LossConfig,
     /// How much, how parallel and how exact.
     pub train: TrainConfig,
+    /// Losing and gaining ranks while the run goes on.
+    pub elastic: ElasticConfig,
     /// Adam and its numbers.
     pub optimizer: OptimizerConfig,
     /// The learning rate over the run.

@@ -307,6 +307,40 @@ impl Default for TrainConfig {
     }
 }
 
+/// `[elastic]`: losing and gaining ranks while the run goes on.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct ElasticConfig {
+    /// With fewer ranks, the run waits for more.
+    pub min_ranks: u32,
+    /// A trainer that was not heard of for longer is dead, in milliseconds.
+    pub heartbeat_lapse_ms: u32,
+    /// Least time without progress after which a rank hangs, in seconds.
+    pub watchdog_s: u32,
+    /// The same in median steps; the longer of both counts.
+    pub watchdog_steps: u32,
+    /// How long missing ranks are waited for, in seconds.
+    pub join_timeout_s: u32,
+    /// How long trainers wait for a coordinator that is gone, in seconds.
+    pub coordinator_timeout_s: u32,
+    /// Restarts in a row without a new step; then the run has failed.
+    pub max_restarts: u32,
+}
+
+impl Default for ElasticConfig {
+    fn default() -> Self {
+        Self {
+            min_ranks: 1,
+            heartbeat_lapse_ms: 2000,
+            watchdog_s: 30,
+            watchdog_steps: 10,
+            join_timeout_s: 600,
+            coordinator_timeout_s: 120,
+            max_restarts: 5,
+        }
+    }
+}
+
 /// `[optimizer]`: Adam and its numbers.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]

@@ -18,10 +18,13 @@ use crate::samples::SampleSource;
 impl Trainer {
     /// Evaluates when due, keeps the best, and opens the next epoch.
     pub(super) fn end_epoch(&mut self) -> Result<()> {
-        self.write_step_rows()?;
+        self.write_step_rows();
         let epoch = self.progress.epoch + 1;
         let due = epoch.is_multiple_of(self.config.eval.every_epochs.max(1))
             || epoch == self.config.train.epochs;
+        // Apart from the present state until all ranks are through: a rank that is lost on the way
+        // has the others do all of this again.
+        let mut next = self.progress.clone();
         if due {
             let rows = self.score_validation()?;
             let summary = evaluate::summarise(&rows, &self.replica, self.config.eval.threshold)?;
@@ -31,25 +34,30 @@ impl Trainer {
                 WatchedLevel::Image => &summary.image,
             };
             let value = watched(metrics, watch.metric);
-            let best = self.progress.evaluated(&self.config, value);
+            let best = next.evaluated(&self.config, value);
             if self.is_first() {
                 self.log_epoch(epoch, &summary, best.then_some(&rows))?;
             }
         }
-        self.progress.next_epoch();
+        next.next_epoch();
+        self.barrier()?; // behind it, the records of the epoch are written
+        self.progress = next;
         self.save()
     }
 
     /// Every rank scores its images of the validation split; all get all rows.
     fn score_validation(&mut self) -> Result<Vec<Row>> {
         let (rank, world) = (self.assignment.rank, self.assignment.world);
-        let step = self.progress.step;
-        let reporter = self.client.reporter();
-        reporter.heartbeat_state(MemberState::Evaluating, step, 0.0);
+        self.client.state(MemberState::Evaluating);
         let images = evaluate::images_of(&self.source, Split::Val, rank, world);
-        let mine = evaluate::score(&self.replica, &self.source, &images, || {})?;
+        let mut mine = Vec::new();
+        for &image in &images {
+            mine.extend(evaluate::score(&self.replica, &self.source, &[image], || {})?);
+            self.client.beat();
+            self.ask_to_drain_if_wanted()?;
+            self.check_generation()?;
+        }
         let all = self.all_gather(bytemuck::cast_slice(&mine))?;
-        reporter.heartbeat_state(MemberState::Training, step, 0.0);
         let mut rows = Vec::new();
         for part in all {
             // Row holds u64: the bytes of a Vec<u8> need not be aligned for it.

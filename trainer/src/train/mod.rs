@@ -1,32 +1,40 @@
 //! The training loop of one rank.
 //!
-//! Read [`Trainer::run`] top to bottom: epochs, steps, and what lies between them. A step changes
-//! nothing before all ranks voted for it; see [`Trainer::step`].
+//! Read [`Trainer::run`] top to bottom: generations, epochs, steps, and what lies between them. A step
+//! changes nothing before all ranks voted for it; see `Trainer::step`. Whatever ends a generation, the
+//! state stays that of the newest committed step, and the next generation goes on from there.
 
 mod epoch_end;
+mod generation;
 mod progress;
 mod session;
 mod snapshot;
+mod step_rows;
 
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
-use fovea_coordinator::client::{Client, Decision};
+use fovea_coordinator::client::{Client, Decision, Endpoint, Reporter};
 use fovea_coordinator::order::{EpochOrder, OrderInput, rank_shards};
-use fovea_coordinator::protocol::{Assignment, Cause, MemberState, TrainerEvent, Vote};
+use fovea_coordinator::protocol::{
+    Assignment, Cause, MemberState, Next, Terms, TrainerEvent, TrainerInfo, Vote,
+};
 
 pub(crate) use epoch_end::predictions;
 pub use progress::{Best, Progress};
 pub use session::{TrainerOptions, join, objective, use_threads};
 pub use snapshot::{best_of, restore_weights, resume_point};
 
+use self::session::Engine;
+use self::step_rows::StepRows;
 use crate::checkpoint;
 use crate::collectives::Collective;
 use crate::config::{Config, learning_rate};
 use crate::error::{Error, Result};
-use crate::replica::{Denominators, Replica};
-use crate::run_dir::{self, RunDir, StepRow};
+use crate::precision::Precision;
+use crate::replica::{Denominators, Objective, Replica};
+use crate::run_dir::{RunDir, StepRow};
 use crate::samples::{Loader, Part, RankBatch, SampleSource};
 
 /// How a trainer left the run.
@@ -42,20 +50,34 @@ pub enum Outcome {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Flow {
     Continue,
+    /// To the rendezvous: the step is committed, or its attempt is abandoned.
+    Regroup,
     Drain,
 }
 
-/// One rank of a run.
+/// One process of a run.
 pub struct Trainer {
     config: Config,
     run: RunDir,
+    endpoint: Endpoint,
+    info: TrainerInfo,
+    terms: Terms,
     client: Client,
+    /// Of the newest connection, for the thread that writes checkpoints.
+    reporter: Arc<Mutex<Reporter>>,
+    engine: Engine,
     assignment: Assignment,
     collective: Box<dyn Collective>,
     source: Arc<SampleSource>,
     order_input: OrderInput,
+    precision: Precision,
+    objective: Objective,
     replica: Replica,
     progress: Progress,
+    /// The replica holds the state of `progress`, whole.
+    holds: bool,
+    /// The replica was never written to since it was made.
+    pristine: bool,
     /// Rank 0 only.
     writer: Option<checkpoint::Writer>,
     /// Why the newest save failed, if it did.
@@ -65,14 +87,14 @@ pub struct Trainer {
     drain_wanted: Arc<AtomicBool>,
     drain_asked: bool,
     total_steps: u64,
-    step_rows: Vec<StepRow>,
+    rows: StepRows,
     last_commit: Instant,
 }
 
 impl Trainer {
     /// Trains to the end, or until the run is drained.
     pub fn run(mut self) -> Result<Outcome> {
-        let ended = self.train();
+        let ended = self.generations();
         if let Err(error) = &ended
             && !self.was_told()
         {
@@ -84,15 +106,36 @@ impl Trainer {
         ended
     }
 
-    fn train(&mut self) -> Result<Outcome> {
-        self.enter()?;
-        while self.progress.epoch < self.config.train.epochs && !self.progress.stopped {
-            if self.epoch()? == Flow::Drain {
-                return self.leave();
+    /// A seat in a generation, training in it, and again.
+    fn generations(&mut self) -> Result<Outcome> {
+        let mut gave_up = None;
+        loop {
+            if let Some(outcome) = self.take_seat(gave_up.take())? {
+                return Ok(outcome);
             }
-            self.end_epoch()?;
+            let ended = self.train();
+            match ended {
+                Ok(Some(outcome)) => return Ok(outcome),
+                Ok(None) => {}
+                Err(error) => gave_up = self.leave_generation(error)?,
+            }
         }
-        self.finish()
+    }
+
+    /// What this generation does. `None`: the next one goes on.
+    fn train(&mut self) -> Result<Option<Outcome>> {
+        self.enter()?;
+        if self.assignment.last {
+            return self.leave().map(Some);
+        }
+        while self.progress.epoch < self.config.train.epochs && !self.progress.stopped {
+            match self.epoch()? {
+                Flow::Continue => self.end_epoch()?,
+                Flow::Regroup => return Ok(None),
+                Flow::Drain => return self.leave().map(Some),
+            }
+        }
+        self.finish().map(Some)
     }
 
     /// Steps from the cursor to the end of the epoch.
@@ -112,47 +155,49 @@ impl Trainer {
             let Some(batch) = loader.next()? else {
                 return Ok(Flow::Continue);
             };
-            if self.step(&batch, waiting.elapsed())? == Flow::Drain {
-                return Ok(Flow::Drain);
+            self.rows.waited(waiting.elapsed());
+            match self.step(&batch)? {
+                Flow::Continue => {}
+                other => return Ok(other),
             }
         }
     }
 
     /// One attempt: compute, reduce, look, vote; then all ranks move, or none does.
-    fn step(&mut self, batch: &RankBatch, loading: Duration) -> Result<Flow> {
-        let deadline = self.deadline();
+    fn step(&mut self, batch: &RankBatch) -> Result<Flow> {
         let total = Denominators {
             images: batch.images,
             patches: batch.global.samples,
         };
         let step = self.progress.step + 1;
-        let started = Instant::now();
-
+        let computing = Instant::now();
         let mut sums = self
             .replica
             .attempt(&batch.shards, self.progress.epoch, total)?;
-        let mut compute = started.elapsed();
-        let waiting = Instant::now();
-        let reduced = self.collective.all_reduce(&mut sums, deadline);
-        self.or_the_coordinators_reason(reduced.map_err(Error::from))?;
-        let verdict = self.replica.verdict(&sums, total);
+        self.rows.computed(computing.elapsed());
         self.ask_to_drain_if_wanted()?;
-        let decision = self.client.vote(
-            &Vote {
-                generation: self.assignment.generation,
-                epoch: self.progress.epoch,
-                step,
-                cursor_after: batch.global.cursor_after(),
-                loss: verdict.loss,
-                finite: verdict.is_finite(),
-                samples: batch.samples(),
-                step_ms: millis(self.last_commit.elapsed()),
-            },
-            deadline,
-        )?;
-        let wait = loading + waiting.elapsed();
-        let drain = match decision {
-            Decision::Commit { drain, .. } => drain,
+
+        let waiting = Instant::now();
+        let shares = self.exchange_shares(batch.samples())?;
+        self.all_reduce(&mut sums)?;
+        let verdict = self.replica.verdict(&sums, total);
+        let vote = Vote {
+            generation: self.assignment.generation,
+            epoch: self.progress.epoch,
+            step,
+            cursor_after: batch.global.cursor_after(),
+            loss: verdict.loss,
+            finite: verdict.is_finite(),
+            samples: batch.samples(),
+            step_ms: millis(self.last_commit.elapsed()),
+        };
+        let deadline = self.deadline();
+        self.client.state(MemberState::Waiting);
+        let decision = self.client.vote(&vote, deadline)?;
+        self.client.state(MemberState::Training);
+        self.rows.waited(waiting.elapsed());
+        let next = match decision {
+            Decision::Commit { next, .. } => next,
             Decision::Abort { .. } if !verdict.is_finite() => {
                 let (loss, norm) = (verdict.loss, verdict.grad_norm);
                 return Err(Error::NotFinite {
@@ -163,6 +208,10 @@ impl Trainer {
                 });
             }
             Decision::Abort {
+                cause: Cause::Regroup,
+                ..
+            } => return Ok(Flow::Regroup),
+            Decision::Abort {
                 generation,
                 cause,
                 reason,
@@ -171,39 +220,44 @@ impl Trainer {
 
         let committing = Instant::now();
         let lr = self.learning_rate();
+        self.pristine = false;
         self.replica.commit(sums, &self.config, lr, step, verdict)?;
-        compute += committing.elapsed();
+        self.rows.computed(committing.elapsed());
         self.progress.commit(step, batch.global.cursor_after());
         let step_time = self.last_commit.elapsed();
         self.last_commit = Instant::now();
-        let samples = batch.samples();
         self.client.heartbeat_state(
             MemberState::Training,
             step,
-            samples as f32 / step_time.as_secs_f32().max(1e-6),
+            batch.samples() as f32 / step_time.as_secs_f32().max(1e-6),
         );
-        self.step_rows.push(StepRow {
-            epoch: self.progress.epoch + 1,
+        let epoch = self.progress.epoch + 1;
+        let row = |(rank, share): (usize, &step_rows::Share)| StepRow {
+            epoch,
             step,
-            rank: self.assignment.rank,
-            samples,
+            rank,
+            samples: share.samples,
             step_ms: millis(step_time),
-            compute_ms: millis(compute),
-            wait_ms: millis(wait),
+            compute_ms: share.compute_ms,
+            wait_ms: share.wait_ms,
             loss: verdict.loss,
             lr,
-        });
-        if drain {
-            return Ok(Flow::Drain);
+        };
+        self.rows.commit(shares.iter().enumerate().map(row));
+        match next {
+            Next::Step => {
+                self.save_if_due()?;
+                Ok(Flow::Continue)
+            }
+            Next::Regroup => Ok(Flow::Regroup),
+            Next::Leave => Ok(Flow::Drain),
         }
-        self.save_if_due()?;
-        Ok(Flow::Continue)
     }
 
     /// Last words of a drained run: the agreed step on disk, then everybody goes.
     fn leave(&mut self) -> Result<Outcome> {
-        self.write_step_rows()?;
-        self.save()?;
+        self.write_step_rows();
+        self.save_unless_saved()?;
         self.wait_for_checkpoints()?;
         self.barrier()?; // nobody leaves before the checkpoint is complete
         self.client.event(TrainerEvent::Left {
@@ -243,21 +297,49 @@ impl Trainer {
     }
 
     fn barrier(&mut self) -> Result<()> {
-        let deadline = self.deadline();
-        let done = self.collective.barrier(deadline);
-        self.or_the_coordinators_reason(done.map_err(Error::from))
+        self.together(|collective, deadline| collective.barrier(deadline))
+    }
+
+    fn all_reduce(&mut self, buf: &mut [f32]) -> Result<()> {
+        self.together(|collective, deadline| collective.all_reduce(buf, deadline))
     }
 
     /// Gathers every rank's bytes.
     fn all_gather(&mut self, mine: &[u8]) -> Result<Vec<Vec<u8>>> {
+        self.together(|collective, deadline| collective.all_gather(mine, deadline))
+    }
+
+    /// A collective operation: who is in one waits for others, and is not the one that hangs.
+    fn together<T>(
+        &mut self,
+        operate: impl FnOnce(&mut dyn Collective, Instant) -> crate::collectives::Result<T>,
+    ) -> Result<T> {
         let deadline = self.deadline();
-        let all = self.collective.all_gather(mine, deadline);
-        self.or_the_coordinators_reason(all.map_err(Error::from))
+        self.client.state(MemberState::Waiting);
+        let done = operate(self.collective.as_mut(), deadline);
+        self.client.state(MemberState::Training);
+        self.or_the_coordinators_reason(done.map_err(Error::from))
+    }
+
+    /// Every rank's samples of this attempt, and its times since the one before.
+    fn exchange_shares(&mut self, samples: u64) -> Result<Vec<step_rows::Share>> {
+        let world = self.assignment.world;
+        let mut buf = self.rows.to_exchange(samples, self.assignment.rank, world);
+        self.all_reduce(&mut buf)?;
+        Ok(step_rows::shares(&buf))
     }
 
     /// Whether the coordinator ended the generation, or is gone.
     fn was_told(&self) -> bool {
         self.client.abort_signal().notice().is_some()
+    }
+
+    /// An error when the generation is over, for work in which ranks do not meet.
+    fn check_generation(&self) -> Result<()> {
+        match self.client.abort_signal().notice() {
+            Some(notice) => Err(aborted(notice.generation, notice.cause, notice.reason)),
+            None => Ok(()),
+        }
     }
 
     /// A collective that was aborted knows less about the cause than the coordinator does.
@@ -277,25 +359,14 @@ impl Trainer {
         Ok(())
     }
 
-    /// Collects all ranks' step rows; rank 0 appends them to `throughput.csv`.
-    fn write_step_rows(&mut self) -> Result<()> {
-        let mine = serde_json::to_vec(&std::mem::take(&mut self.step_rows))
-            .map_err(|e| Error::Internal(format!("step rows: {e}")))?;
-        let all = self.all_gather(&mine)?;
+    /// Rank 0 appends the rows of the steps since the last time to `throughput.csv`.
+    fn write_step_rows(&mut self) {
         if self.is_first() {
-            let mut rows: Vec<StepRow> = Vec::new();
-            for part in all {
-                let part: Vec<StepRow> = serde_json::from_slice(&part)
-                    .map_err(|e| Error::Internal(format!("step rows: {e}")))?;
-                rows.extend(part);
-            }
-            rows.sort_by_key(|r| (r.step, r.rank));
-            if let Err(e) = run_dir::append_steps(&self.run.throughput(), &rows) {
-                // A log that cannot be written is no reason to stop training.
+            // A log that cannot be written is no reason to stop training.
+            if let Err(e) = self.rows.append_to(&self.run.throughput()) {
                 tracing::warn!("{e}");
             }
         }
-        Ok(())
     }
 }
 

@@ -1,5 +1,6 @@
 //! How far a run is: what a checkpoint holds beside tensors.
 
+use fovea_coordinator::protocol::StartPoint;
 use serde::{Deserialize, Serialize};
 
 use crate::config::{Config, EarlyStopping, PlateauState};
@@ -45,6 +46,15 @@ impl Progress {
             early: EarlyStopping::new(&config.early_stopping),
             best: None,
             stopped: false,
+        }
+    }
+
+    /// Where the run stands.
+    pub fn point(&self) -> StartPoint {
+        StartPoint {
+            epoch: self.epoch,
+            step: self.step,
+            cursor: self.cursor,
         }
     }
 

@@ -6,13 +6,13 @@ use std::time::{Duration, Instant};
 
 use fovea_coordinator::client::{Client, Endpoint};
 use fovea_coordinator::order::EpochOrder;
-use fovea_coordinator::protocol::{Assignment, Ready, TrainerInfo};
+use fovea_coordinator::protocol::{Assignment, StartPoint, Terms, TrainerInfo};
 use fovea_coordinator::token::Token;
 use fovea_dataset::{Dataset, Split};
 use fovea_kernels::FocalParams;
 
+use super::step_rows::StepRows;
 use super::{Progress, Trainer};
-use crate::checkpoint;
 use crate::collectives::{AbortHandle, Collective, Solo, local, mpi_launch_size};
 use crate::config::{Alpha, Backend, Config, LossConfig};
 use crate::error::{Error, Result};
@@ -21,8 +21,9 @@ use crate::replica::{Objective, Replica};
 use crate::run_dir::RunDir;
 use crate::samples::SampleSource;
 
-/// How long a trainer waits for its coordinator and for the other ranks.
-const JOIN: Duration = Duration::from_secs(600);
+/// How long a trainer waits for its coordinator and for the other ranks. (The coordinator gives up
+/// earlier, and says why.)
+pub(super) const JOIN: Duration = Duration::from_secs(86_400);
 
 /// What a trainer process is started with.
 pub struct TrainerOptions {
@@ -36,7 +37,7 @@ pub struct TrainerOptions {
     pub drain_wanted: Arc<AtomicBool>,
 }
 
-/// Loads everything, takes a seat, and waits until all ranks have theirs.
+/// Loads everything and connects. [`Trainer::run`] takes a seat.
 pub fn join(options: TrainerOptions) -> Result<Trainer> {
     let config = Config::load(&options.run.config())?;
     config.validate()?;
@@ -61,67 +62,68 @@ pub fn join(options: TrainerOptions) -> Result<Trainer> {
 
     let abort = AbortHandle::new();
     let engine = Engine::new(config.train.backend, &abort)?;
-    let info = TrainerInfo::this_process(engine.rank().or(options.preferred_rank));
-    let deadline = Instant::now() + JOIN;
-    let mut client = connect(&options, &info, deadline)?;
-    let objective = objective(&config.loss, &source)?;
-    let replica = Replica::new(&config, precision, objective)?;
-    let ready = Ready {
+    let terms = Terms {
         samples_per_epoch: first.total_samples(),
         fingerprint,
+        elastic: engine.is_elastic(),
     };
-    let assignment = client.ready(&ready, deadline)?;
-
-    let raised = abort.clone();
-    client
-        .abort_signal()
-        .on_abort(move |notice| raised.abort(&notice.reason));
-    let collective = engine.into_collective(&options.run, &assignment, &abort, deadline)?;
-    let policy = checkpoint::Retention {
-        keep_last: config.checkpoint.keep_last as usize,
-        keep_best: config.checkpoint.keep_best,
-    };
-    let writer = match assignment.rank {
-        0 => {
-            let checkpoints = options.run.checkpoints();
-            for path in checkpoint::set_aside_newer(&checkpoints, assignment.start.step)? {
-                tracing::warn!(
-                    "set aside, as the run goes on before it: {}",
-                    path.display()
-                );
-            }
-            Some(checkpoint::Writer::spawn(&checkpoints, policy)?)
-        }
-        _ => None,
-    };
+    let info = TrainerInfo::this_process(engine.rank().or(options.preferred_rank));
+    let deadline = Instant::now() + JOIN;
+    let client = connect(&options.endpoint, &info, &options.drain_wanted, deadline)?;
+    let objective = objective(&config.loss, &source)?;
+    let replica = Replica::new(&config, precision, objective.clone())?;
     Ok(Trainer {
         progress: Progress::new(&config),
         config,
         run: options.run,
+        endpoint: options.endpoint,
+        info,
+        terms,
+        reporter: Arc::new(Mutex::new(client.reporter())),
         client,
-        assignment,
-        collective,
+        engine,
+        // Until there is a seat.
+        assignment: Assignment {
+            generation: 0,
+            rank: 0,
+            world: 1,
+            machines: Vec::new(),
+            start: StartPoint::default(),
+            source: None,
+            share: false,
+            last: false,
+        },
+        collective: Box::new(Solo::new(&abort)),
         source,
         order_input,
+        precision,
+        objective,
         replica,
-        writer,
+        holds: false,
+        pristine: true,
+        writer: None,
         unsaved: Arc::new(Mutex::new(None)),
         last_save: Instant::now(),
         drain_wanted: options.drain_wanted,
         drain_asked: false,
         total_steps,
-        step_rows: Vec::new(),
+        rows: StepRows::default(),
         last_commit: Instant::now(),
     })
 }
 
 /// Tries until the coordinator is there, or a signal says that it will not come.
-fn connect(options: &TrainerOptions, info: &TrainerInfo, deadline: Instant) -> Result<Client> {
+pub(super) fn connect(
+    endpoint: &Endpoint,
+    info: &TrainerInfo,
+    drain_wanted: &AtomicBool,
+    deadline: Instant,
+) -> Result<Client> {
     loop {
         let try_until = deadline.min(Instant::now() + Duration::from_secs(1));
-        match Client::connect(&options.endpoint, info.clone(), try_until) {
+        match Client::connect(endpoint, info.clone(), try_until) {
             Err(fovea_coordinator::Error::Timeout { .. })
-                if Instant::now() < deadline && !options.drain_wanted.load(Ordering::Relaxed) => {}
+                if Instant::now() < deadline && !drain_wanted.load(Ordering::Relaxed) => {}
             result => return Ok(result?),
         }
     }
@@ -209,11 +211,16 @@ fn inverse_frequency(counts: [u64; 4]) -> [f32; 4] {
     inverse.map(|a| (a / mean) as f32)
 }
 
-/// The configured backend before the seat is known.
-enum Engine {
+/// The configured backend: it makes a collective for each generation.
+pub(super) enum Engine {
+    /// Shared memory.
     Local,
+    /// The world that MPI started; good for one generation.
     #[cfg(feature = "mpi")]
-    Mpi(Box<crate::collectives::mpi::MpiCollective>),
+    Mpi {
+        world: Option<Box<crate::collectives::mpi::MpiCollective>>,
+        rank: u32,
+    },
 }
 
 impl Engine {
@@ -224,7 +231,14 @@ impl Engine {
             Backend::Local => Ok(Self::Local),
             Backend::Auto if !launched => Ok(Self::Local),
             #[cfg(feature = "mpi")]
-            Backend::Auto | Backend::Mpi => Ok(Self::Mpi(Box::new(crate::collectives::mpi::MpiCollective::init(abort)?))),
+            Backend::Auto | Backend::Mpi => {
+                let world = crate::collectives::mpi::MpiCollective::init(abort)?;
+                let rank = world.rank() as u32;
+                Ok(Self::Mpi {
+                    world: Some(Box::new(world)),
+                    rank,
+                })
+            }
             #[cfg(not(feature = "mpi"))]
             Backend::Auto | Backend::Mpi => Err(Error::Usage {
                 what: "this build of fovea has no backend mpi".to_owned(),
@@ -237,12 +251,18 @@ impl Engine {
         match self {
             Self::Local => None,
             #[cfg(feature = "mpi")]
-            Self::Mpi(world) => Some(world.rank() as u32),
+            Self::Mpi { rank, .. } => Some(*rank),
         }
     }
 
-    fn into_collective(
-        self,
+    /// Whether the ranks can form anew while they live.
+    fn is_elastic(&self) -> bool {
+        matches!(self, Self::Local)
+    }
+
+    /// Meets the ranks of a generation.
+    pub(super) fn meet(
+        &mut self,
         run: &RunDir,
         seat: &Assignment,
         abort: &AbortHandle,
@@ -256,7 +276,7 @@ impl Engine {
                     generation: seat.generation,
                     rank: seat.rank,
                     world: seat.world,
-                    hosts: seat.hosts.clone(),
+                    machines: seat.machines.clone(),
                     chunk_f32: local::DEFAULT_CHUNK_F32,
                 };
                 Ok(Box::new(local::LocalCollective::join(
@@ -264,7 +284,14 @@ impl Engine {
                 )?))
             }
             #[cfg(feature = "mpi")]
-            Self::Mpi(world) => {
+            Self::Mpi { world, .. } => {
+                let Some(world) = world.take() else {
+                    let what = "an MPI world has one generation only".to_owned();
+                    return Err(Error::Internal(what));
+                };
+                // The handle that it was made with cannot be changed: pass the new one on.
+                let own = world.abort_handle();
+                abort.on_abort(Box::new(move |reason| own.abort(reason)));
                 if (world.rank(), world.world()) != (seat.rank, seat.world) {
                     return Err(Error::Usage {
                         what: format!(

@@ -9,11 +9,11 @@ use fovea_dataset::Dataset;
 
 use super::{Progress, Trainer};
 use crate::checkpoint::{self, NamedTensor, Snapshot, State, TensorData};
+use crate::collectives::Collective;
 use crate::error::{Error, Result};
-use crate::metrics::log::MetricsLog;
 use crate::params::Params;
 use crate::replica::Replica;
-use crate::run_dir::{self, RunDir};
+use crate::run_dir::RunDir;
 
 /// Where a run goes on: its newest complete checkpoint, or the beginning.
 ///
@@ -197,28 +197,40 @@ impl Replica {
     }
 }
 
+fn copy_state(
+    replica: &mut Replica,
+    collective: &mut dyn Collective,
+    root: usize,
+    deadline: Instant,
+) -> Result<()> {
+    let params = &mut replica.params;
+    collective.broadcast(bytemuck::cast_slice_mut(params.master_mut()?), root, deadline)?;
+    collective.broadcast(bytemuck::cast_slice_mut(&mut params.m), root, deadline)?;
+    collective.broadcast(bytemuck::cast_slice_mut(&mut params.v), root, deadline)?;
+    collective.broadcast(bytemuck::cast_slice_mut(params.running_mut()?), root, deadline)?;
+    params.refresh_working()
+}
+
 impl Trainer {
-    /// Takes the starting state: fresh, or from the checkpoint that the coordinator starts at. Rank 0
-    /// reads it; the others get it from rank 0.
-    pub(super) fn enter(&mut self) -> Result<()> {
-        let start = self.assignment.start;
-        if start.step > 0 && self.is_first() {
+    /// Rank 0, when nobody holds the state: the beginning, or the checkpoint of `start`.
+    pub(super) fn begin(&mut self, start: StartPoint) -> Result<()> {
+        if start.step > 0 {
             self.restore(start)?;
+        } else {
+            if !self.pristine {
+                self.replica = Replica::new(&self.config, self.precision, self.objective.clone())?;
+            }
+            self.progress = Progress::new(&self.config);
         }
-        self.share_state()?;
-        if self.is_first() {
-            run_dir::truncate_steps(&self.run.throughput(), start.step)?;
-            MetricsLog::open(&self.run.metrics())?.truncate_after(start.epoch + 1)?;
-        }
-        self.client
-            .heartbeat_state(MemberState::Training, start.step, 0.0);
-        self.barrier()
+        self.holds = true;
+        Ok(())
     }
 
     fn restore(&mut self, start: StartPoint) -> Result<()> {
         let path = checkpoint::directory(&self.run.checkpoints(), start.step);
         let loaded = checkpoint::load(&path)?;
         same_dataset(&path, &loaded.state, self.source.data())?;
+        (self.holds, self.pristine) = (false, false);
         let params = &mut self.replica.params;
         restore_weights(params, &loaded.weights, &path)?;
         let (mut m, mut v) = (vec![0.0; params.layout.len], vec![0.0; params.layout.len]);
@@ -231,36 +243,59 @@ impl Trainer {
                 step: start.step,
                 path: path.display().to_string(),
                 weights_blake3: loaded.state.weights_blake3.clone(),
+                took_ms: 0,
             }))?;
         self.progress = serde_json::from_value(loaded.state.progress)
             .map_err(|e| mismatch(&path, format!("state.json: progress: {e}")))?;
         Ok(())
     }
 
-    /// Rank 0's parameters, moments, statistics and progress, to everybody.
-    fn share_state(&mut self) -> Result<()> {
-        let progress = if self.is_first() {
+    /// Rank `root`'s parameters, moments, statistics and progress, to everybody.
+    pub(super) fn share_state(&mut self, root: usize) -> Result<()> {
+        let mine = if self.assignment.rank == root {
             serde_json::to_vec(&self.progress)
                 .map_err(|e| Error::Internal(format!("progress: {e}")))?
         } else {
+            // Half of it may be overwritten when this generation ends.
+            (self.holds, self.pristine) = (false, false);
             Vec::new()
         };
-        let shared = self.all_gather(&progress)?;
-        let first = shared.first().map_or(&[][..], Vec::as_slice);
-        self.progress =
-            serde_json::from_slice(first).map_err(|e| Error::Internal(format!("progress: {e}")))?;
+        let shared = self.all_gather(&mine)?;
+        let theirs = shared.get(root).map_or(&[][..], Vec::as_slice);
+        let progress: Progress = serde_json::from_slice(theirs)
+            .map_err(|e| Error::Internal(format!("progress: {e}")))?;
         let deadline = self.deadline();
-        let Self {
-            replica,
-            collective,
-            ..
-        } = self;
-        let params = &mut replica.params;
-        collective.broadcast(bytemuck::cast_slice_mut(params.master_mut()?), 0, deadline)?;
-        collective.broadcast(bytemuck::cast_slice_mut(&mut params.m), 0, deadline)?;
-        collective.broadcast(bytemuck::cast_slice_mut(&mut params.v), 0, deadline)?;
-        collective.broadcast(bytemuck::cast_slice_mut(params.running_mut()?), 0, deadline)?;
-        params.refresh_working()
+        self.client.state(MemberState::Waiting);
+        let copied = copy_state(&mut self.replica, self.collective.as_mut(), root, deadline);
+        self.client.state(MemberState::Starting);
+        self.or_the_coordinators_reason(copied)?;
+        self.progress = progress;
+        Ok(())
+    }
+
+    /// Over everything that a step depends on: parameters, moments, statistics.
+    pub(super) fn state_blake3(&self) -> Result<String> {
+        let params = &self.replica.params;
+        let mut hasher = blake3::Hasher::new();
+        for part in [params.master()?, &params.m, &params.v] {
+            hasher.update_rayon(bytemuck::cast_slice(part));
+        }
+        hasher.update(bytemuck::cast_slice(crate::host::slice::<f32>(params.running())?));
+        Ok(hasher.finalize().to_hex().to_string())
+    }
+
+    /// The thread that writes checkpoints, for a run that goes on after `step`.
+    pub(super) fn start_writer(&mut self, step: u64) -> Result<()> {
+        let checkpoints = self.run.checkpoints();
+        for path in checkpoint::set_aside_newer(&checkpoints, step)? {
+            tracing::warn!("set aside, as the run goes on before it: {}", path.display());
+        }
+        let policy = checkpoint::Retention {
+            keep_last: self.config.checkpoint.keep_last as usize,
+            keep_best: self.config.checkpoint.keep_best,
+        };
+        self.writer = Some(checkpoint::Writer::spawn(&checkpoints, policy)?);
+        Ok(())
     }
 
     /// Rank 0 saves between epochs by the clock or the step count.
@@ -273,16 +308,30 @@ impl Trainer {
                 .is_multiple_of(u64::from(policy.every_steps));
         let seconds = Duration::from_secs(u64::from(policy.every_seconds));
         let by_time = !seconds.is_zero() && self.last_save.elapsed() >= seconds;
-        if by_steps {
-            // The step's rows go to disk before its checkpoint: a run that is killed and goes on from
-            // there has them all. (By time only rank 0 knows that it is due; gathering takes all ranks.)
-            self.write_step_rows()?;
-        }
         if by_steps || by_time {
+            // The steps' rows go to disk before their checkpoint: a run that is killed and goes on from
+            // there has them all.
+            self.write_step_rows();
             self.save()
         } else {
             Ok(())
         }
+    }
+
+    /// Saves, unless this step's checkpoint is complete.
+    pub(super) fn save_unless_saved(&mut self) -> Result<()> {
+        if let Some(writer) = &mut self.writer {
+            writer.wait();
+            let path = checkpoint::directory(&self.run.checkpoints(), self.progress.step);
+            // One of the same step may be of before its evaluation.
+            let saved = checkpoint::verify(&path).is_ok_and(|state| {
+                serde_json::to_value(&self.progress).is_ok_and(|now| now == state.progress)
+            });
+            if saved {
+                return Ok(());
+            }
+        }
+        self.save()
     }
 
     /// Rank 0 hands a snapshot of the committed state to the writer thread.
@@ -315,7 +364,7 @@ impl Trainer {
             weights: weights(params, step)?,
             optimizer,
         };
-        let reporter = self.client.reporter();
+        let reporter = Arc::clone(&self.reporter);
         let unsaved = Arc::clone(&self.unsaved);
         writer.save(snapshot, move |saved| match saved {
             Ok(saved) => {
@@ -325,7 +374,9 @@ impl Trainer {
                     step: saved.step,
                     path,
                     weights_blake3: saved.weights_blake3.clone(),
+                    took_ms: saved.took.as_millis() as u64,
                 };
+                let reporter = reporter.lock().unwrap_or_else(PoisonError::into_inner).clone();
                 if let Err(e) = reporter.event(TrainerEvent::CheckpointSaved(info)) {
                     tracing::warn!("{e}");
                 }

@@ -19,6 +19,8 @@ mod tests;
 use std::sync::Arc;
 use std::time::Instant;
 
+use fovea_coordinator::protocol::Seated;
+use fovea_coordinator::rundir::same_machine;
 use rustix::fd::AsFd;
 
 use self::segment::{Layout, Seen, Segment};
@@ -44,8 +46,8 @@ pub struct LocalOptions {
     pub rank: usize,
     /// How many ranks take part, 1 to [`MAX_WORLD`].
     pub world: usize,
-    /// Where each rank runs, in rank order, as each one's [`host_id`]; empty if not known.
-    pub hosts: Vec<String>,
+    /// Where ranks run, at least one of each machine; empty if not known.
+    pub machines: Vec<Seated>,
     /// f32 per chunk, [`DEFAULT_CHUNK_F32`] unless measured otherwise.
     pub chunk_f32: usize,
 }
@@ -73,7 +75,7 @@ impl LocalCollective {
                 world,
                 max_world: MAX_WORLD,
             })?;
-        same_host(&options.hosts)?;
+        same_host(&options.machines)?;
         let (fd, segment) = rendezvous::meet(options, layout, abort, deadline)?;
         segment.set_pid(rank, std::process::id());
         if let Err(source) = segment.reserve(fd.as_fd(), rank) {
@@ -350,31 +352,21 @@ impl Collective for LocalCollective {
     }
 }
 
-/// What this machine is called, for [`LocalOptions::hosts`]: `name/boot-id`. The boot id tells two
-/// machines of one name apart, and containers of one machine are one machine.
-pub fn host_id() -> String {
-    let name = rustix::system::uname();
-    let boot = std::fs::read_to_string("/proc/sys/kernel/random/boot_id").unwrap_or_default();
-    format!("{}/{}", name.nodename().to_string_lossy(), boot.trim())
-}
-
-/// [`Error::DifferentHosts`] unless all ranks' [`host_id`]s are of one machine.
-pub fn same_host(hosts: &[String]) -> Result<()> {
-    // Without a boot id the name has to do.
-    let machine = |id: &str| match id.rsplit_once('/') {
-        Some((_, boot)) if !boot.is_empty() => boot.to_string(),
-        _ => id.to_string(),
-    };
-    let Some((first, others)) = hosts.split_first() else {
+/// [`Error::DifferentHosts`] unless all ranks are on one machine.
+pub fn same_host(machines: &[Seated]) -> Result<()> {
+    let Some((first, others)) = machines.split_first() else {
         return Ok(());
     };
-    match others.iter().position(|id| machine(id) != machine(first)) {
+    match others
+        .iter()
+        .find(|seat| !same_machine(&seat.machine, &first.machine))
+    {
         None => Ok(()),
-        Some(i) => Err(Error::DifferentHosts {
-            rank: 0,
-            host: first.clone(),
-            other: i + 1,
-            other_host: others[i].clone(),
+        Some(other) => Err(Error::DifferentHosts {
+            rank: first.rank,
+            host: first.machine.clone(),
+            other: other.rank,
+            other_host: other.machine.clone(),
         }),
     }
 }

@@ -6,6 +6,7 @@ use std::process::{Child, Stdio};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
+use fovea_coordinator::rundir::machine;
 use proptest::prelude::*;
 
 use super::*;
@@ -19,7 +20,7 @@ fn options(world: usize, chunk_f32: usize) -> LocalOptions {
         generation: RUNS.fetch_add(1, Ordering::Relaxed),
         rank: 0,
         world,
-        hosts: vec![host_id(); world],
+        machines: (0..world).map(|rank| seated(rank, &machine())).collect(),
         chunk_f32,
     }
 }
@@ -266,7 +267,7 @@ fn seats_outside_the_world_and_other_hosts_are_refused() {
         assert!(matches!(error.err(), Some(Error::BadSeat { .. })));
     }
     let mut apart = options(2, 64);
-    apart.hosts = vec!["node1/aaaa".into(), "node2/bbbb".into()];
+    apart.machines = vec![seated(0, "node1/aaaa"), seated(1, "node2/bbbb")];
     let error = LocalCollective::join(&apart, &AbortHandle::new(), soon())
         .err()
         .unwrap();
@@ -279,11 +280,19 @@ fn seats_outside_the_world_and_other_hosts_are_refused() {
         assert!(text.contains(part), "{text}");
     }
     // Containers of one machine have other names and one boot id.
-    same_host(&["a/1".into(), "b/1".into()]).unwrap();
-    same_host(&["a/".into(), "a/".into()]).unwrap();
-    same_host(&["a/".into(), "b/".into()]).unwrap_err();
+    let pair = |one, other| [seated(0, one), seated(1, other)];
+    same_host(&pair("a/1", "b/1")).unwrap();
+    same_host(&pair("a/", "a/")).unwrap();
+    same_host(&pair("a/", "b/")).unwrap_err();
     same_host(&[]).unwrap();
-    assert!(host_id().split_once('/').unwrap().1.len() > 8);
+    assert!(machine().split_once('/').unwrap().1.len() > 8);
+}
+
+fn seated(rank: usize, machine: &str) -> Seated {
+    Seated {
+        rank,
+        machine: machine.to_owned(),
+    }
 }
 
 /// Starts the ignored test `name` of this file as a process of its own.
@@ -312,7 +321,7 @@ fn child_seat() -> LocalOptions {
         generation: number(1) as u64,
         rank: number(2),
         world: number(3),
-        hosts: Vec::new(),
+        machines: Vec::new(),
         chunk_f32: number(4),
     }
 }

@@ -1,0 +1,211 @@
+//! From one generation to the next: the rendezvous, and what an error means for it.
+
+use std::sync::PoisonError;
+use std::sync::atomic::Ordering;
+use std::time::{Duration, Instant};
+
+use fovea_coordinator::Error as CoordinatorError;
+use fovea_coordinator::client::{AbortNotice, Client};
+use fovea_coordinator::protocol::{Cause, MemberState, Ready, StartPoint, TrainerEvent};
+
+use super::session::{self, JOIN};
+use super::{Outcome, Trainer};
+use crate::collectives::AbortHandle;
+use crate::error::{Error, Result};
+use crate::metrics::log::MetricsLog;
+
+/// Connections in a row that may be lost without a seat between them.
+const LOSSES: u32 = 3;
+
+impl Trainer {
+    /// What this rank could give to others: the newest committed step whose state it holds.
+    fn have(&self) -> Option<StartPoint> {
+        self.holds.then(|| self.progress.point())
+    }
+
+    /// Waits for a seat in the next generation, and meets its ranks. An outcome: the run is over.
+    pub(super) fn take_seat(&mut self, mut gave_up: Option<String>) -> Result<Option<Outcome>> {
+        let mut losses = 0;
+        loop {
+            let ready = Ready {
+                terms: self.terms.clone(),
+                have: self.have(),
+                gave_up: gave_up.take(),
+            };
+            self.client.state(MemberState::Waiting);
+            match self.client.ready(&ready, Instant::now() + JOIN) {
+                Ok(assignment) => {
+                    self.assignment = assignment;
+                    break;
+                }
+                Err(CoordinatorError::Aborted { cause, .. }) if cause == Cause::Finished => {
+                    return Ok(Some(Outcome::Finished));
+                }
+                Err(CoordinatorError::Aborted { cause, .. }) if cause == Cause::Drained => {
+                    return Ok(Some(Outcome::Drained));
+                }
+                Err(error) if self.terms.elastic && is_lost(&error) => {
+                    losses += 1;
+                    if losses > LOSSES {
+                        return Err(error.into());
+                    }
+                    tracing::warn!("connecting again: {error}");
+                    if self.reconnect()? == Found::Leave {
+                        return Ok(Some(Outcome::Drained));
+                    }
+                }
+                Err(error) => return Err(error.into()),
+            }
+        }
+        let abort = AbortHandle::new();
+        let raised = abort.clone();
+        self.client
+            .abort_signal()
+            .on_abort(move |notice| raised.abort(&notice.reason));
+        let deadline = self.deadline();
+        let met = self
+            .engine
+            .meet(&self.run, &self.assignment, &abort, deadline);
+        match met {
+            Ok(collective) => {
+                self.collective = collective;
+                Ok(None)
+            }
+            // One of them was lost on the way: the next rendezvous.
+            Err(error) => {
+                let gave_up = self.leave_generation(error)?;
+                self.take_seat(gave_up)
+            }
+        }
+    }
+
+    /// The coordinator may be one that was started again: address and token are read again.
+    fn reconnect(&mut self) -> Result<Found> {
+        let patience = Duration::from_secs(self.config.elastic.coordinator_timeout_s.into());
+        let mut info = self.info.clone();
+        info.member = Some(self.client.member());
+        let deadline = Instant::now() + patience;
+        let found = session::connect(&self.endpoint, &info, &self.drain_wanted, deadline);
+        match found {
+            Ok(client) => {
+                self.adopt(client);
+                Ok(Found::Coordinator)
+            }
+            // The newest complete checkpoint is what there is to go on with.
+            Err(_) if self.drain_wanted.load(Ordering::Relaxed) => Ok(Found::Leave),
+            Err(error) => Err(error),
+        }
+    }
+
+    fn adopt(&mut self, client: Client) {
+        *self
+            .reporter
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner) = client.reporter();
+        self.client = client;
+        self.drain_asked = false;
+    }
+
+    /// What to say in the next rendezvous after an error, if a new generation mends it: nothing when the
+    /// coordinator knows the reason, else why this rank gives up.
+    pub(super) fn leave_generation(&self, error: Error) -> Result<Option<String>> {
+        if !self.terms.elastic {
+            return Err(error);
+        }
+        match (self.client.abort_signal().notice(), &error) {
+            (Some(notice), _) if ends_the_generation_only(&notice) => {
+                tracing::info!("leaving generation {}: {}", notice.generation, notice.reason);
+                Ok(None)
+            }
+            (Some(_), _) => Err(error),
+            (None, Error::Collective(_) | Error::Coordinator(CoordinatorError::Timeout { .. })) => {
+                let text = error.to_string();
+                Ok(text.lines().next().map(str::to_owned))
+            }
+            (None, _) => Err(error),
+        }
+    }
+
+    /// Takes the starting state: what this rank holds, what `source` gives to all, or the checkpoint
+    /// that rank 0 reads.
+    pub(super) fn enter(&mut self) -> Result<()> {
+        let seat = self.assignment.clone();
+        let start = seat.start;
+        self.client.state(MemberState::Starting);
+        let rewound = self.progress.step > start.step;
+        if seat.source.is_none() && self.is_first() {
+            self.begin(start)?;
+        }
+        if seat.share {
+            self.share_state(seat.source.unwrap_or(0))?;
+        }
+        let point = self.progress.point();
+        if point != start {
+            return Err(Error::Internal(format!(
+                "generation {} starts at {start:?}, this rank's state is of {point:?}",
+                seat.generation
+            )));
+        }
+        self.holds = true;
+        if seat.share && seat.world > 1 {
+            self.client.event(TrainerEvent::Shared {
+                step: start.step,
+                state_blake3: self.state_blake3()?,
+            })?;
+        }
+        self.keep_the_records(start, rewound)?;
+        self.client
+            .heartbeat_state(MemberState::Training, start.step, 0.0);
+        self.barrier()
+    }
+
+    /// Files of the run directory belong to rank 0, whoever that is now.
+    fn keep_the_records(&mut self, start: StartPoint, rewound: bool) -> Result<()> {
+        if !self.is_first() {
+            self.writer = None;
+            return self.rows.go_on_after(start.step, None);
+        }
+        // After a fault, rows that the first rank of before did not write are in memory here.
+        let file = self.run.throughput();
+        if let Err(e) = self.rows.go_on_after(start.step, Some(&file)) {
+            tracing::warn!("{e}");
+        }
+        let kept = MetricsLog::open(&self.run.metrics())
+            .and_then(|mut log| log.truncate_after(start.epoch + 1));
+        if let Err(e) = kept {
+            tracing::warn!("{e}");
+        }
+        if rewound {
+            self.writer = None;
+        }
+        if self.writer.is_none() {
+            self.start_writer(start.step)?;
+            // The first rank of before may have died while it saved this very step.
+            let between_epochs = start.step > 0 && (start.cursor == 0 || self.progress.stopped);
+            if self.assignment.source.is_some() && between_epochs {
+                self.save_unless_saved()?;
+            }
+        }
+        Ok(())
+    }
+}
+
+/// What a search for the coordinator led to.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Found {
+    Coordinator,
+    /// A signal came instead.
+    Leave,
+}
+
+/// The connection is gone, and not because this rank is wanted no more.
+fn is_lost(error: &CoordinatorError) -> bool {
+    matches!(
+        error,
+        CoordinatorError::Lost { .. } | CoordinatorError::Dropped { .. }
+    )
+}
+
+fn ends_the_generation_only(notice: &AbortNotice) -> bool {
+    notice.lost || notice.cause == Cause::Regroup
+}

@@ -1,0 +1,153 @@
+//! The rows of `throughput.csv` in memory.
+//!
+//! With every attempt the ranks exchange how many samples each of them has and what its time went
+//! into. So every rank knows the rows of all, and when one dies, those of its steps are not lost.
+
+use std::path::Path;
+use std::time::Duration;
+
+use crate::error::Result;
+use crate::run_dir::{self, StepRow};
+
+/// Numbers of a rank in the exchange.
+const NUMBERS: usize = 3;
+
+/// One rank's part in an attempt.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub(super) struct Share {
+    pub samples: u64,
+    pub compute_ms: f32,
+    pub wait_ms: f32,
+}
+
+/// Rows that are not yet in the file, and the clocks of this rank.
+#[derive(Debug, Default)]
+pub(super) struct StepRows {
+    rows: Vec<StepRow>,
+    compute: Duration,
+    wait: Duration,
+}
+
+impl StepRows {
+    /// Time in forward, backward or optimizer.
+    pub fn computed(&mut self, time: Duration) {
+        self.compute += time;
+    }
+
+    /// Time spent waiting: for data, other ranks, the coordinator.
+    pub fn waited(&mut self, time: Duration) {
+        self.wait += time;
+    }
+
+    /// What rank `rank` of `world` puts into the sum over ranks; zero at the places of the others. The
+    /// times are those since the last call.
+    pub fn to_exchange(&mut self, samples: u64, rank: usize, world: usize) -> Vec<f32> {
+        let millis = |time: &mut Duration| std::mem::take(time).as_secs_f32() * 1e3;
+        let mut buf = vec![0.0; NUMBERS * world];
+        if let Some([a, b, c]) = buf.as_chunks_mut::<NUMBERS>().0.get_mut(rank) {
+            // Exact up to 2^24 samples of one rank in one step.
+            (*a, *b, *c) = (samples as f32, millis(&mut self.compute), millis(&mut self.wait));
+        }
+        buf
+    }
+
+    /// The rows of a committed step.
+    pub fn commit(&mut self, rows: impl IntoIterator<Item = StepRow>) {
+        self.rows.extend(rows);
+    }
+
+    /// Appends all rows to the file.
+    pub fn append_to(&mut self, path: &Path) -> Result<()> {
+        let rows = std::mem::take(&mut self.rows);
+        run_dir::append_steps(path, &rows)
+    }
+
+    /// Rows of steps up to `step` are on disk.
+    pub fn written(&mut self, step: u64) {
+        self.rows.retain(|row| row.step > step);
+    }
+
+    /// Goes on after `step`: makes the file hold all that is known of the steps up to it, and nothing
+    /// of later ones.
+    pub fn go_on_after(&mut self, step: u64, file: Option<&Path>) -> Result<()> {
+        self.rows.retain(|row| row.step <= step);
+        match file {
+            Some(path) => run_dir::merge_steps(path, step, std::mem::take(&mut self.rows)),
+            None => Ok(()),
+        }
+    }
+}
+
+/// The sum over ranks, taken apart.
+pub(super) fn shares(buf: &[f32]) -> Vec<Share> {
+    let share = |&[samples, compute_ms, wait_ms]: &[f32; NUMBERS]| Share {
+        samples: samples as u64,
+        compute_ms,
+        wait_ms,
+    };
+    buf.as_chunks::<NUMBERS>().0.iter().map(share).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn row(step: u64, rank: usize) -> StepRow {
+        StepRow {
+            epoch: 1,
+            step,
+            rank,
+            samples: 10,
+            step_ms: 1.0,
+            compute_ms: 1.0,
+            wait_ms: 0.0,
+            loss: 0.5,
+            lr: 1e-3,
+        }
+    }
+
+    #[test]
+    fn shares_come_back_from_the_sum_and_the_clocks_start_again() {
+        let mut ranks = [StepRows::default(), StepRows::default()];
+        ranks[0].computed(Duration::from_millis(4));
+        ranks[0].computed(Duration::from_millis(2));
+        ranks[1].waited(Duration::from_millis(8));
+        let exchange = |ranks: &mut [StepRows; 2]| {
+            let parts: Vec<Vec<f32>> = ranks
+                .iter_mut()
+                .enumerate()
+                .map(|(rank, rows)| rows.to_exchange(30 + rank as u64, rank, 2))
+                .collect();
+            let sum: Vec<f32> = parts[0].iter().zip(&parts[1]).map(|(a, b)| a + b).collect();
+            shares(&sum)
+        };
+        let share = |samples, compute_ms, wait_ms| Share {
+            samples,
+            compute_ms,
+            wait_ms,
+        };
+        assert_eq!(exchange(&mut ranks), [share(30, 6.0, 0.0), share(31, 0.0, 8.0)]);
+        assert_eq!(exchange(&mut ranks), [share(30, 0.0, 0.0), share(31, 0.0, 0.0)]);
+    }
+
+    #[test]
+    fn a_new_first_rank_completes_the_file() {
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("throughput.csv");
+        let read = || {
+            let mut reader = csv::Reader::from_path(&path).unwrap();
+            let rows = reader.deserialize().map(|r: csv::Result<StepRow>| r.unwrap());
+            rows.map(|r| (r.step, r.rank)).collect::<Vec<_>>()
+        };
+        let mut survivor = StepRows::default();
+        survivor.commit([row(1, 0), row(1, 1), row(2, 0), row(2, 1), row(3, 0), row(3, 1)]);
+        // The rank that died had written step 1, half of step 2, and a step that is void now.
+        run_dir::append_steps(&path, &[row(1, 0), row(1, 1), row(2, 0), row(4, 0)]).unwrap();
+        survivor.go_on_after(2, Some(&path)).unwrap();
+        assert_eq!(read(), [(1, 0), (1, 1), (2, 0), (2, 1)]);
+        survivor.commit([row(3, 0)]);
+        survivor.append_to(&path).unwrap();
+        survivor.append_to(&path).unwrap();
+        assert_eq!(read(), [(1, 0), (1, 1), (2, 0), (2, 1), (3, 0)]);
+    }
+}
