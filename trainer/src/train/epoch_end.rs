@@ -47,7 +47,7 @@ impl Trainer {
         let reporter = self.client.reporter();
         reporter.heartbeat_state(MemberState::Evaluating, step, 0.0);
         let images = evaluate::images_of(&self.source, Split::Val, rank, world);
-        let mine = evaluate::score(&self.replica, &self.source, &images, || {})?;
+        let mine = evaluate::score(&self.replica, &self.source, &images, || Ok(()))?;
         let all = self.all_gather(bytemuck::cast_slice(&mine))?;
         reporter.heartbeat_state(MemberState::Training, step, 0.0);
         let mut rows = Vec::new();

@@ -18,7 +18,7 @@ use fovea_coordinator::protocol::{Assignment, Cause, MemberState, TrainerEvent, 
 
 pub(crate) use epoch_end::predictions;
 pub use progress::{Best, Progress};
-pub use session::{TrainerOptions, join, objective, use_threads};
+pub use session::{TrainerOptions, join, objective};
 pub use snapshot::{best_of, restore_weights, resume_point};
 
 use crate::checkpoint;

@@ -14,8 +14,9 @@ use fovea_kernels::FocalParams;
 use super::{Progress, Trainer};
 use crate::checkpoint;
 use crate::collectives::{AbortHandle, Collective, Solo, local, mpi_launch_size};
-use crate::config::{Alpha, Backend, Config, LossConfig};
+use crate::config::{Alpha, Backend, Config, LossConfig, TrainConfig};
 use crate::error::{Error, Result};
+use crate::lanes::Lanes;
 use crate::precision::Precision;
 use crate::replica::{Objective, Replica};
 use crate::run_dir::RunDir;
@@ -40,7 +41,7 @@ pub struct TrainerOptions {
 pub fn join(options: TrainerOptions) -> Result<Trainer> {
     let config = Config::load(&options.run.config())?;
     config.validate()?;
-    use_threads(config.train.threads(cores()))?;
+    let lanes = lanes(&config.train)?;
     let precision = Precision::resolve(config.train.precision);
     let data = Arc::new(Dataset::open_unverified(config.data.path.as_ref())?);
     let fingerprint = fingerprint(&config, &data, precision);
@@ -65,7 +66,7 @@ pub fn join(options: TrainerOptions) -> Result<Trainer> {
     let deadline = Instant::now() + JOIN;
     let mut client = connect(&options, &info, deadline)?;
     let objective = objective(&config.loss, &source)?;
-    let replica = Replica::new(&config, precision, objective)?;
+    let replica = Replica::new(&config, precision, objective, lanes)?;
     let ready = Ready {
         samples_per_epoch: first.total_samples(),
         fingerprint,
@@ -131,20 +132,10 @@ fn cores() -> usize {
     std::thread::available_parallelism().map_or(1, usize::from)
 }
 
-/// libtorch's and rayon's pools get the same size; oneDNN's sums depend on the former.
-pub fn use_threads(threads: usize) -> Result<()> {
-    tch::set_num_threads(threads as i32);
-    rayon::ThreadPoolBuilder::new()
-        .num_threads(threads)
-        .build_global()
-        .or_else(|e| {
-            if rayon::current_num_threads() == threads {
-                Ok(())
-            } else {
-                Err(e)
-            }
-        })
-        .map_err(|e| Error::Internal(format!("thread pool: {e}")))
+/// One lane per virtual shard of a rank, as far as there are threads.
+fn lanes(config: &TrainConfig) -> Result<Lanes> {
+    let shards = config.virtual_shards / config.ranks.max(1);
+    Lanes::over(config.threads(cores()), shards as usize)
 }
 
 /// All ranks must train the same thing on the same data in the same arithmetic.
