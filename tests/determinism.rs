@@ -117,3 +117,18 @@ fn native_bf16() -> bool {
     #[cfg(not(target_arch = "x86_64"))]
     return false;
 }
+
+/// Threads share out the virtual shards of a rank, and never one of them.
+#[test]
+fn the_number_of_threads_does_not_matter_either() {
+    let one = train(&[], (1, "local"));
+    let by_threads = |threads: &str, ranks| {
+        train(
+            &[&format!("train.threads_per_rank={threads}")],
+            (ranks, "local"),
+        )
+    };
+    assert_eq!(by_threads("2", 1), one);
+    assert_eq!(by_threads("4", 1), one);
+    assert_eq!(by_threads("2", 2), one);
+}

@@ -5,7 +5,6 @@ use fovea_trainer::config::Config;
 use fovea_trainer::evaluate::Summary;
 use fovea_trainer::metrics::{Metrics, Scored, best_constant};
 use fovea_trainer::predict::Predictor;
-use fovea_trainer::train::use_threads;
 use serde_json::json;
 
 use crate::cli::EvalArgs;
@@ -18,7 +17,6 @@ pub fn run(args: &EvalArgs) -> anyhow::Result<Ending> {
             args.split
         ))
     })?;
-    use_threads(std::thread::available_parallelism()?.get())?;
     let mut predictor = Predictor::load(&args.checkpoint, |config| apply(config, &args.set))?;
     let data = Dataset::open(&args.data).map_err(fovea_trainer::Error::from)?;
     let bar = Bar::new("images");

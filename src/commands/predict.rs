@@ -5,7 +5,6 @@ use std::path::Path;
 use fovea_dataset::{Bar, Dataset, Progress};
 use fovea_trainer::predict::{Predictor, photos};
 use fovea_trainer::run_dir::{Prediction, write_predictions};
-use fovea_trainer::train::use_threads;
 
 use super::eval::apply;
 use crate::cli::PredictArgs;
@@ -20,7 +19,6 @@ pub fn run(args: &PredictArgs) -> anyhow::Result<Ending> {
         ))
         .into());
     }
-    use_threads(std::thread::available_parallelism()?.get())?;
     let predictor = Predictor::load(&args.checkpoint, |config| apply(config, &args.set))?;
     let rows = if args.input.join("manifest.json").is_file() {
         prepared(&predictor, &args.input)?
@@ -50,11 +48,7 @@ fn photographs(predictor: &Predictor, path: &Path) -> anyhow::Result<Vec<Predict
     let files = photos(path)?;
     let bar = Bar::new("photographs");
     bar.start(files.len() as u64);
-    let mut rows = Vec::new();
-    for file in &files {
-        rows.extend(predictor.photo(file)?);
-        bar.advance(1);
-    }
+    let rows = predictor.photos(&files, || bar.advance(1))?;
     bar.finish();
     Ok(rows)
 }

@@ -5,6 +5,7 @@ use fovea_dataset::Split;
 use fovea_kernels::{FocalParams, focal_loss};
 
 use crate::error::Result;
+use crate::lanes::ReadOnly;
 use crate::metrics::{self, Level, Metrics, Scored};
 use crate::replica::Replica;
 use crate::samples::SampleSource;
@@ -59,35 +60,48 @@ pub fn images_of(source: &SampleSource, split: Split, rank: usize, world: usize)
         .collect()
 }
 
-/// Scores `images`, one after the other; `tick` is called after each.
+/// Scores `images`, as many at a time as the replica has lanes; `tick` is called after each, and ends it
+/// with its error.
 pub fn score(
     replica: &Replica,
     source: &SampleSource,
     images: &[usize],
-    mut tick: impl FnMut(),
+    mut tick: impl FnMut() -> Result<()>,
 ) -> Result<Vec<Row>> {
     let mut rows = Vec::new();
-    for &image in images {
-        let batch = source.load(&[source.whole_image(image)], None)?;
-        let scores = replica.evaluate(&batch)?;
-        let logits = |flat: &[f32], i: usize| [0, 1, 2, 3].map(|c| flat[4 * i + c]);
-        rows.push(Row {
-            id: image as u64,
-            logits: logits(&scores.image, 0),
-            label: u32::from(batch.image_labels[0]),
-            level: 1,
-        });
-        for (i, (&id, &label)) in batch.patch_ids.iter().zip(&batch.patch_labels).enumerate() {
-            rows.push(Row {
-                id,
-                logits: logits(&scores.patch, i),
-                label: u32::from(label),
-                level: 0,
-            });
+    // SAFETY: an evaluation reads the replica.
+    let shared = unsafe { ReadOnly::new(replica) };
+    for together in images.chunks(replica.lanes().count()) {
+        let scored = replica.lanes().run(together.len(), |i| {
+            score_image(shared.get(), source, together[i])
+        })?;
+        for image in scored {
+            rows.extend(image);
+            tick()?;
         }
-        tick();
     }
     Ok(rows)
+}
+
+/// The image itself, then its cells that are not black.
+fn score_image(replica: &Replica, source: &SampleSource, image: usize) -> Result<Vec<Row>> {
+    let batch = source.load(&[source.whole_image(image)], None)?;
+    let scores = replica.evaluate(&batch)?;
+    let logits = |flat: &[f32], i: usize| [0, 1, 2, 3].map(|c| flat[4 * i + c]);
+    let whole = Row {
+        id: image as u64,
+        logits: logits(&scores.image, 0),
+        label: u32::from(batch.image_labels[0]),
+        level: 1,
+    };
+    let cells = batch.patch_ids.iter().zip(&batch.patch_labels).enumerate();
+    let cells = cells.map(|(i, (&id, &label))| Row {
+        id,
+        logits: logits(&scores.patch, i),
+        label: u32::from(label),
+        level: 0,
+    });
+    Ok(std::iter::once(whole).chain(cells).collect())
 }
 
 /// Metrics at both levels. Independent of the order of the rows, so of who computed them.

@@ -11,6 +11,7 @@ mod dropout;
 mod error;
 pub mod evaluate;
 mod host;
+mod lanes;
 pub mod launch;
 pub mod metrics;
 pub mod models;

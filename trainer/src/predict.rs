@@ -10,6 +10,7 @@ use crate::checkpoint;
 use crate::config::Config;
 use crate::error::{Error, Result};
 use crate::evaluate::{self, Row, Summary, sigmoid};
+use crate::lanes::{Lanes, ReadOnly};
 use crate::precision::Precision;
 use crate::replica::{Objective, Replica};
 use crate::run_dir::Prediction;
@@ -31,6 +32,8 @@ impl Predictor {
     /// Loads a checkpoint directory, a run directory (its best checkpoint, else its newest), or a
     /// bare `.safetensors` file of weights. `adjust` may change the configuration before it is used.
     pub fn load(path: &Path, adjust: impl FnOnce(&mut Config) -> Result<()>) -> Result<Self> {
+        let threads = std::thread::available_parallelism().map_or(1, usize::from);
+        let lanes = Lanes::over(threads, threads)?;
         let path = checkpoint_in(path)?;
         let (mut config, weights) = if path.is_dir() {
             let loaded = checkpoint::load(&path)?;
@@ -58,7 +61,7 @@ impl Predictor {
             patch: plain(),
             patch_weight: config.loss.patch_weight,
         };
-        let mut replica = Replica::new(&config, precision, objective)?;
+        let mut replica = Replica::new(&config, precision, objective, lanes)?;
         train::restore_weights(&mut replica.params, &weights, &path)?;
         Ok(Self {
             config,
@@ -73,10 +76,13 @@ impl Predictor {
     }
 
     /// Scores all images of a prepared dataset.
-    pub fn dataset(&self, data: Dataset, tick: impl FnMut()) -> Result<Vec<Prediction>> {
+    pub fn dataset(&self, data: Dataset, mut tick: impl FnMut()) -> Result<Vec<Prediction>> {
         let source = SampleSource::new(Arc::new(data), &self.config, self.precision);
         let images: Vec<usize> = (0..source.data().len()).collect();
-        let rows = evaluate::score(&self.replica, &source, &images, tick)?;
+        let rows = evaluate::score(&self.replica, &source, &images, || {
+            tick();
+            Ok(())
+        })?;
         Ok(train::predictions(&rows, &source))
     }
 
@@ -85,7 +91,7 @@ impl Predictor {
         &mut self,
         data: Dataset,
         split: fovea_dataset::Split,
-        tick: impl FnMut(),
+        mut tick: impl FnMut(),
     ) -> Result<(Vec<Row>, Summary)> {
         let source = SampleSource::new(Arc::new(data), &self.config, self.precision);
         let images = evaluate::images_of(&source, split, 0, 1);
@@ -100,13 +106,31 @@ impl Predictor {
         }
         self.replica
             .set_objective(train::objective(&self.config.loss, &source)?);
-        let rows = evaluate::score(&self.replica, &source, &images, tick)?;
+        let rows = evaluate::score(&self.replica, &source, &images, || {
+            tick();
+            Ok(())
+        })?;
         let summary = evaluate::summarise(&rows, &self.replica, self.config.eval.threshold)?;
         Ok((rows, summary))
     }
 
+    /// Scores photographs; `tick` is called after each.
+    pub fn photos(&self, paths: &[PathBuf], mut tick: impl FnMut()) -> Result<Vec<Prediction>> {
+        let mut rows = Vec::new();
+        // SAFETY: an evaluation reads the replica.
+        let shared = unsafe { ReadOnly::new(self) };
+        let lanes = self.replica.lanes();
+        for together in paths.chunks(lanes.count()) {
+            for photo in lanes.run(together.len(), |i| shared.get().photo(&together[i]))? {
+                rows.extend(photo);
+                tick();
+            }
+        }
+        Ok(rows)
+    }
+
     /// Scores one photograph: field of view found, squared, resized; its black cells are left out.
-    pub fn photo(&self, path: &Path) -> Result<Vec<Prediction>> {
+    fn photo(&self, path: &Path) -> Result<Vec<Prediction>> {
         let photo = prepare_photo(&load_photo(path)?, SIZE, PATCH)?;
         let grid = (SIZE / PATCH) as usize;
         let assembler = Assembler {

@@ -11,6 +11,7 @@ use crate::config::{Config, OptimizerKind};
 use crate::dropout;
 use crate::error::{Error, Result};
 use crate::host;
+use crate::lanes::{Lanes, ReadOnly};
 use crate::models::{self, IMAGE_DROPOUT, Input, Model, PATCH_DROPOUT, Pass};
 use crate::ops::NormMode;
 use crate::params::Params;
@@ -77,13 +78,23 @@ pub struct Scores {
     pub patch: Vec<f32>,
 }
 
+/// What one virtual shard gives to the sums of an attempt.
+struct ShardSums {
+    /// By parameter.
+    grads: Vec<Tensor>,
+    batch_stats: Tensor,
+    image_loss: f32,
+    patch_loss: f32,
+}
+
 /// Model, parameters and the buffers of an attempt.
 pub struct Replica {
     model: Box<dyn Model>,
     /// Parameters and optimizer moments.
     pub params: Params,
     objective: Objective,
-    batch_stats: Tensor,
+    stats_len: usize,
+    lanes: Lanes,
     tree: TreeAccumulator,
     surface: Surface,
     seed: u64,
@@ -91,7 +102,12 @@ pub struct Replica {
 
 impl Replica {
     /// Builds the configured model with its initial parameters.
-    pub fn new(config: &Config, precision: Precision, objective: Objective) -> Result<Self> {
+    pub fn new(
+        config: &Config,
+        precision: Precision,
+        objective: Objective,
+        lanes: Lanes,
+    ) -> Result<Self> {
         let (model, blueprint) = models::build(config.model.name);
         let stats_len = blueprint.stats_len();
         let params = Params::new(blueprint, precision, config.train.seed)?;
@@ -102,7 +118,8 @@ impl Replica {
             model,
             params,
             objective,
-            batch_stats: Tensor::f_zeros([stats_len as i64], (Kind::Float, Device::Cpu))?,
+            stats_len,
+            lanes,
             tree: TreeAccumulator::new(scalars.end),
             surface: Surface {
                 grads,
@@ -111,6 +128,12 @@ impl Replica {
             },
             seed: config.train.seed,
         })
+    }
+
+    /// Back to the initial parameters.
+    pub fn start_again(&mut self, precision: Precision) -> Result<()> {
+        self.params = Params::new(self.params.blueprint.clone(), precision, self.seed)?;
+        Ok(())
     }
 
     /// Elements of the buffer that [`Replica::attempt`] returns.
@@ -127,57 +150,67 @@ impl Replica {
         total: Denominators,
     ) -> Result<Vec<f32>> {
         self.tree.reset();
-        for shard in shards {
-            let Some(batch) = shard else {
-                // A leaf of zeros: the tree has the same shape for every batch and world size.
-                self.tree.leaf(|target, fill| {
-                    target
-                        .iter_mut()
-                        .for_each(|x| *x = if fill == Fill::Assign { 0.0 } else { *x + 0.0 });
-                    Ok(())
-                })?;
-                continue;
-            };
-            let (grads, losses) = self.forward_backward(batch, epoch, total)?;
-            let Self {
-                tree,
-                params,
-                surface,
-                batch_stats,
-                ..
-            } = self;
-            tree.leaf(|target, fill| {
-                for (index, grad) in grads.iter().enumerate() {
-                    let range = params.layout.ranges[index].clone();
-                    add_gradient(
-                        grad,
-                        params.blueprint.params[index].working,
-                        &mut target[range],
-                        fill,
-                    )?;
-                }
-                add_values(
-                    host::slice(batch_stats)?,
-                    &mut target[surface.stats.clone()],
-                    fill,
-                )?;
-                add_values(
-                    &[losses.0, losses.1, 1.0],
-                    &mut target[surface.scalars.clone()],
-                    fill,
-                )
+        for together in shards.chunks(self.lanes.count()) {
+            // SAFETY: forward and backward pass write to tensors of their own only.
+            let (replica, batches) = unsafe { (ReadOnly::new(&*self), ReadOnly::new(together)) };
+            let results = self.lanes.run(together.len(), |i| {
+                let batch = batches.get()[i].as_ref();
+                let result = batch.map(|batch| replica.get().forward_backward(batch, epoch, total));
+                result.transpose()
             })?;
+            for result in results {
+                self.add_leaf(result)?;
+            }
         }
         self.tree.finish()
     }
 
-    /// Gradients of all parameters and the (image, patch) loss sums of one virtual shard.
+    /// The next leaf of the reduction tree: what a virtual shard gave, or zeros for one without samples
+    /// (the tree has the same shape for every batch and world size).
+    fn add_leaf(&mut self, result: Option<ShardSums>) -> Result<()> {
+        let Self {
+            tree,
+            params,
+            surface,
+            ..
+        } = self;
+        tree.leaf(|target, fill| {
+            let Some(sums) = &result else {
+                target
+                    .iter_mut()
+                    .for_each(|x| *x = if fill == Fill::Assign { 0.0 } else { *x + 0.0 });
+                return Ok(());
+            };
+            for (index, grad) in sums.grads.iter().enumerate() {
+                let range = params.layout.ranges[index].clone();
+                add_gradient(
+                    grad,
+                    params.blueprint.params[index].working,
+                    &mut target[range],
+                    fill,
+                )?;
+            }
+            add_values(
+                host::slice(&sums.batch_stats)?,
+                &mut target[surface.stats.clone()],
+                fill,
+            )?;
+            add_values(
+                &[sums.image_loss, sums.patch_loss, 1.0],
+                &mut target[surface.scalars.clone()],
+                fill,
+            )
+        })
+    }
+
+    /// Forward and backward of one virtual shard.
     fn forward_backward(
         &self,
         batch: &ShardBatch,
         epoch: u32,
         total: Denominators,
-    ) -> Result<(Vec<Tensor>, (f32, f32))> {
+    ) -> Result<ShardSums> {
+        let batch_stats = Tensor::f_zeros([self.stats_len as i64], (Kind::Float, Device::Cpu))?;
         let image_mask = dropout::mask(
             self.seed,
             epoch,
@@ -198,7 +231,7 @@ impl Replica {
             params: self.params.leaves(),
             norms: &self.params.blueprint.norms,
             mode: NormMode::Train {
-                batch_stats: &self.batch_stats,
+                batch_stats: &batch_stats,
             },
         };
         let input = Input {
@@ -226,7 +259,12 @@ impl Replica {
         let root = (out.image.f_mul(&image_dlogits)?.f_sum(Kind::Float)?)
             .f_add(&out.patch.f_mul(&patch_dlogits)?.f_sum(Kind::Float)?)?;
         let grads = Tensor::f_run_backward(&[root], self.params.leaves(), false, false)?;
-        Ok((grads, (image_loss, patch_loss)))
+        Ok(ShardSums {
+            grads,
+            batch_stats,
+            image_loss,
+            patch_loss,
+        })
     }
 
     /// Reads the loss and the gradient norm out of the reduced buffer.
@@ -304,6 +342,11 @@ impl Replica {
             image: host::slice(&out.image.f_contiguous()?)?.to_vec(),
             patch: host::slice(&out.patch.f_contiguous()?)?.to_vec(),
         })
+    }
+
+    /// How the threads of this process are shared out.
+    pub fn lanes(&self) -> &Lanes {
+        &self.lanes
     }
 
     /// What the model was trained to minimise.

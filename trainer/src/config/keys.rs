@@ -372,7 +372,7 @@ pub static KEYS: &[Key] = &[
     key!(train.images_per_step, int(1, 65536), RESULT, "Units in one global batch over all ranks, a unit being one image with up to patches_per_image of its patches. Adding ranks does not change it."),
     key!(train.virtual_shards, int(1, 4096), RESULT, "Fixed slices of the global batch, the leaves of the reduction tree; BatchNorm statistics are per slice. Weights are bit for bit the same for every number of ranks that divides it into power-of-two blocks."),
     key!(train.ranks, int(1, 4096), PLACE, "Trainer processes; `--ranks` overrides it. 1, or a number that divides virtual_shards into power-of-two blocks."),
-    key!(train.threads_per_rank, int(0, 1024), PLACE, "Compute threads of one rank; 0 = processor cores / ranks. For the same bits at different rank counts, set it to one fixed number."),
+    key!(train.threads_per_rank, int(0, 1024), PLACE, "Compute threads of one rank; 0 = processor cores / ranks. Each works on a virtual shard of its own; the weights do not depend on their number up to virtual_shards / ranks. Beyond, several threads share a shard and change its rounding."),
     key!(train.precision, ANY, RESULT, "Arithmetic of forward and backward; weights are kept in f32. auto = bf16 where the processor has it natively, else f32."),
     key!(train.seed, int(0, MAX_SEED), RESULT, "Seed of initial weights, sample order, augmentation and dropout."),
     key!(train.backend, ANY, PLACE, "How ranks exchange gradients; `--backend` overrides it. auto = mpi under an MPI launch, else local (one machine)."),

@@ -13,6 +13,7 @@ use tch::{Kind, Tensor};
 
 use crate::checkpoint::{NamedTensor, TensorData};
 use crate::config::Config;
+use crate::lanes::Lanes;
 use crate::models::Blueprint;
 use crate::precision::Precision;
 use crate::replica::{Denominators, Objective, Replica};
@@ -248,7 +249,7 @@ fn configured(setup: &Setup, precision: Precision) -> (Config, Replica) {
         patch: focal(),
         patch_weight: loss.patch_weight,
     };
-    let mut replica = Replica::new(&config, precision, objective).expect("a replica");
+    let mut replica = Replica::new(&config, precision, objective, Lanes::one()).expect("a replica");
     let weights = hashed(&replica.params.blueprint);
     restore_weights(&mut replica.params, &weights, Path::new("hashed"))
         .expect("PyTorch's names and shapes");

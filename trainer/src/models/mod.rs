@@ -148,7 +148,7 @@ pub struct Output {
 }
 
 /// A network of this project: images and patches in, lesion logits out.
-pub trait Model: Send {
+pub trait Model: Send + Sync {
     /// Forward pass of one virtual shard (training) or of one image (evaluation).
     fn forward(&self, pass: &Pass<'_>, input: &Input<'_>) -> Result<Output>;
 }

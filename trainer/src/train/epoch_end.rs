@@ -1,12 +1,13 @@
 //! What happens between epochs: evaluation, metrics, the best checkpoint.
 
 use std::collections::BTreeMap;
+use std::sync::atomic::Ordering;
 use std::time::SystemTime;
 
 use fovea_coordinator::protocol::{MemberState, TrainerEvent};
 use fovea_dataset::Split;
 
-use super::Trainer;
+use super::{Trainer, check_generation};
 use crate::config::{Level as WatchedLevel, MetricName};
 use crate::error::{Error, Result};
 use crate::evaluate::{self, Row, Summary};
@@ -50,13 +51,16 @@ impl Trainer {
         let (rank, world) = (self.assignment.rank, self.assignment.world);
         self.client.state(MemberState::Evaluating);
         let images = evaluate::images_of(&self.source, Split::Val, rank, world);
-        let mut mine = Vec::new();
-        for &image in &images {
-            mine.extend(evaluate::score(&self.replica, &self.source, &[image], || {})?);
-            self.client.beat();
-            self.ask_to_drain_if_wanted()?;
-            self.check_generation()?;
-        }
+        let (client, wanted, mut asked) = (&self.client, &self.drain_wanted, self.drain_asked);
+        let mine = evaluate::score(&self.replica, &self.source, &images, || {
+            client.beat();
+            if wanted.load(Ordering::Relaxed) && !asked {
+                asked = true;
+                client.drain(&format!("rank {rank} got a signal"))?;
+            }
+            check_generation(client)
+        })?;
+        self.drain_asked = asked;
         let all = self.all_gather(bytemuck::cast_slice(&mine))?;
         let mut rows = Vec::new();
         for part in all {

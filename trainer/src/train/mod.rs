@@ -23,7 +23,7 @@ use fovea_coordinator::protocol::{
 
 pub(crate) use epoch_end::predictions;
 pub use progress::{Best, Progress};
-pub use session::{TrainerOptions, join, objective, use_threads};
+pub use session::{TrainerOptions, join, objective};
 pub use snapshot::{best_of, restore_weights, resume_point};
 
 use self::session::Engine;
@@ -33,7 +33,7 @@ use crate::collectives::Collective;
 use crate::config::{Config, learning_rate};
 use crate::error::{Error, Result};
 use crate::precision::Precision;
-use crate::replica::{Denominators, Objective, Replica};
+use crate::replica::{Denominators, Replica};
 use crate::run_dir::{RunDir, StepRow};
 use crate::samples::{Loader, Part, RankBatch, SampleSource};
 
@@ -71,7 +71,6 @@ pub struct Trainer {
     source: Arc<SampleSource>,
     order_input: OrderInput,
     precision: Precision,
-    objective: Objective,
     replica: Replica,
     progress: Progress,
     /// The replica holds the state of `progress`, whole.
@@ -334,14 +333,6 @@ impl Trainer {
         self.client.abort_signal().notice().is_some()
     }
 
-    /// An error when the generation is over, for work in which ranks do not meet.
-    fn check_generation(&self) -> Result<()> {
-        match self.client.abort_signal().notice() {
-            Some(notice) => Err(aborted(notice.generation, notice.cause, notice.reason)),
-            None => Ok(()),
-        }
-    }
-
     /// A collective that was aborted knows less about the cause than the coordinator does.
     fn or_the_coordinators_reason<T>(&self, result: Result<T>) -> Result<T> {
         match (result, self.client.abort_signal().notice()) {
@@ -367,6 +358,14 @@ impl Trainer {
                 tracing::warn!("{e}");
             }
         }
+    }
+}
+
+/// An error when the generation is over, for work in which ranks do not meet.
+fn check_generation(client: &Client) -> Result<()> {
+    match client.abort_signal().notice() {
+        Some(notice) => Err(aborted(notice.generation, notice.cause, notice.reason)),
+        None => Ok(()),
     }
 }
 

@@ -14,8 +14,9 @@ use fovea_kernels::FocalParams;
 use super::step_rows::StepRows;
 use super::{Progress, Trainer};
 use crate::collectives::{AbortHandle, Collective, Solo, local, mpi_launch_size};
-use crate::config::{Alpha, Backend, Config, LossConfig};
+use crate::config::{Alpha, Backend, Config, LossConfig, TrainConfig};
 use crate::error::{Error, Result};
+use crate::lanes::Lanes;
 use crate::precision::Precision;
 use crate::replica::{Objective, Replica};
 use crate::run_dir::RunDir;
@@ -41,7 +42,7 @@ pub struct TrainerOptions {
 pub fn join(options: TrainerOptions) -> Result<Trainer> {
     let config = Config::load(&options.run.config())?;
     config.validate()?;
-    use_threads(config.train.threads(cores()))?;
+    let lanes = lanes(&config.train)?;
     let precision = Precision::resolve(config.train.precision);
     let data = Arc::new(Dataset::open_unverified(config.data.path.as_ref())?);
     let fingerprint = fingerprint(&config, &data, precision);
@@ -71,7 +72,7 @@ pub fn join(options: TrainerOptions) -> Result<Trainer> {
     let deadline = Instant::now() + JOIN;
     let client = connect(&options.endpoint, &info, &options.drain_wanted, deadline)?;
     let objective = objective(&config.loss, &source)?;
-    let replica = Replica::new(&config, precision, objective.clone())?;
+    let replica = Replica::new(&config, precision, objective, lanes)?;
     Ok(Trainer {
         progress: Progress::new(&config),
         config,
@@ -97,7 +98,6 @@ pub fn join(options: TrainerOptions) -> Result<Trainer> {
         source,
         order_input,
         precision,
-        objective,
         replica,
         holds: false,
         pristine: true,
@@ -133,20 +133,10 @@ fn cores() -> usize {
     std::thread::available_parallelism().map_or(1, usize::from)
 }
 
-/// libtorch's and rayon's pools get the same size; oneDNN's sums depend on the former.
-pub fn use_threads(threads: usize) -> Result<()> {
-    tch::set_num_threads(threads as i32);
-    rayon::ThreadPoolBuilder::new()
-        .num_threads(threads)
-        .build_global()
-        .or_else(|e| {
-            if rayon::current_num_threads() == threads {
-                Ok(())
-            } else {
-                Err(e)
-            }
-        })
-        .map_err(|e| Error::Internal(format!("thread pool: {e}")))
+/// One lane per virtual shard of a rank, as far as there are threads.
+fn lanes(config: &TrainConfig) -> Result<Lanes> {
+    let shards = config.virtual_shards / config.ranks.max(1);
+    Lanes::over(config.threads(cores()), shards as usize)
 }
 
 /// All ranks must train the same thing on the same data in the same arithmetic.

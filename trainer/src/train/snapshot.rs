@@ -218,7 +218,8 @@ impl Trainer {
             self.restore(start)?;
         } else {
             if !self.pristine {
-                self.replica = Replica::new(&self.config, self.precision, self.objective.clone())?;
+                self.replica.start_again(self.precision)?;
+                self.pristine = true;
             }
             self.progress = Progress::new(&self.config);
         }
@@ -278,7 +279,7 @@ impl Trainer {
         let params = &self.replica.params;
         let mut hasher = blake3::Hasher::new();
         for part in [params.master()?, &params.m, &params.v] {
-            hasher.update_rayon(bytemuck::cast_slice(part));
+            hasher.update(bytemuck::cast_slice(part));
         }
         hasher.update(bytemuck::cast_slice(crate::host::slice::<f32>(params.running())?));
         Ok(hasher.finalize().to_hex().to_string())

@@ -110,8 +110,19 @@ fn child_aborts() {
     let mut mpi = MpiCollective::init(&abort).unwrap();
     mpi.barrier(soon()).unwrap();
     let rank = mpi.rank();
+    // A barrier lets its ranks go one after the other: rank 1 must not abort the one that rank 0 is in.
+    let launcher = rustix::process::getppid().unwrap().as_raw_nonzero();
+    let past_the_barrier = std::env::temp_dir().join(format!("fovea-test-abort-{launcher}"));
+    if rank == 0 {
+        std::fs::write(&past_the_barrier, "").unwrap();
+    }
     if rank == 1 {
-        std::thread::spawn(move || abort.abort("generation 9"));
+        std::thread::spawn(move || {
+            while std::fs::remove_file(&past_the_barrier).is_err() {
+                std::thread::sleep(Duration::from_millis(1));
+            }
+            abort.abort("generation 9");
+        });
     }
     let mut buf = vec![1.0; 100];
     // Rank 2 never comes; the others wait for it until rank 1 hears of generation 9.
