@@ -102,6 +102,7 @@ impl<'a, T: ?Sized> ReadOnly<'a, T> {
 unsafe impl<T: ?Sized> Sync for ReadOnly<'_, T> {}
 
 #[cfg(test)]
+#[expect(clippy::unwrap_used, reason = "a failed unwrap is a failed test")]
 mod tests {
     use super::*;
 

@@ -159,7 +159,7 @@ impl Replica {
                 result.transpose()
             })?;
             for result in results {
-                self.add_leaf(result)?;
+                self.add_leaf(result.as_ref())?;
             }
         }
         self.tree.finish()
@@ -167,7 +167,7 @@ impl Replica {
 
     /// The next leaf of the reduction tree: what a virtual shard gave, or zeros for one without samples
     /// (the tree has the same shape for every batch and world size).
-    fn add_leaf(&mut self, result: Option<ShardSums>) -> Result<()> {
+    fn add_leaf(&mut self, result: Option<&ShardSums>) -> Result<()> {
         let Self {
             tree,
             params,
@@ -175,7 +175,7 @@ impl Replica {
             ..
         } = self;
         tree.leaf(|target, fill| {
-            let Some(sums) = &result else {
+            let Some(sums) = result else {
                 target
                     .iter_mut()
                     .for_each(|x| *x = if fill == Fill::Assign { 0.0 } else { *x + 0.0 });
