@@ -164,10 +164,7 @@ mod tests {
     fn comes_back_as_written_and_golden() {
         let dir = tempfile::tempdir().unwrap();
         let entries = [start(1, 0, 0), commit(1, 1), commit(1, 300)];
-        let entries = entries.map(|entry| LedgerRecord {
-            unix_ms: 9,
-            entry,
-        });
+        let entries = entries.map(|entry| LedgerRecord { unix_ms: 9, entry });
         let (mut ledger, before) = Ledger::open(dir.path()).unwrap();
         assert!(before.is_empty());
         for entry in &entries {

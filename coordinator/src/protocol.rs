@@ -30,9 +30,7 @@ impl fmt::Display for MemberId {
 }
 
 /// Where training goes on: the newest committed step and what it left. Ordered by progress.
-#[derive(
-    Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize,
-)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
 pub struct StartPoint {
     /// Epoch that `cursor` counts in, from 0.
     pub epoch: u32,

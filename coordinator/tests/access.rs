@@ -110,7 +110,7 @@ fn a_peer_of_another_version_is_told_both_numbers() {
     stream.write_all(&frame).unwrap();
     let reason = dropped(&mut stream);
     assert!(
-        reason.contains("version 7") && reason.contains("version 2") && reason.contains("help:"),
+        reason.contains("version 8") && reason.contains("version 2") && reason.contains("help:"),
         "{reason}"
     );
     coordinator.stop("end of test");
@@ -130,7 +130,7 @@ fn a_client_of_another_version_says_so() {
     let error = Observer::connect(&Endpoint::Address { addr, token }, soon()).unwrap_err();
     server.join().unwrap();
     assert!(
-        matches!(error, Error::Version { ours: 1, theirs: 9 }),
+        matches!(error, Error::Version { ours: 2, theirs: 9 }),
         "{error}"
     );
 }
@@ -146,7 +146,7 @@ fn malformed_handshakes_are_dropped_with_the_reason() {
             "frame of 16777216 bytes is over the limit of 4096",
         ),
         (&[0, 0, 0, 0], "cannot be decoded: it is empty"),
-        (&[3, 0, 0, 0, 1, 200, 200], "cannot be decoded"),
+        (&[3, 0, 0, 0, 2, 200, 200], "cannot be decoded"),
         (b"GET / HTTP/1.1\r\n\r\n", "over the limit of 4096"),
     ];
     for (bytes, expected) in cases {

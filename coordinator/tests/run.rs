@@ -38,7 +38,10 @@ fn four_ranks_train_two_epochs() {
         for _ in 0..20 {
             assert!(matches!(
                 trainer.step(),
-                Decision::Commit { next: Next::Step, .. }
+                Decision::Commit {
+                    next: Next::Step,
+                    ..
+                }
             ));
         }
         if rank == 0 {

@@ -53,7 +53,9 @@ pub fn run(args: &TrainArgs) -> anyhow::Result<Ending> {
             Spawner::Direct
         },
         max_restarts: config.elastic.max_restarts,
-        deadline: args.deadline.and_then(|left| Instant::now().checked_add(left)),
+        deadline: args
+            .deadline
+            .and_then(|left| Instant::now().checked_add(left)),
         drain_wanted: drain_flag()?,
     };
     let mut view = View::new();

@@ -231,11 +231,7 @@ impl<'a> Launched<'a> {
         })
     }
 
-    fn watch(
-        &mut self,
-        restarts: &mut Restarts,
-        show: &mut impl FnMut(&Status),
-    ) -> Result<Ended> {
+    fn watch(&mut self, restarts: &mut Restarts, show: &mut impl FnMut(&Status)) -> Result<Ended> {
         loop {
             if let Some(ended) = self.coordinator.poll() {
                 let in_order = ended.code().is_some_and(|code| IN_ORDER.contains(&code));
@@ -305,9 +301,8 @@ impl<'a> Launched<'a> {
                 continue;
             }
             self.hopeless |= ended.code() == Some(WRONG_INPUT);
-            let replace = self.options.spawner == Spawner::Direct
-                && !self.hopeless
-                && restarts.allow(step);
+            let replace =
+                self.options.spawner == Spawner::Direct && !self.hopeless && restarts.allow(step);
             if replace {
                 tracing::warn!("starting it again: {}", trainer.obituary());
                 self.trainers[index] = start_trainer(self.options, index)?;

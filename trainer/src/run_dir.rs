@@ -113,7 +113,10 @@ pub fn merge_steps(path: &Path, step: u64, more: Vec<StepRow>) -> Result<()> {
         .from_reader(text.as_slice());
     // A row that does not parse is the torn end of a write that was killed.
     let read = reader.deserialize().filter_map(|r| r.ok());
-    let mut kept: Vec<StepRow> = read.chain(more).filter(|r: &StepRow| r.step <= step).collect();
+    let mut kept: Vec<StepRow> = read
+        .chain(more)
+        .filter(|r: &StepRow| r.step <= step)
+        .collect();
     kept.sort_by_key(|row| (row.step, row.rank));
     kept.dedup_by_key(|row| (row.step, row.rank));
     replace(path, &steps_csv(&kept, true)?)

@@ -155,7 +155,9 @@ impl Membership {
         for (id, reason, silent_ms) in self.suspects(now_ms) {
             let dismissal = Effect::Dismiss {
                 member: id,
-                reason: format!("{reason}\n  help: the process hung or was stopped; start it again"),
+                reason: format!(
+                    "{reason}\n  help: the process hung or was stopped; start it again"
+                ),
             };
             let mut lost = self.lose(id, &reason, silent_ms, now_ms);
             if self.outcome().is_none() {
@@ -237,7 +239,9 @@ impl Membership {
         if self.last && self.members.is_empty() && self.absent.is_empty() {
             let step = self.at.step;
             let asked = self.drain.clone().unwrap_or_default();
-            let why = format!("drained; no rank is left to save more than the newest checkpoint: {asked}");
+            let why = format!(
+                "drained; no rank is left to save more than the newest checkpoint: {asked}"
+            );
             return all.and(self.end(Outcome::Drained { step }, None, &why));
         }
         if waited <= self.config.join_ms {

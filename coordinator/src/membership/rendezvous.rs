@@ -27,7 +27,11 @@ impl Membership {
             ));
         }
         // An elastic run has room for a second set, which stands by until ranks are lost.
-        let room = if self.config.elastic { 2 * world } else { world };
+        let room = if self.config.elastic {
+            2 * world
+        } else {
+            world
+        };
         if here >= room {
             return refuse(format!(
                 "{here} of {room} members are here in generation {}\n  help: this run has no seat left; do not start more trainers than it has ranks",
@@ -43,12 +47,19 @@ impl Membership {
         }
         let member = match info.member {
             // The same process: it lost its connection, which is not yet known here.
-            Some(id) if self.members.get(&id).is_some_and(|m| m.info.is_process(&info)) => {
+            Some(id)
+                if self
+                    .members
+                    .get(&id)
+                    .is_some_and(|m| m.info.is_process(&info)) =>
+            {
                 let reason = format!("{} connected again", self.describe(id));
                 let mut replaced = self.lose(id, &reason, 0, now_ms);
                 if self.outcome().is_none() {
                     let reason = format!("{reason}\n  help: use the newer connection");
-                    replaced.effects.push(Effect::Dismiss { member: id, reason });
+                    replaced
+                        .effects
+                        .push(Effect::Dismiss { member: id, reason });
                 }
                 return replaced.and(self.join(ticket, info, now_ms));
             }
@@ -199,7 +210,11 @@ impl Membership {
     pub(super) fn usable(&self, members: usize) -> usize {
         let most = members.min(self.config.world);
         let sizes = allowed_world_sizes(self.config.virtual_shards);
-        sizes.into_iter().filter(|size| *size <= most).max().unwrap_or(0)
+        sizes
+            .into_iter()
+            .filter(|size| *size <= most)
+            .max()
+            .unwrap_or(0)
     }
 
     /// A new generation, if all who are waited for are there.
@@ -214,7 +229,11 @@ impl Membership {
                 .members
                 .values()
                 .any(|m| m.last_seat.is_some() && m.ready.is_none());
-        let least = if self.last { 1 } else { self.config.min_ranks.max(1) };
+        let least = if self.last {
+            1
+        } else {
+            self.config.min_ranks.max(1)
+        };
         let enough = self.config.elastic && self.formed && back && self.usable(ready) >= least;
         if ready >= self.config.world || enough {
             self.form(now_ms)
@@ -244,8 +263,10 @@ impl Membership {
                 ));
             }
             self.last = true;
-            self.drain
-                .get_or_insert(format!("{short}, at least {} are needed", self.config.min_ranks));
+            self.drain.get_or_insert(format!(
+                "{short}, at least {} are needed",
+                self.config.min_ranks
+            ));
         }
         self.absent.clear();
         self.form(now_ms)
@@ -331,7 +352,11 @@ impl Membership {
                 ),
                 false => String::new(),
             },
-            if self.last { "; it only saves and leaves" } else { "" }
+            if self.last {
+                "; it only saves and leaves"
+            } else {
+                ""
+            }
         );
         let seats = self.journal_seats(&by_rank);
         let machines = self.machines(&by_rank);
@@ -392,7 +417,7 @@ impl Membership {
         [first].into_iter().chain(elsewhere).collect()
     }
 
-    /// Members by rank. Those who hold the state are taken first, then those who had a seat, then
+    /// Members by rank. Those who hold the state are taken first, then those who had a lower rank, then
     /// lower ids. A member keeps the rank it had, or gets the one it prefers, when that is free; the
     /// others fill the gaps.
     fn seats(&self, world: usize, start: StartPoint) -> Vec<MemberId> {
@@ -401,7 +426,10 @@ impl Membership {
             .iter()
             .filter(|(_, m)| m.ready.is_some())
             .collect();
-        ready.sort_by_key(|(id, m)| (m.holds() != Some(start), m.last_seat.is_none(), **id));
+        ready.sort_by_key(|(id, m)| {
+            let seat = m.last_seat.unwrap_or(usize::MAX);
+            (m.holds() != Some(start), seat, **id)
+        });
         ready.truncate(world);
         let mut seats: Vec<Option<MemberId>> = vec![None; world];
         let mut rest = Vec::new();

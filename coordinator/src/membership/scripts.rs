@@ -19,6 +19,8 @@ enum Op {
     Ready(usize, bool, u8),
     /// All who are not ready say that they are, with what they should hold.
     Meet,
+    /// Members join until there are enough, and all meet.
+    Fill,
     Heartbeat(usize, MemberState),
     /// All who have a seat vote properly for a step of so many samples.
     Step(u64),
@@ -42,6 +44,7 @@ fn op() -> impl Strategy<Value = Op> {
         4 => (who.clone(), prop::bool::weighted(0.98), 0u8..4)
             .prop_map(|(m, same, have)| Op::Ready(m, same, have)),
         12 => Just(Op::Meet),
+        4 => Just(Op::Fill),
         4 => (who.clone(), 0u8..5).prop_map(|(m, s)| Op::Heartbeat(m, MemberState::from_u8(s))),
         24 => (1u64..15).prop_map(Op::Step),
         6 => (who.clone(), 1u64..15).prop_map(|(m, n)| Op::Vote(m, n)),
@@ -49,7 +52,7 @@ fn op() -> impl Strategy<Value = Op> {
             .prop_map(|(m, g, e, s, c, f)| Op::Wild(m, g, e, s, c, f)),
         2 => (who.clone(), 0u8..5, 0u64..8).prop_map(|(m, k, s)| Op::Event(m, k, s)),
         1 => Just(Op::Leave),
-        1 => who.prop_map(Op::Gone),
+        2 => who.prop_map(Op::Gone),
         4 => (0u64..600).prop_map(Op::Wait),
         1 => Just(Op::Drain),
         1 => Just(Op::Shutdown),
@@ -207,6 +210,13 @@ impl Script {
                 }
             }
             Op::Meet => return self.meet(),
+            Op::Fill => {
+                while self.run.members.len() < self.world && self.ended.is_none() {
+                    let info = info(self.ids.len() as u32, None);
+                    self.apply(&Event::Join { ticket: 1, info })?;
+                }
+                return self.meet();
+            }
             Op::Heartbeat(who, state) => Event::Heartbeat {
                 member: self.id(who),
                 state,

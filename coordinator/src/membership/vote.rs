@@ -241,7 +241,10 @@ impl Membership {
     fn out_of_time(&self, now_ms: u64) -> Option<String> {
         let deadline = self.config.deadline_ms?;
         let step = self.progress.median_step_ms().unwrap_or(0);
-        let save = self.checkpoint.as_ref().map_or(UNKNOWN_SAVE_MS, |saved| saved.took_ms.max(1));
+        let save = self
+            .checkpoint
+            .as_ref()
+            .map_or(UNKNOWN_SAVE_MS, |saved| saved.took_ms.max(1));
         let left = deadline.saturating_sub(now_ms);
         // Twice the measured times: neither is constant.
         let needed = 2 * (step + save) + MARGIN_MS;

@@ -233,7 +233,11 @@ impl Server {
             deadline_ms: options.time_left.map(|left| left.as_millis() as u64),
             start: options.start,
             newest: newest.unwrap_or_default(),
-            absent: if options.elastic { past.seated } else { BTreeMap::new() },
+            absent: if options.elastic {
+                past.seated
+            } else {
+                BTreeMap::new()
+            },
             last_generation,
             first_member: MemberId((u64::from(incarnation) << 32) + 1),
             summary: options.summary.clone(),

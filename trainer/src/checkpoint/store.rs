@@ -43,10 +43,15 @@ impl Store {
         }
         for entry in fs::read_dir(dir).map_err(Error::io("list", dir))? {
             let entry = entry.map_err(Error::io("list", dir))?;
-            if entry.file_name().to_string_lossy().starts_with(TMP_PREFIX) {
+            let name = entry.file_name();
+            let name = name.to_string_lossy();
+            // The first rank of the generation before may still be at it.
+            if name.starts_with(TMP_PREFIX) && !belongs_to_another(&name) {
                 let path = entry.path();
                 tracing::info!(path = %path.display(), "removing an unfinished checkpoint");
-                fs::remove_dir_all(&path).map_err(Error::io("remove", &path))?;
+                if let Err(error) = fs::remove_dir_all(&path) {
+                    tracing::warn!("cannot remove {}: {error}", path.display());
+                }
             }
         }
         Ok(Self {
@@ -227,6 +232,15 @@ impl Store {
         fs::rename(&path, &doomed).map_err(Error::io("remove", &path))?;
         fs::remove_dir_all(&doomed).map_err(Error::io("remove", &doomed))
     }
+}
+
+/// Whether a temporary directory's name ends with the id of another process that is alive.
+fn belongs_to_another(name: &str) -> bool {
+    let pid = name.rsplit('-').next().and_then(|pid| pid.parse().ok());
+    let pid = pid.and_then(rustix::process::Pid::from_raw);
+    pid.is_some_and(|pid| {
+        pid != rustix::process::getpid() && rustix::process::test_kill_process(pid).is_ok()
+    })
 }
 
 /// What `COMPLETE` says.

@@ -28,9 +28,10 @@ use serde::{Deserialize, Serialize};
 pub use error::{Error, Place};
 pub use schedule::{EarlyStopping, PlateauState, Verdict, learning_rate};
 pub use sections::{
-    Alpha, AugmentConfig, Backend, CheckpointConfig, DataConfig, EarlyStoppingConfig, ElasticConfig, EvalConfig,
-    Level, LossConfig, LossKind, MetricName, ModelConfig, ModelName, OptimizerConfig,
-    OptimizerKind, Precision, RunConfig, ScheduleConfig, ScheduleKind, TrainConfig,
+    Alpha, AugmentConfig, Backend, CheckpointConfig, DataConfig, EarlyStoppingConfig,
+    ElasticConfig, EvalConfig, Level, LossConfig, LossKind, MetricName, ModelConfig, ModelName,
+    OptimizerConfig, OptimizerKind, Precision, RunConfig, ScheduleConfig, ScheduleKind,
+    TrainConfig,
 };
 
 /// Result with this room's [`Error`].

@@ -42,6 +42,7 @@ impl Trainer {
         }
         next.next_epoch();
         self.barrier()?; // behind it, the records of the epoch are written
+        self.rows.written(next.step);
         self.progress = next;
         self.save()
     }

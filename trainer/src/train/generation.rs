@@ -98,10 +98,7 @@ impl Trainer {
     }
 
     fn adopt(&mut self, client: Client) {
-        *self
-            .reporter
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner) = client.reporter();
+        *self.reporter.lock().unwrap_or_else(PoisonError::into_inner) = client.reporter();
         self.client = client;
         self.drain_asked = false;
     }
@@ -114,7 +111,11 @@ impl Trainer {
         }
         match (self.client.abort_signal().notice(), &error) {
             (Some(notice), _) if ends_the_generation_only(&notice) => {
-                tracing::info!("leaving generation {}: {}", notice.generation, notice.reason);
+                tracing::info!(
+                    "leaving generation {}: {}",
+                    notice.generation,
+                    notice.reason
+                );
                 Ok(None)
             }
             (Some(_), _) => Err(error),

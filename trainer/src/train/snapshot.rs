@@ -204,10 +204,18 @@ fn copy_state(
     deadline: Instant,
 ) -> Result<()> {
     let params = &mut replica.params;
-    collective.broadcast(bytemuck::cast_slice_mut(params.master_mut()?), root, deadline)?;
+    collective.broadcast(
+        bytemuck::cast_slice_mut(params.master_mut()?),
+        root,
+        deadline,
+    )?;
     collective.broadcast(bytemuck::cast_slice_mut(&mut params.m), root, deadline)?;
     collective.broadcast(bytemuck::cast_slice_mut(&mut params.v), root, deadline)?;
-    collective.broadcast(bytemuck::cast_slice_mut(params.running_mut()?), root, deadline)?;
+    collective.broadcast(
+        bytemuck::cast_slice_mut(params.running_mut()?),
+        root,
+        deadline,
+    )?;
     params.refresh_working()
 }
 
@@ -281,7 +289,9 @@ impl Trainer {
         for part in [params.master()?, &params.m, &params.v] {
             hasher.update(bytemuck::cast_slice(part));
         }
-        hasher.update(bytemuck::cast_slice(crate::host::slice::<f32>(params.running())?));
+        hasher.update(bytemuck::cast_slice(crate::host::slice::<f32>(
+            params.running(),
+        )?));
         Ok(hasher.finalize().to_hex().to_string())
     }
 
@@ -289,7 +299,10 @@ impl Trainer {
     pub(super) fn start_writer(&mut self, step: u64) -> Result<()> {
         let checkpoints = self.run.checkpoints();
         for path in checkpoint::set_aside_newer(&checkpoints, step)? {
-            tracing::warn!("set aside, as the run goes on before it: {}", path.display());
+            tracing::warn!(
+                "set aside, as the run goes on before it: {}",
+                path.display()
+            );
         }
         let policy = checkpoint::Retention {
             keep_last: self.config.checkpoint.keep_last as usize,
@@ -377,7 +390,10 @@ impl Trainer {
                     weights_blake3: saved.weights_blake3.clone(),
                     took_ms: saved.took.as_millis() as u64,
                 };
-                let reporter = reporter.lock().unwrap_or_else(PoisonError::into_inner).clone();
+                let reporter = reporter
+                    .lock()
+                    .unwrap_or_else(PoisonError::into_inner)
+                    .clone();
                 if let Err(e) = reporter.event(TrainerEvent::CheckpointSaved(info)) {
                     tracing::warn!("{e}");
                 }

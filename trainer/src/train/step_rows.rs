@@ -46,7 +46,11 @@ impl StepRows {
         let mut buf = vec![0.0; NUMBERS * world];
         if let Some([a, b, c]) = buf.as_chunks_mut::<NUMBERS>().0.get_mut(rank) {
             // Exact up to 2^24 samples of one rank in one step.
-            (*a, *b, *c) = (samples as f32, millis(&mut self.compute), millis(&mut self.wait));
+            (*a, *b, *c) = (
+                samples as f32,
+                millis(&mut self.compute),
+                millis(&mut self.wait),
+            );
         }
         buf
     }
@@ -58,8 +62,9 @@ impl StepRows {
 
     /// Appends all rows to the file.
     pub fn append_to(&mut self, path: &Path) -> Result<()> {
-        let rows = std::mem::take(&mut self.rows);
-        run_dir::append_steps(path, &rows)
+        run_dir::append_steps(path, &self.rows)?;
+        self.rows.clear();
+        Ok(())
     }
 
     /// Rows of steps up to `step` are on disk.
@@ -126,8 +131,14 @@ mod tests {
             compute_ms,
             wait_ms,
         };
-        assert_eq!(exchange(&mut ranks), [share(30, 6.0, 0.0), share(31, 0.0, 8.0)]);
-        assert_eq!(exchange(&mut ranks), [share(30, 0.0, 0.0), share(31, 0.0, 0.0)]);
+        assert_eq!(
+            exchange(&mut ranks),
+            [share(30, 6.0, 0.0), share(31, 0.0, 8.0)]
+        );
+        assert_eq!(
+            exchange(&mut ranks),
+            [share(30, 0.0, 0.0), share(31, 0.0, 0.0)]
+        );
     }
 
     #[test]
@@ -136,11 +147,20 @@ mod tests {
         let path = directory.path().join("throughput.csv");
         let read = || {
             let mut reader = csv::Reader::from_path(&path).unwrap();
-            let rows = reader.deserialize().map(|r: csv::Result<StepRow>| r.unwrap());
+            let rows = reader
+                .deserialize()
+                .map(|r: csv::Result<StepRow>| r.unwrap());
             rows.map(|r| (r.step, r.rank)).collect::<Vec<_>>()
         };
         let mut survivor = StepRows::default();
-        survivor.commit([row(1, 0), row(1, 1), row(2, 0), row(2, 1), row(3, 0), row(3, 1)]);
+        survivor.commit([
+            row(1, 0),
+            row(1, 1),
+            row(2, 0),
+            row(2, 1),
+            row(3, 0),
+            row(3, 1),
+        ]);
         // The rank that died had written step 1, half of step 2, and a step that is void now.
         run_dir::append_steps(&path, &[row(1, 0), row(1, 1), row(2, 0), row(4, 0)]).unwrap();
         survivor.go_on_after(2, Some(&path)).unwrap();
