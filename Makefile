@@ -5,11 +5,12 @@ FEATURES := $(shell command -v mpicc >/dev/null 2>&1 && echo --features mpi)
 FOVEA := target/release/fovea
 DEMO := demo
 
-.PHONY: help setup build run test bench lint clean
+.PHONY: help setup build run test chaos bench lint clean
 
 help:
 	@echo "make run    set up, build, then train the hybrid model on a synthetic dataset (CPU, minutes)"
 	@echo "make test   set up, then all tests"
+	@echo "make chaos  200 faults in real runs: what each cost, and that none changed the result"
 	@echo "make bench  training step against PyTorch DDP, prepare, kernels (fetches PyTorch into .venv-bench)"
 	@echo "make setup  system packages (as root), libtorch, release build"
 	@echo "make lint   rustfmt and clippy"
@@ -31,6 +32,14 @@ test: setup
 .PHONY: test-all
 test-all:
 	$(CARGO) test --release --locked --workspace $(FEATURES)
+
+# A storm of faults over real runs; CHAOS_FAULTS and CHAOS_SEED choose another one.
+CHAOS_FAULTS ?= 200
+CHAOS_SEED ?= 1
+
+chaos: setup
+	FOVEA_CHAOS_FAULTS=$(CHAOS_FAULTS) FOVEA_CHAOS_SEED=$(CHAOS_SEED) \
+	    $(CARGO) test --release --locked $(FEATURES) --test chaos -- --ignored --nocapture
 
 bench: setup
 	@FOVEA=$(FOVEA) scripts/bench.sh

@@ -70,6 +70,11 @@ impl Dice {
         Self(seed)
     }
 
+    /// The same numbers every time.
+    pub fn seeded(seed: u64) -> Self {
+        Self(seed)
+    }
+
     /// A number from `low` to `high`, both included (splitmix64).
     pub fn roll(&mut self, low: u64, high: u64) -> u64 {
         self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
@@ -146,9 +151,19 @@ pub struct Process {
 impl Process {
     /// Starts `fovea` with `args`. Processes that name `run` on their command line belong to it.
     pub fn start<A: AsRef<OsStr>>(args: &[A], run: Option<&Path>) -> Self {
+        Self::start_with(args, &[], run)
+    }
+
+    /// As [`Process::start`], with more in its environment.
+    pub fn start_with<A: AsRef<OsStr>>(
+        args: &[A],
+        environment: &[(&str, &Path)],
+        run: Option<&Path>,
+    ) -> Self {
         let mut command = Command::new(env!("CARGO_BIN_EXE_fovea"));
         command.args(args).stdin(Stdio::null()).process_group(0);
         command.env_remove("FOVEA_LOG");
+        command.envs(environment.iter().copied());
         let output = [(); 2].map(|()| tempfile::tempfile().unwrap());
         command
             .stdout(output[0].try_clone().unwrap())

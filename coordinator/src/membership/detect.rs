@@ -1,6 +1,6 @@
 //! How the loss of a member is noticed, and what it means for the others.
 
-use super::{Done, Effect, Incident, Membership, Outcome, Phase, Transition};
+use super::{Done, Effect, Incident, Member, Membership, Outcome, Phase, Transition};
 use crate::journal::JournalEntry;
 use crate::protocol::{Cause, MemberId, MemberState, Reply};
 
@@ -66,22 +66,27 @@ impl Membership {
                 noted
             };
         }
+        let incident = self.note_incident(reason, silent_ms, now_ms);
+        // The others first: the journal waits for the disk.
+        let mut left = self.leave_generation(reason, now_ms);
+        left.effects.push(incident);
+        left.and(self.try_form(now_ms))
+    }
+
+    /// Something that costs time; for the journal and the status.
+    fn note_incident(&mut self, reason: &str, silent_ms: u64, now_ms: u64) -> Effect {
         self.incidents += 1;
         self.last_incident = Some(reason.to_owned());
         self.incident.get_or_insert(Incident {
             since_ms: now_ms,
             steps_lost: 0,
         });
-        let incident = Effect::Journal(JournalEntry::Incident {
+        Effect::Journal(JournalEntry::Incident {
             generation: self.generation,
             step: self.at.step,
             silent_ms,
             reason: reason.to_owned(),
-        });
-        // The others first: the journal waits for the disk.
-        let mut left = self.leave_generation(reason, now_ms);
-        left.effects.push(incident);
-        left.and(self.try_form(now_ms))
+        })
     }
 
     /// The generation is over; its ranks abandon the attempt and say again that they are ready.
@@ -168,7 +173,30 @@ impl Membership {
                 return all;
             }
         }
-        all.and(self.patience(now_ms))
+        all.and(self.stall(now_ms)).and(self.patience(now_ms))
+    }
+
+    /// All wait for each other, so one of them hangs in what the others take for waiting. Who does not
+    /// come to the next rendezvous is the one.
+    fn stall(&mut self, now_ms: u64) -> Transition {
+        if self.phase != Phase::Running || !self.config.elastic || self.first_done.is_some() {
+            return Transition::none();
+        }
+        let hung = self.watchdog_ms();
+        let seated = || self.members.values().filter(|m| m.seat.is_some());
+        let still = |m: &Member| now_ms.saturating_sub(m.moved_ms);
+        if !seated().all(|m| m.state == MemberState::Waiting && still(m) > hung) {
+            return Transition::none();
+        }
+        let shortest = seated().map(still).min().unwrap_or(0);
+        let reason = format!(
+            "all {} ranks have waited for each other for {shortest} ms, the limit is {hung} ms",
+            self.seated
+        );
+        let incident = self.note_incident(&reason, shortest, now_ms);
+        let mut left = self.leave_generation(&reason, now_ms);
+        left.effects.push(incident);
+        left
     }
 
     /// Members that are silent, or that hang, with the reason and for how long.

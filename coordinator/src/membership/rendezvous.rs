@@ -130,12 +130,11 @@ impl Membership {
             _ => None,
         };
         if let Some(reason) = dismissal {
-            self.members.remove(&id);
-            let effect = Effect::Dismiss {
-                member: id,
-                reason: reason.clone(),
-            };
-            return Transition::because(reason, vec![effect]);
+            let mut lost = self.lose(id, &reason, 0, now_ms);
+            if self.outcome().is_none() {
+                lost.effects.push(Effect::Dismiss { member: id, reason });
+            }
+            return lost;
         }
         let ready = Ready {
             // What nobody committed nobody can hold: it comes from a course that was left.

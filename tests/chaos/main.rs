@@ -1,0 +1,42 @@
+//! Faults in real runs: processes are killed, stopped, hung and asked to leave, connections dropped
+//! and delayed, files damaged, disks filled, clocks moved. Whatever happens, the run must end with the
+//! weights of one that nothing happened to, every sample of every epoch used once.
+//!
+//! `make chaos` runs the long storm (`FOVEA_CHAOS_FAULTS`, `FOVEA_CHAOS_SEED`); `make test` a short one.
+
+#![allow(clippy::unwrap_used, reason = "a panic is how a test fails")]
+
+#[path = "../common/mod.rs"]
+mod common;
+mod fault;
+mod hands;
+mod storm;
+
+use storm::Storm;
+
+/// One fault of each kind, in a fixed order.
+#[test]
+fn a_short_storm() {
+    let _turn = common::turn();
+    let mut storm = Storm::new(1);
+    for fault in fault::ALL {
+        storm.inject(fault);
+    }
+    storm.end();
+}
+
+/// As many random faults as asked for, at random moments.
+#[test]
+#[ignore = "takes many minutes: `make chaos`"]
+fn a_long_storm() {
+    let number = |name: &str, default: u64| {
+        let text = std::env::var(name).unwrap_or_default();
+        text.parse().unwrap_or(default)
+    };
+    let mut storm = Storm::new(number("FOVEA_CHAOS_SEED", 1));
+    for _ in 0..number("FOVEA_CHAOS_FAULTS", 200) {
+        let fault = storm.any_fault();
+        storm.inject(fault);
+    }
+    storm.end();
+}
