@@ -140,6 +140,24 @@ fn killed_processes_cost_no_more_than_a_step() {
     assert_eq!(outcome(&run), *reference);
 }
 
+/// MPI ends all of its processes with one of them: the launcher starts the world again, from the
+/// newest checkpoint.
+#[cfg(feature = "mpi")]
+#[test]
+fn an_mpi_world_that_loses_a_rank_is_started_again() {
+    let _turn = turn();
+    let reference = reference();
+    let run = Run::new(&["train.backend=mpi", "checkpoint.every_steps=2"]);
+    let mut process = run.start(2);
+    run.wait_until(&mut process, "a checkpoint", |s| s.checkpoint.is_some() && s.step >= 3);
+    let trainers = common::processes_of(&run.path);
+    let is_rank = |line: &str| line.contains(" trainer ") && !line.contains("mpirun");
+    let victim = trainers.iter().find(|(_, line)| is_rank(line));
+    common::send(victim.expect("a rank").0, Signal::KILL);
+    process.wait().with_code(FINISHED);
+    assert_eq!(outcome(&run), *reference);
+}
+
 /// Without restarts left, the loss of a rank that is needed ends the run and says who is missing.
 #[test]
 fn a_run_that_may_not_restart_says_who_is_missing() {

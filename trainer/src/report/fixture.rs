@@ -183,6 +183,8 @@ fn status(dir: &Path, fake: Fake) -> Status {
         step,
         cursor: 0,
         samples_total: fake.steps_per_epoch * 64,
+        incidents: 0,
+        last_incident: None,
         world: fake.ranks as usize,
         ranks: Vec::new(),
         samples_per_s: 96.0,
@@ -196,6 +198,7 @@ fn status(dir: &Path, fake: Fake) -> Status {
                 .to_string(),
             weights_blake3: "d74981efa70a0c880b8d8c1985d075dbcbf679b99a5f9914e5aaf96b831a9e24"
                 .to_owned(),
+            took_ms: 900,
         }),
         last_epoch: None,
         reason: format!("all {} epochs are trained", fake.epochs),

@@ -38,12 +38,14 @@ impl Trainer {
                     self.assignment = assignment;
                     break;
                 }
-                Err(CoordinatorError::Aborted { cause, .. }) if cause == Cause::Finished => {
-                    return Ok(Some(Outcome::Finished));
-                }
-                Err(CoordinatorError::Aborted { cause, .. }) if cause == Cause::Drained => {
-                    return Ok(Some(Outcome::Drained));
-                }
+                Err(CoordinatorError::Aborted {
+                    cause: Cause::Finished,
+                    ..
+                }) => return Ok(Some(Outcome::Finished)),
+                Err(CoordinatorError::Aborted {
+                    cause: Cause::Drained,
+                    ..
+                }) => return Ok(Some(Outcome::Drained)),
                 Err(error) if self.terms.elastic && is_lost(&error) => {
                     losses += 1;
                     if losses > LOSSES {

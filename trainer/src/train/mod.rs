@@ -323,7 +323,7 @@ impl Trainer {
     /// Every rank's samples of this attempt, and its times since the one before.
     fn exchange_shares(&mut self, samples: u64) -> Result<Vec<step_rows::Share>> {
         let world = self.assignment.world;
-        let mut buf = self.rows.to_exchange(samples, self.assignment.rank, world);
+        let mut buf = self.rows.take_share(samples, self.assignment.rank, world);
         self.all_reduce(&mut buf)?;
         Ok(step_rows::shares(&buf))
     }

@@ -41,7 +41,7 @@ impl StepRows {
 
     /// What rank `rank` of `world` puts into the sum over ranks; zero at the places of the others. The
     /// times are those since the last call.
-    pub fn to_exchange(&mut self, samples: u64, rank: usize, world: usize) -> Vec<f32> {
+    pub fn take_share(&mut self, samples: u64, rank: usize, world: usize) -> Vec<f32> {
         let millis = |time: &mut Duration| std::mem::take(time).as_secs_f32() * 1e3;
         let mut buf = vec![0.0; NUMBERS * world];
         if let Some([a, b, c]) = buf.as_chunks_mut::<NUMBERS>().0.get_mut(rank) {
@@ -121,7 +121,7 @@ mod tests {
             let parts: Vec<Vec<f32>> = ranks
                 .iter_mut()
                 .enumerate()
-                .map(|(rank, rows)| rows.to_exchange(30 + rank as u64, rank, 2))
+                .map(|(rank, rows)| rows.take_share(30 + rank as u64, rank, 2))
                 .collect();
             let sum: Vec<f32> = parts[0].iter().zip(&parts[1]).map(|(a, b)| a + b).collect();
             shares(&sum)
