@@ -149,7 +149,9 @@ fn an_mpi_world_that_loses_a_rank_is_started_again() {
     let reference = reference();
     let run = Run::new(&["train.backend=mpi", "checkpoint.every_steps=2"]);
     let mut process = run.start(2);
-    run.wait_until(&mut process, "a checkpoint", |s| s.checkpoint.is_some() && s.step >= 3);
+    run.wait_until(&mut process, "a checkpoint", |s| {
+        s.checkpoint.is_some() && s.step >= 3
+    });
     let trainers = common::processes_of(&run.path);
     let is_rank = |line: &str| line.contains(" trainer ") && !line.contains("mpirun");
     let victim = trainers.iter().find(|(_, line)| is_rank(line));

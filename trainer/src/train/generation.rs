@@ -9,10 +9,11 @@ use fovea_coordinator::client::{AbortNotice, Client};
 use fovea_coordinator::protocol::{Cause, MemberState, Ready, StartPoint, TrainerEvent};
 
 use super::session::{self, JOIN};
-use super::{Outcome, Trainer};
+use super::{Outcome, Trainer, step_rows};
 use crate::collectives::AbortHandle;
 use crate::error::{Error, Result};
 use crate::metrics::log::MetricsLog;
+use crate::run_dir;
 
 /// Connections in a row that may be lost without a seat between them.
 const LOSSES: u32 = 3;
@@ -164,14 +165,21 @@ impl Trainer {
 
     /// Files of the run directory belong to rank 0, whoever that is now.
     fn keep_the_records(&mut self, start: StartPoint, rewound: bool) -> Result<()> {
+        // After a fault, whoever took part in a step knows the rows that were not written.
+        let mut known = self.rows.up_to(start.step);
+        if self.assignment.source.is_some() {
+            let mine = step_rows::to_bytes(&known)?;
+            let all = self.all_gather(&mine)?;
+            known = step_rows::from_bytes(&all)?;
+        }
         if !self.is_first() {
             self.writer = None;
-            return self.rows.go_on_after(start.step, None);
+            return Ok(());
         }
-        // After a fault, rows that the first rank of before did not write are in memory here.
         let file = self.run.throughput();
-        if let Err(e) = self.rows.go_on_after(start.step, Some(&file)) {
-            tracing::warn!("{e}");
+        match run_dir::merge_steps(&file, start.step, known) {
+            Ok(()) => self.rows.written(start.step),
+            Err(e) => tracing::warn!("{e}"),
         }
         let kept = MetricsLog::open(&self.run.metrics())
             .and_then(|mut log| log.truncate_after(start.epoch + 1));

@@ -6,7 +6,7 @@
 use std::path::Path;
 use std::time::Duration;
 
-use crate::error::Result;
+use crate::error::{Error, Result};
 use crate::run_dir::{self, StepRow};
 
 /// Numbers of a rank in the exchange.
@@ -72,15 +72,27 @@ impl StepRows {
         self.rows.retain(|row| row.step > step);
     }
 
-    /// Goes on after `step`: makes the file hold all that is known of the steps up to it, and nothing
-    /// of later ones.
-    pub fn go_on_after(&mut self, step: u64, file: Option<&Path>) -> Result<()> {
+    /// Forgets steps after `step`, and says what it knows of those before.
+    pub fn up_to(&mut self, step: u64) -> Vec<StepRow> {
         self.rows.retain(|row| row.step <= step);
-        match file {
-            Some(path) => run_dir::merge_steps(path, step, std::mem::take(&mut self.rows)),
-            None => Ok(()),
-        }
+        self.rows.clone()
     }
+}
+
+/// Rows for another rank.
+pub(super) fn to_bytes(rows: &[StepRow]) -> Result<Vec<u8>> {
+    serde_json::to_vec(rows).map_err(|e| Error::Internal(format!("step rows: {e}")))
+}
+
+/// The rows of all ranks.
+pub(super) fn from_bytes(all: &[Vec<u8>]) -> Result<Vec<StepRow>> {
+    let mut rows = Vec::new();
+    for part in all {
+        let part: Vec<StepRow> =
+            serde_json::from_slice(part).map_err(|e| Error::Internal(format!("step rows: {e}")))?;
+        rows.extend(part);
+    }
+    Ok(rows)
 }
 
 /// The sum over ranks, taken apart.
@@ -94,6 +106,7 @@ pub(super) fn shares(buf: &[f32]) -> Vec<Share> {
 }
 
 #[cfg(test)]
+#[expect(clippy::unwrap_used, reason = "a failed unwrap is a failed test")]
 mod tests {
     use super::*;
 
@@ -163,7 +176,12 @@ mod tests {
         ]);
         // The rank that died had written step 1, half of step 2, and a step that is void now.
         run_dir::append_steps(&path, &[row(1, 0), row(1, 1), row(2, 0), row(4, 0)]).unwrap();
-        survivor.go_on_after(2, Some(&path)).unwrap();
+        let bytes = [
+            to_bytes(&survivor.up_to(2)).unwrap(),
+            to_bytes(&[]).unwrap(),
+        ];
+        run_dir::merge_steps(&path, 2, from_bytes(&bytes).unwrap()).unwrap();
+        survivor.written(2);
         assert_eq!(read(), [(1, 0), (1, 1), (2, 0), (2, 1)]);
         survivor.commit([row(3, 0)]);
         survivor.append_to(&path).unwrap();
