@@ -74,7 +74,7 @@ impl Membership {
     }
 
     /// Something that costs time; for the journal and the status.
-    fn note_incident(&mut self, reason: &str, silent_ms: u64, now_ms: u64) -> Effect {
+    pub(super) fn note_incident(&mut self, reason: &str, silent_ms: u64, now_ms: u64) -> Effect {
         self.incidents += 1;
         self.last_incident = Some(reason.to_owned());
         self.incident.get_or_insert(Incident {

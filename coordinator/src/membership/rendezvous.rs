@@ -151,7 +151,9 @@ impl Membership {
                 self.at.step + 1,
                 gave_up.as_deref().unwrap_or("no reason given")
             );
-            let left = self.leave_generation(&reason, now_ms);
+            let incident = self.note_incident(&reason, 0, now_ms);
+            let mut left = self.leave_generation(&reason, now_ms);
+            left.effects.push(incident);
             self.set_ready(id, ready);
             return left.and(self.try_form(now_ms));
         }
