@@ -2,7 +2,6 @@
 
 use std::collections::BTreeSet;
 use std::path::Path;
-use std::sync::Arc;
 use std::time::{Duration, UNIX_EPOCH};
 
 use anyhow::anyhow;
@@ -15,10 +14,8 @@ use fovea_coordinator::order::EpochOrder;
 use fovea_coordinator::{Contents, Error};
 use fovea_dataset::{Dataset, Split};
 use fovea_trainer::config::Config;
-use fovea_trainer::precision::Precision;
 use fovea_trainer::run_dir::RunDir;
-use fovea_trainer::samples::SampleSource;
-use fovea_trainer::train::resume_point;
+use fovea_trainer::train::{order_input, resume_point};
 
 use crate::cli::AuditArgs;
 use crate::exit::{Ending, Usage};
@@ -41,7 +38,7 @@ pub fn run(args: &AuditArgs) -> anyhow::Result<Ending> {
     }
     let data = open(args, &config, &run)?;
     let records = Records::read(run.path())?;
-    let report = examine(&config, data, &records)?;
+    let report = examine(&config, &data, &records)?;
     if args.json {
         let mut value = serde_json::to_value(&report)?;
         value["clean"] = report.is_clean().into();
@@ -121,12 +118,10 @@ fn torn<T>(name: &str, contents: &Contents<T>) -> Option<String> {
     ))
 }
 
-fn examine(config: &Config, data: Dataset, records: &Records) -> anyhow::Result<Report> {
+fn examine(config: &Config, data: &Dataset, records: &Records) -> anyhow::Result<Report> {
     // From the dataset itself, not from what the sample order is made from.
-    let patches = patches(&data);
-    let precision = Precision::resolve(config.train.precision);
-    let source = SampleSource::new(Arc::new(data), config, precision);
-    let order_input = source.order_input(config.data.patches_per_image as usize);
+    let patches = patches(data);
+    let order_input = order_input(data, config);
     let order = |epoch| EpochOrder::new(&order_input, epoch).map_err(fovea_trainer::Error::from);
     let mut report = audit::audit(&Input {
         ledger: &records.ledger,
