@@ -256,11 +256,11 @@ fn print_incident(incident: &IncidentAudit) {
         || "no step since".to_owned(),
         |ms| format!("next step after {}", took(ms)),
     );
-    let ranks = incident
-        .ranks_after
-        .map_or_else(String::new, |ranks| format!(", {ranks} ranks then"));
+    let ranks = incident.ranks_after.map_or_else(String::new, |ranks| {
+        format!(", went on with {ranks} rank(s)")
+    });
     let shared = incident.shared.map_or_else(String::new, |ranks| {
-        format!(", {ranks} given the same state")
+        format!("; {ranks} ranks were given the same state since")
     });
     println!(
         "             noticed after {}, {recovery}, {} steps lost{ranks}{shared}",

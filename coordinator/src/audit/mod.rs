@@ -139,7 +139,8 @@ pub struct IncidentAudit {
     pub steps_lost: u64,
     /// Ranks of the generation after it.
     pub ranks_after: Option<usize>,
-    /// Ranks that were given the state of one of them then; `None` when all held it already.
+    /// Ranks of the next generation, that one or a later, in which all were given the state of one of
+    /// them; `None` when that was not necessary.
     pub shared: Option<usize>,
 }
 
