@@ -37,6 +37,8 @@ pub enum Command {
     Predict(PredictArgs),
     /// What a run is doing, or how it ended
     Status(StatusArgs),
+    /// Whether a run used every sample once, and what each fault cost
+    Audit(AuditArgs),
     /// Write RUN/report.html with all plots
     Report(ReportArgs),
 }
@@ -193,6 +195,18 @@ pub struct PredictArgs {
 pub struct StatusArgs {
     /// Run directory
     pub run: PathBuf,
+    /// Machine-readable output
+    #[arg(long)]
+    pub json: bool,
+}
+
+#[derive(Args, Debug)]
+pub struct AuditArgs {
+    /// Run directory
+    pub run: PathBuf,
+    /// Prepared dataset, where it is not any more where the run had it
+    #[arg(long)]
+    pub data: Option<PathBuf>,
     /// Machine-readable output
     #[arg(long)]
     pub json: bool,

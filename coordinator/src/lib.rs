@@ -1,6 +1,6 @@
 //! The coordinator: who takes part, in what order samples are used, which of them are committed.
 //!
-//! Pure rooms, with time as an argument: [`order`], [`membership`], [`progress`]. Bytes on the wire:
+//! Pure rooms, with time as an argument: [`order`], [`membership`], [`progress`], [`audit`]. Bytes on the wire:
 //! [`protocol`], [`codec`]. Bytes on disk: [`journal`], [`ledger`], [`status`], [`rundir`]. The thin
 //! shells around them: [`server`] for the coordinator, [`client`] for everyone else.
 //!
@@ -11,6 +11,7 @@
     allow(clippy::unwrap_used, reason = "a panic is how a test fails")
 )]
 
+pub mod audit;
 pub mod client;
 pub mod codec;
 mod error;

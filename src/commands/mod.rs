@@ -1,5 +1,6 @@
 //! One file per subcommand.
 
+mod audit;
 mod coordinator;
 mod data;
 mod eval;
@@ -33,6 +34,7 @@ pub fn dispatch(command: Command) -> anyhow::Result<Ending> {
         Command::Eval(args) => eval::run(&args),
         Command::Predict(args) => predict::run(&args),
         Command::Status(args) => status::run(&args),
+        Command::Audit(args) => audit::run(&args),
         Command::Report(args) => report::run(&args),
     }
 }

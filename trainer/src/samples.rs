@@ -43,6 +43,27 @@ pub struct ShardBatch {
     pub patch_ids: Vec<u64>,
 }
 
+/// What the epochs of the training split are ordered from.
+pub fn order_input(data: &Dataset, config: &Config) -> OrderInput {
+    let images = data.indices(Split::Train);
+    OrderInput {
+        images: images
+            .into_iter()
+            .map(|i| (i as u32, cells(data, i)))
+            .collect(),
+        seed: config.train.seed,
+        patches_per_image: config.data.patches_per_image as usize,
+    }
+}
+
+fn cells(data: &Dataset, image: usize) -> Vec<u16> {
+    let black = data.black(image);
+    (0..black.len())
+        .filter(|&c| black[c] == 0)
+        .map(|c| c as u16)
+        .collect()
+}
+
 /// Reads samples; shared by training and evaluation.
 pub struct SampleSource {
     data: Arc<Dataset>,
@@ -100,24 +121,7 @@ impl SampleSource {
 
     /// Grid cells of an image that are not black, in row order.
     pub fn cells(&self, image: usize) -> Vec<u16> {
-        let black = self.data.black(image);
-        (0..black.len())
-            .filter(|&c| black[c] == 0)
-            .map(|c| c as u16)
-            .collect()
-    }
-
-    /// What the epochs of the training split are ordered from.
-    pub fn order_input(&self, patches_per_image: usize) -> OrderInput {
-        let images = self.data.indices(Split::Train);
-        OrderInput {
-            images: images
-                .into_iter()
-                .map(|i| (i as u32, self.cells(i)))
-                .collect(),
-            seed: self.seed,
-            patches_per_image,
-        }
+        cells(&self.data, image)
     }
 
     /// The unit that holds every non-black patch of an image, for evaluation.

@@ -21,6 +21,7 @@ use fovea_coordinator::protocol::{
     Assignment, Cause, MemberState, Next, Terms, TrainerEvent, TrainerInfo, Vote,
 };
 
+pub use crate::samples::order_input;
 pub(crate) use epoch_end::predictions;
 pub use progress::{Best, Progress};
 pub use session::{TrainerOptions, join, objective};

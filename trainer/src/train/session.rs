@@ -20,7 +20,7 @@ use crate::lanes::Lanes;
 use crate::precision::Precision;
 use crate::replica::{Objective, Replica};
 use crate::run_dir::RunDir;
-use crate::samples::SampleSource;
+use crate::samples::{SampleSource, order_input};
 
 /// How long a trainer waits for its coordinator and for the other ranks. (The coordinator gives up
 /// earlier, and says why.)
@@ -47,7 +47,7 @@ pub fn join(options: TrainerOptions) -> Result<Trainer> {
     let data = Arc::new(Dataset::open_unverified(config.data.path.as_ref())?);
     let fingerprint = fingerprint(&config, &data, precision);
     let source = Arc::new(SampleSource::new(data, &config, precision));
-    let order_input = source.order_input(config.data.patches_per_image as usize);
+    let order_input = order_input(source.data(), &config);
     let first = EpochOrder::new(&order_input, 0)?;
     let total_steps =
         first.steps(config.train.images_per_step as usize) as u64 * u64::from(config.train.epochs);

@@ -1,0 +1,287 @@
+//! `fovea audit`
+
+use std::collections::BTreeSet;
+use std::path::Path;
+use std::time::{Duration, UNIX_EPOCH};
+
+use anyhow::anyhow;
+use fovea_coordinator::audit::{
+    self, EpochAudit, IncidentAudit, Input, Report, Resume, name_ranges,
+};
+use fovea_coordinator::journal::{self, JournalRecord};
+use fovea_coordinator::ledger::{self, LEDGER_FILE, LedgerRecord};
+use fovea_coordinator::order::EpochOrder;
+use fovea_coordinator::{Contents, Error};
+use fovea_dataset::{Dataset, Split};
+use fovea_trainer::config::Config;
+use fovea_trainer::run_dir::RunDir;
+use fovea_trainer::train::{order_input, resume_point};
+
+use crate::cli::AuditArgs;
+use crate::exit::{Ending, Usage};
+use crate::show;
+
+/// A run that is going on writes while it is read: so often both files are read again.
+const READS: usize = 20;
+/// Problems that the error message repeats; the report has all.
+const PROBLEMS_TOLD: usize = 5;
+
+pub fn run(args: &AuditArgs) -> anyhow::Result<Ending> {
+    let run = RunDir::new(&args.run);
+    let config = Config::load(&run.config()).map_err(fovea_trainer::Error::from)?;
+    if !run.path().join(LEDGER_FILE).exists() {
+        return Err(Usage(format!(
+            "{} has no ledger: no coordinator has started there yet\n  help: give the directory of a run that has trained",
+            run.path().display()
+        ))
+        .into());
+    }
+    let data = open(args, &config, &run)?;
+    let records = Records::read(run.path())?;
+    let report = examine(&config, &data, &records)?;
+    if args.json {
+        let mut value = serde_json::to_value(&report)?;
+        value["clean"] = report.is_clean().into();
+        println!("{}", serde_json::to_string_pretty(&value)?);
+    } else {
+        print(&report);
+    }
+    match report.is_clean() {
+        true => Ok(Ending::Finished),
+        false => Err(failure(run.path(), &report)),
+    }
+}
+
+/// The dataset that the run trains on. Its shards are not hashed: only what is black counts here.
+fn open(args: &AuditArgs, config: &Config, run: &RunDir) -> anyhow::Result<Dataset> {
+    let path = args.data.as_deref().unwrap_or(config.data.path.as_ref());
+    let data = Dataset::open_unverified(path).map_err(|error| Usage(error.to_string()))?;
+    match resume_point(run, Some(&data)) {
+        // Another dataset: its samples are not those of the ledger.
+        Err(error @ fovea_trainer::Error::Mismatch { .. }) => Err(error.into()),
+        // Whether checkpoints can be used is not asked here.
+        _ => Ok(data),
+    }
+}
+
+/// Both files, and what is to be said about how they could be read.
+struct Records {
+    ledger: Vec<LedgerRecord>,
+    journal: Vec<JournalRecord>,
+    notes: Vec<String>,
+    problems: Vec<String>,
+}
+
+impl Records {
+    /// Both as of one moment: no entry came to the journal while the ledger was read.
+    fn read(run: &Path) -> anyhow::Result<Self> {
+        let length = |read: &Result<Contents<JournalRecord>, Error>| {
+            read.as_ref().map_or(0, |journal| journal.records.len())
+        };
+        let mut journal = journal::read(run);
+        let mut ledger = ledger::read(run).map_err(fovea_trainer::Error::from)?;
+        for _ in 0..READS {
+            let again = journal::read(run);
+            if length(&again) == length(&journal) {
+                break;
+            }
+            journal = again;
+            ledger = ledger::read(run).map_err(fovea_trainer::Error::from)?;
+        }
+        let (mut notes, mut problems) = (Vec::new(), Vec::new());
+        notes.extend(torn("ledger", &ledger));
+        let journal = match journal {
+            Ok(journal) => {
+                notes.extend(torn("journal", &journal));
+                journal.records
+            }
+            Err(error) => {
+                let what = error.to_string();
+                problems.push(what.lines().next().unwrap_or_default().to_owned());
+                Vec::new()
+            }
+        };
+        Ok(Self {
+            ledger: ledger.records,
+            journal,
+            notes,
+            problems,
+        })
+    }
+}
+
+fn torn<T>(name: &str, contents: &Contents<T>) -> Option<String> {
+    let torn = contents.torn?;
+    Some(format!(
+        "the {name} ends in the middle of a record: {} bytes at byte {}, which the next coordinator cuts",
+        torn.bytes, torn.offset
+    ))
+}
+
+fn examine(config: &Config, data: &Dataset, records: &Records) -> anyhow::Result<Report> {
+    // From the dataset itself, not from what the sample order is made from.
+    let patches = patches(data);
+    let order_input = order_input(data, config);
+    let order = |epoch| EpochOrder::new(&order_input, epoch).map_err(fovea_trainer::Error::from);
+    let mut report = audit::audit(&Input {
+        ledger: &records.ledger,
+        journal: &records.journal,
+        samples_per_epoch: order(0)?.total_samples(),
+        epochs: config.train.epochs,
+    });
+    for epoch in &report.epochs {
+        let order = order(epoch.epoch.saturating_sub(1))?;
+        let problems = audit::order_problems(&order, &patches, &records.ledger);
+        report.problems.extend(problems);
+    }
+    report.notes.extend_from_slice(&records.notes);
+    report.problems.extend_from_slice(&records.problems);
+    Ok(report)
+}
+
+/// Every patch of the training split that is not black: (image, cell).
+fn patches(data: &Dataset) -> BTreeSet<(u32, u16)> {
+    let mut patches = BTreeSet::new();
+    for image in data.indices(Split::Train) {
+        for (cell, black) in (0u16..).zip(data.black(image)) {
+            if *black == 0 {
+                patches.insert((image as u32, cell));
+            }
+        }
+    }
+    patches
+}
+
+fn failure(run: &Path, report: &Report) -> anyhow::Error {
+    let told: Vec<&str> = report
+        .problems
+        .iter()
+        .take(PROBLEMS_TOLD)
+        .map(String::as_str)
+        .collect();
+    let more = match report.problems.len() - told.len() {
+        0 => String::new(),
+        more => format!("\n  and {more} more"),
+    };
+    anyhow!(
+        "{}: the audit found {} problem(s):\n  {}{more}\n  help: do not trust the weights of this run; keep ledger and journal, and start again in a new run directory",
+        run.display(),
+        report.problems.len(),
+        told.join("\n  ")
+    )
+}
+
+fn print(report: &Report) {
+    println!(
+        "run          {}: {} steps, {} generations, {} coordinators; {} steps were void and taken again",
+        report.state, report.steps, report.generations, report.coordinators, report.steps_void
+    );
+    if report.epochs.is_empty() {
+        println!("epoch        no step is committed yet");
+    }
+    report.epochs.iter().for_each(print_epoch);
+    for resume in &report.resumes {
+        println!("{}", resume_line(resume));
+    }
+    report.incidents.iter().for_each(print_incident);
+    if report.incidents.is_empty() {
+        println!("incident     none");
+    }
+    if let Some(g) = &report.goodput {
+        println!(
+            "goodput      {:.1} %: {} of {} went into steps that count, {} into void ones (a step takes {})",
+            100.0 * g.goodput,
+            took(g.useful_ms),
+            took(g.wall_ms),
+            took(g.void_ms),
+            took(g.median_step_ms)
+        );
+    }
+    for note in &report.notes {
+        println!("note         {note}");
+    }
+    for problem in &report.problems {
+        println!("PROBLEM      {problem}");
+    }
+    if report.is_clean() {
+        println!("verdict      no sample was missed, none was used twice");
+    }
+}
+
+fn print_epoch(epoch: &EpochAudit) {
+    let ranges = |what: &str, ranges: &[audit::SampleRange]| match ranges {
+        [] => String::new(),
+        some => format!("; {what} {}", name_ranges(some)),
+    };
+    let to_come = match epoch.in_progress {
+        true => format!(", {} to come (in progress)", epoch.to_come),
+        false => String::new(),
+    };
+    println!(
+        "epoch {:<6} {} samples: {} used once, {} missed, {} repeated{to_come}{}{}",
+        epoch.epoch,
+        epoch.expected,
+        epoch.used_once,
+        epoch.missed,
+        epoch.repeated,
+        ranges("missed", &epoch.missed_ranges),
+        ranges("repeated", &epoch.repeated_ranges),
+    );
+}
+
+fn resume_line(resume: &Resume) -> String {
+    let back = match resume.ended_step.saturating_sub(resume.step) {
+        0 => String::new(),
+        steps => format!(", {steps} steps back"),
+    };
+    format!(
+        "resume       {} from step {}{back}, {} after the run had {} at step {}",
+        when(resume.unix_ms),
+        resume.step,
+        took(resume.idle_ms),
+        resume.after,
+        resume.ended_step
+    )
+}
+
+fn print_incident(incident: &IncidentAudit) {
+    println!(
+        "incident     {} generation {}, step {}: {}",
+        when(incident.unix_ms),
+        incident.generation,
+        incident.step,
+        incident.cause
+    );
+    let recovery = incident.recovery_ms.map_or_else(
+        || "no step since".to_owned(),
+        |ms| format!("next step after {}", took(ms)),
+    );
+    let ranks = incident.ranks_after.map_or_else(String::new, |ranks| {
+        format!(", went on with {ranks} rank(s)")
+    });
+    let shared = incident.shared.map_or_else(String::new, |ranks| {
+        format!("; {ranks} ranks were given the same state since")
+    });
+    println!(
+        "             noticed after {}, {recovery}, {} steps lost{ranks}{shared}",
+        took(incident.detection_ms),
+        incident.steps_lost
+    );
+}
+
+fn when(unix_ms: u64) -> String {
+    let time = UNIX_EPOCH.checked_add(Duration::from_millis(unix_ms));
+    time.map_or_else(
+        || format!("{unix_ms} ms"),
+        |time| humantime::format_rfc3339_seconds(time).to_string(),
+    )
+}
+
+/// `340 ms`, `2.1 s`, `3m20s`.
+fn took(ms: u64) -> String {
+    match ms {
+        0..1000 => format!("{ms} ms"),
+        1000..60_000 => format!("{:.1} s", ms as f64 / 1000.0),
+        _ => show::duration(ms as f64 / 1000.0),
+    }
+}
