@@ -17,7 +17,7 @@ use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
 
 use anyhow::Context;
-use signal_hook::consts::{SIGINT, SIGTERM, SIGUSR1, SIGUSR2};
+use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM, SIGUSR1, SIGUSR2};
 
 use crate::cli::Command;
 use crate::exit::{Ending, RESUME};
@@ -54,13 +54,15 @@ fn drain_flag() -> anyhow::Result<Arc<AtomicBool>> {
         signal_hook::flag::register(signal, Arc::clone(&flag))
             .context("installing signal handlers")?;
     }
+    // The launcher or the terminal is gone. That may be said more than once: see `end_with_parent`.
+    signal_hook::flag::register(SIGHUP, Arc::clone(&flag)).context("installing signal handlers")?;
     Ok(flag)
 }
 
-/// Has the kernel send SIGTERM when the thread that started this process ends, so that no trainer
-/// outlives a launcher that was killed. `parent` is the pid of the launcher, 0 when it is not known.
+/// Has the kernel send SIGHUP when the process that started this one ends, so that no trainer outlives a
+/// launcher that was killed. (Linux may send it once for each of the launcher's threads.) `parent` is the pid of the launcher, 0 when it is not known.
 fn end_with_parent(parent: u32) -> anyhow::Result<()> {
-    rustix::process::set_parent_process_death_signal(Some(rustix::process::Signal::TERM))
+    rustix::process::set_parent_process_death_signal(Some(rustix::process::Signal::HUP))
         .context("asking for a signal when the parent process ends")?;
     // It may have ended before this process could ask, while libtorch was being loaded.
     let now = rustix::process::getppid().map_or(0, |pid| pid.as_raw_nonzero().get().unsigned_abs());

@@ -10,7 +10,7 @@ use fovea_coordinator::protocol::MemberState;
 use fovea_coordinator::status::Status;
 
 use crate::common::{
-    self, Dice, FINISHED, LIMIT, Process, RESUME, Run, Signal, facts, process_of, processes_of,
+    self, Dice, FINISHED, LIMIT, Process, RESUME, Run, Signal, facts, fovea, process_of, processes_of,
     send,
 };
 use crate::fault::{ALL, Fault, What, When};
@@ -403,7 +403,7 @@ impl Arena {
         self.process.wait().with_code(FINISHED);
         common::assert_nobody_left(&self.run.path);
         assert_eq!(outcome(&self.run), *reference());
-        //AUDIT fovea(&["audit", self.run.text()]).with_code(FINISHED);
+        fovea(&["audit", self.run.text()]).with_code(FINISHED);
         self.process = Process::start(&["--version"], None);
         let segments = fs::read_dir("/dev/shm").map_or(0, |entries| {
             let ours = |e: &fs::DirEntry| e.file_name().to_string_lossy().contains("fovea");
