@@ -1,6 +1,6 @@
 //! How the loss of a member is noticed, and what it means for the others.
 
-use super::{Done, Effect, Incident, Membership, Outcome, Phase, Transition};
+use super::{Done, Effect, Incident, Member, Membership, Outcome, Phase, Transition};
 use crate::journal::JournalEntry;
 use crate::protocol::{Cause, MemberId, MemberState, Reply};
 
@@ -43,8 +43,8 @@ impl Membership {
         if !self.config.elastic && had_seat {
             return self.fail(reason);
         }
-        self.members.remove(&id);
-        if self.members.values().all(|m| m.ready.is_none()) && !self.formed {
+        self.forget(id);
+        if self.ready == 0 && !self.formed {
             self.agreed = None;
         }
         if !had_seat {
@@ -127,6 +127,9 @@ impl Membership {
             member.last_seat = member.seat.take();
             member.moved_ms = now_ms;
         }
+        let count = |is: fn(&Member) -> bool| self.members.values().filter(|m| is(m)).count();
+        self.ready = count(|m| m.ready.is_some());
+        self.owing = count(Member::owes_ready);
     }
 
     pub(super) fn tick(&mut self, now_ms: u64) -> Transition {
@@ -193,9 +196,7 @@ impl Membership {
             }
             // Who waits for others is not the one that hangs; who starts takes the time it takes.
             let patient = matches!(state, MemberState::Waiting | MemberState::Starting);
-            let owes_ready = self.phase == Phase::Waiting
-                && member.last_seat.is_some()
-                && member.ready.is_none();
+            let owes_ready = self.phase == Phase::Waiting && member.owes_ready();
             let works = member.seat.is_some() && !patient;
             if self.config.elastic && (works || owes_ready) && still > hung {
                 suspects.push((

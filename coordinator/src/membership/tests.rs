@@ -597,13 +597,13 @@ fn ranks_of_a_lost_coordinator_are_waited_for() {
         })
     };
     let back = |run: &mut Membership, id: u64| {
-        let member = Some(MemberId((1 << 32) + id));
+        let member = MemberId((1 << 32) + id);
         let info = TrainerInfo {
-            member,
+            member: Some(member),
             ..info(id as u32, None)
         };
         run.apply(Event::Join { ticket: 0, info }, 0);
-        member.unwrap()
+        member
     };
     let mut run = restarted();
     let first = back(&mut run, 0);
