@@ -11,6 +11,7 @@
     allow(clippy::unwrap_used, reason = "a panic is how a test fails")
 )]
 
+pub mod bench;
 pub mod client;
 pub mod codec;
 mod error;

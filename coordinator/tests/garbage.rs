@@ -133,7 +133,7 @@ fn attack(addr: &str, token: &Token, seed: u64, sent: &AtomicU64) {
             closed = stream.write_all(&piece).is_err();
         }
         // Some read what they are told, most just go.
-        if noise.next() % 8 == 0 {
+        if noise.next().is_multiple_of(8) {
             let _ = stream.read(&mut [0; 512]);
         }
     }

@@ -1,5 +1,6 @@
 //! One file per subcommand.
 
+mod bench;
 mod coordinator;
 mod data;
 mod eval;
@@ -34,6 +35,7 @@ pub fn dispatch(command: Command) -> anyhow::Result<Ending> {
         Command::Predict(args) => predict::run(&args),
         Command::Status(args) => status::run(&args),
         Command::Report(args) => report::run(&args),
+        Command::Bench(args) => bench::run(&args),
     }
 }
 

@@ -163,7 +163,9 @@ impl Member {
         let (frames, mut inbox) = tokio::sync::mpsc::channel(16);
         let reading = async move {
             while let Ok(Some(body)) = codec::read_body_async(&mut reader, codec::MAX_FRAME).await {
-                let Ok(reply) = codec::decode_reply(&body) else { break };
+                let Ok(reply) = codec::decode_reply(&body) else {
+                    break;
+                };
                 if frames.send(reply).await.is_err() {
                     break;
                 }

@@ -73,7 +73,10 @@ mod tests {
     fn quantiles_and_this_process() {
         let times = (1..=100).rev().map(Duration::from_millis).collect();
         let latency = Latency::of(times);
-        assert_eq!((latency.count, latency.p50_ms, latency.p99_ms), (100, 50.0, 99.0));
+        assert_eq!(
+            (latency.count, latency.p50_ms, latency.p99_ms),
+            (100, 50.0, 99.0)
+        );
         assert_eq!(latency.max_ms, 100.0);
         assert_eq!(Latency::of(Vec::new()), Latency::default());
         assert!(peak_mib(std::process::id()).unwrap() > 0.0);
