@@ -41,6 +41,50 @@ pub enum Command {
     Audit(AuditArgs),
     /// Write RUN/report.html with all plots
     Report(ReportArgs),
+    /// Measure parts of the system on this machine
+    Bench(BenchArgs),
+}
+
+#[derive(Args, Debug)]
+pub struct BenchArgs {
+    #[command(subcommand)]
+    pub what: BenchCommand,
+}
+
+#[derive(Subcommand, Debug)]
+pub enum BenchCommand {
+    /// A coordinator under the load of many simulated members
+    Coordinator(BenchCoordinatorArgs),
+    /// The server's process of `bench coordinator`
+    #[command(hide = true)]
+    Server(BenchServerArgs),
+}
+
+#[derive(Args, Debug)]
+pub struct BenchCoordinatorArgs {
+    /// Members; the largest power of two among them is the number of ranks, the others stand by
+    #[arg(long, default_value_t = 1000)]
+    pub members: usize,
+    /// Seconds of steps after the first rendezvous
+    #[arg(long, default_value_t = 60)]
+    pub seconds: u64,
+    /// From one step to the next vote
+    #[arg(long, value_name = "TIME", default_value = "2s", value_parser = humantime::parse_duration)]
+    pub step: Duration,
+    /// Percent of the members that fail in a minute, and come back
+    #[arg(long, default_value_t = 1.0)]
+    pub fail: f64,
+    /// Machine-readable output
+    #[arg(long)]
+    pub json: bool,
+}
+
+#[derive(Args, Debug)]
+pub struct BenchServerArgs {
+    /// Run directory to create
+    pub run: PathBuf,
+    /// Ranks
+    pub members: usize,
 }
 
 #[derive(Args, Debug)]

@@ -16,7 +16,11 @@ fn main() -> Result<(), Failure> {
     let world: usize = args.next().map_or(Ok(4), |text| text.parse())?;
     let steps: u64 = args.next().map_or(Ok(20_000), |text| text.parse())?;
     let dir = tempfile::tempdir()?;
-    let options = ServerOptions::new(dir.path().join("run"), world, world, 1);
+    let options = ServerOptions {
+        // The limit is for peers that are not in lockstep.
+        frames_per_s: u32::MAX,
+        ..ServerOptions::new(dir.path().join("run"), world, world, 1)
+    };
     let lock = RunLock::acquire(&options.run_dir)?;
     let server = Server::bind(options, lock)?;
     let endpoint = server.endpoint();

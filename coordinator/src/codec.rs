@@ -172,7 +172,7 @@ mod tests {
         Assignment, Cause, CheckpointInfo, MemberId, MemberState, Next, Ready, Request, Role,
         Seated, StartPoint, Terms, TrainerEvent, TrainerInfo, Vote,
     };
-    use crate::status::{RankStatus, RunState, Status};
+    use crate::status::{RankStatus, RunState, Status, Turned};
 
     fn requests() -> Vec<Request> {
         let text = || "r".to_owned();
@@ -266,6 +266,7 @@ mod tests {
                 samples_per_s: 2.0,
                 last_seen_ms: 3,
             }],
+            ranks_left_out: 7,
             samples_per_s: 1.0,
             loss: Some(0.5),
             eta_s: None,
@@ -273,6 +274,11 @@ mod tests {
             last_epoch: None,
             reason: "r".to_owned(),
             summary: BTreeMap::new(),
+            turned: Turned {
+                malformed_frames: 8,
+                refused_tokens: 9,
+                dropped_connections: 300,
+            },
         };
         vec![
             Reply::Drop {

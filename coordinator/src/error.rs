@@ -96,6 +96,14 @@ pub enum Error {
         help: &'static str,
     },
 
+    /// More connections than the coordinator has room for.
+    #[error("{detail}\n  help: {help}")]
+    Limit {
+        /// Which limit, with numbers.
+        detail: String,
+        /// What to do.
+        help: &'static str,
+    },
     /// A frame over the cap.
     #[error(
         "frame of {bytes} bytes is over the limit of {limit} bytes\n  help: the peer is not a fovea process, or it is sending more than the protocol allows"

@@ -203,9 +203,15 @@ pub fn rank_shards(rank: usize, world: usize, virtual_shards: usize) -> Result<R
 
 /// World sizes that [`rank_shards`] accepts for `virtual_shards`, ascending. Empty for 0.
 pub fn allowed_world_sizes(virtual_shards: usize) -> Vec<usize> {
-    (1..=virtual_shards)
-        .filter(|world| is_allowed(*world, virtual_shards))
-        .collect()
+    if virtual_shards == 0 {
+        return Vec::new();
+    }
+    // Halves of halves, as far as they are whole; and one rank in any case.
+    let halves = (0..=virtual_shards.trailing_zeros()).map(|k| virtual_shards >> k);
+    let mut sizes: Vec<usize> = halves.chain([1]).collect();
+    sizes.sort_unstable();
+    sizes.dedup();
+    sizes
 }
 
 fn is_allowed(world: usize, virtual_shards: usize) -> bool {
@@ -416,6 +422,10 @@ mod tests {
         assert_eq!(allowed_world_sizes(12), [1, 3, 6, 12]);
         assert_eq!(allowed_world_sizes(5), [1, 5]);
         assert_eq!(allowed_world_sizes(0), [0usize; 0]);
+        for shards in 0..3000 {
+            let all: Vec<usize> = (1..=shards).filter(|n| is_allowed(*n, shards)).collect();
+            assert_eq!(allowed_world_sizes(shards), all, "{shards}");
+        }
         assert_eq!(rank_shards(1, 2, 4).unwrap(), 2..4);
         assert_eq!(rank_shards(0, 1, 6).unwrap(), 0..6);
         let error = rank_shards(0, 3, 4).unwrap_err().to_string();

@@ -12,6 +12,9 @@ use crate::protocol::{CheckpointInfo, Generation, MemberId, MemberState};
 /// File name in the run directory.
 pub const STATUS_FILE: &str = "status.json";
 
+/// Most that a rank's status takes in a frame besides the name of its host.
+const RANK_BYTES: usize = 50;
+
 /// State of the whole run.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
@@ -60,6 +63,18 @@ pub struct RankStatus {
     pub last_seen_ms: u64,
 }
 
+/// What the coordinator had to turn away since it started.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Turned {
+    /// Frames that are no message: too long, empty, of another version, or not decodable.
+    pub malformed_frames: u64,
+    /// Peers that did not show this run's token.
+    pub refused_tokens: u64,
+    /// Connections that this side closed for what the peer did or did not do, those of the malformed
+    /// frames and refused tokens with them.
+    pub dropped_connections: u64,
+}
+
 /// Figures of the newest evaluated epoch.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct EpochSummary {
@@ -88,8 +103,11 @@ pub struct Status {
     pub samples_total: u64,
     /// Number of ranks.
     pub world: usize,
-    /// The ranks, by rank; behind them those that stand by.
+    /// The ranks, by rank; behind them those that stand by. Over the wire, as many as a frame holds.
     pub ranks: Vec<RankStatus>,
+    /// How many more there are.
+    #[serde(default)]
+    pub ranks_left_out: usize,
     /// Ranks lost since this coordinator started.
     pub incidents: u32,
     /// The last of them.
@@ -108,9 +126,27 @@ pub struct Status {
     pub reason: String,
     /// What trains, for people: model, backend, ...
     pub summary: BTreeMap<String, String>,
+    /// What was turned away.
+    #[serde(default)]
+    pub turned: Turned,
 }
 
 impl Status {
+    /// Leaves out the last ranks until the others fit into `bytes`, by an upper bound of what they take
+    /// in a frame.
+    pub fn fit(&mut self, bytes: usize) {
+        let mut left = bytes;
+        let fits = |rank: &&RankStatus| {
+            let takes = RANK_BYTES + rank.host.len();
+            let fits = takes <= left;
+            left = left.saturating_sub(takes);
+            fits
+        };
+        let keep = self.ranks.iter().take_while(fits).count();
+        self.ranks_left_out += self.ranks.len() - keep;
+        self.ranks.truncate(keep);
+    }
+
     /// Reads `RUN/status.json`, which the coordinator rewrites about once a second and at the end.
     pub fn load(run_dir: &Path) -> Result<Self> {
         let path = run_dir.join(STATUS_FILE);

@@ -11,13 +11,9 @@ use common::{Coordinator, Trainer, dropped, options, read, ready, soon, trainer}
 use fovea_coordinator::Error;
 use fovea_coordinator::client::{Client, Endpoint, Observer};
 use fovea_coordinator::codec;
-use fovea_coordinator::protocol::{PROTOCOL_VERSION, Reply, Request, Role, TrainerEvent};
-use fovea_coordinator::server::Outcome;
-use fovea_coordinator::status::RunState;
+use fovea_coordinator::protocol::{PROTOCOL_VERSION, Reply, Request, Role};
+use fovea_coordinator::status::{RunState, Status, Turned};
 use fovea_coordinator::token::Token;
-use proptest::prelude::*;
-use proptest::strategy::ValueTree;
-use proptest::test_runner::TestRunner;
 
 #[test]
 fn a_peer_without_the_token_is_told_why() {
@@ -237,55 +233,113 @@ fn seats_that_are_taken_or_do_not_fit_are_refused() {
     coordinator.stop("end of test");
 }
 
-/// Random and mutated frames, before and after the handshake, while a run goes on.
+/// Reads until the coordinator closes; the reason that it gave.
+fn told(stream: &mut std::net::TcpStream) -> String {
+    loop {
+        match read(stream) {
+            Some(Reply::Drop { reason }) => return reason,
+            Some(_) => {}
+            None => panic!("closed without a reason"),
+        }
+    }
+}
+
 #[test]
-fn a_run_does_not_notice_garbage() {
-    const PEERS: usize = 150;
+fn what_is_turned_away_is_counted() {
     let dir = tempfile::tempdir().unwrap();
     let coordinator = Coordinator::start(options(dir.path(), 1));
-    let endpoint = coordinator.endpoint.clone();
-    let mut trainer = Trainer::join(&endpoint, 0);
-    let mut runner = TestRunner::deterministic();
-    let bytes = prop::collection::vec(any::<u8>(), 1..200);
-    let mut template = codec::encode(&Request::Drain {
-        reason: "x".repeat(40),
-    })
-    .unwrap();
-    template.extend(codec::encode(&Request::GetStatus).unwrap());
-    for peer in 0..PEERS {
-        let noise = bytes.new_tree(&mut runner).unwrap().current();
-        let mut stream = match peer % 3 {
-            0 => coordinator.dial().0,
-            _ => coordinator.dial_as(Role::Observer).0,
-        };
-        let sent = match peer % 3 {
-            2 => {
-                let mut frame = template.clone();
-                // Not the length: what follows has to be read as a message.
-                for (at, value) in noise.iter().enumerate().take(8) {
-                    let at = 4 + (at * 31 + usize::from(*value)) % (frame.len() - 4);
-                    frame[at] ^= value;
-                }
-                frame
-            }
-            _ => noise,
-        };
-        // The coordinator may close before it has read everything.
-        let _ = stream.write_all(&sent);
-        drop(stream);
-        trainer.step();
+    let (mut stream, _) = coordinator.dial();
+    stream.write_all(&[0; 4]).unwrap();
+    dropped(&mut stream);
+    let (mut stream, _) = coordinator.dial_as(Role::Observer);
+    stream.write_all(&u32::MAX.to_le_bytes()).unwrap();
+    dropped(&mut stream);
+    let (mut stream, _) = coordinator.dial();
+    codec::write_frame(&mut stream, &Request::GetStatus).unwrap();
+    dropped(&mut stream);
+    let mut observer = Observer::connect(&coordinator.endpoint, soon()).unwrap();
+    let turned = observer.status().unwrap().turned;
+    let expected = Turned {
+        malformed_frames: 2,
+        refused_tokens: 1,
+        dropped_connections: 3,
+    };
+    assert_eq!(turned, expected);
+    drop(observer);
+    coordinator.stop("end of test");
+    let kept = Status::load(&dir.path().join("run")).unwrap().turned;
+    assert_eq!(kept, expected);
+}
+
+#[test]
+fn an_observer_that_says_nothing_is_closed_and_a_trainer_is_not() {
+    let dir = tempfile::tempdir().unwrap();
+    let mut options = options(dir.path(), 1);
+    options.idle_ms = 300;
+    let coordinator = Coordinator::start(options);
+    let mut trainer = Trainer::join(&coordinator.endpoint, 0);
+    let (mut observer, _) = coordinator.dial_as(Role::Observer);
+    let begun = Instant::now();
+    let reason = told(&mut observer);
+    assert!(
+        reason.contains("300 ms") && reason.contains("waiting for a request"),
+        "{reason}"
+    );
+    assert!(begun.elapsed() >= Duration::from_millis(200));
+    trainer.step();
+    coordinator.stop("end of test");
+}
+
+#[test]
+fn a_peer_that_sends_too_fast_is_slowed_and_not_dropped() {
+    let dir = tempfile::tempdir().unwrap();
+    let mut options = options(dir.path(), 1);
+    options.frames_per_s = 100;
+    let coordinator = Coordinator::start(options);
+    let (mut stream, _) = coordinator.dial_as(Role::Observer);
+    let begun = Instant::now();
+    // 200 at once are free; the other 100 take a second.
+    let frames = codec::encode(&Request::GetStatus).unwrap().repeat(300);
+    stream.write_all(&frames).unwrap();
+    for _ in 0..300 {
+        assert!(matches!(read(&mut stream), Some(Reply::StatusReport(_))));
     }
-    assert_eq!(trainer.step, PEERS as u64);
-    let mut observer = Observer::connect(&endpoint, soon()).unwrap();
-    assert_eq!(observer.status().unwrap().step, PEERS as u64);
-    let step = trainer.step;
-    trainer
-        .client
-        .event(TrainerEvent::Finished {
-            step,
-            weights_blake3: None,
-        })
-        .unwrap();
-    drop(trainer);
-    assert_eq!(coordinator.outcome(), Outcome::Finished { step });
+    let took = begun.elapsed();
+    assert!(
+        (Duration::from_millis(900)..Duration::from_secs(5)).contains(&took),
+        "{took:?}"
+    );
+    coordinator.stop("end of test");
+}
+
+#[test]
+fn peers_that_never_finish_the_handshake_and_observers_keep_no_trainer_out() {
+    let dir = tempfile::tempdir().unwrap();
+    let coordinator = Coordinator::start(options(dir.path(), 1));
+    let observers: Vec<_> = (0..64)
+        .map(|_| coordinator.dial_as(Role::Observer))
+        .collect();
+    let (_, reply) = coordinator.dial_as(Role::Observer);
+    assert!(
+        matches!(&reply, Reply::Drop { reason } if reason.contains("limit is 64")),
+        "{reply:?}"
+    );
+    // One place is left, which goes to the newest.
+    let mut silent: Vec<_> = (0..5).map(|_| coordinator.dial().0).collect();
+    let reason = told(&mut silent[0]);
+    assert!(reason.contains("longest in the handshake"), "{reason}");
+    let mut trainer = Trainer::join(&coordinator.endpoint, 0);
+    trainer.step();
+    let (mut late, reply) = {
+        let mut stream = std::net::TcpStream::connect(&coordinator.addr).unwrap();
+        let reply = read(&mut stream).unwrap();
+        (stream, reply)
+    };
+    assert!(
+        matches!(&reply, Reply::Drop { reason } if reason.contains("65 connections are open")),
+        "{reply:?}"
+    );
+    assert_eq!(read(&mut late), None);
+    drop(observers);
+    coordinator.stop("end of test");
 }

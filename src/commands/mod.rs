@@ -1,6 +1,7 @@
 //! One file per subcommand.
 
 mod audit;
+mod bench;
 mod coordinator;
 mod data;
 mod eval;
@@ -36,6 +37,7 @@ pub fn dispatch(command: Command) -> anyhow::Result<Ending> {
         Command::Status(args) => status::run(&args),
         Command::Audit(args) => audit::run(&args),
         Command::Report(args) => report::run(&args),
+        Command::Bench(args) => bench::run(&args),
     }
 }
 

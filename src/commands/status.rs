@@ -61,4 +61,14 @@ fn print(status: &Status, live: bool) {
     for rank in &status.ranks {
         println!("{}", show::rank_line(rank));
     }
+    if status.ranks_left_out > 0 {
+        println!("             and {} more ranks", status.ranks_left_out);
+    }
+    let turned = &status.turned;
+    if turned.dropped_connections > 0 {
+        println!(
+            "turned away  {} connections: {} malformed frames, {} without the token",
+            turned.dropped_connections, turned.malformed_frames, turned.refused_tokens
+        );
+    }
 }

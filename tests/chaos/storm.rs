@@ -10,8 +10,8 @@ use fovea_coordinator::protocol::MemberState;
 use fovea_coordinator::status::Status;
 
 use crate::common::{
-    self, Dice, FINISHED, LIMIT, Process, RESUME, Run, Signal, facts, fovea, process_of, processes_of,
-    send,
+    self, Dice, FINISHED, LIMIT, Process, RESUME, Run, Signal, facts, fovea, process_of,
+    processes_of, send,
 };
 use crate::fault::{ALL, Fault, What, When};
 use crate::hands::{Disk, HungThread, MovableClock, Proxy};

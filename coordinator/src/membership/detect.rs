@@ -43,8 +43,8 @@ impl Membership {
         if !self.config.elastic && had_seat {
             return self.fail(reason);
         }
-        self.members.remove(&id);
-        if self.members.values().all(|m| m.ready.is_none()) && !self.formed {
+        self.forget(id);
+        if self.ready == 0 && !self.formed {
             self.agreed = None;
         }
         if !had_seat {
@@ -132,6 +132,9 @@ impl Membership {
             member.last_seat = member.seat.take();
             member.moved_ms = now_ms;
         }
+        let count = |is: fn(&Member) -> bool| self.members.values().filter(|m| is(m)).count();
+        self.ready = count(|m| m.ready.is_some());
+        self.owing = count(Member::owes_ready);
     }
 
     pub(super) fn tick(&mut self, now_ms: u64) -> Transition {
@@ -221,9 +224,7 @@ impl Membership {
             }
             // Who waits for others is not the one that hangs; who starts takes the time it takes.
             let patient = matches!(state, MemberState::Waiting | MemberState::Starting);
-            let owes_ready = self.phase == Phase::Waiting
-                && member.last_seat.is_some()
-                && member.ready.is_none();
+            let owes_ready = self.phase == Phase::Waiting && member.owes_ready();
             let works = member.seat.is_some() && !patient;
             if self.config.elastic && (works || owes_ready) && still > hung {
                 suspects.push((

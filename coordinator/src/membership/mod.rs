@@ -26,6 +26,7 @@ mod tests;
 mod types;
 mod vote;
 
+pub(crate) use rendezvous::room;
 pub use types::{Config, Effect, Event, Outcome, Ticket, Transition};
 
 use std::collections::BTreeMap;
@@ -89,6 +90,10 @@ pub struct Membership {
     phase: Phase,
     generation: Generation,
     members: BTreeMap<MemberId, Member>,
+    /// How many of them are ready, and how many that had a seat are not yet. Counted along, because a
+    /// rendezvous of N members asks N times.
+    ready: usize,
+    owing: usize,
     next_member: MemberId,
     /// The newest committed step.
     at: StartPoint,
@@ -144,6 +149,8 @@ impl Membership {
             phase: Phase::Waiting,
             generation: config.last_generation,
             members: BTreeMap::new(),
+            ready: 0,
+            owing: 0,
             next_member: config.first_member,
             at: config.start,
             newest: config.newest.max(config.start),
@@ -327,6 +334,29 @@ impl Membership {
         Transition::because(reason, effects)
     }
 
+    /// Adds a member.
+    fn admit(&mut self, id: MemberId, member: Member) {
+        self.owing += usize::from(member.owes_ready());
+        self.members.insert(id, member);
+    }
+
+    /// Takes a member out.
+    fn forget(&mut self, id: MemberId) {
+        if let Some(member) = self.members.remove(&id) {
+            self.ready -= usize::from(member.ready.is_some());
+            self.owing -= usize::from(member.owes_ready());
+        }
+    }
+
+    fn set_ready(&mut self, id: MemberId, ready: Ready) {
+        if let Some(member) = self.members.get_mut(&id) {
+            self.ready += usize::from(member.ready.is_none());
+            self.owing -= usize::from(member.owes_ready());
+            member.ready = Some(ready);
+            member.state = MemberState::Waiting;
+        }
+    }
+
     fn describe(&self, id: MemberId) -> String {
         match self.members.get(&id) {
             Some(member) => member.describe(id),
@@ -353,6 +383,11 @@ impl Member {
             vote: None,
             done: Done::No,
         }
+    }
+
+    /// It had a seat in the generation before this rendezvous and is not ready yet.
+    fn owes_ready(&self) -> bool {
+        self.last_seat.is_some() && self.ready.is_none()
     }
 
     /// `rank 1 (host node3, pid 77, last step 12)`.

@@ -5,9 +5,17 @@ use super::{Effect, Member, Membership, Phase, Ticket, Transition, clip};
 use crate::journal::{JournalEntry, Seat};
 use crate::ledger::LedgerEntry;
 use crate::order::allowed_world_sizes;
-use crate::protocol::{
-    Assignment, MemberId, MemberState, Ready, Reply, Seated, StartPoint, TrainerInfo,
-};
+use crate::protocol::{Assignment, MemberId, Ready, Reply, Seated, StartPoint, TrainerInfo};
+
+/// Most members of a run. An elastic one has room for a second set, which stands by until ranks are
+/// lost.
+pub(crate) fn room(world: usize, elastic: bool) -> usize {
+    if elastic {
+        world.saturating_mul(2)
+    } else {
+        world
+    }
+}
 
 impl Membership {
     pub(super) fn join(&mut self, ticket: Ticket, info: TrainerInfo, now_ms: u64) -> Transition {
@@ -26,12 +34,7 @@ impl Membership {
                 self.why
             ));
         }
-        // An elastic run has room for a second set, which stands by until ranks are lost.
-        let room = if self.config.elastic {
-            2 * world
-        } else {
-            world
-        };
+        let room = room(world, self.config.elastic);
         if here >= room {
             return refuse(format!(
                 "{here} of {room} members are here in generation {}\n  help: this run has no seat left; do not start more trainers than it has ranks",
@@ -86,7 +89,7 @@ impl Membership {
         let mut joined = Member::new(info, now_ms);
         // Perhaps it comes back from a generation of the coordinator before this one.
         joined.last_seat = self.absent.remove(&member);
-        self.members.insert(member, joined);
+        self.admit(member, joined);
         if self.phase == Phase::Waiting {
             self.why.clone_from(&reason);
         }
@@ -151,6 +154,16 @@ impl Membership {
                 self.at.step + 1,
                 gave_up.as_deref().unwrap_or("no reason given")
             );
+            if self.first_done.is_some() {
+                // Others have left for good: there is nobody to begin anew with.
+                let mut lost = self.lose(id, &reason, 0, now_ms);
+                if self.outcome().is_none() {
+                    let reason = format!("{reason}\n  help: other ranks have finished already");
+                    let dismissal = Effect::Dismiss { member: id, reason };
+                    lost.effects.push(dismissal);
+                }
+                return lost;
+            }
             let incident = self.note_incident(&reason, 0, now_ms);
             let mut left = self.leave_generation(&reason, now_ms);
             left.effects.push(incident);
@@ -161,7 +174,7 @@ impl Membership {
         if running {
             return self.welcome_spare(id);
         }
-        let (here, world) = (self.ready_count(), self.config.world);
+        let (here, world) = (self.ready, self.config.world);
         self.why = format!("{here} of {world} ranks are ready");
         let noted = Transition::because(self.why.clone(), Vec::new());
         match self.try_form(now_ms) {
@@ -170,19 +183,12 @@ impl Membership {
         }
     }
 
-    fn set_ready(&mut self, id: MemberId, ready: Ready) {
-        if let Some(member) = self.members.get_mut(&id) {
-            member.ready = Some(ready);
-            member.state = MemberState::Waiting;
-        }
-    }
-
     /// One without a seat is ready while the others train: if it makes a larger world possible, they
     /// meet after the next step.
     fn welcome_spare(&mut self, id: MemberId) -> Transition {
         let who = self.describe(id);
-        let ready = self.seated + self.ready_count_unseated();
-        let possible = self.usable(ready);
+        // Those with a seat are ready as well.
+        let possible = self.usable(self.ready);
         if possible <= self.world {
             return Transition::because(
                 format!("{who} stands by: {} ranks train", self.world),
@@ -196,15 +202,6 @@ impl Membership {
         );
         self.regroup = Some(reason.clone());
         Transition::because(reason, Vec::new())
-    }
-
-    pub(super) fn ready_count(&self) -> usize {
-        self.members.values().filter(|m| m.ready.is_some()).count()
-    }
-
-    fn ready_count_unseated(&self) -> usize {
-        let spare = |m: &&Member| m.seat.is_none() && m.ready.is_some();
-        self.members.values().filter(spare).count()
     }
 
     /// The most ranks that so many members can make up.
@@ -223,20 +220,15 @@ impl Membership {
         if self.phase != Phase::Waiting || self.looking {
             return Transition::none();
         }
-        let ready = self.ready_count();
         // Ranks of the generation before come back; who has just been started is not waited for.
-        let back = self.absent.is_empty()
-            && !self
-                .members
-                .values()
-                .any(|m| m.last_seat.is_some() && m.ready.is_none());
+        let back = self.absent.is_empty() && self.owing == 0;
         let least = if self.last {
             1
         } else {
             self.config.min_ranks.max(1)
         };
-        let enough = self.config.elastic && self.formed && back && self.usable(ready) >= least;
-        if ready >= self.config.world || enough {
+        let enough = self.config.elastic && self.formed && back && self.usable(self.ready) >= least;
+        if self.ready >= self.config.world || enough {
             self.form(now_ms)
         } else {
             Transition::none()
@@ -245,11 +237,10 @@ impl Membership {
 
     /// Nobody else came. With enough ranks the run goes on; with too few it saves what they hold.
     pub(super) fn give_up_waiting(&mut self, waited_ms: u64, now_ms: u64) -> Transition {
-        let usable = self.usable(self.ready_count());
+        let usable = self.usable(self.ready);
         let short = format!(
             "{} of {} ranks came within {waited_ms} ms",
-            self.ready_count(),
-            self.config.world
+            self.ready, self.config.world
         );
         if !self.config.elastic || usable == 0 {
             return self.fail(&format!(
@@ -311,7 +302,7 @@ impl Membership {
                 return Transition::because(why, vec![Effect::FindCheckpoint]);
             }
         };
-        let world = self.usable(self.ready_count());
+        let world = self.usable(self.ready);
         let by_rank = self.seats(world, start);
         self.generation += 1;
         self.phase = Phase::Running;

@@ -2,7 +2,7 @@
 
 use super::{Membership, Outcome, Phase};
 use crate::protocol::MemberState;
-use crate::status::{RankStatus, RunState, Status};
+use crate::status::{RankStatus, RunState, Status, Turned};
 
 impl Membership {
     /// The status at a time.
@@ -46,6 +46,7 @@ impl Membership {
             incidents: self.incidents,
             last_incident: self.last_incident.clone(),
             ranks,
+            ranks_left_out: 0,
             samples_per_s: self.progress.samples_per_s(),
             loss: self.loss,
             eta_s: if state.is_over() {
@@ -57,6 +58,8 @@ impl Membership {
             last_epoch: self.last_epoch.clone(),
             reason: self.why.clone(),
             summary: self.config.summary.clone(),
+            // Known to the shell.
+            turned: Turned::default(),
         }
     }
 

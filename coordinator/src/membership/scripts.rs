@@ -349,12 +349,14 @@ impl Script {
     /// Whoever could train does: all that were there before are back, and they are enough.
     fn check_nobody_waits_for_nothing(&self) -> Checked {
         let run = &self.run;
+        let count = |is: fn(&Member) -> bool| run.members.values().filter(|m| is(m)).count();
+        prop_assert_eq!(run.ready, count(|m| m.ready.is_some()));
+        prop_assert_eq!(run.owing, count(Member::owes_ready));
         if run.phase != Phase::Waiting || run.looking || !run.config.elastic || !run.formed {
             return Ok(());
         }
-        let back = |m: &&Member| m.last_seat.is_none() || m.ready.is_some();
-        let all_back = run.members.values().filter(back).count() == run.members.len();
-        let enough = run.usable(run.ready_count()) >= run.config.min_ranks.max(1);
+        let all_back = run.members.values().all(|m| !m.owes_ready());
+        let enough = run.usable(run.ready) >= run.config.min_ranks.max(1);
         prop_assert!(!(all_back && enough), "{}", run.why);
         Ok(())
     }

@@ -48,6 +48,9 @@ pub struct Config {
     pub summary: BTreeMap<String, String>,
 }
 
+/// A reason that is longer takes no further ones, in bytes.
+const REASON_MAX: usize = 16 << 10;
+
 /// Names a connection until its member has an id.
 pub type Ticket = u64;
 
@@ -221,6 +224,8 @@ impl Transition {
     pub(super) fn and(mut self, next: Self) -> Self {
         self.effects.extend(next.effects);
         self.reason = match (self.reason, next.reason) {
+            // A thousand ranks that are lost together are not all listed.
+            (Some(first), Some(_)) if first.len() > REASON_MAX => Some(first),
             (Some(first), Some(then)) => Some(format!("{first}; {then}")),
             (first, then) => first.or(then),
         };

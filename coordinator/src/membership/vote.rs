@@ -11,6 +11,11 @@ const UNKNOWN_SAVE_MS: u64 = 5_000;
 /// What leaving takes besides, in milliseconds.
 const MARGIN_MS: u64 = 1_000;
 
+/// Figures of an epoch that are kept, and the longest name of one in bytes: the status has to fit
+/// into a frame.
+const METRICS_MAX: usize = 512;
+const METRIC_NAME_MAX: usize = 128;
+
 impl Membership {
     pub(super) fn vote(&mut self, id: MemberId, vote: Vote, now_ms: u64) -> Transition {
         let Some(member) = self.seen(id, now_ms) else {
@@ -52,40 +57,48 @@ impl Membership {
     /// What is wrong with a vote, on its own and beside those before it.
     fn objection(&self, id: MemberId, vote: &Vote) -> Option<String> {
         let member = self.members.get(&id)?;
-        let who = member.describe(id);
+        // Only for an objection: nearly all votes are without one.
+        let who = || member.describe(id);
         let next = self.at.step + 1;
         if member.seat.is_none() || vote.generation != self.generation {
             return Some(format!(
-                "{who} voted in generation {}, the run is in generation {}",
-                vote.generation, self.generation
+                "{} voted in generation {}, the run is in generation {}",
+                who(),
+                vote.generation,
+                self.generation
             ));
         }
         if let Some(step) = self.drained_at {
             return Some(format!(
-                "{who} voted for step {}, but step {step} was agreed as the last one",
+                "{} voted for step {}, but step {step} was agreed as the last one",
+                who(),
                 vote.step
             ));
         }
         if vote.step != next {
             return Some(format!(
-                "{who} voted for step {}, the run is at step {next}",
+                "{} voted for step {}, the run is at step {next}",
+                who(),
                 vote.step
             ));
         }
         if member.vote.is_some() {
             return Some(format!(
-                "{who} voted twice for step {next}, and not the same"
+                "{} voted twice for step {next}, and not the same",
+                who()
             ));
         }
         if let Some(left) = self.first_done {
             let left = self.describe(left);
             return Some(format!(
-                "{who} voted for step {next}, but {left} has finished"
+                "{} voted for step {next}, but {left} has finished",
+                who()
             ));
         }
         if !vote.finite {
             return Some(format!(
-                "{who} has a loss or gradient norm that is not finite in step {next} (loss {}); no rank has moved",
+                "{} has a loss or gradient norm that is not finite in step {next} (loss {}); no rank has moved",
+                who(),
                 vote.loss
             ));
         }
@@ -93,7 +106,7 @@ impl Membership {
     }
 
     /// The range has to go on where the last step ended, and lie within the epoch.
-    fn range_objection(&self, who: &str, vote: &Vote) -> Option<String> {
+    fn range_objection(&self, who: &dyn Fn() -> String, vote: &Vote) -> Option<String> {
         let total = self
             .agreed
             .as_ref()
@@ -101,21 +114,27 @@ impl Membership {
         let first = self.first_sample(vote.epoch, total);
         let Some(first) = first else {
             return Some(format!(
-                "{who} voted for epoch {} while {} of {total} samples of epoch {} are committed",
-                vote.epoch, self.at.cursor, self.at.epoch
+                "{} voted for epoch {} while {} of {total} samples of epoch {} are committed",
+                who(),
+                vote.epoch,
+                self.at.cursor,
+                self.at.epoch
             ));
         };
         if vote.cursor_after <= first || vote.cursor_after > total {
             return Some(format!(
-                "{who} voted for samples {first}..{} of epoch {}, which has {total} samples",
-                vote.cursor_after, vote.epoch
+                "{} voted for samples {first}..{} of epoch {}, which has {total} samples",
+                who(),
+                vote.cursor_after,
+                vote.epoch
             ));
         }
         let first = self.first_vote?;
         let reference = self.members.get(&first)?.vote.as_ref()?;
         if (vote.epoch, vote.cursor_after) != (reference.epoch, reference.cursor_after) {
             return Some(format!(
-                "{who} voted for samples up to {} of epoch {}, {} up to {} of epoch {}",
+                "{} voted for samples up to {} of epoch {}, {} up to {} of epoch {}",
+                who(),
                 vote.cursor_after,
                 vote.epoch,
                 self.describe(first),
@@ -265,7 +284,10 @@ impl Membership {
         }
         match event {
             TrainerEvent::EpochEnd { epoch, mut metrics } => {
-                metrics.retain(|_, value| value.is_finite());
+                metrics.retain(|name, value| value.is_finite() && name.len() <= METRIC_NAME_MAX);
+                while metrics.len() > METRICS_MAX {
+                    metrics.pop_last();
+                }
                 if self
                     .last_epoch
                     .as_ref()

@@ -2,14 +2,15 @@
 
 use std::net::SocketAddr;
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWriteExt, BufReader};
 use tokio::net::TcpStream;
 use tokio::net::tcp::{OwnedReadHalf, OwnedWriteHalf};
-use tokio::sync::mpsc;
-use tokio::time::timeout;
+use tokio::sync::{mpsc, oneshot};
+use tokio::time::{sleep, timeout};
 
+use super::limits::{Bucket, Counters, Gate, Kind, Pass};
 use crate::codec;
 use crate::error::{Error, Result};
 use crate::membership::Ticket;
@@ -21,6 +22,8 @@ pub(super) type Frame = Arc<[u8]>;
 
 /// Frames that may wait for one peer. One that lets more pile up does not read.
 pub(super) const OUTBOX: usize = 256;
+/// Read ahead, per connection: a heartbeat or a vote has some 30 bytes.
+const READ_AHEAD: usize = 1 << 10;
 /// How long one frame may take.
 const WRITE_TIMEOUT: Duration = Duration::from_secs(10);
 /// How long the last frames to a peer may take.
@@ -56,6 +59,11 @@ pub(super) struct Settings {
     pub token: Token,
     pub handshake: Duration,
     pub heartbeat_ms: u32,
+    pub frames_per_s: u32,
+    /// How long an observer or a launcher may say nothing.
+    pub idle: Duration,
+    pub counters: Arc<Counters>,
+    pub gate: Gate,
 }
 
 pub(super) struct Connection {
@@ -67,25 +75,48 @@ pub(super) struct Connection {
 
 impl Connection {
     pub async fn serve(self, stream: TcpStream) {
+        let entered = self.settings.gate.enter(self.ticket);
         if let Err(error) = stream.set_nodelay(true) {
             tracing::debug!("{}: {error}", self.peer);
             return;
         }
         let (reader, mut writer) = stream.into_split();
-        let mut reader = BufReader::new(reader);
-        let handshake = self.handshake(&mut reader, &mut writer);
-        match timeout(self.settings.handshake, handshake).await {
-            Ok(Ok(role)) => self.converse(role, reader, writer).await,
-            Ok(Err(error)) => self.turn_away(&error, reader, writer).await,
-            Err(_) => {
-                let error = Error::Timeout {
-                    what: "the handshake".to_owned(),
-                    waited_ms: self.settings.handshake.as_millis() as u64,
-                    help: "answer the challenge at once",
-                };
-                self.turn_away(&error, reader, writer).await;
+        let mut reader = BufReader::with_capacity(READ_AHEAD, reader);
+        let greeted = match entered {
+            Ok((pass, evicted)) => self.greet(pass, evicted, &mut reader, &mut writer).await,
+            Err(error) => Err(error),
+        };
+        match greeted {
+            Ok((role, pass)) => {
+                self.converse(role, reader, writer).await;
+                drop(pass);
             }
+            Err(error) => self.turn_away(&error, reader, writer).await,
         }
+    }
+
+    /// The handshake, as long as it may take. The place is given back when it does not succeed.
+    async fn greet(
+        &self,
+        mut pass: Pass,
+        evicted: oneshot::Receiver<()>,
+        reader: &mut BufReader<OwnedReadHalf>,
+        writer: &mut OwnedWriteHalf,
+    ) -> Result<(Role, Pass)> {
+        let handshake = timeout(self.settings.handshake, self.handshake(reader, writer));
+        let role = tokio::select! {
+            done = handshake => done.map_err(|_| Error::Timeout {
+                what: "the handshake".to_owned(),
+                waited_ms: self.settings.handshake.as_millis() as u64,
+                help: "answer the challenge at once",
+            })??,
+            Ok(()) = evicted => return Err(self.settings.gate.evicted()),
+        };
+        pass.settle(match role {
+            Role::Trainer(_) => Kind::Trainer,
+            Role::Observer | Role::Launcher => Kind::Other,
+        })?;
+        Ok((role, pass))
     }
 
     async fn handshake(
@@ -129,7 +160,9 @@ impl Connection {
             tracing::debug!("{} left in the handshake: {error}", self.peer);
             return;
         }
-        tracing::warn!("turned away {}: {error}", self.peer);
+        if self.settings.counters.closed_for(error) {
+            tracing::warn!("turned away {}: {error}", self.peer);
+        }
         let Ok(frame) = codec::encode(&Reply::Drop {
             reason: error.to_string(),
         }) else {
@@ -152,6 +185,11 @@ impl Connection {
     ) {
         let (outbox, frames) = mpsc::channel(OUTBOX);
         let ticket = self.ticket;
+        // A trainer's silence is noticed by its heartbeats.
+        let idle = match role {
+            Role::Trainer(_) => None,
+            Role::Observer | Role::Launcher => Some(self.settings.idle),
+        };
         if self
             .core
             .send(Message::Opened {
@@ -166,7 +204,7 @@ impl Connection {
         }
         let mut writing = std::pin::pin!(write_all(writer, frames));
         tokio::select! {
-            closed = self.listen(&mut reader) => {
+            closed = self.listen(&mut reader, idle) => {
                 // The core lets go of the outbox, which ends the writing. When the run is over it
                 // has done so already, and what it said last still has to go out.
                 let _ = self.core.send(closed).await;
@@ -184,11 +222,23 @@ impl Connection {
     }
 
     /// Passes requests on until there are no more.
-    async fn listen(&self, reader: &mut BufReader<OwnedReadHalf>) -> Message {
+    async fn listen(
+        &self,
+        reader: &mut BufReader<OwnedReadHalf>,
+        idle: Option<Duration>,
+    ) -> Message {
         let ticket = self.ticket;
+        let mut bucket = Bucket::new(self.settings.frames_per_s, Instant::now());
         loop {
-            let request = match codec::read_body_async(reader, codec::MAX_FRAME).await {
-                Ok(Some(body)) => codec::decode_body(&body),
+            let request = match read_within(reader, idle).await {
+                Ok(Some(body)) => {
+                    // Not read on while it is ahead of its rate; the system's buffers then slow it.
+                    let ahead = bucket.take(body.len(), Instant::now());
+                    if !ahead.is_zero() {
+                        sleep(ahead).await;
+                    }
+                    codec::decode_body(&body)
+                }
                 Ok(None) => {
                     let detail = "it closed the connection".to_owned();
                     return Message::Closed {
@@ -214,7 +264,12 @@ impl Connection {
             };
             let tell = match &error {
                 Error::Stream { .. } => None,
-                other => Some(other.to_string()),
+                other => {
+                    if self.settings.counters.closed_for(other) {
+                        tracing::warn!("dropped {}: {other}", self.peer);
+                    }
+                    Some(other.to_string())
+                }
             };
             return Message::Closed {
                 ticket,
@@ -223,6 +278,24 @@ impl Connection {
             };
         }
     }
+}
+
+/// A frame, which has to come within this time.
+async fn read_within(
+    reader: &mut BufReader<OwnedReadHalf>,
+    idle: Option<Duration>,
+) -> Result<Option<Vec<u8>>> {
+    let frame = codec::read_body_async(reader, codec::MAX_FRAME);
+    let Some(limit) = idle else {
+        return frame.await;
+    };
+    timeout(limit, frame).await.unwrap_or_else(|_| {
+        Err(Error::Timeout {
+            what: "a request".to_owned(),
+            waited_ms: limit.as_millis() as u64,
+            help: "connect again when there is something to ask",
+        })
+    })
 }
 
 fn first_line(error: &Error) -> String {

@@ -12,6 +12,7 @@ use tokio::task::JoinHandle;
 
 use super::FindCheckpoint;
 use super::connection::{Frame, Message, OUTBOX};
+use super::limits::Counters;
 use crate::codec;
 use crate::error::{Error, Result};
 use crate::files::{self, Durability};
@@ -24,6 +25,12 @@ use crate::status::{STATUS_FILE, Status};
 
 /// How often `status.json` is written.
 const STATUS_EVERY: Duration = Duration::from_secs(1);
+/// Bytes of the ranks in a status frame; the rest of the frame is for everything else in it.
+const STATUS_RANKS: usize = codec::MAX_FRAME - (256 << 10);
+/// A status frame of more bytes is sent again to who asks within this time: making it anew takes the
+/// time of thousands of votes.
+const STATUS_LARGE: usize = 64 << 10;
+const STATUS_FRESH: Duration = Duration::from_millis(250);
 
 struct Peer {
     outbox: mpsc::Sender<Frame>,
@@ -40,6 +47,7 @@ pub(super) struct Core {
     peers: HashMap<Ticket, Peer>,
     tickets: BTreeMap<MemberId, Ticket>,
     outcome: Option<Outcome>,
+    status_frame: Option<(Instant, Frame)>,
     status_written: Option<Instant>,
     status_writer: Option<JoinHandle<()>>,
     /// The newest `status.json` could not be written.
@@ -47,6 +55,7 @@ pub(super) struct Core {
     ledger_behind: bool,
     /// Connections whose outbox is full.
     stuck: Vec<Ticket>,
+    pub counters: Arc<Counters>,
     pub heartbeat_ms: u32,
     pub find_checkpoint: Option<FindCheckpoint>,
     inbox: mpsc::Sender<Message>,
@@ -69,11 +78,13 @@ impl Core {
             peers: HashMap::new(),
             tickets: BTreeMap::new(),
             outcome: None,
+            status_frame: None,
             status_written: None,
             status_writer: None,
             status_behind: Arc::default(),
             ledger_behind: false,
             stuck: Vec::new(),
+            counters: Arc::default(),
             heartbeat_ms: 1000,
             find_checkpoint: None,
             inbox,
@@ -102,7 +113,6 @@ impl Core {
                 tell,
             } => {
                 if let Some(reason) = tell {
-                    tracing::warn!("dropped connection {ticket}: {reason}");
                     self.send(&[ticket], &Reply::Drop { reason });
                 }
                 self.closed(ticket, detail);
@@ -127,6 +137,7 @@ impl Core {
 
     fn close_stuck(&mut self) {
         while let Some(ticket) = self.stuck.pop() {
+            self.counters.closed();
             self.closed(
                 ticket,
                 format!("it does not read: {OUTBOX} messages wait for it"),
@@ -180,6 +191,7 @@ impl Core {
 
     /// Says why and lets go; the connection closes once that is written.
     fn drop_peer(&mut self, ticket: Ticket, reason: String) {
+        self.counters.closed();
         self.send(&[ticket], &Reply::Drop { reason });
         if let Some(peer) = self.peers.remove(&ticket)
             && let Some(member) = peer.member
@@ -267,8 +279,27 @@ impl Core {
     }
 
     fn report(&mut self, ticket: Ticket) {
-        let status = Box::new(self.membership.status(self.now_ms()));
-        self.send(&[ticket], &Reply::StatusReport(status));
+        if let Some((made, frame)) = &self.status_frame
+            && made.elapsed() < STATUS_FRESH
+        {
+            let frame = Arc::clone(frame);
+            self.send_frame(&[ticket], &frame);
+            return;
+        }
+        let mut status = self.status();
+        status.fit(STATUS_RANKS);
+        let Some(frame) = encode(&Reply::StatusReport(Box::new(status))) else {
+            return;
+        };
+        self.send_frame(&[ticket], &frame);
+        self.status_frame = (frame.len() > STATUS_LARGE).then(|| (Instant::now(), frame));
+    }
+
+    fn status(&self) -> Status {
+        Status {
+            turned: self.counters.read(),
+            ..self.membership.status(self.now_ms())
+        }
     }
 
     /// Applies an event, and those that its effects lead to. Returns the first one's reason.
@@ -395,19 +426,17 @@ impl Core {
     /// Encodes once and hands the frame to each connection. One whose outbox is full does not
     /// read; it is let go.
     fn send(&mut self, tickets: &[Ticket], reply: &Reply) {
-        let frame: Frame = match codec::encode(reply) {
-            Ok(frame) => frame.into(),
-            Err(error) => {
-                tracing::error!("cannot send {:?}: {error}", std::mem::discriminant(reply));
-                return;
-            }
-        };
+        if let Some(frame) = encode(reply) {
+            self.send_frame(tickets, &frame);
+        }
+    }
+
+    fn send_frame(&mut self, tickets: &[Ticket], frame: &Frame) {
         for ticket in tickets {
             let Some(peer) = self.peers.get(ticket) else {
                 continue;
             };
-            if let Err(mpsc::error::TrySendError::Full(_)) =
-                peer.outbox.try_send(Arc::clone(&frame))
+            if let Err(mpsc::error::TrySendError::Full(_)) = peer.outbox.try_send(Arc::clone(frame))
             {
                 self.stuck.push(*ticket);
             }
@@ -424,7 +453,7 @@ impl Core {
             return;
         }
         self.status_written = Some(Instant::now());
-        let status = self.membership.status(self.now_ms());
+        let status = self.status();
         let path = self.run_dir.join(STATUS_FILE);
         let behind = Arc::clone(&self.status_behind);
         self.status_writer = Some(tokio::task::spawn_blocking(move || {
@@ -451,9 +480,19 @@ impl Core {
         if let Err(error) = self.ledger.sync() {
             tracing::warn!("{error}");
         }
-        let status = self.membership.status(self.now_ms());
+        let status = self.status();
         if let Err(error) = store(&self.run_dir.join(STATUS_FILE), &status, Durability::Synced) {
             tracing::warn!("{error}");
+        }
+    }
+}
+
+fn encode(reply: &Reply) -> Option<Frame> {
+    match codec::encode(reply) {
+        Ok(frame) => Some(frame.into()),
+        Err(error) => {
+            tracing::error!("cannot send {:?}: {error}", std::mem::discriminant(reply));
+            None
         }
     }
 }

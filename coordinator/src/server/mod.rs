@@ -6,6 +6,7 @@
 
 mod connection;
 mod core;
+mod limits;
 
 use std::collections::BTreeMap;
 use std::future::Future;
@@ -20,12 +21,13 @@ use tokio::time::{Instant, MissedTickBehavior, sleep_until};
 
 use self::connection::Connection;
 use self::core::Core;
+use self::limits::Gate;
 use crate::client::Endpoint;
 use crate::error::{Error, Result};
 use crate::journal::{Journal, JournalEntry, JournalRecord, Past};
 use crate::ledger::{self, Ledger, LedgerEntry};
 pub use crate::membership::Outcome;
-use crate::membership::{Config, Event, Membership};
+use crate::membership::{self, Config, Event, Membership};
 use crate::order;
 use crate::protocol::{MemberId, PROTOCOL_VERSION, StartPoint};
 use crate::rundir::{self, CoordinatorInfo, RunLock};
@@ -35,6 +37,8 @@ use crate::token::Token;
 const INBOX: usize = 1024;
 /// Pause after a connection could not be accepted.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(50);
+/// Messages that are handled in a row before connections get their turn.
+const IN_A_ROW: usize = 256;
 /// How long connections may take to end after the run has.
 const CLOSE_TIMEOUT: Duration = Duration::from_millis(1500);
 
@@ -75,6 +79,11 @@ pub struct ServerOptions {
     pub find_checkpoint: Option<FindCheckpoint>,
     /// How long a peer may take to show the token, in milliseconds.
     pub handshake_ms: u64,
+    /// Frames per second that are read from one peer, after twice as many at once; one that sends more
+    /// is slowed. A frame costs as one more for every 4 KiB.
+    pub frames_per_s: u32,
+    /// An observer or launcher that says nothing for longer is closed, in milliseconds.
+    pub idle_ms: u64,
     /// What trains, for the status: model, backend, ...
     pub summary: BTreeMap<String, String>,
 }
@@ -106,6 +115,8 @@ impl ServerOptions {
             time_left: None,
             find_checkpoint: None,
             handshake_ms: 5_000,
+            frames_per_s: 2_000,
+            idle_ms: 600_000,
             summary: BTreeMap::new(),
         }
     }
@@ -289,7 +300,12 @@ impl Server {
             token,
             handshake: Duration::from_millis(options.handshake_ms),
             heartbeat_ms: (options.heartbeat_lapse_ms / 5).clamp(20, 1000) as u32,
+            frames_per_s: options.frames_per_s,
+            idle: Duration::from_millis(options.idle_ms),
+            counters: Arc::clone(&core.counters),
+            gate: Gate::new(membership::room(options.world, options.elastic)),
         });
+        let most = settings.gate.limit() + limits::FAREWELLS;
         core.heartbeat_ms = settings.heartbeat_ms;
         let mut tick = tokio::time::interval(Duration::from_millis(
             (options.heartbeat_lapse_ms / 8).clamp(10, 250),
@@ -308,8 +324,19 @@ impl Server {
                 listener.accept().await
             };
             tokio::select! {
-                Some(message) = inbox.recv() => core.handle(message),
+                Some(message) = inbox.recv() => {
+                    core.handle(message);
+                    for _ in 1..IN_A_ROW {
+                        match inbox.try_recv() {
+                            Ok(message) if core.outcome().is_none() => core.handle(message),
+                            _ => break,
+                        }
+                    }
+                }
                 accepted = accept => match accepted {
+                    Ok(_) if connections.len() >= most => {
+                        core.counters.closed();
+                    }
                     Ok((stream, peer)) => {
                         next_ticket += 1;
                         let connection = Connection {
@@ -326,7 +353,9 @@ impl Server {
                         accept_from = Instant::now() + ACCEPT_PAUSE;
                     }
                 },
-                Some(_) = connections.join_next() => {}
+                Some(_) = connections.join_next() => {
+                    while connections.try_join_next().is_some() {}
+                }
                 _ = tick.tick() => core.tick(),
                 reason = &mut shutdown, if !stopping => {
                     stopping = true;

@@ -1,0 +1,116 @@
+//! `fovea bench`
+
+use std::path::Path;
+use std::process::{Child, Command, Stdio};
+
+use anyhow::Context;
+use fovea_coordinator::bench::{self, Latency, Load, Measured};
+
+use crate::cli::{BenchArgs, BenchCommand, BenchCoordinatorArgs, BenchServerArgs};
+use crate::exit::{Ending, Usage};
+
+pub fn run(args: &BenchArgs) -> anyhow::Result<Ending> {
+    match &args.what {
+        BenchCommand::Coordinator(args) => coordinator(args),
+        BenchCommand::Server(args) => server(args),
+    }
+}
+
+/// The child of `fovea bench coordinator`.
+fn server(args: &BenchServerArgs) -> anyhow::Result<Ending> {
+    super::end_with_parent(0)?;
+    bench::serve(&args.run, args.members).map_err(fovea_trainer::Error::from)?;
+    Ok(Ending::Finished)
+}
+
+fn coordinator(args: &BenchCoordinatorArgs) -> anyhow::Result<Ending> {
+    let load = load(args)?;
+    bench::raise_file_limit(load.world + load.spares).map_err(fovea_trainer::Error::from)?;
+    let dir = std::env::temp_dir().join(format!("fovea-bench-{}", std::process::id()));
+    let measured = measure(&dir, load);
+    if let Err(error) = std::fs::remove_dir_all(&dir) {
+        tracing::debug!("{}: {error}", dir.display());
+    }
+    let measured = measured?;
+    if args.json {
+        println!("{}", serde_json::to_string_pretty(&measured)?);
+    } else {
+        print(&measured);
+    }
+    Ok(Ending::Finished)
+}
+
+/// The largest power of two below the members is the world; the others stand by.
+fn load(args: &BenchCoordinatorArgs) -> anyhow::Result<Load> {
+    let step = args.step.as_secs_f64();
+    if args.members == 0 || args.seconds == 0 || step <= 0.0 || !(0.0..=100.0).contains(&args.fail)
+    {
+        return Err(Usage(
+            "bench coordinator: --members, --seconds and --step have to be above 0, --fail from 0 to 100\n  help: fovea bench coordinator --members 1000 --seconds 60".to_owned(),
+        )
+        .into());
+    }
+    let world = 1 << args.members.ilog2();
+    Ok(Load {
+        world,
+        spares: args.members - world,
+        lasts: std::time::Duration::from_secs(args.seconds),
+        step: args.step,
+        fail_per_minute: args.fail / 100.0,
+    })
+}
+
+fn measure(dir: &Path, load: Load) -> anyhow::Result<Measured> {
+    let program = std::env::current_exe().context("finding this program")?;
+    let child = Command::new(program)
+        .args(["bench", "server"])
+        .arg(dir)
+        .arg(load.world.to_string())
+        .stdin(Stdio::null())
+        .spawn()
+        .context("starting the server's process")?;
+    let mut child = Ended(child);
+    let measured = bench::load(dir, child.0.id(), load).map_err(fovea_trainer::Error::from)?;
+    child.0.wait().context("waiting for the server's process")?;
+    Ok(measured)
+}
+
+/// A child that does not outlive its measurement.
+struct Ended(Child);
+
+impl Drop for Ended {
+    fn drop(&mut self) {
+        let _ = self.0.kill();
+        let _ = self.0.wait();
+    }
+}
+
+fn print(m: &Measured) {
+    let latency = |l: &Latency| {
+        format!(
+            "p50 {:.1} ms, p99 {:.1} ms, max {:.1} ms ({} times)",
+            l.p50_ms, l.p99_ms, l.max_ms, l.count
+        )
+    };
+    println!(
+        "members            {} ranks and {} that stand by, heartbeats every {} ms",
+        m.world, m.spares, m.heartbeat_ms
+    );
+    println!(
+        "rendezvous         {:.2} s, {:.2} CPU s of the server",
+        m.rendezvous_s, m.cpu_rendezvous_s
+    );
+    println!("steps              {}", m.steps);
+    println!("last vote, commit  {}", latency(&m.vote));
+    println!(
+        "failures           {} in {} generations",
+        m.failures, m.generations
+    );
+    println!("failure, commit    {}", latency(&m.recovery));
+    println!(
+        "server             {:.4} CPU s per step, {:.1} % of a core, peak memory {:.1} MiB",
+        m.cpu_s_per_step,
+        100.0 * m.cpu_share,
+        m.peak_memory_mib
+    );
+}
