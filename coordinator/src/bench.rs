@@ -25,8 +25,6 @@ use crate::server::{Outcome, Server, ServerOptions};
 
 /// Epochs that no measurement gets to the end of.
 const EPOCHS: u32 = 1_000_000;
-/// Files that a process needs besides its connections.
-const OTHER_FILES: u64 = 128;
 /// How long the server may take to come up and all members to meet.
 const START_TIMEOUT: Duration = Duration::from_secs(120);
 
@@ -76,38 +74,9 @@ pub struct Measured {
     pub heartbeat_ms: u32,
 }
 
-/// Raises the soft limit of open files as far as so many connections need.
-///
-/// # Errors
-/// [`Error::Options`] when the hard limit is lower.
-pub fn raise_file_limit(connections: usize) -> Result<()> {
-    use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
-
-    let needed = connections as u64 + OTHER_FILES;
-    let now = getrlimit(Resource::Nofile);
-    if now.current.is_none_or(|soft| soft >= needed) {
-        return Ok(());
-    }
-    let limit = Rlimit {
-        current: Some(needed),
-        ..now
-    };
-    if now.maximum.is_some_and(|hard| hard < needed) || setrlimit(Resource::Nofile, limit).is_err()
-    {
-        return Err(Error::Options {
-            detail: format!(
-                "{connections} connections need {needed} open files, the hard limit is {}",
-                now.maximum.unwrap_or_default()
-            ),
-            help: "raise it (`ulimit -Hn`, LimitNOFILE, or --ulimit nofile of the container), or measure fewer members",
-        });
-    }
-    Ok(())
-}
-
 /// The server's part, in a process of its own: serves until the run is over.
 pub fn serve(run_dir: &Path, world: usize) -> Result<Outcome> {
-    raise_file_limit(2 * world + 256)?;
+    crate::server::raise_file_limit(2 * world + 256)?;
     let options = ServerOptions::new(run_dir, world, world, EPOCHS);
     let lock = RunLock::acquire(run_dir)?;
     let server = Server::bind(options, lock)?;
@@ -119,7 +88,7 @@ pub fn serve(run_dir: &Path, world: usize) -> Result<Outcome> {
 
 /// The members' part: loads the server of `run_dir`, which is process `pid`, and stops it.
 pub fn load(run_dir: &Path, pid: u32, load: Load) -> Result<Measured> {
-    raise_file_limit(load.world + load.spares)?;
+    crate::server::raise_file_limit(load.world + load.spares)?;
     let deadline = Instant::now() + START_TIMEOUT;
     let endpoint = Endpoint::RunDir(run_dir.to_path_buf());
     let mut launcher = Observer::connect_launcher(&endpoint, deadline)?;

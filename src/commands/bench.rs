@@ -25,7 +25,8 @@ fn server(args: &BenchServerArgs) -> anyhow::Result<Ending> {
 
 fn coordinator(args: &BenchCoordinatorArgs) -> anyhow::Result<Ending> {
     let load = load(args)?;
-    bench::raise_file_limit(load.world + load.spares).map_err(fovea_trainer::Error::from)?;
+    fovea_coordinator::server::raise_file_limit(load.world + load.spares)
+        .map_err(fovea_trainer::Error::from)?;
     let dir = std::env::temp_dir().join(format!("fovea-bench-{}", std::process::id()));
     let measured = measure(&dir, load);
     if let Err(error) = std::fs::remove_dir_all(&dir) {

@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 use anyhow::Context;
 use fovea_coordinator::client::{Endpoint, Observer};
 use fovea_coordinator::rundir::RunLock;
-use fovea_coordinator::server::{FindCheckpoint, Outcome, Server, ServerOptions};
+use fovea_coordinator::server::{FindCheckpoint, Outcome, Server, ServerOptions, raise_file_limit};
 use fovea_trainer::config::{Backend, Config};
 use fovea_trainer::run_dir::RunDir;
 use fovea_trainer::train::resume_point;
@@ -54,6 +54,8 @@ pub fn run(args: &CoordinatorArgs) -> anyhow::Result<Ending> {
             train.epochs,
         )
     };
+    // Twice as many members as ranks may connect, and some who watch.
+    raise_file_limit(2 * train.ranks as usize + 256).map_err(fovea_trainer::Error::from)?;
     let server = Server::bind(options, lock).map_err(fovea_trainer::Error::from)?;
     drain_on_signal(drain_flag()?, server.endpoint())?;
     let runtime = tokio::runtime::Builder::new_current_thread()

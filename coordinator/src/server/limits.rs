@@ -222,6 +222,38 @@ impl Drop for Pass {
     }
 }
 
+/// Files that a process needs besides its connections.
+const OTHER_FILES: u64 = 128;
+
+/// Raises the soft limit of open files as far as so many connections need.
+///
+/// # Errors
+/// [`Error::Options`] when the hard limit is lower.
+pub fn raise_file_limit(connections: usize) -> Result<(), Error> {
+    use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
+
+    let needed = connections as u64 + OTHER_FILES;
+    let now = getrlimit(Resource::Nofile);
+    if now.current.is_none_or(|soft| soft >= needed) {
+        return Ok(());
+    }
+    let limit = Rlimit {
+        current: Some(needed),
+        ..now
+    };
+    if now.maximum.is_some_and(|hard| hard < needed) || setrlimit(Resource::Nofile, limit).is_err()
+    {
+        return Err(Error::Options {
+            detail: format!(
+                "{connections} connections need {needed} open files, the hard limit is {}",
+                now.maximum.unwrap_or_default()
+            ),
+            help: "raise it (`ulimit -Hn`, LimitNOFILE, or --ulimit nofile of the container), or measure fewer members",
+        });
+    }
+    Ok(())
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

@@ -22,6 +22,7 @@ use tokio::time::{Instant, MissedTickBehavior, sleep_until};
 use self::connection::Connection;
 use self::core::Core;
 use self::limits::Gate;
+pub use self::limits::raise_file_limit;
 use crate::client::Endpoint;
 use crate::error::{Error, Result};
 use crate::journal::{Journal, JournalEntry, JournalRecord, Past};
@@ -314,13 +315,16 @@ impl Server {
         let mut shutdown = std::pin::pin!(shutdown);
         let mut stopping = false;
         let mut next_ticket = 0;
-        let mut accept_from = Instant::now();
+        // After an error only: even a sleep that is over gives way to the messages once, every time.
+        let mut accept_from: Option<Instant> = None;
         let outcome = loop {
             if let Some(outcome) = core.outcome() {
                 break outcome.clone();
             }
             let accept = async {
-                sleep_until(accept_from).await;
+                if let Some(from) = accept_from {
+                    sleep_until(from).await;
+                }
                 listener.accept().await
             };
             tokio::select! {
@@ -338,6 +342,7 @@ impl Server {
                         core.counters.closed();
                     }
                     Ok((stream, peer)) => {
+                        accept_from = None;
                         next_ticket += 1;
                         let connection = Connection {
                             ticket: next_ticket,
@@ -350,7 +355,7 @@ impl Server {
                     // Out of file descriptors, most likely: wait for some to come back.
                     Err(error) => {
                         tracing::warn!("cannot accept a connection: {error}");
-                        accept_from = Instant::now() + ACCEPT_PAUSE;
+                        accept_from = Some(Instant::now() + ACCEPT_PAUSE);
                     }
                 },
                 Some(_) = connections.join_next() => {

@@ -184,6 +184,8 @@ fn status(dir: &Path, fake: Fake) -> Status {
         cursor: 0,
         samples_total: fake.steps_per_epoch * 64,
         incidents: 0,
+        ranks_left_out: 0,
+        turned: fovea_coordinator::status::Turned::default(),
         last_incident: None,
         world: fake.ranks as usize,
         ranks: Vec::new(),
