@@ -6,6 +6,8 @@ use std::time::{Duration, Instant};
 use fovea_coordinator::status::Status;
 use indicatif::{MultiProgress, ProgressBar, ProgressStyle};
 
+use crate::say;
+
 /// How often a line is printed where there is no terminal.
 const PLAIN_EVERY: Duration = Duration::from_secs(15);
 
@@ -54,7 +56,8 @@ impl View {
             Some(terminal) => terminal.update(status),
             None if self.printed.is_none_or(|at| at.elapsed() >= PLAIN_EVERY) => {
                 self.printed = Some(Instant::now());
-                println!("{}  {}", place(status), figures(status));
+                // A run goes on whether or not anybody reads this.
+                let _ = say!("{}  {}", place(status), figures(status));
             }
             None => {}
         }
@@ -95,7 +98,7 @@ impl View {
         );
         match &self.terminal {
             Some(terminal) => drop(terminal.all.println(line)),
-            None => println!("{line}"),
+            None => drop(say!("{line}")),
         }
     }
 }

@@ -5,6 +5,7 @@ use fovea_dataset::synth::{SynthOptions, synth};
 
 use crate::cli::SynthArgs;
 use crate::exit::Ending;
+use crate::say;
 
 pub fn run(args: &SynthArgs) -> anyhow::Result<Ending> {
     let options = SynthOptions {
@@ -13,12 +14,12 @@ pub fn run(args: &SynthArgs) -> anyhow::Result<Ending> {
         seed: args.seed,
     };
     synth(&args.out, &options, &Bar::new("images"))?;
-    println!(
+    say!(
         "{}: {} images of {} x {} in FGADR layout",
         args.out.display(),
         args.images,
         args.size,
         args.size
-    );
+    )?;
     Ok(Ending::Finished)
 }

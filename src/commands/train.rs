@@ -12,12 +12,13 @@ use fovea_trainer::train::resume_point;
 use super::{absolute, drain_flag};
 use crate::cli::{Backend, TrainArgs};
 use crate::exit::{Ending, Usage};
+use crate::say;
 use crate::show::View;
 
 pub fn run(args: &TrainArgs) -> anyhow::Result<Ending> {
     let config = resolve(args)?;
     if args.print_config {
-        print!("{}", config.to_toml_documented());
+        say!("{}", config.to_toml_documented().trim_end())?;
         return Ok(Ending::Finished);
     }
     config.validate().map_err(fovea_trainer::Error::from)?;
@@ -35,7 +36,8 @@ pub fn run(args: &TrainArgs) -> anyhow::Result<Ending> {
     let data = Dataset::open(&data).map_err(fovea_trainer::Error::from)?;
     enter(&run, &config, &data, args)?;
 
-    println!(
+    // From here on the run goes on whether or not anybody reads what is said.
+    let _ = say!(
         "{} images, training {} with {} rank(s) on {}",
         data.len(),
         config.model.name,
@@ -58,19 +60,20 @@ pub fn run(args: &TrainArgs) -> anyhow::Result<Ending> {
     view.finish(&ended.status);
     let step = ended.status.step;
     if let Some(checkpoint) = &ended.status.checkpoint {
-        println!(
+        let _ = say!(
             "newest checkpoint: {} (weights {})",
-            checkpoint.path, checkpoint.weights_blake3
+            checkpoint.path,
+            checkpoint.weights_blake3
         );
     }
     if ended.drained {
-        println!(
+        let _ = say!(
             "stopped after step {step}; go on with: fovea train --out {} --resume",
             run.path().display()
         );
         return Ok(Ending::Resume);
     }
-    println!(
+    let _ = say!(
         "finished after step {step}; look at it with: fovea report {}",
         run.path().display()
     );
@@ -156,7 +159,7 @@ fn enter(run: &RunDir, config: &Config, data: &Dataset, args: &TrainArgs) -> any
         }
         // Looked for here as well, so that whoever resumes reads of checkpoints that are passed over.
         let start = resume_point(run, Some(data))?;
-        println!("going on after step {}", start.step);
+        let _ = say!("going on after step {}", start.step);
     } else if args.resume {
         return Err(nothing_to_resume(run.path()));
     }

@@ -228,7 +228,27 @@ pub fn prepare(
 
     let manifest = describe(&plan, out, shards?)?;
     output.finish(&manifest)?;
+    if let Some(warning) = unhelpful_splits(&manifest) {
+        tracing::warn!("{warning}");
+    }
     Ok(manifest)
+}
+
+/// Says which splits say nothing about lesions, when there are any in the dataset.
+fn unhelpful_splits(manifest: &Manifest) -> Option<String> {
+    let of = |split: Split| manifest.images.iter().filter(move |i| i.split == split);
+    let without = |split: &Split| of(*split).all(|image| image.label == 0);
+    let names: Vec<String> = [Split::Val, Split::Test]
+        .iter()
+        .filter(|split| without(split))
+        .map(|split| format!("{split} ({} images)", of(*split).count()))
+        .collect();
+    (!names.is_empty() && manifest.images.iter().any(|image| image.label != 0)).then(|| {
+        format!(
+            "no lesion in the split {}: its metrics will say nothing; prepare more images, or try another --seed",
+            names.join(" and ")
+        )
+    })
 }
 
 /// The manifest, from the shards alone.
