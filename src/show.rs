@@ -157,6 +157,11 @@ fn figures(status: &Status) -> String {
     )
 }
 
+/// `1 image`, `2 images`.
+pub fn counted(n: usize, thing: &str) -> String {
+    format!("{n} {thing}{}", if n == 1 { "" } else { "s" })
+}
+
 /// `1h02m`, `3m20s`, `15s`.
 pub fn duration(seconds: f64) -> String {
     let s = seconds.max(0.0).round() as u64;

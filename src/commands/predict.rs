@@ -10,6 +10,7 @@ use super::eval::apply;
 use crate::cli::PredictArgs;
 use crate::exit::{Ending, Usage};
 use crate::say;
+use crate::show;
 
 pub fn run(args: &PredictArgs) -> anyhow::Result<Ending> {
     if !args.input.exists() {
@@ -35,8 +36,9 @@ pub fn run(args: &PredictArgs) -> anyhow::Result<Ending> {
     write_predictions(&args.out, &rows, false)?;
     let images = rows.iter().filter(|r| r.cell.is_none()).count();
     say!(
-        "{}: {images} images, {} patches",
+        "{}: {}, {} patches",
         args.out.display(),
+        show::counted(images, "image"),
         rows.len() - images
     )?;
     bad.map_or(Ok(Ending::Finished), |bad| Err(bad.into()))

@@ -6,6 +6,7 @@ use fovea_dataset::synth::{SynthOptions, synth};
 use crate::cli::SynthArgs;
 use crate::exit::Ending;
 use crate::say;
+use crate::show;
 
 pub fn run(args: &SynthArgs) -> anyhow::Result<Ending> {
     let options = SynthOptions {
@@ -15,9 +16,9 @@ pub fn run(args: &SynthArgs) -> anyhow::Result<Ending> {
     };
     synth(&args.out, &options, &Bar::new("images"))?;
     say!(
-        "{}: {} images of {} x {} in FGADR layout",
+        "{}: {} of {} x {} in FGADR layout",
         args.out.display(),
-        args.images,
+        show::counted(args.images as usize, "image"),
         args.size,
         args.size
     )?;
