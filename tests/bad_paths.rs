@@ -111,11 +111,9 @@ fn paths_of_other_things() {
     fs::create_dir_all(&images).unwrap();
     let photo = photo();
     fs::copy(photo, images.join("a.png")).unwrap();
-    prepare(&at("own")).with_code(USAGE).explains(&[
-        "masks/ is missing",
-        "fovea predict",
-        "--mosaic",
-    ]);
+    fovea(&["prepare", text(&at("own")), text(&at("out"))])
+        .with_code(USAGE)
+        .explains(&["masks/ is missing", "fovea predict", "--mosaic"]);
 }
 
 /// Photographs of which some cannot be scored.

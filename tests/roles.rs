@@ -135,14 +135,14 @@ fn status_of_what_is_no_run() {
     let directory = common::scratch();
     let empty = directory.path().to_str().unwrap();
     fovea(&["status", empty])
-        .with_code(FAILED)
+        .with_code(common::USAGE)
         .explains(&[empty]);
     let nowhere = format!("{empty}/nowhere");
     fovea(&["status", &nowhere])
-        .with_code(FAILED)
+        .with_code(common::USAGE)
         .explains(&[&nowhere]);
     fovea(&["report", &nowhere])
-        .with_code(FAILED)
+        .with_code(common::USAGE)
         .explains(&[&nowhere]);
     fovea(&["coordinator", &nowhere])
         .with_code(common::USAGE)
