@@ -23,7 +23,7 @@ pub enum Command {
     Synth(SynthArgs),
     /// Turn a raw dataset into checked shards
     Prepare(PrepareArgs),
-    /// Print the label table of a prepared dataset; draw a mosaic of patches
+    /// Print the label table of a prepared dataset; draw a mosaic of patches, or of photographs
     Data(DataArgs),
     /// Train: starts the coordinator and the trainers of this machine
     Train(TrainArgs),
@@ -130,9 +130,10 @@ pub struct PrepareArgs {
 
 #[derive(Args, Debug)]
 pub struct DataArgs {
-    /// Prepared dataset
+    /// Prepared dataset; with --mosaic also a photograph or a folder of them
     pub data: PathBuf,
-    /// Also draw patches with their labels and lesion outlines into this PNG
+    /// Also draw patches with their labels and lesion outlines into this PNG; of photographs that are not
+    /// prepared, what is cut out of each, with its grid and black cells
     #[arg(long, value_name = "FILE.png")]
     pub mosaic: Option<PathBuf>,
 }
@@ -227,7 +228,7 @@ pub struct PredictArgs {
     pub checkpoint: PathBuf,
     /// Prepared dataset, photograph, or folder of photographs
     pub input: PathBuf,
-    /// CSV to write
+    /// CSV to write, in a folder that exists
     #[arg(long, value_name = "FILE.csv")]
     pub out: PathBuf,
     /// Change a key of the checkpoint's configuration, for example --set train.precision=f32

@@ -1,9 +1,11 @@
 //! Exit codes and logging: what scripts and schedulers see.
 
-use std::io::IsTerminal;
+use std::io::{IsTerminal, Write};
 use std::process::ExitCode;
 
 use tracing_subscriber::EnvFilter;
+
+use crate::say::Unsaid;
 
 /// Done.
 pub const FINISHED: u8 = 0;
@@ -47,7 +49,9 @@ pub fn code(result: anyhow::Result<Ending>) -> ExitCode {
             } else {
                 ("", "")
             };
-            eprintln!("{}error{}: {}", red.0, red.1, message(&error));
+            // The exit code tells, where nobody reads what is said.
+            let text = format!("{}error{}: {}\n", red.0, red.1, message(&error));
+            let _ = std::io::stderr().write_all(text.as_bytes());
             ExitCode::from(if is_usage(&error) { USAGE } else { FAILED })
         }
     }
@@ -73,13 +77,22 @@ fn is_usage(error: &anyhow::Error) -> bool {
         || error
             .downcast_ref::<fovea_trainer::Error>()
             .is_some_and(fovea_trainer::Error::is_usage)
+        || error
+            .downcast_ref::<fovea_trainer::report::Error>()
+            .is_some_and(fovea_trainer::report::Error::is_usage)
+        || error
+            .downcast_ref::<fovea_dataset::Error>()
+            .is_some_and(fovea_dataset::Error::is_usage)
+        || error
+            .downcast_ref::<fovea_coordinator::Error>()
+            .is_some_and(fovea_coordinator::Error::is_usage)
 }
 
 /// `fovea data ... | head` is no failure.
 fn is_broken_pipe(error: &anyhow::Error) -> bool {
     error
-        .downcast_ref::<std::io::Error>()
-        .is_some_and(|e| e.kind() == std::io::ErrorKind::BrokenPipe)
+        .downcast_ref::<Unsaid>()
+        .is_some_and(Unsaid::reader_left)
 }
 
 /// Warnings and worse on standard error; `-v` adds information, `-vv` debugging. FOVEA_LOG overrides.

@@ -3,6 +3,7 @@
 mod cli;
 mod commands;
 mod exit;
+mod say;
 mod show;
 
 use clap::Parser;

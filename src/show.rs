@@ -6,6 +6,8 @@ use std::time::{Duration, Instant};
 use fovea_coordinator::status::Status;
 use indicatif::{MultiProgress, ProgressBar, ProgressStyle};
 
+use crate::say;
+
 /// How often a line is printed where there is no terminal.
 const PLAIN_EVERY: Duration = Duration::from_secs(15);
 
@@ -57,7 +59,8 @@ impl View {
             Some(terminal) => terminal.update(status),
             None if self.printed.is_none_or(|at| at.elapsed() >= PLAIN_EVERY) => {
                 self.printed = Some(Instant::now());
-                println!("{}  {}", place(status), figures(status));
+                // A run goes on whether or not anybody reads this.
+                let _ = say!("{}  {}", place(status), figures(status));
             }
             None => {}
         }
@@ -111,7 +114,7 @@ impl View {
     fn line(&self, line: String) {
         match &self.terminal {
             Some(terminal) => drop(terminal.all.println(line)),
-            None => println!("{line}"),
+            None => drop(say!("{line}")),
         }
     }
 }
@@ -168,6 +171,11 @@ fn figures(status: &Status) -> String {
         "{:.1} patches/s  loss {loss}  ETA {eta}",
         status.samples_per_s
     )
+}
+
+/// `1 image`, `2 images`.
+pub fn counted(n: usize, thing: &str) -> String {
+    format!("{n} {thing}{}", if n == 1 { "" } else { "s" })
 }
 
 /// `1h02m`, `3m20s`, `15s`.

@@ -8,9 +8,7 @@ use std::collections::HashMap;
 use std::fs;
 use std::path::{Path, PathBuf};
 
-use common::{
-    Done, FAILED, FINISHED, Process, Run, USAGE, copy, data, flip_byte, fovea, scratch, turn,
-};
+use common::{Done, FINISHED, Process, Run, USAGE, copy, data, flip_byte, fovea, scratch, turn};
 use image::{GrayImage, Luma};
 use safetensors::SafeTensors;
 use safetensors::tensor::{Dtype, TensorView};
@@ -82,17 +80,17 @@ fn a_missing_dataset() {
         directory.path().join("run"),
     );
     train(&missing, &run, &[])
-        .with_code(FAILED)
+        .with_code(USAGE)
         .explains(&[text(&missing), "does not exist"]);
     assert!(
         !run.exists(),
         "a run that cannot begin leaves nothing behind"
     );
     prepare(&missing)
-        .with_code(FAILED)
+        .with_code(USAGE)
         .explains(&[text(&missing), "does not exist"]);
     fovea(&["data", text(&missing)])
-        .with_code(FAILED)
+        .with_code(USAGE)
         .explains(&[text(&missing)]);
     fovea(&[
         "predict",
@@ -101,7 +99,7 @@ fn a_missing_dataset() {
         "--out",
         "x.csv",
     ])
-    .with_code(FAILED)
+    .with_code(USAGE)
     .explains(&[text(&missing), "no such file or directory"]);
 }
 
@@ -111,10 +109,10 @@ fn an_empty_dataset() {
     let (empty, run) = (directory.path().join("empty"), directory.path().join("run"));
     fs::create_dir(&empty).unwrap();
     train(&empty, &run, &[])
-        .with_code(FAILED)
+        .with_code(USAGE)
         .explains(&[text(&empty)]);
     assert!(!run.exists());
-    prepare(&empty).with_code(FAILED).explains(&[text(&empty)]);
+    prepare(&empty).with_code(USAGE).explains(&[text(&empty)]);
 }
 
 #[test]
@@ -125,7 +123,7 @@ fn a_truncated_image() {
     fs::write(&image, &bytes[..bytes.len() / 2]).unwrap();
     let name = image.file_name().unwrap().to_str().unwrap();
     prepare(&raw)
-        .with_code(FAILED)
+        .with_code(USAGE)
         .explains(&[name, "1 of the 10 images"]);
 }
 
@@ -138,7 +136,7 @@ fn a_mask_of_another_size() {
         .unwrap();
     let name = mask.file_name().unwrap().to_str().unwrap();
     prepare(&raw)
-        .with_code(FAILED)
+        .with_code(USAGE)
         .explains(&[name, "HardExudate_Masks", "100", "80", "256"]);
 }
 
@@ -152,11 +150,11 @@ fn a_shard_with_a_flipped_byte() {
     flip_byte(&shard, fs::metadata(&shard).unwrap().len() - 100);
     let run = directory.path().join("run");
     train(&prepared, &run, &[])
-        .with_code(FAILED)
+        .with_code(USAGE)
         .explains(&[&name, "is damaged", "blake3"]);
     assert!(!run.exists());
     fovea(&["data", text(&prepared)])
-        .with_code(FAILED)
+        .with_code(USAGE)
         .explains(&[&name, "is damaged"]);
 }
 
@@ -170,7 +168,7 @@ fn a_manifest_of_a_newer_version() {
     manifest["format_version"] = 99.into();
     fs::write(&path, serde_json::to_vec(&manifest).unwrap()).unwrap();
     train(&prepared, &directory.path().join("run"), &[])
-        .with_code(FAILED)
+        .with_code(USAGE)
         .explains(&[
             "format version 99",
             &format!("version {known}"),
@@ -216,7 +214,14 @@ fn mistakes_in_the_configuration() {
         .explains(&["no configuration", "--preset"]);
     fovea(&["train", "--preset", "demo"])
         .with_code(USAGE)
-        .explains(&["--out"]);
+        .explains(&[
+            "no run directory and no prepared dataset",
+            "--out",
+            "--data",
+        ]);
+    fovea(&["train", "--resume"])
+        .with_code(USAGE)
+        .explains(&["--resume without a run directory", "--out RUN"]);
     fovea(&["train", "--preset", "demo", "--out", text(&run)])
         .with_code(USAGE)
         .explains(&["--data"]);
@@ -302,7 +307,7 @@ fn weights_that_are_no_use(run: &Run) {
     let cut = directory.path().join("cut.safetensors");
     fs::write(&cut, &trained[..trained.len() / 2]).unwrap();
     predict(&cut)
-        .with_code(FAILED)
+        .with_code(USAGE)
         .explains(&["cut.safetensors", "no safetensors file"]);
 
     let other = directory.path().join("other.safetensors");
@@ -353,11 +358,11 @@ fn weights_that_are_no_use(run: &Run) {
     copy(&run.path.join("checkpoints/step-00000007"), &broken);
     flip_byte(&broken.join("weights.safetensors"), 1_000_000);
     predict(&broken)
-        .with_code(FAILED)
+        .with_code(USAGE)
         .explains(&["weights.safetensors is damaged", "blake3"]);
     fs::remove_file(broken.join("COMPLETE")).unwrap();
     predict(&broken)
-        .with_code(FAILED)
+        .with_code(USAGE)
         .explains(&["not a complete checkpoint", "COMPLETE"]);
     assert!(!out.exists());
 }
@@ -386,7 +391,7 @@ fn directories_of_other_runs() {
     for resume in [&[][..], &["--resume".to_owned()]] {
         let second = Process::start(&[&run.first(2)[..], resume].concat(), None).wait();
         second
-            .with_code(FAILED)
+            .with_code(USAGE)
             .explains(&["in use", &format!("pid {coordinator}"), run.text()]);
     }
     run.wait_for_step(&mut live, status.step + 2);
@@ -443,105 +448,4 @@ fn directories_of_other_runs() {
         before,
         "a refused resume changes nothing"
     );
-}
-
-/// The newest checkpoint is damaged: the run goes on from the one before it, says so, and ends at
-/// the same weights.
-#[test]
-fn a_damaged_checkpoint_is_passed_over() {
-    let _turn = turn();
-    let run = Run::new(&["checkpoint.keep_last=2"]);
-    run.start(2).wait().with_code(FINISHED);
-    let (hash, metrics, steps) = (run.final_hash(), run.metrics(), common::facts(&run.steps()));
-    let newest = run
-        .path
-        .join("checkpoints/step-00000014/optimizer.safetensors");
-    flip_byte(&newest, 5_000_000);
-    let done = run
-        .resume(2)
-        .wait()
-        .with_code(FINISHED)
-        .prints(&["going on after step 7"]);
-    let said = ["passing over", text(&newest), "is damaged"];
-    assert!(
-        said.iter().all(|words| done.stderr.contains(words)),
-        "{done}"
-    );
-    assert_eq!(
-        (run.final_hash(), run.metrics(), common::facts(&run.steps())),
-        (hash, metrics, steps)
-    );
-}
-
-/// The disk has room for one checkpoint and not for the next.
-#[test]
-fn a_full_disk_during_a_checkpoint() {
-    let _turn = turn();
-    let run = Run::new(&[]);
-    let checkpoints = run.path.join("checkpoints");
-    fs::create_dir_all(&checkpoints).unwrap();
-    let Some(disk) = Disk::mount(&checkpoints) else {
-        eprintln!("skipped: no small disk can be mounted here");
-        return;
-    };
-    let done = run.start(2).wait().with_code(FAILED);
-    done.explains(&[
-        "no space left",
-        "checkpoint of step 14",
-        "bytes",
-        "still valid",
-    ]);
-    common::assert_nobody_left(&run.path);
-
-    // The one before is whole, and nothing of the other is left.
-    let names: Vec<String> = fs::read_dir(&checkpoints)
-        .unwrap()
-        .map(|e| e.unwrap().file_name().into_string().unwrap())
-        .collect();
-    assert_eq!(names, ["step-00000007"]);
-    let out = run.path.join("out.csv");
-    fovea(&[
-        "predict",
-        text(&checkpoints.join("step-00000007")),
-        text(&data().prepared),
-        "--out",
-        text(&out),
-    ])
-    .with_code(FINISHED);
-
-    // With more room, the run goes on from there.
-    disk.grow();
-    run.resume(2).wait().with_code(FINISHED);
-    run.final_hash();
-}
-
-/// A small file system in memory.
-struct Disk(PathBuf);
-
-impl Disk {
-    /// Room for one checkpoint of the hybrid model (275 MB). None where this may not be done.
-    fn mount(at: &Path) -> Option<Self> {
-        let options = ["-t", "tmpfs", "-o", "size=400m", "tmpfs", text(at)];
-        run_tool("mount", &options).then(|| Self(at.to_owned()))
-    }
-
-    fn grow(&self) {
-        assert!(run_tool(
-            "mount",
-            &["-o", "remount,size=1200m", text(&self.0)]
-        ));
-    }
-}
-
-impl Drop for Disk {
-    fn drop(&mut self) {
-        run_tool("umount", &["-l", text(&self.0)]);
-    }
-}
-
-fn run_tool(program: &str, words: &[&str]) -> bool {
-    std::process::Command::new(program)
-        .args(words)
-        .output()
-        .is_ok_and(|o| o.status.success())
 }

@@ -10,7 +10,7 @@ use std::net::TcpStream;
 use std::os::unix::fs::PermissionsExt;
 use std::time::{Duration, Instant};
 
-use common::{FAILED, FINISHED, Process, RESUME, Run, Signal, fovea, turn};
+use common::{FINISHED, Process, RESUME, Run, Signal, fovea, turn};
 use fovea_coordinator::codec::{self, MAX_FRAME};
 use fovea_coordinator::protocol::{Reply, Request, Role, TrainerInfo};
 use fovea_coordinator::rundir::CoordinatorInfo;
@@ -136,14 +136,14 @@ fn status_of_what_is_no_run() {
     let directory = common::scratch();
     let empty = directory.path().to_str().unwrap();
     fovea(&["status", empty])
-        .with_code(FAILED)
+        .with_code(common::USAGE)
         .explains(&[empty]);
     let nowhere = format!("{empty}/nowhere");
     fovea(&["status", &nowhere])
-        .with_code(FAILED)
+        .with_code(common::USAGE)
         .explains(&[&nowhere]);
     fovea(&["report", &nowhere])
-        .with_code(FAILED)
+        .with_code(common::USAGE)
         .explains(&[&nowhere]);
     fovea(&["coordinator", &nowhere])
         .with_code(common::USAGE)

@@ -257,6 +257,20 @@ pub enum Error {
 }
 
 impl Error {
+    /// Whether what was asked for is to blame, and not the machine or a peer: no retry helps.
+    pub fn is_usage(&self) -> bool {
+        matches!(
+            self,
+            Self::RunInUse { .. }
+                | Self::FileVersion { .. }
+                | Self::Token { .. }
+                | Self::Options { .. }
+                | Self::PatchesPerImage
+                | Self::ImagesPerStep
+                | Self::WorldSize { .. }
+        )
+    }
+
     /// A closure for `map_err` on file operations.
     pub(crate) fn file(
         what: &'static str,

@@ -56,7 +56,7 @@ pub(crate) fn rgb(bytes: &[u8], out: &mut Vec<u8>) -> Result<(u32, u32), Reason>
     Ok((width, height))
 }
 
-/// Decodes to one value per pixel, the largest of R, G, B, `[height, width]`; width and height.
+/// Decodes to one value per pixel, the largest of R, G, B times the opacity, `[height, width]`; width and height.
 pub(crate) fn grey(bytes: &[u8], out: &mut Vec<u8>) -> Result<(u32, u32), Reason> {
     let (width, height) = dimensions(bytes)?;
     let channels = if bytes.starts_with(&PNG_MAGIC) {
@@ -69,15 +69,26 @@ pub(crate) fn grey(bytes: &[u8], out: &mut Vec<u8>) -> Result<(u32, u32), Reason
     };
     match channels {
         1 => {}
-        2 => *out = out.chunks_exact(2).map(|p| p[0]).collect(),
+        2 => *out = out.chunks_exact(2).map(|p| seen(p[0], p[1])).collect(),
+        3 => *out = out.chunks_exact(3).map(brightest).collect(),
         n => {
             *out = out
                 .chunks_exact(n)
-                .map(|p| p[0].max(p[1]).max(p[2]))
+                .map(|p| seen(brightest(p), p[3]))
                 .collect()
         }
     }
     Ok((width, height))
+}
+
+fn brightest(pixel: &[u8]) -> u8 {
+    pixel[0].max(pixel[1]).max(pixel[2])
+}
+
+/// What is to be seen of a value: tools that paint lesions on a transparent layer may leave any colour where nothing
+/// was painted.
+fn seen(value: u8, alpha: u8) -> u8 {
+    ((u16::from(value) * u16::from(alpha) + 127) / 255) as u8
 }
 
 /// Decodes a PNG as it is, 8 bits per channel, palette and small depths expanded; the number of channels.
@@ -111,8 +122,10 @@ fn keep_rgb(pixels: &mut Vec<u8>) {
 /// 8-bit samples and channels of a decoded picture.
 fn eight_bit(picture: DynamicImage) -> (Vec<u8>, usize) {
     match picture.color() {
-        ColorType::L8 | ColorType::L16 | ColorType::La8 | ColorType::La16 => {
-            (picture.into_luma8().into_raw(), 1)
+        ColorType::L8 | ColorType::L16 => (picture.into_luma8().into_raw(), 1),
+        ColorType::La8 | ColorType::La16 => (picture.into_luma_alpha8().into_raw(), 2),
+        ColorType::Rgba8 | ColorType::Rgba16 | ColorType::Rgba32F => {
+            (picture.into_rgba8().into_raw(), 4)
         }
         _ => (picture.into_rgb8().into_raw(), 3),
     }
@@ -155,7 +168,7 @@ fn png_reason(error: png::DecodingError) -> Reason {
 
 #[cfg(test)]
 mod tests {
-    use image::{GrayImage, Luma, Rgb, RgbImage, RgbaImage};
+    use image::{GrayImage, Luma, Rgb, RgbImage, Rgba, RgbaImage};
 
     use super::*;
 
@@ -209,6 +222,27 @@ mod tests {
             rgb(&bytes, &mut out).unwrap();
             assert_eq!(out[..6], [0, 0, 0, 16, 16, 16]);
         }
+    }
+
+    #[test]
+    fn what_is_transparent_is_no_lesion() {
+        // A lesion on the left, white everywhere.
+        let alpha = |x: u32| if x < 8 { 255 } else { 0 };
+        let colour = RgbaImage::from_fn(16, 4, |x, _| Rgba([255, 255, 255, alpha(x)]));
+        let grey_layer =
+            image::GrayAlphaImage::from_fn(16, 4, |x, _| image::LumaA([255, alpha(x)]));
+        let mut out = Vec::new();
+        for bytes in [
+            encode(colour.clone(), ImageFormat::Png),
+            encode(colour, ImageFormat::Tiff),
+            encode(grey_layer, ImageFormat::Png),
+        ] {
+            assert_eq!(grey(&bytes, &mut out), Ok((16, 4)));
+            assert_eq!(out[..16], [[255; 8], [0; 8]].concat());
+        }
+        let half = RgbaImage::from_pixel(2, 2, Rgba([255, 0, 0, 128]));
+        grey(&encode(half, ImageFormat::Png), &mut out).unwrap();
+        assert_eq!(out, [128; 4]);
     }
 
     #[test]

@@ -18,6 +18,22 @@ pub struct BadFile {
     pub reason: String,
 }
 
+impl BadFile {
+    /// The file at `path`, and of its error what is wrong, without the advice.
+    pub fn of(path: &Path, error: &Error) -> Self {
+        let path = path.display().to_string();
+        let text = error.to_string();
+        let headline = text.split("\n  help: ").next().unwrap_or_default();
+        let reason = headline
+            .strip_prefix(&format!("{path}: "))
+            .unwrap_or(headline);
+        Self {
+            reason: reason.to_owned(),
+            path,
+        }
+    }
+}
+
 impl fmt::Display for BadFile {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "{}: {}", self.path, self.reason)
@@ -134,18 +150,32 @@ pub enum Error {
 
     /// Raw files that could not be used; nothing was finished.
     #[error(
-        "{} of the {total} images in {} cannot be used{}:{}\n  help: replace these files or remove them (an image together with its masks), then run the same command again; finished shards are kept",
-        files.len(), path.display(), if *more { " (stopped looking there)" } else { "" }, list(files)
+        "{images} of the {total} images in {} cannot be used{}:{}\n  help: replace these files or remove them (an image together with its masks), then run the same command again; finished shards are kept",
+        path.display(), if *more { " (stopped looking there)" } else { "" }, list(files)
     )]
     BadFiles {
         /// The raw dataset.
         path: PathBuf,
         /// Images in it.
         total: usize,
-        /// The bad ones, in dataset order; at most [`crate::MAX_BAD_FILES`].
+        /// Those among them with a bad file: their own or a mask's.
+        images: usize,
+        /// The bad files, in dataset order; at most [`crate::MAX_BAD_FILES`].
         files: Vec<BadFile>,
         /// True when there may be more that were not looked at.
         more: bool,
+    },
+
+    /// Photographs that could not be used; the others were.
+    #[error(
+        "{} of the {total} photographs cannot be used:{}\n  help: replace these files or remove them, and run the same command again; {}",
+        files.len(), list(files), if files.len() < *total { "the others are in what was written" } else { "nothing was written" }
+    )]
+    BadPhotos {
+        /// Photographs looked at.
+        total: usize,
+        /// The bad ones, in the order given.
+        files: Vec<BadFile>,
     },
 
     /// The output directory holds something else.
@@ -247,6 +277,23 @@ pub enum Error {
 const SHARD_HELP: &str = "run the `fovea prepare` command that made this dataset again; it remakes damaged shards and keeps the others";
 
 impl Error {
+    /// Whether what was given (options, raw files, a prepared dataset) is to blame, and not the machine: no retry
+    /// helps. Photographs of which some could be used are a failure in part.
+    pub fn is_usage(&self) -> bool {
+        match self {
+            Self::Io { source, .. } => matches!(
+                source.kind(),
+                io::ErrorKind::NotFound
+                    | io::ErrorKind::NotADirectory
+                    | io::ErrorKind::IsADirectory
+                    | io::ErrorKind::AlreadyExists
+            ),
+            Self::DiskFull { .. } => false,
+            Self::BadPhotos { total, files } => files.len() == *total,
+            _ => true,
+        }
+    }
+
     /// Wraps what the system said; a full disk keeps its own kind of message.
     pub fn io(action: &'static str, path: impl AsRef<Path>, source: io::Error) -> Self {
         Self::Io {
@@ -277,6 +324,12 @@ fn io_help(source: &io::Error) -> &'static str {
             "free some space or choose another place, and run the same command again"
         }
         io::ErrorKind::ReadOnlyFilesystem => "choose a place that can be written",
+        io::ErrorKind::NotADirectory | io::ErrorKind::AlreadyExists => {
+            "there is a file where a directory is needed: choose another path"
+        }
+        io::ErrorKind::IsADirectory => {
+            "there is a directory where a file is needed: name a file in it"
+        }
         _ => "check the disk and the mount; the system's log may say more",
     }
 }

@@ -1,7 +1,7 @@
 //! Files that outlive the process: written aside, synced, renamed.
 
 use std::fs::{self, File};
-use std::io::{Read, Write};
+use std::io::{ErrorKind, Read, Write};
 use std::path::Path;
 
 use crate::{Error, Result};
@@ -11,11 +11,20 @@ pub(crate) fn write_atomic(path: &Path, bytes: &[u8]) -> Result<()> {
     let mut aside = path.as_os_str().to_owned();
     aside.push(".tmp");
     let aside = Path::new(&aside);
-    let mut file = File::create(aside).map_err(|e| Error::io("create", aside, e))?;
-    file.write_all(bytes)
-        .and_then(|()| file.sync_all())
-        .map_err(|e| Error::writing(aside, bytes.len() as u64, e))?;
-    rename(aside, path)
+    if path.is_dir() {
+        return Err(Error::io("write", path, ErrorKind::IsADirectory.into()));
+    }
+    let write = || {
+        let mut file = File::create(aside).map_err(|e| Error::io("create", path, e))?;
+        file.write_all(bytes)
+            .and_then(|()| file.sync_all())
+            .map_err(|e| Error::writing(path, bytes.len() as u64, e))?;
+        rename(aside, path)
+    };
+    write().inspect_err(|_| {
+        // The error to report is the one that we have.
+        let _ = fs::remove_file(aside);
+    })
 }
 
 /// Renames within one directory and makes the new name durable.
@@ -79,6 +88,23 @@ mod tests {
             hash_file(&path).unwrap(),
             blake3::hash(b"two").to_hex().to_string()
         );
+    }
+
+    #[test]
+    fn what_cannot_be_written_leaves_nothing_aside() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("taken");
+        fs::create_dir(&path).unwrap();
+        let error = write_atomic(&path, b"one").unwrap_err();
+        let text = error.to_string();
+        assert!(
+            text.contains(
+                "taken: is a directory\n  help: there is a directory where a file is needed"
+            ),
+            "{text}"
+        );
+        assert!(error.is_usage());
+        assert_eq!(fs::read_dir(dir.path()).unwrap().count(), 1);
     }
 
     #[test]

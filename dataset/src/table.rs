@@ -110,10 +110,13 @@ impl fmt::Display for LabelTable {
             Self::line(f, split.name(), counts)?;
         }
         Self::line(f, "all", &self.total)?;
+        let rule = match self.min_lesion_pixels {
+            1 => "any of its pixels has it".to_owned(),
+            n => format!("at least {n} of its pixels have it"),
+        };
         write!(
             f,
-            "A patch has a class when {} of its pixels or more have it; black patches are among the healthy ones.",
-            self.min_lesion_pixels
+            "A patch has a class when {rule}; black patches are among the healthy ones."
         )
     }
 }

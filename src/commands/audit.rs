@@ -19,6 +19,8 @@ use fovea_trainer::train::{order_input, resume_point};
 
 use crate::cli::AuditArgs;
 use crate::exit::{Ending, Usage};
+use crate::say;
+use crate::say::Unsaid;
 use crate::show;
 
 /// A run that is going on writes while it is read: so often both files are read again.
@@ -42,9 +44,9 @@ pub fn run(args: &AuditArgs) -> anyhow::Result<Ending> {
     if args.json {
         let mut value = serde_json::to_value(&report)?;
         value["clean"] = report.is_clean().into();
-        println!("{}", serde_json::to_string_pretty(&value)?);
+        say!("{}", serde_json::to_string_pretty(&value)?)?;
     } else {
-        print(&report);
+        print(&report)?;
     }
     match report.is_clean() {
         true => Ok(Ending::Finished),
@@ -171,44 +173,49 @@ fn failure(run: &Path, report: &Report) -> anyhow::Error {
     )
 }
 
-fn print(report: &Report) {
-    println!(
+fn print(report: &Report) -> Result<(), Unsaid> {
+    say!(
         "run          {}: {} steps, {} generations, {} coordinators; {} steps were void and taken again",
-        report.state, report.steps, report.generations, report.coordinators, report.steps_void
-    );
+        report.state,
+        report.steps,
+        report.generations,
+        report.coordinators,
+        report.steps_void
+    )?;
     if report.epochs.is_empty() {
-        println!("epoch        no step is committed yet");
+        say!("epoch        no step is committed yet")?;
     }
-    report.epochs.iter().for_each(print_epoch);
+    report.epochs.iter().try_for_each(print_epoch)?;
     for resume in &report.resumes {
-        println!("{}", resume_line(resume));
+        say!("{}", resume_line(resume))?;
     }
-    report.incidents.iter().for_each(print_incident);
+    report.incidents.iter().try_for_each(print_incident)?;
     if report.incidents.is_empty() {
-        println!("incident     none");
+        say!("incident     none")?;
     }
     if let Some(g) = &report.goodput {
-        println!(
+        say!(
             "goodput      {:.1} %: {} of {} went into steps that count, {} into void ones (a step takes {})",
             100.0 * g.goodput,
             took(g.useful_ms),
             took(g.wall_ms),
             took(g.void_ms),
             took(g.median_step_ms)
-        );
+        )?;
     }
     for note in &report.notes {
-        println!("note         {note}");
+        say!("note         {note}")?;
     }
     for problem in &report.problems {
-        println!("PROBLEM      {problem}");
+        say!("PROBLEM      {problem}")?;
     }
     if report.is_clean() {
-        println!("verdict      no sample was missed, none was used twice");
+        say!("verdict      no sample was missed, none was used twice")?;
     }
+    Ok(())
 }
 
-fn print_epoch(epoch: &EpochAudit) {
+fn print_epoch(epoch: &EpochAudit) -> Result<(), Unsaid> {
     let ranges = |what: &str, ranges: &[audit::SampleRange]| match ranges {
         [] => String::new(),
         some => format!("; {what} {}", name_ranges(some)),
@@ -217,7 +224,7 @@ fn print_epoch(epoch: &EpochAudit) {
         true => format!(", {} to come (in progress)", epoch.to_come),
         false => String::new(),
     };
-    println!(
+    say!(
         "epoch {:<6} {} samples: {} used once, {} missed, {} repeated{to_come}{}{}",
         epoch.epoch,
         epoch.expected,
@@ -226,7 +233,7 @@ fn print_epoch(epoch: &EpochAudit) {
         epoch.repeated,
         ranges("missed", &epoch.missed_ranges),
         ranges("repeated", &epoch.repeated_ranges),
-    );
+    )
 }
 
 fn resume_line(resume: &Resume) -> String {
@@ -244,14 +251,14 @@ fn resume_line(resume: &Resume) -> String {
     )
 }
 
-fn print_incident(incident: &IncidentAudit) {
-    println!(
+fn print_incident(incident: &IncidentAudit) -> Result<(), Unsaid> {
+    say!(
         "incident     {} generation {}, step {}: {}",
         when(incident.unix_ms),
         incident.generation,
         incident.step,
         incident.cause
-    );
+    )?;
     let recovery = incident.recovery_ms.map_or_else(
         || "no step since".to_owned(),
         |ms| format!("next step after {}", took(ms)),
@@ -262,11 +269,11 @@ fn print_incident(incident: &IncidentAudit) {
     let shared = incident.shared.map_or_else(String::new, |ranks| {
         format!("; {ranks} ranks were given the same state since")
     });
-    println!(
+    say!(
         "             noticed after {}, {recovery}, {} steps lost{ranks}{shared}",
         took(incident.detection_ms),
         incident.steps_lost
-    );
+    )
 }
 
 fn when(unix_ms: u64) -> String {

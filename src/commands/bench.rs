@@ -8,6 +8,8 @@ use fovea_coordinator::bench::{self, Latency, Load, Measured};
 
 use crate::cli::{BenchArgs, BenchCommand, BenchCoordinatorArgs, BenchServerArgs};
 use crate::exit::{Ending, Usage};
+use crate::say;
+use crate::say::Unsaid;
 
 pub fn run(args: &BenchArgs) -> anyhow::Result<Ending> {
     match &args.what {
@@ -34,9 +36,9 @@ fn coordinator(args: &BenchCoordinatorArgs) -> anyhow::Result<Ending> {
     }
     let measured = measured?;
     if args.json {
-        println!("{}", serde_json::to_string_pretty(&measured)?);
+        say!("{}", serde_json::to_string_pretty(&measured)?)?;
     } else {
-        print(&measured);
+        print(&measured)?;
     }
     Ok(Ending::Finished)
 }
@@ -86,32 +88,36 @@ impl Drop for Ended {
     }
 }
 
-fn print(m: &Measured) {
+fn print(m: &Measured) -> Result<(), Unsaid> {
     let latency = |l: &Latency| {
         format!(
             "p50 {:.1} ms, p99 {:.1} ms, max {:.1} ms ({} times)",
             l.p50_ms, l.p99_ms, l.max_ms, l.count
         )
     };
-    println!(
+    say!(
         "members            {} ranks and {} that stand by, heartbeats every {} ms",
-        m.world, m.spares, m.heartbeat_ms
-    );
-    println!(
+        m.world,
+        m.spares,
+        m.heartbeat_ms
+    )?;
+    say!(
         "rendezvous         {:.2} s, {:.2} CPU s of the server",
-        m.rendezvous_s, m.cpu_rendezvous_s
-    );
-    println!("steps              {}", m.steps);
-    println!("last vote, commit  {}", latency(&m.vote));
-    println!(
+        m.rendezvous_s,
+        m.cpu_rendezvous_s
+    )?;
+    say!("steps              {}", m.steps)?;
+    say!("last vote, commit  {}", latency(&m.vote))?;
+    say!(
         "failures           {} in {} generations",
-        m.failures, m.generations
-    );
-    println!("failure, commit    {}", latency(&m.recovery));
-    println!(
+        m.failures,
+        m.generations
+    )?;
+    say!("failure, commit    {}", latency(&m.recovery))?;
+    say!(
         "server             {:.4} CPU s per step, {:.1} % of a core, peak memory {:.1} MiB",
         m.cpu_s_per_step,
         100.0 * m.cpu_share,
         m.peak_memory_mib
-    );
+    )
 }

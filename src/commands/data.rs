@@ -4,6 +4,7 @@ use fovea_dataset::{Dataset, MosaicOptions, mosaic, mosaic_photos};
 
 use crate::cli::DataArgs;
 use crate::exit::{Ending, Usage};
+use crate::say;
 
 /// Working size and patch of photographs that are not prepared.
 const PHOTO: (u32, u32) = (1280, 128);
@@ -19,16 +20,20 @@ pub fn run(args: &DataArgs) -> anyhow::Result<Ending> {
             ))
             .into());
         };
-        mosaic_photos(&args.data, out, PHOTO.0, PHOTO.1, &options)
-            .map_err(fovea_trainer::Error::from)?;
-        println!("{}", out.display());
+        let drawn = mosaic_photos(&args.data, out, PHOTO.0, PHOTO.1, &options);
+        let in_part =
+            matches!(&drawn, Err(e @ fovea_dataset::Error::BadPhotos { .. }) if !e.is_usage());
+        if drawn.is_ok() || in_part {
+            say!("{}", out.display())?;
+        }
+        drawn.map_err(fovea_trainer::Error::from)?;
         return Ok(Ending::Finished);
     }
     let data = Dataset::open(&args.data).map_err(fovea_trainer::Error::from)?;
-    println!("{}", data.label_table());
+    say!("{}", data.label_table())?;
     if let Some(out) = &args.mosaic {
         mosaic(&data, out, &options).map_err(fovea_trainer::Error::from)?;
-        println!("{}", out.display());
+        say!("{}", out.display())?;
     }
     Ok(Ending::Finished)
 }

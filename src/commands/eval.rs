@@ -9,6 +9,8 @@ use serde_json::json;
 
 use crate::cli::EvalArgs;
 use crate::exit::{Ending, Usage};
+use crate::say;
+use crate::say::Unsaid;
 
 pub fn run(args: &EvalArgs) -> anyhow::Result<Ending> {
     let split: Split = args.split.parse().map_err(|_| {
@@ -39,9 +41,9 @@ pub fn run(args: &EvalArgs) -> anyhow::Result<Ending> {
             "image": summary.image,
             "best_constant": { "patch": patch, "image": image },
         });
-        println!("{}", serde_json::to_string_pretty(&value)?);
+        say!("{}", serde_json::to_string_pretty(&value)?)?;
     } else {
-        print(split, &summary, [patch.f1_micro, image.f1_micro]);
+        print(split, &summary, [patch.f1_micro, image.f1_micro])?;
     }
     Ok(Ending::Finished)
 }
@@ -54,35 +56,37 @@ pub fn apply(config: &mut Config, assignments: &[String]) -> fovea_trainer::Resu
     Ok(())
 }
 
-fn print(split: Split, summary: &Summary, constant_f1: [f64; 2]) {
+fn print(split: Split, summary: &Summary, constant_f1: [f64; 2]) -> Result<(), Unsaid> {
     let optional = |x: Option<f64>| x.map_or_else(|| "-".to_owned(), |x| format!("{x:.4}"));
-    println!("{split:<16} {:>10} {:>10}", "patch", "image");
+    say!("{split:<16} {:>10} {:>10}", "patch", "image")?;
     let line = |name: &str, value: &dyn Fn(&Metrics) -> String| {
-        println!(
+        say!(
             "{name:<16} {:>10} {:>10}",
             value(&summary.patch),
             value(&summary.image)
-        );
+        )
     };
-    line("samples", &|m| m.samples.to_string());
-    line("micro-F1", &|m| format!("{:.4}", m.f1_micro));
-    println!(
+    line("samples", &|m| m.samples.to_string())?;
+    line("micro-F1", &|m| format!("{:.4}", m.f1_micro))?;
+    say!(
         "  best constant  {:>10.4} {:>10.4}",
-        constant_f1[0], constant_f1[1]
-    );
-    line("macro-F1", &|m| format!("{:.4}", m.f1_macro));
-    line("mean AUROC", &|m| optional(m.mean_auroc));
-    line("mean AP", &|m| optional(m.mean_ap));
-    line("Hamming", &|m| format!("{:.4}", m.hamming));
-    line("subset accuracy", &|m| format!("{:.4}", m.subset_acc));
-    line("IoU", &|m| format!("{:.4}", m.iou));
-    line("Dice", &|m| format!("{:.4}", m.dice));
-    line("Pearson r", &|m| optional(m.pearson_r));
-    line("loss", &|m| format!("{:.4}", m.loss));
+        constant_f1[0],
+        constant_f1[1]
+    )?;
+    line("macro-F1", &|m| format!("{:.4}", m.f1_macro))?;
+    line("mean AUROC", &|m| optional(m.mean_auroc))?;
+    line("mean AP", &|m| optional(m.mean_ap))?;
+    line("Hamming", &|m| format!("{:.4}", m.hamming))?;
+    line("subset accuracy", &|m| format!("{:.4}", m.subset_acc))?;
+    line("IoU", &|m| format!("{:.4}", m.iou))?;
+    line("Dice", &|m| format!("{:.4}", m.dice))?;
+    line("Pearson r", &|m| optional(m.pearson_r))?;
+    line("loss", &|m| format!("{:.4}", m.loss))?;
     for (c, name) in CLASSES.iter().enumerate() {
         let class = |m: &Metrics| m.per_class[c];
-        line(&format!("{name} F1"), &|m| format!("{:.4}", class(m).f1));
-        line(&format!("{name} AUROC"), &|m| optional(class(m).auroc));
-        line(&format!("{name} AP"), &|m| optional(class(m).ap));
+        line(&format!("{name} F1"), &|m| format!("{:.4}", class(m).f1))?;
+        line(&format!("{name} AUROC"), &|m| optional(class(m).auroc))?;
+        line(&format!("{name} AP"), &|m| optional(class(m).ap))?;
     }
+    Ok(())
 }

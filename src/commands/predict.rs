@@ -9,6 +9,8 @@ use fovea_trainer::run_dir::{Prediction, write_predictions};
 use super::eval::apply;
 use crate::cli::PredictArgs;
 use crate::exit::{Ending, Usage};
+use crate::say;
+use crate::show;
 
 pub fn run(args: &PredictArgs) -> anyhow::Result<Ending> {
     if !args.input.exists() {
@@ -19,20 +21,42 @@ pub fn run(args: &PredictArgs) -> anyhow::Result<Ending> {
         ))
         .into());
     }
+    writable(&args.out)?;
     let predictor = Predictor::load(&args.checkpoint, |config| apply(config, &args.set))?;
-    let rows = if args.input.join("manifest.json").is_file() {
-        prepared(&predictor, &args.input)?
+    let (rows, bad) = if args.input.join("manifest.json").is_file() {
+        (prepared(&predictor, &args.input)?, None)
     } else {
         photographs(&predictor, &args.input)?
     };
+    if rows.is_empty()
+        && let Some(bad) = bad
+    {
+        return Err(bad.into());
+    }
     write_predictions(&args.out, &rows, false)?;
     let images = rows.iter().filter(|r| r.cell.is_none()).count();
-    println!(
-        "{}: {images} images, {} patches",
+    say!(
+        "{}: {}, {} patches",
         args.out.display(),
+        show::counted(images, "image"),
         rows.len() - images
-    );
-    Ok(Ending::Finished)
+    )?;
+    bad.map_or(Ok(Ending::Finished), |bad| Err(bad.into()))
+}
+
+/// Refuses before the work what could not be written after it.
+fn writable(out: &Path) -> Result<(), Usage> {
+    let folder = out.parent().filter(|p| !p.as_os_str().is_empty());
+    let (path, problem, help) = match folder {
+        _ if out.is_dir() => (out, "this is a directory", "name a file in it"),
+        Some(folder) if !folder.is_dir() => (folder, "there is no such directory", "make it first"),
+        _ => return Ok(()),
+    };
+    Err(Usage(format!(
+        "--out {}: {}: {problem}\n  help: {help}, or choose another --out",
+        out.display(),
+        path.display()
+    )))
 }
 
 fn prepared(predictor: &Predictor, path: &Path) -> anyhow::Result<Vec<Prediction>> {
@@ -44,11 +68,19 @@ fn prepared(predictor: &Predictor, path: &Path) -> anyhow::Result<Vec<Prediction
     Ok(rows)
 }
 
-fn photographs(predictor: &Predictor, path: &Path) -> anyhow::Result<Vec<Prediction>> {
+/// Rows of the photographs that could be read, and which could not.
+fn photographs(
+    predictor: &Predictor,
+    path: &Path,
+) -> anyhow::Result<(Vec<Prediction>, Option<fovea_dataset::Error>)> {
     let files = photos(path)?;
     let bar = Bar::new("photographs");
     bar.start(files.len() as u64);
-    let rows = predictor.photos(&files, || bar.advance(1))?;
+    let scored = predictor.photos(&files, || bar.advance(1))?;
     bar.finish();
-    Ok(rows)
+    let bad = (!scored.bad.is_empty()).then_some(fovea_dataset::Error::BadPhotos {
+        total: files.len(),
+        files: scored.bad,
+    });
+    Ok((scored.rows, bad))
 }

@@ -4,6 +4,7 @@ use fovea_dataset::{Bar, Dataset, PrepareOptions, prepare};
 
 use crate::cli::PrepareArgs;
 use crate::exit::{Ending, Usage};
+use crate::say;
 
 pub fn run(args: &PrepareArgs) -> anyhow::Result<Ending> {
     let options = PrepareOptions {
@@ -21,6 +22,6 @@ pub fn run(args: &PrepareArgs) -> anyhow::Result<Ending> {
     prepare(&args.src, &args.out, &options, &Bar::new("images"))
         .map_err(fovea_trainer::Error::from)?;
     let data = Dataset::open_unverified(&args.out).map_err(fovea_trainer::Error::from)?;
-    println!("{}", data.label_table());
+    say!("{}", data.label_table())?;
     Ok(Ending::Finished)
 }

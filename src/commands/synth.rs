@@ -5,6 +5,8 @@ use fovea_dataset::synth::{SynthOptions, synth};
 
 use crate::cli::SynthArgs;
 use crate::exit::Ending;
+use crate::say;
+use crate::show;
 
 pub fn run(args: &SynthArgs) -> anyhow::Result<Ending> {
     let options = SynthOptions {
@@ -13,12 +15,12 @@ pub fn run(args: &SynthArgs) -> anyhow::Result<Ending> {
         seed: args.seed,
     };
     synth(&args.out, &options, &Bar::new("images"))?;
-    println!(
-        "{}: {} images of {} x {} in FGADR layout",
+    say!(
+        "{}: {} of {} x {} in FGADR layout",
         args.out.display(),
-        args.images,
+        show::counted(args.images as usize, "image"),
         args.size,
         args.size
-    );
+    )?;
     Ok(Ending::Finished)
 }

@@ -3,7 +3,8 @@
 use std::path::{Path, PathBuf};
 use std::time::Instant;
 
-use fovea_coordinator::rundir::RunLock;
+use fovea_coordinator::rundir::{LOCK_FILE, RunLock};
+use fovea_coordinator::status::{RunState, Status};
 use fovea_dataset::Dataset;
 use fovea_trainer::config::{self, Config};
 use fovea_trainer::launch::{LaunchOptions, Spawner, launch};
@@ -13,34 +14,30 @@ use fovea_trainer::train::resume_point;
 use super::{absolute, drain_flag};
 use crate::cli::{Backend, TrainArgs};
 use crate::exit::{Ending, Usage};
-use crate::show::View;
+use crate::say;
+use crate::show::{self, View};
 
 pub fn run(args: &TrainArgs) -> anyhow::Result<Ending> {
     let config = resolve(args)?;
     if args.print_config {
-        print!("{}", config.to_toml_documented());
+        say!("{}", config.to_toml_documented().trim_end())?;
         return Ok(Ending::Finished);
     }
     config.validate().map_err(fovea_trainer::Error::from)?;
-    let run = RunDir::new(required(
-        &config.run.out,
-        "run directory",
-        "--out RUN or run.out",
-    )?);
-    let data = required(
-        &config.data.path,
-        "prepared dataset",
-        "--data DATA or data.path",
-    )?;
+    let (out, data) = places(&config)?;
+    let run = RunDir::new(out);
     // Everything is checked here, once; the trainers map the shards without hashing them again.
     let data = Dataset::open(&data).map_err(fovea_trainer::Error::from)?;
-    enter(&run, &config, &data, args)?;
+    if enter(&run, &config, &data, args)? == Begin::Over {
+        return Ok(Ending::Finished);
+    }
 
-    println!(
-        "{} images, training {} with {} rank(s) on {}",
-        data.len(),
+    // From here on the run goes on whether or not anybody reads what is said.
+    let _ = say!(
+        "{}, training {} with {} on {}",
+        show::counted(data.len(), "image"),
         config.model.name,
-        config.train.ranks,
+        show::counted(config.train.ranks as usize, "rank"),
         config.train.backend
     );
     let options = LaunchOptions {
@@ -63,19 +60,20 @@ pub fn run(args: &TrainArgs) -> anyhow::Result<Ending> {
     view.finish(&ended.status);
     let step = ended.status.step;
     if let Some(checkpoint) = &ended.status.checkpoint {
-        println!(
+        let _ = say!(
             "newest checkpoint: {} (weights {})",
-            checkpoint.path, checkpoint.weights_blake3
+            checkpoint.path,
+            checkpoint.weights_blake3
         );
     }
     if ended.drained {
-        println!(
+        let _ = say!(
             "stopped after step {step}; go on with: fovea train --out {} --resume",
             run.path().display()
         );
         return Ok(Ending::Resume);
     }
-    println!(
+    let _ = say!(
         "finished after step {step}; look at it with: fovea report {}",
         run.path().display()
     );
@@ -95,6 +93,10 @@ fn resolve(args: &TrainArgs) -> anyhow::Result<Config> {
         (None, None, Some(own)) if own.is_file() => Config::load(&own),
         (None, None, Some(own)) => return Err(nothing_to_resume(own.parent().unwrap_or(&own))),
         (None, None, None) if args.print_config => Ok(Config::default()),
+        (None, None, None) if args.resume => {
+            let help = "add --out RUN, the directory of the run to go on with";
+            return Err(Usage(format!("--resume without a run directory\n  help: {help}")).into());
+        }
         (None, None, None) => {
             let help = "give CONFIG.toml, or --preset demo|hybrid; `fovea train --preset hybrid --print-config` shows all keys";
             return Err(Usage(format!("no configuration given\n  help: {help}")).into());
@@ -124,18 +126,41 @@ fn resolve(args: &TrainArgs) -> anyhow::Result<Config> {
     Ok(config)
 }
 
-fn required(value: &str, what: &str, how: &str) -> anyhow::Result<PathBuf> {
-    if value.is_empty() {
-        return Err(Usage(format!("no {what} given\n  help: say it with {how}")).into());
-    }
-    absolute(Path::new(value))
+/// Run directory and dataset; what is missing is said in one go.
+fn places(config: &Config) -> anyhow::Result<(PathBuf, PathBuf)> {
+    let (out, data) = (&config.run.out, &config.data.path);
+    let (what, how) = match (out.is_empty(), data.is_empty()) {
+        (false, false) => return Ok((absolute(Path::new(out))?, absolute(Path::new(data))?)),
+        (true, false) => ("run directory", "--out RUN (or run.out)"),
+        (false, true) => ("prepared dataset", "--data DATA (or data.path)"),
+        (true, true) => (
+            "run directory and no prepared dataset",
+            "--out RUN (or run.out) and --data DATA (or data.path)",
+        ),
+    };
+    Err(Usage(format!("no {what} given\n  help: add {how}")).into())
 }
 
-/// Makes the run directory this run's: a new one, or the one to go on with. A refusal changes nothing.
-fn enter(run: &RunDir, config: &Config, data: &Dataset, args: &TrainArgs) -> anyhow::Result<()> {
+/// Whether there is anything to train.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Begin {
+    Now,
+    /// The run is finished already.
+    Over,
+}
+
+/// Makes the run directory this run's: a new one, or the one to go on with. A refusal changes nothing, and so does
+/// going on with what is finished.
+fn enter(run: &RunDir, config: &Config, data: &Dataset, args: &TrainArgs) -> anyhow::Result<Begin> {
     let path = run.path().display();
     if !run.path().exists() && args.resume {
         return Err(nothing_to_resume(run.path()));
+    }
+    if let Some(found) = foreign(run)? {
+        return Err(Usage(format!(
+            "{path} is not empty and holds no run (found {found})\n  help: choose a new directory with --out, or empty this one yourself"
+        ))
+        .into());
     }
     // Refused while another run is going on here; the coordinator takes it again for the run's life.
     let _lock = RunLock::acquire(run.path()).map_err(fovea_trainer::Error::from)?;
@@ -161,12 +186,43 @@ fn enter(run: &RunDir, config: &Config, data: &Dataset, args: &TrainArgs) -> any
         }
         // Looked for here as well, so that whoever resumes reads of checkpoints that are passed over.
         let start = resume_point(run, Some(data))?;
-        println!("going on after step {}", start.step);
+        let status = Status::load(run.path()).ok();
+        if status.is_some_and(|s| s.state == RunState::Finished && s.step == start.step) {
+            say!(
+                "nothing left to do: finished after step {}; look at it with: fovea report {path}",
+                start.step
+            )?;
+            return Ok(Begin::Over);
+        }
+        let _ = say!("going on after step {}", start.step);
     } else if args.resume {
         return Err(nothing_to_resume(run.path()));
     }
     run_dir::replace(&run.config(), config.to_toml_documented().as_bytes())?;
-    Ok(())
+    Ok(Begin::Now)
+}
+
+/// Something in a directory that holds no run, if it does: what no run leaves behind before its config.toml is there.
+fn foreign(run: &RunDir) -> anyhow::Result<Option<String>> {
+    if run.config().exists() || !run.path().exists() {
+        return Ok(None);
+    }
+    let path = run.path();
+    let entries = std::fs::read_dir(path).map_err(|e| {
+        Usage(format!(
+            "{}: {e}\n  help: choose another directory with --out",
+            path.display()
+        ))
+    })?;
+    let own = |name: &String| {
+        name == LOCK_FILE
+            || name.starts_with(".tmp")
+            || RunDir::new("").checkpoints() == Path::new(name)
+    };
+    Ok(entries
+        .flatten()
+        .map(|entry| entry.file_name().to_string_lossy().into_owned())
+        .find(|name| !own(name)))
 }
 
 fn nothing_to_resume(run: &Path) -> anyhow::Error {

@@ -107,10 +107,15 @@ impl Error {
 
     /// Whether the user's input (configuration, arguments, dataset layout) is to blame: no retry helps.
     pub fn is_usage(&self) -> bool {
-        matches!(
-            self,
-            Self::Config(_) | Self::Usage { .. } | Self::Mismatch { .. }
-        )
+        match self {
+            Self::Config(_) | Self::Usage { .. } | Self::Mismatch { .. } => true,
+            Self::Dataset(error) => error.is_usage(),
+            Self::Coordinator(error) => error.is_usage(),
+            Self::Checkpoint(error) => error.is_usage(),
+            Self::Metrics(error) => error.is_usage(),
+            Self::Report(error) => error.is_usage(),
+            _ => false,
+        }
     }
 }
 

@@ -9,7 +9,7 @@ use draw::{Canvas, Colour};
 
 use crate::resample::{Plane, Square, resample};
 use crate::{
-    CLASS_COLOURS, CLASSES, Dataset, Error, ImageView, Result, label_names, list_photos,
+    BadFile, CLASS_COLOURS, CLASSES, Dataset, Error, ImageView, Result, label_names, list_photos,
     load_photo, prepare_photo,
 };
 
@@ -145,6 +145,9 @@ pub fn mosaic(data: &Dataset, out: &Path, options: &MosaicOptions) -> Result<()>
 }
 
 /// Draws each photograph of the folder `photos` as [`prepare_photo`] sees it, with its grid and black cells.
+///
+/// # Errors
+/// [`Error::BadPhotos`] names those that cannot be read; the picture is drawn all the same, with a gap for each.
 pub fn mosaic_photos(
     photos: &Path,
     out: &Path,
@@ -174,11 +177,24 @@ pub fn mosaic_photos(
         &mut canvas,
         &format!("{} photographs, patches of {patch} pixels", paths.len()),
     );
+    let mut bad = Vec::new();
     for (n, path) in paths.iter().enumerate() {
-        let photo = prepare_photo(&load_photo(path)?, size, patch)?;
+        let x = MARGIN + (n % columns) as i64 * (big + GAP);
+        let y = top + (n / columns) as i64 * (big + LINE + GAP);
+        let name = path.file_stem().unwrap_or_default().to_string_lossy();
+        let photo = match load_photo(path) {
+            Ok(photo) => prepare_photo(&photo, size, patch)?,
+            Err(error) => {
+                bad.push(BadFile::of(path, &error));
+                canvas.frame((x - 1, y - 1), big + 2, big + 2, FAINT);
+                let caption = format!("{name}  cannot be read");
+                let caption = canvas.fitted(TEXT - 4.0, big as f32, &caption);
+                canvas.text((x, y + big + 4), TEXT - 4.0, INK, &caption);
+                continue;
+            }
+        };
         let size = size as usize;
         let black = photo.black.iter().filter(|black| **black == 1).count();
-        let name = path.file_stem().unwrap_or_default().to_string_lossy();
         let subject = Subject {
             caption: format!("{name}  {black} of {} black", photo.black.len()),
             view: ImageView {
@@ -190,15 +206,16 @@ pub fn mosaic_photos(
             black: &photo.black,
             grid: size / patch as usize,
         };
-        let x = MARGIN + (n % columns) as i64 * (big + GAP);
-        draw_subject(
-            &mut canvas,
-            (x, top + (n / columns) as i64 * (big + LINE + GAP)),
-            big,
-            &subject,
-        );
+        draw_subject(&mut canvas, (x, y), big, &subject);
     }
-    canvas.save(out)
+    let total = paths.len();
+    if bad.len() < total {
+        canvas.save(out)?;
+    }
+    match bad {
+        none if none.is_empty() => Ok(()),
+        files => Err(Error::BadPhotos { total, files }),
+    }
 }
 
 fn subject(data: &Dataset, i: usize) -> Subject<'_> {

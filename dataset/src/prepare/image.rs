@@ -12,6 +12,12 @@ use crate::shard::Row;
 /// A thread keeps buffers up to this length for the next image.
 const KEEP_BYTES: usize = 16 << 20;
 
+/// The smallest value that counts as lesion in a mask with more than two values.
+const MIDDLE: u8 = 128;
+
+/// A mask without lesions that was stored as a JPEG has values up to about this.
+const NOISE: u8 = 8;
+
 /// Buffers of one thread, reused from image to image, and the image that was made last.
 #[derive(Default)]
 pub(super) struct Desk {
@@ -25,6 +31,8 @@ pub(super) struct Desk {
     mask: Vec<u8>,
     areas: Vec<u16>,
     black: Vec<u8>,
+    /// Masks of the image with something in them that is too dark to count.
+    faint_masks: usize,
 }
 
 /// A picture's size and what is cut out of it.
@@ -44,6 +52,11 @@ impl Desk {
             image: &self.pixels,
             mask: &self.mask,
         }
+    }
+
+    /// How many masks of the prepared image are not black and yet count as empty.
+    pub fn faint_masks(&self) -> usize {
+        self.faint_masks
     }
 
     /// Lets go of buffers that one large picture needed and most do not.
@@ -68,6 +81,7 @@ impl Desk {
         image: &RawImage,
         cells: Cells,
     ) -> Result<u64, BadFile> {
+        self.faint_masks = 0;
         let entry = &raw.store.entries()[image.image];
         let size = reader
             .read(entry, &mut self.file)
@@ -111,10 +125,21 @@ impl Desk {
                         cells.size,
                     )
                 });
-            bad.extend(done.err().map(|reason| BadFile {
-                path: raw.store.describe(entry),
-                reason,
-            }));
+            let path = || raw.store.describe(entry);
+            match done {
+                Ok(None) => {}
+                Ok(Some(largest)) => {
+                    self.faint_masks += 1;
+                    tracing::warn!(
+                        "{}: this mask counts as empty: its brightest pixel is {largest}, lesions begin at {MIDDLE}",
+                        path()
+                    );
+                }
+                Err(reason) => bad.push(BadFile {
+                    path: path(),
+                    reason,
+                }),
+            }
         }
         if let Err(reason) = frame {
             let path = raw.store.describe(&raw.store.entries()[image.image]);
@@ -165,7 +190,8 @@ impl Desk {
         })
     }
 
-    /// Adds the decoded mask in `plane` to the class bits. Without a frame (its picture is bad) only decoding counts.
+    /// Adds the decoded mask in `plane` to the class bits; its largest value when that is too dark to count. Without
+    /// a frame (its picture is bad) only decoding counts.
     fn lesions(
         &mut self,
         class: usize,
@@ -173,8 +199,8 @@ impl Desk {
         frame: Option<&Frame>,
         rule: MaskRule,
         size: usize,
-    ) -> Result<(), String> {
-        let Some(frame) = frame else { return Ok(()) };
+    ) -> Result<Option<u8>, String> {
+        let Some(frame) = frame else { return Ok(None) };
         if (width, height) != (frame.width, frame.height) {
             return Err(format!(
                 "is {width} x {height} pixels, its image {} x {}",
@@ -182,11 +208,12 @@ impl Desk {
             ));
         }
         let threshold = threshold(&self.plane, rule);
+        let faint = faint(&self.plane, threshold);
         let Some(square) = frame.cut else {
             for (bits, value) in self.mask.iter_mut().zip(&self.plane) {
                 *bits |= u8::from(*value >= threshold) << class;
             }
-            return Ok(());
+            return Ok(faint);
         };
         for value in &mut self.plane {
             *value = if *value >= threshold { 255 } else { 0 };
@@ -204,18 +231,31 @@ impl Desk {
         {
             *bits |= lesion << class;
         }
-        Ok(())
+        Ok(faint)
     }
 }
 
 /// The smallest value that counts as lesion.
 fn threshold(plane: &[u8], rule: MaskRule) -> u8 {
-    let largest = plane.iter().copied().max().unwrap_or(0);
-    let two_valued = || largest > 0 && plane.iter().all(|value| *value == 0 || *value == largest);
+    let largest = largest(plane);
     match rule {
-        MaskRule::HalfOrTwoValued if largest < 128 && two_valued() => largest,
-        _ => 128,
+        MaskRule::HalfOrTwoValued if largest < MIDDLE && two_valued(plane, largest) => largest,
+        _ => MIDDLE,
     }
+}
+
+/// The largest value of a mask that is below the threshold and no mere noise.
+fn faint(plane: &[u8], threshold: u8) -> Option<u8> {
+    let largest = largest(plane);
+    (largest < threshold && (largest > NOISE || two_valued(plane, largest))).then_some(largest)
+}
+
+fn largest(plane: &[u8]) -> u8 {
+    plane.iter().copied().max().unwrap_or(0)
+}
+
+fn two_valued(plane: &[u8], largest: u8) -> bool {
+    largest > 0 && plane.iter().all(|value| *value == 0 || *value == largest)
 }
 
 #[cfg(test)]
@@ -233,5 +273,15 @@ mod tests {
         // The noise of a JPEG without lesions has many values.
         assert_eq!(threshold(&[0, 1, 3], MaskRule::HalfOrTwoValued), 128);
         assert_eq!(threshold(&[0; 4], MaskRule::HalfOrTwoValued), 128);
+    }
+
+    #[test]
+    fn masks_that_are_too_dark_to_count_are_told_from_empty_ones() {
+        assert_eq!(faint(&[0, 60, 100], 128), Some(100));
+        assert_eq!(faint(&[0, 1, 0], 128), Some(1));
+        assert_eq!(faint(&[0, 1, 0], 1), None);
+        assert_eq!(faint(&[0, 1, 3], 128), None);
+        assert_eq!(faint(&[0; 4], 128), None);
+        assert_eq!(faint(&[0, 90, 130], 128), None);
     }
 }

@@ -228,7 +228,42 @@ pub fn prepare(
 
     let manifest = describe(&plan, out, shards?)?;
     output.finish(&manifest)?;
+    if let Some(warning) = unhelpful_splits(&manifest) {
+        tracing::warn!("{warning}");
+    }
     Ok(manifest)
+}
+
+/// Says which splits say nothing about lesions, when there are any in the dataset.
+fn unhelpful_splits(manifest: &Manifest) -> Option<String> {
+    let labels = manifest
+        .images
+        .iter()
+        .map(|image| (image.split, image.label));
+    let labels: Vec<(Split, u8)> = labels.collect();
+    splits_without_lesions(&labels).map(|names| {
+        format!(
+            "no lesion in {names}: its metrics will say nothing; prepare more images, or try another --seed"
+        )
+    })
+}
+
+/// `the val split (2 images)`; `None` also when nothing has a lesion at all: then nobody expects one.
+fn splits_without_lesions(labels: &[(Split, u8)]) -> Option<String> {
+    let names: Vec<String> = [Split::Val, Split::Test]
+        .into_iter()
+        .filter_map(|split| {
+            let of_split: Vec<u8> = labels
+                .iter()
+                .filter(|l| l.0 == split)
+                .map(|l| l.1)
+                .collect();
+            let none = of_split.iter().all(|label| *label == 0);
+            none.then(|| format!("the {split} split ({} of the images)", of_split.len()))
+        })
+        .collect();
+    let any = labels.iter().any(|(_, label)| *label != 0);
+    (any && !names.is_empty()).then(|| names.join(" and in "))
 }
 
 /// The manifest, from the shards alone.
@@ -282,4 +317,25 @@ fn describe(plan: &Plan, out: &Path, shards: Vec<ShardEntry>) -> Result<Manifest
         shards,
         images: plan.raw.images.iter().enumerate().map(entry).collect(),
     })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn splits_that_say_nothing_are_named() {
+        let (train, val, test) = (Split::Train, Split::Val, Split::Test);
+        let all = [(train, 1), (val, 2), (test, 8)];
+        assert_eq!(splits_without_lesions(&all), None);
+        assert_eq!(
+            splits_without_lesions(&[(train, 1), (val, 0), (val, 0), (test, 1)]).as_deref(),
+            Some("the val split (2 of the images)")
+        );
+        assert_eq!(
+            splits_without_lesions(&[(train, 1)]).as_deref(),
+            Some("the val split (0 of the images) and in the test split (0 of the images)")
+        );
+        assert_eq!(splits_without_lesions(&[(train, 0), (val, 0)]), None);
+    }
 }

@@ -36,6 +36,7 @@ struct Run<'a> {
     open: Mutex<HashMap<usize, Arc<Open>>>,
     memory: Memory,
     bad: Mutex<Vec<(usize, BadFile)>>,
+    faint_masks: AtomicUsize,
     fatal: Mutex<Option<Error>>,
     stop: AtomicBool,
 }
@@ -67,6 +68,7 @@ pub(super) fn make_shards(
         open: Mutex::default(),
         memory: Memory::default(),
         bad: Mutex::default(),
+        faint_masks: AtomicUsize::new(0),
         fatal: Mutex::default(),
         stop: AtomicBool::new(false),
     };
@@ -130,6 +132,8 @@ impl Run<'_> {
                 held = Some(self.memory.take(bytes));
                 desk.prepare(&self.plan.raw, reader, raw, self.plan.cells)
             });
+        self.faint_masks
+            .fetch_add(desk.faint_masks(), Ordering::Relaxed);
         if let Err(files) = made {
             open.spoiled.store(true, Ordering::Relaxed);
             let mut bad = lock(&self.bad);
@@ -194,6 +198,12 @@ impl Run<'_> {
     }
 
     fn outcome(self) -> Result<()> {
+        let faint = self.faint_masks.into_inner();
+        if faint > 0 {
+            tracing::warn!(
+                "{faint} of the masks are not black and yet count as empty (named above): store lesions as 255"
+            );
+        }
         if let Some(error) = self
             .fatal
             .into_inner()
@@ -209,9 +219,12 @@ impl Run<'_> {
             return Ok(());
         }
         bad.sort_by_key(|(image, _)| *image);
+        let mut images: Vec<usize> = bad.iter().map(|(image, _)| *image).collect();
+        images.dedup();
         Err(Error::BadFiles {
             path: self.plan.raw.store.path().to_owned(),
             total: self.plan.raw.images.len(),
+            images: images.len(),
             files: bad
                 .into_iter()
                 .map(|(_, file)| file)

@@ -11,6 +11,19 @@ pub(super) const LOOKS_LIKE: &str = "images/ with png, jpg or tif files, masks/M
 pub(super) const IMAGES: &str = "images";
 pub(super) const MASKS: &str = "masks";
 
+pub(super) const WITHOUT_MASKS_HELP: &str = "training needs masks of all four classes; photographs alone go to `fovea predict RUN FOLDER --out FILE.csv` or `fovea data FOLDER --mosaic FILE.png`";
+
+/// What is missing where there are images and no masks at all.
+pub(super) fn without_masks(folders: &BTreeSet<&str>) -> Option<String> {
+    let of = |name: &&&str| name.rsplit('/').next() == Some(IMAGES);
+    let images = folders.iter().find(of)?;
+    let root = images.strip_suffix(IMAGES)?;
+    let masks = format!("{root}{MASKS}");
+    (!folders.contains(masks.as_str())).then(|| {
+        format!("there is {images}/, but {masks}/ is missing (with MA/, HE/, EX/, SE/ in it)")
+    })
+}
+
 const EXTENSIONS: [&str; 5] = ["png", "jpg", "jpeg", "tif", "tiff"];
 
 pub(super) fn images(store: &Store, root: &str) -> Result<Vec<RawImage>> {

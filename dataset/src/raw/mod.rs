@@ -228,6 +228,11 @@ fn detect(store: &Store, choice: LayoutChoice) -> Result<(Layout, String)> {
         [one] => Ok(one.clone()),
         [] => {
             let looked_for = described(candidates);
+            if candidates.contains(&Layout::Folder)
+                && let Some(problem) = folder::without_masks(&folders)
+            {
+                return Err(layout_error(problem, folder::WITHOUT_MASKS_HELP.to_owned()));
+            }
             let top: Vec<&str> = folders.iter().copied().take(8).collect();
             let top = if top.is_empty() {
                 "no folders, only files".to_owned()

@@ -7,7 +7,7 @@ use image::ImageFormat;
 use proptest::prelude::*;
 use proptest::test_runner::TestRunner;
 
-use crate::raw::{dir, disc, encode, failure, fgadr, options, run, tree, write, zipped};
+use crate::raw::{FOLDERS, dir, disc, encode, failure, fgadr, options, run, tree, write, zipped};
 
 #[test]
 fn sources_that_are_not_there_or_hold_nothing() {
@@ -174,6 +174,35 @@ fn a_wholly_damaged_source_is_not_read_to_its_end() {
         }
         other => panic!("{other:?}"),
     }
+}
+
+#[test]
+fn an_image_with_four_bad_masks_is_one_image() {
+    let dir = dir();
+    let src = fgadr(dir.path(), 4);
+    for folder in FOLDERS {
+        fs::write(src.join(folder).join("0002_1.png"), b"").unwrap();
+    }
+    let text = failure(&src, &dir.path().join("out"), &options());
+    assert!(text.contains("1 of the 4 images in"), "{text}");
+    assert_eq!(text.matches("the file is empty").count(), 4, "{text}");
+}
+
+#[test]
+fn what_is_wrong_with_the_input_is_told_from_a_failing_machine() {
+    let dir = dir();
+    let src = fgadr(dir.path(), 4);
+    fs::write(src.join("Original_Images/0002_1.png"), b"").unwrap();
+    assert!(run(&src, &dir.path().join("out")).unwrap_err().is_usage());
+    assert!(
+        run(&dir.path().join("none"), &dir.path().join("out"))
+            .unwrap_err()
+            .is_usage()
+    );
+    let failed = |number: i32| std::io::Error::from_raw_os_error(number);
+    let (input_output, no_space) = (failed(5), failed(28));
+    assert!(!Error::io("read", "raw", input_output).is_usage());
+    assert!(!Error::writing("out", 1, no_space).is_usage());
 }
 
 #[test]

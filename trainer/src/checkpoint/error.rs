@@ -61,13 +61,26 @@ pub enum Error {
     },
 
     /// Written by a version of Fovea that this one does not know.
-    #[error("{path} has format version {found}, this fovea reads up to version {known}\n  help: use the \
-             version of fovea that wrote it, or a newer one", path = path.display(), known = FORMAT_VERSION)]
+    #[error("{path} was made by another version of fovea: it has format version {found}, this one reads \
+             version {known}\n  help: {help}", path = path.display(), known = FORMAT_VERSION, help = version_help(*found))]
     Version {
         /// The file.
         path: PathBuf,
         /// Its format version.
         found: u64,
+    },
+
+    /// There are checkpoints, and none of them can be used.
+    #[error("{dir}: {none} because {newest}\n  help: bring a checkpoint \
+             back from a backup, or start a new run with another --out; nothing was changed here",
+            dir = dir.display(), none = none_of(*count))]
+    NoneUsable {
+        /// The directory of checkpoints.
+        dir: PathBuf,
+        /// How many there are.
+        count: usize,
+        /// What is wrong with the newest one.
+        newest: String,
     },
 
     /// A tensor whose shape and data do not belong together, or of a type Fovea has no use for.
@@ -100,6 +113,19 @@ impl Error {
         matches!(self, Self::NoSpace { .. })
     }
 
+    /// Whether what was given is to blame, and not the machine: no retry helps.
+    pub fn is_usage(&self) -> bool {
+        match self {
+            Self::Incomplete { .. }
+            | Self::Damaged { .. }
+            | Self::Version { .. }
+            | Self::NoneUsable { .. }
+            | Self::Tensor { .. } => true,
+            Self::Io { source, .. } => source.kind() == io::ErrorKind::NotFound,
+            Self::NoSpace { .. } | Self::WriterGone => false,
+        }
+    }
+
     /// What is wrong, without the advice: fit for being quoted in another message.
     pub fn headline(&self) -> String {
         let text = self.to_string();
@@ -116,4 +142,20 @@ pub(super) fn means_no_space(error: &io::Error) -> bool {
         error.kind(),
         io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded
     )
+}
+
+fn version_help(found: u64) -> &'static str {
+    if found > u64::from(FORMAT_VERSION) {
+        "use the version of fovea that wrote it, or a newer one"
+    } else {
+        "use the version of fovea that wrote it, or start a new run with another --out; eval and predict \
+         take its weights.safetensors"
+    }
+}
+
+fn none_of(checkpoints: usize) -> String {
+    match checkpoints {
+        1 => "the only checkpoint cannot be used".to_owned(),
+        n => format!("none of the {n} checkpoints can be used, the newest"),
+    }
 }

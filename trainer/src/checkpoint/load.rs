@@ -79,8 +79,9 @@ pub fn list(dir: &Path) -> Result<Vec<Entry>> {
 }
 
 /// The checkpoint of the highest step that is whole, every byte checked. Those that are not are passed
-/// over with a warning. A newer format version is an error: going on from an older checkpoint would
-/// silently undo what a newer fovea has done.
+/// over with a warning. Another format version is an error: going on from an older checkpoint would
+/// silently undo what another fovea has done. So is it when there are checkpoints and none is whole:
+/// beginning anew would throw away what the run has done.
 pub fn newest_complete(dir: &Path) -> Result<Option<Found>> {
     /// A writer removes checkpoints while we look, but never the newest.
     const SCANS: usize = 20;
@@ -105,7 +106,14 @@ pub fn newest_complete(dir: &Path) -> Result<Option<Found>> {
                 Err(error) => return Err(error),
             }
         }
-        return Ok(None);
+        return match skipped.first() {
+            None => Ok(None),
+            Some(Skipped { error, .. }) => Err(Error::NoneUsable {
+                dir: dir.to_path_buf(),
+                count: skipped.len(),
+                newest: error.headline(),
+            }),
+        };
     }
 }
 
@@ -283,7 +291,7 @@ fn state_hash(path: &Path, complete: &[u8]) -> Result<String> {
         .next()
         .and_then(|l| l.strip_prefix("fovea checkpoint "));
     let version = version.and_then(|v| v.parse().ok());
-    if let Some(found) = version.filter(|v| *v > u64::from(FORMAT_VERSION)) {
+    if let Some(found) = version.filter(|v| *v != u64::from(FORMAT_VERSION)) {
         let path = path.join(COMPLETE);
         return Err(Error::Version { path, found });
     }
@@ -306,9 +314,9 @@ fn parse_state(path: &Path, json: &[u8]) -> Result<State> {
         path: path.to_path_buf(),
         reason: format!("it cannot be parsed: {e}"),
     };
-    // The version first: a newer format may differ in anything else.
+    // The version first: another format may differ in anything else.
     let Head { format_version } = serde_json::from_slice(json).map_err(damaged)?;
-    if format_version > u64::from(FORMAT_VERSION) {
+    if format_version != u64::from(FORMAT_VERSION) {
         return Err(Error::Version {
             path: path.to_path_buf(),
             found: format_version,

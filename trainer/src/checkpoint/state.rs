@@ -7,8 +7,9 @@ use serde_json::Value;
 
 use super::NamedTensor;
 
-/// The format written, and the newest one read. Raised when an older fovea would misread it.
-pub const FORMAT_VERSION: u32 = 1;
+/// The format written, and the only one read. Raised when what is in a checkpoint changes.
+/// 2: hash and sizes of the dataset.
+pub const FORMAT_VERSION: u32 = 2;
 
 /// What [`super::Writer::save`] writes: a copy of the run at a step boundary. Tensors come in any
 /// order, their names are distinct.
@@ -28,6 +29,10 @@ pub struct Snapshot {
     pub config_blake3: String,
     /// The prepared dataset's manifest, whose hash covers all its shards.
     pub dataset_blake3: String,
+    /// Working size of the images trained on: pixels along an edge.
+    pub image_size: u32,
+    /// Side of their grid cells in pixels.
+    pub patch: u32,
     /// What schedule, early stopping and metrics remember. Floats come back with the same bits, but JSON
     /// has no NaN and no infinity (they come back as null): use `Option` for what can be either.
     pub progress: Value,
@@ -71,6 +76,10 @@ pub struct State {
     pub config_blake3: String,
     /// See [`Snapshot::dataset_blake3`].
     pub dataset_blake3: String,
+    /// See [`Snapshot::image_size`].
+    pub image_size: u32,
+    /// See [`Snapshot::patch`].
+    pub patch: u32,
     /// [`super::weights_blake3`] of the weights.
     pub weights_blake3: String,
     /// The tensor files, by name.

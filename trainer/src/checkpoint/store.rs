@@ -115,6 +115,8 @@ impl Store {
             config: snapshot.config.clone(),
             config_blake3: snapshot.config_blake3.clone(),
             dataset_blake3: snapshot.dataset_blake3.clone(),
+            image_size: snapshot.image_size,
+            patch: snapshot.patch,
             weights_blake3: weights_blake3.clone(),
             files,
         };

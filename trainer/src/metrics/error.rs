@@ -96,3 +96,10 @@ pub enum Error {
         reason: String,
     },
 }
+
+impl Error {
+    /// Whether a file that was given is to blame: no retry helps.
+    pub fn is_usage(&self) -> bool {
+        matches!(self, Self::Header { .. } | Self::Row { .. })
+    }
+}

@@ -54,6 +54,17 @@ pub enum Error {
     Draw(String),
 }
 
+impl Error {
+    /// Whether what was given is to blame, and not the machine: no retry helps.
+    pub fn is_usage(&self) -> bool {
+        match self {
+            Self::NotARun { .. } | Self::Row { .. } => true,
+            Self::Metrics(error) => error.is_usage(),
+            Self::Io { .. } | Self::Draw(_) => false,
+        }
+    }
+}
+
 /// For `map_err`: names the file and what was tried.
 pub(super) fn io_error(path: &Path, action: &'static str) -> impl FnOnce(io::Error) -> Error {
     move |source| Error::Io {

@@ -4,6 +4,7 @@
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
+use fovea_coordinator::client::status_of;
 use fovea_coordinator::status::{STATUS_FILE, Status};
 use fovea_dataset::Split;
 
@@ -31,6 +32,8 @@ pub(super) struct Run {
     pub(super) name: String,
     pub(super) config: Config,
     pub(super) status: Option<Status>,
+    /// Whether a coordinator answers: an unfinished run without one has died.
+    pub(super) live: bool,
     /// By (epoch, split, level); of a row written twice the later counts.
     pub(super) metrics: Vec<MetricsRow>,
     pub(super) throughput: Option<Throughput>,
@@ -57,7 +60,7 @@ impl Run {
             ));
             Config::default()
         });
-        let status = read_status(dir, &mut notes);
+        let (status, live) = read_status(dir, &mut notes).unzip();
         let metrics = read_metrics(&files.metrics())?;
         if metrics.is_empty() {
             notes.push("No epoch has been validated yet: metrics.csv is missing or empty, so there are no curves.".to_owned());
@@ -77,6 +80,7 @@ impl Run {
             name: name_of(dir),
             config,
             status,
+            live: live.unwrap_or(false),
             metrics,
             throughput,
             predictions,
@@ -192,12 +196,13 @@ fn check(dir: &Path) -> Result<()> {
     })
 }
 
-/// `RUN/status.json`; damaged, it costs a note.
-fn read_status(dir: &Path, notes: &mut Vec<String>) -> Option<Status> {
+/// The state of the run, and whether its coordinator has told it; else it is that of `RUN/status.json`, which,
+/// damaged, costs a note.
+fn read_status(dir: &Path, notes: &mut Vec<String>) -> Option<(Status, bool)> {
     if !dir.join(STATUS_FILE).is_file() {
         return None;
     }
-    Status::load(dir)
+    status_of(dir)
         .map_err(|error| {
             notes.push(format!(
                 "The run's state is not known: {}",

@@ -40,6 +40,17 @@ fn html(dir: &Path) -> String {
 }
 
 #[test]
+fn a_run_whose_coordinator_is_gone_is_not_said_to_train() {
+    let dir = tempfile::tempdir().unwrap();
+    fixture::run(dir.path(), data(), SMALL);
+    let path = dir.path().join("status.json");
+    let status = fs::read_to_string(&path).unwrap();
+    fs::write(&path, status.replace("\"finished\"", "\"training\"")).unwrap();
+    let html = fs::read_to_string(write_report(dir.path()).unwrap().html).unwrap();
+    assert!(html.contains("stopped without a word"));
+}
+
+#[test]
 fn a_finished_run_has_everything_in_one_file() {
     let dir = fake(SMALL);
     fs::create_dir(dir.path().join("report")).unwrap();

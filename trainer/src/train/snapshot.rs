@@ -49,18 +49,16 @@ fn same_dataset(checkpoint: &Path, state: &State, data: &Dataset) -> Result<()> 
     })
 }
 
-/// The best checkpoint of a run directory, or the newest when none is marked or it is gone.
-pub fn best_of(run: &Path) -> Result<PathBuf> {
-    let directory = RunDir::new(run).checkpoints();
-    let newest = checkpoint::newest_complete(&directory)?.ok_or_else(|| Error::File {
-        path: directory.clone(),
-        what: "no complete checkpoint".to_owned(),
+/// The best checkpoint in a run's directory of checkpoints, or the newest when none is marked or it is gone.
+pub fn best_of(directory: &Path) -> Result<PathBuf> {
+    let newest = checkpoint::newest_complete(directory)?.ok_or_else(|| Error::Usage {
+        what: format!("{}: no complete checkpoint", directory.display()),
         help: "train first, or give a checkpoint directory".to_owned(),
     })?;
     let progress: Option<Progress> = serde_json::from_value(newest.state.progress.clone()).ok();
     let best = progress
         .and_then(|p| p.best)
-        .map(|best| checkpoint::directory(&directory, best.step));
+        .map(|best| checkpoint::directory(directory, best.step));
     Ok(best
         .filter(|path| checkpoint::is_complete(path))
         .unwrap_or(newest.path))
@@ -372,6 +370,8 @@ impl Trainer {
             config: self.config.to_toml_documented(),
             config_blake3: self.config.blake3(),
             dataset_blake3: self.source.data().manifest().blake3(),
+            image_size: self.source.data().manifest().recipe.size,
+            patch: self.source.data().manifest().recipe.patch,
             progress: serde_json::to_value(&self.progress)
                 .map_err(|e| Error::Internal(format!("progress: {e}")))?,
             best_step: best.map(|b| b.step),

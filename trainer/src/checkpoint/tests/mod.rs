@@ -45,6 +45,8 @@ fn snapshot(step: u64) -> Snapshot {
         config: "seed = 1 # ä\n".to_string(),
         config_blake3: "c0ffee".to_string(),
         dataset_blake3: "da7a".to_string(),
+        image_size: 1280,
+        patch: 128,
         progress: serde_json::json!({
             "plateau": { "best": 0.1 + 0.2, "reductions": 2 },
             "history": [{ "epoch": 0, "f1_micro": 0.25 }],
@@ -107,6 +109,8 @@ fn what_is_saved_comes_back_bit_for_bit() {
         config: state.config.clone(),
         config_blake3: state.config_blake3.clone(),
         dataset_blake3: state.dataset_blake3.clone(),
+        image_size: state.image_size,
+        patch: state.patch,
         progress: state.progress.clone(),
         best_step: state.best_step,
         weights: loaded.weights.clone(),
@@ -280,28 +284,71 @@ proptest! {
 }
 
 #[test]
-fn a_newer_format_is_refused_and_not_stepped_over() {
-    let run = run_with(&[1, 2]);
-    let newest = directory(run.path(), 2);
-    let state = fs::read_to_string(newest.join(STATE)).unwrap();
-    let newer = state.replace("\"format_version\": 1", "\"format_version\": 2");
-    let newer = newer.replace("\"cursor\"", "\"cursor_of_the_future\"");
-    fs::write(newest.join(STATE), &newer).unwrap();
-    let hash = blake3::hash(newer.as_bytes()).to_hex();
-    fs::write(newest.join(COMPLETE), store::complete_text(&hash)).unwrap();
-    for error in [
-        newest_complete(run.path()).unwrap_err(),
-        load(&newest).unwrap_err(),
-        load_weights(&newest).unwrap_err(),
-    ] {
-        let text = error.to_string();
-        let message = "state.json has format version 2, this fovea reads up to version 1\n  help: ";
-        assert!(text.contains(message), "{text}");
+fn another_format_is_refused_and_not_stepped_over() {
+    for (version, help) in [(1, "or start a new run"), (3, "or a newer one")] {
+        let run = run_with(&[1, 2]);
+        let newest = directory(run.path(), 2);
+        let state = fs::read_to_string(newest.join(STATE)).unwrap();
+        let other = state.replace(
+            &format!("\"format_version\": {FORMAT_VERSION}"),
+            &format!("\"format_version\": {version}"),
+        );
+        let other = other.replace("\"cursor\"", "\"cursor_of_another_time\"");
+        assert_ne!(other, state);
+        fs::write(newest.join(STATE), &other).unwrap();
+        let hash = blake3::hash(other.as_bytes()).to_hex();
+        fs::write(newest.join(COMPLETE), store::complete_text(&hash)).unwrap();
+        for error in [
+            newest_complete(run.path()).unwrap_err(),
+            load(&newest).unwrap_err(),
+            load_weights(&newest).unwrap_err(),
+        ] {
+            let text = error.to_string();
+            let message = format!(
+                "state.json was made by another version of fovea: it has format version {version}, this \
+                 one reads version {FORMAT_VERSION}\n  help: "
+            );
+            assert!(text.contains(&message) && text.contains(help), "{text}");
+            assert!(error.is_usage());
+        }
+        let complete = store::complete_text(&hash);
+        let complete = complete.replace(
+            &format!("checkpoint {FORMAT_VERSION}"),
+            &format!("checkpoint {version}2"),
+        );
+        fs::write(newest.join(COMPLETE), complete).unwrap();
+        let error = newest_complete(run.path()).unwrap_err();
+        let Error::Version { found, .. } = error else {
+            panic!("{error}");
+        };
+        assert_eq!(found, version * 10 + 2);
     }
-    let complete = store::complete_text(&hash).replace("checkpoint 1", "checkpoint 12");
-    fs::write(newest.join(COMPLETE), complete).unwrap();
-    let error = newest_complete(run.path()).unwrap_err();
-    assert!(matches!(error, Error::Version { found: 12, .. }), "{error}");
+}
+
+#[test]
+fn a_run_of_which_no_checkpoint_is_whole_is_not_begun_anew() {
+    let run = run_with(&[1, 2]);
+    for (step, message) in [
+        (1, None),
+        (2, Some("none of the 2 checkpoints can be used, the newest")),
+    ] {
+        fs::remove_file(directory(run.path(), step).join(COMPLETE)).unwrap();
+        match message {
+            None => assert_eq!(newest_step(run.path()), 2),
+            Some(message) => {
+                let error = newest_complete(run.path()).unwrap_err();
+                let text = error.to_string();
+                assert!(text.contains(message) && error.is_usage(), "{text}");
+                assert!(text.contains("step-00000002 is not a complete"), "{text}");
+            }
+        }
+    }
+    fs::remove_dir_all(directory(run.path(), 1)).unwrap();
+    let text = newest_complete(run.path()).unwrap_err().to_string();
+    assert!(
+        text.contains("the only checkpoint cannot be used"),
+        "{text}"
+    );
 }
 
 #[test]

@@ -31,6 +31,9 @@ fn state(run: &Run) -> (&'static str, &'static str) {
             ("state unknown", "quiet")
         };
     };
+    if !run.live && !status.state.is_over() {
+        return ("stopped without a word: no coordinator answers", "bad");
+    }
     match status.state {
         RunState::Waiting => ("waiting for ranks", "busy"),
         RunState::Training => ("training", "busy"),
