@@ -36,6 +36,8 @@ use crate::token::Token;
 
 /// Messages that may wait for the core before a connection has to.
 const INBOX: usize = 1024;
+/// Connections that may wait to be accepted; the kernel may allow fewer (net.core.somaxconn).
+const BACKLOG: i32 = 4096;
 /// Pause after a connection could not be accepted.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(50);
 /// Messages that are handled in a row before connections get their turn.
@@ -206,6 +208,9 @@ impl Server {
             source,
         };
         let listener = TcpListener::bind(addr).map_err(listen_error)?;
+        // All trainers of a large run come at once. Those beyond the queue would wait for the kernel's
+        // retransmissions, many seconds.
+        rustix::net::listen(&listener, BACKLOG).map_err(std::io::Error::from)?;
         listener.set_nonblocking(true)?;
         let addr = listener.local_addr()?;
         let host = rundir::hostname();
