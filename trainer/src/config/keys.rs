@@ -379,9 +379,9 @@ pub static KEYS: &[Key] = &[
     key!(train.step_timeout_s, int(1, 86400), PLACE, "Seconds a rank waits in one collective before it gives the others up."),
 
     key!(elastic.min_ranks, int(1, 4096), PLACE, "With fewer ranks than this the run waits for more; when none come within join_timeout_s, it saves and leaves, to be resumed."),
-    key!(elastic.heartbeat_lapse_ms, int(100, 600_000), PLACE, "A trainer that was not heard of for this many milliseconds is dead: stopped, or its node is gone. (One that exits is noticed at once.)"),
-    key!(elastic.watchdog_s, int(1, 86400), PLACE, "A trainer that is heard of but gets nothing done for this many seconds hangs..."),
-    key!(elastic.watchdog_steps, int(1, 1_000_000), PLACE, "...or for this many median steps, whichever is longer."),
+    key!(elastic.heartbeat_lapse_ms, int(100, 600_000), PLACE, "A trainer that was not heard of for this many milliseconds is dead: stopped, or its node is gone. One that exits is noticed at once."),
+    key!(elastic.watchdog_s, int(1, 86400), PLACE, "A trainer that is heard of but gets nothing done for this many seconds, and for watchdog_steps, hangs."),
+    key!(elastic.watchdog_steps, int(1, 1_000_000), PLACE, "A trainer that hangs got nothing done for at least this many median steps."),
     key!(elastic.join_timeout_s, int(1, 86400), PLACE, "Seconds that missing ranks are waited for, at the start and below min_ranks."),
     key!(elastic.coordinator_timeout_s, int(1, 86400), PLACE, "Seconds that trainers wait for a coordinator that is gone to be started again."),
     key!(elastic.max_restarts, int(0, 1_000_000), PLACE, "How often in a row, without a new step between, `fovea train` starts lost processes again."),
