@@ -2,7 +2,8 @@
 //! and delayed, files damaged, disks filled, clocks moved. Whatever happens, the run must end with the
 //! weights of one that nothing happened to, every sample of every epoch used once.
 //!
-//! `make chaos` runs the long storm (`FOVEA_CHAOS_FAULTS`, `FOVEA_CHAOS_SEED`); `make test` a short one.
+//! `make chaos` runs the long storm (`FOVEA_CHAOS_FAULTS`, `FOVEA_CHAOS_SEED`; `FOVEA_CHAOS_ONLY=preemption`
+//! takes those faults alone whose name has the word); `make test` a short one.
 
 #![allow(clippy::unwrap_used, reason = "a panic is how a test fails")]
 
@@ -34,8 +35,15 @@ fn a_long_storm() {
         text.parse().unwrap_or(default)
     };
     let mut storm = Storm::new(number("FOVEA_CHAOS_SEED", 1));
+    let only = std::env::var("FOVEA_CHAOS_ONLY").unwrap_or_default();
+    assert!(
+        fault::ALL
+            .iter()
+            .any(|f| f.what.to_string().contains(&only)),
+        "no fault is called {only:?}"
+    );
     for _ in 0..number("FOVEA_CHAOS_FAULTS", 200) {
-        let fault = storm.any_fault();
+        let fault = storm.any_fault(&only);
         storm.inject(fault);
     }
     storm.end();

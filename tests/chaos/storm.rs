@@ -87,15 +87,21 @@ impl Storm {
         }
     }
 
-    pub fn any_fault(&mut self) -> Fault {
+    /// Any fault whose name has `only` in it.
+    pub fn any_fault(&mut self, only: &str) -> Fault {
         let kinds = ALL.len() as u64;
-        // Plain kills at any moment are what happens most.
-        match self.dice.roll(0, kinds + 3) {
-            i if i < kinds => ALL[i as usize],
-            _ => Fault {
-                what: What::Kill(1),
-                when: When::Anytime,
-            },
+        loop {
+            // Plain kills at any moment are what happens most.
+            let fault = match self.dice.roll(0, kinds + 3) {
+                i if i < kinds => ALL[i as usize],
+                _ => Fault {
+                    what: What::Kill(1),
+                    when: When::Anytime,
+                },
+            };
+            if fault.what.to_string().contains(only) {
+                return fault;
+            }
         }
     }
 
