@@ -172,6 +172,8 @@ impl Trainer {
             let all = self.all_gather(&mine)?;
             known = step_rows::from_bytes(&all)?;
         }
+        // Also who has just come keeps them: all the others may die before they are written.
+        self.rows.adopt(known.clone());
         if !self.is_first() {
             self.writer = None;
             return Ok(());

@@ -72,6 +72,11 @@ impl StepRows {
         self.rows.retain(|row| row.step > step);
     }
 
+    /// These rows, and no others, are not yet in the file.
+    pub fn adopt(&mut self, rows: Vec<StepRow>) {
+        self.rows = rows;
+    }
+
     /// Forgets steps after `step`, and says what it knows of those before.
     pub fn up_to(&mut self, step: u64) -> Vec<StepRow> {
         self.rows.retain(|row| row.step <= step);
@@ -92,6 +97,8 @@ pub(super) fn from_bytes(all: &[Vec<u8>]) -> Result<Vec<StepRow>> {
             serde_json::from_slice(part).map_err(|e| Error::Internal(format!("step rows: {e}")))?;
         rows.extend(part);
     }
+    rows.sort_by_key(|row| (row.step, row.rank));
+    rows.dedup_by_key(|row| (row.step, row.rank));
     Ok(rows)
 }
 
@@ -181,6 +188,9 @@ mod tests {
             to_bytes(&[]).unwrap(),
         ];
         run_dir::merge_steps(&path, 2, from_bytes(&bytes).unwrap()).unwrap();
+        let mut newcomer = StepRows::default();
+        newcomer.adopt(from_bytes(&[bytes[0].clone(), bytes[0].clone()]).unwrap());
+        assert_eq!(newcomer.up_to(2).len(), 4);
         survivor.written(2);
         assert_eq!(read(), [(1, 0), (1, 1), (2, 0), (2, 1)]);
         survivor.commit([row(3, 0)]);
