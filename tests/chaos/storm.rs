@@ -294,18 +294,22 @@ impl Arena {
         let coordinator = || process_of(&self.run.path, " coordinator ");
         if fault.when == When::InRendezvous {
             // Another one, so that they meet; then the one that is measured.
-            send(trainers[1], Signal::KILL);
+            if let Some(other) = trainers.get(1) {
+                send(*other, Signal::KILL);
+            }
             std::thread::sleep(Duration::from_millis(dice.roll(0, 300)));
         }
         let (now, unix_ms) = (Instant::now(), unix_ms());
         let mut hung = None;
         let mut steps_lost = 0;
         match fault.what {
-            What::Kill(n) => kill(n.min(trainers.len() as u32 - 1) as usize),
+            What::Kill(n) => kill(n.min(trainers.len() as u32 - 1).max(1) as usize),
             What::KillInRecovery => {
                 kill(1);
                 std::thread::sleep(Duration::from_millis(dice.roll(0, 400)));
-                send(trainers[1], Signal::KILL);
+                if let Some(other) = trainers.get(1) {
+                    send(*other, Signal::KILL);
+                }
             }
             What::Stop => send(trainers[0], Signal::STOP),
             What::Pause => {
