@@ -424,22 +424,22 @@ impl Membership {
         });
         ready.truncate(world);
         let mut seats: Vec<Option<MemberId>> = vec![None; world];
-        let mut rest = Vec::new();
         let wishes: [fn(&Member) -> Option<usize>; 2] = [
             |m| m.last_seat,
             |m| m.info.preferred_rank.map(|rank| rank as usize),
         ];
         for wish in wishes {
-            rest.clear();
-            for (id, member) in std::mem::take(&mut ready) {
-                match wish(member).and_then(|rank| seats.get_mut(rank)) {
-                    Some(seat) if seat.is_none() => *seat = Some(*id),
-                    _ => rest.push((id, member)),
-                }
-            }
-            ready.clone_from(&rest);
+            ready.retain(
+                |(id, member)| match wish(member).and_then(|rank| seats.get_mut(rank)) {
+                    Some(seat) if seat.is_none() => {
+                        *seat = Some(**id);
+                        false
+                    }
+                    _ => true,
+                },
+            );
         }
-        let mut rest = rest.into_iter().map(|(id, _)| *id);
+        let mut rest = ready.into_iter().map(|(id, _)| *id);
         seats
             .into_iter()
             .filter_map(|seat| seat.or_else(|| rest.next()))
