@@ -268,8 +268,9 @@ impl Arena {
         })
     }
 
-    /// Process ids of trainers, in a random order.
-    fn trainers(&self, dice: &mut Dice) -> Vec<u32> {
+    /// Process ids of trainers in a random order, those with a rank before those that start or stand by:
+    /// the loss of the latter costs nobody anything.
+    fn trainers(&self, now: &Status, dice: &mut Dice) -> Vec<u32> {
         let all = processes_of(&self.run.path);
         let mut pids: Vec<u32> = all
             .into_iter()
@@ -279,12 +280,14 @@ impl Arena {
         for i in (1..pids.len()).rev() {
             pids.swap(i, dice.roll(0, i as u64) as usize);
         }
+        let seated = |pid: &u32| now.ranks.iter().any(|r| r.pid == *pid && r.rank.is_some());
+        pids.sort_by_key(|pid| !seated(pid));
         pids
     }
 
     fn inject(&mut self, fault: Fault, dice: &mut Dice) {
         let before = self.wait_for(fault.when, dice);
-        let trainers = self.trainers(dice);
+        let trainers = self.trainers(&before, dice);
         let kill = |n: usize| {
             trainers
                 .iter()
@@ -427,17 +430,19 @@ impl Arena {
 /// From the run's journal: milliseconds from `since` to the first incident (or the first start of a
 /// coordinator), and the steps that had to be taken again until `generation`.
 fn costs(run: &Path, since: u64, generation: u64) -> (Option<u64>, u64) {
+    const HOUR_MS: u64 = 3_600_000;
     let records = journal::read(run).unwrap().records;
-    let noticed = records.iter().find(|record| {
-        // The clock of the run may be an hour ahead or behind.
-        let apart = record.unix_ms.abs_diff(since) % 3_600_000;
-        let after = apart < 1_800_000 && (record.unix_ms % 3_600_000) >= (since % 3_600_000);
-        let is = matches!(
+    // The clock of the run may be an hour ahead or behind.
+    let later = |unix_ms: u64| (unix_ms % HOUR_MS + HOUR_MS - since % HOUR_MS) % HOUR_MS;
+    let noticed = records.iter().filter(|record| {
+        matches!(
             record.entry,
             JournalEntry::Incident { .. } | JournalEntry::Started { .. }
-        );
-        is && after
+        )
     });
+    let noticed = noticed
+        .map(|record| later(record.unix_ms))
+        .find(|ms| *ms < HOUR_MS / 2);
     let lost = records.iter().filter_map(|record| match record.entry {
         JournalEntry::Recovered {
             generation: g,
@@ -446,10 +451,7 @@ fn costs(run: &Path, since: u64, generation: u64) -> (Option<u64>, u64) {
         } if g == generation => Some(steps_lost),
         _ => None,
     });
-    (
-        noticed.map(|record| (record.unix_ms % 3_600_000) - (since % 3_600_000)),
-        lost.sum(),
-    )
+    (noticed, lost.sum())
 }
 
 fn unix_ms() -> u64 {
