@@ -1,0 +1,5 @@
+//! What Fovea knows of SLURM, and nothing of training: the batch script that is submitted, the environment
+//! of a job, how many ranks start on which nodes, what happens when a job has ended, and what to ask the
+//! scheduler's commands.
+//!
+//! Pure but for [`client`], which runs those commands, and the files that are read by name.
