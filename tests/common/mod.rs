@@ -367,7 +367,7 @@ pub fn flip_byte(path: &Path, at: u64) {
 
 /// One run directory, in a directory of its own.
 pub struct Run {
-    _directory: TempDir,
+    directory: TempDir,
     pub path: PathBuf,
     settings: Vec<String>,
 }
@@ -397,7 +397,7 @@ impl Run {
             .map(|&s| s.to_owned())
             .collect();
         Self {
-            _directory: directory,
+            directory,
             path,
             settings,
         }
@@ -565,10 +565,14 @@ impl Run {
 }
 
 impl Drop for Run {
-    /// Also a test that fails leaves nobody behind.
+    /// Also a test that fails leaves nobody behind; what the run wrote stays for whoever asks why.
     fn drop(&mut self) {
         for (pid, _) in processes_of(&self.path) {
             send(pid, Signal::KILL);
+        }
+        if std::thread::panicking() {
+            self.directory.disable_cleanup(true);
+            println!("the run is kept: {}", self.text());
         }
     }
 }
