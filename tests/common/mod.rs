@@ -533,12 +533,12 @@ impl Run {
     pub fn steps(&self) -> BTreeMap<u64, Step> {
         let text = fs::read_to_string(self.path.join("throughput.csv")).unwrap();
         let mut lines = text.lines();
-        let header = "epoch,step,rank,samples,step_ms,compute_ms,wait_ms,loss,lr";
+        let header = "epoch,step,rank,samples,step_ms,compute_ms,wait_ms,loss,lr,generation";
         assert_eq!(lines.next(), Some(header), "{text}");
         let mut steps: BTreeMap<u64, Step> = BTreeMap::new();
         for line in lines {
             let fields: Vec<&str> = line.split(',').collect();
-            let [epoch, step, rank, samples, _, _, _, loss, lr] = fields[..] else {
+            let [epoch, step, rank, samples, _, _, _, loss, lr, _] = fields[..] else {
                 panic!("{line:?} in\n{text}")
             };
             let share = (epoch.to_owned(), loss.to_owned(), lr.to_owned());
