@@ -79,6 +79,15 @@ impl History {
         ))
     }
 
+    /// Where the run was at its last end; 0 before the first.
+    pub fn last_step(&self) -> u64 {
+        let ends = self.0.iter().rev().filter_map(|event| match event {
+            Event::End { step, .. } => Some(*step),
+            Event::Start { .. } => None,
+        });
+        ends.into_iter().next().unwrap_or(0)
+    }
+
     /// Failures in a row at the newest step, each of them without a step more than the one before.
     pub fn failures_without_progress(&self) -> u32 {
         let mut failures = 0;

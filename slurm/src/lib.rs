@@ -4,6 +4,9 @@
 //!
 //! Pure but for the shells around the scheduler's commands and the files of a run.
 
+pub mod env;
 pub mod history;
+pub mod hostlist;
 pub mod next;
 pub mod plan;
+pub mod time;

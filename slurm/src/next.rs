@@ -56,11 +56,11 @@ pub struct Ended {
     pub trainers: i32,
     /// The scheduler had asked the job to leave.
     pub noticed: bool,
-    /// Newest committed step, and that of the end before this one.
+    /// Newest committed step.
     pub step: u64,
     /// As [`crate::history::History::failures_without_progress`] counts them, before this end.
     pub failures: u32,
-    /// The step they were counted at.
+    /// Newest committed step at the end before this one.
     pub failed_at: u64,
     /// Failures without progress after which the job gives up.
     pub max_restarts: u32,
