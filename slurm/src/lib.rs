@@ -6,4 +6,6 @@
 
 pub mod env;
 pub mod hostlist;
+pub mod script;
+pub mod site;
 pub mod time;
