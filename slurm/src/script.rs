@@ -179,7 +179,7 @@ pub fn render(job: &Job) -> String {
         script.push_str(&include_str!("script/loop.sh").replace("@SRUN@", srun));
     } else {
         script.push_str(include_str!("script/stage.sh"));
-        let srun = format!("{srun} \"${{copies[@]}}\"");
+        let srun = format!("{srun} \"${{scratch[@]}}\"");
         script.push_str(&include_str!("script/loop.sh").replace("@SRUN@", &srun));
         script.push_str(include_str!("script/unstage.sh"));
     }
@@ -319,15 +319,16 @@ fn settings(job: &Job) -> String {
     );
     let _ = writeln!(text, "options=({})", options.join(" "));
     if !job.scratch.is_empty() {
-        let places: Vec<String> = job.scratch.iter().map(|place| quote(place)).collect();
+        let places: Vec<String> = job
+            .scratch
+            .iter()
+            .map(|place| format!("--scratch {}", quote(place)))
+            .collect();
         text.push_str("# Each node takes the first of these that it has, and puts in its own value of a variable.\n");
         if job.scratch.iter().any(|place| place.contains('$')) {
             text.push_str("# shellcheck disable=SC2016\n");
         }
         let _ = writeln!(text, "scratch=({})", places.join(" "));
-        text.push_str(
-            "copies=()\nfor place in \"${scratch[@]}\"; do copies+=(--scratch \"$place\"); done\n",
-        );
     }
     text.push_str(
         "# Seconds that ranks and coordinator get to leave by themselves.\npatience=20\n",

@@ -1,4 +1,4 @@
-//! Whole scripts against files, in `slurm/tests/scripts`; what they do is tested in `tests/body.rs`.
+//! Whole scripts against files, in `slurm/tests/scripts`; what they do is tested in `tests/body`.
 //! `FOVEA_UPDATE_SNAPSHOTS=1 cargo test -p fovea-slurm` writes the files anew.
 
 use std::path::{Path, PathBuf};

@@ -21,9 +21,7 @@ fovea=(/home/user/bin/fovea)
 options=(--out "$run")
 # Each node takes the first of these that it has, and puts in its own value of a variable.
 # shellcheck disable=SC2016
-scratch=('$SLURM_TMPDIR' /scratch/local)
-copies=()
-for place in "${scratch[@]}"; do copies+=(--scratch "$place"); done
+scratch=(--scratch '$SLURM_TMPDIR' --scratch /scratch/local)
 # Seconds that ranks and coordinator get to leave by themselves.
 patience=20
 
@@ -96,7 +94,7 @@ while :; do
     fi
 
     # One srun starts all ranks.
-    srun "${step[@]}" "${fovea[@]}" trainer "$run" --in-job "${copies[@]}" &
+    srun "${step[@]}" "${fovea[@]}" trainer "$run" --in-job "${scratch[@]}" &
     trainers=$!
 
     # The coordinator, which is started again when it was killed: the ranks wait for it.
