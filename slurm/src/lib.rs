@@ -9,4 +9,6 @@ pub mod history;
 pub mod hostlist;
 pub mod next;
 pub mod plan;
+pub mod script;
+pub mod site;
 pub mod time;

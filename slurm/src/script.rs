@@ -1,0 +1,395 @@
+//! The batch script: from a resolved [`Job`] to the text that `sbatch` gets.
+//!
+//! Pure. The header tells Slurm what the job wants; the settings name what runs; the rest is the same for all jobs of
+//! a kind and stands in `script/*.sh`, commented for whoever reads `RUN/slurm/job.sh`. The script alone talks to Slurm,
+//! because inside a container there is none; what it has asked goes to `fovea` as options.
+
+use std::fmt::Write as _;
+use std::time::Duration;
+
+use crate::site::{GpuLine, Requeue, Site};
+use crate::time;
+
+/// What stands for the element in the paths and values of an array job.
+pub const ELEMENT: &str = "%a";
+/// Least and usual notice ahead of the time limit.
+const LEAST_LEAD: Duration = Duration::from_secs(60);
+const USUAL_LEAD: Duration = Duration::from_secs(120);
+/// Slurm keeps the lead in 16 bits.
+const MOST_LEAD: Duration = Duration::from_secs(65_535);
+
+/// Everything that a batch script depends on. Paths are absolute.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Job {
+    /// Name in the queue.
+    pub name: String,
+    /// Run directory; of an array, with [`ELEMENT`] for each element's own. See [`Job::base`].
+    pub run: String,
+    /// Prepared dataset.
+    pub data: String,
+    /// The fovea program on the nodes; in a container, inside the image.
+    pub program: String,
+    /// Nodes.
+    pub nodes: u32,
+    /// Tasks per node.
+    pub ranks_per_node: u32,
+    /// GPUs per node, 0 for none.
+    pub gpus_per_node: u32,
+    /// `--cpus-per-task`
+    pub cpus_per_rank: Option<u32>,
+    /// `--time`
+    pub time: Duration,
+    /// Notice ahead of the time limit; see [`signal_lead`].
+    pub lead: Duration,
+    /// `--array`
+    pub array: Option<String>,
+    /// Assignments over `RUN/slurm/config.toml` that hold [`ELEMENT`]; the others are in it.
+    pub set: Vec<String>,
+    /// Image to run in.
+    pub container: Option<String>,
+    /// Where copies of the data may go on a node, best first; empty for no copies.
+    pub scratch: Vec<String>,
+    /// The site's defaults, with what was given for this job over them.
+    pub site: Site,
+}
+
+/// A job that no batch script can express.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("{what}\n  help: {help}")]
+pub struct Error {
+    /// What is wrong.
+    pub what: String,
+    /// What to do.
+    pub help: String,
+}
+
+impl Error {
+    fn new(what: impl Into<String>, help: impl Into<String>) -> Self {
+        Self {
+            what: what.into(),
+            help: help.into(),
+        }
+    }
+}
+
+/// How long ahead of its time limit a job is told: three times the time of the newest checkpoint and 30 s for the last
+/// step, where that time is known; else 120 s. At least 60 s, because Slurm looks at limits every 30 s only; at most what
+/// it can count, and a quarter of the whole time.
+pub fn signal_lead(save: Option<Duration>, time: Duration) -> Duration {
+    let wanted = match save.filter(|save| !save.is_zero()) {
+        Some(save) => save
+            .saturating_mul(3)
+            .saturating_add(Duration::from_secs(30)),
+        None => USUAL_LEAD,
+    };
+    let lead = wanted.min(time / 4).clamp(LEAST_LEAD, MOST_LEAD);
+    // Whole seconds, upwards.
+    Duration::from_secs(lead.as_secs() + u64::from(lead.subsec_nanos() > 0))
+}
+
+impl Job {
+    /// Directory of what belongs to the whole job: the run directory, or for an array whose elements have names of their
+    /// own (`lr-%a`) the one called `lr-array`.
+    pub fn base(&self) -> String {
+        base(&self.run, self.array.is_some())
+    }
+
+    /// Refuses what would not arrive as it was meant.
+    pub fn check(&self) -> Result<(), Error> {
+        let paths = [
+            ("run directory", &self.run),
+            ("dataset", &self.data),
+            ("program", &self.program),
+        ];
+        for (what, path) in paths {
+            if path.chars().any(|c| c.is_control()) {
+                return Err(Error::new(
+                    format!("the {what} {path:?} has a control character in its name"),
+                    "choose another name",
+                ));
+            }
+        }
+        // Slurm reads % and \ in names of log files as its own.
+        if self.run.contains('\\') {
+            return Err(Error::new(
+                format!(
+                    "the run directory {:?} has a backslash in its name, which Slurm takes for its own",
+                    self.run
+                ),
+                "choose another --out",
+            ));
+        }
+        if self.nodes == 0 || self.ranks_per_node == 0 {
+            return Err(Error::new(
+                format!(
+                    "{} nodes with {} ranks each are no job",
+                    self.nodes, self.ranks_per_node
+                ),
+                "give --nodes and --ranks-per-node of at least 1",
+            ));
+        }
+        if self.array.is_some() && self.site.requeue == Requeue::Chain {
+            return Err(Error::new(
+                "an array cannot come back by a chain of jobs: an element cannot wait for its own predecessor",
+                "submit the elements one by one, or set requeue = \"scontrol\" in site.toml",
+            ));
+        }
+        if let Some(array) = &self.array {
+            first_element(array)?;
+        }
+        Ok(())
+    }
+}
+
+/// See [`Job::base`].
+pub fn base(run: &str, array: bool) -> String {
+    match array {
+        true => run.replace(ELEMENT, "array"),
+        false => run.to_owned(),
+    }
+}
+
+/// The first element of `1-10:2%3` or `7,9`: what stands for all when a configuration is checked beforehand.
+pub fn first_element(array: &str) -> Result<u32, Error> {
+    let wrong = || {
+        Error::new(
+            format!("--array {array:?} is no list of numbers"),
+            "write it like 0-9, 1,3,5 or 0-99%4",
+        )
+    };
+    let allowed = |c: char| c.is_ascii_digit() || "-,:%".contains(c);
+    if !array.chars().all(allowed) {
+        return Err(wrong());
+    }
+    let first = array
+        .split(|c: char| !c.is_ascii_digit())
+        .next()
+        .unwrap_or_default();
+    first.parse().map_err(|_| wrong())
+}
+
+/// The batch script.
+pub fn render(job: &Job) -> String {
+    let mut script = header(job);
+    script.push_str(&modules(job));
+    script.push_str(&settings(job));
+    script.push_str(include_str!("script/notice.sh"));
+    let srun = "srun \"${step[@]}\" \"${fovea[@]}\" trainer \"$run\" --in-job";
+    if job.scratch.is_empty() {
+        script.push_str(&include_str!("script/loop.sh").replace("@SRUN@", srun));
+    } else {
+        script.push_str(include_str!("script/stage.sh"));
+        let srun = format!("{srun} \"${{scratch[@]}}\"");
+        script.push_str(&include_str!("script/loop.sh").replace("@SRUN@", &srun));
+        script.push_str(include_str!("script/unstage.sh"));
+    }
+    script.push_str(include_str!("script/end.sh"));
+    script.push_str(match job.site.requeue {
+        Requeue::Scontrol => include_str!("script/requeue.sh"),
+        Requeue::Chain => include_str!("script/chain.sh"),
+    });
+    script
+}
+
+/// What Slurm reads.
+fn header(job: &Job) -> String {
+    let site = &job.site;
+    let log = match job.array {
+        Some(_) => "job-%A_%a.log",
+        None => "job-%j.log",
+    };
+    let base = job.base();
+    let mut lines = vec![
+        format!("--job-name={}", job.name),
+        format!("--output={}/slurm/{log}", base.replace('%', "%%")),
+        "--open-mode=append".to_owned(),
+        match site.requeue {
+            Requeue::Scontrol => "--requeue",
+            Requeue::Chain => "--no-requeue",
+        }
+        .to_owned(),
+        "--no-kill".to_owned(),
+        format!("--signal=B:USR1@{}", job.lead.as_secs()),
+        format!("--nodes={}", job.nodes),
+        format!("--ntasks-per-node={}", job.ranks_per_node),
+    ];
+    lines.extend(
+        job.cpus_per_rank
+            .map(|cpus| format!("--cpus-per-task={cpus}")),
+    );
+    if job.gpus_per_node > 0 {
+        let kind = site
+            .gpu_type
+            .as_ref()
+            .map_or_else(String::new, |kind| format!("{kind}:"));
+        lines.push(match site.gpu {
+            GpuLine::GpusPerNode => format!("--gpus-per-node={kind}{}", job.gpus_per_node),
+            GpuLine::Gres => format!("--gres=gpu:{kind}{}", job.gpus_per_node),
+        });
+    }
+    lines.push(format!("--time={}", time::format(Some(job.time))));
+    let named = [
+        ("partition", &site.partition),
+        ("account", &site.account),
+        ("qos", &site.qos),
+        ("constraint", &site.constraint),
+        ("array", &job.array),
+    ];
+    for (option, value) in named {
+        lines.extend(value.as_ref().map(|value| format!("--{option}={value}")));
+    }
+    let mut text = String::from("#!/bin/bash\n");
+    let _ = writeln!(
+        text,
+        "# Written by `fovea submit`. To run it again, changed or not: sbatch {}",
+        quote(&format!("{base}/slurm/job.sh"))
+    );
+    for line in lines {
+        let _ = writeln!(text, "#SBATCH {}", quote_option(&line));
+    }
+    // As the site file has them: their quotes are the user's own.
+    for line in &site.sbatch {
+        let _ = writeln!(text, "#SBATCH {line}");
+    }
+    text
+}
+
+fn modules(job: &Job) -> String {
+    if job.site.modules.is_empty() {
+        return String::new();
+    }
+    let mut text = String::from(
+        "
+# A shell that is no login shell may not know `module` yet.
+if ! command -v module >/dev/null 2>&1; then
+    for file in /etc/profile.d/lmod.sh /etc/profile.d/z00_lmod.sh /etc/profile.d/modules.sh; do
+        # shellcheck disable=SC1090
+        if [ -r \"$file\" ]; then . \"$file\" && break; fi
+    done
+fi
+",
+    );
+    for module in &job.site.modules {
+        let _ = writeln!(text, "module load {} || exit 2", quote(module));
+    }
+    text
+}
+
+/// What runs, and where.
+fn settings(job: &Job) -> String {
+    let array = job.array.is_some();
+    let value = |text: &str| match array {
+        true => quote_element(text),
+        false => quote(text),
+    };
+    let mut text = String::from("\nset -u\n");
+    if array {
+        text.push_str("element=$SLURM_ARRAY_TASK_ID\n");
+        text.push_str("# The last element has the whole array's id as SLURM_JOB_ID: this names one element only.\n");
+        text.push_str("job=${SLURM_ARRAY_JOB_ID}_$element\n");
+    } else {
+        text.push_str("job=$SLURM_JOB_ID\n");
+    }
+    let _ = writeln!(text, "base={}", quote(&job.base()));
+    let run = match array && !job.run.contains(ELEMENT) {
+        true => "$base/$element".to_owned(),
+        false if array => value(&job.run),
+        false => "$base".to_owned(),
+    };
+    let _ = writeln!(text, "run={run}");
+    text.push_str("config=$base/slurm/config.toml\n");
+    if job.container.is_some() || !job.scratch.is_empty() {
+        let _ = writeln!(text, "data={}", quote(&job.data));
+    }
+    text.push_str(&program(job));
+    // Never empty: before version 4.4, bash takes an empty array for a variable that is not set.
+    let mut options = vec!["--out \"$run\"".to_owned()];
+    options.extend(job.set.iter().map(|set| format!("--set {}", value(set))));
+    options.extend(
+        job.site
+            .mpi
+            .as_ref()
+            .map(|mpi| format!("--mpi {}", quote(mpi))),
+    );
+    options.extend(
+        job.site
+            .interface
+            .as_ref()
+            .map(|name| format!("--interface {}", quote(name))),
+    );
+    let _ = writeln!(text, "options=({})", options.join(" "));
+    if !job.scratch.is_empty() {
+        let places: Vec<String> = job
+            .scratch
+            .iter()
+            .map(|place| format!("--scratch {}", quote(place)))
+            .collect();
+        text.push_str("# Each node takes the first of these that it has, and puts in its own value of a variable.\n");
+        if job.scratch.iter().any(|place| place.contains('$')) {
+            text.push_str("# shellcheck disable=SC2016\n");
+        }
+        let _ = writeln!(text, "scratch=({})", places.join(" "));
+    }
+    text.push_str(
+        "# Seconds that ranks and coordinator get to leave by themselves.\npatience=20\n",
+    );
+    text
+}
+
+fn program(job: &Job) -> String {
+    let Some(image) = &job.container else {
+        return format!("fovea=({})\n", quote(&job.program));
+    };
+    let words = &job.site.container;
+    let prefix = if words.is_empty() {
+        let gpus = if job.gpus_per_node > 0 { "--nv " } else { "" };
+        format!("apptainer exec {gpus}--bind \"$run\" --bind \"$base\" --bind \"$data\"")
+    } else {
+        words
+            .iter()
+            .map(|word| quote(word))
+            .collect::<Vec<_>>()
+            .join(" ")
+    };
+    format!(
+        "# The container has to see these directories, and to let Slurm's variables through.\nmkdir -p \"$run\"\nfovea=({prefix} {} {})\n",
+        quote(image),
+        quote(&job.program)
+    )
+}
+
+/// A word of bash that stands for exactly this text.
+pub fn quote(text: &str) -> String {
+    let plain = |c: char| c.is_ascii_alphanumeric() || "_./:=@%+,-".contains(c);
+    if !text.is_empty() && text.chars().all(plain) {
+        text.to_owned()
+    } else {
+        format!("'{}'", text.replace('\'', r"'\''"))
+    }
+}
+
+/// The same with the element's number for every [`ELEMENT`].
+fn quote_element(text: &str) -> String {
+    let parts: Vec<String> = text
+        .split(ELEMENT)
+        .map(|part| {
+            if part.is_empty() {
+                String::new()
+            } else {
+                quote(part)
+            }
+        })
+        .collect();
+    parts.join("\"$element\"")
+}
+
+/// An option in a line of `#SBATCH`: Slurm knows quotes and backslashes there, but no shell reads it.
+fn quote_option(option: &str) -> String {
+    if !option.contains(|c: char| c.is_whitespace() || "'\"\\#".contains(c)) {
+        return option.to_owned();
+    }
+    format!("\"{}\"", option.replace('\\', r"\\").replace('"', r#"\""#))
+}
+
+#[cfg(test)]
+mod tests;

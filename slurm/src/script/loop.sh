@@ -1,0 +1,70 @@
+
+code=0
+while :; do
+    # Which ranks start where: nodes may have gone since the last start. Code 2 says that the configuration is wrong.
+    step=()
+    bind=
+    finished=
+    plan=$("${fovea[@]}" job plan "$config" "${options[@]}" \
+        --node-states "$(sinfo -h -N -n "$SLURM_JOB_NODELIST" -o '%N %t')" \
+        --mpi-list "$(srun --mpi=list 2>&1)")
+    code=$?
+    [ "$code" = 0 ] || break
+    eval "$plan" # sets step (the options of srun), bind (where the coordinator listens), finished
+    [ -z "$finished" ] || break
+    # Nothing has begun, so there is nothing to save.
+    if [ -n "$noticed" ]; then
+        code=85
+        break
+    fi
+
+    # One srun starts all ranks.
+    @SRUN@ &
+    trainers=$!
+
+    # The coordinator, which is started again when it was killed: the ranks wait for it.
+    early=0
+    while :; do
+        left=$(squeue -h -j "$job" -o %L 2>/dev/null)
+        begun=$SECONDS
+        drain=$noticed
+        "${fovea[@]}" coordinator "$run" --in-job ${bind:+--bind "$bind"} \
+            ${drain:+--drain} ${left:+--time-left "$left"} &
+        coordinator=$!
+        # A notice that came in between has reached nobody yet.
+        if [ -n "$drain" ]; then
+            told=$coordinator
+        elif [ -n "$noticed" ]; then
+            tell
+        fi
+        while alive "$coordinator" && alive "$trainers"; do sleep 0.2; done
+
+        # Without ranks it ends soon, when it is asked.
+        wait_for "$coordinator" 3
+        if alive "$coordinator"; then
+            tell
+            wait_for "$coordinator" "$patience"
+            end "$coordinator" coordinator
+        fi
+        wait "$coordinator"
+        code=$?
+        coordinator=
+        # Codes up to 128 are its own; above, a signal has ended it.
+        if [ "$code" -le 128 ] || ! alive "$trainers"; then break; fi
+        # One that is killed at once, again and again, is not helped by another start.
+        if [ $((SECONDS - begun)) -ge 30 ]; then early=0; else early=$((early + 1)); fi
+        if [ "$early" -ge 5 ]; then break; fi
+        echo "fovea: the coordinator was killed (code $code): starting it again" >&2
+    done
+
+    # The ranks leave when the coordinator says so; srun ends those that do not.
+    wait_for "$trainers" "$patience"
+    end "$trainers" "srun, the trainers"
+    wait "$trainers"
+    trainers_code=$?
+
+    # Finished (0), requeue (85), start again here (75), give up (1, 2).
+    "${fovea[@]}" job next "$run" --coordinator "$code" --trainers "$trainers_code" ${noticed:+--noticed}
+    code=$?
+    [ "$code" = 75 ] || break
+done
