@@ -4,6 +4,10 @@ use super::{Done, Effect, Incident, Member, Membership, Outcome, Phase, Transiti
 use crate::journal::JournalEntry;
 use crate::protocol::{Cause, MemberId, MemberState, Reply};
 
+/// The least that a rank may take to begin in a generation, in milliseconds: a checkpoint may come from a slow
+/// file system.
+const STARTING_MS: u64 = 60_000;
+
 impl Membership {
     /// Its socket says so, at once.
     pub(super) fn disconnected(&mut self, id: MemberId, detail: &str, now_ms: u64) -> Transition {
@@ -222,15 +226,18 @@ impl Membership {
                 ));
                 continue;
             }
-            // Who waits for others is not the one that hangs; who starts takes the time it takes.
-            let patient = matches!(state, MemberState::Waiting | MemberState::Starting);
+            // Who waits for others is not the one that hangs; who starts may read a checkpoint.
+            let limit = match state {
+                MemberState::Starting => hung.max(STARTING_MS),
+                _ => hung,
+            };
             let owes_ready = self.phase == Phase::Waiting && member.owes_ready();
-            let works = member.seat.is_some() && !patient;
-            if self.config.elastic && (works || owes_ready) && still > hung {
+            let works = member.seat.is_some() && state != MemberState::Waiting;
+            if self.config.elastic && (works || owes_ready) && still > limit {
                 suspects.push((
                     *id,
                     format!(
-                        "{} is alive but got nothing done for {still} ms, the limit is {hung} ms; it was {state:?} and the run at step {step}",
+                        "{} is alive but got nothing done for {still} ms, the limit is {limit} ms; it was {state:?} and the run at step {step}",
                         who()
                     ),
                     still,
