@@ -2,10 +2,12 @@
 //! of a job, how many ranks start on which nodes, what happens when a job has ended, and what to ask the
 //! scheduler's commands.
 //!
-//! Pure but for `client`, which runs those commands, and the files that are read by name.
+//! Pure but for [`client`], which runs those commands, and the files that are read by name.
 
+pub mod client;
 pub mod env;
 pub mod hostlist;
 pub mod script;
 pub mod site;
+pub mod submit;
 pub mod time;
