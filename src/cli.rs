@@ -31,6 +31,8 @@ pub enum Command {
     Coordinator(CoordinatorArgs),
     /// One trainer of a run (for launchers; `train` starts them)
     Trainer(TrainerArgs),
+    /// What a batch script asks: how to start, and what comes next
+    Job(JobArgs),
     /// Metrics of a checkpoint on one split
     Eval(EvalArgs),
     /// Lesion probabilities for a prepared dataset or for photographs
@@ -185,9 +187,16 @@ pub struct CoordinatorArgs {
     /// Address to listen on; trainers of other hosts need one that they can reach
     #[arg(long, default_value = "127.0.0.1")]
     pub bind: IpAddr,
-    /// Stop in time, with a checkpoint, so that everybody has left after this long (90m, 3h 50m)
-    #[arg(long, value_name = "TIME", value_parser = humantime::parse_duration)]
-    pub time_left: Option<Duration>,
+    /// Stop in time, with a checkpoint, so that everybody has left after this long (90m, 3h 50m, or as squeue
+    /// writes it: 3:50:00; no limit when it writes none)
+    #[arg(long, value_name = "TIME", value_parser = time_left, allow_hyphen_values = true)]
+    pub time_left: Option<TimeLeft>,
+    /// Under a scheduler, which may repeat its signals: each of them only asks for a drain
+    #[arg(long)]
+    pub in_job: bool,
+    /// Drain as soon as the ranks are there
+    #[arg(long)]
+    pub drain: bool,
     /// End when the process that started this one (this pid, when given) ends
     #[arg(long, hide = true, value_name = "PID", num_args = 0..=1, default_missing_value = "0")]
     pub with_parent: Option<u32>,
@@ -200,9 +209,87 @@ pub struct TrainerArgs {
     /// Rank to ask for
     #[arg(long)]
     pub rank: Option<u32>,
+    /// As a task of a SLURM job step: started again when it is lost, patient with repeated signals
+    #[arg(long)]
+    pub in_job: bool,
+    /// Somebody keeps this trainer alive
+    #[arg(long, hide = true)]
+    pub kept: bool,
     /// Drain when the process that started this one (this pid, when given) ends
     #[arg(long, hide = true, value_name = "PID", num_args = 0..=1, default_missing_value = "0")]
     pub with_parent: Option<u32>,
+}
+
+/// Time until the end of a job; none when it has no limit.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct TimeLeft(pub Option<Duration>);
+
+/// Both spellings. What squeue could not tell is no limit.
+fn time_left(text: &str) -> Result<TimeLeft, String> {
+    let text = text.trim();
+    if text.is_empty() {
+        return Ok(TimeLeft(None));
+    }
+    if let Ok(time) = humantime::parse_duration(text) {
+        return Ok(TimeLeft(Some(time)));
+    }
+    fovea_slurm::time::parse(text)
+        .map(TimeLeft)
+        .map_err(|e| e.to_string())
+}
+
+#[derive(Args, Debug)]
+pub struct JobArgs {
+    #[command(subcommand)]
+    pub what: JobCommand,
+}
+
+#[derive(Subcommand, Debug)]
+pub enum JobCommand {
+    /// Make the run ready and print shell assignments: where its ranks start
+    Plan(JobPlanArgs),
+    /// Say by the exit code what comes after all processes are gone: 0 finished, 85 requeue, 75 start again
+    /// here, 1 failed, 2 wrong input
+    Next(JobNextArgs),
+}
+
+#[derive(Args, Debug)]
+pub struct JobPlanArgs {
+    /// Configuration (TOML)
+    pub config: PathBuf,
+    /// Run directory
+    #[arg(long)]
+    pub out: PathBuf,
+    /// Set any key of the configuration
+    #[arg(long = "set", value_name = "KEY=VALUE")]
+    pub set: Vec<String>,
+    /// Output of `sinfo -h -N -n NODES -o '%N %t'`
+    #[arg(long, default_value = "", allow_hyphen_values = true)]
+    pub node_states: String,
+    /// Output of `srun --mpi=list`
+    #[arg(long, default_value = "", allow_hyphen_values = true)]
+    pub mpi_list: String,
+    /// One of these types
+    #[arg(long)]
+    pub mpi: Option<String>,
+    /// Network interface of the coordinator
+    #[arg(long)]
+    pub interface: Option<String>,
+}
+
+#[derive(Args, Debug)]
+pub struct JobNextArgs {
+    /// Run directory
+    pub run: PathBuf,
+    /// Exit code of the coordinator
+    #[arg(long)]
+    pub coordinator: i32,
+    /// Exit code of srun
+    #[arg(long)]
+    pub trainers: i32,
+    /// The scheduler had asked the job to leave
+    #[arg(long)]
+    pub noticed: bool,
 }
 
 #[derive(Args, Debug)]

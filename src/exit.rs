@@ -3,18 +3,10 @@
 use std::io::{IsTerminal, Write};
 use std::process::ExitCode;
 
+use fovea_trainer::exit_code::{FAILED, FINISHED, LEFT, WRONG_INPUT};
 use tracing_subscriber::EnvFilter;
 
 use crate::say::Unsaid;
-
-/// Done.
-pub const FINISHED: u8 = 0;
-/// Failed; trying again as it is may not help.
-pub const FAILED: u8 = 1;
-/// The command line, the configuration or the input is wrong: trying again never helps.
-pub const USAGE: u8 = 2;
-/// Stopped early with a complete checkpoint: start again with `--resume` (a scheduler: requeue).
-pub const RESUME: u8 = 85;
 
 /// How a command ended well.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -23,9 +15,11 @@ pub enum Ending {
     Finished,
     /// Drained: resume later.
     Resume,
+    /// With another exit code, of which nothing needs to be said.
+    Code(i32),
 }
 
-/// An error that is the user's to mend; exits with [`USAGE`].
+/// An error that is the user's to mend; exits with [`WRONG_INPUT`].
 #[derive(Debug)]
 pub struct Usage(pub String);
 
@@ -39,10 +33,11 @@ impl std::error::Error for Usage {}
 
 /// Prints an error and chooses the exit code.
 pub fn code(result: anyhow::Result<Ending>) -> ExitCode {
-    match result {
-        Ok(Ending::Finished) => ExitCode::from(FINISHED),
-        Ok(Ending::Resume) => ExitCode::from(RESUME),
-        Err(error) if is_broken_pipe(&error) => ExitCode::from(FINISHED),
+    let code = match result {
+        Ok(Ending::Finished) => FINISHED,
+        Ok(Ending::Resume) => LEFT,
+        Ok(Ending::Code(code)) => code,
+        Err(error) if is_broken_pipe(&error) => FINISHED,
         Err(error) => {
             let red = if std::io::stderr().is_terminal() {
                 ("\x1b[31;1m", "\x1b[0m")
@@ -52,13 +47,18 @@ pub fn code(result: anyhow::Result<Ending>) -> ExitCode {
             // The exit code tells, where nobody reads what is said.
             let text = format!("{}error{}: {}\n", red.0, red.1, message(&error));
             let _ = std::io::stderr().write_all(text.as_bytes());
-            ExitCode::from(if is_usage(&error) { USAGE } else { FAILED })
+            if is_usage(&error) {
+                WRONG_INPUT
+            } else {
+                FAILED
+            }
         }
-    }
+    };
+    ExitCode::from(u8::try_from(code).unwrap_or(FAILED as u8))
 }
 
 /// The error and its causes; those that the error quotes already are not said twice.
-fn message(error: &anyhow::Error) -> String {
+pub fn message(error: &anyhow::Error) -> String {
     error
         .chain()
         .skip(1)
@@ -72,7 +72,7 @@ fn message(error: &anyhow::Error) -> String {
         })
 }
 
-fn is_usage(error: &anyhow::Error) -> bool {
+pub fn is_usage(error: &anyhow::Error) -> bool {
     error.is::<Usage>()
         || error
             .downcast_ref::<fovea_trainer::Error>()

@@ -1,20 +1,23 @@
 //! A prepared dataset, opened: pixels and labels by image index, straight from mapped shards.
 
 use std::path::{Path, PathBuf};
+use std::sync::OnceLock;
 
 use rayon::prelude::*;
 
 use crate::cells;
 use crate::manifest::{ImageEntry, Manifest};
 use crate::shard::{self, Shard};
-use crate::{LabelTable, Result, Split};
+use crate::source::{Copies, Source};
+use crate::{LabelTable, Result, Split, stage};
 
 /// An opened prepared dataset. Cheap to share between threads; pixels stay on disk until they are looked at.
 #[derive(Debug)]
 pub struct Dataset {
     dir: PathBuf,
     manifest: Manifest,
-    shards: Vec<Shard>,
+    shards: Vec<Source>,
+    copies: OnceLock<Copies>,
 }
 
 /// An image's pixels, RGB, `[height, width, 3]`.
@@ -50,13 +53,31 @@ impl Dataset {
 
     fn map(dir: &Path, manifest: Manifest) -> Result<Self> {
         let open = |entry: &crate::manifest::ShardEntry| {
-            Shard::open(&dir.join(&entry.file), manifest.shape(entry.images))
+            Source::open(dir, entry, manifest.shape(entry.images))
         };
         let shards = manifest.shards.iter().map(open).collect::<Result<_>>()?;
         Ok(Self {
             dir: dir.to_owned(),
             manifest,
             shards,
+            copies: OnceLock::new(),
+        })
+    }
+
+    /// Reads each shard from its staged copy (see [`crate::stage`]) in one of the `scratch` directories as
+    /// soon as that is there and whole, and from here until then; for a copy of other bytes than these the directories
+    /// are not looked into. Readers never wait, and what they hold stays valid. Only the first call counts.
+    pub fn prefer(&self, scratch: &[PathBuf]) {
+        let dirs = scratch
+            .iter()
+            .map(|dir| stage::staged_dir(dir, &self.manifest));
+        self.copies.get_or_init(|| Copies::new(dirs.collect()));
+    }
+
+    /// Looks for all copies now, which readers else do by and by. How many of the shards are read from a copy.
+    pub fn look_for_copies(&self) -> usize {
+        self.copies.get().map_or(0, |copies| {
+            self.shards.iter().filter(|s| s.look(copies)).count()
         })
     }
 
@@ -97,7 +118,8 @@ impl Dataset {
 
     fn place(&self, i: usize) -> (&Shard, usize) {
         let ImageEntry { shard, row, .. } = &self.manifest.images[i];
-        (&self.shards[*shard as usize], *row as usize)
+        let shard = self.shards[*shard as usize].shard(self.copies.get());
+        (shard, *row as usize)
     }
 
     /// Pixels of image `i`.

@@ -264,6 +264,26 @@ pub enum Error {
         found: String,
     },
 
+    /// A copy that does not hold what was written to it.
+    #[error("the copy {} came out damaged {attempts} times: the disk below it does not keep what is written\n  help: stage to another directory or not at all, and tell the administrator of this node", path.display())]
+    BadCopy {
+        /// The copy.
+        path: PathBuf,
+        /// How often it was written.
+        attempts: u32,
+    },
+
+    /// A directory for a staged copy that somebody else made.
+    #[error("{} belongs to user {owner}, not to you (user {user}): a copy in it would not be safe\n  help: stage to a directory that only you can write", path.display())]
+    Foreign {
+        /// The directory.
+        path: PathBuf,
+        /// User id of its owner.
+        owner: u32,
+        /// This user's id.
+        user: u32,
+    },
+
     /// A shard file whose inside is not what its manifest describes.
     #[error("shard {}: {reason}\n  help: {SHARD_HELP}", path.display())]
     ShardFormat {
@@ -288,7 +308,7 @@ impl Error {
                     | io::ErrorKind::IsADirectory
                     | io::ErrorKind::AlreadyExists
             ),
-            Self::DiskFull { .. } => false,
+            Self::DiskFull { .. } | Self::BadCopy { .. } | Self::Foreign { .. } => false,
             Self::BadPhotos { total, files } => files.len() == *total,
             _ => true,
         }

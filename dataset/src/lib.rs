@@ -1,7 +1,8 @@
 //! From raw fundus datasets to samples.
 //!
 //! [`prepare`] turns a raw layout (a directory or a zip) into a directory of shards and a manifest; [`Dataset`] opens
-//! that directory; [`prepare_photo`] brings one camera photograph to the same form; [`mosaic`] draws what is inside;
+//! that directory, and reads it from a copy on the node's own disk once [`stage`](stage::stage) has made one;
+//! [`prepare_photo`] brings one camera photograph to the same form; [`mosaic`] draws what is inside;
 //! [`synth`](synth::synth) makes raw images to try it all with. This crate knows pixels, labels and files. It knows
 //! nothing of models, ranks or the order of samples.
 
@@ -26,7 +27,9 @@ mod progress;
 mod raw;
 mod resample;
 mod shard;
+mod source;
 mod split;
+pub mod stage;
 pub mod synth;
 mod table;
 

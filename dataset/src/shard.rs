@@ -171,10 +171,15 @@ impl Shard {
     /// Maps `path` and checks that its tensors are those of `shape`.
     pub fn open(path: &Path, shape: Shape) -> Result<Self> {
         let file = File::open(path).map_err(|e| Error::io("open", path, e))?;
+        Self::map(&file, path, shape)
+    }
+
+    /// As [`Shard::open`] for a file that is open already; `path` is for messages.
+    pub fn map(file: &File, path: &Path, shape: Shape) -> Result<Self> {
         // SAFETY: shards are written aside and renamed when complete, and nothing in this crate changes one afterwards.
         // Another program that truncates a shard while it is mapped would end this process by SIGBUS; it cannot make
         // the bytes invalid, because every value of a u8 is valid.
-        let map = unsafe { Mmap::map(&file) }.map_err(|e| Error::io("map", path, e))?;
+        let map = unsafe { Mmap::map(file) }.map_err(|e| Error::io("map", path, e))?;
         let format = |reason: String| Error::ShardFormat {
             path: path.to_owned(),
             reason,

@@ -81,6 +81,8 @@ fn said_so(said: &str) -> String {
     }
 }
 
+const AWAY: &str = "Slurm's controller is away: see `scontrol ping`, and try again";
+
 /// What to do about the refusals that users meet.
 fn help(said: &str) -> &'static str {
     let said = said.to_lowercase();
@@ -98,9 +100,16 @@ fn help(said: &str) -> &'static str {
     } else if has("node configuration") || has("node count") || has("cpu count") {
         "ask for fewer nodes, ranks, CPUs or GPUs per node (see `sinfo -N -l`)"
     } else if has("unable to contact") || has("connection refused") || has("timed out") {
-        "Slurm's controller is away: see `scontrol ping`, and try again"
+        AWAY
     } else {
         "Slurm's own words above say why; `sbatch --help` explains its options"
+    }
+}
+
+impl Error {
+    /// Whether Slurm has refused what was asked for, so that asking again is of no use.
+    pub fn is_usage(&self) -> bool {
+        matches!(self, Self::Failed { said, .. } if help(said) != AWAY)
     }
 }
 

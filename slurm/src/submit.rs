@@ -8,9 +8,8 @@ use std::time::{SystemTime, UNIX_EPOCH};
 use serde::{Deserialize, Serialize};
 
 use crate::client::{self, JobState};
+use crate::history::FOLDER;
 
-/// Folder of a run directory that holds what belongs to its jobs.
-pub const FOLDER: &str = "slurm";
 /// The configuration as it was submitted, in [`FOLDER`].
 pub const CONFIG_FILE: &str = "config.toml";
 /// The batch script.

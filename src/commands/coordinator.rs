@@ -13,7 +13,7 @@ use fovea_trainer::config::{Backend, Config};
 use fovea_trainer::run_dir::RunDir;
 use fovea_trainer::train::resume_point;
 
-use super::{drain_flag, end_with_parent};
+use super::{Again, drain_flag, end_with_parent};
 use crate::cli::CoordinatorArgs;
 use crate::exit::Ending;
 
@@ -39,7 +39,7 @@ pub fn run(args: &CoordinatorArgs) -> anyhow::Result<Ending> {
         watchdog_ms: 1000 * u64::from(elastic.watchdog_s),
         watchdog_steps: elastic.watchdog_steps.into(),
         join_ms: 1000 * u64::from(elastic.join_timeout_s),
-        time_left: args.time_left,
+        time_left: args.time_left.and_then(|left| left.0),
         find_checkpoint: Some(find_checkpoint),
         summary: BTreeMap::from([
             ("model".to_owned(), config.model.name.to_string()),
@@ -57,7 +57,14 @@ pub fn run(args: &CoordinatorArgs) -> anyhow::Result<Ending> {
     // Twice as many members as ranks may connect, and some who watch.
     raise_file_limit(2 * train.ranks as usize + 256).map_err(fovea_trainer::Error::from)?;
     let server = Server::bind(options, lock).map_err(fovea_trainer::Error::from)?;
-    drain_on_signal(drain_flag()?, server.endpoint())?;
+    let again = if args.in_job {
+        Again::Nothing
+    } else {
+        Again::LeaveAtOnce
+    };
+    let flag = drain_flag(again)?;
+    flag.fetch_or(args.drain, Ordering::Relaxed);
+    drain_on_signal(flag, server.endpoint())?;
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_all()
         .build()
@@ -79,7 +86,7 @@ fn drain_on_signal(flag: Arc<AtomicBool>, endpoint: Endpoint) -> anyhow::Result<
             std::thread::sleep(Duration::from_millis(50));
         }
         let asked = Observer::connect_launcher(&endpoint, Instant::now() + Duration::from_secs(5))
-            .and_then(|mut launcher| launcher.drain("the coordinator got a signal"));
+            .and_then(|mut launcher| launcher.drain("the coordinator was asked to"));
         if let Err(e) = asked {
             tracing::warn!("the drain could not be asked for: {e}");
         }

@@ -5,6 +5,7 @@ mod bench;
 mod coordinator;
 mod data;
 mod eval;
+mod job;
 mod predict;
 mod prepare;
 mod report;
@@ -18,10 +19,11 @@ use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
 
 use anyhow::Context;
+use fovea_trainer::exit_code::LEFT;
 use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM, SIGUSR1, SIGUSR2};
 
 use crate::cli::Command;
-use crate::exit::{Ending, RESUME};
+use crate::exit::Ending;
 
 /// Runs what was typed.
 pub fn dispatch(command: Command) -> anyhow::Result<Ending> {
@@ -32,6 +34,7 @@ pub fn dispatch(command: Command) -> anyhow::Result<Ending> {
         Command::Train(args) => train::run(&args),
         Command::Coordinator(args) => coordinator::run(&args),
         Command::Trainer(args) => trainer::run(args),
+        Command::Job(args) => job::run(&args),
         Command::Eval(args) => eval::run(&args),
         Command::Predict(args) => predict::run(&args),
         Command::Status(args) => status::run(&args),
@@ -41,18 +44,25 @@ pub fn dispatch(command: Command) -> anyhow::Result<Ending> {
     }
 }
 
-/// Signals that mean "stop soon": the first one only sets the flag, the second one leaves at once
+/// What a second signal means.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Again {
+    /// Somebody is in a hurry.
+    LeaveAtOnce,
+    /// A scheduler repeats itself, to each process and by more than one way.
+    Nothing,
+}
+
+/// Signals that mean "stop soon": the first one only sets the flag; the second one may leave at once
 /// (the newest complete checkpoint stays as it is).
-fn drain_flag() -> anyhow::Result<Arc<AtomicBool>> {
+fn drain_flag(again: Again) -> anyhow::Result<Arc<AtomicBool>> {
     let flag = Arc::new(AtomicBool::new(false));
     for signal in [SIGINT, SIGTERM, SIGUSR1, SIGUSR2] {
-        // Order matters: the conditional exit looks at the flag before it is set by this signal.
-        signal_hook::flag::register_conditional_shutdown(
-            signal,
-            i32::from(RESUME),
-            Arc::clone(&flag),
-        )
-        .context("installing signal handlers")?;
+        if again == Again::LeaveAtOnce {
+            // Order matters: the conditional exit looks at the flag before it is set by this signal.
+            signal_hook::flag::register_conditional_shutdown(signal, LEFT, Arc::clone(&flag))
+                .context("installing signal handlers")?;
+        }
         signal_hook::flag::register(signal, Arc::clone(&flag))
             .context("installing signal handlers")?;
     }

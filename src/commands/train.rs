@@ -6,12 +6,13 @@ use std::time::Instant;
 use fovea_coordinator::rundir::{LOCK_FILE, RunLock};
 use fovea_coordinator::status::{RunState, Status};
 use fovea_dataset::Dataset;
+use fovea_slurm::history;
 use fovea_trainer::config::{self, Config};
 use fovea_trainer::launch::{LaunchOptions, Spawner, launch};
 use fovea_trainer::run_dir::{self, RunDir};
 use fovea_trainer::train::resume_point;
 
-use super::{absolute, drain_flag};
+use super::{Again, absolute, drain_flag};
 use crate::cli::{Backend, TrainArgs};
 use crate::exit::{Ending, Usage};
 use crate::say;
@@ -28,7 +29,7 @@ pub fn run(args: &TrainArgs) -> anyhow::Result<Ending> {
     let run = RunDir::new(out);
     // Everything is checked here, once; the trainers map the shards without hashing them again.
     let data = Dataset::open(&data).map_err(fovea_trainer::Error::from)?;
-    if enter(&run, &config, &data, args)? == Begin::Over {
+    if enter(&run, &config, &data, args.resume)? == Begin::Over {
         return Ok(Ending::Finished);
     }
 
@@ -53,7 +54,7 @@ pub fn run(args: &TrainArgs) -> anyhow::Result<Ending> {
         deadline: args
             .deadline
             .and_then(|left| Instant::now().checked_add(left)),
-        drain_wanted: drain_flag()?,
+        drain_wanted: drain_flag(Again::LeaveAtOnce)?,
     };
     let mut view = View::new();
     let ended = launch(&options, |status| view.update(status))?;
@@ -127,7 +128,7 @@ fn resolve(args: &TrainArgs) -> anyhow::Result<Config> {
 }
 
 /// Run directory and dataset; what is missing is said in one go.
-fn places(config: &Config) -> anyhow::Result<(PathBuf, PathBuf)> {
+pub(super) fn places(config: &Config) -> anyhow::Result<(PathBuf, PathBuf)> {
     let (out, data) = (&config.run.out, &config.data.path);
     let (what, how) = match (out.is_empty(), data.is_empty()) {
         (false, false) => return Ok((absolute(Path::new(out))?, absolute(Path::new(data))?)),
@@ -143,7 +144,7 @@ fn places(config: &Config) -> anyhow::Result<(PathBuf, PathBuf)> {
 
 /// Whether there is anything to train.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Begin {
+pub(super) enum Begin {
     Now,
     /// The run is finished already.
     Over,
@@ -151,9 +152,14 @@ enum Begin {
 
 /// Makes the run directory this run's: a new one, or the one to go on with. A refusal changes nothing, and so does
 /// going on with what is finished.
-fn enter(run: &RunDir, config: &Config, data: &Dataset, args: &TrainArgs) -> anyhow::Result<Begin> {
+pub(super) fn enter(
+    run: &RunDir,
+    config: &Config,
+    data: &Dataset,
+    resume: bool,
+) -> anyhow::Result<Begin> {
     let path = run.path().display();
-    if !run.path().exists() && args.resume {
+    if !run.path().exists() && resume {
         return Err(nothing_to_resume(run.path()));
     }
     if let Some(found) = foreign(run)? {
@@ -165,7 +171,7 @@ fn enter(run: &RunDir, config: &Config, data: &Dataset, args: &TrainArgs) -> any
     // Refused while another run is going on here; the coordinator takes it again for the run's life.
     let _lock = RunLock::acquire(run.path()).map_err(fovea_trainer::Error::from)?;
     if run.config().exists() {
-        if !args.resume {
+        if !resume {
             return Err(Usage(format!(
                 "{path}: this directory holds a run already\n  help: go on with it with --resume, or choose another --out"
             ))
@@ -195,7 +201,7 @@ fn enter(run: &RunDir, config: &Config, data: &Dataset, args: &TrainArgs) -> any
             return Ok(Begin::Over);
         }
         let _ = say!("going on after step {}", start.step);
-    } else if args.resume {
+    } else if resume {
         return Err(nothing_to_resume(run.path()));
     }
     run_dir::replace(&run.config(), config.to_toml_documented().as_bytes())?;
@@ -216,6 +222,7 @@ fn foreign(run: &RunDir) -> anyhow::Result<Option<String>> {
     })?;
     let own = |name: &String| {
         name == LOCK_FILE
+            || name == history::FOLDER
             || name.starts_with(".tmp")
             || RunDir::new("").checkpoints() == Path::new(name)
     };

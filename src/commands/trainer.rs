@@ -1,25 +1,76 @@
 //! `fovea trainer`
 
+use std::time::Duration;
+
 use fovea_coordinator::client::Endpoint;
+use fovea_slurm::env::Allocation;
+use fovea_trainer::config::{Backend, Config};
+use fovea_trainer::exit_code;
+use fovea_trainer::keep::{KeepOptions, keep};
 use fovea_trainer::run_dir::RunDir;
 use fovea_trainer::train::{Outcome, TrainerOptions, join};
 
-use super::{drain_flag, end_with_parent};
+use super::{Again, drain_flag, end_with_parent};
 use crate::cli::TrainerArgs;
 use crate::exit::Ending;
+
+/// How long a job's trainers may wait for `fovea job plan` to have written the configuration, on file systems
+/// that show new files late.
+const CONFIG_PATIENCE: Duration = Duration::from_secs(20);
 
 pub fn run(args: TrainerArgs) -> anyhow::Result<Ending> {
     if let Some(parent) = args.with_parent {
         end_with_parent(parent)?;
     }
+    if args.in_job {
+        return run_in_job(args);
+    }
+    let again = if args.kept {
+        Again::Nothing
+    } else {
+        Again::LeaveAtOnce
+    };
+    train(args, again)
+}
+
+fn train(args: TrainerArgs, again: Again) -> anyhow::Result<Ending> {
     let options = TrainerOptions {
         endpoint: Endpoint::RunDir(args.run.clone()),
         run: RunDir::new(args.run),
         preferred_rank: args.rank,
-        drain_wanted: drain_flag()?,
+        drain_wanted: drain_flag(again)?,
     };
     match join(options)?.run()? {
         Outcome::Finished => Ok(Ending::Finished),
         Outcome::Drained => Ok(Ending::Resume),
     }
+}
+
+/// A task of a job step. An MPI rank is the process that `srun` started; any other has a keeper, which starts
+/// it again when it is lost.
+fn run_in_job(args: TrainerArgs) -> anyhow::Result<Ending> {
+    let run = RunDir::new(&args.run);
+    let mut left = CONFIG_PATIENCE;
+    while !run.config().is_file() && !left.is_zero() {
+        let pause = left.min(Duration::from_millis(200));
+        std::thread::sleep(pause);
+        left -= pause;
+    }
+    let config = Config::load(&run.config()).map_err(fovea_trainer::Error::from)?;
+    if config.train.backend == Backend::Mpi {
+        return train(args, Again::Nothing);
+    }
+    let task = Allocation::of_process().ok().and_then(|job| job.task);
+    let code = keep(&KeepOptions {
+        program: std::env::current_exe()?,
+        run,
+        rank: args.rank.or(task.map(|task| task.procid)),
+        arguments: Vec::new(),
+        max_restarts: config.elastic.max_restarts,
+        drain_wanted: drain_flag(Again::Nothing)?,
+    })?;
+    Ok(match code {
+        exit_code::LEFT => Ending::Resume,
+        _ => Ending::Finished,
+    })
 }

@@ -415,7 +415,10 @@ impl Arena {
         }
         self.process.wait().with_code(FINISHED);
         common::assert_nobody_left(&self.run.path);
-        assert_eq!(outcome(&self.run), *reference());
+        let (ended, undisturbed) = (outcome(&self.run), reference());
+        assert_eq!(ended.0, undisturbed.0, "the final weights");
+        assert_eq!(ended.1, undisturbed.1, "metrics.csv");
+        assert_eq!(ended.2, undisturbed.2, "throughput.csv");
         fovea(&["audit", self.run.text()]).with_code(FINISHED);
         self.process = Process::start(&["--version"], None);
         let segments = fs::read_dir("/dev/shm").map_or(0, |entries| {

@@ -367,7 +367,7 @@ pub fn flip_byte(path: &Path, at: u64) {
 
 /// One run directory, in a directory of its own.
 pub struct Run {
-    _directory: TempDir,
+    directory: TempDir,
     pub path: PathBuf,
     settings: Vec<String>,
 }
@@ -397,7 +397,7 @@ impl Run {
             .map(|&s| s.to_owned())
             .collect();
         Self {
-            _directory: directory,
+            directory,
             path,
             settings,
         }
@@ -533,12 +533,12 @@ impl Run {
     pub fn steps(&self) -> BTreeMap<u64, Step> {
         let text = fs::read_to_string(self.path.join("throughput.csv")).unwrap();
         let mut lines = text.lines();
-        let header = "epoch,step,rank,samples,step_ms,compute_ms,wait_ms,loss,lr";
+        let header = "epoch,step,rank,samples,step_ms,compute_ms,wait_ms,loss,lr,generation";
         assert_eq!(lines.next(), Some(header), "{text}");
         let mut steps: BTreeMap<u64, Step> = BTreeMap::new();
         for line in lines {
             let fields: Vec<&str> = line.split(',').collect();
-            let [epoch, step, rank, samples, _, _, _, loss, lr] = fields[..] else {
+            let [epoch, step, rank, samples, _, _, _, loss, lr, _] = fields[..] else {
                 panic!("{line:?} in\n{text}")
             };
             let share = (epoch.to_owned(), loss.to_owned(), lr.to_owned());
@@ -565,10 +565,14 @@ impl Run {
 }
 
 impl Drop for Run {
-    /// Also a test that fails leaves nobody behind.
+    /// Also a test that fails leaves nobody behind; what the run wrote stays for whoever asks why.
     fn drop(&mut self) {
         for (pid, _) in processes_of(&self.path) {
             send(pid, Signal::KILL);
+        }
+        if std::thread::panicking() {
+            self.directory.disable_cleanup(true);
+            println!("the run is kept: {}", self.text());
         }
     }
 }

@@ -3,10 +3,8 @@
 //!
 //! It decides nothing about training; it only sees processes and the coordinator's [`Status`].
 
-use std::fs::{self, File};
-use std::os::unix::process::CommandExt;
-use std::path::{Path, PathBuf};
-use std::process::{Child, Command, ExitStatus, Stdio};
+use std::path::PathBuf;
+use std::process::Command;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
@@ -14,9 +12,10 @@ use std::time::{Duration, Instant};
 use fovea_coordinator::client::{Endpoint, Observer};
 use fovea_coordinator::rundir::CoordinatorInfo;
 use fovea_coordinator::status::{RunState, Status};
-use rustix::process::{Pid, Signal};
 
+use crate::child::{Process, Restarts};
 use crate::error::{Error, Result};
+use crate::exit_code;
 use crate::run_dir::RunDir;
 
 /// How often processes and status are looked at.
@@ -25,16 +24,6 @@ const TICK: Duration = Duration::from_millis(200);
 const START: Duration = Duration::from_secs(60);
 /// How long the others may take to leave after the coordinator has ended.
 const GRACE: Duration = Duration::from_secs(20);
-/// How long a trainer that was given up may take to come back by itself.
-const COME_BACK: Duration = Duration::from_secs(10);
-/// Exit codes of a coordinator that knows how the run ended: finished, failed, wrong input, drained.
-const IN_ORDER: [i32; 4] = [0, 1, WRONG_INPUT, LEFT];
-/// Exit code of a process whose input is wrong.
-const WRONG_INPUT: i32 = 2;
-/// Exit code of a process that left early and in order.
-const LEFT: i32 = 85;
-/// Lines of a failed process's log that the error shows.
-const LOG_LINES: usize = 12;
 
 /// How ranks are started.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -72,119 +61,10 @@ pub struct Ended {
     pub drained: bool,
 }
 
-/// A child process; killed and reaped when dropped, so that none outlives an error.
-struct Process {
-    name: String,
-    child: Child,
-    log: PathBuf,
-    ended: Option<ExitStatus>,
-    /// The coordinator knew it, and since when it does not any more.
-    member: bool,
-    missing_since: Option<Instant>,
-}
-
-impl Process {
-    fn start(command: &mut Command, name: &str, run: &RunDir) -> Result<Self> {
-        let log = run.log(name);
-        let failed = |path: &Path, e: &std::io::Error| {
-            Error::file(path, e, "check the program and the run directory")
-        };
-        if let Some(directory) = log.parent() {
-            fs::create_dir_all(directory).map_err(|e| failed(directory, &e))?;
-        }
-        let out = File::options()
-            .create(true)
-            .append(true)
-            .open(&log)
-            .map_err(|e| failed(&log, &e))?;
-        let err = out.try_clone().map_err(|e| failed(&log, &e))?;
-        // A group of its own: Ctrl-C reaches the launcher alone, which has everybody drain.
-        command
-            .stdin(Stdio::null())
-            .stdout(out)
-            .stderr(err)
-            .process_group(0);
-        let program = PathBuf::from(command.get_program());
-        let child = command.spawn().map_err(|e| failed(&program, &e))?;
-        Ok(Self {
-            name: name.to_owned(),
-            child,
-            log,
-            ended: None,
-            member: false,
-            missing_since: None,
-        })
-    }
-
-    /// The exit status once the process has ended.
-    fn poll(&mut self) -> Option<ExitStatus> {
-        if self.ended.is_none() {
-            self.ended = self.child.try_wait().ok().flatten();
-        }
-        self.ended
-    }
-
-    /// The first signal to a trainer lets it end in order.
-    fn ask_to_leave(&mut self) {
-        if self.poll().is_none() {
-            let _ = rustix::process::kill_process(Pid::from_child(&self.child), Signal::TERM);
-        }
-    }
-
-    /// "rank-1 ended with exit status 1; the end of run/logs/rank-1.log: ..."
-    fn obituary(&self) -> String {
-        let how = self
-            .ended
-            .map_or_else(|| "is gone".to_owned(), |s| format!("ended with {s}"));
-        let text = fs::read(&self.log).unwrap_or_default();
-        let text = String::from_utf8_lossy(&text);
-        let lines: Vec<&str> = text.lines().collect();
-        let tail = lines[lines.len().saturating_sub(LOG_LINES)..].join("\n    ");
-        format!(
-            "{} {how}; the end of {}:\n    {tail}",
-            self.name,
-            self.log.display()
-        )
-    }
-}
-
-impl Drop for Process {
-    fn drop(&mut self) {
-        if self.poll().is_none() {
-            let _ = self.child.kill();
-            let _ = self.child.wait();
-        }
-    }
-}
-
-/// Restarts so far without a step between them.
-struct Restarts {
-    allowed: u32,
-    used: u32,
-    /// Committed steps when the last one was used.
-    step: u64,
-}
-
-impl Restarts {
-    /// Whether something may be started again after `step`.
-    fn allow(&mut self, step: u64) -> bool {
-        if step > self.step {
-            self.used = 0;
-        }
-        self.step = step;
-        self.used += 1;
-        self.used <= self.allowed
-    }
-}
-
 /// Runs everything to its end; `show` sees every new status. In an elastic run lost processes are
 /// started again one by one; an MPI world is started again as a whole, from the newest checkpoint.
 pub fn launch(options: &LaunchOptions, mut show: impl FnMut(&Status)) -> Result<Ended> {
-    let mut restarts = Restarts {
-        allowed: options.max_restarts,
-        used: 0,
-        step: 0,
-    };
+    let mut restarts = Restarts::of(options.max_restarts);
     loop {
         let mut launched = Launched::start(options)?;
         let ended = launched.watch(&mut restarts, &mut show);
@@ -234,7 +114,7 @@ impl<'a> Launched<'a> {
     fn watch(&mut self, restarts: &mut Restarts, show: &mut impl FnMut(&Status)) -> Result<Ended> {
         loop {
             if let Some(ended) = self.coordinator.poll() {
-                let in_order = ended.code().is_some_and(|code| IN_ORDER.contains(&code));
+                let in_order = ended.code().is_some_and(exit_code::is_in_order);
                 if in_order || !self.restart_coordinator(restarts)? {
                     break;
                 }
@@ -297,10 +177,10 @@ impl<'a> Launched<'a> {
             let Some(ended) = trainer.poll() else {
                 continue;
             };
-            if ended.success() || ended.code() == Some(LEFT) || self.failure.is_some() {
+            if ended.success() || ended.code() == Some(exit_code::LEFT) || self.failure.is_some() {
                 continue;
             }
-            self.hopeless |= ended.code() == Some(WRONG_INPUT);
+            self.hopeless |= ended.code() == Some(exit_code::WRONG_INPUT);
             let replace =
                 self.options.spawner == Spawner::Direct && !self.hopeless && restarts.allow(step);
             if replace {
@@ -324,19 +204,8 @@ impl<'a> Launched<'a> {
         if self.options.spawner != Spawner::Direct || status.state.is_over() {
             return;
         }
-        let now = Instant::now();
         for trainer in &mut self.trainers {
-            let pid = trainer.child.id();
-            if status.ranks.iter().any(|rank| rank.pid == pid) {
-                trainer.member = true;
-                trainer.missing_since = None;
-            } else if trainer.member {
-                let since = *trainer.missing_since.get_or_insert(now);
-                if now - since > COME_BACK && trainer.poll().is_none() {
-                    tracing::warn!("{} (pid {pid}) was given up: ending it", trainer.name);
-                    let _ = trainer.child.kill();
-                }
-            }
+            trainer.end_if_given_up(status);
         }
     }
 }
@@ -372,15 +241,14 @@ fn connect(run: &RunDir, coordinator: &mut Process, deadline: Instant) -> Result
         if coordinator.poll().is_some() {
             return Err(Error::Child(coordinator.obituary()));
         }
-        let ours =
-            CoordinatorInfo::load(run.path()).is_ok_and(|info| info.pid == coordinator.child.id());
+        let ours = CoordinatorInfo::load(run.path()).is_ok_and(|info| info.pid == coordinator.id());
         if ours && let Ok(observer) = Observer::connect_launcher(&endpoint, Instant::now() + TICK) {
             return Ok(observer);
         }
         if Instant::now() >= deadline {
             return Err(Error::Child(format!(
                 "the coordinator (pid {}) does not answer",
-                coordinator.child.id()
+                coordinator.id()
             )));
         }
         std::thread::sleep(TICK / 10);

@@ -1,16 +1,20 @@
 //! Training, evaluation and prediction: models, the loop, collectives, checkpoints, metrics, report.
 //!
 //! One process is one rank. [`train::join`] loads data and model and takes a seat at the
-//! coordinator; [`train::Trainer::run`] is the loop. [`launch`] starts the processes of one machine.
+//! coordinator; [`train::Trainer::run`] is the loop. [`launch`] starts the processes of one machine,
+//! [`keep`] the trainer of one task of a job.
 //! Only this crate needs libtorch.
 
 pub mod checkpoint;
+mod child;
 pub mod collectives;
 pub mod config;
 mod dropout;
 mod error;
 pub mod evaluate;
+pub mod exit_code;
 mod host;
+pub mod keep;
 mod lanes;
 pub mod launch;
 pub mod metrics;

@@ -77,6 +77,9 @@ pub struct StepRow {
     pub loss: f64,
     /// Learning rate.
     pub lr: f32,
+    /// Generation that committed the step; of a step that was void and taken again, the last one's count.
+    #[serde(default)]
+    pub generation: u64,
 }
 
 /// Appends rows; writes the header when the file is new.
@@ -113,13 +116,28 @@ pub fn merge_steps(path: &Path, step: u64, more: Vec<StepRow>) -> Result<()> {
         .from_reader(text.as_slice());
     // A row that does not parse is the torn end of a write that was killed.
     let read = reader.deserialize().filter_map(|r| r.ok());
-    let mut kept: Vec<StepRow> = read
+    let kept = read
         .chain(more)
         .filter(|r: &StepRow| r.step <= step)
         .collect();
-    kept.sort_by_key(|row| (row.step, row.rank));
-    kept.dedup_by_key(|row| (row.step, row.rank));
-    replace(path, &steps_csv(&kept, true)?)
+    replace(path, &steps_csv(&valid_steps(kept), true)?)
+}
+
+/// The rows of each step that its last generation wrote, once each, in order. A rank that stood by while a
+/// step was void and taken again may still know the rows of the first time.
+pub fn valid_steps(mut rows: Vec<StepRow>) -> Vec<StepRow> {
+    rows.sort_by_key(|row| (row.step, std::cmp::Reverse(row.generation), row.rank));
+    let mut last = None;
+    rows.retain(|row| {
+        let (step, generation) = *last.get_or_insert((row.step, row.generation));
+        if step != row.step {
+            last = Some((row.step, row.generation));
+            return true;
+        }
+        generation == row.generation
+    });
+    rows.dedup_by_key(|row| (row.step, row.rank));
+    rows
 }
 
 fn steps_csv(rows: &[StepRow], header: bool) -> Result<Vec<u8>> {

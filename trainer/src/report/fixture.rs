@@ -167,6 +167,7 @@ fn throughput(fake: Fake, noise: &mut Noise) -> Vec<StepRow> {
                 lr: (5e-4
                     * (1.0 + (std::f64::consts::PI * done).cos())
                     * (step as f64 / 20.0).min(1.0)) as f32,
+                generation: 1,
             });
         }
     }

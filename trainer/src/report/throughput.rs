@@ -153,6 +153,7 @@ mod tests {
             wait_ms: step_ms * 0.2,
             loss: 0.5,
             lr: 1e-3,
+            generation: 1,
         }
     }
 

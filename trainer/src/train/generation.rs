@@ -13,7 +13,7 @@ use super::{Outcome, Trainer, step_rows};
 use crate::collectives::AbortHandle;
 use crate::error::{Error, Result};
 use crate::metrics::log::MetricsLog;
-use crate::run_dir;
+use crate::run_dir::{self, StepRow};
 
 /// Connections in a row that may be lost without a seat between them.
 const LOSSES: u32 = 3;
@@ -140,6 +140,8 @@ impl Trainer {
         if seat.source.is_none() && self.is_first() {
             self.begin(start)?;
         }
+        // Before the state: who holds a step knows its rows too, should all the others die.
+        let known = self.known_rows(start.step)?;
         if seat.share {
             self.share_state(seat.source.unwrap_or(0))?;
         }
@@ -157,23 +159,32 @@ impl Trainer {
                 state_blake3: self.state_blake3()?,
             })?;
         }
-        self.keep_the_records(start, rewound)?;
+        self.keep_the_records(start, rewound, known)?;
         self.client
             .heartbeat_state(MemberState::Training, start.step, 0.0);
         self.barrier()
     }
 
-    /// Files of the run directory belong to rank 0, whoever that is now.
-    fn keep_the_records(&mut self, start: StartPoint, rewound: bool) -> Result<()> {
-        // After a fault, whoever took part in a step knows the rows that were not written.
-        let mut known = self.rows.up_to(start.step);
-        if self.assignment.source.is_some() {
-            let mine = step_rows::to_bytes(&known)?;
-            let all = self.all_gather(&mine)?;
-            known = step_rows::from_bytes(&all)?;
+    /// The rows up to `step` that are not yet in the file, which all ranks keep: whoever took part in a step
+    /// knows them, and any rank may die before they are written.
+    fn known_rows(&mut self, step: u64) -> Result<Vec<StepRow>> {
+        let known = self.rows.up_to(step);
+        if self.assignment.source.is_none() {
+            return Ok(known);
         }
-        // Also who has just come keeps them: all the others may die before they are written.
+        let all = self.all_gather(&step_rows::to_bytes(&known)?)?;
+        let known = step_rows::from_bytes(&all)?;
         self.rows.adopt(known.clone());
+        Ok(known)
+    }
+
+    /// Files of the run directory belong to rank 0, whoever that is now.
+    fn keep_the_records(
+        &mut self,
+        start: StartPoint,
+        rewound: bool,
+        known: Vec<StepRow>,
+    ) -> Result<()> {
         if !self.is_first() {
             self.writer = None;
             return Ok(());

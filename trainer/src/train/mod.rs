@@ -242,6 +242,7 @@ impl Trainer {
             wait_ms: share.wait_ms,
             loss: verdict.loss,
             lr,
+            generation: vote.generation,
         };
         self.rows.commit(shares.iter().enumerate().map(row));
         match next {

@@ -97,9 +97,7 @@ pub(super) fn from_bytes(all: &[Vec<u8>]) -> Result<Vec<StepRow>> {
             serde_json::from_slice(part).map_err(|e| Error::Internal(format!("step rows: {e}")))?;
         rows.extend(part);
     }
-    rows.sort_by_key(|row| (row.step, row.rank));
-    rows.dedup_by_key(|row| (row.step, row.rank));
-    Ok(rows)
+    Ok(run_dir::valid_steps(rows))
 }
 
 /// The sum over ranks, taken apart.
@@ -128,6 +126,7 @@ mod tests {
             wait_ms: 0.0,
             loss: 0.5,
             lr: 1e-3,
+            generation: 1,
         }
     }
 
@@ -197,5 +196,28 @@ mod tests {
         survivor.append_to(&path).unwrap();
         survivor.append_to(&path).unwrap();
         assert_eq!(read(), [(1, 0), (1, 1), (2, 0), (2, 1), (3, 0)]);
+    }
+
+    #[test]
+    fn rows_of_a_step_that_was_taken_again_are_those_of_the_last_time() {
+        let of = |generation, step, rank| StepRow {
+            generation,
+            ..row(step, rank)
+        };
+        // Step 2 was void: four ranks took it in generation 1, one rank in generation 2. A rank that
+        // stood by in generation 2 knows the first time only.
+        let stale: Vec<StepRow> = (0..4)
+            .flat_map(|rank| [of(1, 1, rank), of(1, 2, rank)])
+            .collect();
+        let newer = [of(2, 2, 0), of(2, 3, 0)];
+        let bytes = [to_bytes(&stale).unwrap(), to_bytes(&newer).unwrap()];
+        let rows = from_bytes(&bytes).unwrap();
+        let seen: Vec<_> = rows
+            .iter()
+            .map(|r| (r.generation, r.step, r.rank))
+            .collect();
+        let first = (0..4).map(|rank| (1, 1, rank));
+        let expected: Vec<_> = first.chain([(2, 2, 0), (2, 3, 0)]).collect();
+        assert_eq!(seen, expected);
     }
 }

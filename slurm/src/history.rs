@@ -1,0 +1,178 @@
+//! What happened to a run under the scheduler: every start of it and how that ended, in
+//! `RUN/slurm/history.jsonl`, one JSON object a line.
+//!
+//! The file outlives jobs: a requeued job, or one that is submitted again, goes on with it. It answers how
+//! often the run has failed without getting on, and what each restart was for.
+
+use std::fs::{self, OpenOptions};
+use std::io::Write;
+use std::path::{Path, PathBuf};
+
+use serde::{Deserialize, Serialize};
+
+use crate::next::Verdict;
+
+/// Folder of the run directory that holds what belongs to the scheduler.
+pub const FOLDER: &str = "slurm";
+const FILE: &str = "history.jsonl";
+/// Most of the file that is read, in bytes; the end counts.
+const READ_MAX: usize = 4 << 20;
+
+/// A line.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(tag = "event", rename_all = "snake_case")]
+pub enum Event {
+    /// The processes of the run are about to start.
+    Start {
+        /// Milliseconds since 1970 (UTC).
+        unix_ms: u64,
+        /// The job, as `scontrol` knows it.
+        job: String,
+        /// How often the scheduler had requeued it.
+        requeues: u32,
+        /// Where.
+        nodes: Vec<String>,
+        /// Number of ranks.
+        world: usize,
+        /// How they exchange gradients.
+        backend: String,
+        /// Committed step of the checkpoint that it starts from.
+        step: u64,
+    },
+    /// All of them are gone.
+    End {
+        /// Milliseconds since 1970 (UTC).
+        unix_ms: u64,
+        /// The job.
+        job: String,
+        /// Newest committed step.
+        step: u64,
+        /// What comes next.
+        verdict: Verdict,
+        /// Why.
+        why: String,
+    },
+}
+
+/// All events of a run, the oldest first.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct History(pub Vec<Event>);
+
+impl History {
+    /// Of the run in `run`; empty when no job ever started it. Lines that cannot be read, such as a torn
+    /// last one, are passed over.
+    ///
+    /// # Errors
+    /// When the file exists and cannot be read.
+    pub fn load(run: &Path) -> std::io::Result<Self> {
+        let bytes = match fs::read(path(run)) {
+            Ok(bytes) => bytes,
+            Err(e) if e.kind() == std::io::ErrorKind::NotFound => return Ok(Self::default()),
+            Err(e) => return Err(e),
+        };
+        let tail = &bytes[bytes.len().saturating_sub(READ_MAX)..];
+        let lines = tail.split(|byte| *byte == b'\n');
+        Ok(Self(
+            lines
+                .filter_map(|line| serde_json::from_slice(line).ok())
+                .collect(),
+        ))
+    }
+
+    /// Where the run was at its last end; 0 before the first.
+    pub fn last_step(&self) -> u64 {
+        let ends = self.0.iter().rev().filter_map(|event| match event {
+            Event::End { step, .. } => Some(*step),
+            Event::Start { .. } => None,
+        });
+        ends.into_iter().next().unwrap_or(0)
+    }
+
+    /// Failures in a row at the newest step, each of them without a step more than the one before.
+    pub fn failures_without_progress(&self) -> u32 {
+        let mut failures = 0;
+        let mut at = 0;
+        for event in &self.0 {
+            let Event::End { step, verdict, .. } = event else {
+                continue;
+            };
+            if *step > at || !verdict.is_failure() {
+                failures = 0;
+            }
+            at = *step;
+            failures += u32::from(verdict.is_failure());
+        }
+        failures
+    }
+}
+
+/// Appends a line and has the disk keep it.
+///
+/// # Errors
+/// When the file cannot be written.
+pub fn append(run: &Path, event: &Event) -> std::io::Result<()> {
+    let path = path(run);
+    if let Some(folder) = path.parent() {
+        fs::create_dir_all(folder)?;
+    }
+    let mut file = OpenOptions::new()
+        .create(true)
+        .read(true)
+        .append(true)
+        .open(&path)?;
+    // A line of its own, also after one that was torn.
+    let mut line = vec![b'\n'];
+    serde_json::to_writer(&mut line, event)?;
+    line.push(b'\n');
+    file.write_all(&line)?;
+    file.sync_all()
+}
+
+/// Where the events of the run in `run` are.
+pub fn path(run: &Path) -> PathBuf {
+    run.join(FOLDER).join(FILE)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn end(step: u64, verdict: Verdict) -> Event {
+        Event::End {
+            unix_ms: 0,
+            job: "7".to_owned(),
+            step,
+            verdict,
+            why: "it says why".to_owned(),
+        }
+    }
+
+    #[test]
+    fn failures_count_from_the_last_progress() {
+        let count = |events: &[Event]| History(events.to_vec()).failures_without_progress();
+        assert_eq!(count(&[]), 0);
+        assert_eq!(count(&[end(0, Verdict::Again), end(0, Verdict::Again)]), 2);
+        assert_eq!(count(&[end(4, Verdict::Again), end(9, Verdict::Again)]), 1);
+        assert_eq!(
+            count(&[end(4, Verdict::Again), end(4, Verdict::Requeue)]),
+            0
+        );
+        let stuck = [end(4, Verdict::Requeue), end(4, Verdict::Again)];
+        assert_eq!(count(&stuck), 1);
+        // A run that went back has got nowhere.
+        assert_eq!(count(&[end(9, Verdict::Again), end(6, Verdict::Again)]), 2);
+    }
+
+    #[test]
+    fn torn_lines_are_passed_over() {
+        let run = tempfile::tempdir().unwrap();
+        assert_eq!(History::load(run.path()).unwrap(), History::default());
+        append(run.path(), &end(3, Verdict::Requeue)).unwrap();
+        let mut bytes = fs::read(path(run.path())).unwrap();
+        bytes.extend_from_slice(br#"{"event":"end","unix_"#);
+        fs::write(path(run.path()), bytes).unwrap();
+        append(run.path(), &end(5, Verdict::Finished)).unwrap();
+        let expected = vec![end(3, Verdict::Requeue), end(5, Verdict::Finished)];
+        assert_eq!(History::load(run.path()).unwrap().0, expected);
+    }
+}

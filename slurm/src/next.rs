@@ -1,0 +1,166 @@
+//! What comes after the processes of a run are gone: finished, requeue, start again here, or give up.
+
+use serde::{Deserialize, Serialize};
+
+/// Exit code of a process of a run: everything is done.
+pub const FINISHED: i32 = 0;
+/// Failed.
+pub const FAILED: i32 = 1;
+/// The configuration or the input is wrong: trying again never helps.
+pub const WRONG_INPUT: i32 = 2;
+/// Left early with a complete checkpoint.
+pub const LEFT: i32 = 85;
+/// `fovea job next`: start again in this job.
+pub const AGAIN: i32 = 75;
+
+/// What comes next.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Verdict {
+    /// Training is complete.
+    Finished,
+    /// The job goes back into the queue.
+    Requeue,
+    /// The processes start again in this job.
+    Again,
+    /// The job ends: it has failed too often without getting on.
+    GiveUp,
+    /// The job ends: the configuration or the input is wrong.
+    ConfigError,
+}
+
+impl Verdict {
+    /// The exit code that tells the batch script.
+    pub fn code(self) -> i32 {
+        match self {
+            Self::Finished => FINISHED,
+            Self::Requeue => LEFT,
+            Self::Again => AGAIN,
+            Self::GiveUp => FAILED,
+            Self::ConfigError => WRONG_INPUT,
+        }
+    }
+
+    /// Whether the start before it came to nothing that was wanted.
+    pub fn is_failure(self) -> bool {
+        matches!(self, Self::Again | Self::GiveUp | Self::ConfigError)
+    }
+}
+
+/// How a start ended.
+#[derive(Clone, Debug)]
+pub struct Ended {
+    /// Exit code of the coordinator; above 128 it was killed.
+    pub coordinator: i32,
+    /// Exit code of `srun`: the highest of the trainers'.
+    pub trainers: i32,
+    /// The scheduler had asked the job to leave.
+    pub noticed: bool,
+    /// Newest committed step.
+    pub step: u64,
+    /// As [`crate::history::History::failures_without_progress`] counts them, before this end.
+    pub failures: u32,
+    /// Newest committed step at the end before this one.
+    pub failed_at: u64,
+    /// Failures without progress after which the job gives up.
+    pub max_restarts: u32,
+}
+
+/// What comes next, and why, with numbers.
+pub fn next(ended: &Ended) -> (Verdict, String) {
+    let (coordinator, trainers) = (ended.coordinator, ended.trainers);
+    let codes = format!("coordinator {coordinator}, trainers {trainers}");
+    if coordinator == FINISHED {
+        return (
+            Verdict::Finished,
+            format!("finished at step {}", ended.step),
+        );
+    }
+    if coordinator == WRONG_INPUT || trainers == WRONG_INPUT {
+        let why = format!("the configuration or the input is wrong (exit codes: {codes})");
+        return (Verdict::ConfigError, why);
+    }
+    if ended.noticed {
+        let left = match coordinator {
+            LEFT => "left in order",
+            _ => "could not leave in order; the newest complete checkpoint counts",
+        };
+        let why = format!("asked to leave at step {}: {left} ({codes})", ended.step);
+        return (Verdict::Requeue, why);
+    }
+    // A trainer that the scheduler asked by itself has everybody leave, and all say so.
+    if coordinator == LEFT && matches!(trainers, FINISHED | LEFT) {
+        let why = format!("left in order at step {} ({codes})", ended.step);
+        return (Verdict::Requeue, why);
+    }
+    let failures = match ended.step > ended.failed_at {
+        true => 1,
+        false => ended.failures + 1,
+    };
+    let (step, most) = (ended.step, ended.max_restarts);
+    if failures > most {
+        let why = format!(
+            "failed {failures} times without a step after step {step}, the limit is {most} ({codes})"
+        );
+        return (Verdict::GiveUp, why);
+    }
+    let why =
+        format!("failed at step {step} ({codes}); failure {failures} of {most} without progress");
+    (Verdict::Again, why)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn ended(coordinator: i32, trainers: i32) -> Ended {
+        Ended {
+            coordinator,
+            trainers,
+            noticed: false,
+            step: 10,
+            failures: 0,
+            failed_at: 10,
+            max_restarts: 2,
+        }
+    }
+
+    #[test]
+    fn each_end_has_its_consequence() {
+        let verdict = |ended: &Ended| next(ended).0;
+        assert_eq!(verdict(&ended(0, 0)), Verdict::Finished);
+        // One trainer was lost on the way, which the others survived.
+        assert_eq!(verdict(&ended(0, 137)), Verdict::Finished);
+        assert_eq!(verdict(&ended(85, 85)), Verdict::Requeue);
+        assert_eq!(verdict(&ended(2, 143)), Verdict::ConfigError);
+        assert_eq!(verdict(&ended(85, 2)), Verdict::ConfigError);
+        // All trainers died, so the coordinator was asked to end.
+        assert_eq!(verdict(&ended(85, 139)), Verdict::Again);
+        assert_eq!(verdict(&ended(1, 143)), Verdict::Again);
+        let killed_at_the_end = Ended {
+            noticed: true,
+            ..ended(137, 137)
+        };
+        assert_eq!(verdict(&killed_at_the_end), Verdict::Requeue);
+    }
+
+    #[test]
+    fn gives_up_after_failures_without_progress_only() {
+        let after = |failures, step| {
+            next(&Ended {
+                failures,
+                step,
+                ..ended(1, 1)
+            })
+        };
+        assert_eq!(after(0, 10).0, Verdict::Again);
+        assert_eq!(after(1, 10).0, Verdict::Again);
+        let (verdict, why) = after(2, 10);
+        assert_eq!(verdict, Verdict::GiveUp);
+        assert!(
+            why.contains("3 times") && why.contains("limit is 2"),
+            "{why}"
+        );
+        assert_eq!(after(2, 11).0, Verdict::Again);
+    }
+}

@@ -1,0 +1,376 @@
+//! How many ranks start where: from the nodes of the job that are up to the flags of one `srun`.
+
+use std::fmt;
+
+/// How the ranks of a job exchange gradients.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Transport {
+    /// Shared memory of one node; ranks come and go.
+    Local,
+    /// The site's MPI; a world that starts and ends as a whole.
+    Mpi,
+}
+
+/// What there is.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Offer {
+    /// Nodes of the job, in its order, each with the number of tasks that the job has there.
+    pub nodes: Vec<(String, usize)>,
+    /// Nodes of the job that are down, or that will not come back.
+    pub down: Vec<String>,
+    /// CPUs of a task, when the job says so.
+    pub cpus_per_task: Option<usize>,
+    /// GPUs of the batch node, 0 for none.
+    pub gpus: usize,
+    /// Numbers of ranks that the run can have (powers of two that divide its virtual shards).
+    pub world_sizes: Vec<usize>,
+    /// What the configuration wants; `None` = what suits the nodes.
+    pub transport: Option<Transport>,
+    /// The types that `srun --mpi=list` names.
+    pub pmi: Vec<String>,
+    /// One of them that the site wants.
+    pub pmi_wish: Option<String>,
+}
+
+/// One `srun`.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Plan {
+    /// Where ranks start.
+    pub nodes: Vec<String>,
+    /// Number of ranks.
+    pub world: usize,
+    /// How they exchange gradients.
+    pub transport: Transport,
+    /// Flags of `srun`.
+    pub flags: Vec<String>,
+    /// Decisions that a user may want to know, with numbers.
+    pub notes: Vec<String>,
+}
+
+/// Why no ranks can start.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct NoPlan(pub String);
+
+impl fmt::Display for NoPlan {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.0)
+    }
+}
+
+impl std::error::Error for NoPlan {}
+
+/// Places the ranks.
+///
+/// # Errors
+/// When no node is up, when `local` is wanted on several nodes, or when MPI is needed and Slurm cannot
+/// start it.
+pub fn plan(offer: &Offer) -> Result<Plan, NoPlan> {
+    let up: Vec<&(String, usize)> = offer
+        .nodes
+        .iter()
+        .filter(|(name, tasks)| *tasks > 0 && !offer.down.contains(name))
+        .collect();
+    let Some((first, most)) = up.first().map(|(name, tasks)| (name, *tasks)) else {
+        return Err(NoPlan(format!(
+            "none of the job's {} nodes is up\n  help: see `sinfo -N -l`; requeue the job when its nodes are back",
+            offer.nodes.len()
+        )));
+    };
+    let tasks: usize = up.iter().map(|(_, tasks)| tasks).sum();
+    let transport = match offer.transport {
+        Some(Transport::Local) if offer.nodes.len() > 1 && up.len() > 1 => {
+            return Err(NoPlan(format!(
+                "train.backend is local, which joins ranks of one node, but the job has {} nodes\n  help: submit with --nodes 1, or set train.backend to auto",
+                up.len()
+            )));
+        }
+        Some(wanted) => wanted,
+        None if up.len() == 1 => Transport::Local,
+        None => Transport::Mpi,
+    };
+    let Some(world) = offer
+        .world_sizes
+        .iter()
+        .copied()
+        .filter(|size| *size <= tasks)
+        .max()
+    else {
+        return Err(NoPlan(format!(
+            "the job has {tasks} tasks, and the run no number of ranks that small: {:?}\n  help: submit with more nodes or ranks per node",
+            offer.world_sizes
+        )));
+    };
+    let mut notes = Vec::new();
+    if up.len() < offer.nodes.len() {
+        let down: Vec<&str> = offer.down.iter().map(String::as_str).collect();
+        notes.push(format!(
+            "{} of the job's {} nodes are down ({})",
+            offer.nodes.len() - up.len(),
+            offer.nodes.len(),
+            down.join(", ")
+        ));
+    }
+    if world < tasks {
+        notes.push(format!(
+            "{world} ranks for {tasks} tasks: their number must be one of {:?} (train.virtual_shards)",
+            offer.world_sizes
+        ));
+    }
+    // As few nodes as hold them; the order of the job.
+    let mut nodes = Vec::new();
+    let mut places = 0;
+    for (name, tasks) in &up {
+        if places >= world {
+            break;
+        }
+        nodes.push((*name).clone());
+        places += tasks;
+    }
+    let even = world.is_multiple_of(nodes.len()) && world / nodes.len() <= most;
+    let mut flags = vec![
+        format!("--nodes={}", nodes.len()),
+        format!("--ntasks={world}"),
+        format!("--nodelist={}", nodes.join(",")),
+        "--distribution=block".to_owned(),
+        // Ranks set their own number of threads.
+        "--cpu-bind=none".to_owned(),
+        // The others decide what a lost node means.
+        "--no-kill".to_owned(),
+        // Steps of the same job, such as the one that stages data, do not wait for each other.
+        "--overlap".to_owned(),
+    ];
+    if even {
+        flags.push(format!("--ntasks-per-node={}", world / nodes.len()));
+    }
+    if let Some(cpus) = offer.cpus_per_task {
+        flags.push(format!("--cpus-per-task={cpus}"));
+    }
+    if offer.gpus > 0 {
+        // Every rank sees all GPUs of its node, as NCCL likes it, and takes the one of its local rank.
+        flags.push(format!("--gpus-per-node={}", offer.gpus));
+        flags.push("--gpu-bind=none".to_owned());
+    }
+    match transport {
+        Transport::Local => {
+            flags.extend(["--mpi=none".to_owned(), "--kill-on-bad-exit=0".to_owned()])
+        }
+        Transport::Mpi => {
+            let pmi = pmi(offer)?;
+            // A world that lost a rank never gets on: it starts anew.
+            flags.extend([format!("--mpi={pmi}"), "--kill-on-bad-exit=1".to_owned()]);
+        }
+    }
+    if first != &offer.nodes[0].0 {
+        notes.push(format!("rank 0 is on {first}"));
+    }
+    Ok(Plan {
+        nodes,
+        world,
+        transport,
+        flags,
+        notes,
+    })
+}
+
+/// The process management interface that Open MPI and MPICH both speak, in its newest form here.
+fn pmi(offer: &Offer) -> Result<String, NoPlan> {
+    let known = |name: &str| offer.pmi.iter().any(|have| have == name);
+    if let Some(wish) = &offer.pmi_wish {
+        return match known(wish) || offer.pmi.is_empty() {
+            true => Ok(wish.clone()),
+            false => Err(NoPlan(format!(
+                "the site file wants --mpi={wish}, srun knows {:?}\n  help: correct `mpi` in site.toml",
+                offer.pmi
+            ))),
+        };
+    }
+    let newest = ["pmix", "pmix_v5", "pmix_v4", "pmix_v3", "pmix_v2"];
+    newest
+        .into_iter()
+        .find(|name| known(name))
+        .map(str::to_owned)
+        .ok_or_else(|| {
+            NoPlan(format!(
+                "ranks on several nodes need MPI, and srun can start none: it knows {:?}, not pmix\n  help: ask an administrator for Slurm's PMIx plugin (Debian: libpmix2), use one node, or name another type as `mpi` in site.toml",
+                offer.pmi
+            ))
+        })
+}
+
+/// The types in the output of `srun --mpi=list`.
+pub fn pmi_types(list: &str) -> Vec<String> {
+    list.split(|c: char| c.is_whitespace() || c == ',')
+        .map(|word| word.trim_end_matches(':'))
+        .filter(|word| {
+            let plugin = |prefix: &str| word.starts_with(prefix);
+            *word == "none" || plugin("pmi") || plugin("cray") || plugin("openmpi")
+        })
+        .map(str::to_owned)
+        .collect()
+}
+
+/// Nodes that cannot be used, from lines `NAME STATE` of `sinfo -h -N -o '%N %t'`.
+pub fn down_nodes(states: &str) -> Vec<String> {
+    let gone = [
+        "down",
+        "fail",
+        "drain",
+        "drng",
+        "boot",
+        "powering",
+        "unk",
+        "no_respond",
+        "maint",
+    ];
+    let is_down = |state: &str| {
+        let flags = state.trim_end_matches(|c: char| !c.is_ascii_alphanumeric());
+        // A star: it does not answer. A node that is draining still works for this job.
+        let unreachable = state.ends_with('*');
+        unreachable || (gone.contains(&flags) && !matches!(flags, "drng" | "drain" | "maint"))
+    };
+    let mut down: Vec<String> = states
+        .lines()
+        .filter_map(|line| line.split_once(char::is_whitespace))
+        .filter(|(_, state)| is_down(state.trim()))
+        .map(|(name, _)| name.to_owned())
+        .collect();
+    down.sort();
+    down.dedup();
+    down
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    fn offer(nodes: &[(&str, usize)]) -> Offer {
+        Offer {
+            nodes: nodes.iter().map(|(n, t)| ((*n).to_owned(), *t)).collect(),
+            down: Vec::new(),
+            cpus_per_task: None,
+            gpus: 0,
+            world_sizes: vec![1, 2, 4],
+            transport: None,
+            pmi: vec!["none".to_owned(), "pmi2".to_owned(), "pmix".to_owned()],
+            pmi_wish: None,
+        }
+    }
+
+    fn has(plan: &Plan, flag: &str) -> bool {
+        plan.flags.iter().any(|f| f == flag)
+    }
+
+    #[test]
+    fn one_node_is_elastic_and_several_are_mpi() {
+        let one = plan(&offer(&[("n1", 4)])).unwrap();
+        assert_eq!((one.transport, one.world), (Transport::Local, 4));
+        assert!(has(&one, "--kill-on-bad-exit=0") && has(&one, "--mpi=none"));
+        let two = plan(&offer(&[("n1", 2), ("n2", 2)])).unwrap();
+        assert_eq!((two.transport, two.world), (Transport::Mpi, 4));
+        assert!(has(&two, "--kill-on-bad-exit=1") && has(&two, "--mpi=pmix"));
+        assert!(has(&two, "--ntasks-per-node=2") && has(&two, "--nodelist=n1,n2"));
+    }
+
+    #[test]
+    fn goes_on_with_the_nodes_that_are_left() {
+        let mut lost = offer(&[("n1", 2), ("n2", 2)]);
+        lost.down = vec!["n2".to_owned()];
+        let left = plan(&lost).unwrap();
+        assert_eq!(left.nodes, ["n1"]);
+        assert_eq!((left.transport, left.world), (Transport::Local, 2));
+        assert!(
+            left.notes[0].contains("1 of the job's 2 nodes"),
+            "{:?}",
+            left.notes
+        );
+        lost.transport = Some(Transport::Mpi);
+        assert_eq!(plan(&lost).unwrap().transport, Transport::Mpi);
+        lost.down.push("n1".to_owned());
+        assert!(
+            plan(&lost)
+                .unwrap_err()
+                .0
+                .contains("none of the job's 2 nodes")
+        );
+    }
+
+    #[test]
+    fn ranks_are_a_number_that_the_run_can_have() {
+        let three = plan(&offer(&[("n1", 2), ("n2", 2), ("n3", 2)])).unwrap();
+        assert_eq!((three.world, three.nodes.len()), (4, 2));
+        assert!(
+            three.notes[0].contains("4 ranks for 6 tasks"),
+            "{:?}",
+            three.notes
+        );
+        let mut none = offer(&[("n1", 1)]);
+        none.world_sizes = vec![2];
+        assert!(plan(&none).unwrap_err().0.contains("1 tasks"));
+    }
+
+    #[test]
+    fn local_refuses_several_nodes_and_mpi_needs_pmix() {
+        let mut local = offer(&[("n1", 1), ("n2", 1)]);
+        local.transport = Some(Transport::Local);
+        assert!(plan(&local).unwrap_err().0.contains("2 nodes"));
+        let mut bare = offer(&[("n1", 1), ("n2", 1)]);
+        bare.pmi = vec!["none".to_owned(), "pmi2".to_owned()];
+        assert!(plan(&bare).unwrap_err().0.contains("not pmix"));
+        bare.pmi_wish = Some("pmi2".to_owned());
+        assert!(has(&plan(&bare).unwrap(), "--mpi=pmi2"));
+    }
+
+    #[test]
+    fn gpus_are_seen_by_all_ranks_of_a_node() {
+        let mut gpus = offer(&[("n1", 2)]);
+        gpus.gpus = 2;
+        gpus.cpus_per_task = Some(8);
+        let plan = plan(&gpus).unwrap();
+        assert!(has(&plan, "--gpus-per-node=2") && has(&plan, "--gpu-bind=none"));
+        assert!(has(&plan, "--cpus-per-task=8"));
+    }
+
+    #[test]
+    fn the_output_of_slurms_commands_is_understood() {
+        let debian = "MPI plugin types are...\n\tcray_shasta\n\tnone\n\tpmi2\n\tpmix\nspecific pmix plugin versions available: pmix_v4\n";
+        assert_eq!(
+            pmi_types(debian),
+            ["cray_shasta", "none", "pmi2", "pmix", "pmix", "pmix_v4"]
+        );
+        let old = "srun: MPI types are...\nsrun: none\nsrun: pmix_v3\nsrun: openmpi\n";
+        assert_eq!(pmi_types(old), ["none", "pmix_v3", "openmpi"]);
+        let states =
+            "n1 alloc\nn2 down*\nn2 down*\nn3 mix\nn4 drng\nn5 down\nn6 idle*\nn7 alloc-\n";
+        assert_eq!(down_nodes(states), ["n2", "n5", "n6"]);
+        assert!(down_nodes("").is_empty());
+    }
+
+    proptest! {
+        #[test]
+        fn every_rank_has_a_place_and_no_dead_node_gets_one(
+            tasks in proptest::collection::vec(0usize..5, 1..6),
+            dead in proptest::collection::vec(any::<bool>(), 6),
+            shards in 0u32..5,
+        ) {
+            let names: Vec<String> = (0..tasks.len()).map(|i| format!("n{i}")).collect();
+            let down: Vec<String> = names.iter().zip(&dead).filter(|(_, d)| **d).map(|(n, _)| n.clone()).collect();
+            let offer = Offer {
+                nodes: names.iter().cloned().zip(tasks.clone()).collect(),
+                down: down.clone(),
+                world_sizes: (0..=shards).map(|k| 1 << k).collect(),
+                ..offer(&[])
+            };
+            if let Ok(plan) = plan(&offer) {
+                let places = |name: &String| offer.nodes.iter().find(|(n, _)| n == name).map_or(0, |(_, t)| *t);
+                prop_assert!(plan.nodes.iter().map(places).sum::<usize>() >= plan.world);
+                prop_assert!(plan.nodes.iter().all(|n| !down.contains(n) && places(n) > 0));
+                prop_assert!(offer.world_sizes.contains(&plan.world));
+                prop_assert!(plan.nodes.len() == 1 || plan.transport == Transport::Mpi);
+            } else {
+                let up = offer.nodes.iter().any(|(n, t)| *t > 0 && !down.contains(n));
+                prop_assert!(!up);
+            }
+        }
+    }
+}

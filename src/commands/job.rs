@@ -1,0 +1,183 @@
+//! `fovea job`: what a batch script cannot decide by itself.
+//!
+//! The script alone talks to the scheduler, since this program may run in a container that has none of its
+//! commands; so their outputs come as arguments.
+
+use std::path::Path;
+use std::time::{SystemTime, UNIX_EPOCH};
+
+use fovea_coordinator::order::allowed_world_sizes;
+use fovea_coordinator::status::Status;
+use fovea_dataset::Dataset;
+use fovea_slurm::env::Allocation;
+use fovea_slurm::history::{self, Event, History};
+use fovea_slurm::next::{self, Ended, Verdict, next};
+use fovea_slurm::plan::{Offer, Plan, Transport, down_nodes, plan, pmi_types};
+use fovea_trainer::config::{Backend, Config};
+use fovea_trainer::exit_code;
+use fovea_trainer::run_dir::RunDir;
+use fovea_trainer::train::resume_point;
+
+use super::absolute;
+use super::train::{Begin, enter, places};
+use crate::cli::{JobArgs, JobCommand, JobNextArgs, JobPlanArgs};
+use crate::exit::{self, Ending, Usage};
+use crate::say;
+
+// One meaning of an exit code on both sides.
+const _: () = assert!(
+    next::FINISHED == exit_code::FINISHED
+        && next::FAILED == exit_code::FAILED
+        && next::WRONG_INPUT == exit_code::WRONG_INPUT
+        && next::LEFT == exit_code::LEFT
+);
+
+pub fn run(args: &JobArgs) -> anyhow::Result<Ending> {
+    match &args.what {
+        JobCommand::Plan(args) => {
+            let made = make_plan(args);
+            if let Err(error) = &made
+                && exit::is_usage(error)
+            {
+                // Whoever asks for the status tomorrow reads it there.
+                note_wrong_input(&args.out, &exit::message(error));
+            }
+            made
+        }
+        JobCommand::Next(args) => say_next(args),
+    }
+}
+
+fn make_plan(args: &JobPlanArgs) -> anyhow::Result<Ending> {
+    let job = Allocation::of_process().map_err(|e| Usage(e.to_string()))?;
+    let mut config = Config::load(&args.config).map_err(fovea_trainer::Error::from)?;
+    for assignment in &args.set {
+        config.set(assignment).map_err(fovea_trainer::Error::from)?;
+    }
+    config.run.out = absolute(&args.out)?.to_string_lossy().into_owned();
+    let plan = plan(&offer(&job, &config, args)).map_err(|e| Usage(e.to_string()))?;
+    for note in &plan.notes {
+        tracing::warn!("{note}");
+    }
+    config.train.ranks = u32::try_from(plan.world)?;
+    config.train.backend = match plan.transport {
+        Transport::Local => Backend::Local,
+        Transport::Mpi => Backend::Mpi,
+    };
+    config.validate().map_err(fovea_trainer::Error::from)?;
+    let (out, data) = places(&config)?;
+    let run = RunDir::new(out);
+    let begun = run.config().is_file();
+    // All of the data is read and checked when the run begins; later a look at its manifest does.
+    let data = match begun {
+        false => Dataset::open(&data),
+        true => Dataset::open_unverified(&data),
+    }
+    .map_err(fovea_trainer::Error::from)?;
+    if enter(&run, &config, &data, begun)? == Begin::Over {
+        say!("finished=1")?;
+        return Ok(Ending::Finished);
+    }
+    let step = resume_point(&run, Some(&data))?.step;
+    let address = address(&plan, args.interface.as_deref())?;
+    let start = Event::Start {
+        unix_ms: unix_ms(),
+        job: job.id_text(),
+        requeues: job.restart_count,
+        nodes: plan.nodes.clone(),
+        world: plan.world,
+        backend: config.train.backend.to_string(),
+        step,
+    };
+    history::append(run.path(), &start)?;
+    say!("finished=")?;
+    let flags: Vec<String> = plan.flags.iter().map(|flag| quoted(flag)).collect();
+    say!("step=({})", flags.join(" "))?;
+    say!("world={}", plan.world)?;
+    say!("bind={}", quoted(&address))?;
+    Ok(Ending::Finished)
+}
+
+fn offer(job: &Allocation, config: &Config, args: &JobPlanArgs) -> Offer {
+    let tasks = job.tasks_per_node.iter().map(|tasks| *tasks as usize);
+    Offer {
+        nodes: job.nodes.iter().cloned().zip(tasks).collect(),
+        down: down_nodes(&args.node_states),
+        cpus_per_task: job.cpus_per_task.map(|cpus| cpus as usize),
+        gpus: job.gpus_on_node as usize,
+        world_sizes: allowed_world_sizes(config.train.virtual_shards as usize),
+        transport: match config.train.backend {
+            Backend::Auto => None,
+            Backend::Local => Some(Transport::Local),
+            Backend::Mpi => Some(Transport::Mpi),
+        },
+        pmi: pmi_types(&args.mpi_list),
+        pmi_wish: args.mpi.clone(),
+    }
+}
+
+/// Where the coordinator listens: as near as the ranks need it.
+fn address(plan: &Plan, interface: Option<&str>) -> anyhow::Result<String> {
+    if plan.nodes.len() == 1 && interface.is_none() {
+        return Ok("127.0.0.1".to_owned());
+    }
+    Ok("127.0.0.1".to_owned()) // FIXME-MERGE interfaces
+}
+
+fn say_next(args: &JobNextArgs) -> anyhow::Result<Ending> {
+    let history = History::load(&args.run)?;
+    let status = Status::load(&args.run).ok();
+    let max_restarts = Config::load(&RunDir::new(&args.run).config())
+        .map_or(0, |config| config.elastic.max_restarts);
+    let step = status.as_ref().map_or(0, |status| status.step);
+    let (verdict, mut why) = next(&Ended {
+        coordinator: args.coordinator,
+        trainers: args.trainers,
+        noticed: args.noticed,
+        step,
+        failures: history.failures_without_progress(),
+        failed_at: history.last_step(),
+        max_restarts,
+    });
+    if let Some(status) = status.filter(|_| verdict.is_failure()) {
+        why = format!("{why}: {}", status.reason);
+    }
+    let job = Allocation::of_process().map_or_else(|_| "none".to_owned(), |job| job.id_text());
+    let end = Event::End {
+        unix_ms: unix_ms(),
+        job,
+        step,
+        verdict,
+        why: why.clone(),
+    };
+    // The verdict counts more than its record: a full disk must not end the run.
+    if let Err(e) = history::append(&args.run, &end) {
+        tracing::warn!("{}: {e}", history::path(&args.run).display());
+    }
+    say!("{why}")?;
+    Ok(Ending::Code(verdict.code()))
+}
+
+fn note_wrong_input(run: &Path, why: &str) {
+    let end = Event::End {
+        unix_ms: unix_ms(),
+        job: Allocation::of_process().map_or_else(|_| "none".to_owned(), |job| job.id_text()),
+        step: Status::load(run).map_or(0, |status| status.step),
+        verdict: Verdict::ConfigError,
+        why: why.to_owned(),
+    };
+    if let Err(e) = history::append(run, &end) {
+        tracing::warn!("{}: {e}", history::path(run).display());
+    }
+}
+
+/// For a POSIX shell.
+fn quoted(word: &str) -> String {
+    format!("'{}'", word.replace('\'', r"'\''"))
+}
+
+fn unix_ms() -> u64 {
+    SystemTime::now()
+        .duration_since(UNIX_EPOCH)
+        .map_or(0, |since| since.as_millis() as u64)
+}
