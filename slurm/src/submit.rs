@@ -43,6 +43,13 @@ pub enum Error {
     },
 }
 
+impl Error {
+    /// Whether Slurm has refused what was asked for, so that asking again is of no use.
+    pub fn is_usage(&self) -> bool {
+        matches!(self, Self::Client(error) if error.is_usage())
+    }
+}
+
 /// Content of `submitted.json`: the newest submission of a run.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Submitted {

@@ -19,7 +19,8 @@ use fovea_trainer::run_dir::RunDir;
 use fovea_trainer::train::resume_point;
 
 use super::absolute;
-use super::train::{Begin, enter, places};
+use super::source::places;
+use super::train::{Begin, enter};
 use crate::cli::{JobArgs, JobCommand, JobNextArgs, JobPlanArgs};
 use crate::exit::{self, Ending, Usage};
 use crate::say;

@@ -97,7 +97,14 @@ fn errors_quote_the_command() {
         "{error}"
     );
     assert!(error.contains("\n  help: choose a partition"), "{error}");
-    let away = run("sh", &["-c", "echo 'sbatch: error: Unable to contact slurm controller' >&2; exit 1"], TIMEOUT);
+    let away = run(
+        "sh",
+        &[
+            "-c",
+            "echo 'sbatch: error: Unable to contact slurm controller' >&2; exit 1",
+        ],
+        TIMEOUT,
+    );
     assert!(!away.expect_err("away").is_usage());
     let error = shell("echo only output; exit 3", TIMEOUT);
     assert!(error.contains("(exit status: 3): only output"), "{error}");
