@@ -27,6 +27,8 @@ pub enum Command {
     Data(DataArgs),
     /// Train: starts the coordinator and the trainers of this machine
     Train(TrainArgs),
+    /// Submit a run to Slurm: it comes back after every preemption and time limit until it is finished
+    Submit(SubmitArgs),
     /// The coordinator of a run (for launchers; `train` starts it)
     Coordinator(CoordinatorArgs),
     /// One trainer of a run (for launchers; `train` starts them)
@@ -147,9 +149,10 @@ pub enum Backend {
     Mpi,
 }
 
+/// Where a configuration comes from.
 #[derive(Args, Debug)]
-pub struct TrainArgs {
-    /// Configuration (TOML); see `--print-config`
+pub struct ConfigArgs {
+    /// Configuration (TOML); see `fovea train --print-config`
     pub config: Option<PathBuf>,
     /// Start from a built-in configuration instead of a file: hybrid, demo
     #[arg(long, conflicts_with = "config")]
@@ -160,15 +163,21 @@ pub struct TrainArgs {
     /// Run directory (run.out)
     #[arg(long)]
     pub out: Option<PathBuf>,
+    /// Set any key of the configuration, for example --set optimizer.lr=3e-4
+    #[arg(long = "set", value_name = "KEY=VALUE")]
+    pub set: Vec<String>,
+}
+
+#[derive(Args, Debug)]
+pub struct TrainArgs {
+    #[command(flatten)]
+    pub source: ConfigArgs,
     /// Trainer processes (train.ranks)
     #[arg(long)]
     pub ranks: Option<u32>,
     /// How ranks exchange gradients (train.backend)
     #[arg(long, value_enum)]
     pub backend: Option<Backend>,
-    /// Set any key of the configuration, for example --set optimizer.lr=3e-4
-    #[arg(long = "set", value_name = "KEY=VALUE")]
-    pub set: Vec<String>,
     /// Go on from the newest checkpoint of the run directory
     #[arg(long)]
     pub resume: bool,
@@ -178,6 +187,65 @@ pub struct TrainArgs {
     /// Print the resolved configuration with every key explained, and stop
     #[arg(long)]
     pub print_config: bool,
+}
+
+#[derive(Args, Debug)]
+pub struct SubmitArgs {
+    #[command(flatten)]
+    pub source: ConfigArgs,
+    /// Nodes
+    #[arg(long, default_value_t = 1, value_parser = clap::value_parser!(u32).range(1..=4096))]
+    pub nodes: u32,
+    /// GPUs of each node; as many ranks start there
+    #[arg(long, value_name = "G", value_parser = clap::value_parser!(u32).range(1..=64))]
+    pub gpus_per_node: Option<u32>,
+    /// Ranks of each node [default: its GPUs, or 1]
+    #[arg(long, value_name = "R", value_parser = clap::value_parser!(u32).range(1..=1024))]
+    pub ranks_per_node: Option<u32>,
+    /// CPUs of each rank
+    #[arg(long, value_name = "C", value_parser = clap::value_parser!(u32).range(1..=4096))]
+    pub cpus_per_rank: Option<u32>,
+    /// Time limit of one job, as Slurm writes it: minutes, 4:00:00 or 1-12:00:00 [default: the site's, or 4 hours]
+    #[arg(long, value_parser = time_limit)]
+    pub time: Option<Duration>,
+    /// Partition [default: the site's]
+    #[arg(long)]
+    pub partition: Option<String>,
+    /// Account [default: the site's]
+    #[arg(long)]
+    pub account: Option<String>,
+    /// Quality of service [default: the site's]
+    #[arg(long)]
+    pub qos: Option<String>,
+    /// Features that the nodes must have [default: the site's]
+    #[arg(long)]
+    pub constraint: Option<String>,
+    /// Runs beside each other, as 0-9 or 1,3,5%2: each in its own directory RUN/ELEMENT; %a in --out and --set is
+    /// the element
+    #[arg(long, value_name = "SPEC")]
+    pub array: Option<String>,
+    /// Image to run in, whose `fovea` is used
+    #[arg(long, value_name = "IMAGE")]
+    pub container: Option<String>,
+    /// Copy the data to each node's own disk while training begins: auto (the site's scratch), none, or a directory
+    #[arg(long, value_name = "auto|none|DIR", default_value = "none")]
+    pub stage: String,
+    /// Module to load, after the site's
+    #[arg(long = "module", value_name = "NAME")]
+    pub modules: Vec<String>,
+    /// Print the batch script, and stop: writes nothing, needs no Slurm
+    #[arg(long)]
+    pub dry_run: bool,
+}
+
+/// A limit that Slurm can keep.
+fn time_limit(text: &str) -> Result<Duration, String> {
+    match fovea_slurm::time::parse(text) {
+        Ok(Some(limit)) if limit >= Duration::from_secs(60) => Ok(limit),
+        Ok(Some(_)) => Err("less than a minute, the least that Slurm counts".to_owned()),
+        Ok(None) => Err("a job needs a limit".to_owned()),
+        Err(error) => Err(error.to_string()),
+    }
 }
 
 #[derive(Args, Debug)]

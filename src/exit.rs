@@ -86,6 +86,9 @@ pub fn is_usage(error: &anyhow::Error) -> bool {
         || error
             .downcast_ref::<fovea_coordinator::Error>()
             .is_some_and(fovea_coordinator::Error::is_usage)
+        || error
+            .downcast_ref::<fovea_slurm::submit::Error>()
+            .is_some_and(fovea_slurm::submit::Error::is_usage)
 }
 
 /// `fovea data ... | head` is no failure.

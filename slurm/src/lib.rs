@@ -4,6 +4,7 @@
 //!
 //! Pure but for the shells around the scheduler's commands and the files of a run.
 
+pub mod client;
 pub mod env;
 pub mod history;
 pub mod hostlist;
@@ -11,4 +12,5 @@ pub mod next;
 pub mod plan;
 pub mod script;
 pub mod site;
+pub mod submit;
 pub mod time;

@@ -18,7 +18,8 @@ use fovea_trainer::exit_code;
 use fovea_trainer::run_dir::RunDir;
 
 use super::absolute;
-use super::train::{Begin, enter, places};
+use super::source::places;
+use super::train::{Begin, enter};
 use crate::cli::{JobArgs, JobCommand, JobNextArgs, JobPlanArgs};
 use crate::exit::{self, Ending, Usage};
 use crate::say;

@@ -9,7 +9,9 @@ mod job;
 mod predict;
 mod prepare;
 mod report;
+mod source;
 mod status;
+mod submit;
 mod synth;
 mod train;
 mod trainer;
@@ -32,6 +34,7 @@ pub fn dispatch(command: Command) -> anyhow::Result<Ending> {
         Command::Prepare(args) => prepare::run(&args),
         Command::Data(args) => data::run(&args),
         Command::Train(args) => train::run(&args),
+        Command::Submit(args) => submit::run(&args),
         Command::Coordinator(args) => coordinator::run(&args),
         Command::Trainer(args) => trainer::run(args),
         Command::Job(args) => job::run(&args),

@@ -1,18 +1,18 @@
 //! `fovea train`
 
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::time::Instant;
 
-use fovea_coordinator::rundir::{LOCK_FILE, RunLock};
+use fovea_coordinator::rundir::RunLock;
 use fovea_coordinator::status::{RunState, Status};
 use fovea_dataset::Dataset;
-use fovea_slurm::history;
 use fovea_trainer::config::{self, Config};
 use fovea_trainer::launch::{LaunchOptions, Spawner, launch};
 use fovea_trainer::run_dir::{self, RunDir};
 use fovea_trainer::train::resume_point;
 
-use super::{Again, absolute, drain_flag};
+use super::source::{self, places};
+use super::{Again, drain_flag};
 use crate::cli::{Backend, TrainArgs};
 use crate::exit::{Ending, Usage};
 use crate::say;
@@ -92,35 +92,25 @@ pub fn run(args: &TrainArgs) -> anyhow::Result<Ending> {
 /// File, preset or the run's own configuration, then the options over it.
 fn resolve(args: &TrainArgs) -> anyhow::Result<Config> {
     let own = args
+        .source
         .out
         .as_ref()
         .filter(|_| args.resume)
         .map(|out| RunDir::new(out).config());
-    let mut config = match (&args.config, &args.preset, own) {
-        (Some(path), _, _) => Config::load(path),
-        (None, Some(name), _) => Config::preset(name),
-        (None, None, Some(own)) if own.is_file() => Config::load(&own),
-        (None, None, Some(own)) => return Err(nothing_to_resume(own.parent().unwrap_or(&own))),
-        (None, None, None) if args.print_config => Ok(Config::default()),
-        (None, None, None) if args.resume => {
+    let mut config = match (source::named(&args.source)?, own) {
+        (Some(config), _) => config,
+        (None, Some(own)) if own.is_file() => {
+            Config::load(&own).map_err(fovea_trainer::Error::from)?
+        }
+        (None, Some(own)) => return Err(nothing_to_resume(own.parent().unwrap_or(&own))),
+        (None, None) if args.print_config => Config::default(),
+        (None, None) if args.resume => {
             let help = "add --out RUN, the directory of the run to go on with";
             return Err(Usage(format!("--resume without a run directory\n  help: {help}")).into());
         }
-        (None, None, None) => {
-            let help = "give CONFIG.toml, or --preset demo|hybrid; `fovea train --preset hybrid --print-config` shows all keys";
-            return Err(Usage(format!("no configuration given\n  help: {help}")).into());
-        }
-    }
-    .map_err(fovea_trainer::Error::from)?;
-    for assignment in &args.set {
-        config.set(assignment).map_err(fovea_trainer::Error::from)?;
-    }
-    if let Some(path) = &args.data {
-        config.data.path = absolute(path)?.to_string_lossy().into_owned();
-    }
-    if let Some(path) = &args.out {
-        config.run.out = absolute(path)?.to_string_lossy().into_owned();
-    }
+        (None, None) => return Err(source::nothing_named()),
+    };
+    source::apply(&mut config, &args.source)?;
     config.train.ranks = args.ranks.unwrap_or(config.train.ranks);
     config.train.backend = match args.backend {
         None => config.train.backend,
@@ -133,21 +123,6 @@ fn resolve(args: &TrainArgs) -> anyhow::Result<Config> {
         config.train.backend = config::Backend::Local;
     }
     Ok(config)
-}
-
-/// Run directory and dataset; what is missing is said in one go.
-pub(super) fn places(config: &Config) -> anyhow::Result<(PathBuf, PathBuf)> {
-    let (out, data) = (&config.run.out, &config.data.path);
-    let (what, how) = match (out.is_empty(), data.is_empty()) {
-        (false, false) => return Ok((absolute(Path::new(out))?, absolute(Path::new(data))?)),
-        (true, false) => ("run directory", "--out RUN (or run.out)"),
-        (false, true) => ("prepared dataset", "--data DATA (or data.path)"),
-        (true, true) => (
-            "run directory and no prepared dataset",
-            "--out RUN (or run.out) and --data DATA (or data.path)",
-        ),
-    };
-    Err(Usage(format!("no {what} given\n  help: add {how}")).into())
 }
 
 /// Where training begins.
@@ -173,12 +148,7 @@ pub(super) fn enter(
     if !run.path().exists() && resume {
         return Err(nothing_to_resume(run.path()));
     }
-    if let Some(found) = foreign(run)? {
-        return Err(Usage(format!(
-            "{path} is not empty and holds no run (found {found})\n  help: choose a new directory with --out, or empty this one yourself"
-        ))
-        .into());
-    }
+    source::refuse_foreign(run)?;
     // Refused while another run is going on here; the coordinator takes it again for the run's life.
     let _lock = RunLock::acquire(run.path()).map_err(fovea_trainer::Error::from)?;
     let mut begin = Begin::New;
@@ -190,18 +160,7 @@ pub(super) fn enter(
             .into());
         }
         let before = Config::load(&run.config()).map_err(fovea_trainer::Error::from)?;
-        let changed = config.differences(&before);
-        if !changed.is_empty() {
-            let list: Vec<String> = changed
-                .iter()
-                .map(|d| format!("{} is {} now and was {}", d.key, d.ours, d.theirs))
-                .collect();
-            return Err(Usage(format!(
-                "{path}: the run cannot go on with another configuration: {}\n  help: leave these keys as they were, or start a new run with another --out",
-                list.join("; ")
-            ))
-            .into());
-        }
+        source::same_run(run.path(), config, &before)?;
         // Looked for here as well, so that whoever resumes reads of checkpoints that are passed over.
         let start = resume_point(run, Some(data))?;
         let status = Status::load(run.path()).ok();
@@ -214,30 +173,6 @@ pub(super) fn enter(
     }
     run_dir::replace(&run.config(), config.to_toml_documented().as_bytes())?;
     Ok(begin)
-}
-
-/// Something in a directory that holds no run, if it does: what no run leaves behind before its config.toml is there.
-fn foreign(run: &RunDir) -> anyhow::Result<Option<String>> {
-    if run.config().exists() || !run.path().exists() {
-        return Ok(None);
-    }
-    let path = run.path();
-    let entries = std::fs::read_dir(path).map_err(|e| {
-        Usage(format!(
-            "{}: {e}\n  help: choose another directory with --out",
-            path.display()
-        ))
-    })?;
-    let own = |name: &String| {
-        name == LOCK_FILE
-            || name == history::FOLDER
-            || name.starts_with(".tmp")
-            || RunDir::new("").checkpoints() == Path::new(name)
-    };
-    Ok(entries
-        .flatten()
-        .map(|entry| entry.file_name().to_string_lossy().into_owned())
-        .find(|name| !own(name)))
 }
 
 fn nothing_to_resume(run: &Path) -> anyhow::Error {

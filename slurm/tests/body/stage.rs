@@ -105,10 +105,16 @@ impl Stage {
             fs::write(path.join("do").join(name), act).expect("an act");
         }
         for name in ["srun", "squeue", "sinfo", "scontrol", "scancel", "fovea"] {
-            use std::os::unix::fs::PermissionsExt;
-            let file = path.join("bin").join(name);
-            fs::write(&file, STAND_IN).expect("a stand-in");
-            fs::set_permissions(&file, fs::Permissions::from_mode(0o755)).expect("its mode");
+            // Copied by another process: a file that this one still has open for writing cannot be run, and a thread
+            // beside may be starting a process that has inherited it for a moment.
+            let from = path.join("stand-in");
+            fs::write(&from, STAND_IN).expect("a stand-in");
+            let install = Command::new("install")
+                .arg("-m755")
+                .arg(&from)
+                .arg(path.join("bin").join(name))
+                .status();
+            assert!(install.expect("install").success());
         }
         fs::write(path.join("codes"), "0\n").expect("codes");
         fs::write(path.join("state"), "RUNNING None\n").expect("a state");
@@ -225,6 +231,11 @@ impl Stage {
             assert!(Instant::now() < end, "still running: {:#?}", self.log());
             std::thread::sleep(Duration::from_millis(20));
         };
+        // What a killed stand-in was sleeping on ends by itself.
+        let settled = Instant::now() + Duration::from_millis(500);
+        while !self.processes().is_empty() && Instant::now() < settled {
+            std::thread::sleep(Duration::from_millis(20));
+        }
         assert_eq!(
             self.processes(),
             Vec::<String>::new(),

@@ -1,0 +1,268 @@
+//! Submission: the script checked and handed to Slurm, and `RUN/slurm/submitted.json` about it.
+
+use std::fs;
+use std::io::Write as _;
+use std::path::{Path, PathBuf};
+use std::time::{SystemTime, UNIX_EPOCH};
+
+use serde::{Deserialize, Serialize};
+
+use crate::client::{self, JobState};
+use crate::history::FOLDER;
+
+/// The configuration as it was submitted, in [`FOLDER`].
+pub const CONFIG_FILE: &str = "config.toml";
+/// The batch script.
+pub const SCRIPT_FILE: &str = "job.sh";
+/// The ids of the jobs behind the first, one per line: what the script of a chain cancels.
+pub const CHAIN_FILE: &str = "chain";
+/// What was submitted.
+pub const SUBMITTED_FILE: &str = "submitted.json";
+/// Version of that file.
+const VERSION: u32 = 1;
+/// A longer file was not written by fovea.
+const MAX_BYTES: u64 = 1 << 20;
+
+/// What can go wrong around a submission.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    /// A command of Slurm.
+    #[error(transparent)]
+    Client(#[from] client::Error),
+    /// A file.
+    #[error("cannot {action} {}: {what}\n  help: {help}", path.display())]
+    File {
+        /// A verb.
+        action: &'static str,
+        /// The file.
+        path: PathBuf,
+        /// What is wrong.
+        what: String,
+        /// What to do.
+        help: &'static str,
+    },
+}
+
+impl Error {
+    /// Whether Slurm has refused what was asked for, so that asking again is of no use.
+    pub fn is_usage(&self) -> bool {
+        matches!(self, Self::Client(error) if error.is_usage())
+    }
+}
+
+/// Content of `submitted.json`: the newest submission of a run.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Submitted {
+    /// Version of this file.
+    pub version: u32,
+    /// Ids of the jobs: one, or all links of a chain.
+    pub jobs: Vec<u64>,
+    /// `--array`, when it is one.
+    pub array: Option<String>,
+    /// Run directory; of an array, with `%a` in it or the parent of its elements' own.
+    pub run: String,
+    /// When, in milliseconds since 1970 (UTC).
+    pub unix_ms: u64,
+    /// What was typed.
+    pub command: Vec<String>,
+    /// The script that was submitted.
+    pub script: PathBuf,
+}
+
+impl Submitted {
+    /// The file in a run directory; `None` when nothing was submitted.
+    pub fn load(run: &Path) -> Result<Option<Self>, Error> {
+        use std::io::Read as _;
+
+        let path = run.join(FOLDER).join(SUBMITTED_FILE);
+        let failed = |what: String| Error::File {
+            action: "read",
+            path: path.clone(),
+            what,
+            help: "see with `squeue --me` that no job of this run is left, then remove the file",
+        };
+        let file = match fs::File::open(&path) {
+            Err(e) if e.kind() == std::io::ErrorKind::NotFound => return Ok(None),
+            file => file.map_err(|e| failed(e.to_string()))?,
+        };
+        let mut bytes = Vec::new();
+        file.take(MAX_BYTES)
+            .read_to_end(&mut bytes)
+            .map_err(|e| failed(e.to_string()))?;
+        let read: Self = serde_json::from_slice(&bytes).map_err(|e| failed(e.to_string()))?;
+        match read.version {
+            VERSION => Ok(Some(read)),
+            other => Err(failed(format!(
+                "it is of version {other}, this program knows version {VERSION}"
+            ))),
+        }
+    }
+
+    /// Writes the file, and that of the chain.
+    fn store(&self, run: &Path) -> Result<(), Error> {
+        let folder = run.join(FOLDER);
+        let links: String = self
+            .jobs
+            .iter()
+            .skip(1)
+            .map(|id| format!("{id}\n"))
+            .collect();
+        replace(&folder.join(CHAIN_FILE), links.as_bytes())?;
+        let path = folder.join(SUBMITTED_FILE);
+        let bytes = serde_json::to_vec_pretty(self).map_err(|e| Error::File {
+            action: "write",
+            path: path.clone(),
+            what: e.to_string(),
+            help: "please report this",
+        })?;
+        replace(&path, &bytes)
+    }
+
+    /// Those of its jobs that wait or run.
+    pub fn alive(&self) -> Result<Vec<JobState>, Error> {
+        let mut states = client::job_states(&self.jobs)?;
+        states.retain(|job| !job.is_over());
+        Ok(states)
+    }
+}
+
+/// A submission to make.
+#[derive(Clone, Debug)]
+pub struct Request {
+    /// Directory whose [`FOLDER`] holds the script and the configuration already.
+    pub base: PathBuf,
+    /// Jobs in a chain; 1 for a job that requeues itself.
+    pub links: u32,
+    /// `--array`
+    pub array: Option<String>,
+    /// Run directory, see [`Submitted::run`].
+    pub run: String,
+    /// What was typed.
+    pub command: Vec<String>,
+}
+
+/// Submits what [`client::test_only`] has accepted, and writes down what was submitted.
+///
+/// When a link of a chain is refused, those before it are taken back.
+pub fn submit(request: &Request) -> Result<Submitted, Error> {
+    let script = request.base.join(FOLDER).join(SCRIPT_FILE);
+    let mut jobs: Vec<u64> = Vec::new();
+    for _ in 0..request.links.max(1) {
+        let behind = jobs
+            .last()
+            .map(|before| format!("--dependency=afternotok:{before}"));
+        let options: Vec<&str> = match &behind {
+            Some(behind) => vec![behind.as_str(), "--kill-on-invalid-dep=yes"],
+            None => Vec::new(),
+        };
+        match client::submit(&script, &options) {
+            Ok(id) => jobs.push(id),
+            Err(error) => {
+                take_back(&jobs);
+                return Err(error.into());
+            }
+        }
+    }
+    let now = SystemTime::now()
+        .duration_since(UNIX_EPOCH)
+        .unwrap_or_default();
+    let submitted = Submitted {
+        version: VERSION,
+        jobs,
+        array: request.array.clone(),
+        run: request.run.clone(),
+        unix_ms: u64::try_from(now.as_millis()).unwrap_or(u64::MAX),
+        command: request.command.clone(),
+        script,
+    };
+    if let Err(error) = submitted.store(&request.base) {
+        // Jobs that nobody would find again.
+        take_back(&submitted.jobs);
+        return Err(error);
+    }
+    Ok(submitted)
+}
+
+fn take_back(jobs: &[u64]) {
+    for id in jobs.iter().rev() {
+        // The error that led here is the one to tell.
+        let _ = client::cancel(&id.to_string(), None);
+    }
+}
+
+/// Replaces a file in one rename.
+pub fn replace(path: &Path, bytes: &[u8]) -> Result<(), Error> {
+    let failed = |e: &std::io::Error| Error::File {
+        action: "write",
+        path: path.to_owned(),
+        what: e.to_string(),
+        help: "check free space and permissions of the run directory",
+    };
+    let name = path.file_name().unwrap_or_default().to_string_lossy();
+    let beside = path.with_file_name(format!(".tmp-{name}-{}", std::process::id()));
+    let write = || {
+        let mut file = fs::File::create(&beside)?;
+        file.write_all(bytes)?;
+        file.sync_all()?;
+        fs::rename(&beside, path)
+    };
+    write().map_err(|e| {
+        let _ = fs::remove_file(&beside);
+        failed(&e)
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn submitted(run: &Path) -> Submitted {
+        Submitted {
+            version: VERSION,
+            jobs: vec![17, 18, 19],
+            array: None,
+            run: run.display().to_string(),
+            unix_ms: 1,
+            command: vec!["fovea".to_owned(), "submit".to_owned()],
+            script: run.join(FOLDER).join(SCRIPT_FILE),
+        }
+    }
+
+    #[test]
+    fn what_was_submitted_is_found_again() {
+        let dir = tempfile::tempdir().expect("a directory");
+        assert_eq!(Submitted::load(dir.path()).expect("nothing yet"), None);
+        fs::create_dir(dir.path().join(FOLDER)).expect("a folder");
+        let written = submitted(dir.path());
+        written.store(dir.path()).expect("written");
+        assert_eq!(Submitted::load(dir.path()).expect("a file"), Some(written));
+        let chain = fs::read_to_string(dir.path().join("slurm/chain")).expect("a chain");
+        assert_eq!(chain, "18\n19\n");
+        let left: Vec<_> = fs::read_dir(dir.path().join(FOLDER))
+            .expect("a folder")
+            .flatten()
+            .collect();
+        assert_eq!(left.len(), 2, "no temporary file stays");
+    }
+
+    #[test]
+    fn a_file_that_cannot_be_read_says_what_to_do() {
+        let dir = tempfile::tempdir().expect("a directory");
+        let folder = dir.path().join(FOLDER);
+        fs::create_dir(&folder).expect("a folder");
+        let newer = Submitted {
+            version: 9,
+            ..submitted(dir.path())
+        };
+        newer.store(dir.path()).expect("written");
+        let error = Submitted::load(dir.path())
+            .expect_err("another version")
+            .to_string();
+        assert!(
+            error.contains("version 9") && error.contains("\n  help: "),
+            "{error}"
+        );
+        fs::write(folder.join(SUBMITTED_FILE), "{").expect("a file");
+        assert!(Submitted::load(dir.path()).is_err());
+    }
+}

@@ -1,0 +1,354 @@
+//! `fovea submit`
+
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use fovea_coordinator::order::allowed_world_sizes;
+use fovea_coordinator::rundir::RunLock;
+use fovea_coordinator::status::{RunState, Status};
+use fovea_dataset::Dataset;
+use fovea_slurm::history::FOLDER;
+use fovea_slurm::script::{self, ELEMENT, Job, first_element, render, signal_lead};
+use fovea_slurm::site::{Requeue, Site};
+use fovea_slurm::submit::{self, CONFIG_FILE, Request, SCRIPT_FILE, Submitted};
+use fovea_slurm::{client, time};
+use fovea_trainer::config::{Backend, Config};
+use fovea_trainer::run_dir::RunDir;
+
+use super::absolute;
+use super::source::{self, places};
+use crate::cli::SubmitArgs;
+use crate::exit::{Ending, Usage};
+use crate::say;
+use crate::show;
+
+pub fn run(args: &SubmitArgs) -> anyhow::Result<Ending> {
+    let config = resolve(args)?;
+    let (run, data) = places(&config)?;
+    let base = PathBuf::from(script::base(&text(&run)?, args.array.is_some()));
+    check(args, &config, &data)?;
+    if let Some(step) = finished(&base)? {
+        say!(
+            "nothing left to do: finished after step {step}; look at it with: fovea report {}",
+            base.display()
+        )?;
+        return Ok(Ending::Finished);
+    }
+    refuse_other_run(args, &base, &config)?;
+    let job = job(args, &base, &run, &data)?;
+    job.check().map_err(|e| Usage(e.to_string()))?;
+    let script = render(&job);
+    if args.dry_run {
+        say!("{}", script.trim_end())?;
+        return Ok(Ending::Finished);
+    }
+
+    refuse_alive(&base)?;
+    // Two that submit at once, or a run that goes on without Slurm.
+    let _lock = RunLock::acquire(&base).map_err(fovea_trainer::Error::from)?;
+    refuse_alive(&base)?;
+    let folder = base.join(FOLDER);
+    std::fs::create_dir_all(&folder).map_err(|e| {
+        fovea_trainer::Error::file(&folder, &e, "check the place and its permissions")
+    })?;
+    let path = folder.join(SCRIPT_FILE);
+    submit::replace(
+        &folder.join(CONFIG_FILE),
+        config.to_toml_documented().as_bytes(),
+    )?;
+    submit::replace(&path, script.as_bytes())?;
+    client::test_only(&path).map_err(submit::Error::from)?;
+    let links = match job.site.requeue {
+        Requeue::Scontrol => 1,
+        Requeue::Chain => job.site.chain,
+    };
+    let submitted = submit::submit(&Request {
+        base: base.clone(),
+        links,
+        array: args.array.clone(),
+        run: job.run.clone(),
+        command: std::env::args().collect(),
+    })?;
+    tell(&job, &submitted, &base)?;
+    Ok(Ending::Finished)
+}
+
+/// Like `fovea train`; without file and preset, the configuration that the run has. How many ranks there are, and how
+/// they exchange gradients, is decided in the job.
+fn resolve(args: &SubmitArgs) -> anyhow::Result<Config> {
+    let mut config = match source::named(&args.source)? {
+        Some(config) => config,
+        None => own(args)?.ok_or_else(source::nothing_named)?,
+    };
+    source::apply(&mut config, &without_elements(args))?;
+    if let Some(world) = ranks_per_node(args).checked_mul(args.nodes) {
+        config.train.ranks = world;
+    }
+    // The job's working directory may be another one.
+    if !config.data.path.is_empty() {
+        config.data.path = text(&absolute(Path::new(&config.data.path))?)?;
+    }
+    if !config.run.out.is_empty() {
+        config.run.out = text(&absolute(Path::new(&config.run.out))?)?;
+    }
+    Ok(config)
+}
+
+/// The configuration as it was submitted before, or that of a run which `fovea train` has begun.
+fn own(args: &SubmitArgs) -> anyhow::Result<Option<Config>> {
+    let Some(out) = &args.source.out else {
+        return Ok(None);
+    };
+    let base = PathBuf::from(script::base(&text(out)?, args.array.is_some()));
+    let submitted = base.join(FOLDER).join(CONFIG_FILE);
+    if submitted.is_file() {
+        return Ok(Some(
+            Config::load(&submitted).map_err(fovea_trainer::Error::from)?,
+        ));
+    }
+    let begun = RunDir::new(&base).config();
+    if !begun.is_file() {
+        return Ok(None);
+    }
+    let mut config = Config::load(&begun).map_err(fovea_trainer::Error::from)?;
+    // What it was on that machine.
+    config.train.backend = Backend::Auto;
+    Ok(Some(config))
+}
+
+/// What was typed, but for the assignments that differ from element to element of an array.
+fn without_elements(args: &SubmitArgs) -> crate::cli::ConfigArgs {
+    let source = &args.source;
+    crate::cli::ConfigArgs {
+        config: source.config.clone(),
+        preset: source.preset.clone(),
+        data: source.data.clone(),
+        out: source.out.clone(),
+        set: source
+            .set
+            .iter()
+            .filter(|set| !of_element(args, set))
+            .cloned()
+            .collect(),
+    }
+}
+
+fn of_element(args: &SubmitArgs, assignment: &str) -> bool {
+    args.array.is_some() && assignment.contains(ELEMENT)
+}
+
+fn ranks_per_node(args: &SubmitArgs) -> u32 {
+    args.ranks_per_node.or(args.gpus_per_node).unwrap_or(1)
+}
+
+/// What the job would find wrong hours later.
+fn check(args: &SubmitArgs, config: &Config, data: &Path) -> anyhow::Result<()> {
+    let mut config = config.clone();
+    if let Some(array) = &args.array {
+        let element = first_element(array)
+            .map_err(|e| Usage(e.to_string()))?
+            .to_string();
+        for assignment in args.source.set.iter().filter(|set| of_element(args, set)) {
+            config
+                .set(&assignment.replace(ELEMENT, &element))
+                .map_err(fovea_trainer::Error::from)?;
+        }
+    }
+    let (nodes, each) = (args.nodes, ranks_per_node(args));
+    let allowed = allowed_world_sizes(config.train.virtual_shards as usize);
+    let world = nodes as usize * each as usize;
+    if !allowed.contains(&world) {
+        let list: Vec<String> = allowed.iter().map(usize::to_string).collect();
+        return Err(Usage(format!(
+            "{} with {} each make {world} ranks, which do not fit train.virtual_shards = {}\n  help: with that many virtual shards the allowed numbers of ranks are {}; change --nodes, --gpus-per-node or --ranks-per-node, or set train.virtual_shards (this changes the result)",
+            show::counted(nodes as usize, "node"),
+            show::counted(each as usize, "rank"),
+            config.train.virtual_shards,
+            list.join(", ")
+        ))
+        .into());
+    }
+    if config.train.backend == Backend::Local && nodes > 1 {
+        return Err(Usage(format!(
+            "train.backend = \"local\" joins ranks of one machine, and the job has {nodes} nodes\n  help: leave train.backend at \"auto\", or submit with --nodes 1"
+        ))
+        .into());
+    }
+    config.validate().map_err(fovea_trainer::Error::from)?;
+    // The job reads all of it, once; a login node is spared that.
+    Dataset::open_unverified(data).map_err(fovea_trainer::Error::from)?;
+    Ok(())
+}
+
+/// The last step, when the run is finished.
+fn finished(base: &Path) -> anyhow::Result<Option<u64>> {
+    if !RunDir::new(base).config().is_file() {
+        return Ok(None);
+    }
+    let status = Status::load(base).ok();
+    Ok(status
+        .filter(|status| status.state == RunState::Finished)
+        .map(|status| status.step))
+}
+
+/// A directory of something else, or of a run that another configuration began.
+fn refuse_other_run(args: &SubmitArgs, base: &Path, config: &Config) -> anyhow::Result<()> {
+    let run = RunDir::new(base);
+    // Of an array, the directory holds those of its elements, each of which is looked at when it starts.
+    if args.array.is_some() {
+        return Ok(());
+    }
+    source::refuse_foreign(&run)?;
+    if run.config().is_file() {
+        let before = Config::load(&run.config()).map_err(fovea_trainer::Error::from)?;
+        source::same_run(base, config, &before)?;
+    }
+    Ok(())
+}
+
+/// Two jobs of one run would be in each other's way.
+fn refuse_alive(base: &Path) -> anyhow::Result<()> {
+    let Some(before) = Submitted::load(base)? else {
+        return Ok(());
+    };
+    let alive = before.alive()?;
+    let Some(job) = alive.first() else {
+        return Ok(());
+    };
+    let more = match alive.len() {
+        1 => String::new(),
+        n => format!(" and {} more", n - 1),
+    };
+    let ids: Vec<String> = before.jobs.iter().map(u64::to_string).collect();
+    Err(Usage(format!(
+        "{}: this run has a job already: {} is {}{more}\n  help: see `fovea status {}`; to submit it anew, first end that with: scancel {}",
+        base.display(),
+        job.id,
+        job.state,
+        base.display(),
+        ids.join(" ")
+    ))
+    .into())
+}
+
+/// What was typed over what the site wants.
+fn job(args: &SubmitArgs, base: &Path, run: &Path, data: &Path) -> anyhow::Result<Job> {
+    let mut site = Site::load().map_err(|e| Usage(e.to_string()))?;
+    for (given, default) in [
+        (&args.partition, &mut site.partition),
+        (&args.account, &mut site.account),
+        (&args.qos, &mut site.qos),
+        (&args.constraint, &mut site.constraint),
+    ] {
+        if given.is_some() {
+            default.clone_from(given);
+        }
+    }
+    site.modules.extend(args.modules.iter().cloned());
+    let scratch = match args.stage.as_str() {
+        "none" => Vec::new(),
+        "auto" => site.scratch.clone(),
+        dir => vec![dir.to_owned()],
+    };
+    let program = match args.container {
+        Some(_) => "fovea".to_owned(),
+        None => text(&std::env::current_exe()?)?,
+    };
+    let time = args.time.unwrap_or(site.time);
+    let saved = Status::load(base).ok().and_then(|status| status.checkpoint);
+    let saved = saved.map(|checkpoint| Duration::from_millis(checkpoint.took_ms));
+    Ok(Job {
+        name: name(base),
+        run: text(run)?,
+        data: text(data)?,
+        program,
+        nodes: args.nodes,
+        ranks_per_node: ranks_per_node(args),
+        gpus_per_node: args.gpus_per_node.unwrap_or(0),
+        cpus_per_rank: args.cpus_per_rank,
+        time,
+        lead: signal_lead(saved, time),
+        array: args.array.clone(),
+        set: args
+            .source
+            .set
+            .iter()
+            .filter(|set| of_element(args, set))
+            .cloned()
+            .collect(),
+        container: args.container.clone(),
+        scratch,
+        site,
+    })
+}
+
+/// `fovea-` and the name of the run directory, as far as queues show it well.
+fn name(base: &Path) -> String {
+    let name = base.file_name().unwrap_or_default().to_string_lossy();
+    let plain = |c: char| {
+        if c.is_ascii_alphanumeric() || "._-".contains(c) {
+            c
+        } else {
+            '_'
+        }
+    };
+    format!(
+        "fovea-{}",
+        name.chars().take(100).map(plain).collect::<String>()
+    )
+}
+
+/// A path that can stand in a script.
+fn text(path: &Path) -> anyhow::Result<String> {
+    path.to_str().map(str::to_owned).ok_or_else(|| {
+        Usage(format!(
+            "{}: the name is not UTF-8\n  help: choose another name",
+            path.display()
+        ))
+        .into()
+    })
+}
+
+/// What was submitted, and what to type next.
+fn tell(job: &Job, submitted: &Submitted, base: &Path) -> anyhow::Result<()> {
+    let ids: Vec<String> = submitted.jobs.iter().map(u64::to_string).collect();
+    let first = ids.first().map_or("", String::as_str);
+    let what = match (&job.array, submitted.jobs.len()) {
+        (Some(array), _) => format!("array {first} ({array})"),
+        (None, 1) => format!("job {first}"),
+        (None, links) => format!("job {first} and {} that follow it", links - 1),
+    };
+    say!(
+        "submitted {what}: {} with {} each, {} at a time until the run is finished",
+        show::counted(job.nodes as usize, "node"),
+        show::counted(job.ranks_per_node as usize, "rank"),
+        time::format(Some(job.time))
+    )?;
+    let run = script::quote(&base.display().to_string());
+    let log = match job.array {
+        Some(_) => format!("job-{first}_ELEMENT.log"),
+        None => format!("job-{first}.log"),
+    };
+    // Of an array, each element has a run of its own.
+    let (run_of, one) = match &job.array {
+        Some(_) => (
+            job.run.replace(ELEMENT, "ELEMENT"),
+            format!("{first}_ELEMENT"),
+        ),
+        None => (job.run.clone(), first.to_owned()),
+    };
+    let run_of = match job.array.is_some() && !job.run.contains(ELEMENT) {
+        true => format!("{run_of}/ELEMENT"),
+        false => run_of,
+    };
+    say!(
+        "  how it goes                fovea status {}",
+        script::quote(&run_of)
+    )?;
+    say!("  in the queue               squeue -j {}", ids.join(","))?;
+    say!("  what it says               tail -f {run}/{FOLDER}/{log}")?;
+    say!("  stop, with a checkpoint    scancel --batch --signal=INT {one}")?;
+    say!("  requeue, with a checkpoint scancel --batch --signal=USR1 {one}")?;
+    say!("  stop at once, for good     scancel {}", ids.join(" "))?;
+    Ok(())
+}
