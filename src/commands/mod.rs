@@ -9,6 +9,7 @@ mod job;
 mod predict;
 mod prepare;
 mod report;
+mod scheduled;
 mod source;
 mod status;
 mod submit;

@@ -7,6 +7,7 @@ use fovea_coordinator::rundir::INFO_FILE;
 use fovea_coordinator::status::{STATUS_FILE, Status};
 use fovea_trainer::run_dir::RunDir;
 
+use super::scheduled::Scheduled;
 use crate::cli::StatusArgs;
 use crate::exit::{Ending, Usage};
 use crate::say;
@@ -14,14 +15,75 @@ use crate::say::Unsaid;
 use crate::show;
 
 pub fn run(args: &StatusArgs) -> anyhow::Result<Ending> {
-    check(&args.run)?;
-    let (status, live) = status_of(&args.run).map_err(fovea_trainer::Error::from)?;
-    if args.json {
-        say!("{}", serde_json::to_string_pretty(&status)?)?;
-    } else {
-        print(&status, live)?;
+    let scheduled = Scheduled::load(&args.run);
+    if scheduled.is_of_array(&args.run) {
+        elements(&args.run, &scheduled, args.json)?;
+        return Ok(Ending::Finished);
     }
+    let begun = match check(&args.run) {
+        Ok(()) => true,
+        // A job that waits, or that failed before training began, has nothing else to show.
+        Err(_) if scheduled.is_any() => false,
+        Err(error) => return Err(error.into()),
+    };
+    let found = match begun {
+        true => Some(status_of(&args.run).map_err(fovea_trainer::Error::from)?),
+        false => None,
+    };
+    if args.json {
+        let mut value = match &found {
+            Some((status, _)) => serde_json::to_value(status)?,
+            None => serde_json::json!({}),
+        };
+        value["slurm"] = scheduled.to_json();
+        say!("{}", serde_json::to_string_pretty(&value)?)?;
+        return Ok(Ending::Finished);
+    }
+    match &found {
+        Some((status, live)) => print(status, *live, &scheduled)?,
+        None => say!("state        not begun")?,
+    }
+    scheduled.print()?;
     Ok(Ending::Finished)
+}
+
+/// A line for each element of an array.
+fn elements(base: &Path, scheduled: &Scheduled, json: bool) -> anyhow::Result<()> {
+    let mut runs: Vec<(u32, std::path::PathBuf)> = std::fs::read_dir(base)
+        .map_err(|e| Usage(format!("{}: {e}", base.display())))?
+        .flatten()
+        .filter_map(|entry| Some((entry.file_name().to_str()?.parse().ok()?, entry.path())))
+        .collect();
+    runs.sort();
+    if json {
+        let each = runs.iter().map(|(element, run)| {
+            let status = Status::load(run).ok();
+            serde_json::json!({
+                "element": element,
+                "status": status,
+                "slurm": Scheduled::history_of(run),
+            })
+        });
+        let elements: Vec<_> = each.collect();
+        let value = serde_json::json!({ "slurm": scheduled.to_json(), "elements": elements });
+        say!("{}", serde_json::to_string_pretty(&value)?)?;
+        return Ok(());
+    }
+    scheduled.print()?;
+    for (element, run) in &runs {
+        let last = Scheduled::last_words(run);
+        match Status::load(run) {
+            Ok(status) => say!(
+                "element {element:<5} {:<10} epoch {} of {}  step {:<7} {last}",
+                format!("{:?}", status.state).to_lowercase(),
+                (status.epoch + 1).min(status.epochs),
+                status.epochs,
+                status.step,
+            )?,
+            Err(_) => say!("element {element:<5} not begun  {last}")?,
+        }
+    }
+    Ok(())
 }
 
 /// Refuses what holds nothing to show.
@@ -45,7 +107,7 @@ fn check(run: &Path) -> Result<(), Usage> {
     )))
 }
 
-fn print(status: &Status, live: bool) -> Result<(), Unsaid> {
+fn print(status: &Status, live: bool, scheduled: &Scheduled) -> Result<(), Unsaid> {
     let state = format!("{:?}", status.state).to_lowercase();
     let seen = if live || status.state.is_over() {
         ""
@@ -68,9 +130,17 @@ fn print(status: &Status, live: bool) -> Result<(), Unsaid> {
     if let Some(loss) = status.loss {
         say!("loss         {loss:.4}")?;
     }
-    say!("throughput   {:.1} patches/s", status.samples_per_s)?;
-    if let Some(eta) = status.eta_s {
-        say!("ETA          {}", show::duration(eta))?;
+    // Of ranks that have left there is nothing to tell.
+    let over = status.state.is_over();
+    if !over {
+        say!("throughput   {:.1} patches/s", status.samples_per_s)?;
+    }
+    if let Some(eta) = status.eta_s.filter(|_| !over) {
+        say!(
+            "ETA          {}{}",
+            show::duration(eta),
+            scheduled.beyond(eta)
+        )?;
     }
     match &status.checkpoint {
         Some(c) => say!(
@@ -89,10 +159,10 @@ fn print(status: &Status, live: bool) -> Result<(), Unsaid> {
             .collect();
         say!("epoch {:<6} {}", last.epoch, figures.join("  "))?;
     }
-    for rank in &status.ranks {
+    for rank in status.ranks.iter().filter(|_| !over) {
         say!("{}", show::rank_line(rank))?;
     }
-    if status.ranks_left_out > 0 {
+    if status.ranks_left_out > 0 && !over {
         say!("             and {} more ranks", status.ranks_left_out)?;
     }
     let turned = &status.turned;

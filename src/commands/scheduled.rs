@@ -1,0 +1,175 @@
+//! What the scheduler has to do with a run: its job, and the starts it had.
+
+use std::path::Path;
+use std::time::{Duration, UNIX_EPOCH};
+
+use fovea_slurm::client::{self, JobState};
+use fovea_slurm::history::{Event, History};
+use fovea_slurm::submit::Submitted;
+use fovea_slurm::{hostlist, time};
+use serde_json::{Value, json};
+
+use crate::say;
+use crate::say::Unsaid;
+use crate::show;
+
+/// Newest events that are shown.
+const SHOWN: usize = 8;
+
+/// Of one run; empty for one that was never submitted.
+pub struct Scheduled {
+    submitted: Option<Submitted>,
+    /// What Slurm says of its jobs, or why it says nothing.
+    jobs: Result<Vec<JobState>, String>,
+    history: History,
+}
+
+impl Scheduled {
+    /// Reads the files of the run, and asks `squeue`.
+    pub fn load(run: &Path) -> Self {
+        let (submitted, jobs) = match Submitted::load(run) {
+            Ok(None) => (None, Ok(Vec::new())),
+            Ok(Some(submitted)) => {
+                let jobs = client::job_states(&submitted.jobs).map_err(first_line);
+                (Some(submitted), jobs)
+            }
+            Err(e) => (None, Err(first_line(e))),
+        };
+        Self {
+            submitted,
+            jobs,
+            history: History::load(run).unwrap_or_default(),
+        }
+    }
+
+    pub fn is_any(&self) -> bool {
+        self.submitted.is_some() || !self.history.0.is_empty()
+    }
+
+    /// Whether `run` holds the runs of an array's elements rather than one of its own.
+    pub fn is_of_array(&self, run: &Path) -> bool {
+        self.submitted.as_ref().is_some_and(|s| s.array.is_some())
+            && !run.join(fovea_coordinator::status::STATUS_FILE).is_file()
+            && self.history.0.is_empty()
+    }
+
+    /// What to add to an ETA that this job does not reach.
+    pub fn beyond(&self, eta_s: f64) -> String {
+        let jobs = self.jobs.as_deref().unwrap_or_default();
+        let running = jobs.iter().find(|job| job.state == "RUNNING");
+        match running.and_then(|job| job.time_left) {
+            Some(left) if left.as_secs_f64() < eta_s => format!(
+                " of training; this job has {} left, so it takes a requeue",
+                show::duration(left.as_secs_f64())
+            ),
+            _ => String::new(),
+        }
+    }
+
+    pub fn print(&self) -> Result<(), Unsaid> {
+        if let Some(submitted) = &self.submitted {
+            let jobs = self.jobs.as_deref().unwrap_or_default();
+            for job in jobs {
+                say!("job          {}", sentence(job))?;
+            }
+            if jobs.is_empty() {
+                let ids: Vec<String> = submitted.jobs.iter().map(u64::to_string).collect();
+                let why = match &self.jobs {
+                    Ok(_) => "no longer in the queue".to_owned(),
+                    Err(why) => why.clone(),
+                };
+                say!("job          {}: {why}", ids.join(", "))?;
+            }
+        }
+        let starts = self
+            .history
+            .0
+            .iter()
+            .filter(|e| matches!(e, Event::Start { .. }));
+        let starts = starts.count();
+        if starts > 0 {
+            say!("starts       {starts}")?;
+        }
+        let skip = self.history.0.len().saturating_sub(SHOWN);
+        for event in self.history.0.iter().skip(skip) {
+            say!("  {}", line(event))?;
+        }
+        Ok(())
+    }
+
+    pub fn to_json(&self) -> Value {
+        let jobs = self.jobs.as_deref().unwrap_or_default();
+        let jobs: Vec<Value> = jobs
+            .iter()
+            .map(|job| {
+                json!({
+                    "id": job.id,
+                    "state": job.state,
+                    "reason": job.reason,
+                    "nodes": job.nodes,
+                    "time_left_s": job.time_left.map(|left| left.as_secs()),
+                })
+            })
+            .collect();
+        json!({ "submitted": self.submitted, "jobs": jobs, "history": self.history.0 })
+    }
+
+    /// The history of another run, for a table.
+    pub fn history_of(run: &Path) -> Vec<Event> {
+        History::load(run).unwrap_or_default().0
+    }
+
+    /// How its last start ended, if it did.
+    pub fn last_words(run: &Path) -> String {
+        match Self::history_of(run).pop() {
+            Some(Event::End { why, .. }) => why.lines().next().unwrap_or_default().to_owned(),
+            _ => String::new(),
+        }
+    }
+}
+
+fn sentence(job: &JobState) -> String {
+    let mut text = format!("{} {}", job.id, job.state.to_lowercase());
+    if !job.nodes.is_empty() {
+        text += &format!(" on {}", job.nodes);
+    }
+    if let Some(left) = job.time_left {
+        text += &format!(", {} left", time::format(Some(left)));
+    }
+    if job.is_waiting() {
+        text += &format!(" ({})", job.reason);
+    }
+    text
+}
+
+fn line(event: &Event) -> String {
+    let at = |unix_ms: u64| {
+        let at = UNIX_EPOCH + Duration::from_millis(unix_ms);
+        humantime::format_rfc3339_seconds(at).to_string()
+    };
+    match event {
+        Event::Start {
+            unix_ms,
+            job,
+            requeues,
+            nodes,
+            world,
+            backend,
+            step,
+        } => format!(
+            "{} job {job} start {} after step {step}: {} on {} ({backend})",
+            at(*unix_ms),
+            requeues + 1,
+            show::counted(*world, "rank"),
+            hostlist::compress(nodes)
+        ),
+        Event::End {
+            unix_ms, job, why, ..
+        } => format!("{} job {job} {why}", at(*unix_ms)),
+    }
+}
+
+fn first_line(error: impl std::fmt::Display) -> String {
+    let text = error.to_string();
+    text.lines().next().unwrap_or_default().to_owned()
+}
