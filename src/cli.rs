@@ -41,8 +41,33 @@ pub enum Command {
     Audit(AuditArgs),
     /// Write RUN/report.html with all plots
     Report(ReportArgs),
+    /// Copy a prepared dataset to a disk of this node
+    Stage(StageArgs),
+    /// What on this machine stands in the way of a run, and what to do about it
+    Doctor(DoctorArgs),
     /// Measure parts of the system on this machine
     Bench(BenchArgs),
+}
+
+#[derive(Args, Debug)]
+pub struct StageArgs {
+    /// Prepared dataset
+    pub data: PathBuf,
+    /// Directory on a disk of this node; auto finds one
+    #[arg(long, value_name = "DIR|auto", default_value = "auto")]
+    pub to: String,
+    /// Remove the copy, unless another process reads it
+    #[arg(long)]
+    pub remove: bool,
+}
+
+#[derive(Args, Debug)]
+pub struct DoctorArgs {
+    /// Run directory, or a directory for runs (here, when it is left out)
+    pub run: Option<PathBuf>,
+    /// Machine-readable output, with all facts
+    #[arg(long)]
+    pub json: bool,
 }
 
 #[derive(Args, Debug)]

@@ -23,6 +23,8 @@ pub enum Ending {
     Finished,
     /// Drained: resume later.
     Resume,
+    /// Something is wrong, and it has been said.
+    Failed,
 }
 
 /// An error that is the user's to mend; exits with [`USAGE`].
@@ -42,6 +44,7 @@ pub fn code(result: anyhow::Result<Ending>) -> ExitCode {
     match result {
         Ok(Ending::Finished) => ExitCode::from(FINISHED),
         Ok(Ending::Resume) => ExitCode::from(RESUME),
+        Ok(Ending::Failed) => ExitCode::from(FAILED),
         Err(error) if is_broken_pipe(&error) => ExitCode::from(FINISHED),
         Err(error) => {
             let red = if std::io::stderr().is_terminal() {

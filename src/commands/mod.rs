@@ -4,10 +4,12 @@ mod audit;
 mod bench;
 mod coordinator;
 mod data;
+mod doctor;
 mod eval;
 mod predict;
 mod prepare;
 mod report;
+mod stage;
 mod status;
 mod synth;
 mod train;
@@ -37,6 +39,8 @@ pub fn dispatch(command: Command) -> anyhow::Result<Ending> {
         Command::Status(args) => status::run(&args),
         Command::Audit(args) => audit::run(&args),
         Command::Report(args) => report::run(&args),
+        Command::Stage(args) => stage::run(&args),
+        Command::Doctor(args) => doctor::run(&args),
         Command::Bench(args) => bench::run(&args),
     }
 }

@@ -140,7 +140,8 @@ fn nccl(torch: Option<&Path>) -> Nccl {
         let wheel = lib.join("../../nvidia/nccl/lib");
         [lib.to_owned(), wheel].map(|dir| dir.join("libnccl.so.2"))
     });
-    for path in beside.filter(|path| path.exists()) {
+    let mut beside = beside.filter(|path| path.exists());
+    if let Some(path) = beside.next() {
         let path = path.canonicalize().unwrap_or(path);
         return Nccl {
             version: nccl_version(&path),
