@@ -45,8 +45,33 @@ pub enum Command {
     Audit(AuditArgs),
     /// Write RUN/report.html with all plots
     Report(ReportArgs),
+    /// Copy a prepared dataset to a disk of this node
+    Stage(StageArgs),
+    /// What on this machine stands in the way of a run, and what to do about it
+    Doctor(DoctorArgs),
     /// Measure parts of the system on this machine
     Bench(BenchArgs),
+}
+
+#[derive(Args, Debug)]
+pub struct StageArgs {
+    /// Prepared dataset
+    pub data: PathBuf,
+    /// Directory on a disk of this node; $NAME stands for a variable of the environment, auto for the usual places
+    #[arg(long, value_name = "DIR|auto", default_value = "auto")]
+    pub to: Vec<String>,
+    /// Remove the copy, unless another process reads it
+    #[arg(long)]
+    pub remove: bool,
+}
+
+#[derive(Args, Debug)]
+pub struct DoctorArgs {
+    /// Run directory, or a directory for runs (here, when it is left out)
+    pub run: Option<PathBuf>,
+    /// Machine-readable output, with all facts
+    #[arg(long)]
+    pub json: bool,
 }
 
 #[derive(Args, Debug)]
@@ -280,6 +305,9 @@ pub struct TrainerArgs {
     /// As a task of a SLURM job step: started again when it is lost, patient with repeated signals
     #[arg(long)]
     pub in_job: bool,
+    /// Read the data from this node's copy, as far as `fovea stage` has made one there
+    #[arg(long, value_name = "DIR|auto")]
+    pub staged: Vec<String>,
     /// Somebody keeps this trainer alive
     #[arg(long, hide = true)]
     pub kept: bool,

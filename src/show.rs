@@ -187,3 +187,11 @@ pub fn duration(seconds: f64) -> String {
         (h, m, _) => format!("{h}h{m:02}m"),
     }
 }
+
+/// `12.3 GB`, `480.0 MB`.
+pub fn gigabytes(bytes: u64) -> String {
+    match bytes {
+        0..1_000_000_000 => format!("{:.1} MB", bytes as f64 / 1e6),
+        _ => format!("{:.1} GB", bytes as f64 / 1e9),
+    }
+}

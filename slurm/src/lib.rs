@@ -2,15 +2,33 @@
 //! of a job, how many ranks start on which nodes, what happens when a job has ended, and what to ask the
 //! scheduler's commands.
 //!
-//! Pure but for the shells around the scheduler's commands and the files of a run.
+//! Pure but for the shells around the scheduler's commands, the system's facts and the files of a run.
+
+#![cfg_attr(
+    test,
+    allow(clippy::unwrap_used, reason = "in a test a panic is the message")
+)]
 
 pub mod client;
+pub mod doctor;
 pub mod env;
+pub mod filesystem;
 pub mod history;
 pub mod hostlist;
+pub mod interfaces;
 pub mod next;
 pub mod plan;
+pub mod scratch;
 pub mod script;
 pub mod site;
 pub mod submit;
 pub mod time;
+
+/// "12.0 GB".
+fn bytes(bytes: u64) -> String {
+    match bytes {
+        0..1_000_000 => format!("{bytes} bytes"),
+        1_000_000..1_000_000_000 => format!("{:.1} MB", bytes as f64 / 1e6),
+        _ => format!("{:.1} GB", bytes as f64 / 1e9),
+    }
+}

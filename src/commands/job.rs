@@ -6,11 +6,13 @@
 use std::path::Path;
 use std::time::{SystemTime, UNIX_EPOCH};
 
+use anyhow::Context;
 use fovea_coordinator::order::allowed_world_sizes;
 use fovea_coordinator::status::Status;
 use fovea_dataset::Dataset;
 use fovea_slurm::env::Allocation;
 use fovea_slurm::history::{self, Event, History};
+use fovea_slurm::interfaces;
 use fovea_slurm::next::{self, Ended, Verdict, next};
 use fovea_slurm::plan::{Offer, Plan, Transport, down_nodes, plan, pmi_types};
 use fovea_trainer::config::{Backend, Config};
@@ -124,7 +126,14 @@ fn address(plan: &Plan, interface: Option<&str>) -> anyhow::Result<String> {
     if plan.nodes.len() == 1 && interface.is_none() {
         return Ok("127.0.0.1".to_owned());
     }
-    Ok("127.0.0.1".to_owned()) // FIXME-MERGE interfaces
+    let there = interfaces::list().context("listing the network interfaces of this node")?;
+    let chosen = interfaces::choose(&there, interface).map_err(|e| Usage(e.to_string()))?;
+    tracing::info!(
+        "the coordinator listens on {}: {}",
+        chosen.name,
+        chosen.reason
+    );
+    Ok(chosen.address.to_string())
 }
 
 fn say_next(args: &JobNextArgs) -> anyhow::Result<Ending> {

@@ -4,6 +4,7 @@ mod audit;
 mod bench;
 mod coordinator;
 mod data;
+mod doctor;
 mod eval;
 mod job;
 mod predict;
@@ -11,6 +12,7 @@ mod prepare;
 mod report;
 mod scheduled;
 mod source;
+mod stage;
 mod status;
 mod submit;
 mod synth;
@@ -44,6 +46,8 @@ pub fn dispatch(command: Command) -> anyhow::Result<Ending> {
         Command::Status(args) => status::run(&args),
         Command::Audit(args) => audit::run(&args),
         Command::Report(args) => report::run(&args),
+        Command::Stage(args) => stage::run(&args),
+        Command::Doctor(args) => doctor::run(&args),
         Command::Bench(args) => bench::run(&args),
     }
 }

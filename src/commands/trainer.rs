@@ -10,7 +10,7 @@ use fovea_trainer::keep::{KeepOptions, keep};
 use fovea_trainer::run_dir::RunDir;
 use fovea_trainer::train::{Outcome, TrainerOptions, join};
 
-use super::{Again, drain_flag, end_with_parent};
+use super::{Again, drain_flag, end_with_parent, stage};
 use crate::cli::TrainerArgs;
 use crate::exit::Ending;
 
@@ -38,6 +38,7 @@ fn train(args: TrainerArgs, again: Again) -> anyhow::Result<Ending> {
         endpoint: Endpoint::RunDir(args.run.clone()),
         run: RunDir::new(args.run),
         preferred_rank: args.rank,
+        staged: stage::places(&args.staged),
         drain_wanted: drain_flag(again)?,
     };
     match join(options)?.run()? {
@@ -65,7 +66,11 @@ fn run_in_job(args: TrainerArgs) -> anyhow::Result<Ending> {
         program: std::env::current_exe()?,
         run,
         rank: args.rank.or(task.map(|task| task.procid)),
-        arguments: Vec::new(),
+        arguments: args
+            .staged
+            .iter()
+            .flat_map(|place| ["--staged".to_owned(), place.clone()])
+            .collect(),
         max_restarts: config.elastic.max_restarts,
         drain_wanted: drain_flag(Again::Nothing)?,
     })?;

@@ -140,6 +140,7 @@ impl Trainer {
 
     /// Steps from the cursor to the end of the epoch.
     fn epoch(&mut self) -> Result<Flow> {
+        self.source.data().look_for_copies();
         let order = Arc::new(EpochOrder::new(&self.order_input, self.progress.epoch)?);
         let virtual_shards = self.config.train.virtual_shards as usize;
         let part = Part {

@@ -1,5 +1,6 @@
 //! Joining a run: configuration, data, the seat, the collective, the starting state.
 
+use std::path::PathBuf;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
@@ -34,6 +35,8 @@ pub struct TrainerOptions {
     pub endpoint: Endpoint,
     /// Rank to ask for (an MPI rank wins over it).
     pub preferred_rank: Option<u32>,
+    /// Directories of this node in which a copy of the data may be, or may come to be.
+    pub staged: Vec<PathBuf>,
     /// Set by a signal handler to ask for a drain.
     pub drain_wanted: Arc<AtomicBool>,
 }
@@ -45,6 +48,7 @@ pub fn join(options: TrainerOptions) -> Result<Trainer> {
     let lanes = lanes(&config.train)?;
     let precision = Precision::resolve(config.train.precision);
     let data = Arc::new(Dataset::open_unverified(config.data.path.as_ref())?);
+    data.prefer(&options.staged);
     let fingerprint = fingerprint(&config, &data, precision);
     let source = Arc::new(SampleSource::new(data, &config, precision));
     let order_input = order_input(source.data(), &config);

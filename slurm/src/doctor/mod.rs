@@ -1,0 +1,136 @@
+//! What on this machine stands in the way of a run, and what to do about it.
+//!
+//! [`gather()`](gather::gather) collects facts: it runs commands, opens libraries, writes a small file. [`judge`] makes
+//! lines of them and touches nothing. A fact that cannot be had (no such command, no such library) is a fact too.
+
+mod command;
+mod cuda;
+pub mod gather;
+mod launch;
+mod network;
+mod page;
+mod scheduler;
+mod storage;
+
+use serde::Serialize;
+
+pub use cuda::{Cuda, Gpu, Libtorch, Nccl, Version};
+pub use launch::Mpi;
+pub use network::{Network, Skew};
+pub use page::page;
+pub use scheduler::{Controller, Partition, Scheduler};
+pub use storage::{RunDirectory, Scratch};
+
+/// How good something is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Verdict {
+    /// As it should be. Green.
+    Ok,
+    /// Works, but not as well as it could, or not for everything. Amber.
+    Warn,
+    /// A run would not start, or not survive what it should survive. Red.
+    Fail,
+}
+
+/// One line of the page.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+pub struct Line {
+    /// What it is about ("NCCL").
+    pub topic: &'static str,
+    /// How good it is.
+    pub verdict: Verdict,
+    /// What was found, and what it means.
+    pub text: String,
+    /// What to do; none where all is well.
+    pub remedy: Option<String>,
+}
+
+impl Line {
+    fn ok(topic: &'static str, text: impl Into<String>) -> Self {
+        Self {
+            topic,
+            verdict: Verdict::Ok,
+            text: text.into(),
+            remedy: None,
+        }
+    }
+
+    fn warn(topic: &'static str, text: impl Into<String>, remedy: impl Into<String>) -> Self {
+        Self {
+            verdict: Verdict::Warn,
+            remedy: Some(remedy.into()),
+            ..Self::ok(topic, text)
+        }
+    }
+
+    fn fail(topic: &'static str, text: impl Into<String>, remedy: impl Into<String>) -> Self {
+        Self {
+            verdict: Verdict::Fail,
+            ..Self::warn(topic, text, remedy)
+        }
+    }
+}
+
+/// All that is known.
+#[derive(Clone, Debug, Serialize)]
+pub struct Facts {
+    /// The node that was looked at.
+    pub node: String,
+    /// libtorch.
+    pub libtorch: Libtorch,
+    /// The driver and the GPUs.
+    pub cuda: Cuda,
+    /// NCCL.
+    pub nccl: Nccl,
+    /// MPI.
+    pub mpi: Mpi,
+    /// Slurm; none where its commands are not installed.
+    pub scheduler: Option<Scheduler>,
+    /// The directory of a run.
+    pub run: RunDirectory,
+    /// Disks of the node.
+    pub scratch: Scratch,
+    /// Interfaces and clocks.
+    pub network: Network,
+}
+
+/// The page's lines, in order.
+pub fn judge(facts: &Facts) -> Vec<Line> {
+    let mut lines = vec![cuda::libtorch(&facts.libtorch, &facts.cuda)];
+    lines.extend(cuda::driver(&facts.libtorch, &facts.cuda));
+    lines.push(cuda::nccl(&facts.nccl, &facts.cuda));
+    lines.extend(launch::mpi(&facts.mpi, facts.scheduler.as_ref()));
+    lines.extend(scheduler::judge(facts.scheduler.as_ref()));
+    lines.extend(storage::run(&facts.run, facts.scheduler.is_some()));
+    lines.push(storage::scratch(&facts.scratch));
+    lines.extend(network::judge(&facts.network));
+    lines
+}
+
+/// The worst of all verdicts.
+pub fn worst(lines: &[Line]) -> Verdict {
+    lines
+        .iter()
+        .map(|line| line.verdict)
+        .max()
+        .unwrap_or(Verdict::Ok)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Verdict and text of the line about `topic`.
+    pub(super) fn about<'a>(lines: &'a [Line], topic: &str) -> (Verdict, &'a str) {
+        let found: Vec<&Line> = lines.iter().filter(|line| line.topic == topic).collect();
+        assert_eq!(found.len(), 1, "{topic} in {lines:?}");
+        assert_eq!(
+            found[0].remedy.is_some(),
+            found[0].verdict != Verdict::Ok,
+            "a remedy where it is needed: {:?}",
+            found[0]
+        );
+        (found[0].verdict, &found[0].text)
+    }
+}

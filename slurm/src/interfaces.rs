@@ -1,0 +1,420 @@
+//! The network interfaces of a node, and the one that other nodes should reach it by.
+
+use std::fs;
+use std::io;
+use std::net::IpAddr;
+use std::path::Path;
+
+use serde::Serialize;
+
+/// What carries an interface's packets; better ones first.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Kind {
+    /// InfiniBand or Omni-Path, as IP over it.
+    Infiniband,
+    /// A network card, or a bond or VLAN on cards.
+    Ethernet,
+    /// No card of this system's own: a container's or virtual machine's way out.
+    Virtual,
+    /// Between this host and its containers or virtual machines: other nodes do not reach it.
+    Bridge,
+    /// This host alone.
+    Loopback,
+}
+
+/// One address of an interface.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+pub struct Interface {
+    /// The interface ("ib0").
+    pub name: String,
+    /// What it is.
+    pub kind: Kind,
+    /// Whether it is up and has a carrier.
+    pub up: bool,
+    /// Megabits per second, where the system knows.
+    pub speed_mbits: Option<u32>,
+    /// The address.
+    pub address: IpAddr,
+    /// Leading bits of the address that are the same in its whole subnet.
+    pub prefix: u8,
+}
+
+/// The address to listen on, with the reason.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Choice {
+    /// The interface.
+    pub name: String,
+    /// Its address.
+    pub address: IpAddr,
+    /// "InfiniBand", "the fastest of 2 network cards"
+    pub reason: String,
+}
+
+/// No interface fits.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum Error {
+    /// A wish that nothing fulfils.
+    #[error(
+        "no interface is up that `{wish}` describes; there {}\n  help: name one of these interfaces, one of their addresses, or a subnet like 10.1.0.0/16",
+        there_are(there)
+    )]
+    NoSuch {
+        /// What was asked for.
+        wish: String,
+        /// What there is, as "eth0 10.0.0.3".
+        there: Vec<String>,
+    },
+    /// Nothing but loopback and bridges.
+    #[error(
+        "no network interface is up that other nodes can reach; there {}\n  help: ask the administrator which interface connects the nodes, and name it",
+        there_are(there)
+    )]
+    Nothing {
+        /// What there is.
+        there: Vec<String>,
+    },
+}
+
+fn there_are(there: &[String]) -> String {
+    if there.is_empty() {
+        "are none".to_owned()
+    } else {
+        format!("are {}", there.join(", "))
+    }
+}
+
+/// The address that other nodes should use: of the interface that `wish` names (by its name, an address, or a subnet as
+/// `10.1.0.0/16`); without a wish InfiniBand before network cards, the fastest first, and never a bridge to containers.
+pub fn choose(list: &[Interface], wish: Option<&str>) -> Result<Choice, Error> {
+    let usable = |i: &&Interface| i.up && !is_link_local(i.address);
+    let there = || {
+        let up = list.iter().filter(usable);
+        up.map(|i| format!("{} {}", i.name, i.address)).collect()
+    };
+    if let Some(wish) = wish {
+        return list
+            .iter()
+            .filter(usable)
+            .filter(|i| fits(i, wish))
+            .min_by_key(|i| i.address.is_ipv6())
+            .map(|i| chosen(i, "as asked for".to_owned()))
+            .ok_or_else(|| Error::NoSuch {
+                wish: wish.to_owned(),
+                there: there(),
+            });
+    }
+    let best = list
+        .iter()
+        .filter(usable)
+        .filter(|i| i.kind <= Kind::Virtual)
+        // The first of equals: the system lists them in the order of its cards.
+        .min_by_key(|i| {
+            let speed = u32::MAX - i.speed_mbits.unwrap_or(0);
+            (i.kind, speed, i.address.is_ipv6())
+        })
+        .ok_or_else(|| Error::Nothing { there: there() })?;
+    let mut names: Vec<&str> = list
+        .iter()
+        .filter(usable)
+        .filter(|i| i.kind == best.kind)
+        .map(|i| i.name.as_str())
+        .collect();
+    names.dedup();
+    let what = match best.kind {
+        Kind::Infiniband => "InfiniBand",
+        Kind::Ethernet => "network card",
+        _ => "virtual interface",
+    };
+    let reason = match names.len() {
+        1 => what.to_owned(),
+        n => format!("{what}, the fastest or first of {n}"),
+    };
+    Ok(chosen(best, reason))
+}
+
+fn chosen(interface: &Interface, reason: String) -> Choice {
+    Choice {
+        name: interface.name.clone(),
+        address: interface.address,
+        reason,
+    }
+}
+
+fn fits(interface: &Interface, wish: &str) -> bool {
+    if interface.name == wish {
+        return true;
+    }
+    if let Some((net, bits)) = wish.split_once('/') {
+        return match (net.parse::<IpAddr>(), bits.parse::<u32>()) {
+            (Ok(net), Ok(bits)) => in_subnet(interface.address, net, bits),
+            _ => false,
+        };
+    }
+    wish.parse() == Ok(interface.address)
+}
+
+fn in_subnet(address: IpAddr, net: IpAddr, bits: u32) -> bool {
+    match (address, net) {
+        (IpAddr::V4(a), IpAddr::V4(n)) if bits <= 32 => {
+            let differ = u64::from(a.to_bits() ^ n.to_bits());
+            differ >> (32 - bits) == 0
+        }
+        (IpAddr::V6(a), IpAddr::V6(n)) if bits <= 128 => {
+            let differ = a.to_bits() ^ n.to_bits();
+            differ.checked_shr(128 - bits).unwrap_or(0) == 0
+        }
+        _ => false,
+    }
+}
+
+fn is_link_local(address: IpAddr) -> bool {
+    match address {
+        IpAddr::V4(a) => a.is_link_local(),
+        IpAddr::V6(a) => a.is_unicast_link_local(),
+    }
+}
+
+/// The interfaces of this node that have an address.
+pub fn list() -> io::Result<Vec<Interface>> {
+    let found = if_addrs::get_if_addrs()?;
+    Ok(found
+        .into_iter()
+        .map(|i| {
+            let sys = Path::new("/sys/class/net").join(&i.name);
+            let (address, prefix) = match &i.addr {
+                if_addrs::IfAddr::V4(a) => (IpAddr::V4(a.ip), a.prefixlen),
+                if_addrs::IfAddr::V6(a) => (IpAddr::V6(a.ip), a.prefixlen),
+            };
+            Interface {
+                kind: kind(&i.name, &read(&sys)),
+                up: i.is_oper_up(),
+                speed_mbits: number(&sys.join("speed")).and_then(|s| u32::try_from(s).ok()),
+                name: i.name,
+                address,
+                prefix,
+            }
+        })
+        .collect())
+}
+
+/// What the system says of an interface below /sys/class/net.
+#[derive(Clone, Copy, Debug, Default)]
+struct Sys {
+    /// ARPHRD_* of linux/if_arp.h.
+    arp_type: i64,
+    /// A device stands behind it.
+    device: bool,
+    /// It joins network cards (a bond).
+    bond: bool,
+    /// It is a bridge.
+    bridge: bool,
+    /// A bridge or VLAN with a network card below.
+    over_device: bool,
+}
+
+fn read(sys: &Path) -> Sys {
+    let has_device = |dir: &Path| dir.join("device").exists();
+    let below = fs::read_dir(sys).into_iter().flatten().flatten();
+    let lower = |name: &std::ffi::OsStr| {
+        name.to_str()
+            .and_then(|name| name.strip_prefix("lower_"))
+            .is_some_and(|lower| has_device(&sys.with_file_name(lower)))
+    };
+    Sys {
+        arp_type: number(&sys.join("type")).unwrap_or(0),
+        device: has_device(sys),
+        bond: sys.join("bonding").exists(),
+        bridge: sys.join("bridge").exists(),
+        over_device: below.into_iter().any(|item| lower(&item.file_name())),
+    }
+}
+
+fn number(path: &Path) -> Option<i64> {
+    fs::read_to_string(path).ok()?.trim().parse().ok()
+}
+
+/// Names that container and virtual machine software gives to its own side.
+const INNER: [&str; 13] = [
+    "docker", "br-", "virbr", "veth", "cni", "flannel", "cali", "podman", "lxcbr", "lxdbr",
+    "vmnet", "vnet", "tap",
+];
+
+fn kind(name: &str, sys: &Sys) -> Kind {
+    const LOOPBACK: i64 = 772;
+    const INFINIBAND: i64 = 32;
+    match sys {
+        Sys {
+            arp_type: LOOPBACK, ..
+        } => Kind::Loopback,
+        Sys {
+            arp_type: INFINIBAND,
+            ..
+        } => Kind::Infiniband,
+        Sys { device: true, .. }
+        | Sys { bond: true, .. }
+        | Sys {
+            over_device: true, ..
+        } => Kind::Ethernet,
+        Sys { bridge: true, .. } => Kind::Bridge,
+        _ if INNER.iter().any(|prefix| name.starts_with(prefix)) => Kind::Bridge,
+        _ => Kind::Virtual,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn interface(name: &str, kind: Kind, address: &str) -> Interface {
+        Interface {
+            name: name.to_owned(),
+            kind,
+            up: true,
+            speed_mbits: None,
+            address: address.parse().unwrap(),
+            prefix: 24,
+        }
+    }
+
+    fn node() -> Vec<Interface> {
+        vec![
+            interface("lo", Kind::Loopback, "127.0.0.1"),
+            interface("docker0", Kind::Bridge, "172.17.0.1"),
+            interface("eno1", Kind::Ethernet, "fe80::1"),
+            interface("eno1", Kind::Ethernet, "fd00::3"),
+            interface("eno1", Kind::Ethernet, "10.0.0.3"),
+            Interface {
+                speed_mbits: Some(100_000),
+                ..interface("ens2", Kind::Ethernet, "10.2.0.3")
+            },
+            interface("ib0", Kind::Infiniband, "10.1.0.3"),
+        ]
+    }
+
+    fn name(list: &[Interface], wish: Option<&str>) -> String {
+        let choice = choose(list, wish).unwrap();
+        format!("{} {}", choice.name, choice.address)
+    }
+
+    #[test]
+    fn infiniband_then_the_fastest_card_and_never_a_bridge() {
+        let mut list = node();
+        assert_eq!(name(&list, None), "ib0 10.1.0.3");
+        list[6].up = false;
+        assert_eq!(name(&list, None), "ens2 10.2.0.3");
+        let reason = choose(&list, None).unwrap().reason;
+        assert_eq!(reason, "network card, the fastest or first of 2");
+        list[5].up = false;
+        assert_eq!(
+            name(&list, None),
+            "eno1 10.0.0.3",
+            "IPv4 first, never link-local"
+        );
+        list.truncate(4);
+        assert_eq!(name(&list, None), "eno1 fd00::3");
+        list.truncate(3);
+        let text = choose(&list, None).unwrap_err().to_string();
+        assert!(text.starts_with("no network interface is up"), "{text}");
+        assert!(
+            text.contains("there are lo 127.0.0.1, docker0 172.17.0.1\n  help: "),
+            "{text}"
+        );
+        list.push(interface("eth0", Kind::Virtual, "10.9.0.2"));
+        assert_eq!(name(&list, None), "eth0 10.9.0.2", "a container's own");
+    }
+
+    #[test]
+    fn a_wish_is_a_name_an_address_or_a_subnet() {
+        let list = node();
+        assert_eq!(name(&list, Some("eno1")), "eno1 10.0.0.3");
+        assert_eq!(name(&list, Some("10.2.0.3")), "ens2 10.2.0.3");
+        assert_eq!(name(&list, Some("10.1.0.0/16")), "ib0 10.1.0.3");
+        assert_eq!(name(&list, Some("fd00::/8")), "eno1 fd00::3");
+        assert_eq!(name(&list, Some("0.0.0.0/0")), "lo 127.0.0.1");
+        assert_eq!(
+            name(&list, Some("lo")),
+            "lo 127.0.0.1",
+            "who asks for it gets it"
+        );
+        for wish in ["ib1", "10.5.0.0/16", "10.0.0.0/33", "x/y", "fe80::1"] {
+            let text = choose(&list, Some(wish)).unwrap_err().to_string();
+            assert!(
+                text.contains(&format!("`{wish}`")) && text.contains("ib0 10.1.0.3"),
+                "{text}"
+            );
+        }
+    }
+
+    #[test]
+    fn kinds_are_told_by_what_stands_behind() {
+        let sys = Sys {
+            arp_type: 1,
+            ..Sys::default()
+        };
+        assert_eq!(
+            kind(
+                "lo",
+                &Sys {
+                    arp_type: 772,
+                    ..sys
+                }
+            ),
+            Kind::Loopback
+        );
+        assert_eq!(
+            kind(
+                "ibp1s0",
+                &Sys {
+                    arp_type: 32,
+                    device: true,
+                    ..sys
+                }
+            ),
+            Kind::Infiniband
+        );
+        assert_eq!(
+            kind(
+                "eth0",
+                &Sys {
+                    device: true,
+                    ..sys
+                }
+            ),
+            Kind::Ethernet
+        );
+        assert_eq!(kind("bond0", &Sys { bond: true, ..sys }), Kind::Ethernet);
+        let bridged = Sys {
+            bridge: true,
+            over_device: true,
+            ..sys
+        };
+        assert_eq!(
+            kind("br0", &bridged),
+            Kind::Ethernet,
+            "the node's only way out"
+        );
+        assert_eq!(
+            kind(
+                "br0",
+                &Sys {
+                    bridge: true,
+                    ..sys
+                }
+            ),
+            Kind::Bridge
+        );
+        assert_eq!(kind("veth12ab", &sys), Kind::Bridge);
+        assert_eq!(kind("eth0", &sys), Kind::Virtual);
+    }
+
+    #[test]
+    fn this_machine_has_a_loopback() {
+        let list = list().unwrap();
+        assert!(
+            list.iter()
+                .any(|i| i.kind == Kind::Loopback && i.address.is_loopback()),
+            "{list:?}"
+        );
+    }
+}
