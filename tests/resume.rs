@@ -204,3 +204,26 @@ fn resuming_a_finished_run_changes_nothing() {
         .prints(&["finished after step 7"]);
     assert_eq!(outcome(&run), before);
 }
+
+/// A run with a deadline leaves before it, by itself, with everything saved.
+#[test]
+fn a_run_leaves_before_its_deadline() {
+    let _turn = turn();
+    let run = Run::new(&["train.epochs=100000"]);
+    let mut words = run.first(2);
+    words.extend(["--deadline", "25s"].map(str::to_owned));
+    let begun = std::time::Instant::now();
+    let done = Process::start(&words, Some(&run.path))
+        .wait()
+        .with_code(RESUME);
+    let took = begun.elapsed();
+    assert!(took.as_secs() < 25, "it took {took:?}\n{done}");
+    common::assert_nobody_left(&run.path);
+    let status = run.status();
+    assert_eq!(status["state"], "stopped", "{status:#}");
+    assert_eq!(status["checkpoint"]["step"], status["step"], "{status:#}");
+    assert!(status["step"].as_u64().unwrap() >= 1, "{status:#}");
+    let why = status["reason"].as_str().unwrap();
+    assert!(why.contains("left until the deadline"), "{why}");
+    common::fovea(&["audit", run.text()]).with_code(FINISHED);
+}

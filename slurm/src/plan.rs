@@ -132,8 +132,6 @@ pub fn plan(offer: &Offer) -> Result<Plan, NoPlan> {
         format!("--ntasks={world}"),
         format!("--nodelist={}", nodes.join(",")),
         "--distribution=block".to_owned(),
-        // Ranks set their own number of threads.
-        "--cpu-bind=none".to_owned(),
         // The others decide what a lost node means.
         "--no-kill".to_owned(),
         // Steps of the same job, such as the one that stages data, do not wait for each other.

@@ -16,7 +16,6 @@ use fovea_slurm::plan::{Offer, Plan, Transport, down_nodes, plan, pmi_types};
 use fovea_trainer::config::{Backend, Config};
 use fovea_trainer::exit_code;
 use fovea_trainer::run_dir::RunDir;
-use fovea_trainer::train::resume_point;
 
 use super::absolute;
 use super::source::places;
@@ -75,11 +74,14 @@ fn make_plan(args: &JobPlanArgs) -> anyhow::Result<Ending> {
         true => Dataset::open_unverified(&data),
     }
     .map_err(fovea_trainer::Error::from)?;
-    if enter(&run, &config, &data, begun)? == Begin::Over {
-        say!("finished=1")?;
-        return Ok(Ending::Finished);
-    }
-    let step = resume_point(&run, Some(&data))?.step;
+    let step = match enter(&run, &config, &data, begun)? {
+        Begin::New => 0,
+        Begin::After(step) => step,
+        Begin::Over(_) => {
+            say!("finished=1")?;
+            return Ok(Ending::Finished);
+        }
+    };
     let address = address(&plan, args.interface.as_deref())?;
     let start = Event::Start {
         unix_ms: unix_ms(),

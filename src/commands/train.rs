@@ -29,8 +29,16 @@ pub fn run(args: &TrainArgs) -> anyhow::Result<Ending> {
     let run = RunDir::new(out);
     // Everything is checked here, once; the trainers map the shards without hashing them again.
     let data = Dataset::open(&data).map_err(fovea_trainer::Error::from)?;
-    if enter(&run, &config, &data, args.resume)? == Begin::Over {
-        return Ok(Ending::Finished);
+    match enter(&run, &config, &data, args.resume)? {
+        Begin::New => {}
+        Begin::After(step) => drop(say!("going on after step {step}")),
+        Begin::Over(step) => {
+            say!(
+                "nothing left to do: finished after step {step}; look at it with: fovea report {}",
+                run.path().display()
+            )?;
+            return Ok(Ending::Finished);
+        }
     }
 
     // From here on the run goes on whether or not anybody reads what is said.
@@ -117,12 +125,15 @@ fn resolve(args: &TrainArgs) -> anyhow::Result<Config> {
     Ok(config)
 }
 
-/// Whether there is anything to train.
+/// Where training begins.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Begin {
-    Now,
-    /// The run is finished already.
-    Over,
+    /// At the beginning.
+    New,
+    /// After this step, from its checkpoint.
+    After(u64),
+    /// Nowhere: the run is finished after this step.
+    Over(u64),
 }
 
 /// Makes the run directory this run's: a new one, or the one to go on with. A refusal changes nothing, and so does
@@ -140,6 +151,7 @@ pub(super) fn enter(
     source::refuse_foreign(run)?;
     // Refused while another run is going on here; the coordinator takes it again for the run's life.
     let _lock = RunLock::acquire(run.path()).map_err(fovea_trainer::Error::from)?;
+    let mut begin = Begin::New;
     if run.config().exists() {
         if !resume {
             return Err(Usage(format!(
@@ -153,18 +165,14 @@ pub(super) fn enter(
         let start = resume_point(run, Some(data))?;
         let status = Status::load(run.path()).ok();
         if status.is_some_and(|s| s.state == RunState::Finished && s.step == start.step) {
-            say!(
-                "nothing left to do: finished after step {}; look at it with: fovea report {path}",
-                start.step
-            )?;
-            return Ok(Begin::Over);
+            return Ok(Begin::Over(start.step));
         }
-        let _ = say!("going on after step {}", start.step);
+        begin = Begin::After(start.step);
     } else if resume {
         return Err(nothing_to_resume(run.path()));
     }
     run_dir::replace(&run.config(), config.to_toml_documented().as_bytes())?;
-    Ok(Begin::Now)
+    Ok(begin)
 }
 
 fn nothing_to_resume(run: &Path) -> anyhow::Error {
