@@ -47,7 +47,7 @@ pub struct Job {
     pub set: Vec<String>,
     /// Image to run in.
     pub container: Option<String>,
-    /// Where copies of the data may go on a node, best first; empty for no copies.
+    /// Where copies of the data may go on a node, best first; `auto` for what the node has; empty for no copies.
     pub scratch: Vec<String>,
     /// The site's defaults, with what was given for this job over them.
     pub site: Site,
@@ -179,7 +179,7 @@ pub fn render(job: &Job) -> String {
         script.push_str(&include_str!("script/loop.sh").replace("@SRUN@", srun));
     } else {
         script.push_str(include_str!("script/stage.sh"));
-        let srun = format!("{srun} \"${{scratch[@]}}\"");
+        let srun = format!("{srun} \"${{staged[@]}}\"");
         script.push_str(&include_str!("script/loop.sh").replace("@SRUN@", &srun));
         script.push_str(include_str!("script/unstage.sh"));
     }
@@ -319,16 +319,21 @@ fn settings(job: &Job) -> String {
     );
     let _ = writeln!(text, "options=({})", options.join(" "));
     if !job.scratch.is_empty() {
-        let places: Vec<String> = job
-            .scratch
-            .iter()
-            .map(|place| format!("--scratch {}", quote(place)))
-            .collect();
+        let places = |option: &str| {
+            let all: Vec<String> = job
+                .scratch
+                .iter()
+                .map(|place| format!("{option} {}", quote(place)))
+                .collect();
+            all.join(" ")
+        };
         text.push_str("# Each node takes the first of these that it has, and puts in its own value of a variable.\n");
-        if job.scratch.iter().any(|place| place.contains('$')) {
-            text.push_str("# shellcheck disable=SC2016\n");
+        for (name, option) in [("to", "--to"), ("staged", "--staged")] {
+            if job.scratch.iter().any(|place| place.contains('$')) {
+                text.push_str("# shellcheck disable=SC2016\n");
+            }
+            let _ = writeln!(text, "{name}=({})", places(option));
         }
-        let _ = writeln!(text, "scratch=({})", places.join(" "));
     }
     text.push_str(
         "# Seconds that ranks and coordinator get to leave by themselves.\npatience=20\n",

@@ -51,6 +51,7 @@ pub struct Site {
     /// Type of GPU in that line, `a100`.
     pub gpu_type: Option<String>,
     /// Node-local scratch, the first that exists on a node counts: paths, or variables as `$SLURM_TMPDIR`.
+    /// Empty: what is usual.
     pub scratch: Vec<String>,
     /// Network interface that the coordinator listens on, `ib0`.
     pub interface: Option<String>,
@@ -70,7 +71,6 @@ pub struct Site {
 
 impl Default for Site {
     fn default() -> Self {
-        let scratch = ["$SLURM_TMPDIR", "$TMPDIR", "/scratch/local", "/local"];
         Self {
             partition: None,
             account: None,
@@ -79,7 +79,7 @@ impl Default for Site {
             modules: Vec::new(),
             gpu: GpuLine::default(),
             gpu_type: None,
-            scratch: scratch.map(str::to_owned).to_vec(),
+            scratch: Vec::new(),
             interface: None,
             requeue: Requeue::default(),
             chain: 10,
@@ -152,7 +152,7 @@ const KEYS: &[Key] = &[
     },
     Key {
         name: "container",
-        example: "\"apptainer exec --nv --bind /work\"",
+        example: "\"apptainer exec --nv --bind /data\"",
         take: |s, v| words(v).map(|w| s.container = w),
     },
     Key {

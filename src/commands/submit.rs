@@ -247,7 +247,7 @@ fn job(args: &SubmitArgs, base: &Path, run: &Path, data: &Path) -> anyhow::Resul
     site.modules.extend(args.modules.iter().cloned());
     let scratch = match args.stage.as_str() {
         "none" => Vec::new(),
-        "auto" => site.scratch.clone(),
+        "auto" if !site.scratch.is_empty() => site.scratch.clone(),
         dir => vec![dir.to_owned()],
     };
     let program = match args.container {

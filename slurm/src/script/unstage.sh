@@ -5,7 +5,7 @@ if alive "$staging"; then
     wait_for "$staging" 5
 fi
 end "$staging" staging
-"${on_each_node[@]}" "${fovea[@]}" stage --remove "$data" "${scratch[@]}" &
+"${on_each_node[@]}" "${fovea[@]}" stage --remove "$data" "${to[@]}" &
 staging=$!
 wait_for "$staging" 10
 end "$staging" "removing copies"

@@ -387,7 +387,7 @@ fn copies_are_made_beside_and_removed_at_the_end() {
     stage.write("finish", "");
     let (code, log) = stage.end();
     assert_eq!(code, 0);
-    let places = "--scratch $SLURM_TMPDIR --scratch /two words";
+    let to = "--to $SLURM_TMPDIR --to /two words";
     let calls: Vec<&String> = log
         .iter()
         .filter(|line| line.starts_with("stage"))
@@ -395,13 +395,13 @@ fn copies_are_made_beside_and_removed_at_the_end() {
     assert_eq!(
         calls,
         [
-            &format!("stage /data/two words {places}"),
-            &format!("stage --remove /data/two words {places}")
+            &format!("stage /data/two words {to}"),
+            &format!("stage --remove /data/two words {to}")
         ]
     );
     assert!(
-        log.iter()
-            .any(|line| line.starts_with("trainer start") && line.ends_with(places)),
+        log.iter().any(|line| line.starts_with("trainer start")
+            && line.ends_with(" --staged $SLURM_TMPDIR --staged /two words")),
         "{log:#?}"
     );
 }

@@ -21,7 +21,9 @@ fovea=(/home/user/bin/fovea)
 options=(--out "$run")
 # Each node takes the first of these that it has, and puts in its own value of a variable.
 # shellcheck disable=SC2016
-scratch=(--scratch '$SLURM_TMPDIR' --scratch /scratch/local)
+to=(--to '$SLURM_TMPDIR' --to /scratch/local)
+# shellcheck disable=SC2016
+staged=(--staged '$SLURM_TMPDIR' --staged /scratch/local)
 # Seconds that ranks and coordinator get to leave by themselves.
 patience=20
 
@@ -71,7 +73,7 @@ end() {
 # Copies of the data go to each node's own disk in the background; training begins on the shared file system.
 on_each_node=(srun --overlap --mpi=none --nodes="$SLURM_JOB_NUM_NODES" --ntasks="$SLURM_JOB_NUM_NODES"
     --ntasks-per-node=1 --kill-on-bad-exit=0)
-"${on_each_node[@]}" "${fovea[@]}" stage "$data" "${scratch[@]}" &
+"${on_each_node[@]}" "${fovea[@]}" stage "$data" "${to[@]}" &
 staging=$!
 
 code=0
@@ -94,7 +96,7 @@ while :; do
     fi
 
     # One srun starts all ranks.
-    srun "${step[@]}" "${fovea[@]}" trainer "$run" --in-job "${scratch[@]}" &
+    srun "${step[@]}" "${fovea[@]}" trainer "$run" --in-job "${staged[@]}" &
     trainers=$!
 
     # The coordinator, which is started again when it was killed: the ranks wait for it.
@@ -150,7 +152,7 @@ if alive "$staging"; then
     wait_for "$staging" 5
 fi
 end "$staging" staging
-"${on_each_node[@]}" "${fovea[@]}" stage --remove "$data" "${scratch[@]}" &
+"${on_each_node[@]}" "${fovea[@]}" stage --remove "$data" "${to[@]}" &
 staging=$!
 wait_for "$staging" 10
 end "$staging" "removing copies"
