@@ -10,22 +10,23 @@ use std::io::{Read, Write as _};
 use std::net::TcpListener;
 use std::os::unix::fs::{OpenOptionsExt, PermissionsExt};
 use std::path::{Path, PathBuf};
-use std::process::{Command, Output, Stdio};
-use std::sync::atomic::{AtomicU32, Ordering};
+use std::process::{Command, Stdio};
+use std::sync::Mutex;
+use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 use std::time::{Duration, Instant};
 
 use tempfile::TempDir;
 
 use crate::config::{self, NODES, Options, Sites};
-use crate::job::Job;
 use crate::nodes::Network;
-use crate::process::{Daemon, Janitor, LOOK, Process, end_all, kill_all, processes};
+use crate::process::{Daemon, Janitor, LOOK, end_all, kill_all};
 
 /// The longest that the daemons may take to come up, on a loaded machine.
 const START: Duration = Duration::from_secs(60);
 /// Slurm's own variables in the tests' environment would tell its commands about another cluster.
 const FOREIGN: [&str; 11] = [
-    "SLURM", "SBATCH", "SALLOC", "SRUN", "SQUEUE", "SINFO", "SCANCEL", "SCONTROL", "PMI", "OMPI", "FOVEA",
+    "SLURM", "SBATCH", "SALLOC", "SRUN", "SQUEUE", "SINFO", "SCANCEL", "SCONTROL", "PMI", "OMPI",
+    "FOVEA",
 ];
 /// The longest path of a Unix socket is 107 bytes; Slurm's and PMIx's names in the directory need up to 50.
 const LONGEST: usize = 55;
@@ -34,7 +35,11 @@ const LONGEST: usize = 55;
 pub struct Cluster {
     daemons: BTreeMap<String, Daemon>,
     network: Option<Network>,
-    options: Options,
+    pub(crate) options: Options,
+    /// Whether a node was lost at any time.
+    pub(crate) lost: AtomicBool,
+    /// When each requeued job was told to start soon, by id and number of the start.
+    pub(crate) hurried: Mutex<BTreeMap<(String, u32), Instant>>,
     janitor: Option<Janitor>,
     directory: TempDir,
 }
@@ -87,14 +92,23 @@ impl Cluster {
         write("gres.conf", config::GRES_CONF);
         write("cgroup.conf", config::CGROUP_CONF);
         let mut key = [0; 128];
-        fs::File::open("/dev/urandom").unwrap().read_exact(&mut key).unwrap();
+        fs::File::open("/dev/urandom")
+            .unwrap()
+            .read_exact(&mut key)
+            .unwrap();
         let mut file = fs::OpenOptions::new();
-        let file = file.create_new(true).write(true).mode(0o600).open(dir.join("munge.key"));
+        let file = file
+            .create_new(true)
+            .write(true)
+            .mode(0o600)
+            .open(dir.join("munge.key"));
         file.unwrap().write_all(&key).unwrap();
         Self {
             daemons: BTreeMap::new(),
             network: None,
             options: options.clone(),
+            lost: AtomicBool::new(false),
+            hurried: Mutex::default(),
             janitor: Some(Janitor::hire(dir)),
             directory,
         }
@@ -120,12 +134,20 @@ impl Cluster {
         });
         let mut slurmctld = self.command("slurmctld");
         self.daemon("slurmctld", slurmctld.arg("-D"));
+        // A slurmd that registers before anybody listens tries again after a whole second.
+        self.wait_up("slurmctld", |cluster| {
+            let mut scontrol = cluster.command("scontrol");
+            scontrol.arg("ping").output().unwrap().status.success()
+        });
         for node in NODES {
             self.start_node(node);
         }
         self.wait_up("slurmctld and both slurmd", |cluster| {
             let mut sinfo = cluster.command("sinfo");
-            let output = sinfo.args(["-h", "-N", "-t", "idle", "-p", "low"]).output().unwrap();
+            let output = sinfo
+                .args(["-h", "-N", "-t", "idle", "-p", "low"])
+                .output()
+                .unwrap();
             String::from_utf8_lossy(&output.stdout).lines().count() == NODES.len()
         });
     }
@@ -141,7 +163,8 @@ impl Cluster {
         let deadline = Instant::now() + START;
         while !up(self) {
             let ended = self.daemons.values_mut().find_map(Daemon::ended);
-            let late = (Instant::now() > deadline).then(|| format!("{what} not up after {START:?}"));
+            let late =
+                (Instant::now() > deadline).then(|| format!("{what} not up after {START:?}"));
             if let Some(why) = ended.or(late) {
                 panic!("{why}\n{}", self.logs());
             }
@@ -180,7 +203,10 @@ impl Cluster {
             .env("PATH", format!("{path}:/usr/sbin:/sbin"))
             // What MPI leaves behind when it is killed goes with the cluster.
             .env("TMPDIR", self.dir().join("tmp"))
-            .env("OMPI_MCA_btl_vader_backing_directory", self.dir().join("tmp"))
+            .env(
+                "OMPI_MCA_btl_vader_backing_directory",
+                self.dir().join("tmp"),
+            )
             .current_dir(self.dir().join("work"))
             .stdin(Stdio::null());
     }
@@ -189,160 +215,20 @@ impl Cluster {
     #[track_caller]
     pub fn output<A: AsRef<OsStr>>(&self, program: &str, args: &[A]) -> String {
         let output = self.command(program).args(args).output().unwrap();
-        let stdout = String::from_utf8_lossy(&output.stdout).trim_end().to_owned();
+        let stdout = String::from_utf8_lossy(&output.stdout)
+            .trim_end()
+            .to_owned();
         if !output.status.success() {
             let words: Vec<_> = args.iter().map(|a| a.as_ref().to_string_lossy()).collect();
             let stderr = String::from_utf8_lossy(&output.stderr);
             let status = output.status;
-            panic!("$ {program} {}\n{status}\n{stdout}\n{stderr}\n{}", words.join(" "), self.logs());
+            panic!(
+                "$ {program} {}\n{status}\n{stdout}\n{stderr}\n{}",
+                words.join(" "),
+                self.logs()
+            );
         }
         stdout
-    }
-
-    /// Submits a batch script with these options of `sbatch`; its job id. Its output goes to `work/`.
-    #[track_caller]
-    pub fn submit(&self, options: &[&str], script: &str) -> String {
-        let mut sbatch = self.command("sbatch");
-        sbatch.args(["--parsable", "--open-mode=append", "--output=job-%j.log"]).args(options);
-        sbatch.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped());
-        let mut child = sbatch.spawn().unwrap();
-        let script = format!("#!/bin/bash\n{script}\n");
-        child.stdin.take().unwrap().write_all(script.as_bytes()).unwrap();
-        let Output { status, stdout, stderr } = child.wait_with_output().unwrap();
-        let stderr = String::from_utf8_lossy(&stderr);
-        assert!(status.success(), "sbatch {options:?}: {status}\n{stderr}\n{script}");
-        String::from_utf8(stdout).unwrap().trim().to_owned()
-    }
-
-    /// All jobs that Slurm still knows, each element of an array for itself.
-    pub fn jobs(&self) -> Vec<Job> {
-        let output = self.command("scontrol").args(["-o", "show", "job"]).output().unwrap();
-        String::from_utf8_lossy(&output.stdout).lines().filter_map(Job::parse).collect()
-    }
-
-    /// A job by its id, an element of an array by `ARRAY_TASK`.
-    #[track_caller]
-    pub fn job(&self, id: &str) -> Job {
-        let text = self.output("scontrol", &["-o", "show", "job", id]);
-        let job = text.lines().find_map(Job::parse);
-        job.unwrap_or_else(|| panic!("no job {id} in {text:?}"))
-    }
-
-    /// Looks until there is an answer; it is an error when that takes longer than `limit`.
-    #[track_caller]
-    pub fn wait<T>(&self, what: &str, limit: Duration, look: impl Fn() -> Option<T>) -> T {
-        let deadline = Instant::now() + limit;
-        loop {
-            if let Some(answer) = look() {
-                return answer;
-            }
-            assert!(Instant::now() < deadline, "no {what} after {limit:?}\n{}", self.logs());
-            std::thread::sleep(LOOK);
-        }
-    }
-
-    /// Waits until a job is in this state (`RUNNING`, `COMPLETED`, ...).
-    #[track_caller]
-    pub fn wait_state(&self, id: &str, state: &str, limit: Duration) -> Job {
-        self.wait(&format!("{state} of job {id}"), limit, || {
-            Some(self.job(id)).filter(|job| job.state == state)
-        })
-    }
-
-    /// Waits until a job runs that was requeued at least so many times, without the time that Slurm lets pass
-    /// before it starts a requeued job again.
-    #[track_caller]
-    pub fn wait_restarted(&self, id: &str, restarts: u32, limit: Duration) -> Job {
-        let hurried = std::cell::Cell::new(None::<Instant>);
-        self.wait(&format!("restart {restarts} of job {id}"), limit, || {
-            let job = self.job(id);
-            // Once for each delay: asking again would put the start off again.
-            if hurried.get().is_none_or(|at| at.elapsed() > Duration::from_secs(3)) && self.hurry(&job) {
-                hurried.set(Some(Instant::now()));
-            }
-            Some(job).filter(|job| job.state == "RUNNING" && job.restarts >= restarts)
-        })
-    }
-
-    /// Has a requeued job start soon; whether it was waiting for its begin time. Not `now`: a start in the very
-    /// second of the requeue fails for good in half of the cases.
-    pub fn hurry(&self, job: &Job) -> bool {
-        let update = [format!("JobId={}", job.id), "StartTime=now+1".to_owned()];
-        job.is_held_back() && {
-            let done = self.command("scontrol").arg("update").args(update).output();
-            done.unwrap().status.success()
-        }
-    }
-
-    /// Processes that run for a job, on any node: the batch script, its steps, and whatever they started.
-    pub fn processes_of_job(&self, id: &str) -> Vec<Process> {
-        let step = format!("slurmstepd: [{id}.");
-        let mut all = self.processes();
-        all.retain(|p| p.has("SLURM_JOB_ID", id) || p.line.starts_with(&step));
-        all
-    }
-
-    /// All processes that were started by this cluster or by one of its commands.
-    pub fn processes(&self) -> Vec<Process> {
-        let conf = self.dir().join("slurm.conf");
-        let mut all = processes();
-        all.retain(|p| p.has("SLURM_CONF", &conf));
-        all
-    }
-
-    /// Processes on a node: its slurmd, steps and tasks.
-    pub fn processes_on(&self, node: &str) -> Vec<Process> {
-        let mut all = self.processes();
-        all.retain(|p| p.has("SLURMD_NODENAME", node));
-        all
-    }
-
-    /// No process may be left of any job, nor any that names the run directory, soon after the last job.
-    #[track_caller]
-    pub fn assert_nobody_left(&self, run: &Path) {
-        let run = run.to_string_lossy();
-        let left = || {
-            let mut all = processes();
-            let conf = self.dir().join("slurm.conf");
-            all.retain(|p| {
-                let of_job = p.has("SLURM_CONF", &conf)
-                    && (p.line.starts_with("slurmstepd: ") || p.variable("SLURM_JOB_ID").is_some());
-                of_job || p.line.contains(&*run)
-            });
-            all
-        };
-        let deadline = Instant::now() + self.grace();
-        while !left().is_empty() {
-            if Instant::now() > deadline {
-                panic!("still there after {:?}: {:?}\n{}", self.grace(), left(), self.logs());
-            }
-            std::thread::sleep(LOOK);
-        }
-    }
-
-    /// How long jobs may take to leave when they are told to.
-    fn grace(&self) -> Duration {
-        Duration::from_secs(u64::from(self.options.kill_wait) + 15)
-    }
-
-    /// The state of a node as `sinfo` has it: `idle`, `alloc`, `mix`, `down`, `drain`, ... `*`: does not answer.
-    #[track_caller]
-    pub fn node_state(&self, node: &str) -> String {
-        self.output("sinfo", &["-h", "-N", "-n", node, "-p", "low", "-o", "%t"])
-    }
-
-    /// All nodes must be ready for the next job: none is down, and none was drained since a job did not end.
-    #[track_caller]
-    pub fn assert_nodes_idle(&self) {
-        let idle = || NODES.iter().all(|node| self.node_state(node) == "idle");
-        self.wait("two idle nodes", self.grace(), || idle().then_some(()));
-    }
-
-    /// Has the controller take a node for dead at once, instead of after `slurmd_timeout`.
-    #[track_caller]
-    pub fn set_down(&self, node: &str) {
-        let node = format!("NodeName={node}");
-        self.output("scontrol", &["update", &node, "State=DOWN", "Reason=test"]);
     }
 
     /// Starts the slurmd of a node, and the node itself where it is a thing of its own.
@@ -366,6 +252,7 @@ impl Cluster {
     /// Kills slurmd, all steps and all tasks of a node: what is left of it after a power cut. Nobody says goodbye.
     #[track_caller]
     pub fn kill_node(&mut self, node: &str) {
+        self.lost.store(true, Ordering::Relaxed);
         if let Some(network) = &mut self.network {
             network.kill_node(node);
         }
@@ -385,10 +272,30 @@ impl Cluster {
         });
     }
 
-    /// The links between the nodes, where nodes are apart.
+    /// Nothing comes to a node or from it any more, and nobody is told. Nodes apart only.
     #[track_caller]
-    pub fn network(&self) -> &Network {
-        self.network.as_ref().expect("a cluster that was started apart")
+    pub fn cut(&self, node: &str) {
+        self.lost.store(true, Ordering::Relaxed);
+        self.network().cut(node);
+    }
+
+    /// Undoes [`Cluster::cut`].
+    #[track_caller]
+    pub fn mend(&self, node: &str) {
+        self.network().mend(node);
+    }
+
+    /// Lets no more than `rate` (`100mbit`) through to a node, and as much from it. Nodes apart only.
+    #[track_caller]
+    pub fn slow(&self, node: &str, rate: &str) {
+        self.network().slow(node, rate);
+    }
+
+    #[track_caller]
+    fn network(&self) -> &Network {
+        self.network
+            .as_ref()
+            .expect("a cluster that was started apart")
     }
 
     /// What is there to know about a failure: nodes, jobs, the ends of all logs and of the jobs' output.
@@ -405,7 +312,10 @@ impl Cluster {
                 text += &tail(&job.output, 40);
             }
         }
-        let files = fs::read_dir(self.dir()).unwrap().flatten().map(|e| e.path());
+        let files = fs::read_dir(self.dir())
+            .unwrap()
+            .flatten()
+            .map(|e| e.path());
         let mut files: Vec<PathBuf> = files.collect();
         // What has no log of its own has said it on its output.
         files.retain(|p| {
@@ -419,14 +329,22 @@ impl Cluster {
 
     /// Ends all jobs and waits until they are gone, as Slurm does it.
     fn cancel_all(&self) {
-        let deadline = Instant::now() + self.grace();
+        let deadline = Instant::now() + self.leaving();
         loop {
-            let queue = self.command("squeue").args(["-h", "-o", "%A"]).output().unwrap();
+            let queue = self
+                .command("squeue")
+                .args(["-h", "-o", "%A"])
+                .output()
+                .unwrap();
             let ids = String::from_utf8_lossy(&queue.stdout).into_owned();
             if ids.trim().is_empty() || Instant::now() > deadline {
                 return;
             }
-            let _ = self.command("scancel").arg("-Q").args(ids.split_whitespace()).output();
+            let _ = self
+                .command("scancel")
+                .arg("-Q")
+                .args(ids.split_whitespace())
+                .output();
             std::thread::sleep(Duration::from_millis(50));
         }
     }
@@ -434,22 +352,30 @@ impl Cluster {
 
 impl Drop for Cluster {
     fn drop(&mut self) {
-        let running = |cluster: &mut Self| cluster.daemons.get_mut("slurmctld").map(Daemon::ended);
-        if running(self) == Some(None) {
+        let mut left = Vec::new();
+        let slurmctld = self.daemons.get_mut("slurmctld");
+        if slurmctld.is_some_and(|daemon| daemon.ended().is_none()) {
             self.cancel_all();
+            left = self.processes_of_jobs();
+            // A step may take a moment after its job; on a node that is cut off nobody is told at all.
+            let deadline = Instant::now() + self.leaving();
+            while !left.is_empty()
+                && !self.lost.load(Ordering::Relaxed)
+                && Instant::now() < deadline
+            {
+                std::thread::sleep(LOOK);
+                left = self.processes_of_jobs();
+            }
         }
         end_all(self.daemons.values_mut(), Duration::from_secs(5));
         if let Some(mut network) = self.network.take() {
             network.end();
         }
-        let left = self.processes();
-        if !left.is_empty() {
-            kill_all(|| self.processes());
-        }
+        kill_all(|| self.processes());
         drop(self.janitor.take());
         assert!(
-            left.is_empty() || std::thread::panicking(),
-            "outlived all jobs and their nodes: {left:?}"
+            left.is_empty() || self.lost.load(Ordering::Relaxed) || std::thread::panicking(),
+            "outlived their jobs: {left:?}"
         );
     }
 }
@@ -467,9 +393,15 @@ fn tail(path: &Path, lines: usize) -> String {
 fn state_directory() -> TempDir {
     let target = Path::new(env!("CARGO_TARGET_TMPDIR"));
     let text = target.to_string_lossy();
-    let fits = text.len() <= LONGEST && !text.contains(|c: char| c.is_whitespace() || "#,=%[]".contains(c));
-    let parent = if fits { target.to_owned() } else { std::env::temp_dir() };
-    TempDir::with_prefix_in("slurm-", &parent).unwrap_or_else(|e| panic!("{}: {e}", parent.display()))
+    let fits = text.len() <= LONGEST
+        && !text.contains(|c: char| c.is_whitespace() || "#,=%[]".contains(c));
+    let parent = if fits {
+        target.to_owned()
+    } else {
+        std::env::temp_dir()
+    };
+    TempDir::with_prefix_in("slurm-", &parent)
+        .unwrap_or_else(|e| panic!("{}: {e}", parent.display()))
 }
 
 /// Ports that nobody listens on, below those that the system hands out by itself; other test binaries look

@@ -48,6 +48,13 @@ impl Job {
 
     /// It will not run again by itself.
     pub fn is_over(&self) -> bool {
-        !["PENDING", "RUNNING", "COMPLETING", "SUSPENDED", "CONFIGURING"].contains(&&*self.state)
+        ![
+            "PENDING",
+            "RUNNING",
+            "COMPLETING",
+            "SUSPENDED",
+            "CONFIGURING",
+        ]
+        .contains(&&*self.state)
     }
 }

@@ -11,9 +11,11 @@ mod cluster;
 #[path = "../common/mod.rs"]
 mod common;
 mod config;
+mod control;
 mod fixture;
 mod job;
 mod jobs;
 mod need;
 mod nodes;
 mod process;
+mod submitted;

@@ -7,9 +7,17 @@ use std::sync::{MutexGuard, Once};
 use crate::{common, nodes};
 
 /// What set-up installs.
-const PACKAGES: &str = "slurmctld slurmd slurm-client slurm-wlm-basic-plugins munge libpmix2 iproute2";
+const PACKAGES: &str =
+    "slurmctld slurmd slurm-client slurm-wlm-basic-plugins munge libpmix2 iproute2";
 const PROGRAMS: [&str; 8] = [
-    "munged", "slurmctld", "slurmd", "sbatch", "srun", "scontrol", "sinfo", "squeue",
+    "munged",
+    "slurmctld",
+    "slurmd",
+    "sbatch",
+    "srun",
+    "scontrol",
+    "sinfo",
+    "squeue",
 ];
 
 /// The turn of a test that needs a cluster; `None` where these are left out.
@@ -20,7 +28,10 @@ pub fn slurm() -> Option<MutexGuard<'static, ()>> {
         return None;
     }
     let path = std::env::var("PATH").unwrap_or_default() + ":/usr/sbin:/sbin";
-    let is_there = |program: &&&str| path.split(':').any(|dir| Path::new(dir).join(program).is_file());
+    let is_there = |program: &&&str| {
+        path.split(':')
+            .any(|dir| Path::new(dir).join(program).is_file())
+    };
     let missing: Vec<_> = PROGRAMS.iter().filter(|p| !is_there(p)).collect();
     assert!(
         missing.is_empty(),
@@ -34,7 +45,11 @@ pub fn slurm() -> Option<MutexGuard<'static, ()>> {
 #[track_caller]
 pub fn namespaces() -> Option<MutexGuard<'static, ()>> {
     static SAID: Once = Once::new();
-    if is_off("FOVEA_TEST_NAMESPACES", "nodes with a network of their own", &SAID) {
+    if is_off(
+        "FOVEA_TEST_NAMESPACES",
+        "nodes with a network of their own",
+        &SAID,
+    ) {
         return None;
     }
     let turn = slurm()?;
@@ -52,7 +67,10 @@ fn is_off(name: &str, what: &str, said: &Once) -> bool {
     let off = std::env::var(name).is_ok_and(|value| value == "off");
     if off {
         said.call_once(|| {
-            let _ = writeln!(std::io::stderr(), "left out ({name}=off): the tests of {what}");
+            let _ = writeln!(
+                std::io::stderr(),
+                "left out ({name}=off): the tests of {what}"
+            );
         });
     }
     off

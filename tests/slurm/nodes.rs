@@ -66,7 +66,13 @@ impl Network {
             hosts += &format!("{} {node}\n", Self::address(node));
         }
         fs::write(directory.join("hosts"), hosts).unwrap();
-        let head = Machine::start(directory, "head", &["--net", "--uts", "--mount"], HEAD, Self::HEAD);
+        let head = Machine::start(
+            directory,
+            "head",
+            &["--net", "--uts", "--mount"],
+            HEAD,
+            Self::HEAD,
+        );
         Self {
             directory: directory.to_owned(),
             head,
@@ -76,7 +82,8 @@ impl Network {
 
     /// A command with the head's network and name.
     pub fn command_on_head(&self, cwd: &Path, program: &OsStr) -> Command {
-        self.head.command(&["--net", "--uts", "--mount"], cwd, program)
+        self.head
+            .command(&["--net", "--uts", "--mount"], cwd, program)
     }
 
     /// A command on a node, among its processes.
@@ -94,14 +101,23 @@ impl Network {
         if self.nodes.contains_key(node) {
             return;
         }
-        let own = ["--net", "--uts", "--mount", "--ipc", "--pid", "--mount-proc"];
+        let own = [
+            "--net",
+            "--uts",
+            "--mount",
+            "--ipc",
+            "--pid",
+            "--mount-proc",
+        ];
         let address = Self::address(node);
         let mut machine = Machine::start(&self.directory, node, &own, NODE, &address);
         let namespace = machine.pid().to_string();
         // The link of a node that is dead lingers for a moment.
         let _ = self.ip(&["link", "delete", node]);
         for args in [
-            &["link", "add", node, "type", "veth", "peer", "name", "eth0", "netns", &namespace][..],
+            &[
+                "link", "add", node, "type", "veth", "peer", "name", "eth0", "netns", &namespace,
+            ][..],
             &["link", "set", node, "master", "bridge", "up"],
         ] {
             self.ip(args).unwrap_or_else(|e| panic!("{e}"));
@@ -130,10 +146,18 @@ impl Network {
     /// Lets no more than `rate` (`100mbit`) through in either direction.
     #[track_caller]
     pub fn slow(&self, node: &str, rate: &str) {
-        let bucket = ["root", "tbf", "rate", rate, "burst", "256kb", "latency", "100ms"];
+        let bucket = [
+            "root", "tbf", "rate", rate, "burst", "256kb", "latency", "100ms",
+        ];
         for (mut tc, link) in [
-            (self.command_on_head(&self.directory, OsStr::new("tc")), node),
-            (self.command_on(node, &self.directory, OsStr::new("tc")), "eth0"),
+            (
+                self.command_on_head(&self.directory, OsStr::new("tc")),
+                node,
+            ),
+            (
+                self.command_on(node, &self.directory, OsStr::new("tc")),
+                "eth0",
+            ),
         ] {
             tc.args(["qdisc", "replace", "dev", link]).args(bucket);
             done(&mut tc).unwrap_or_else(|e| panic!("{e}"));
@@ -163,7 +187,15 @@ fn done(command: &mut Command) -> Result<(), String> {
 /// Whether this machine lets us set processes apart; why not, otherwise.
 pub fn namespaces() -> Result<(), String> {
     let mut unshare = Command::new("unshare");
-    unshare.args(["--net", "--uts", "--mount", "--ipc", "--pid", "--fork", "--mount-proc"]);
+    unshare.args([
+        "--net",
+        "--uts",
+        "--mount",
+        "--ipc",
+        "--pid",
+        "--fork",
+        "--mount-proc",
+    ]);
     unshare.args(["ip", "link", "add", "probe", "type", "bridge"]);
     done(&mut unshare)
 }
@@ -182,12 +214,21 @@ impl Machine {
     fn start(directory: &Path, name: &str, own: &[&str], script: &str, address: &str) -> Self {
         let mut command = Command::new("unshare");
         // Whoever kills unshare kills the first process, and with that all of them.
-        command.args(own).args(["--fork", "--kill-child", "bash", "-c", script, "machine"]);
+        command
+            .args(own)
+            .args(["--fork", "--kill-child", "bash", "-c", script, "machine"]);
         command.arg(directory).args([address, name]);
         let output = File::create(directory.join(format!("machine.{name}.out"))).unwrap();
-        command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(output);
-        command.env("SLURM_CONF", directory.join("slurm.conf")).env("SLURMD_NODENAME", name);
-        let mut child = detach(&mut command).spawn().unwrap_or_else(|e| panic!("unshare: {e}"));
+        command
+            .stdin(Stdio::piped())
+            .stdout(Stdio::piped())
+            .stderr(output);
+        command
+            .env("SLURM_CONF", directory.join("slurm.conf"))
+            .env("SLURMD_NODENAME", name);
+        let mut child = detach(&mut command)
+            .spawn()
+            .unwrap_or_else(|e| panic!("unshare: {e}"));
         let mut machine = Self {
             name: name.to_owned(),
             input: child.stdin.take(),
@@ -224,9 +265,14 @@ impl Machine {
     /// A command in some of the namespaces of this machine.
     fn command(&self, names: &[&str], cwd: &Path, program: &OsStr) -> Command {
         let mut command = Command::new("nsenter");
-        command.args(["--target", &self.pid().to_string()]).args(names);
+        command
+            .args(["--target", &self.pid().to_string()])
+            .args(names);
         // Entering other mounts leaves the working directory behind.
-        command.args(["sh", "-c", r#"cd "$0" && exec "$@""#]).arg(cwd).arg(program);
+        command
+            .args(["sh", "-c", r#"cd "$0" && exec "$@""#])
+            .arg(cwd)
+            .arg(program);
         command
     }
 

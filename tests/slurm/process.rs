@@ -2,6 +2,7 @@
 //! found by the environment that Slurm hands down to everything it starts.
 
 use std::ffi::OsStr;
+use std::fmt;
 use std::fs::{self, File};
 use std::io::Write;
 use std::os::unix::ffi::OsStrExt;
@@ -74,12 +75,18 @@ pub fn end_all<'a>(daemons: impl Iterator<Item = &'a mut Daemon>, limit: Duratio
 }
 
 /// A running process, as `/proc` shows it.
-#[derive(Debug)]
 pub struct Process {
     pub pid: u32,
     /// Its command line, or the title that it gave itself.
     pub line: String,
     environment: Vec<u8>,
+}
+
+/// Without its environment, which is long and nobody's business in the log of a test.
+impl fmt::Debug for Process {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{} {:?}", self.pid, self.line)
+    }
 }
 
 impl Process {
@@ -103,7 +110,10 @@ pub fn processes() -> Vec<Process> {
     let look = |pid: u32| {
         let environment = fs::read(format!("/proc/{pid}/environ")).ok()?;
         let line = fs::read(format!("/proc/{pid}/cmdline")).ok()?;
-        let line = String::from_utf8_lossy(&line).replace('\0', " ").trim().to_owned();
+        let line = String::from_utf8_lossy(&line)
+            .replace('\0', " ")
+            .trim()
+            .to_owned();
         (!environment.is_empty()).then_some(Process {
             pid,
             line,
@@ -149,7 +159,10 @@ impl Janitor {
     pub fn hire(directory: &Path) -> Self {
         let mut command = Command::new("sh");
         command.args(["-c", JANITOR, "janitor"]).arg(directory);
-        command.stdin(Stdio::piped()).stdout(Stdio::null()).stderr(Stdio::null());
+        command
+            .stdin(Stdio::piped())
+            .stdout(Stdio::null())
+            .stderr(Stdio::null());
         Self(Some(detach(&mut command).spawn().unwrap()))
     }
 }
