@@ -26,14 +26,47 @@ command -v mpicc >/dev/null || optional+=(libopenmpi-dev openmpi-bin)
 # bindgen reads the MPI headers with libclang.
 ls /usr/lib/llvm-*/lib/libclang*.so* /usr/lib/*/libclang*.so* >/dev/null 2>&1 || optional+=(libclang-dev)
 
-if ((${#missing[@]} + ${#optional[@]})); then
-    install="apt-get install -y --no-install-recommends ${missing[*]} ${optional[*]}"
+# A real Slurm for the tests of jobs; not on a machine that belongs to a cluster already.
+PATH="$PATH:/usr/sbin:/sbin" # where the daemons are, which is not on every user's path
+SLURM=(slurmctld slurmd slurm-client slurm-wlm-basic-plugins munge libpmix2 iproute2)
+slurm=()
+services=()
+if [ ! -e /etc/slurm/slurm.conf ]; then
+    for program in slurmctld slurmd sbatch srun munged ip; do
+        command -v $program >/dev/null || slurm=("${SLURM[@]}")
+    done
+    command -v munged >/dev/null || services+=(munge)
+    command -v slurmctld >/dev/null || services+=(slurmctld)
+    command -v slurmd >/dev/null || services+=(slurmd)
+fi
+
+# Installs packages; those that bring services must not start them: the tests start their own, with a
+# configuration of their own. 101 is how policy-rc.d says no.
+install_packages() {
+    local policy=/usr/sbin/policy-rc.d failed=0
+    if [ -e $policy ]; then policy=; else
+        printf '#!/bin/sh\nexit 101\n' >$policy
+        chmod 755 $policy
+        # The file also goes when set-up is interrupted.
+        trap 'rm -f /usr/sbin/policy-rc.d' EXIT
+    fi
+    { apt-get update -qq && apt-get install -y -qq --no-install-recommends "$@" >/dev/null; } || failed=1
+    [ -z "$policy" ] || { rm -f $policy && trap - EXIT; }
+    return $failed
+}
+
+if ((${#missing[@]} + ${#optional[@]} + ${#slurm[@]})); then
+    packages=("${missing[@]}" "${optional[@]}" "${slurm[@]}")
     if [ "$(id -u)" = 0 ] && command -v apt-get >/dev/null; then
-        say "installing ${missing[*]} ${optional[*]}"
+        say "installing ${packages[*]}"
         export DEBIAN_FRONTEND=noninteractive
-        { apt-get update -qq && $install -qq >/dev/null; } || say "apt-get failed"
+        install_packages "${packages[@]}" || say "apt-get failed"
+        if ((${#services[@]})) && [ -d /run/systemd/system ]; then
+            # Nor do they start with the machine, later.
+            systemctl disable --now --quiet "${services[@]}" 2>/dev/null || true
+        fi
     else
-        say "ask an administrator for: sudo $install"
+        say "ask an administrator for: sudo apt-get install -y --no-install-recommends ${packages[*]}"
     fi
 fi
 command -v c++ >/dev/null || die "no C++ compiler" "apt-get install g++ (or load your site's gcc module)"

@@ -1,0 +1,208 @@
+//! What is done with a cluster: jobs submitted, waited for and hurried, processes found, nodes looked at.
+
+use std::io::Write as _;
+use std::path::Path;
+use std::process::{Output, Stdio};
+use std::sync::PoisonError;
+use std::sync::atomic::Ordering;
+use std::time::{Duration, Instant};
+
+use crate::cluster::Cluster;
+use crate::config::NODES;
+use crate::job::Job;
+use crate::process::{LOOK, Process, processes};
+
+/// How long a job that was told to start soon may take before it is told again.
+const AGAIN: Duration = Duration::from_secs(4);
+
+impl Cluster {
+    /// Submits a batch script with these options of `sbatch`; its job id. Its output goes to `work/`.
+    #[track_caller]
+    pub fn submit(&self, options: &[&str], script: &str) -> String {
+        let mut sbatch = self.command("sbatch");
+        sbatch
+            .args(["--parsable", "--open-mode=append", "--output=job-%j.log"])
+            .args(options);
+        sbatch
+            .stdin(Stdio::piped())
+            .stdout(Stdio::piped())
+            .stderr(Stdio::piped());
+        let mut child = sbatch.spawn().unwrap();
+        let script = format!("#!/bin/bash\n{script}\n");
+        child
+            .stdin
+            .take()
+            .unwrap()
+            .write_all(script.as_bytes())
+            .unwrap();
+        let Output {
+            status,
+            stdout,
+            stderr,
+        } = child.wait_with_output().unwrap();
+        let stderr = String::from_utf8_lossy(&stderr);
+        assert!(
+            status.success(),
+            "sbatch {options:?}: {status}\n{stderr}\n{script}"
+        );
+        String::from_utf8(stdout).unwrap().trim().to_owned()
+    }
+
+    /// All jobs that Slurm still knows, each element of an array for itself.
+    pub fn jobs(&self) -> Vec<Job> {
+        let output = self
+            .command("scontrol")
+            .args(["-o", "show", "job"])
+            .output()
+            .unwrap();
+        String::from_utf8_lossy(&output.stdout)
+            .lines()
+            .filter_map(Job::parse)
+            .collect()
+    }
+
+    /// A job by its id, an element of an array by `ARRAY_TASK`.
+    #[track_caller]
+    pub fn job(&self, id: &str) -> Job {
+        let text = self.output("scontrol", &["-o", "show", "job", id]);
+        let job = text.lines().find_map(Job::parse);
+        job.unwrap_or_else(|| panic!("no job {id} in {text:?}"))
+    }
+
+    /// Looks until there is an answer; it is an error when that takes longer than `limit`.
+    #[track_caller]
+    pub fn wait<T>(&self, what: &str, limit: Duration, look: impl Fn() -> Option<T>) -> T {
+        let deadline = Instant::now() + limit;
+        loop {
+            if let Some(answer) = look() {
+                return answer;
+            }
+            assert!(
+                Instant::now() < deadline,
+                "no {what} after {limit:?}\n{}",
+                self.logs()
+            );
+            std::thread::sleep(LOOK);
+        }
+    }
+
+    /// Waits until a job is in this state (`RUNNING`, `COMPLETED`, ...).
+    #[track_caller]
+    pub fn wait_state(&self, id: &str, state: &str, limit: Duration) -> Job {
+        self.wait(&format!("{state} of job {id}"), limit, || {
+            Some(self.job(id)).filter(|job| job.state == state)
+        })
+    }
+
+    /// Waits until a job runs that was requeued at least so many times, mostly without the time that Slurm lets
+    /// pass before it starts a requeued job again (6 to 8 s here, see [`Cluster::hurry`]).
+    #[track_caller]
+    pub fn wait_restarted(&self, id: &str, restarts: u32, limit: Duration) -> Job {
+        self.wait(&format!("restart {restarts} of job {id}"), limit, || {
+            let job = self.job(id);
+            self.hurry(&job);
+            Some(job).filter(|job| job.state == "RUNNING" && job.restarts >= restarts)
+        })
+    }
+
+    /// Has a requeued job start soon, when it waits for its begin time; may be called as often as one likes.
+    ///
+    /// Not `now`: a start in the very second of the requeue fails for good in half of the cases. And not where
+    /// a node was lost: what the controller still does about the old start then hits the new one (`srun` finds
+    /// a node too few, in half of the cases as well).
+    pub fn hurry(&self, job: &Job) {
+        if !job.is_held_back() || self.lost.load(Ordering::Relaxed) {
+            return;
+        }
+        // Once for each requeue: asking again would put the start off again.
+        let mut hurried = self.hurried.lock().unwrap_or_else(PoisonError::into_inner);
+        let start = (job.id.clone(), job.restarts);
+        if hurried.get(&start).is_some_and(|at| at.elapsed() < AGAIN) {
+            return;
+        }
+        let mut scontrol = self.command("scontrol");
+        scontrol.args(["update", &format!("JobId={}", job.id), "StartTime=now+1"]);
+        if scontrol.output().unwrap().status.success() {
+            hurried.insert(start, Instant::now());
+        }
+    }
+
+    /// Processes that run for a job, on any node: the batch script, its steps, and whatever they started.
+    pub fn processes_of_job(&self, id: &str) -> Vec<Process> {
+        let step = format!("slurmstepd: [{id}.");
+        let mut all = self.processes();
+        all.retain(|p| p.has("SLURM_JOB_ID", id) || p.line.starts_with(&step));
+        all
+    }
+
+    /// All processes that were started by this cluster or by one of its commands.
+    pub fn processes(&self) -> Vec<Process> {
+        let conf = self.dir().join("slurm.conf");
+        let mut all = processes();
+        all.retain(|p| p.has("SLURM_CONF", &conf));
+        all
+    }
+
+    /// Processes on a node: its slurmd, steps and tasks.
+    pub fn processes_on(&self, node: &str) -> Vec<Process> {
+        let mut all = self.processes();
+        all.retain(|p| p.has("SLURMD_NODENAME", node));
+        all
+    }
+
+    /// No process may be left of any job, nor any that names the run directory, soon after the last job.
+    #[track_caller]
+    pub fn assert_nobody_left(&self, run: &Path) {
+        let run = run.to_string_lossy();
+        let left = || {
+            let mut left = self.processes_of_jobs();
+            left.extend(processes().into_iter().filter(|p| p.line.contains(&*run)));
+            left
+        };
+        let deadline = Instant::now() + self.leaving();
+        while !left().is_empty() {
+            if Instant::now() > deadline {
+                panic!(
+                    "still there after {:?}: {:?}\n{}",
+                    self.leaving(),
+                    left(),
+                    self.logs()
+                );
+            }
+            std::thread::sleep(LOOK);
+        }
+    }
+
+    /// Processes of any job, on any node.
+    pub fn processes_of_jobs(&self) -> Vec<Process> {
+        let mut all = self.processes();
+        all.retain(|p| p.line.starts_with("slurmstepd: ") || p.variable("SLURM_JOB_ID").is_some());
+        all
+    }
+
+    /// How long jobs may take to leave when they are told to.
+    pub fn leaving(&self) -> Duration {
+        Duration::from_secs(u64::from(self.options.kill_wait) + 15)
+    }
+
+    /// The state of a node as `sinfo` has it: `idle`, `alloc`, `mix`, `down`, `drain`, ... `*`: does not answer.
+    #[track_caller]
+    pub fn node_state(&self, node: &str) -> String {
+        self.output("sinfo", &["-h", "-N", "-n", node, "-p", "low", "-o", "%t"])
+    }
+
+    /// All nodes must be ready for the next job: none is down, and none was drained since a job did not end.
+    #[track_caller]
+    pub fn assert_nodes_idle(&self) {
+        let idle = || NODES.iter().all(|node| self.node_state(node) == "idle");
+        self.wait("two idle nodes", self.leaving(), || idle().then_some(()));
+    }
+
+    /// Has the controller take a node for dead at once, instead of after `slurmd_timeout`.
+    #[track_caller]
+    pub fn set_down(&self, node: &str) {
+        self.lost.store(true, Ordering::Relaxed);
+        let node = format!("NodeName={node}");
+        self.output("scontrol", &["update", &node, "State=DOWN", "Reason=test"]);
+    }
+}
