@@ -4,17 +4,19 @@ use std::fs;
 use std::io::IsTerminal;
 use std::path::{Path, PathBuf};
 
+use fovea_coordinator::status::Status;
 use fovea_dataset::Manifest;
 use fovea_slurm::doctor::gather::{Given, gather};
 use fovea_slurm::doctor::{Facts, Libtorch, Line, Verdict, Version, judge, page, worst};
+use fovea_slurm::site::Site;
 use fovea_trainer::config::Config;
+use fovea_trainer::exit_code::FAILED;
 use fovea_trainer::run_dir::RunDir;
 use serde::Serialize;
 
 use crate::cli::DoctorArgs;
-use crate::exit::Ending;
+use crate::exit::{Ending, Usage};
 use crate::say;
-use fovea_trainer::exit_code::FAILED;
 
 /// The libtorch that tch is made for; as in scripts/setup.sh.
 const LIBTORCH: Version = Version(2, 11, 0);
@@ -29,12 +31,16 @@ struct Answer<'a> {
 
 pub fn run(args: &DoctorArgs) -> anyhow::Result<Ending> {
     let run = args.run.clone().unwrap_or_else(|| PathBuf::from("."));
+    let site = Site::load().map_err(|e| Usage(e.to_string()))?;
+    let saved = Status::load(&run).ok().and_then(|status| status.checkpoint);
     let facts = gather(Given {
         libtorch: libtorch(),
         mpi: cfg!(feature = "mpi"),
         data_bytes: data_bytes(&run).unwrap_or(0),
+        save_s: saved.map(|checkpoint| checkpoint.took_ms as f64 / 1e3),
+        scratch: site.scratch,
+        interface: site.interface,
         run,
-        ..Given::default()
     });
     let lines = judge(&facts);
     let verdict = worst(&lines);

@@ -7,6 +7,7 @@ use fovea_dataset::stage::{
 };
 use fovea_dataset::{Manifest, Silent};
 use fovea_slurm::scratch;
+use fovea_slurm::site::Site;
 
 use crate::cli::StageArgs;
 use crate::exit::Ending;
@@ -33,8 +34,12 @@ pub fn places(scratch: &[String]) -> Vec<PathBuf> {
 }
 
 fn candidates(scratch: &[String]) -> Vec<scratch::Candidate> {
-    let named: Vec<String> = scratch.iter().filter(|dir| *dir != AUTO).cloned().collect();
+    let mut named: Vec<String> = scratch.iter().filter(|dir| *dir != AUTO).cloned().collect();
     let usual = named.len() < scratch.len();
+    if usual {
+        // A site file that cannot be read is said by those commands that need one.
+        named.extend(Site::load().map_or_else(|_| Vec::new(), |site| site.scratch));
+    }
     scratch::candidates(&named, usual, &|name| {
         std::env::var(name).ok().filter(|value| !value.is_empty())
     })

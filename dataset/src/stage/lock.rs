@@ -24,10 +24,7 @@ pub(super) struct Lock {
 pub(super) fn take(dir: &Path) -> Result<Lock> {
     let mut waited = false;
     loop {
-        let mut builder = DirBuilder::new();
-        // Only its user can put anything into it: /tmp is everybody's.
-        builder.recursive(true).mode(0o700);
-        builder.create(dir).map_err(|e| Error::writing(dir, 0, e))?;
+        make(dir)?;
         check_owner(dir)?;
         let file = File::open(dir).map_err(|e| Error::io("open", dir, e))?;
         match file.try_lock() {
@@ -44,6 +41,17 @@ pub(super) fn take(dir: &Path) -> Result<Lock> {
             return Ok(Lock { _dir: file, waited });
         }
         // It was removed while this process waited.
+    }
+}
+
+/// Only its user can put anything into it: /tmp is everybody's. What is above it is made as directories are.
+fn make(dir: &Path) -> Result<()> {
+    if let Some(scratch) = dir.parent() {
+        fs::create_dir_all(scratch).map_err(|e| Error::writing(scratch, 0, e))?;
+    }
+    match DirBuilder::new().mode(0o700).create(dir) {
+        Err(e) if e.kind() != ErrorKind::AlreadyExists => Err(Error::writing(dir, 0, e)),
+        _ => Ok(()),
     }
 }
 

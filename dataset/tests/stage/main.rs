@@ -93,6 +93,18 @@ fn a_copy_is_a_dataset_of_the_same_bytes() {
     let place = Place::new();
     assert_eq!(place.stage().unwrap(), place.staged(SHARDS));
     place.assert_whole();
+    let mode =
+        |dir: &Path| std::os::unix::fs::MetadataExt::mode(&fs::metadata(dir).unwrap()) & 0o777;
+    assert_eq!(
+        mode(&place.copy()),
+        0o700,
+        "nobody else can exchange what is in it"
+    );
+    assert_ne!(
+        mode(&place.scratch),
+        0o700,
+        "the place itself is not closed to others"
+    );
     let (original, copy) = (
         Dataset::open(&place.data).unwrap(),
         Dataset::open(&place.copy()).unwrap(),

@@ -123,7 +123,8 @@ pub(super) fn libtorch(torch: &Libtorch, cuda: &Cuda) -> Line {
             ),
         );
     };
-    let text = format!("{version} {side}{from}");
+    let Version(major, minor, patch) = version;
+    let text = format!("{major}.{minor}.{patch} {side}{from}");
     if (version.0, version.1) != (torch.wanted.0, torch.wanted.1) {
         let remedy = format!(
             "this program was made for {}: `make setup` fetches it; unset LIBTORCH, or set it to that version, and build again",

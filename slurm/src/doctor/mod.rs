@@ -97,12 +97,17 @@ pub struct Facts {
 
 /// The page's lines, in order.
 pub fn judge(facts: &Facts) -> Vec<Line> {
+    // Commands without a cluster behind them start no ranks anywhere.
+    let cluster = facts
+        .scheduler
+        .as_ref()
+        .filter(|slurm| slurm.controller == Controller::Answers || slurm.job.is_some());
     let mut lines = vec![cuda::libtorch(&facts.libtorch, &facts.cuda)];
     lines.extend(cuda::driver(&facts.libtorch, &facts.cuda));
     lines.push(cuda::nccl(&facts.nccl, &facts.cuda));
-    lines.extend(launch::mpi(&facts.mpi, facts.scheduler.as_ref()));
+    lines.extend(launch::mpi(&facts.mpi, cluster));
     lines.extend(scheduler::judge(facts.scheduler.as_ref()));
-    lines.extend(storage::run(&facts.run, facts.scheduler.is_some()));
+    lines.extend(storage::run(&facts.run, cluster.is_some()));
     lines.push(storage::scratch(&facts.scratch));
     lines.extend(network::judge(&facts.network));
     lines

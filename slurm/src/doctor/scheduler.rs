@@ -74,9 +74,10 @@ pub(super) fn judge(scheduler: Option<&Scheduler>) -> Vec<Line> {
             "not installed: `fovea train` runs on this machine",
         )];
     };
-    let version = slurm
-        .version
-        .map_or_else(|| "of unknown version".to_owned(), |v| v.to_string());
+    let version = slurm.version.map_or_else(
+        || "installed".to_owned(),
+        |Version(year, month, patch)| format!("{year}.{month:02}.{patch}"),
+    );
     if let Controller::Silent(said) = &slurm.controller {
         let text = format!("{version}, but its controller does not answer: {said}");
         return vec![match slurm.job {
@@ -88,7 +89,7 @@ pub(super) fn judge(scheduler: Option<&Scheduler>) -> Vec<Line> {
             None => Line::warn(
                 TOPIC,
                 text,
-                "run this on a login node; `scontrol ping` and $SLURM_CONF show what is wrong",
+                "no jobs from here until it does: on a cluster run this on a login node, where `scontrol ping` shows more; elsewhere `fovea train` needs no Slurm",
             ),
         }];
     }

@@ -67,6 +67,7 @@ fn a_good_cluster_is_green_throughout() {
         about(&lines, "time to save").1,
         "35 s from the signal to the end (5 s of grace in low and KillWait 30 s); a save takes perhaps 5 s"
     );
+    assert_eq!(about(&lines, "Slurm").1, "22.05.8, cluster test");
     assert_eq!(about(&judge(None), "Slurm").0, Good);
 }
 
