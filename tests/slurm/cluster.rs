@@ -28,8 +28,6 @@ const FOREIGN: [&str; 11] = [
     "SLURM", "SBATCH", "SALLOC", "SRUN", "SQUEUE", "SINFO", "SCANCEL", "SCONTROL", "PMI", "OMPI",
     "FOVEA",
 ];
-/// The longest path of a Unix socket is 107 bytes; Slurm's and PMIx's names in the directory need up to 50.
-const LONGEST: usize = 55;
 
 /// A running cluster.
 pub struct Cluster {
@@ -389,17 +387,9 @@ fn tail(path: &Path, lines: usize) -> String {
     format!("--- {}\n{}\n", path.display(), lines.join("\n"))
 }
 
-/// In the target directory, unless its path is too long for sockets or has what `slurm.conf` does not take.
+/// Where paths are short: below it lie the sockets of munge, Slurm and PMIx, and a socket's path has 107 bytes at most.
 fn state_directory() -> TempDir {
-    let target = Path::new(env!("CARGO_TARGET_TMPDIR"));
-    let text = target.to_string_lossy();
-    let fits = text.len() <= LONGEST
-        && !text.contains(|c: char| c.is_whitespace() || "#,=%[]".contains(c));
-    let parent = if fits {
-        target.to_owned()
-    } else {
-        std::env::temp_dir()
-    };
+    let parent = std::env::temp_dir();
     TempDir::with_prefix_in("slurm-", &parent)
         .unwrap_or_else(|e| panic!("{}: {e}", parent.display()))
 }

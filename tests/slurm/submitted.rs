@@ -58,8 +58,34 @@ impl<'a> Submitted<'a> {
     #[track_caller]
     pub fn wait_step(&self, step: u64) {
         self.cluster.wait(&format!("step {step}"), LIMIT, || {
-            self.step().filter(|now| *now >= step)
+            let job = self.cluster.job(&self.id);
+            let reached = self.step().filter(|now| *now >= step);
+            assert!(
+                reached.is_some() || !job.is_over(),
+                "job {} has ended before step {step}: {job:?}\n{}\n{}",
+                self.id,
+                self.log(),
+                self.cluster.logs()
+            );
+            reached
         });
+    }
+
+    /// What its batch script and its ranks have said.
+    fn log(&self) -> String {
+        let mut all = String::new();
+        for folder in ["slurm", "logs"] {
+            let files = fs::read_dir(self.run.path.join(folder))
+                .into_iter()
+                .flatten();
+            for file in files.flatten().map(|entry| entry.path()) {
+                if file.extension().is_some_and(|e| e == "log" || e == "jsonl") {
+                    let text = fs::read_to_string(&file).unwrap_or_default();
+                    all += &format!("--- {}\n{text}\n", file.display());
+                }
+            }
+        }
+        all
     }
 
     /// Waits for the end of the job; it must have gone as it should.
@@ -69,7 +95,8 @@ impl<'a> Submitted<'a> {
         assert_eq!(
             (&*job.state, job.exit_code),
             ("COMPLETED", 0),
-            "{}",
+            "{}\n{}",
+            self.log(),
             self.cluster.logs()
         );
         assert_eq!(
@@ -108,6 +135,10 @@ impl<'a> Submitted<'a> {
 pub fn words(run: &Run, options: &[&str]) -> Vec<String> {
     let mut words = run.first(1);
     words[0] = "submit".to_owned();
+    if words.iter().any(|word| word.starts_with("data.path=")) {
+        let data = words.iter().position(|word| word == "--data").unwrap();
+        words.drain(data..data + 2);
+    }
     let ranks = words.iter().position(|word| word == "--ranks").unwrap();
     words.drain(ranks..ranks + 2);
     words.extend(options.iter().map(|&word| word.to_owned()));
