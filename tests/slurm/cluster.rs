@@ -84,8 +84,12 @@ impl Cluster {
         let dir = directory.path();
         // slurmd does not trust a spool directory that others could have a hand in.
         fs::set_permissions(dir, fs::Permissions::from_mode(0o755)).unwrap();
-        for name in ["state", "spool.n1", "spool.n2", "tmp", "work", "scratch"] {
+        for name in ["state", "tmp", "work", "scratch"] {
             fs::create_dir(dir.join(name)).unwrap();
+        }
+        for node in NODES {
+            fs::create_dir(dir.join(format!("spool.{node}"))).unwrap();
+            fs::create_dir(dir.join(format!("tmp.{node}"))).unwrap();
         }
         let write = |name: &str, text: &str| fs::write(dir.join(name), text).unwrap();
         write("slurm.conf", &config::slurm_conf(dir, sites, options));

@@ -7,6 +7,7 @@
 #![allow(clippy::unwrap_used, reason = "a panic is how a test fails")]
 #![allow(dead_code, reason = "the bed can do more than one list of tests needs")]
 
+mod apart;
 mod cluster;
 #[path = "../common/mod.rs"]
 mod common;
