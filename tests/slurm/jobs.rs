@@ -11,9 +11,9 @@ use crate::config::Options;
 use crate::job::Job;
 use crate::need;
 use crate::process::Process;
-use crate::submitted::{
-    BACKEND_MPI, LIMIT, LOCAL, MPI, STEPS, Submitted, fovea, reference, status, words,
-};
+#[cfg(feature = "mpi")]
+use crate::submitted::{BACKEND_MPI, MPI};
+use crate::submitted::{LIMIT, LOCAL, STEPS, Submitted, fovea, reference, status, words};
 
 // --- 1 ---------------------------------------------------------------------------------------------
 
