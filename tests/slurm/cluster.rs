@@ -1,6 +1,6 @@
 //! A real Slurm of two nodes, brought up for one test and taken down after it: munge, slurmctld, two slurmd,
-//! with a directory, a key and ports of its own. It leaves no process, file or socket, also when the test fails,
-//! and complains about processes that outlive their job.
+//! with a directory, a key and ports of its own. It leaves no process, file or socket, also when the test
+//! fails, and complains about processes that outlive their job.
 
 use std::collections::BTreeMap;
 use std::ffi::OsStr;
@@ -253,7 +253,8 @@ impl Cluster {
         self.daemon(&name, command.args(["-D", "-N", node]));
     }
 
-    /// Kills slurmd, all steps and all tasks of a node: what is left of it after a power cut. Nobody says goodbye.
+    /// Kills slurmd, all steps and all tasks of a node: what is left of it after a power cut. Nobody says
+    /// goodbye.
     #[track_caller]
     pub fn kill_node(&mut self, node: &str) {
         self.lost.store(true, Ordering::Relaxed);

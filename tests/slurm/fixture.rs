@@ -14,7 +14,8 @@ use crate::process::{Process, processes};
 /// On a loaded machine; all of these take seconds.
 pub const SOON: Duration = Duration::from_secs(60);
 
-/// A job that behaves: at TERM its tasks stop and it asks to be started again. It notes what happened in `log`.
+/// A job that behaves: at TERM its tasks stop and it asks to be started again. It notes what happened in
+/// `log`.
 pub const WELL_BEHAVED: &str = r#"
 trap 'echo term >>"log.$SLURM_JOB_ID"; kill $step' TERM
 trap : CONT

@@ -1,5 +1,5 @@
-//! Jobs of Fovea on a real Slurm, from `fovea submit` to a finished run. Whatever the scheduler does to them, their
-//! final weights must be those of `fovea train` on this machine.
+//! Jobs of Fovea on a real Slurm, from `fovea submit` to a finished run. Whatever the scheduler does to them,
+//! their final weights must be those of `fovea train` on this machine.
 
 use std::fs;
 use std::path::PathBuf;
