@@ -1,6 +1,6 @@
 //! A real Slurm of two nodes, brought up for one test and taken down after it: munge, slurmctld, two slurmd,
-//! with a directory, a key and ports of its own. It leaves no process, file or socket, also when the test fails,
-//! and complains about processes that outlive their job.
+//! with a directory, a key and ports of its own. It leaves no process, file or socket, also when the test
+//! fails, and complains about processes that outlive their job.
 
 use std::collections::BTreeMap;
 use std::ffi::OsStr;
@@ -82,8 +82,12 @@ impl Cluster {
         let dir = directory.path();
         // slurmd does not trust a spool directory that others could have a hand in.
         fs::set_permissions(dir, fs::Permissions::from_mode(0o755)).unwrap();
-        for name in ["state", "spool.n1", "spool.n2", "tmp", "work", "scratch"] {
+        for name in ["state", "tmp", "work", "scratch"] {
             fs::create_dir(dir.join(name)).unwrap();
+        }
+        for node in NODES {
+            fs::create_dir(dir.join(format!("spool.{node}"))).unwrap();
+            fs::create_dir(dir.join(format!("tmp.{node}"))).unwrap();
         }
         let write = |name: &str, text: &str| fs::write(dir.join(name), text).unwrap();
         write("slurm.conf", &config::slurm_conf(dir, sites, options));
@@ -247,7 +251,8 @@ impl Cluster {
         self.daemon(&name, command.args(["-D", "-N", node]));
     }
 
-    /// Kills slurmd, all steps and all tasks of a node: what is left of it after a power cut. Nobody says goodbye.
+    /// Kills slurmd, all steps and all tasks of a node: what is left of it after a power cut. Nobody says
+    /// goodbye.
     #[track_caller]
     pub fn kill_node(&mut self, node: &str) {
         self.lost.store(true, Ordering::Relaxed);

@@ -48,7 +48,8 @@ pub struct Sites {
 }
 
 /// `slurm.conf`. Timings are the shortest that Slurm takes: above all `cred_expire`, for which a requeued job
-/// waits, is 2 minutes otherwise, and every requeue in a test would take as long.
+/// waits, is 2 minutes otherwise, and every requeue in a test would take as long. Each node has a `TmpFS` of
+/// its own: two that share one get in each other's way in PMIx.
 pub fn slurm_conf(state: &Path, sites: &Sites, options: &Options) -> String {
     let state = state.display();
     let Sites {
@@ -80,7 +81,7 @@ StateSaveLocation={state}/state
 SlurmdPidFile={state}/slurmd.%n.pid
 SlurmdLogFile={state}/slurmd.%n.log
 SlurmdSpoolDir={state}/spool.%n
-TmpFS={state}/tmp
+TmpFS={state}/tmp.%n
 SlurmdParameters=config_overrides
 MailProg=/bin/true
 MpiDefault=none

@@ -94,8 +94,8 @@ impl Cluster {
         })
     }
 
-    /// Waits until a job runs that was requeued at least so many times, mostly without the time that Slurm lets
-    /// pass before it starts a requeued job again (6 to 8 s here, see [`Cluster::hurry`]).
+    /// Waits until a job runs that was requeued at least so many times, mostly without the time that Slurm
+    /// lets pass before it starts a requeued job again (6 to 8 s here, see [`Cluster::hurry`]).
     #[track_caller]
     pub fn wait_restarted(&self, id: &str, restarts: u32, limit: Duration) -> Job {
         self.wait(&format!("restart {restarts} of job {id}"), limit, || {
@@ -107,9 +107,9 @@ impl Cluster {
 
     /// Has a requeued job start soon, when it waits for its begin time; may be called as often as one likes.
     ///
-    /// Not `now`: a start in the very second of the requeue fails for good in half of the cases. And not where
-    /// a node was lost: what the controller still does about the old start then hits the new one (`srun` finds
-    /// a node too few, in half of the cases as well).
+    /// Not `now`: a start in the very second of the requeue fails for good in half of the cases. And not
+    /// where a node was lost: what the controller still does about the old start then hits the new one
+    /// (`srun` finds a node too few, in half of the cases as well).
     pub fn hurry(&self, job: &Job) {
         if !job.is_held_back() || self.lost.load(Ordering::Relaxed) {
             return;
@@ -185,7 +185,8 @@ impl Cluster {
         Duration::from_secs(u64::from(self.options.kill_wait) + 15)
     }
 
-    /// The state of a node as `sinfo` has it: `idle`, `alloc`, `mix`, `down`, `drain`, ... `*`: does not answer.
+    /// The state of a node as `sinfo` has it: `idle`, `alloc`, `mix`, `down`, `drain`, ... `*`: does not
+    /// answer.
     #[track_caller]
     pub fn node_state(&self, node: &str) -> String {
         self.output("sinfo", &["-h", "-N", "-n", node, "-p", "low", "-o", "%t"])

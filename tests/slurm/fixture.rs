@@ -12,13 +12,11 @@ use crate::need;
 use crate::process::{Process, processes};
 
 /// On a loaded machine; all of these take seconds.
-const SOON: Duration = Duration::from_secs(60);
-/// Until a node that is dead or cut off is noticed: up to three times `SLURMD_TIMEOUT`, on a tick of its own.
-const NOTICED: Duration = Duration::from_secs(120);
-const SLURMD_TIMEOUT: u32 = 5;
+pub const SOON: Duration = Duration::from_secs(60);
 
-/// A job that behaves: at TERM its tasks stop and it asks to be started again. It notes what happened in `log`.
-const WELL_BEHAVED: &str = r#"
+/// A job that behaves: at TERM its tasks stop and it asks to be started again. It notes what happened in
+/// `log`.
+pub const WELL_BEHAVED: &str = r#"
 trap 'echo term >>"log.$SLURM_JOB_ID"; kill $step' TERM
 trap : CONT
 echo "start ${SLURM_RESTART_COUNT:-0}" >>"log.$SLURM_JOB_ID"
@@ -29,7 +27,7 @@ exit 0
 "#;
 
 /// Says how long something took.
-fn timed<T>(what: &str, act: impl FnOnce() -> T) -> T {
+pub fn timed<T>(what: &str, act: impl FnOnce() -> T) -> T {
     let start = Instant::now();
     let result = act();
     println!("{what}: {:.2} s", start.elapsed().as_secs_f64());
@@ -41,14 +39,14 @@ fn log_of(cluster: &Cluster, id: &str) -> String {
 }
 
 /// Waits until the job's step runs on all its nodes.
-fn wait_step(cluster: &Cluster, id: &str, tasks: usize) {
+pub fn wait_step(cluster: &Cluster, id: &str, tasks: usize) {
     cluster.wait("tasks", SOON, || {
         (sleepers(&cluster.processes_of_job(id)) == tasks).then_some(())
     });
 }
 
 /// How many of these processes are tasks. srun gives them the whole path, and is none itself.
-fn sleepers(processes: &[Process]) -> usize {
+pub fn sleepers(processes: &[Process]) -> usize {
     processes
         .iter()
         .filter(|p| p.line.ends_with("/sleep 1000"))
@@ -56,7 +54,7 @@ fn sleepers(processes: &[Process]) -> usize {
 }
 
 /// What a test must not leave on this machine: links, network namespaces, mounts, shared memory.
-fn traces() -> Vec<String> {
+pub fn traces() -> Vec<String> {
     let mut all = Vec::new();
     for file in ["/proc/net/dev", "/proc/mounts"] {
         let text = fs::read_to_string(file).unwrap();
@@ -262,7 +260,25 @@ fn tasks_outlive_their_slurmd() {
     cluster.assert_nodes_idle();
 }
 
-/// As what a test sees of the janitor: the test is dead, and then everything else is.
+/// What left its session and lost its parent is no longer Slurm's, and is found all the same.
+#[test]
+fn a_process_that_outlives_its_job_is_found() {
+    let Some(_turn) = need::slurm() else { return };
+    let cluster = Cluster::start(&Options::default());
+    let id = cluster.submit(&["-N1"], "(setsid sleep 1000 >/dev/null 2>&1 &)");
+    cluster.wait_state(&id, "COMPLETED", SOON);
+    let orphan = cluster.wait("the orphan alone", SOON, || {
+        let [orphan] = &cluster.processes_of_jobs()[..] else {
+            return None;
+        };
+        Some(orphan.pid)
+    });
+    assert_eq!(cluster.processes_of_job(&id)[0].pid, orphan);
+    crate::common::send(orphan, crate::common::Signal::KILL);
+    cluster.assert_nobody_left(&cluster.dir().join("work/run"));
+}
+
+/// The test is dead, killed, and then everything that it had started is as well.
 #[test]
 fn a_killed_test_leaves_nothing() {
     let Some(_turn) = need::slurm() else { return };
@@ -312,111 +328,54 @@ fn a_killed_test_leaves_nothing() {
     assert!(left.is_empty(), "{left:?}");
 }
 
+#[cfg(feature = "mpi")]
+const SUM: &str = r#"
+#include <mpi.h>
+#include <stdio.h>
+int main(int argc, char **argv) {
+    int rank, sum = 0;
+    MPI_Init(&argc, &argv);
+    MPI_Comm_rank(MPI_COMM_WORLD, &rank);
+    int mine = rank + 1;
+    MPI_Allreduce(&mine, &sum, 1, MPI_INT, MPI_SUM, MPI_COMM_WORLD);
+    printf("rank %d sum %d\n", rank, sum);
+    MPI_Finalize();
+    return 0;
+}
+"#;
+
+/// The launch that two-node jobs on CPUs use: srun starts the ranks, PMIx brings them together.
+#[cfg(feature = "mpi")]
+pub fn mpi_sums(cluster: &Cluster) {
+    let (source, program) = (cluster.dir().join("sum.c"), cluster.dir().join("sum"));
+    fs::write(&source, SUM).unwrap();
+    let built = Command::new("mpicc")
+        .arg("-o")
+        .args([&program, &source])
+        .status();
+    assert!(built.unwrap().success());
+    let said = timed("srun --mpi=pmix", || {
+        let program = program.to_str().unwrap();
+        cluster.output("srun", &["--mpi=pmix", "-N2", "-n4", program])
+    });
+    let mut lines: Vec<_> = said.lines().collect();
+    lines.sort_unstable();
+    let sums = [
+        "rank 0 sum 10",
+        "rank 1 sum 10",
+        "rank 2 sum 10",
+        "rank 3 sum 10",
+    ];
+    assert_eq!(lines, sums);
+}
+
 #[test]
-fn nodes_apart_are_machines_of_their_own() {
-    let Some(_turn) = need::namespaces() else {
-        return;
-    };
+#[cfg(feature = "mpi")]
+fn mpi_spans_both_nodes() {
+    let Some(_turn) = need::slurm() else { return };
     let before = traces();
-    let cluster = timed("start apart", || Cluster::start_apart(&Options::default()));
-    let show = r#"echo $(hostname) $(hostname -i) $(ls /dev/shm | wc -l) $(ps -e | wc -l); touch /dev/shm/mine "$0/here.$(hostname)"; ls "$0""#;
-    let scratch = cluster.dir().join("scratch");
-    let said = cluster.output(
-        "srun",
-        &["-N2", "-n2", "sh", "-c", show, scratch.to_str().unwrap()],
-    );
-    for node in ["n1 10.211.0.11 0 ", "n2 10.211.0.12 0 "] {
-        assert!(said.contains(node), "{said}");
-    }
-    assert_eq!(
-        said.matches("here.").count(),
-        2,
-        "scratch is not the node's own: {said}"
-    );
-    let found = Command::new("ip").args(["address"]).output().unwrap();
-    assert!(
-        !String::from_utf8_lossy(&found.stdout).contains("10.211.0."),
-        "the test's network got out"
-    );
-    timed("stop apart", || drop(cluster));
+    let cluster = Cluster::start(&Options::default());
+    mpi_sums(&cluster);
+    drop(cluster);
     assert_eq!(traces(), before);
-}
-
-#[test]
-fn a_node_apart_dies_and_comes_back() {
-    let Some(_turn) = need::namespaces() else {
-        return;
-    };
-    let mut cluster = Cluster::start_apart(&Options {
-        slurmd_timeout: SLURMD_TIMEOUT,
-        ..Options::default()
-    });
-    let id = cluster.submit(&["-N2", "--requeue"], WELL_BEHAVED);
-    wait_step(&cluster, &id, 2);
-    cluster.kill_node("n2");
-    timed("death noticed", || {
-        cluster.wait("n2 down", NOTICED, || {
-            cluster.node_state("n2").starts_with("down").then_some(())
-        });
-    });
-    timed("requeue", || {
-        cluster.wait("requeue", NOTICED, || {
-            Some(cluster.job(&id)).filter(|job| job.restarts == 1)
-        });
-    });
-    timed("back", || {
-        cluster.start_node("n2");
-        cluster.wait("n2", SOON, || {
-            (cluster.node_state("n2") == "idle").then_some(())
-        });
-    });
-    timed("again", || cluster.wait_restarted(&id, 1, SOON));
-    wait_step(&cluster, &id, 2);
-}
-
-#[test]
-fn a_cut_link_is_a_lost_node_until_it_is_mended() {
-    let Some(_turn) = need::namespaces() else {
-        return;
-    };
-    let cluster = Cluster::start_apart(&Options {
-        slurmd_timeout: SLURMD_TIMEOUT,
-        ..Options::default()
-    });
-    let id = cluster.submit(&["-N2", "--requeue"], WELL_BEHAVED);
-    wait_step(&cluster, &id, 2);
-    cluster.cut("n2");
-    timed("cut noticed", || {
-        cluster.wait("requeue", NOTICED, || {
-            Some(cluster.job(&id)).filter(|job| job.restarts == 1)
-        });
-    });
-    assert_eq!(sleepers(&cluster.processes_on("n2")), 1, "somebody told n2");
-    timed("mended", || {
-        cluster.mend("n2");
-        cluster.wait("n2", NOTICED, || {
-            (cluster.node_state("n2") == "idle").then_some(())
-        });
-    });
-    timed("again", || cluster.wait_restarted(&id, 1, SOON));
-    wait_step(&cluster, &id, 2);
-}
-
-#[test]
-fn a_link_can_be_slow() {
-    let Some(_turn) = need::namespaces() else {
-        return;
-    };
-    let cluster = Cluster::start_apart(&Options::default());
-    cluster.slow("n2", "20mbit");
-    // 5 MB from n1 to n2, by the path of a step's output: n2 -> n1 -> head.
-    let start = Instant::now();
-    let said = cluster.output("srun", &["-w", "n2", "head", "-c", "5000000", "/dev/zero"]);
-    let took = start.elapsed();
-    assert_eq!(said.len(), 5_000_000);
-    println!("5 MB in {took:?}");
-    assert!(
-        took > Duration::from_millis(1500),
-        "{took:?} is not 20 Mbit/s"
-    );
 }

@@ -1,5 +1,5 @@
-//! Jobs of Fovea on a real Slurm, from `fovea submit` to a finished run. Whatever the scheduler does to them, their
-//! final weights must be those of `fovea train` on this machine.
+//! Jobs of Fovea on a real Slurm, from `fovea submit` to a finished run. Whatever the scheduler does to them,
+//! their final weights must be those of `fovea train` on this machine.
 
 use std::fs;
 use std::path::PathBuf;
@@ -11,9 +11,9 @@ use crate::config::Options;
 use crate::job::Job;
 use crate::need;
 use crate::process::Process;
-use crate::submitted::{
-    BACKEND_MPI, LIMIT, LOCAL, MPI, STEPS, Submitted, fovea, reference, status, words,
-};
+#[cfg(feature = "mpi")]
+use crate::submitted::{BACKEND_MPI, MPI};
+use crate::submitted::{LIMIT, LOCAL, STEPS, Submitted, fovea, reference, status, words};
 
 // --- 1 ---------------------------------------------------------------------------------------------
 
