@@ -230,7 +230,7 @@ pub struct SubmitArgs {
     /// CPUs of each rank
     #[arg(long, value_name = "C", value_parser = clap::value_parser!(u32).range(1..=4096))]
     pub cpus_per_rank: Option<u32>,
-    /// Time limit of one job, as Slurm writes it: minutes, 4:00:00 or 1-12:00:00 [default: the site's, or 4 hours]
+    /// Time limit of one job: minutes, 4:00:00, 1-12:00:00, or 3h 50m [default: the site's, or 4 hours]
     #[arg(long, value_parser = time_limit)]
     pub time: Option<Duration>,
     /// Partition [default: the site's]
@@ -265,7 +265,9 @@ pub struct SubmitArgs {
 
 /// A limit that Slurm can keep.
 fn time_limit(text: &str) -> Result<Duration, String> {
-    match fovea_slurm::time::parse(text) {
+    // As `fovea train --deadline` takes it, too: 90m, 3h 50m.
+    let spelled = humantime::parse_duration(text).map(Some);
+    match spelled.or_else(|_| fovea_slurm::time::parse(text)) {
         Ok(Some(limit)) if limit >= Duration::from_secs(60) => Ok(limit),
         Ok(Some(_)) => Err("less than a minute, the least that Slurm counts".to_owned()),
         Ok(None) => Err("a job needs a limit".to_owned()),

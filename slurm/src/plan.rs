@@ -146,7 +146,6 @@ pub fn plan(offer: &Offer) -> Result<Plan, NoPlan> {
     if offer.gpus > 0 {
         // Every rank sees all GPUs of its node, as NCCL likes it, and takes the one of its local rank.
         flags.push(format!("--gpus-per-node={}", offer.gpus));
-        flags.push("--gpu-bind=none".to_owned());
     }
     match transport {
         Transport::Local => {
@@ -325,7 +324,7 @@ mod tests {
         gpus.gpus = 2;
         gpus.cpus_per_task = Some(8);
         let plan = plan(&gpus).unwrap();
-        assert!(has(&plan, "--gpus-per-node=2") && has(&plan, "--gpu-bind=none"));
+        assert!(has(&plan, "--gpus-per-node=2"));
         assert!(has(&plan, "--cpus-per-task=8"));
     }
 

@@ -38,7 +38,7 @@ fn a_run_that_finishes() {
     assert_eq!(
         line("plan"),
         format!(
-            "plan {run}/slurm/config.toml --out {run} --node-states n1 alloc --mpi-list none pmix"
+            "plan {run}/slurm/config.toml --out {run} --node-states n1 alloc, n2 alloc --mpi-list none pmix"
         )
     );
     assert!(
@@ -204,6 +204,14 @@ fn starts_again_when_told_to() {
             "{what}: {log:#?}"
         );
     }
+    // After a failure a node that does not answer is down, whatever Slurm still thinks.
+    let plans: Vec<&String> = log.iter().filter(|line| line.starts_with("plan")).collect();
+    let down: Vec<bool> = plans.iter().map(|line| line.contains("n2 down")).collect();
+    assert_eq!(down, [false, true, true], "{plans:#?}");
+    assert!(
+        plans.iter().all(|line| !line.contains("n1 down")),
+        "{plans:#?}"
+    );
     assert!(requeues(&log).is_empty());
 }
 

@@ -16,7 +16,7 @@ const STAND_IN: &str = r#"#!/bin/bash
 name=${0##*/}
 [ "$name" != fovea ] || { name=$1; shift; }
 [ "$name" != job ] || { name=$1; shift; }
-say() { echo "$name $*" >> "$STAND_INS/log"; }
+say() { local line="$name $*"; echo "${line//$'\n'/, }" >> "$STAND_INS/log"; }
 . "$STAND_INS/do/$name"
 "#;
 
@@ -61,6 +61,10 @@ exit 0
 "#;
 const SRUN: &str = r#"
 [ "$1" != --mpi=list ] || { echo "none pmix"; exit; }
+case "$*" in
+    *--nodelist=n2*true) exit 1 ;; # gone
+    *true) exit ;;
+esac
 say "$@"
 while [ "${1##*/}" != fovea ]; do shift; done
 exec "$@"
@@ -89,7 +93,7 @@ impl Stage {
             ("trainer", TRAINER),
             ("srun", SRUN),
             ("squeue", SQUEUE),
-            ("sinfo", "echo 'n1 alloc'"),
+            ("sinfo", "echo 'n1 alloc'; echo 'n2 alloc'"),
             ("scontrol", "say \"$@\""),
             ("scancel", "say \"$@\""),
             ("stage", "say \"$@\""),

@@ -64,6 +64,21 @@ end() {
     done
 }
 
+# Lines NAME STATE. After a failure each node is asked whether it still starts processes: Slurm itself takes minutes to
+# notice that one is gone.
+node_states() {
+    local states node
+    states=$(sinfo -h -N -n "$SLURM_JOB_NODELIST" -o '%N %t')
+    echo "$states"
+    [ "$failures" -gt 0 ] || return 0
+    for node in $(echo "$states" | cut -d' ' -f1 | sort -u); do
+        timeout 15 srun --overlap --mpi=none --nodes=1 --ntasks=1 --nodelist="$node" true >/dev/null 2>&1 ||
+            echo "$node down" &
+    done
+    wait
+}
+
+failures=0
 code=0
 while :; do
     # Which ranks start where: nodes may have gone since the last start. Code 2 says that the configuration is wrong.
@@ -71,7 +86,7 @@ while :; do
     bind=
     finished=
     plan=$("${fovea[@]}" job plan "$config" "${options[@]}" \
-        --node-states "$(sinfo -h -N -n "$SLURM_JOB_NODELIST" -o '%N %t')" \
+        --node-states "$(node_states)" \
         --mpi-list "$(srun --mpi=list 2>&1)")
     code=$?
     [ "$code" = 0 ] || break
@@ -132,6 +147,10 @@ while :; do
     "${fovea[@]}" job next "$run" --coordinator "$code" --trainers "$trainers_code" ${noticed:+--noticed}
     code=$?
     [ "$code" = 75 ] || break
+    failures=$((failures + 1))
+    # What fails at once may be better in a moment.
+    begun=$SECONDS
+    while [ -z "$noticed" ] && [ "$failures" -gt 1 ] && [ $((SECONDS - begun)) -lt 5 ]; do sleep 0.2; done
 done
 
 case $code in
