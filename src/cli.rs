@@ -207,7 +207,7 @@ pub struct TrainArgs {
     #[arg(long)]
     pub resume: bool,
     /// Stop in time, with a checkpoint, so that everybody has left after this long (90m, 3h 50m)
-    #[arg(long, value_name = "TIME", value_parser = humantime::parse_duration)]
+    #[arg(long, value_name = "TIME", value_parser = deadline)]
     pub deadline: Option<Duration>,
     /// Print the resolved configuration with every key explained, and stop
     #[arg(long)]
@@ -316,6 +316,17 @@ pub struct TrainerArgs {
     /// Drain when the process that started this one (this pid, when given) ends
     #[arg(long, hide = true, value_name = "PID", num_args = 0..=1, default_missing_value = "0")]
     pub with_parent: Option<u32>,
+}
+
+/// Longer than any job: what is beyond is a slip of the finger.
+const LONGEST: Duration = Duration::from_secs(10 * 365 * 86_400);
+
+fn deadline(text: &str) -> Result<Duration, String> {
+    match humantime::parse_duration(text) {
+        Ok(time) if time <= LONGEST => Ok(time),
+        Ok(_) => Err("more than ten years".to_owned()),
+        Err(error) => Err(error.to_string()),
+    }
 }
 
 /// Time until the end of a job; none when it has no limit.

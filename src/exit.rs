@@ -106,6 +106,8 @@ pub fn init_logging(verbose: u8) {
     tracing_subscriber::fmt()
         .with_env_filter(filter)
         .with_writer(std::io::stderr)
+        // A message that cannot be written (a full disk, a terminal that is gone) is lost, not the run.
+        .log_internal_errors(false)
         .with_ansi(colours)
         .with_target(false)
         .init();

@@ -160,35 +160,69 @@ fn an_mpi_world_that_loses_a_rank_is_started_again() {
     assert_eq!(outcome(&run), *reference);
 }
 
-/// Without restarts left, the loss of a rank that is needed ends the run and says who is missing.
+/// Without restarts left, the others go on without a lost rank; the loss of the last one ends the run and says who
+/// is missing.
 #[test]
 fn a_run_that_may_not_restart_says_who_is_missing() {
     let _turn = turn();
-    let run = Run::new(&["elastic.max_restarts=0"]);
+    let run = Run::new(&["elastic.max_restarts=0", "train.epochs=8"]);
     let mut process = run.start(2);
-    run.wait_for_step(&mut process, 2);
-    let pid = common::process_of(&run.path, "--rank 1");
-    common::send(pid, Signal::KILL);
+    let before = run.wait_for_step(&mut process, 2);
+    let kill = |words: &str| common::send(common::process_of(&run.path, words), Signal::KILL);
+    kill("--rank 1");
+    run.wait_until(&mut process, "a step of one rank", |status| {
+        status.generation > before.generation && status.step > before.step + 1
+    });
+    // Until the launcher has seen it, too.
+    std::thread::sleep(std::time::Duration::from_secs(1));
+    kill("--rank 0");
     let done = process.wait().with_code(FAILED);
-    done.explains(&["rank-1", "SIGKILL", "--resume"]);
+    assert!(
+        done.stderr.contains("the others go on without it: rank-1"),
+        "{done}"
+    );
+    done.explains(&["rank-0", "SIGKILL", "--resume"]);
     common::assert_nobody_left(&run.path);
 }
 
-/// The second Ctrl-C does not wait; nobody stays, and nothing that was saved is lost.
+/// Two signals at once are one wish: `timeout`, for one, sends them so.
 #[test]
-fn ctrl_c_twice_leaves_at_once() {
+fn a_pair_of_signals_is_one_drain() {
     let _turn = turn();
-    let reference = reference();
-    let run = Run::new(&["checkpoint.every_steps=3"]);
+    let run = Run::new(&["checkpoint.every_steps=100"]);
     let mut process = run.start(2);
     run.wait_for_step(&mut process, 4);
-    process.signal(Signal::INT);
+    process.signal(Signal::TERM);
     std::thread::sleep(std::time::Duration::from_millis(20));
     process.signal(Signal::INT);
     process.wait().with_code(RESUME);
     common::assert_nobody_left(&run.path);
+    let status = run.status();
+    assert_eq!(status["checkpoint"]["step"], status["step"], "{status:#}");
     run.resume(1).wait().with_code(FINISHED);
-    assert_eq!(outcome(&run), *reference);
+    assert_eq!(outcome(&run), *reference());
+}
+
+/// The second Ctrl-C does not wait, here for a coordinator that does not answer; nobody stays, and nothing that was
+/// saved is lost.
+#[test]
+fn ctrl_c_twice_leaves_at_once() {
+    let _turn = turn();
+    let run = Run::new(&["checkpoint.every_steps=3"]);
+    let mut process = run.start(2);
+    run.wait_for_step(&mut process, 4);
+    let coordinator = common::process_of(&run.path, " coordinator ");
+    common::send(coordinator, Signal::STOP);
+    process.signal(Signal::INT);
+    std::thread::sleep(std::time::Duration::from_millis(1500));
+    let begun = std::time::Instant::now();
+    process.signal(Signal::INT);
+    process.wait().with_code(RESUME);
+    assert!(begun.elapsed().as_secs() < 10, "{:?}", begun.elapsed());
+    common::send(coordinator, Signal::CONT);
+    common::assert_nobody_left(&run.path);
+    run.resume(1).wait().with_code(FINISHED);
+    assert_eq!(outcome(&run), *reference());
 }
 
 /// A finished run has nothing left to do, and says so with the same weights.
@@ -226,4 +260,91 @@ fn a_run_leaves_before_its_deadline() {
     let why = status["reason"].as_str().unwrap();
     assert!(why.contains("left until the deadline"), "{why}");
     common::fovea(&["audit", run.text()]).with_code(FINISHED);
+}
+
+/// What the records of a run do not cover is not gone on from, and nothing is begun anew in silence.
+#[test]
+fn a_resume_needs_the_ledger_and_the_checkpoints_of_the_run() {
+    let _turn = turn();
+    let run = Run::new(&[]);
+    stop(&run, run.start(2), 2, Signal::TERM);
+    let (ledger, checkpoints) = (run.path.join("ledger"), run.path.join("checkpoints"));
+    let aside = |path: &std::path::Path| path.with_extension("aside");
+
+    std::fs::rename(&ledger, aside(&ledger)).unwrap();
+    let refused = run.resume(2).wait().with_code(common::USAGE);
+    refused.explains(&["ledger of this run ends at step 0", "not known any more"]);
+    std::fs::rename(aside(&ledger), &ledger).unwrap();
+
+    std::fs::rename(&checkpoints, aside(&checkpoints)).unwrap();
+    let refused = run.resume(2).wait().with_code(common::USAGE);
+    refused.explains(&["there is no checkpoint, though this run has saved one"]);
+    let _ = std::fs::remove_dir(&checkpoints);
+    std::fs::rename(aside(&checkpoints), &checkpoints).unwrap();
+
+    run.resume(2).wait().with_code(FINISHED);
+    assert_eq!(outcome(&run), *reference());
+}
+
+/// A coordinator that is stopped for good is replaced.
+#[test]
+fn a_stopped_coordinator_is_replaced() {
+    let _turn = turn();
+    let run = Run::new(&["train.epochs=8"]);
+    let mut process = run.start(2);
+    let before = run.wait_for_step(&mut process, 2);
+    let stopped = common::process_of(&run.path, " coordinator ");
+    common::send(stopped, Signal::STOP);
+    let deadline = std::time::Instant::now() + common::LIMIT;
+    let replaced = || {
+        let all = common::processes_of(&run.path);
+        let mut coordinators = all
+            .iter()
+            .filter(|(_, line)| line.contains(" coordinator "));
+        coordinators.any(|(pid, _)| *pid != stopped)
+    };
+    while !replaced() {
+        assert!(std::time::Instant::now() < deadline, "nobody replaces it");
+        std::thread::sleep(std::time::Duration::from_millis(50));
+    }
+    run.wait_for_step(&mut process, before.step + 1);
+    process.wait().with_code(FINISHED);
+    common::assert_nobody_left(&run.path);
+    common::fovea(&["audit", run.text()]).with_code(FINISHED);
+}
+
+/// Nobody reads what is said, and it cannot be written: the run does not depend on it.
+#[test]
+fn messages_that_cannot_be_written_cost_nothing() {
+    let _turn = turn();
+    let run = Run::new(&["train.epochs=6"]);
+    let full = || {
+        std::fs::File::options()
+            .write(true)
+            .open("/dev/full")
+            .unwrap()
+    };
+    let mut command = std::process::Command::new(env!("CARGO_BIN_EXE_fovea"));
+    command
+        .args(run.first(2))
+        .stdin(std::process::Stdio::null());
+    let mut launcher = command.stdout(full()).stderr(full()).spawn().unwrap();
+    let deadline = std::time::Instant::now() + common::LIMIT;
+    let trainer = loop {
+        let trainers = common::processes_of(&run.path);
+        let trainer = trainers.iter().find(|(_, line)| line.contains(" trainer "));
+        let steps = std::fs::read_to_string(run.path.join("status.json")).unwrap_or_default();
+        let begun = serde_json::from_str::<serde_json::Value>(&steps)
+            .is_ok_and(|status| status["step"].as_u64() >= Some(2));
+        if let (Some((pid, _)), true) = (trainer, begun) {
+            break *pid;
+        }
+        assert!(std::time::Instant::now() < deadline, "no second step");
+        std::thread::sleep(std::time::Duration::from_millis(20));
+    };
+    // Its end is worth a warning.
+    common::send(trainer, Signal::KILL);
+    assert_eq!(launcher.wait().unwrap().code(), Some(FINISHED));
+    common::assert_nobody_left(&run.path);
+    assert_eq!(run.status()["state"], "finished");
 }

@@ -1,6 +1,7 @@
 //! The run directory as far as the coordinator owns it: the lock, and the address file.
 
 use std::fs::{self, File, OpenOptions};
+use std::io;
 use std::net::{TcpStream, ToSocketAddrs};
 use std::path::{Path, PathBuf};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
@@ -33,17 +34,26 @@ pub struct CoordinatorInfo {
     pub started_unix_ms: u64,
     /// Protocol version.
     pub protocol: u8,
+    /// [`directory_id`] of its run directory: the file may have been copied along with another. 0 when not known.
+    #[serde(default)]
+    pub directory: u64,
 }
 
 impl CoordinatorInfo {
-    /// Reads it from a run directory.
+    /// Reads it from a run directory. That of another directory counts as not there.
     pub fn load(run_dir: &Path) -> Result<Self> {
         let path = run_dir.join(INFO_FILE);
         let bytes = files::read_small(&path)?;
-        serde_json::from_slice(&bytes).map_err(|error| Error::Json {
-            path,
+        let info: Self = serde_json::from_slice(&bytes).map_err(|error| Error::Json {
+            path: path.clone(),
             detail: error.to_string(),
-        })
+        })?;
+        if info.directory != 0 && info.directory != directory_id(run_dir) {
+            let copied = "it names the coordinator of a directory that this one is a copy of";
+            let error = io::Error::new(io::ErrorKind::NotFound, copied);
+            return Err(Error::file("use", &path)(error));
+        }
+        Ok(info)
     }
 
     pub(crate) fn store(&self, run_dir: &Path) -> Result<()> {
@@ -128,6 +138,13 @@ fn in_use(run_dir: &Path) -> Error {
     }
 }
 
+/// Tells a run directory from a copy of it, the same on all machines that see it: its inode. 0 when it cannot be read.
+pub fn directory_id(run_dir: &Path) -> u64 {
+    use std::os::unix::fs::MetadataExt;
+
+    fs::metadata(run_dir).map_or(0, |meta| meta.ino())
+}
+
 /// This machine's host name.
 pub fn hostname() -> String {
     rustix::system::uname()
@@ -173,6 +190,7 @@ mod tests {
             host: "node7".to_owned(),
             started_unix_ms: 0,
             protocol: 1,
+            directory: 0,
         };
         info.store(dir.path()).unwrap();
         let error = RunLock::acquire(dir.path()).unwrap_err().to_string();
@@ -186,6 +204,25 @@ mod tests {
     }
 
     #[test]
+    fn a_copied_address_file_is_not_this_directorys() {
+        let (original, copy) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
+        let info = CoordinatorInfo {
+            addr: "127.0.0.1:1".to_owned(),
+            pid: 1,
+            host: "node7".to_owned(),
+            started_unix_ms: 0,
+            protocol: 1,
+            directory: directory_id(original.path()),
+        };
+        info.store(original.path()).unwrap();
+        assert_eq!(CoordinatorInfo::load(original.path()).unwrap(), info);
+        let file = |dir: &tempfile::TempDir| dir.path().join(INFO_FILE);
+        fs::copy(file(&original), file(&copy)).unwrap();
+        let error = CoordinatorInfo::load(copy.path()).unwrap_err().to_string();
+        assert!(error.contains("a copy of"), "{error}");
+    }
+
+    #[test]
     fn a_coordinator_that_answers_holds_the_directory_also_without_a_lock() {
         let dir = tempfile::tempdir().unwrap();
         let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
@@ -195,6 +232,7 @@ mod tests {
             host: "elsewhere".to_owned(),
             started_unix_ms: 0,
             protocol: 1,
+            directory: 0,
         };
         info.store(dir.path()).unwrap();
         let server = std::thread::spawn(move || {

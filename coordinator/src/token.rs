@@ -68,13 +68,15 @@ impl Token {
             }
         }
         let token = Self(random32()?);
-        files::write_atomic(
-            &path,
-            format!("{}\n", token.to_hex()).as_bytes(),
-            Durability::Synced,
-            true,
-        )?;
+        token.store(run_dir)?;
         Ok(token)
+    }
+
+    /// Writes the file, which only its owner may read.
+    pub(crate) fn store(&self, run_dir: &Path) -> Result<()> {
+        let path = run_dir.join(TOKEN_FILE);
+        let text = format!("{}\n", self.to_hex());
+        files::write_atomic(&path, text.as_bytes(), Durability::Synced, true)
     }
 
     /// 64 hexadecimal digits: the secret itself.

@@ -21,7 +21,8 @@ mod trainer;
 
 use std::path::Path;
 use std::sync::Arc;
-use std::sync::atomic::AtomicBool;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::time::Instant;
 
 use anyhow::Context;
 use fovea_trainer::exit_code::LEFT;
@@ -61,17 +62,31 @@ enum Again {
     Nothing,
 }
 
+/// Signals within so many milliseconds are one wish: `timeout` and some schedulers send two at once.
+const ONE_WISH_MS: u64 = 1_000;
+
 /// Signals that mean "stop soon": the first one only sets the flag; the second one may leave at once
 /// (the newest complete checkpoint stays as it is).
 fn drain_flag(again: Again) -> anyhow::Result<Arc<AtomicBool>> {
     let flag = Arc::new(AtomicBool::new(false));
+    let first_ms = Arc::new(AtomicU64::new(0));
+    let begun = Instant::now();
     for signal in [SIGINT, SIGTERM, SIGUSR1, SIGUSR2] {
-        if again == Again::LeaveAtOnce {
-            // Order matters: the conditional exit looks at the flag before it is set by this signal.
-            signal_hook::flag::register_conditional_shutdown(signal, LEFT, Arc::clone(&flag))
-                .context("installing signal handlers")?;
-        }
-        signal_hook::flag::register(signal, Arc::clone(&flag))
+        let (flag, first_ms) = (Arc::clone(&flag), Arc::clone(&first_ms));
+        let noted = move || {
+            let now_ms = 1 + u64::try_from(begun.elapsed().as_millis()).unwrap_or(u64::MAX - 1);
+            flag.store(true, Ordering::Relaxed);
+            let first = first_ms.compare_exchange(0, now_ms, Ordering::Relaxed, Ordering::Relaxed);
+            if let Err(first) = first
+                && again == Again::LeaveAtOnce
+                && now_ms.saturating_sub(first) > ONE_WISH_MS
+            {
+                signal_hook::low_level::exit(LEFT);
+            }
+        };
+        // SAFETY: the handler only reads the monotonic clock, uses atomics and may call _exit, all of which are
+        // async-signal-safe; it allocates nothing and cannot panic.
+        unsafe { signal_hook::low_level::register(signal, noted) }
             .context("installing signal handlers")?;
     }
     // The launcher or the terminal is gone. That may be said more than once: see `end_with_parent`.

@@ -109,11 +109,12 @@ fn one_node_survives_preemption() {
     preempted(&[], &LOCAL);
 }
 
-/// Slurm counts minutes and looks every half of one: the run must last longer than that.
+/// Slurm counts minutes and looks every half of one, when it gives the notice of a limit of one minute: the run must
+/// last longer than that.
 #[test]
 fn the_time_limit_is_survived() {
     let Some(_turn) = need::slurm() else { return };
-    let settings = ["train.epochs=400", "checkpoint.every_steps=50"];
+    let settings = ["train.epochs=40", "checkpoint.every_steps=50"];
     let direct = Run::new(&settings);
     direct.start(2).wait().with_code(FINISHED);
     let cluster = Cluster::start(&Options::default());
@@ -164,6 +165,9 @@ fn a_dead_node_is_survived() {
     assert_eq!(job.finishes().restarts, 0);
     drop(job);
     cluster.start_node("n2");
+    cluster.wait("n2 back", LIMIT, || {
+        (cluster.node_state("n2") == "idle").then_some(())
+    });
     cluster.assert_nodes_idle();
 }
 
@@ -188,8 +192,16 @@ fn a_cut_link_is_survived() {
         "a link was cut at step {at}: next step {:.1} s later",
         start.elapsed().as_secs_f64()
     );
-    job.finishes();
+    // What was cut off notices it, too, and leaves by itself.
+    cluster.wait("nobody on the far side", LIMIT, || {
+        let far = |p: &&Process| p.variable("SLURMD_NODENAME").is_some_and(|n| n == "n2");
+        (job.trainers().iter().filter(far).count() == 0).then_some(())
+    });
     cluster.mend("n2");
+    job.finishes();
+    cluster.wait("n2 back", LIMIT, || {
+        (cluster.node_state("n2") == "idle").then_some(())
+    });
     cluster.assert_nodes_idle();
 }
 

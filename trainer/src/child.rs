@@ -27,6 +27,8 @@ pub(crate) struct Process {
     /// The coordinator knew it, and since when it does not any more.
     member: bool,
     missing_since: Option<Instant>,
+    /// It has ended, and is not started again.
+    pub given_up: bool,
 }
 
 impl Process {
@@ -59,6 +61,7 @@ impl Process {
             ended: None,
             member: false,
             missing_since: None,
+            given_up: false,
         })
     }
 
@@ -68,6 +71,16 @@ impl Process {
             self.ended = self.child.try_wait().ok().flatten();
         }
         self.ended
+    }
+
+    /// Its exit code, once it has ended by itself.
+    pub fn code(&self) -> Option<i32> {
+        self.ended.and_then(|ended| ended.code())
+    }
+
+    /// kill -9.
+    pub fn kill(&mut self) {
+        let _ = self.child.kill();
     }
 
     /// The first signal to a trainer lets it end in order.

@@ -22,6 +22,8 @@ use crate::run_dir::RunDir;
 const TICK: Duration = Duration::from_millis(200);
 /// How long the coordinator may take to open its socket.
 const START: Duration = Duration::from_secs(60);
+/// How long a coordinator may leave its launcher without an answer.
+const SILENCE: Duration = Duration::from_secs(15);
 /// How long the others may take to leave after the coordinator has ended.
 const GRACE: Duration = Duration::from_secs(20);
 
@@ -89,6 +91,8 @@ struct Launched<'a> {
     trainers: Vec<Process>,
     last: Option<Status>,
     drain_sent: bool,
+    /// Since when the coordinator lives and does not answer.
+    silent_since: Option<Instant>,
     failure: Option<String>,
     /// A process says that its input is wrong: starting it again does not help.
     hopeless: bool,
@@ -106,6 +110,7 @@ impl<'a> Launched<'a> {
             trainers,
             last: None,
             drain_sent: false,
+            silent_since: None,
             failure: None,
             hopeless: false,
         })
@@ -125,6 +130,7 @@ impl<'a> Launched<'a> {
             self.look_after_trainers(restarts)?;
             match self.observer.status() {
                 Ok(status) => {
+                    self.silent_since = None;
                     show(&status);
                     self.end_the_hung(&status);
                     self.last = Some(status);
@@ -132,6 +138,7 @@ impl<'a> Launched<'a> {
                 // It is about to end, which the loop sees, or was too busy to answer in time.
                 Err(_) => {
                     let now = Instant::now();
+                    self.end_a_silent_coordinator(now);
                     if let Ok(again) = connect(&self.options.run, &mut self.coordinator, now) {
                         self.observer = again;
                     }
@@ -155,6 +162,20 @@ impl<'a> Launched<'a> {
         )
     }
 
+    /// A coordinator that is stopped or hangs makes room for another.
+    fn end_a_silent_coordinator(&mut self, now: Instant) {
+        let since = *self.silent_since.get_or_insert(now);
+        if now - since > SILENCE && self.coordinator.poll().is_none() {
+            tracing::warn!(
+                "the coordinator (pid {}) has not answered for {} s: ending it",
+                self.coordinator.id(),
+                (now - since).as_secs()
+            );
+            self.coordinator.kill();
+            self.silent_since = None;
+        }
+    }
+
     /// The coordinator was killed. Its journal knows the run, and the trainers wait for a new one.
     fn restart_coordinator(&mut self, restarts: &mut Restarts) -> Result<bool> {
         let step = self.last.as_ref().map_or(0, |status| status.step);
@@ -173,11 +194,22 @@ impl<'a> Launched<'a> {
     fn look_after_trainers(&mut self, restarts: &mut Restarts) -> Result<()> {
         let step = self.last.as_ref().map_or(0, |status| status.step);
         for index in 0..self.trainers.len() {
+            let others_train = self.others_train(index);
             let trainer = &mut self.trainers[index];
             let Some(ended) = trainer.poll() else {
                 continue;
             };
-            if ended.success() || ended.code() == Some(exit_code::LEFT) || self.failure.is_some() {
+            if ended.code() == Some(exit_code::LEFT) && !self.drain_sent {
+                // It left at once, after two signals, so one of them was meant for the run.
+                let name = &trainer.name;
+                let asked = self.observer.drain(&format!("{name} was told to leave"));
+                self.drain_sent = asked.is_ok();
+            }
+            if ended.success()
+                || ended.code() == Some(exit_code::LEFT)
+                || trainer.given_up
+                || self.failure.is_some()
+            {
                 continue;
             }
             self.hopeless |= ended.code() == Some(exit_code::WRONG_INPUT);
@@ -186,6 +218,9 @@ impl<'a> Launched<'a> {
             if replace {
                 tracing::warn!("starting it again: {}", trainer.obituary());
                 self.trainers[index] = start_trainer(self.options, index)?;
+            } else if others_train {
+                tracing::warn!("the others go on without it: {}", trainer.obituary());
+                trainer.given_up = true;
             } else {
                 // One that dies before it has joined is unknown to the coordinator.
                 self.failure = Some(trainer.obituary());
@@ -196,6 +231,25 @@ impl<'a> Launched<'a> {
             }
         }
         Ok(())
+    }
+
+    /// Whether the run gets on without this trainer.
+    fn others_train(&mut self, index: usize) -> bool {
+        let pids: Vec<u32> = self
+            .trainers
+            .iter_mut()
+            .enumerate()
+            .filter(|(other, _)| *other != index)
+            .filter_map(|(_, trainer)| trainer.poll().is_none().then(|| trainer.id()))
+            .collect();
+        let Some(status) = &self.last else {
+            return false;
+        };
+        let seated = |pid: &u32| {
+            let mut ranks = status.ranks.iter();
+            ranks.any(|rank| rank.rank.is_some() && rank.pid == *pid)
+        };
+        self.options.spawner == Spawner::Direct && status.step > 0 && pids.iter().any(seated)
     }
 
     /// A trainer that the coordinator gave up (stopped, hung) and that does not come back by itself is
@@ -305,6 +359,11 @@ fn conclude(
         ));
     };
     match status.state {
+        // It was told twice, and left at once.
+        state if !state.is_over() && coordinator.code() == Some(exit_code::LEFT) => Ok(Ended {
+            status,
+            drained: true,
+        }),
         state if !state.is_over() => Err(Error::Child(coordinator.obituary())),
         RunState::Finished => Ok(Ended {
             status,

@@ -15,6 +15,8 @@ use crate::token::Token;
 const TRY_TIMEOUT: Duration = Duration::from_secs(5);
 const PAUSE_MIN: Duration = Duration::from_millis(10);
 const PAUSE_MAX: Duration = Duration::from_millis(250);
+/// How long the coordinator's machine may leave heartbeats unacknowledged.
+const SILENCE: Duration = Duration::from_secs(15);
 
 /// Where the coordinator is.
 #[derive(Clone, Debug)]
@@ -97,6 +99,9 @@ fn attempt(endpoint: &Endpoint, role: &Role, deadline: Instant) -> Result<Opened
         .clamp(Duration::from_millis(500), TRY_TIMEOUT);
     let stream = dial(&addr, patience)?;
     stream.set_nodelay(true)?;
+    // A cut link says nothing: what stays unacknowledged for so long ends the connection.
+    let unheard = SILENCE.as_millis() as u32;
+    rustix::net::sockopt::set_tcp_user_timeout(&stream, unheard).map_err(io::Error::from)?;
     stream.set_read_timeout(Some(patience))?;
     stream.set_write_timeout(Some(patience))?;
     let mut reader = BufReader::new(stream);

@@ -21,7 +21,9 @@ use crate::ledger::{Ledger, LedgerEntry, LedgerRecord};
 use crate::membership::{Effect, Event, Membership, Outcome, Ticket, Transition};
 use crate::protocol::{MemberId, Reply, Request, Role};
 use crate::rundir;
+use crate::rundir::{CoordinatorInfo, INFO_FILE};
 use crate::status::{STATUS_FILE, Status};
+use crate::token::{TOKEN_FILE, Token};
 
 /// How often `status.json` is written.
 const STATUS_EVERY: Duration = Duration::from_secs(1);
@@ -58,6 +60,8 @@ pub(super) struct Core {
     pub counters: Arc<Counters>,
     pub heartbeat_ms: u32,
     pub find_checkpoint: Option<FindCheckpoint>,
+    /// What others need to find and enter: address file and token.
+    pub door: Option<(CoordinatorInfo, Token)>,
     inbox: mpsc::Sender<Message>,
 }
 
@@ -87,6 +91,7 @@ impl Core {
             counters: Arc::default(),
             heartbeat_ms: 1000,
             find_checkpoint: None,
+            door: None,
             inbox,
         }
     }
@@ -131,8 +136,26 @@ impl Core {
             .is_none_or(|last| last.elapsed() >= STATUS_EVERY)
         {
             self.write_status();
+            self.keep_the_door_open();
         }
         self.close_stuck();
+    }
+
+    /// Without these files nobody finds this coordinator; somebody may have removed them.
+    fn keep_the_door_open(&mut self) {
+        let Some((info, token)) = &self.door else {
+            return;
+        };
+        if !self.run_dir.join(INFO_FILE).exists()
+            && let Err(error) = info.store(&self.run_dir)
+        {
+            tracing::debug!("{error}");
+        }
+        if !self.run_dir.join(TOKEN_FILE).exists()
+            && let Err(error) = token.store(&self.run_dir)
+        {
+            tracing::debug!("{error}");
+        }
     }
 
     fn close_stuck(&mut self) {

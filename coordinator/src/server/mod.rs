@@ -234,6 +234,7 @@ impl Server {
             host,
             started_unix_ms: rundir::unix_ms(),
             protocol: PROTOCOL_VERSION,
+            directory: rundir::directory_id(&run_dir),
         };
         info.store(&run_dir)?;
         let membership = Membership::new(Config {
@@ -291,16 +292,17 @@ impl Server {
             options,
             lock,
             listener,
+            info,
             token,
             membership,
             journal,
             ledger,
-            ..
         } = self;
         let listener = tokio::net::TcpListener::from_std(listener)?;
         let (sender, mut inbox) = mpsc::channel(INBOX);
         let mut core = Core::new(lock.run_dir(), membership, journal, ledger, sender.clone());
         core.find_checkpoint = options.find_checkpoint.clone();
+        core.door = Some((info, token.clone()));
         let mut connections = JoinSet::new();
         let settings = Arc::new(connection::Settings {
             token,

@@ -83,13 +83,25 @@ pub fn list(dir: &Path) -> Result<Vec<Entry>> {
 /// silently undo what another fovea has done. So is it when there are checkpoints and none is whole:
 /// beginning anew would throw away what the run has done.
 pub fn newest_complete(dir: &Path) -> Result<Option<Found>> {
+    newest_complete_up_to(dir, u64::MAX)
+}
+
+/// As [`newest_complete`], of those up to `last`: what is beyond, the records of the run do not know.
+pub fn newest_complete_up_to(dir: &Path, last: u64) -> Result<Option<Found>> {
     /// A writer removes checkpoints while we look, but never the newest.
     const SCANS: usize = 20;
     let mut scan = 0;
     'scan: loop {
         scan += 1;
         let mut skipped = Vec::new();
-        for (_, path) in step_dirs(dir)?.into_iter().rev() {
+        for (step, path) in step_dirs(dir)?.into_iter().rev() {
+            if step > last {
+                tracing::warn!(
+                    "passing over {}: the ledger ends at step {last}",
+                    path.display()
+                );
+                continue;
+            }
             match verify(&path) {
                 Ok(state) => {
                     return Ok(Some(Found {

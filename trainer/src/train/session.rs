@@ -8,6 +8,7 @@ use std::time::{Duration, Instant};
 use fovea_coordinator::client::{Client, Endpoint};
 use fovea_coordinator::order::EpochOrder;
 use fovea_coordinator::protocol::{Assignment, StartPoint, Terms, TrainerInfo};
+use fovea_coordinator::rundir::directory_id;
 use fovea_coordinator::token::Token;
 use fovea_dataset::{Dataset, Split};
 use fovea_kernels::FocalParams;
@@ -73,7 +74,8 @@ pub fn join(options: TrainerOptions) -> Result<Trainer> {
         elastic: engine.is_elastic(),
     };
     let info = TrainerInfo::this_process(engine.rank().or(options.preferred_rank));
-    let deadline = Instant::now() + JOIN;
+    let patience = Duration::from_secs(config.elastic.join_timeout_s.into());
+    let deadline = Instant::now() + patience;
     let client = connect(&options.endpoint, &info, &options.drain_wanted, deadline)?;
     let objective = objective(&config.loss, &source)?;
     let replica = Replica::new(&config, precision, objective, lanes)?;
@@ -266,7 +268,12 @@ impl Engine {
             Self::Local if seat.world == 1 => Ok(Box::new(Solo::new(abort))),
             Self::Local => {
                 let options = local::LocalOptions {
-                    run_id: Token::load(run.path())?.to_hex(),
+                    // A copy of the directory has the same token.
+                    run_id: format!(
+                        "{}-{}",
+                        Token::load(run.path())?.to_hex(),
+                        directory_id(run.path())
+                    ),
                     generation: seat.generation,
                     rank: seat.rank,
                     world: seat.world,

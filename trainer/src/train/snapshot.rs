@@ -4,7 +4,9 @@ use std::path::{Path, PathBuf};
 use std::sync::{Arc, PoisonError};
 use std::time::{Duration, Instant};
 
+use fovea_coordinator::ledger;
 use fovea_coordinator::protocol::{CheckpointInfo, MemberState, StartPoint, TrainerEvent};
+use fovea_coordinator::status::Status;
 use fovea_dataset::Dataset;
 
 use super::{Progress, Trainer};
@@ -19,10 +21,12 @@ use crate::run_dir::RunDir;
 ///
 /// # Errors
 /// [`Error::Mismatch`] when that checkpoint was trained on another dataset than `data` (where given):
-/// its cursor would stand for other samples.
+/// its cursor would stand for other samples. [`Error::Usage`] when checkpoints are gone that the run had, or when
+/// its ledger does not reach any of them.
 pub fn resume_point(run: &RunDir, data: Option<&Dataset>) -> Result<StartPoint> {
-    let Some(found) = checkpoint::newest_complete(&run.checkpoints())? else {
-        return Ok(StartPoint::default());
+    let last = last_recorded(run)?;
+    let Some(found) = checkpoint::newest_complete_up_to(&run.checkpoints(), last)? else {
+        return nothing_to_go_on_from(run, last);
     };
     if let Some(data) = data {
         same_dataset(&found.path, &found.state, data)?;
@@ -32,6 +36,47 @@ pub fn resume_point(run: &RunDir, data: Option<&Dataset>) -> Result<StartPoint> 
         step: found.state.step,
         cursor: found.state.cursor,
     })
+}
+
+/// Newest committed step in the run's ledger; 0 when it has none.
+fn last_recorded(run: &RunDir) -> Result<u64> {
+    if !run.path().join(ledger::LEDGER_FILE).exists() {
+        return Ok(0);
+    }
+    let contents = ledger::read(run.path())?;
+    let steps = ledger::history(contents.records.iter().map(|record| &record.entry));
+    Ok(steps.last().map_or(0, |committed| committed.step))
+}
+
+/// A run without a checkpoint begins at its beginning, unless it had one.
+fn nothing_to_go_on_from(run: &RunDir, last: u64) -> Result<StartPoint> {
+    let checkpoints = run.checkpoints();
+    if let Some(beyond) = checkpoint::list(&checkpoints)?.last() {
+        return Err(Error::Usage {
+            what: format!(
+                "{}: the ledger of this run ends at step {last}, but the newest checkpoint is of step {}: which samples went into it is not known any more",
+                run.path().display(),
+                beyond.step
+            ),
+            help: "put the run's `ledger` back as it was, or start a new run with another --out"
+                .to_owned(),
+        });
+    }
+    let saved = Status::load(run.path())
+        .ok()
+        .and_then(|status| status.checkpoint);
+    match saved {
+        None => Ok(StartPoint::default()),
+        Some(saved) => Err(Error::Usage {
+            what: format!(
+                "{}: there is no checkpoint, though this run has saved one of step {} ({})",
+                checkpoints.display(),
+                saved.step,
+                saved.path
+            ),
+            help: "put the checkpoints back, or start a new run with another --out".to_owned(),
+        }),
+    }
 }
 
 fn same_dataset(checkpoint: &Path, state: &State, data: &Dataset) -> Result<()> {
