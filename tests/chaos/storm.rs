@@ -242,7 +242,8 @@ impl Arena {
     }
 
     /// Waits for the moment, at most until the run is nearly through.
-    fn wait_for(&mut self, when: When, dice: &mut Dice) -> Status {
+    fn wait_for(&mut self, fault: Fault, dice: &mut Dice) -> Status {
+        let when = fault.when;
         let checkpoints = self.run.path.join("checkpoints");
         let any = |status: &Status, state| status.ranks.iter().any(|r| r.state == state);
         let writes = || {
@@ -251,9 +252,11 @@ impl Arena {
                 .flatten()
                 .any(|e| e.file_name().to_string_lossy().starts_with(".tmp-"))
         };
+        // Who loses the only rank loses steps; who asks it to leave does not.
+        let least = if fault.what == What::Preempt { 1 } else { 2 };
         let full = |status: &Status| {
             let seated = status.ranks.iter().filter(|r| r.rank.is_some()).count();
-            status.generation > 0 && seated >= 2 && !status.state.is_over()
+            status.generation > 0 && seated >= least && !status.state.is_over()
         };
         std::thread::sleep(Duration::from_millis(dice.roll(0, 600)));
         self.until(&format!("{when:?}"), |status| {
@@ -286,7 +289,7 @@ impl Arena {
     }
 
     fn inject(&mut self, fault: Fault, dice: &mut Dice) {
-        let before = self.wait_for(fault.when, dice);
+        let before = self.wait_for(fault, dice);
         let trainers = self.trainers(&before, dice);
         let kill = |n: usize| {
             trainers
