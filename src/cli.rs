@@ -175,7 +175,7 @@ pub enum Backend {
 }
 
 /// Where a configuration comes from.
-#[derive(Args, Debug)]
+#[derive(Args, Clone, Debug)]
 pub struct ConfigArgs {
     /// Configuration (TOML); see `fovea train --print-config`
     pub config: Option<PathBuf>,
@@ -214,13 +214,13 @@ pub struct TrainArgs {
     pub print_config: bool,
 }
 
-#[derive(Args, Debug)]
+#[derive(Args, Clone, Debug)]
 pub struct SubmitArgs {
     #[command(flatten)]
     pub source: ConfigArgs,
-    /// Nodes
-    #[arg(long, default_value_t = 1, value_parser = clap::value_parser!(u32).range(1..=4096))]
-    pub nodes: u32,
+    /// Nodes [default: 1]
+    #[arg(long, value_parser = clap::value_parser!(u32).range(1..=4096))]
+    pub nodes: Option<u32>,
     /// GPUs of each node; as many ranks start there
     #[arg(long, value_name = "G", value_parser = clap::value_parser!(u32).range(1..=64))]
     pub gpus_per_node: Option<u32>,
@@ -253,14 +253,51 @@ pub struct SubmitArgs {
     #[arg(long, value_name = "IMAGE")]
     pub container: Option<String>,
     /// Copy the data to each node's own disk while training begins: auto (the site's scratch), none, or a directory
-    #[arg(long, value_name = "auto|none|DIR", default_value = "none")]
-    pub stage: String,
+    /// [default: none]
+    #[arg(long, value_name = "auto|none|DIR")]
+    pub stage: Option<String>,
     /// Module to load, after the site's
     #[arg(long = "module", value_name = "NAME")]
     pub modules: Vec<String>,
     /// Print the batch script, and stop: writes nothing, needs no Slurm
     #[arg(long)]
     pub dry_run: bool,
+}
+
+impl SubmitArgs {
+    /// What was typed now, and for what was left away what was typed `before`.
+    pub fn or(self, before: Self) -> Self {
+        let keep = |now: Vec<String>, before: Vec<String>| match now.is_empty() {
+            true => before,
+            false => now,
+        };
+        Self {
+            source: ConfigArgs {
+                set: keep(self.source.set, before.source.set),
+                data: self.source.data.or(before.source.data),
+                ..self.source
+            },
+            nodes: self.nodes.or(before.nodes),
+            // One of them stands for the other.
+            ranks_per_node: self.ranks_per_node.or(before
+                .ranks_per_node
+                .filter(|_| self.gpus_per_node.is_none())),
+            gpus_per_node: self.gpus_per_node.or(before
+                .gpus_per_node
+                .filter(|_| self.ranks_per_node.is_none())),
+            cpus_per_rank: self.cpus_per_rank.or(before.cpus_per_rank),
+            time: self.time.or(before.time),
+            partition: self.partition.or(before.partition),
+            account: self.account.or(before.account),
+            qos: self.qos.or(before.qos),
+            constraint: self.constraint.or(before.constraint),
+            array: self.array.or(before.array),
+            container: self.container.or(before.container),
+            stage: self.stage.or(before.stage),
+            modules: keep(self.modules, before.modules),
+            dry_run: self.dry_run,
+        }
+    }
 }
 
 /// A limit that Slurm can keep.
@@ -396,9 +433,9 @@ pub struct JobNextArgs {
     /// Exit code of srun
     #[arg(long)]
     pub trainers: i32,
-    /// The scheduler had asked the job to leave
-    #[arg(long)]
-    pub noticed: bool,
+    /// The signal by which the scheduler had asked the job to leave
+    #[arg(long, value_name = "SIGNAL")]
+    pub noticed: Option<String>,
 }
 
 #[derive(Args, Debug)]

@@ -122,12 +122,12 @@ fn a_run_is_submitted_once() {
         .submit(&["--preset", "demo"])
         .with_code(USAGE)
         .explains(&["job already", "17 is RUNNING", "scancel 17"]);
-    // Afterwards the run directory is enough.
+    // Afterwards the run directory is enough: as before, but for what is typed.
     login.write("queue", "");
     login
-        .submit(&[])
+        .submit(&["--time", "30m"])
         .with_code(FINISHED)
-        .prints(&["submitted job 18"]);
+        .prints(&["submitted job 18: 2 nodes with 1 rank each, 0:30:00 at a time"]);
     assert!(login.read("run/slurm/config.toml").contains("seed = 7"));
 }
 

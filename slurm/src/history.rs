@@ -92,11 +92,17 @@ impl History {
     pub fn failures_without_progress(&self) -> u32 {
         let mut failures = 0;
         let mut at = 0;
+        let mut of = None;
         for event in &self.0 {
-            let Event::End { step, verdict, .. } = event else {
+            let Event::End {
+                step, verdict, job, ..
+            } = event
+            else {
                 continue;
             };
-            if *step > at || !verdict.is_failure() {
+            // Another job is another try of the user's.
+            let anew = of.replace(job) != Some(job);
+            if *step > at || !verdict.is_failure() || anew {
                 failures = 0;
             }
             at = *step;
@@ -159,6 +165,17 @@ mod tests {
         );
         let stuck = [end(4, Verdict::Requeue), end(4, Verdict::Again)];
         assert_eq!(count(&stuck), 1);
+        let anew = Event::End {
+            unix_ms: 0,
+            job: "8".to_owned(),
+            step: 4,
+            verdict: Verdict::Again,
+            why: String::new(),
+        };
+        assert_eq!(
+            count(&[end(4, Verdict::Again), end(4, Verdict::GiveUp), anew]),
+            1
+        );
         // A run that went back has got nowhere.
         assert_eq!(count(&[end(9, Verdict::Again), end(6, Verdict::Again)]), 2);
     }

@@ -54,8 +54,8 @@ pub struct Ended {
     pub coordinator: i32,
     /// Exit code of `srun`: the highest of the trainers'.
     pub trainers: i32,
-    /// The scheduler had asked the job to leave.
-    pub noticed: bool,
+    /// The signal by which the scheduler, or the user, had asked the job to leave.
+    pub noticed: Option<String>,
     /// Newest committed step.
     pub step: u64,
     /// As [`crate::history::History::failures_without_progress`] counts them, before this end.
@@ -69,7 +69,11 @@ pub struct Ended {
 /// What comes next, and why, with numbers.
 pub fn next(ended: &Ended) -> (Verdict, String) {
     let (coordinator, trainers) = (ended.coordinator, ended.trainers);
-    let codes = format!("coordinator {coordinator}, trainers {trainers}");
+    let codes = format!(
+        "coordinator {}, trainers {}",
+        code(coordinator),
+        code(trainers)
+    );
     if coordinator == FINISHED {
         return (
             Verdict::Finished,
@@ -80,12 +84,21 @@ pub fn next(ended: &Ended) -> (Verdict, String) {
         let why = format!("the configuration or the input is wrong (exit codes: {codes})");
         return (Verdict::ConfigError, why);
     }
-    if ended.noticed {
+    if let Some(signal) = &ended.noticed {
         let left = match coordinator {
             LEFT => "left in order",
             _ => "could not leave in order; the newest complete checkpoint counts",
         };
-        let why = format!("asked to leave at step {}: {left} ({codes})", ended.step);
+        let cause = match signal.as_str() {
+            "TERM" => "preempted or cancelled",
+            "USR1" => "near the time limit, or asked to requeue",
+            "INT" => "stopped by its user",
+            _ => "asked to leave",
+        };
+        let why = format!(
+            "{cause} ({signal}) at step {}: {left} ({codes})",
+            ended.step
+        );
         return (Verdict::Requeue, why);
     }
     // A trainer that the scheduler asked by itself has everybody leave, and all say so.
@@ -109,6 +122,14 @@ pub fn next(ended: &Ended) -> (Verdict, String) {
     (Verdict::Again, why)
 }
 
+/// As people read it.
+fn code(code: i32) -> String {
+    match code - 128 {
+        signal @ 1..=64 => format!("{code} (signal {signal})"),
+        _ => code.to_string(),
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -117,7 +138,7 @@ mod tests {
         Ended {
             coordinator,
             trainers,
-            noticed: false,
+            noticed: None,
             step: 10,
             failures: 0,
             failed_at: 10,
@@ -138,10 +159,13 @@ mod tests {
         assert_eq!(verdict(&ended(85, 139)), Verdict::Again);
         assert_eq!(verdict(&ended(1, 143)), Verdict::Again);
         let killed_at_the_end = Ended {
-            noticed: true,
+            noticed: Some("TERM".to_owned()),
             ..ended(137, 137)
         };
         assert_eq!(verdict(&killed_at_the_end), Verdict::Requeue);
+        let why = next(&killed_at_the_end).1;
+        assert!(why.contains("preempted or cancelled (TERM)"), "{why}");
+        assert!(why.contains("trainers 137 (signal 9)"), "{why}");
     }
 
     #[test]

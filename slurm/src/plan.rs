@@ -206,7 +206,8 @@ pub fn pmi_types(list: &str) -> Vec<String> {
         .collect()
 }
 
-/// Nodes that cannot be used, from lines `NAME STATE` of `sinfo -h -N -o '%N %t'`.
+/// Nodes that cannot be used, from lines `NAME STATE` of `sinfo -h -N -o '%N %t'`, and of the script, which has asked
+/// each node itself (`up`, `down`) and knows better.
 pub fn down_nodes(states: &str) -> Vec<String> {
     let gone = [
         "down",
@@ -225,14 +226,18 @@ pub fn down_nodes(states: &str) -> Vec<String> {
         let unreachable = state.ends_with('*');
         unreachable || (gone.contains(&flags) && !matches!(flags, "drng" | "drain" | "maint"))
     };
-    let mut down: Vec<String> = states
-        .lines()
-        .filter_map(|line| line.split_once(char::is_whitespace))
-        .filter(|(_, state)| is_down(state.trim()))
-        .map(|(name, _)| name.to_owned())
-        .collect();
+    let mut down: Vec<String> = Vec::new();
+    for line in states.lines() {
+        let Some((name, state)) = line.split_once(char::is_whitespace) else {
+            continue;
+        };
+        // The last word counts.
+        down.retain(|other| other != name);
+        if is_down(state.trim()) {
+            down.push(name.to_owned());
+        }
+    }
     down.sort();
-    down.dedup();
     down
 }
 
@@ -341,6 +346,8 @@ mod tests {
             "n1 alloc\nn2 down*\nn2 down*\nn3 mix\nn4 drng\nn5 down\nn6 idle*\nn7 alloc-\n";
         assert_eq!(down_nodes(states), ["n2", "n5", "n6"]);
         assert!(down_nodes("").is_empty());
+        // One that does not answer Slurm for a moment, and has just started a process.
+        assert_eq!(down_nodes("n1 mix*\nn2 mix*\nn1 up\nn2 down\n"), ["n2"]);
     }
 
     proptest! {

@@ -15,7 +15,7 @@ use fovea_trainer::run_dir::RunDir;
 use serde::Serialize;
 
 use crate::cli::DoctorArgs;
-use crate::exit::{Ending, Usage};
+use crate::exit::Ending;
 use crate::say;
 
 /// The libtorch that tch is made for; as in scripts/setup.sh.
@@ -31,7 +31,14 @@ struct Answer<'a> {
 
 pub fn run(args: &DoctorArgs) -> anyhow::Result<Ending> {
     let run = args.run.clone().unwrap_or_else(|| PathBuf::from("."));
-    let site = Site::load().map_err(|e| Usage(e.to_string()))?;
+    // A site file that cannot be read is one finding among others.
+    let (site, site_is_wrong) = match Site::load() {
+        Ok(site) => (site, false),
+        Err(error) => {
+            tracing::error!("site file: {error}");
+            (Site::default(), true)
+        }
+    };
     let saved = Status::load(&run).ok().and_then(|status| status.checkpoint);
     let facts = gather(Given {
         libtorch: libtorch(),
@@ -57,6 +64,7 @@ pub fn run(args: &DoctorArgs) -> anyhow::Result<Ending> {
         say!("{}", page(&facts.node, &lines, colours))?;
     }
     Ok(match verdict {
+        _ if site_is_wrong => Ending::Code(FAILED),
         Verdict::Fail => Ending::Code(FAILED),
         Verdict::Ok | Verdict::Warn => Ending::Finished,
     })

@@ -105,9 +105,12 @@ fn make_plan(args: &JobPlanArgs) -> anyhow::Result<Ending> {
 
 fn offer(job: &Allocation, config: &Config, args: &JobPlanArgs) -> Offer {
     let tasks = job.tasks_per_node.iter().map(|tasks| *tasks as usize);
+    let mut down = down_nodes(&args.node_states);
+    // This one works.
+    down.retain(|node| Some(node) != job.node_name.as_ref());
     Offer {
         nodes: job.nodes.iter().cloned().zip(tasks).collect(),
-        down: down_nodes(&args.node_states),
+        down,
         cpus_per_task: job.cpus_per_task.map(|cpus| cpus as usize),
         gpus: job.gpus_on_node as usize,
         world_sizes: allowed_world_sizes(config.train.virtual_shards as usize),
@@ -145,14 +148,18 @@ fn say_next(args: &JobNextArgs) -> anyhow::Result<Ending> {
     let (verdict, mut why) = next(&Ended {
         coordinator: args.coordinator,
         trainers: args.trainers,
-        noticed: args.noticed,
+        noticed: args.noticed.clone(),
         step,
         failures: history.failures_without_progress(),
         failed_at: history.last_step(),
         max_restarts,
     });
     if let Some(status) = status.filter(|_| verdict.is_failure()) {
-        why = format!("{why}: {}", status.reason);
+        why = match args.coordinator {
+            // The ranks had gone before, so it was asked to end.
+            exit_code::LEFT => format!("{why}: all ranks ended; see the job's log and logs/"),
+            _ => format!("{why}: {}", status.reason),
+        };
     }
     let job = Allocation::of_process().map_or_else(|_| "none".to_owned(), |job| job.id_text());
     let end = Event::End {

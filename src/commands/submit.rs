@@ -15,14 +15,17 @@ use fovea_slurm::{client, time};
 use fovea_trainer::config::{Backend, Config};
 use fovea_trainer::run_dir::RunDir;
 
+use clap::Parser;
+
 use super::absolute;
 use super::source::{self, places};
-use crate::cli::SubmitArgs;
+use crate::cli::{Cli, Command, SubmitArgs};
 use crate::exit::{Ending, Usage};
 use crate::say;
 use crate::show;
 
 pub fn run(args: &SubmitArgs) -> anyhow::Result<Ending> {
+    let args = &with_what_was_typed_before(args)?;
     let config = resolve(args)?;
     let (run, data) = places(&config)?;
     let base = PathBuf::from(script::base(&text(&run)?, args.array.is_some()));
@@ -73,6 +76,33 @@ pub fn run(args: &SubmitArgs) -> anyhow::Result<Ending> {
     Ok(Ending::Finished)
 }
 
+/// A run that is submitted again, with no configuration named, is submitted as it was, but for what is typed now.
+fn with_what_was_typed_before(args: &SubmitArgs) -> anyhow::Result<SubmitArgs> {
+    let (source, again) = (&args.source, args.clone());
+    let (None, None, Some(out)) = (&source.config, &source.preset, &source.out) else {
+        return Ok(again);
+    };
+    let out = text(&absolute(out)?)?;
+    for base in [script::base(&out, false), script::base(&out, true)] {
+        let Some(submitted) = Submitted::load(Path::new(&base))? else {
+            continue;
+        };
+        let typed = Cli::try_parse_from(&submitted.command);
+        if let Ok(Cli {
+            command: Command::Submit(before),
+            ..
+        }) = typed
+        {
+            // What it set is in the configuration that was kept; elements have theirs from the script.
+            let mut before = before;
+            before.source.set.retain(|set| set.contains(ELEMENT));
+            before.source.data = None;
+            return Ok(again.or(before));
+        }
+    }
+    Ok(again)
+}
+
 /// Like `fovea train`; without file and preset, the configuration that the run has. How many ranks there are, and how
 /// they exchange gradients, is decided in the job.
 fn resolve(args: &SubmitArgs) -> anyhow::Result<Config> {
@@ -81,7 +111,7 @@ fn resolve(args: &SubmitArgs) -> anyhow::Result<Config> {
         None => own(args)?.ok_or_else(source::nothing_named)?,
     };
     source::apply(&mut config, &without_elements(args))?;
-    if let Some(world) = ranks_per_node(args).checked_mul(args.nodes) {
+    if let Some(world) = ranks_per_node(args).checked_mul(nodes(args)) {
         config.train.ranks = world;
     }
     // The job's working directory may be another one.
@@ -137,6 +167,10 @@ fn of_element(args: &SubmitArgs, assignment: &str) -> bool {
     args.array.is_some() && assignment.contains(ELEMENT)
 }
 
+fn nodes(args: &SubmitArgs) -> u32 {
+    args.nodes.unwrap_or(1)
+}
+
 fn ranks_per_node(args: &SubmitArgs) -> u32 {
     args.ranks_per_node.or(args.gpus_per_node).unwrap_or(1)
 }
@@ -154,7 +188,7 @@ fn check(args: &SubmitArgs, config: &Config, data: &Path) -> anyhow::Result<()> 
                 .map_err(fovea_trainer::Error::from)?;
         }
     }
-    let (nodes, each) = (args.nodes, ranks_per_node(args));
+    let (nodes, each) = (nodes(args), ranks_per_node(args));
     let allowed = allowed_world_sizes(config.train.virtual_shards as usize);
     let world = nodes as usize * each as usize;
     if !allowed.contains(&world) {
@@ -245,7 +279,7 @@ fn job(args: &SubmitArgs, base: &Path, run: &Path, data: &Path) -> anyhow::Resul
         }
     }
     site.modules.extend(args.modules.iter().cloned());
-    let scratch = match args.stage.as_str() {
+    let scratch = match args.stage.as_deref().unwrap_or("none") {
         "none" => Vec::new(),
         "auto" if !site.scratch.is_empty() => site.scratch.clone(),
         dir => vec![dir.to_owned()],
@@ -262,7 +296,7 @@ fn job(args: &SubmitArgs, base: &Path, run: &Path, data: &Path) -> anyhow::Resul
         run: text(run)?,
         data: text(data)?,
         program,
-        nodes: args.nodes,
+        nodes: nodes(args),
         ranks_per_node: ranks_per_node(args),
         gpus_per_node: args.gpus_per_node.unwrap_or(0),
         cpus_per_rank: args.cpus_per_rank,

@@ -16,11 +16,12 @@ tell() {
 # shellcheck disable=SC2317
 notice() {
     trap : USR1 TERM # What comes after the first one says nothing new.
-    noticed=1
+    noticed=$1
     tell
 }
-trap notice USR1 TERM
-trap 'stopped=1; notice' INT
+trap 'notice USR1' USR1
+trap 'notice TERM' TERM
+trap 'stopped=1; notice INT' INT
 trap : CONT
 
 alive() { kill -0 "$1" 2>/dev/null; }

@@ -5,7 +5,13 @@ if alive "$staging"; then
     wait_for "$staging" 5
 fi
 end "$staging" staging
-"${on_each_node[@]}" "${fovea[@]}" stage --remove "$data" "${to[@]}" &
-staging=$!
-wait_for "$staging" 10
-end "$staging" "removing copies"
+# Not of a job that Slurm has taken its nodes from: its next start finds them again, or removes them there.
+case $(squeue -h -j "$job" -o %T 2>/dev/null) in
+    PENDING | REQUEUE*) ;;
+    *)
+        "${on_each_node[@]}" "${fovea[@]}" stage --remove "$data" "${to[@]}" &
+        staging=$!
+        wait_for "$staging" 10
+        end "$staging" "removing copies"
+        ;;
+esac

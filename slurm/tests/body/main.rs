@@ -135,7 +135,7 @@ fn a_notice_becomes_one_drain_and_one_requeue() {
         assert_eq!(requeues(&log), ["17"], "{log:#?}");
         assert!(
             log.iter()
-                .any(|line| line.ends_with("--coordinator 85 --trainers 0 --noticed")),
+                .any(|line| line.contains("--coordinator 85 --trainers 0 --noticed ")),
             "{log:#?}"
         );
         assert_eq!(log.last().expect("a line"), "scontrol requeue 17");

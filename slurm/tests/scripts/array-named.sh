@@ -41,11 +41,12 @@ tell() {
 # shellcheck disable=SC2317
 notice() {
     trap : USR1 TERM # What comes after the first one says nothing new.
-    noticed=1
+    noticed=$1
     tell
 }
-trap notice USR1 TERM
-trap 'stopped=1; notice' INT
+trap 'notice USR1' USR1
+trap 'notice TERM' TERM
+trap 'stopped=1; notice INT' INT
 trap : CONT
 
 alive() { kill -0 "$1" 2>/dev/null; }
@@ -75,8 +76,11 @@ node_states() {
     echo "$states"
     [ "$failures" -gt 0 ] || return 0
     for node in $(echo "$states" | cut -d' ' -f1 | sort -u); do
-        timeout 15 srun --overlap --mpi=none --nodes=1 --ntasks=1 --nodelist="$node" true >/dev/null 2>&1 ||
-            echo "$node down" &
+        if timeout 15 srun --overlap --mpi=none --nodes=1 --ntasks=1 --nodelist="$node" true >/dev/null 2>&1; then
+            echo "$node up"
+        else
+            echo "$node down"
+        fi &
     done
     wait
 }
@@ -147,7 +151,7 @@ while :; do
     trainers_code=$?
 
     # Finished (0), requeue (85), start again here (75), give up (1, 2).
-    "${fovea[@]}" job next "$run" --coordinator "$code" --trainers "$trainers_code" ${noticed:+--noticed}
+    "${fovea[@]}" job next "$run" --coordinator "$code" --trainers "$trainers_code" ${noticed:+--noticed "$noticed"}
     code=$?
     [ "$code" = 75 ] || break
     failures=$((failures + 1))
