@@ -48,12 +48,16 @@ impl Job {
 
     /// It will not run again by itself.
     pub fn is_over(&self) -> bool {
-        ![
-            "PENDING",
-            "RUNNING",
-            "COMPLETING",
-            "SUSPENDED",
-            "CONFIGURING",
+        // All others are on the way to somewhere: COMPLETING, SIGNALING, REQUEUED, ...
+        [
+            "COMPLETED",
+            "FAILED",
+            "CANCELLED",
+            "TIMEOUT",
+            "NODE_FAIL",
+            "OUT_OF_MEMORY",
+            "BOOT_FAIL",
+            "DEADLINE",
         ]
         .contains(&&*self.state)
     }

@@ -77,36 +77,36 @@ fn preempt(job: &Submitted<'_>, step: u64) -> u64 {
     reached - saved
 }
 
-fn preempted(settings: &[&str], options: &[&str]) {
+fn preempted(settings: &[&str], options: &[&str], grace_time: u32) {
     let mut dice = Dice::new("preempted");
     reference();
-    for grace_time in [0, 5] {
-        let cluster = Cluster::start(&Options {
-            grace_time,
-            ..Options::default()
-        });
-        let job = Submitted::new(&cluster, settings, options);
-        // Before the first checkpoint, in the middle, and towards the end.
-        for (low, high) in [(0, 2), (15, 30), (38, STEPS - 12)] {
-            let lost = preempt(&job, dice.roll(low, high));
-            assert!(lost <= 1, "{lost} steps lost\n{}", cluster.logs());
-        }
-        assert_eq!(job.finishes().restarts, 3);
-        cluster.assert_nodes_idle();
+    let cluster = Cluster::start(&Options {
+        grace_time,
+        ..Options::default()
+    });
+    let job = Submitted::new(&cluster, settings, options);
+    // Before the first checkpoint, in the middle, and towards the end.
+    for (low, high) in [(0, 2), (15, 30), (38, STEPS - 12)] {
+        let lost = preempt(&job, dice.roll(low, high));
+        assert!(lost <= 1, "{lost} steps lost\n{}", cluster.logs());
     }
+    assert_eq!(job.finishes().restarts, 3);
+    cluster.assert_nodes_idle();
 }
 
+/// The signal comes to all processes at once.
 #[test]
 #[cfg(feature = "mpi")]
 fn two_nodes_survive_preemption() {
     let Some(_turn) = need::slurm() else { return };
-    preempted(&BACKEND_MPI, &MPI);
+    preempted(&BACKEND_MPI, &MPI, 0);
 }
 
+/// With a grace time the ranks get it first.
 #[test]
 fn one_node_survives_preemption() {
     let Some(_turn) = need::slurm() else { return };
-    preempted(&[], &LOCAL);
+    preempted(&[], &LOCAL, 5);
 }
 
 /// Slurm counts minutes and looks every half of one, when it gives the notice of a limit of one minute: the run must
