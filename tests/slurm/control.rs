@@ -196,7 +196,9 @@ impl Cluster {
     #[track_caller]
     pub fn assert_nodes_idle(&self) {
         let idle = || NODES.iter().all(|node| self.node_state(node) == "idle");
-        self.wait("two idle nodes", Duration::from_secs(240), || idle().then_some(()));
+        self.wait("two idle nodes", Duration::from_secs(240), || {
+            idle().then_some(())
+        });
     }
 
     /// Has the controller take a node for dead at once, instead of after `slurmd_timeout`.
