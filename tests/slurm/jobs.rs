@@ -112,6 +112,7 @@ fn one_node_survives_preemption() {
 /// Slurm counts minutes and looks every half of one, when it gives the notice of a limit of one minute: the run must
 /// last longer than that.
 #[test]
+#[ignore = "takes five minutes: cargo test --release --features mpi --test slurm -- --ignored"]
 fn the_time_limit_is_survived() {
     let Some(_turn) = need::slurm() else { return };
     let settings = ["train.epochs=40", "checkpoint.every_steps=50"];
