@@ -15,6 +15,7 @@ use fovea_slurm::history::{self, Event, History};
 use fovea_slurm::interfaces;
 use fovea_slurm::next::{self, Ended, Verdict, next};
 use fovea_slurm::plan::{Offer, Plan, Transport, down_nodes, plan, pmi_types};
+use fovea_slurm::script::quote;
 use fovea_trainer::config::{Backend, Config};
 use fovea_trainer::exit_code;
 use fovea_trainer::run_dir::RunDir;
@@ -96,10 +97,10 @@ fn make_plan(args: &JobPlanArgs) -> anyhow::Result<Ending> {
     };
     history::append(run.path(), &start)?;
     say!("finished=")?;
-    let flags: Vec<String> = plan.flags.iter().map(|flag| quoted(flag)).collect();
+    let flags: Vec<String> = plan.flags.iter().map(|flag| quote(flag)).collect();
     say!("step=({})", flags.join(" "))?;
     say!("world={}", plan.world)?;
-    say!("bind={}", quoted(&address))?;
+    say!("bind={}", quote(&address))?;
     Ok(Ending::Finished)
 }
 
@@ -188,11 +189,6 @@ fn note_wrong_input(run: &Path, why: &str) {
     if let Err(e) = history::append(run, &end) {
         tracing::warn!("{}: {e}", history::path(run).display());
     }
-}
-
-/// For a POSIX shell.
-fn quoted(word: &str) -> String {
-    format!("'{}'", word.replace('\'', r"'\''"))
 }
 
 fn unix_ms() -> u64 {

@@ -89,12 +89,11 @@ fn with_what_was_typed_before(args: &SubmitArgs) -> anyhow::Result<SubmitArgs> {
         };
         let typed = Cli::try_parse_from(&submitted.command);
         if let Ok(Cli {
-            command: Command::Submit(before),
+            command: Command::Submit(mut before),
             ..
         }) = typed
         {
             // What it set is in the configuration that was kept; elements have theirs from the script.
-            let mut before = before;
             before.source.set.retain(|set| set.contains(ELEMENT));
             before.source.data = None;
             return Ok(again.or(before));

@@ -111,7 +111,7 @@ impl Process {
             let since = *self.missing_since.get_or_insert_with(Instant::now);
             if since.elapsed() > COME_BACK && self.poll().is_none() {
                 tracing::warn!("{} (pid {pid}) was given up: ending it", self.name);
-                let _ = self.child.kill();
+                self.kill();
             }
         }
     }

@@ -20,8 +20,7 @@ use crate::journal::{Journal, JournalEntry, JournalRecord};
 use crate::ledger::{Ledger, LedgerEntry, LedgerRecord};
 use crate::membership::{Effect, Event, Membership, Outcome, Ticket, Transition};
 use crate::protocol::{MemberId, Reply, Request, Role};
-use crate::rundir;
-use crate::rundir::{CoordinatorInfo, INFO_FILE};
+use crate::rundir::{self, CoordinatorInfo, INFO_FILE};
 use crate::status::{STATUS_FILE, Status};
 use crate::token::{TOKEN_FILE, Token};
 
