@@ -187,18 +187,36 @@ impl Cluster {
 
     /// The state of a node as `sinfo` has it: `idle`, `alloc`, `mix`, `down`, `drain`, ... `*`: does not
     /// answer.
+    ///
+    /// Of all nodes, and then the one: asked for one node (`-n`) the controller may answer `mix` for ever, for
+    /// it counts the CPUs in use again only when it is asked for all.
     #[track_caller]
     pub fn node_state(&self, node: &str) -> String {
-        self.output("sinfo", &["-h", "-N", "-n", node, "-p", "low", "-o", "%t"])
+        let all = self.output("sinfo", &["-h", "-N", "-p", "low", "-o", "%N %t"]);
+        let mut lines = all.lines().filter_map(|line| line.split_once(' '));
+        let line = lines.find(|(name, _)| *name == node);
+        line.unwrap_or_else(|| panic!("no {node} in {all:?}"))
+            .1
+            .trim()
+            .to_owned()
     }
 
     /// All nodes must be ready for the next job: none is down, and none was drained since a job did not end.
     #[track_caller]
     pub fn assert_nodes_idle(&self) {
-        let idle = || NODES.iter().all(|node| self.node_state(node) == "idle");
-        self.wait("two idle nodes", Duration::from_secs(240), || {
-            idle().then_some(())
-        });
+        let deadline = Instant::now() + Duration::from_secs(60);
+        loop {
+            let states = NODES.map(|node| self.node_state(node));
+            if states.iter().all(|state| state == "idle") {
+                return;
+            }
+            assert!(
+                Instant::now() < deadline,
+                "nodes are {states:?}\n{}",
+                self.logs()
+            );
+            std::thread::sleep(LOOK);
+        }
     }
 
     /// Has the controller take a node for dead at once, instead of after `slurmd_timeout`.
