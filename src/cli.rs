@@ -415,7 +415,10 @@ pub struct JobPlanArgs {
     /// Output of `srun --mpi=list`
     #[arg(long, default_value = "", allow_hyphen_values = true)]
     pub mpi_list: String,
-    /// One of these types
+    /// Output of `mpirun --version`
+    #[arg(long, default_value = "", allow_hyphen_values = true)]
+    pub mpirun: String,
+    /// One of these types, or mpirun
     #[arg(long)]
     pub mpi: Option<String>,
     /// Network interface of the coordinator

@@ -100,6 +100,11 @@ fn a_full_disk_during_a_checkpoint() {
         "still valid",
     ]);
     common::assert_nobody_left(&run.path);
+    fovea(&["status", run.text()]).with_code(FINISHED).prints(&[
+        "NOT SAVED",
+        "checkpoint of step 14",
+        "no space left",
+    ]);
 
     // The one before is whole, and nothing of the other is left.
     let names: Vec<String> = fs::read_dir(&checkpoints)
@@ -121,6 +126,8 @@ fn a_full_disk_during_a_checkpoint() {
     disk.grow();
     run.resume(2).wait().with_code(FINISHED);
     run.final_hash();
+    let status = fovea(&["status", run.text()]).with_code(FINISHED);
+    assert!(!status.stdout.contains("NOT SAVED"), "{status}");
 }
 
 /// A small file system in memory.

@@ -129,6 +129,15 @@ fn a_run_is_submitted_once() {
         .with_code(FINISHED)
         .prints(&["submitted job 18: 2 nodes with 1 rank each, 0:30:00 at a time"]);
     assert!(login.read("run/slurm/config.toml").contains("seed = 7"));
+
+    // A job that was submitted by hand counts as well, once it has begun the run.
+    let begun = r#"{"event":"start","unix_ms":9000000000000,"job":"42","requeues":0,"nodes":["n1"],"world":1,"backend":"local","step":0}"#;
+    login.write("run/slurm/history.jsonl", &format!("{begun}\n"));
+    login.write("queue", "42|RUNNING|1:00:00|n1|None\n");
+    login
+        .submit(&[])
+        .with_code(USAGE)
+        .explains(&["42 is RUNNING"]);
 }
 
 #[test]
@@ -194,6 +203,7 @@ fn what_slurm_refuses_is_quoted() {
         .submit(&["--preset", "demo"])
         .with_code(USAGE)
         .explains(&["invalid partition specified: gpu", "--partition"]);
+    assert!(!login.at("run").exists(), "a refusal leaves nothing");
     fs::remove_file(login.at("bin/sbatch")).unwrap();
     login
         .submit(&["--preset", "demo"])

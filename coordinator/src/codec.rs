@@ -237,6 +237,10 @@ mod tests {
                 state_blake3: "s".to_owned(),
             }),
             Request::Event(TrainerEvent::Failed { reason: text() }),
+            Request::Event(TrainerEvent::CheckpointFailed {
+                step: 5,
+                reason: text(),
+            }),
             Request::GetStatus,
             Request::Drain { reason: text() },
             Request::Shutdown { reason: text() },
@@ -279,6 +283,7 @@ mod tests {
                 refused_tokens: 9,
                 dropped_connections: 300,
             },
+            unsaved: Some("u".to_owned()),
         };
         vec![
             Reply::Drop {
@@ -333,7 +338,7 @@ mod tests {
         let mut lines = Vec::new();
         lines.extend(requests().iter().map(|m| hex(&encode(m).unwrap())));
         lines.extend(replies().iter().map(|m| hex(&encode(m).unwrap())));
-        let golden = include_str!("../tests/golden/protocol-v2.txt");
+        let golden = include_str!("../tests/golden/protocol-v3.txt");
         let golden: Vec<&str> = golden.lines().collect();
         assert_eq!(
             lines, golden,
@@ -395,7 +400,7 @@ mod tests {
         let body = encode_version(&Request::GetStatus, 9).unwrap().split_off(4);
         let error = decode_body::<Request>(&body).unwrap_err().to_string();
         assert!(
-            error.contains("version 9") && error.contains("version 2"),
+            error.contains("version 9") && error.contains("version 3"),
             "{error}"
         );
         let drop = Reply::Drop {

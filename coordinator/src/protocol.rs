@@ -10,7 +10,7 @@ use crate::status::Status;
 
 /// Version byte of every frame. Two versions do not talk to each other, except that
 /// [`Reply::Drop`] can be read by all of them.
-pub const PROTOCOL_VERSION: u8 = 2;
+pub const PROTOCOL_VERSION: u8 = 3;
 
 /// Membership version: rises with every new set of ranks, journaled before it is announced and
 /// never reused. 0 means none yet.
@@ -313,6 +313,13 @@ pub enum TrainerEvent {
     },
     /// This rank cannot go on. In an elastic run the others do.
     Failed {
+        /// Why.
+        reason: String,
+    },
+    /// A checkpoint could not be written. Training goes on; the one before stays the newest.
+    CheckpointFailed {
+        /// Committed steps that it would have held.
+        step: u64,
         /// Why.
         reason: String,
     },

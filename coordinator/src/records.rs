@@ -7,7 +7,7 @@
 //! ends in the middle of is told from a length that was overwritten: the first is a torn write and
 //! is cut, the second is damage and an error.
 
-use std::fs::{File, OpenOptions};
+use std::fs::{self, File, Metadata, OpenOptions};
 use std::io::{BufReader, Read};
 use std::marker::PhantomData;
 use std::os::unix::fs::FileExt;
@@ -74,7 +74,9 @@ impl<T: Serialize + DeserializeOwned> RecordFile<T> {
             .write(true)
             .open(path)
             .map_err(Error::file("open", path))?;
-        let length = file.metadata().map_err(Error::file("look at", path))?.len();
+        let found = file.metadata().map_err(Error::file("look at", path))?;
+        refuse_irregular(path, &found)?;
+        let length = found.len();
         let mut contents = Contents {
             records: Vec::new(),
             torn: None,
@@ -203,7 +205,21 @@ fn torn_head(file: &File, path: &Path, format: Format) -> Result<bool> {
     Ok(zeros || head.starts_with(&bytes))
 }
 
+fn refuse_irregular(path: &Path, found: &Metadata) -> Result<()> {
+    if found.is_file() {
+        return Ok(());
+    }
+    Err(Error::Corrupt {
+        path: path.to_path_buf(),
+        offset: 0,
+        detail: "this is no regular file".to_owned(),
+    })
+}
+
 fn scan<T: DeserializeOwned>(path: &Path, format: Format) -> Result<(Contents<T>, u64)> {
+    // Looked at first: to open a pipe would wait for a writer.
+    let found = fs::metadata(path).map_err(Error::file("open", path))?;
+    refuse_irregular(path, &found)?;
     let file = File::open(path).map_err(Error::file("open", path))?;
     let length = file.metadata().map_err(Error::file("look at", path))?.len();
     let mut reader = Scanner {
@@ -369,6 +385,18 @@ mod tests {
         }
         file.sync().unwrap();
         ends
+    }
+
+    #[test]
+    fn a_pipe_is_refused_and_not_waited_for() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("log");
+        let made = std::process::Command::new("mkfifo").arg(&path).status();
+        assert!(made.unwrap().success());
+        let error = read::<String>(&path, FORMAT).unwrap_err().to_string();
+        assert!(error.contains("no regular file"), "{error}");
+        let error = RecordFile::<String>::open(&path, FORMAT).unwrap_err();
+        assert!(error.to_string().contains("no regular file"), "{error}");
     }
 
     proptest! {

@@ -129,6 +129,9 @@ pub struct Status {
     /// What was turned away.
     #[serde(default)]
     pub turned: Turned,
+    /// Why the newest checkpoint that was tried is not on disk; nothing when it is.
+    #[serde(default)]
+    pub unsaved: Option<String>,
 }
 
 impl Status {

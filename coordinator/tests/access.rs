@@ -106,7 +106,7 @@ fn a_peer_of_another_version_is_told_both_numbers() {
     stream.write_all(&frame).unwrap();
     let reason = dropped(&mut stream);
     assert!(
-        reason.contains("version 8") && reason.contains("version 2") && reason.contains("help:"),
+        reason.contains("version 8") && reason.contains("version 3") && reason.contains("help:"),
         "{reason}"
     );
     coordinator.stop("end of test");

@@ -395,20 +395,21 @@ fn sbatch(options: &[&str], script: &Path) -> Result<Said, Error> {
 
 /// The states of jobs: of those in the queue from `squeue`, of those that have ended from `scontrol`, which knows them
 /// for some minutes. Jobs that Slurm has forgotten are left out; an array gives one state per element.
-pub fn job_states(ids: &[u64]) -> Result<Vec<JobState>, Error> {
+///
+/// `ids` are those of jobs, arrays (`17`) or elements (`17_3`).
+pub fn job_states(ids: &[String]) -> Result<Vec<JobState>, Error> {
     let mut states = Vec::new();
     for id in ids {
-        let id = id.to_string();
         let queued = match run(
             "squeue",
-            &["-h", "-r", "-j", &id, "-o", SQUEUE_FIELDS],
+            &["-h", "-r", "-j", id, "-o", SQUEUE_FIELDS],
             TIMEOUT,
         ) {
             Ok(said) => parse_squeue(&said.out).map_err(|what| said.unexpected(what))?,
             Err(error) if is_unknown_job(&error) => Vec::new(),
             Err(error) => return Err(error),
         };
-        let ended = match run("scontrol", &["show", "job", "--oneliner", &id], TIMEOUT) {
+        let ended = match run("scontrol", &["show", "job", "--oneliner", id], TIMEOUT) {
             Ok(said) => parse_show_job(&said.out).map_err(|what| said.unexpected(what))?,
             Err(error) if is_unknown_job(&error) => Vec::new(),
             Err(error) => return Err(error),

@@ -79,6 +79,14 @@ impl History {
         ))
     }
 
+    /// The job that started the run last, as `scontrol` knows it (`17`, `17_3`), and when (milliseconds since 1970).
+    pub fn newest_job(&self) -> Option<(&str, u64)> {
+        self.0.iter().rev().find_map(|event| match event {
+            Event::Start { job, unix_ms, .. } => Some((job.as_str(), *unix_ms)),
+            Event::End { .. } => None,
+        })
+    }
+
     /// Where the run was at its last end; 0 before the first.
     pub fn last_step(&self) -> u64 {
         let ends = self.0.iter().rev().filter_map(|event| match event {

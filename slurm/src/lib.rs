@@ -16,6 +16,7 @@ pub mod filesystem;
 pub mod history;
 pub mod hostlist;
 pub mod interfaces;
+pub mod launcher;
 pub mod next;
 pub mod plan;
 pub mod scratch;

@@ -1,6 +1,9 @@
-//! How many ranks start where: from the nodes of the job that are up to the flags of one `srun`.
+//! How many ranks start where: from the nodes of the job that are up to the words of one `srun`, or one `mpirun` where
+//! Slurm cannot start MPI itself.
 
 use std::fmt;
+
+use crate::launcher::{self, Launcher};
 
 /// How the ranks of a job exchange gradients.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -28,11 +31,13 @@ pub struct Offer {
     pub transport: Option<Transport>,
     /// The types that `srun --mpi=list` names.
     pub pmi: Vec<String>,
-    /// One of them that the site wants.
+    /// One of them that the site wants, or [`launcher::MPIRUN`].
     pub pmi_wish: Option<String>,
+    /// What `mpirun --version` says; empty where there is none.
+    pub mpirun: String,
 }
 
-/// One `srun`.
+/// One `srun` or `mpirun`.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Plan {
     /// Where ranks start.
@@ -41,8 +46,8 @@ pub struct Plan {
     pub world: usize,
     /// How they exchange gradients.
     pub transport: Transport,
-    /// Flags of `srun`.
-    pub flags: Vec<String>,
+    /// The launcher and its flags, before the words of the program.
+    pub launch: Vec<String>,
     /// Decisions that a user may want to know, with numbers.
     pub notes: Vec<String>,
 }
@@ -70,7 +75,7 @@ pub fn plan(offer: &Offer) -> Result<Plan, NoPlan> {
         .iter()
         .filter(|(name, tasks)| *tasks > 0 && !offer.down.contains(name))
         .collect();
-    let Some((first, most)) = up.first().map(|(name, tasks)| (name, *tasks)) else {
+    let Some((first, _)) = up.first() else {
         return Err(NoPlan(format!(
             "none of the job's {} nodes is up\n  help: see `sinfo -N -l`; requeue the job when its nodes are back",
             offer.nodes.len()
@@ -126,8 +131,63 @@ pub fn plan(offer: &Offer) -> Result<Plan, NoPlan> {
         nodes.push((*name).clone());
         places += tasks;
     }
-    let even = world.is_multiple_of(nodes.len()) && world / nodes.len() <= most;
-    let mut flags = vec![
+    let places = share_out(&nodes, &up, world);
+    let launch = match transport {
+        Transport::Local => srun(offer, &places, "none"),
+        Transport::Mpi => {
+            let wish = offer.pmi_wish.as_deref();
+            match launcher::choose(&offer.pmi, &offer.mpirun, wish).map_err(NoPlan)? {
+                Launcher::Srun(plugin) => srun(offer, &places, &plugin),
+                Launcher::Mpirun(own) => {
+                    notes.push(format!(
+                        "ranks start by mpirun inside the allocation; srun knows {:?}",
+                        offer.pmi
+                    ));
+                    own.words(&places)
+                }
+            }
+        }
+    };
+    if first != &offer.nodes[0].0 {
+        notes.push(format!("rank 0 is on {first}"));
+    }
+    Ok(Plan {
+        nodes,
+        world,
+        transport,
+        launch,
+        notes,
+    })
+}
+
+/// How many of the ranks each node gets: the first nodes are filled, as `--distribution=block` does, or each gets as
+/// many as the next when that comes out even.
+fn share_out<'a>(
+    nodes: &'a [String],
+    up: &[&(String, usize)],
+    world: usize,
+) -> Vec<(&'a str, usize)> {
+    let room = |name: &String| {
+        let node = up.iter().find(|(other, _)| other == name);
+        node.map_or(0, |(_, tasks)| *tasks)
+    };
+    let each = world / nodes.len().max(1);
+    let even = each * nodes.len() == world && nodes.iter().all(|node| room(node) >= each);
+    let mut left = world;
+    let mut places = Vec::new();
+    for node in nodes {
+        let here = if even { each } else { room(node).min(left) };
+        left -= here;
+        places.push((node.as_str(), here));
+    }
+    places
+}
+
+fn srun(offer: &Offer, places: &[(&str, usize)], mpi: &str) -> Vec<String> {
+    let nodes: Vec<&str> = places.iter().map(|(node, _)| *node).collect();
+    let world: usize = places.iter().map(|(_, ranks)| ranks).sum();
+    let mut words = vec![
+        "srun".to_owned(),
         format!("--nodes={}", nodes.len()),
         format!("--ntasks={world}"),
         format!("--nodelist={}", nodes.join(",")),
@@ -137,73 +197,20 @@ pub fn plan(offer: &Offer) -> Result<Plan, NoPlan> {
         // Steps of the same job, such as the one that stages data, do not wait for each other.
         "--overlap".to_owned(),
     ];
-    if even {
-        flags.push(format!("--ntasks-per-node={}", world / nodes.len()));
+    if places.iter().all(|(_, ranks)| *ranks == places[0].1) {
+        words.push(format!("--ntasks-per-node={}", places[0].1));
     }
     if let Some(cpus) = offer.cpus_per_task {
-        flags.push(format!("--cpus-per-task={cpus}"));
+        words.push(format!("--cpus-per-task={cpus}"));
     }
     if offer.gpus > 0 {
         // Every rank sees all GPUs of its node, as NCCL likes it, and takes the one of its local rank.
-        flags.push(format!("--gpus-per-node={}", offer.gpus));
+        words.push(format!("--gpus-per-node={}", offer.gpus));
     }
-    match transport {
-        Transport::Local => {
-            flags.extend(["--mpi=none".to_owned(), "--kill-on-bad-exit=0".to_owned()])
-        }
-        Transport::Mpi => {
-            let pmi = pmi(offer)?;
-            // A world that lost a rank never gets on: it starts anew.
-            flags.extend([format!("--mpi={pmi}"), "--kill-on-bad-exit=1".to_owned()]);
-        }
-    }
-    if first != &offer.nodes[0].0 {
-        notes.push(format!("rank 0 is on {first}"));
-    }
-    Ok(Plan {
-        nodes,
-        world,
-        transport,
-        flags,
-        notes,
-    })
-}
-
-/// The process management interface that Open MPI and MPICH both speak, in its newest form here.
-fn pmi(offer: &Offer) -> Result<String, NoPlan> {
-    let known = |name: &str| offer.pmi.iter().any(|have| have == name);
-    if let Some(wish) = &offer.pmi_wish {
-        return match known(wish) || offer.pmi.is_empty() {
-            true => Ok(wish.clone()),
-            false => Err(NoPlan(format!(
-                "the site file wants --mpi={wish}, srun knows {:?}\n  help: correct `mpi` in site.toml",
-                offer.pmi
-            ))),
-        };
-    }
-    let newest = ["pmix", "pmix_v5", "pmix_v4", "pmix_v3", "pmix_v2"];
-    newest
-        .into_iter()
-        .find(|name| known(name))
-        .map(str::to_owned)
-        .ok_or_else(|| {
-            NoPlan(format!(
-                "ranks on several nodes need MPI, and srun can start none: it knows {:?}, not pmix\n  help: ask an administrator for Slurm's PMIx plugin (Debian: libpmix2), use one node, or name another type as `mpi` in site.toml",
-                offer.pmi
-            ))
-        })
-}
-
-/// The types in the output of `srun --mpi=list`.
-pub fn pmi_types(list: &str) -> Vec<String> {
-    list.split(|c: char| c.is_whitespace() || c == ',')
-        .map(|word| word.trim_end_matches(':'))
-        .filter(|word| {
-            let plugin = |prefix: &str| word.starts_with(prefix);
-            *word == "none" || plugin("pmi") || plugin("cray") || plugin("openmpi")
-        })
-        .map(str::to_owned)
-        .collect()
+    words.push(format!("--mpi={mpi}"));
+    // A world of MPI that lost a rank never gets on: it starts anew. Of others, the rest goes on.
+    words.push(format!("--kill-on-bad-exit={}", u8::from(mpi != "none")));
+    words
 }
 
 /// Nodes that cannot be used, from lines `NAME STATE` of `sinfo -h -N -o '%N %t'`, and of the script, which has asked
@@ -256,11 +263,12 @@ mod tests {
             transport: None,
             pmi: vec!["none".to_owned(), "pmi2".to_owned(), "pmix".to_owned()],
             pmi_wish: None,
+            mpirun: String::new(),
         }
     }
 
     fn has(plan: &Plan, flag: &str) -> bool {
-        plan.flags.iter().any(|f| f == flag)
+        plan.launch.iter().any(|f| f == flag)
     }
 
     #[test]
@@ -312,15 +320,35 @@ mod tests {
     }
 
     #[test]
-    fn local_refuses_several_nodes_and_mpi_needs_pmix() {
+    fn local_refuses_several_nodes_and_mpi_needs_a_launcher() {
         let mut local = offer(&[("n1", 1), ("n2", 1)]);
         local.transport = Some(Transport::Local);
         assert!(plan(&local).unwrap_err().0.contains("2 nodes"));
         let mut bare = offer(&[("n1", 1), ("n2", 1)]);
         bare.pmi = vec!["none".to_owned(), "pmi2".to_owned()];
-        assert!(plan(&bare).unwrap_err().0.contains("not pmix"));
+        assert!(
+            plan(&bare)
+                .unwrap_err()
+                .0
+                .contains("nor is there an mpirun")
+        );
         bare.pmi_wish = Some("pmi2".to_owned());
         assert!(has(&plan(&bare).unwrap(), "--mpi=pmi2"));
+    }
+
+    #[test]
+    fn mpirun_starts_what_srun_cannot() {
+        let mut bare = offer(&[("n1", 1), ("n2", 3)]);
+        bare.pmi = vec!["none".to_owned(), "pmi2".to_owned()];
+        bare.mpirun = "mpirun (Open MPI) 4.1.4".to_owned();
+        let open = plan(&bare).unwrap();
+        let words = "mpirun -n 4 --host n1:1,n2:3 --bind-to none";
+        assert_eq!(open.launch.join(" "), words);
+        assert!(open.notes[0].contains("mpirun"), "{:?}", open.notes);
+        // On one node nobody needs MPI.
+        let mut one = offer(&[("n1", 2)]);
+        one.pmi_wish = Some(launcher::MPIRUN.to_owned());
+        assert_eq!(plan(&one).unwrap().launch[0], "srun");
     }
 
     #[test]
@@ -334,14 +362,7 @@ mod tests {
     }
 
     #[test]
-    fn the_output_of_slurms_commands_is_understood() {
-        let debian = "MPI plugin types are...\n\tcray_shasta\n\tnone\n\tpmi2\n\tpmix\nspecific pmix plugin versions available: pmix_v4\n";
-        assert_eq!(
-            pmi_types(debian),
-            ["cray_shasta", "none", "pmi2", "pmix", "pmix", "pmix_v4"]
-        );
-        let old = "srun: MPI types are...\nsrun: none\nsrun: pmix_v3\nsrun: openmpi\n";
-        assert_eq!(pmi_types(old), ["none", "pmix_v3", "openmpi"]);
+    fn states_of_nodes_are_understood() {
         let states =
             "n1 alloc\nn2 down*\nn2 down*\nn3 mix\nn4 drng\nn5 down\nn6 idle*\nn7 alloc-\n";
         assert_eq!(down_nodes(states), ["n2", "n5", "n6"]);
@@ -365,6 +386,21 @@ mod tests {
                 world_sizes: (0..=shards).map(|k| 1 << k).collect(),
                 ..offer(&[])
             };
+            let with_mpirun = Offer {
+                pmi: Vec::new(),
+                mpirun: "mpirun (Open MPI) 4.1.4".to_owned(),
+                transport: Some(Transport::Mpi),
+                ..offer.clone()
+            };
+            if let Ok(plan) = plan(&with_mpirun) {
+                let hosts = plan.launch[4].split(',').filter_map(|host| host.split_once(':'));
+                let hosts: Vec<(&str, usize)> = hosts.map(|(name, n)| (name, n.parse().unwrap())).collect();
+                prop_assert_eq!(hosts.iter().map(|(_, n)| n).sum::<usize>(), plan.world);
+                for (name, n) in hosts {
+                    let room = with_mpirun.nodes.iter().find(|(other, _)| other == name).unwrap().1;
+                    prop_assert!(n <= room, "{} ranks on {}", n, name);
+                }
+            }
             if let Ok(plan) = plan(&offer) {
                 let places = |name: &String| offer.nodes.iter().find(|(n, _)| n == name).map_or(0, |(_, t)| *t);
                 prop_assert!(plan.nodes.iter().map(places).sum::<usize>() >= plan.world);

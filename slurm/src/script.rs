@@ -4,6 +4,7 @@
 //! a kind and stands in `script/*.sh`, commented for whoever reads `RUN/slurm/job.sh`. The script alone talks to Slurm,
 //! because inside a container there is none; what it has asked goes to `fovea` as options.
 
+use std::collections::BTreeSet;
 use std::fmt::Write as _;
 use std::time::Duration;
 
@@ -135,7 +136,7 @@ impl Job {
             ));
         }
         if let Some(array) = &self.array {
-            first_element(array)?;
+            elements(array)?;
         }
         Ok(())
     }
@@ -149,23 +150,54 @@ pub fn base(run: &str, array: bool) -> String {
     }
 }
 
-/// The first element of `1-10:2%3` or `7,9`: what stands for all when a configuration is checked beforehand.
-pub fn first_element(array: &str) -> Result<u32, Error> {
+/// Slurm's usual limit to the numbers of an array (`MaxArraySize`) is far below this.
+const MOST_ELEMENTS: usize = 1_000_000;
+
+/// The elements of `1-10:2%3` or `7,9`, in the order given, each once. Never empty.
+pub fn elements(array: &str) -> Result<Vec<u32>, Error> {
     let wrong = || {
         Error::new(
             format!("--array {array:?} is no list of numbers"),
-            "write it like 0-9, 1,3,5 or 0-99%4",
+            "write it like 0-9, 1,3,5, 0-20:5 or 0-99%4",
         )
     };
-    let allowed = |c: char| c.is_ascii_digit() || "-,:%".contains(c);
-    if !array.chars().all(allowed) {
-        return Err(wrong());
+    let number = |text: &str| text.parse::<u32>().map_err(|_| wrong());
+    let list = match array.split_once('%') {
+        Some((list, most)) => number(most).map(|_| list)?,
+        None => array,
+    };
+    let mut all = BTreeSet::new();
+    let mut elements = Vec::new();
+    for part in list.split(',') {
+        let (range, stride) = match part.split_once(':') {
+            Some((range, stride)) => (range, number(stride)?),
+            None => (part, 1),
+        };
+        let (first, last) = match range.split_once('-') {
+            Some((first, last)) => (number(first)?, number(last)?),
+            None => (number(range)?, number(range)?),
+        };
+        if last < first || stride == 0 {
+            return Err(wrong());
+        }
+        for element in (first..=last).step_by(stride as usize) {
+            if all.insert(element) {
+                elements.push(element);
+            }
+            if elements.len() > MOST_ELEMENTS {
+                return Err(wrong());
+            }
+        }
     }
-    let first = array
-        .split(|c: char| !c.is_ascii_digit())
-        .next()
-        .unwrap_or_default();
-    first.parse().map_err(|_| wrong())
+    Ok(elements)
+}
+
+/// The run directory of an element.
+pub fn run_of_element(run: &str, element: u32) -> String {
+    match run.contains(ELEMENT) {
+        true => run.replace(ELEMENT, &element.to_string()),
+        false => format!("{}/{element}", base(run, true)),
+    }
 }
 
 /// The batch script.
@@ -174,13 +206,13 @@ pub fn render(job: &Job) -> String {
     script.push_str(&modules(job));
     script.push_str(&settings(job));
     script.push_str(include_str!("script/notice.sh"));
-    let srun = "srun \"${step[@]}\" \"${fovea[@]}\" trainer \"$run\" --in-job";
+    let launch = "\"${launch[@]}\" \"${fovea[@]}\" trainer \"$run\" --in-job";
     if job.scratch.is_empty() {
-        script.push_str(&include_str!("script/loop.sh").replace("@SRUN@", srun));
+        script.push_str(&include_str!("script/loop.sh").replace("@LAUNCH@", launch));
     } else {
         script.push_str(include_str!("script/stage.sh"));
-        let srun = format!("{srun} \"${{staged[@]}}\"");
-        script.push_str(&include_str!("script/loop.sh").replace("@SRUN@", &srun));
+        let launch = format!("{launch} \"${{staged[@]}}\"");
+        script.push_str(&include_str!("script/loop.sh").replace("@LAUNCH@", &launch));
         script.push_str(include_str!("script/unstage.sh"));
     }
     script.push_str(include_str!("script/end.sh"));

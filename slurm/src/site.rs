@@ -63,7 +63,7 @@ pub struct Site {
     pub container: Vec<String>,
     /// Further options of `sbatch`, one per line.
     pub sbatch: Vec<String>,
-    /// `srun --mpi`, where the best of `srun --mpi=list` is not the right one.
+    /// `srun --mpi`, where the best of `srun --mpi=list` is not the right one; `mpirun` for MPI's own launcher.
     pub mpi: Option<String>,
     /// Time limit of a job that names none.
     pub time: Duration,

@@ -8,7 +8,7 @@ use std::time::{SystemTime, UNIX_EPOCH};
 use serde::{Deserialize, Serialize};
 
 use crate::client::{self, JobState};
-use crate::history::FOLDER;
+use crate::history::{FOLDER, History};
 
 /// The configuration as it was submitted, in [`FOLDER`].
 pub const CONFIG_FILE: &str = "config.toml";
@@ -117,13 +117,27 @@ impl Submitted {
         })?;
         replace(&path, &bytes)
     }
+}
 
-    /// Those of its jobs that wait or run.
-    pub fn alive(&self) -> Result<Vec<JobState>, Error> {
-        let mut states = client::job_states(&self.jobs)?;
-        states.retain(|job| !job.is_over());
-        Ok(states)
+/// The jobs of a run: those that `fovea submit` made, and one that has begun it since, submitted by hand.
+pub fn jobs_of(submitted: Option<&Submitted>, history: &History) -> Vec<String> {
+    let known = submitted.map_or(&[][..], |submitted| &submitted.jobs);
+    let since = submitted.map_or(0, |submitted| submitted.unix_ms);
+    let mut ids: Vec<String> = known.iter().map(u64::to_string).collect();
+    if let Some((job, begun)) = history.newest_job() {
+        let array = job.split('_').next().unwrap_or(job);
+        if begun >= since && !ids.iter().any(|id| id == job || id == array) {
+            ids.push(job.to_owned());
+        }
     }
+    ids
+}
+
+/// Those of the jobs that wait or run.
+pub fn alive(jobs: &[String]) -> Result<Vec<JobState>, Error> {
+    let mut states = client::job_states(jobs)?;
+    states.retain(|job| !job.is_over());
+    Ok(states)
 }
 
 /// A submission to make.
@@ -215,6 +229,7 @@ pub fn replace(path: &Path, bytes: &[u8]) -> Result<(), Error> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::history::Event;
 
     fn submitted(run: &Path) -> Submitted {
         Submitted {
@@ -243,6 +258,32 @@ mod tests {
             .flatten()
             .collect();
         assert_eq!(left.len(), 2, "no temporary file stays");
+    }
+
+    #[test]
+    fn a_job_that_was_submitted_by_hand_is_one_of_the_runs() {
+        let start = |job: &str, unix_ms| Event::Start {
+            unix_ms,
+            job: job.to_owned(),
+            requeues: 0,
+            nodes: vec!["n1".to_owned()],
+            world: 1,
+            backend: "local".to_owned(),
+            step: 0,
+        };
+        let jobs = |submitted: Option<&Submitted>, starts: &[Event]| {
+            jobs_of(submitted, &History(starts.to_vec()))
+        };
+        let by_fovea = submitted(Path::new("/run"));
+        assert_eq!(jobs(Some(&by_fovea), &[]), ["17", "18", "19"]);
+        assert_eq!(jobs(Some(&by_fovea), &[start("18", 5)]), ["17", "18", "19"]);
+        let later = [start("17", 5), start("42", 9)];
+        assert_eq!(jobs(Some(&by_fovea), &later), ["17", "18", "19", "42"]);
+        // One that was before this submission.
+        assert_eq!(jobs(Some(&by_fovea), &[start("3", 0)]), ["17", "18", "19"]);
+        // An element knows of no submission, and its array of no start.
+        assert_eq!(jobs(None, &[start("17_3", 5)]), ["17_3"]);
+        assert_eq!(jobs(None, &[]), [""; 0]);
     }
 
     #[test]

@@ -8,7 +8,7 @@ use anyhow::anyhow;
 use fovea_coordinator::audit::{
     self, EpochAudit, IncidentAudit, Input, Report, Resume, name_ranges,
 };
-use fovea_coordinator::journal::{self, JournalRecord};
+use fovea_coordinator::journal::{self, JOURNAL_FILE, JournalRecord};
 use fovea_coordinator::ledger::{self, LEDGER_FILE, LedgerRecord};
 use fovea_coordinator::order::EpochOrder;
 use fovea_coordinator::{Contents, Error};
@@ -17,6 +17,7 @@ use fovea_trainer::config::Config;
 use fovea_trainer::run_dir::RunDir;
 use fovea_trainer::train::{order_input, resume_point};
 
+use super::scheduled::refuse_not_begun;
 use crate::cli::AuditArgs;
 use crate::exit::{Ending, Usage};
 use crate::say;
@@ -29,13 +30,20 @@ const READS: usize = 20;
 const PROBLEMS_TOLD: usize = 5;
 
 pub fn run(args: &AuditArgs) -> anyhow::Result<Ending> {
+    refuse_not_begun(&args.run)?;
     let run = RunDir::new(&args.run);
     let config = Config::load(&run.config()).map_err(fovea_trainer::Error::from)?;
     if !run.path().join(LEDGER_FILE).exists() {
-        return Err(Usage(format!(
-            "{} has no ledger: no coordinator has started there yet\n  help: give the directory of a run that has trained",
-            run.path().display()
-        ))
+        let path = run.path().display();
+        // A journal is begun after the ledger, so where there is one the ledger has been there.
+        return Err(Usage(match run.path().join(JOURNAL_FILE).exists() {
+            true => format!(
+                "{path} has a journal but no ledger ({LEDGER_FILE}): it was removed, and which samples were used is known no more\n  help: get it back from a copy of the run directory; without it nothing can be audited"
+            ),
+            false => format!(
+                "{path} has no ledger: no coordinator has started there yet\n  help: give the directory of a run that has trained"
+            ),
+        })
         .into());
     }
     let data = open(args, &config, &run)?;

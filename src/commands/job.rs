@@ -13,8 +13,9 @@ use fovea_dataset::Dataset;
 use fovea_slurm::env::Allocation;
 use fovea_slurm::history::{self, Event, History};
 use fovea_slurm::interfaces;
+use fovea_slurm::launcher;
 use fovea_slurm::next::{self, Ended, Verdict, next};
-use fovea_slurm::plan::{Offer, Plan, Transport, down_nodes, plan, pmi_types};
+use fovea_slurm::plan::{Offer, Plan, Transport, down_nodes, plan};
 use fovea_slurm::script::quote;
 use fovea_trainer::config::{Backend, Config};
 use fovea_trainer::exit_code;
@@ -97,8 +98,8 @@ fn make_plan(args: &JobPlanArgs) -> anyhow::Result<Ending> {
     };
     history::append(run.path(), &start)?;
     say!("finished=")?;
-    let flags: Vec<String> = plan.flags.iter().map(|flag| quote(flag)).collect();
-    say!("step=({})", flags.join(" "))?;
+    let launch: Vec<String> = plan.launch.iter().map(|word| quote(word)).collect();
+    say!("launch=({})", launch.join(" "))?;
     say!("world={}", plan.world)?;
     say!("bind={}", quote(&address))?;
     Ok(Ending::Finished)
@@ -120,8 +121,9 @@ fn offer(job: &Allocation, config: &Config, args: &JobPlanArgs) -> Offer {
             Backend::Local => Some(Transport::Local),
             Backend::Mpi => Some(Transport::Mpi),
         },
-        pmi: pmi_types(&args.mpi_list),
+        pmi: launcher::plugins(&args.mpi_list),
         pmi_wish: args.mpi.clone(),
+        mpirun: args.mpirun.clone(),
     }
 }
 

@@ -5,10 +5,13 @@ use std::time::{Duration, UNIX_EPOCH};
 
 use fovea_slurm::client::{self, JobState};
 use fovea_slurm::history::{Event, History};
-use fovea_slurm::submit::Submitted;
+use fovea_slurm::script::{elements, quote, run_of_element};
+use fovea_slurm::submit::{Submitted, jobs_of};
 use fovea_slurm::{hostlist, time};
+use fovea_trainer::run_dir::RunDir;
 use serde_json::{Value, json};
 
+use crate::exit::Usage;
 use crate::say;
 use crate::say::Unsaid;
 use crate::show;
@@ -19,7 +22,9 @@ const SHOWN: usize = 8;
 /// Of one run; empty for one that was never submitted.
 pub struct Scheduled {
     submitted: Option<Submitted>,
-    /// What Slurm says of its jobs, or why it says nothing.
+    /// Ids of its jobs.
+    ids: Vec<String>,
+    /// What Slurm says of them, or why it says nothing.
     jobs: Result<Vec<JobState>, String>,
     history: History,
 }
@@ -27,18 +32,21 @@ pub struct Scheduled {
 impl Scheduled {
     /// Reads the files of the run, and asks `squeue`.
     pub fn load(run: &Path) -> Self {
-        let (submitted, jobs) = match Submitted::load(run) {
-            Ok(None) => (None, Ok(Vec::new())),
-            Ok(Some(submitted)) => {
-                let jobs = client::job_states(&submitted.jobs).map_err(first_line);
-                (Some(submitted), jobs)
-            }
-            Err(e) => (None, Err(first_line(e))),
+        let history = History::load(run).unwrap_or_default();
+        let (submitted, unread) = match Submitted::load(run) {
+            Ok(submitted) => (submitted, None),
+            Err(e) => (None, Some(first_line(e))),
+        };
+        let ids = jobs_of(submitted.as_ref(), &history);
+        let jobs = match unread {
+            Some(why) => Err(why),
+            None => client::job_states(&ids).map_err(first_line),
         };
         Self {
             submitted,
+            ids,
             jobs,
-            history: History::load(run).unwrap_or_default(),
+            history,
         }
     }
 
@@ -66,20 +74,39 @@ impl Scheduled {
         }
     }
 
+    /// Whether jobs were asked for and none of them is left.
+    fn are_over(&self) -> bool {
+        let over = |jobs: &Vec<JobState>| jobs.iter().all(JobState::is_over);
+        !self.ids.is_empty() && self.jobs.as_ref().is_ok_and(over)
+    }
+
+    /// How to have the run in `run` go on, when no job does that by itself.
+    pub fn print_next(&self, run: &Path) -> Result<(), Unsaid> {
+        // An element goes on with its array.
+        if self.submitted.is_some() && self.are_over() {
+            let run = quote(&run.display().to_string());
+            say!("to go on     fovea submit --out {run}")?;
+        }
+        Ok(())
+    }
+
     pub fn print(&self) -> Result<(), Unsaid> {
-        if let Some(submitted) = &self.submitted {
-            let jobs = self.jobs.as_deref().unwrap_or_default();
-            for job in jobs {
-                say!("job          {}", sentence(job))?;
-            }
-            if jobs.is_empty() {
-                let ids: Vec<String> = submitted.jobs.iter().map(u64::to_string).collect();
-                let why = match &self.jobs {
-                    Ok(_) => "no longer in the queue".to_owned(),
-                    Err(why) => why.clone(),
-                };
-                say!("job          {}: {why}", ids.join(", "))?;
-            }
+        let jobs = self.jobs.as_deref().unwrap_or_default();
+        for job in jobs {
+            say!("job          {}", sentence(job))?;
+        }
+        match &self.jobs {
+            Ok(_) if jobs.is_empty() && !self.ids.is_empty() => say!(
+                "job          {}: no longer in the queue",
+                self.ids.join(", ")
+            )?,
+            Ok(_) => {}
+            Err(why) => say!(
+                "job          {}",
+                [&self.ids.join(", "), ": ", why]
+                    .concat()
+                    .trim_start_matches(": ")
+            )?,
         }
         let starts = self
             .history
@@ -128,13 +155,36 @@ impl Scheduled {
     }
 }
 
+/// Refuses the directory of an array, and one that no job has begun yet, where a run is wanted.
+pub fn refuse_not_begun(run: &Path) -> Result<(), Usage> {
+    if RunDir::new(run).config().is_file() {
+        return Ok(());
+    }
+    let Ok(Some(submitted)) = Submitted::load(run) else {
+        return Ok(());
+    };
+    let path = run.display();
+    Err(Usage(match &submitted.array {
+        Some(array) => {
+            let first = elements(array).map_or(0, |all| all[0]);
+            format!(
+                "{path} holds an array ({array}), each element of which has a run of its own\n  help: give one of them, such as {}",
+                run_of_element(&submitted.run, first)
+            )
+        }
+        None => format!("{path}: no job has begun this run yet\n  help: see `fovea status {path}`"),
+    }))
+}
+
 fn sentence(job: &JobState) -> String {
     let mut text = format!("{} {}", job.id, job.state.to_lowercase());
     if !job.nodes.is_empty() {
         text += &format!(" on {}", job.nodes);
     }
     if let Some(left) = job.time_left {
-        text += &format!(", {} left", time::format(Some(left)));
+        // Before it begins, what is left is all of it.
+        let what = if job.is_waiting() { "limit" } else { "left" };
+        text += &format!(", {} {what}", time::format(Some(left)));
     }
     if job.is_waiting() {
         text += &format!(" ({})", job.reason);

@@ -4,7 +4,7 @@ use std::path::Path;
 
 use fovea_coordinator::client::status_of;
 use fovea_coordinator::rundir::INFO_FILE;
-use fovea_coordinator::status::{STATUS_FILE, Status};
+use fovea_coordinator::status::{RunState, STATUS_FILE, Status};
 use fovea_trainer::run_dir::RunDir;
 
 use super::scheduled::Scheduled;
@@ -44,6 +44,10 @@ pub fn run(args: &StatusArgs) -> anyhow::Result<Ending> {
         None => say!("state        not begun")?,
     }
     scheduled.print()?;
+    let finished = |(status, _): &(Status, bool)| status.state == RunState::Finished;
+    if !found.as_ref().is_some_and(finished) {
+        scheduled.print_next(&args.run)?;
+    }
     Ok(Ending::Finished)
 }
 
@@ -150,6 +154,9 @@ fn print(status: &Status, live: bool, scheduled: &Scheduled) -> Result<(), Unsai
             c.weights_blake3
         )?,
         None => say!("checkpoint   none yet")?,
+    }
+    if let Some(why) = &status.unsaved {
+        say!("NOT SAVED    {why}")?;
     }
     if let Some(last) = &status.last_epoch {
         let figures: Vec<String> = last

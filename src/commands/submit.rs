@@ -4,11 +4,11 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use fovea_coordinator::order::allowed_world_sizes;
-use fovea_coordinator::rundir::RunLock;
+use fovea_coordinator::rundir::{LOCK_FILE, RunLock};
 use fovea_coordinator::status::{RunState, Status};
 use fovea_dataset::Dataset;
-use fovea_slurm::history::FOLDER;
-use fovea_slurm::script::{self, ELEMENT, Job, first_element, render, signal_lead};
+use fovea_slurm::history::{self, FOLDER, History};
+use fovea_slurm::script::{self, ELEMENT, Job, elements, render, run_of_element, signal_lead};
 use fovea_slurm::site::{Requeue, Site};
 use fovea_slurm::submit::{self, CONFIG_FILE, Request, SCRIPT_FILE, Submitted};
 use fovea_slurm::{client, time};
@@ -30,11 +30,8 @@ pub fn run(args: &SubmitArgs) -> anyhow::Result<Ending> {
     let (run, data) = places(&config)?;
     let base = PathBuf::from(script::base(&text(&run)?, args.array.is_some()));
     check(args, &config, &data)?;
-    if let Some(step) = finished(&base)? {
-        say!(
-            "nothing left to do: finished after step {step}; look at it with: fovea report {}",
-            base.display()
-        )?;
+    if let Some(done) = finished(args, &base, &run)? {
+        say!("nothing left to do: {done}")?;
         return Ok(Ending::Finished);
     }
     refuse_other_run(args, &base, &config)?;
@@ -47,9 +44,31 @@ pub fn run(args: &SubmitArgs) -> anyhow::Result<Ending> {
     }
 
     refuse_alive(&base)?;
+    let anew = !base.exists();
     // Two that submit at once, or a run that goes on without Slurm.
     let _lock = RunLock::acquire(&base).map_err(fovea_trainer::Error::from)?;
     refuse_alive(&base)?;
+    let submitted = match hand_over(args, &base, &config, &job, &script) {
+        Ok(submitted) => submitted,
+        Err(error) => {
+            if anew {
+                take_away(&base);
+            }
+            return Err(error);
+        }
+    };
+    tell(&job, &submitted, &base)?;
+    Ok(Ending::Finished)
+}
+
+/// Writes what the job reads, and has Slurm look at it before it gets it.
+fn hand_over(
+    args: &SubmitArgs,
+    base: &Path,
+    config: &Config,
+    job: &Job,
+    script: &str,
+) -> anyhow::Result<Submitted> {
     let folder = base.join(FOLDER);
     std::fs::create_dir_all(&folder).map_err(|e| {
         fovea_trainer::Error::file(&folder, &e, "check the place and its permissions")
@@ -65,15 +84,29 @@ pub fn run(args: &SubmitArgs) -> anyhow::Result<Ending> {
         Requeue::Scontrol => 1,
         Requeue::Chain => job.site.chain,
     };
-    let submitted = submit::submit(&Request {
-        base: base.clone(),
+    Ok(submit::submit(&Request {
+        base: base.to_owned(),
         links,
         array: args.array.clone(),
         run: job.run.clone(),
         command: std::env::args().collect(),
-    })?;
-    tell(&job, &submitted, &base)?;
-    Ok(Ending::Finished)
+    })?)
+}
+
+/// Removes a run directory that holds no more than what was written for a job that Slurm did not take.
+fn take_away(base: &Path) {
+    let folder = base.join(FOLDER);
+    for file in [
+        folder.join(CONFIG_FILE),
+        folder.join(SCRIPT_FILE),
+        base.join(LOCK_FILE),
+    ] {
+        // What cannot be removed stays: the error that led here is the one to tell.
+        let _ = std::fs::remove_file(file);
+    }
+    // Only when nothing else is there.
+    let _ = std::fs::remove_dir(&folder);
+    let _ = std::fs::remove_dir(base);
 }
 
 /// A run that is submitted again, with no configuration named, is submitted as it was, but for what is typed now.
@@ -178,9 +211,8 @@ fn ranks_per_node(args: &SubmitArgs) -> u32 {
 fn check(args: &SubmitArgs, config: &Config, data: &Path) -> anyhow::Result<()> {
     let mut config = config.clone();
     if let Some(array) = &args.array {
-        let element = first_element(array)
-            .map_err(|e| Usage(e.to_string()))?
-            .to_string();
+        let all = elements(array).map_err(|e| Usage(e.to_string()))?;
+        let element = all[0].to_string();
         for assignment in args.source.set.iter().filter(|set| of_element(args, set)) {
             config
                 .set(&assignment.replace(ELEMENT, &element))
@@ -213,15 +245,33 @@ fn check(args: &SubmitArgs, config: &Config, data: &Path) -> anyhow::Result<()> 
     Ok(())
 }
 
-/// The last step, when the run is finished.
-fn finished(base: &Path) -> anyhow::Result<Option<u64>> {
-    if !RunDir::new(base).config().is_file() {
-        return Ok(None);
+/// What to say when the run is finished, or all runs of an array.
+fn finished(args: &SubmitArgs, base: &Path, run: &Path) -> anyhow::Result<Option<String>> {
+    let Some(array) = &args.array else {
+        let step = finished_after(base);
+        let report = base.display();
+        return Ok(step.map(|step| {
+            format!("finished after step {step}; look at it with: fovea report {report}")
+        }));
+    };
+    let all = elements(array).map_err(|e| Usage(e.to_string()))?;
+    let run = text(run)?;
+    let done = |element: &u32| finished_after(Path::new(&run_of_element(&run, *element)));
+    let all_done = all.iter().all(|element| done(element).is_some());
+    let first = run_of_element(&run, all[0]);
+    Ok(all_done.then(|| {
+        let elements = show::counted(all.len(), "element");
+        format!("all {elements} of {array} finished; look at one with: fovea report {first}")
+    }))
+}
+
+/// The last step of a run that is finished.
+fn finished_after(run: &Path) -> Option<u64> {
+    if !RunDir::new(run).config().is_file() {
+        return None;
     }
-    let status = Status::load(base).ok();
-    Ok(status
-        .filter(|status| status.state == RunState::Finished)
-        .map(|status| status.step))
+    let status = Status::load(run).ok()?;
+    (status.state == RunState::Finished).then_some(status.step)
 }
 
 /// A directory of something else, or of a run that another configuration began.
@@ -241,10 +291,10 @@ fn refuse_other_run(args: &SubmitArgs, base: &Path, config: &Config) -> anyhow::
 
 /// Two jobs of one run would be in each other's way.
 fn refuse_alive(base: &Path) -> anyhow::Result<()> {
-    let Some(before) = Submitted::load(base)? else {
-        return Ok(());
-    };
-    let alive = before.alive()?;
+    let history = History::load(base)
+        .map_err(|e| Usage(format!("{}: {e}", history::path(base).display())))?;
+    let jobs = submit::jobs_of(Submitted::load(base)?.as_ref(), &history);
+    let alive = submit::alive(&jobs)?;
     let Some(job) = alive.first() else {
         return Ok(());
     };
@@ -252,14 +302,13 @@ fn refuse_alive(base: &Path) -> anyhow::Result<()> {
         1 => String::new(),
         n => format!(" and {} more", n - 1),
     };
-    let ids: Vec<String> = before.jobs.iter().map(u64::to_string).collect();
     Err(Usage(format!(
         "{}: this run has a job already: {} is {}{more}\n  help: see `fovea status {}`; to submit it anew, first end that with: scancel {}",
         base.display(),
         job.id,
         job.state,
         base.display(),
-        ids.join(" ")
+        jobs.join(" ")
     ))
     .into())
 }

@@ -12,7 +12,8 @@ use fovea_trainer::train::{Outcome, TrainerOptions, join};
 
 use super::{Again, drain_flag, end_with_parent, stage};
 use crate::cli::TrainerArgs;
-use crate::exit::Ending;
+use crate::exit::{Ending, Usage};
+use crate::show;
 
 /// How long a job's trainers may wait for `fovea job plan` to have written the configuration, on file systems
 /// that show new files late.
@@ -34,6 +35,21 @@ pub fn run(args: TrainerArgs) -> anyhow::Result<Ending> {
 }
 
 fn train(args: TrainerArgs, again: Again) -> anyhow::Result<Ending> {
+    if let Some(rank) = args.rank {
+        let config = RunDir::new(&args.run).config();
+        let ranks = Config::load(&config)
+            .map_err(fovea_trainer::Error::from)?
+            .train
+            .ranks;
+        if rank >= ranks {
+            return Err(Usage(format!(
+                "rank {rank} does not exist: this run has {}, counted from 0\n  help: give --rank 0 to {}, or leave it out to get a free one",
+                show::counted(ranks as usize, "rank"),
+                ranks - 1
+            ))
+            .into());
+        }
+    }
     let options = TrainerOptions {
         endpoint: Endpoint::RunDir(args.run.clone()),
         run: RunDir::new(args.run),

@@ -209,6 +209,9 @@ impl Cluster {
                 "OMPI_MCA_btl_vader_backing_directory",
                 self.dir().join("tmp"),
             )
+            // These tests may be root's; mpirun refuses root unless it is told twice.
+            .env("OMPI_ALLOW_RUN_AS_ROOT", "1")
+            .env("OMPI_ALLOW_RUN_AS_ROOT_CONFIRM", "1")
             .current_dir(self.dir().join("work"))
             .stdin(Stdio::null());
     }

@@ -12,7 +12,7 @@ use crate::job::Job;
 use crate::need;
 use crate::process::Process;
 #[cfg(feature = "mpi")]
-use crate::submitted::{BACKEND_MPI, MPI};
+use crate::submitted::{BACKEND_MPI, EVERY, MPI};
 use crate::submitted::{LIMIT, LOCAL, STEPS, Submitted, fovea, reference, status, words};
 
 // --- 1 ---------------------------------------------------------------------------------------------
@@ -43,6 +43,27 @@ fn one_node_trains_what_one_machine_does() {
     let cluster = Cluster::start(&Options::default());
     let job = Submitted::new(&cluster, &[], &LOCAL);
     assert_eq!(job.finishes().restarts, 0);
+    cluster.assert_nodes_idle();
+}
+
+/// Where Slurm cannot start MPI, `mpirun` does it inside the job. At a preemption it ends the ranks before they can
+/// agree on a last step: what is lost are the steps since the checkpoint.
+#[test]
+#[cfg(feature = "mpi")]
+fn mpirun_trains_over_both_nodes() {
+    let Some(_turn) = need::slurm() else { return };
+    reference();
+    let cluster = Cluster::start(&Options::default());
+    let site = "partition = \"low\"\nmpi = \"mpirun\"\n";
+    fs::write(cluster.dir().join("site.toml"), site).unwrap();
+    let job = Submitted::new(&cluster, &BACKEND_MPI, &MPI);
+    job.wait_step(1);
+    let launcher = |p: &&Process| p.line.starts_with("mpirun ");
+    let all = cluster.processes_of_job(&job.id);
+    assert!(all.iter().any(|p| launcher(&p)), "{all:?}");
+    let lost = preempt(&job, 5);
+    assert!(lost <= EVERY, "{lost} steps lost\n{}", cluster.logs());
+    assert_eq!(job.finishes().restarts, 1);
     cluster.assert_nodes_idle();
 }
 
@@ -210,7 +231,9 @@ fn a_cut_link_is_survived() {
 fn ten_elements_all_finish() {
     let Some(_turn) = need::slurm() else { return };
     let mut dice = Dice::new("ten_elements_all_finish");
-    reference();
+    let short = ["train.epochs=3", "checkpoint.every_steps=3"];
+    let direct = Run::new(&short);
+    direct.start(2).wait().with_code(FINISHED);
     let cluster = Cluster::start(&Options::default());
     let options = [
         "--nodes",
@@ -222,7 +245,7 @@ fn ten_elements_all_finish() {
         "--array",
         "0-9%4",
     ];
-    let array = Submitted::new(&cluster, &[], &options);
+    let array = Submitted::new(&cluster, &short, &options);
     let elements = || -> Vec<Job> {
         cluster
             .jobs()
@@ -284,13 +307,20 @@ fn ten_elements_all_finish() {
         assert_eq!(status["state"], "finished", "{}: {status:#}", run.display());
         assert_eq!(
             status["checkpoint"]["weights_blake3"],
-            reference(),
+            direct.final_hash(),
             "{}",
             run.display()
         );
     }
     cluster.assert_nobody_left(&array.run.path);
     cluster.assert_nodes_idle();
+    // There is nothing to submit again, and no run in the directory of the whole.
+    let out = array.run.text();
+    let said = fovea(&cluster, &["submit", "--out", out], FINISHED);
+    assert!(said.contains("all 10 elements of 0-9%4 finished"), "{said}");
+    let said = fovea(&cluster, &["audit", out], USAGE);
+    assert!(said.contains(&format!("{out}/0")), "{said}");
+    fovea(&cluster, &["audit", &format!("{out}/0")], FINISHED);
 }
 
 // --- 5 ---------------------------------------------------------------------------------------------
@@ -364,7 +394,6 @@ fn no_progress_ends_the_job() {
 #[test]
 fn every_rank_has_a_gpu_of_its_own() {
     let Some(_turn) = need::slurm() else { return };
-    reference();
     let cluster = Cluster::start(&Options::default());
     // The GPUs are no more than two device files: backend local, which all these tests have, uses the CPU.
     let options = ["--nodes", "1", "--gpus-per-node", "2", "--time", "30"];
@@ -390,6 +419,8 @@ fn every_rank_has_a_gpu_of_its_own() {
         devices == ["0", "1"] || devices == ["0,1", "0,1"],
         "{devices:?}"
     );
-    job.finishes();
+    job.wait_step(1);
+    cluster.output("scancel", &[&job.id]);
+    job.ends();
     cluster.assert_nodes_idle();
 }

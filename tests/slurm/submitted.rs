@@ -18,6 +18,8 @@ pub const LIMIT: Duration = Duration::from_secs(300);
 /// A run that lasts long enough for something to happen to it.
 pub const LONG: [&str; 2] = ["train.epochs=8", "checkpoint.every_steps=3"];
 pub const STEPS: u64 = 56;
+/// Steps from one of its checkpoints to the next.
+pub const EVERY: u64 = 3;
 pub const FOVEA: &str = env!("CARGO_BIN_EXE_fovea");
 
 /// The end of a run that no scheduler had a hand in.

@@ -135,6 +135,8 @@ pub struct Membership {
     weights: Option<(MemberId, String)>,
     loss: Option<f64>,
     checkpoint: Option<CheckpointInfo>,
+    /// Why the newest one that was tried is not there.
+    unsaved: Option<String>,
     last_epoch: Option<EpochSummary>,
     progress: Progress,
     last_tick_ms: Option<u64>,
@@ -178,6 +180,7 @@ impl Membership {
             weights: None,
             loss: None,
             checkpoint: None,
+            unsaved: None,
             last_epoch: None,
             progress: Progress::default(),
             last_tick_ms: None,

@@ -60,6 +60,7 @@ impl Membership {
             summary: self.config.summary.clone(),
             // Known to the shell.
             turned: Turned::default(),
+            unsaved: self.unsaved.clone(),
         }
     }
 

@@ -298,6 +298,14 @@ impl Membership {
                 Transition::none()
             }
             TrainerEvent::CheckpointSaved(info) => self.checkpoint_saved(&who, &info),
+            TrainerEvent::CheckpointFailed { step, reason } => {
+                let reason = format!(
+                    "{who} could not save the checkpoint of step {step}: {}",
+                    clip(&reason)
+                );
+                self.unsaved = Some(reason.clone());
+                Transition::because(reason, Vec::new())
+            }
             TrainerEvent::Shared { step, state_blake3 } => {
                 self.state_shared(&who, step, &state_blake3)
             }
@@ -332,6 +340,7 @@ impl Membership {
             info.step, info.path
         );
         self.checkpoint = Some(info);
+        self.unsaved = None;
         Transition::because(reason, vec![Effect::SyncLedger])
     }
 

@@ -8,12 +8,12 @@ use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 use libloading::{Library, Symbol};
 
 use super::command::{Ran, run};
-use super::launch::parse_plugins;
 use super::scheduler::{field, parse_config, parse_partitions};
 use super::{
     Controller, Cuda, Facts, Gpu, Libtorch, Mpi, Nccl, Network, RunDirectory, Scheduler, Scratch,
     Skew, Version,
 };
+use crate::launcher;
 use crate::{filesystem, interfaces, scratch};
 
 /// For commands that answer from this node.
@@ -189,7 +189,7 @@ fn mpi_plugins() -> Option<Vec<String>> {
         Ran::Missing => None,
         Ran::TooLong => Some(Vec::new()),
         // Some versions answer on standard error.
-        Ran::Ended { out, err, .. } => Some(parse_plugins(&format!("{out}\n{err}"))),
+        Ran::Ended { out, err, .. } => Some(launcher::plugins(&format!("{out}\n{err}"))),
     }
 }
 

@@ -3,6 +3,7 @@
 use serde::Serialize;
 
 use super::{Line, Scheduler};
+use crate::launcher;
 
 /// MPI as it is on this node.
 #[derive(Clone, Debug, Default, Serialize)]
@@ -15,21 +16,9 @@ pub struct Mpi {
     pub plugins: Option<Vec<String>>,
 }
 
-/// The plugin of srun that can start this MPI's processes.
 fn plugin(mpi: &Mpi) -> Option<&str> {
     let plugins = mpi.plugins.as_deref().unwrap_or_default();
-    let find = |name: &str| {
-        let exact = plugins.iter().find(|plugin| plugin.as_str() == name);
-        exact.or_else(|| plugins.iter().find(|plugin| plugin.starts_with(name)))
-    };
-    // Open MPI 5 knows PMIx alone, and 4 is seldom built with PMI-2. MPICH and Intel's speak PMI-2 at least.
-    let open_mpi = mpi.mpirun.as_ref().is_none_or(|v| v.contains("Open MPI"));
-    let found = if open_mpi {
-        find("pmix")
-    } else {
-        find("pmi2").or_else(|| find("pmix"))
-    };
-    found.map(String::as_str)
+    launcher::plugin(plugins, mpi.mpirun.as_deref().unwrap_or_default())
 }
 
 pub(super) fn mpi(mpi: &Mpi, scheduler: Option<&Scheduler>) -> Vec<Line> {
@@ -82,28 +71,6 @@ fn pmi(mpi: &Mpi) -> Line {
     }
 }
 
-/// The names in the output of `srun --mpi=list`, which is indented and whose wording differs between versions.
-pub(super) fn parse_plugins(text: &str) -> Vec<String> {
-    let mut names: Vec<String> = Vec::new();
-    let mut add = |name: &str| {
-        let name = name.trim().trim_start_matches("srun:").trim();
-        let word = !name.is_empty()
-            && name
-                .bytes()
-                .all(|b| b.is_ascii_alphanumeric() || b == b'_' || b == b'-');
-        if word && !names.iter().any(|other| other == name) {
-            names.push(name.to_owned());
-        }
-    };
-    for line in text.lines() {
-        match line.split_once("versions available:") {
-            Some((_, versions)) => versions.split(',').for_each(&mut add),
-            None => add(line),
-        }
-    }
-    names
-}
-
 #[cfg(test)]
 mod tests {
     use super::super::Verdict::{Fail, Ok as Good, Warn};
@@ -119,21 +86,6 @@ mod tests {
             mpirun: mpirun.map(str::to_owned),
             plugins: Some(plugins.iter().map(|p| (*p).to_owned()).collect()),
         }
-    }
-
-    #[test]
-    fn lists_of_several_versions_are_read() {
-        let of_22_05 = "MPI plugin types are...\n\tpmix\n\tnone\n\tcray_shasta\n\tpmi2\nspecific pmix plugin versions available: pmix_v4\n";
-        assert_eq!(
-            parse_plugins(of_22_05),
-            ["pmix", "none", "cray_shasta", "pmi2", "pmix_v4"]
-        );
-        let of_20_11 = "srun: MPI types are...\nsrun: none\nsrun: pmi2\n";
-        assert_eq!(parse_plugins(of_20_11), ["none", "pmi2"]);
-        assert_eq!(
-            parse_plugins("srun: error: no configuration\n"),
-            Vec::<String>::new()
-        );
     }
 
     #[test]

@@ -240,8 +240,14 @@ fn jobs_that_cannot_be() {
         })
         .contains("chain")
     );
-    assert_eq!(first_element("7,9"), Ok(7));
-    assert_eq!(first_element("10-20:5%2"), Ok(10));
+    assert_eq!(elements("7,9"), Ok(vec![7, 9]));
+    assert_eq!(elements("10-20:5%2"), Ok(vec![10, 15, 20]));
+    assert_eq!(elements("3,0-4:2,3"), Ok(vec![3, 0, 2, 4]));
+    for wrong in ["", "1-", "5-3", "1-9:0", "0-4294967295", "1%", "1;2"] {
+        assert!(elements(wrong).is_err(), "{wrong:?}");
+    }
+    assert_eq!(run_of_element("/runs/lr-%a", 3), "/runs/lr-3");
+    assert_eq!(run_of_element("/runs/sweep", 3), "/runs/sweep/3");
 }
 
 #[test]

@@ -38,7 +38,7 @@ fn a_run_that_finishes() {
     assert_eq!(
         line("plan"),
         format!(
-            "plan {run}/slurm/config.toml --out {run} --node-states n1 alloc, n2 alloc --mpi-list none pmix"
+            "plan {run}/slurm/config.toml --out {run} --node-states n1 alloc, n2 alloc --mpi-list none pmix --mpirun mpirun (Open MPI) 4.1"
         )
     );
     assert!(
@@ -170,7 +170,7 @@ fn a_notice_before_the_start_goes_straight_back_to_the_queue() {
     let stage = Stage::new(&Scene {
         act: &[(
             "plan",
-            "say plans; until [ -e \"$STAND_INS/finish\" ]; do sleep 0.05; done; echo 'step=(-n2)'",
+            "say plans; until [ -e \"$STAND_INS/finish\" ]; do sleep 0.05; done; echo 'launch=(srun -n2)'",
         )],
         ..Scene::default()
     });
@@ -371,7 +371,7 @@ fn a_chain_leaves_requeueing_to_the_next_link() {
             // Written before the ranks start.
             act: &[(
                 "plan",
-                "printf '18\\n19\\n' > \"${1%/config.toml}/chain\"; echo 'step=(-n1)'",
+                "printf '18\\n19\\n' > \"${1%/config.toml}/chain\"; echo 'launch=(srun -n1)'",
             )],
             ..Scene::default()
         });

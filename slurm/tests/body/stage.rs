@@ -86,7 +86,7 @@ impl Stage {
         for folder in ["bin", "do", "runs/first run/slurm"] {
             fs::create_dir_all(path.join(folder)).expect("a folder");
         }
-        let plan = "say \"$@\"; echo 'step=(--ntasks=2 \"--comment=a b\")'; echo bind=10.0.0.1; echo finished=";
+        let plan = "say \"$@\"; echo 'launch=(srun --ntasks=2 \"--comment=a b\")'; echo bind=10.0.0.1; echo finished=";
         let next = format!("{NEXT_LINE}\nsay \"$@\"; exit \"$(next_line \"$STAND_INS/codes\")\"");
         let acts = [
             ("coordinator", COORDINATOR),
@@ -94,6 +94,7 @@ impl Stage {
             ("srun", SRUN),
             ("squeue", SQUEUE),
             ("sinfo", "echo 'n1 alloc'; echo 'n2 alloc'"),
+            ("mpirun", "echo 'mpirun (Open MPI) 4.1'"),
             ("scontrol", "say \"$@\""),
             ("scancel", "say \"$@\""),
             ("stage", "say \"$@\""),
@@ -108,7 +109,9 @@ impl Stage {
                 .map_or(act, |(_, act)| act);
             fs::write(path.join("do").join(name), act).expect("an act");
         }
-        for name in ["srun", "squeue", "sinfo", "scontrol", "scancel", "fovea"] {
+        for name in [
+            "srun", "mpirun", "squeue", "sinfo", "scontrol", "scancel", "fovea",
+        ] {
             // Copied by another process: a file that this one still has open for writing cannot be run, and a thread
             // beside may be starting a process that has inherited it for a moment.
             let from = path.join("stand-in");

@@ -87,15 +87,15 @@ failures=0
 code=0
 while :; do
     # Which ranks start where: nodes may have gone since the last start. Code 2 says that the configuration is wrong.
-    step=()
+    launch=()
     bind=
     finished=
     plan=$("${fovea[@]}" job plan "$config" "${options[@]}" \
         --node-states "$(node_states)" \
-        --mpi-list "$(srun --mpi=list 2>&1)")
+        --mpi-list "$(srun --mpi=list 2>&1)" --mpirun "$(mpirun --version 2>/dev/null)")
     code=$?
     [ "$code" = 0 ] || break
-    eval "$plan" # sets step (the options of srun), bind (where the coordinator listens), finished
+    eval "$plan" # sets launch (srun or mpirun, with options), bind (where the coordinator listens), finished
     [ -z "$finished" ] || break
     # Nothing has begun, so there is nothing to save.
     if [ -n "$noticed" ]; then
@@ -103,8 +103,8 @@ while :; do
         break
     fi
 
-    # One srun starts all ranks.
-    srun "${step[@]}" "${fovea[@]}" trainer "$run" --in-job &
+    # One srun starts all ranks, or one mpirun where Slurm cannot start MPI.
+    "${launch[@]}" "${fovea[@]}" trainer "$run" --in-job &
     trainers=$!
 
     # The coordinator, which is started again when it was killed: the ranks wait for it.
@@ -144,7 +144,7 @@ while :; do
 
     # The ranks leave when the coordinator says so; srun ends those that do not.
     wait_for "$trainers" "$patience"
-    end "$trainers" "srun, the trainers"
+    end "$trainers" "${launch[0]}, the trainers"
     wait "$trainers"
     trainers_code=$?
 

@@ -187,6 +187,7 @@ fn status(dir: &Path, fake: Fake) -> Status {
         incidents: 0,
         ranks_left_out: 0,
         turned: fovea_coordinator::status::Turned::default(),
+        unsaved: None,
         last_incident: None,
         world: fake.ranks as usize,
         ranks: Vec::new(),

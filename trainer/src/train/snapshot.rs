@@ -425,28 +425,31 @@ impl Trainer {
         };
         let reporter = Arc::clone(&self.reporter);
         let unsaved = Arc::clone(&self.unsaved);
-        writer.save(snapshot, move |saved| match saved {
-            Ok(saved) => {
-                *unsaved.lock().unwrap_or_else(PoisonError::into_inner) = None;
-                let path = saved.path.display().to_string();
-                let info = CheckpointInfo {
-                    step: saved.step,
-                    path,
-                    weights_blake3: saved.weights_blake3.clone(),
-                    took_ms: saved.took.as_millis() as u64,
-                };
-                let reporter = reporter
-                    .lock()
-                    .unwrap_or_else(PoisonError::into_inner)
-                    .clone();
-                if let Err(e) = reporter.event(TrainerEvent::CheckpointSaved(info)) {
-                    tracing::warn!("{e}");
+        writer.save(snapshot, move |saved| {
+            let (event, failure) = match saved {
+                Ok(saved) => {
+                    let info = CheckpointInfo {
+                        step: saved.step,
+                        path: saved.path.display().to_string(),
+                        weights_blake3: saved.weights_blake3.clone(),
+                        took_ms: saved.took.as_millis() as u64,
+                    };
+                    (TrainerEvent::CheckpointSaved(info), None)
                 }
-            }
-            // The run goes on; the checkpoint before stays what it was.
-            Err(e) => {
-                tracing::warn!("checkpoint of step {step}: {e}");
-                *unsaved.lock().unwrap_or_else(PoisonError::into_inner) = Some(e);
+                // The run goes on; the checkpoint before stays what it was.
+                Err(e) => {
+                    tracing::warn!("checkpoint of step {step}: {e}");
+                    let reason = e.to_string().lines().next().unwrap_or_default().to_owned();
+                    (TrainerEvent::CheckpointFailed { step, reason }, Some(e))
+                }
+            };
+            *unsaved.lock().unwrap_or_else(PoisonError::into_inner) = failure;
+            let reporter = reporter
+                .lock()
+                .unwrap_or_else(PoisonError::into_inner)
+                .clone();
+            if let Err(e) = reporter.event(event) {
+                tracing::warn!("{e}");
             }
         });
         self.last_save = Instant::now();

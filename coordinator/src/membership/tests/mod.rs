@@ -432,3 +432,26 @@ fn ranks_that_end_with_other_weights_are_a_failure() {
         "{reason:?}"
     );
 }
+
+#[test]
+fn a_checkpoint_that_failed_is_in_the_status_until_one_stands() {
+    let (mut run, ids) = running(1);
+    let mut tell = |event: TrainerEvent| {
+        let member = ids[0];
+        run.apply(Event::Trainer { member, event }, 0);
+        run.status(0).unsaved
+    };
+    let reason = "no space left".to_owned();
+    let unsaved = tell(TrainerEvent::CheckpointFailed { step: 5, reason }).unwrap();
+    assert!(
+        unsaved.contains("step 5") && unsaved.contains("no space left"),
+        "{unsaved}"
+    );
+    let saved = CheckpointInfo {
+        step: 6,
+        path: "p".to_owned(),
+        weights_blake3: "w".to_owned(),
+        took_ms: 7,
+    };
+    assert_eq!(tell(TrainerEvent::CheckpointSaved(saved)), None);
+}
