@@ -11,6 +11,11 @@
 
 #include "fovea_norm.h"
 
+extern "C" {
+// Gets a gradient (a new at::Tensor, which is the callee's now) of the leaf with this number. Must not unwind.
+typedef void (*fovea_take_gradient)(void *state, int64_t index, at::Tensor *grad);
+}
+
 namespace {
 
 using at::Tensor;
@@ -221,9 +226,44 @@ template <class F> char *guarded(F &&body) {
 
 Tensor *give(Tensor t) { return new Tensor(std::move(t)); }
 
+// Where the gradients of the backward pass on this thread go, as soon as each is complete. (The CPU part of a
+// backward pass runs on the thread that started it, so passes on several threads do not meet here.)
+struct Taker {
+  fovea_take_gradient take;
+  void *state;
+};
+thread_local const Taker *taker = nullptr;
+
+struct Watching {
+  explicit Watching(const Taker &t) { taker = &t; }
+  ~Watching() { taker = nullptr; }
+};
+
 } // namespace
 
 extern "C" {
+
+// Has the leaf's gradient handed to the taker of `fovea_op_backward`. Once per leaf.
+char *fovea_op_watch(const Tensor *leaf, int64_t index) {
+  return guarded([&] {
+    leaf->register_hook([index](const Tensor &grad) {
+      if (taker) taker->take(taker->state, index, give(grad));
+    });
+  });
+}
+
+// Backward from a scalar to watched leaves. Nothing is kept: `take` owns the gradients it gets.
+char *fovea_op_backward(const Tensor *root, const Tensor *const *leaves, int64_t count, fovea_take_gradient take,
+                        void *state) {
+  return guarded([&] {
+    variable_list inputs;
+    inputs.reserve(count);
+    for (int64_t i = 0; i < count; ++i) inputs.push_back(*leaves[i]);
+    const Taker here{take, state};
+    const Watching watching(here);
+    torch::autograd::grad({*root}, inputs, {}, /*retain_graph=*/false, /*create_graph=*/false, /*allow_unused=*/true);
+  });
+}
 
 void fovea_op_free_message(char *message) { free(message); }
 

@@ -5,6 +5,7 @@
 //! [`keep`] the trainer of one task of a job.
 //! Only this crate needs libtorch.
 
+mod buckets;
 pub mod checkpoint;
 mod child;
 pub mod collectives;
@@ -20,6 +21,7 @@ pub mod launch;
 pub mod metrics;
 pub mod models;
 mod ops;
+mod overlap;
 mod params;
 mod precision;
 pub mod predict;
@@ -28,6 +30,7 @@ mod replica;
 pub mod report;
 pub mod run_dir;
 mod samples;
+mod trace;
 pub mod train;
 
 pub use error::{Error, Result};

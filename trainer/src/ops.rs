@@ -2,7 +2,7 @@
 //!
 //! The C++ side (`cpp/ops.cpp`) holds the autograd nodes; the arithmetic is in `fovea-kernels`.
 
-use std::ffi::{CStr, c_char, c_int};
+use std::ffi::{CStr, c_char, c_int, c_void};
 
 use tch::{Kind, Tensor};
 use torch_sys::C_tensor;
@@ -79,7 +79,52 @@ unsafe extern "C" {
         eps: f64,
         out: *mut *mut C_tensor,
     ) -> *mut c_char;
+    fn fovea_op_watch(leaf: *const C_tensor, index: i64) -> *mut c_char;
+    fn fovea_op_backward(
+        root: *const C_tensor,
+        leaves: *const *const C_tensor,
+        count: i64,
+        take: TakeGradient,
+        state: *mut c_void,
+    ) -> *mut c_char;
     fn fovea_op_free_message(message: *mut c_char);
+}
+
+type TakeGradient = extern "C" fn(state: *mut c_void, index: i64, grad: *mut C_tensor);
+
+/// Gets the number of a leaf and its gradient.
+type OnGradient<'a> = dyn Fn(usize, Tensor) + 'a;
+
+/// Has [`backward`] tell when the gradient of this leaf is complete. Once per leaf.
+pub fn watch(leaf: &Tensor, index: usize) -> Result<()> {
+    // SAFETY: the tensor is alive during the call.
+    succeeded(unsafe { fovea_op_watch(leaf.as_ptr(), index as i64) })
+}
+
+/// Backward from the scalar `root` to `leaves`, each of which [`watch`] knows. `on_gradient` gets every gradient when
+/// it is complete, while the pass goes on, on this thread; one that is not defined (a leaf that took no part) is left out.
+/// It must not panic.
+pub fn backward(root: &Tensor, leaves: &[Tensor], on_gradient: &OnGradient<'_>) -> Result<()> {
+    extern "C" fn take(state: *mut c_void, index: i64, grad: *mut C_tensor) {
+        // SAFETY: `state` is the reference below, alive until `backward` returns; the gradient is given to us.
+        let (on_gradient, grad) =
+            unsafe { (*state.cast::<&OnGradient<'_>>(), Tensor::from_ptr(grad)) };
+        if grad.defined() {
+            on_gradient(index as usize, grad);
+        }
+    }
+    let leaves: Vec<*const C_tensor> = leaves.iter().map(Tensor::as_ptr).collect();
+    let state: *const &OnGradient<'_> = &on_gradient;
+    // SAFETY: all tensors and the state are alive during the call, which keeps none of them.
+    succeeded(unsafe {
+        fovea_op_backward(
+            root.as_ptr(),
+            leaves.as_ptr(),
+            leaves.len() as i64,
+            take,
+            state.cast_mut().cast(),
+        )
+    })
 }
 
 /// What batch normalisation normalises with.

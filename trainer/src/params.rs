@@ -3,7 +3,7 @@
 //! The f32 master copy is what the optimizer moves and what a checkpoint holds. Convolution weights
 //! come first, channels-last, so that a bf16 run's working copy is a prefix of the same layout. The
 //! leaves that autograd sees are views: of the working copy for convolutions of a bf16 run, of the
-//! master copy otherwise. Gradients never live in `.grad`: backward returns them and [`crate::reduce`]
+//! master copy otherwise. Gradients never live in `.grad`: backward hands them out and [`crate::reduce`]
 //! adds them into its own flat buffers of this same layout.
 
 use std::ops::Range;
@@ -19,6 +19,7 @@ use tch::{Device, Kind, Tensor};
 use crate::error::{Error, Result};
 use crate::host;
 use crate::models::{Blueprint, Init, ParamSpec};
+use crate::ops;
 use crate::precision::Precision;
 
 /// Every tensor starts on a multiple of this many elements (one 128-byte line of f32).
@@ -99,17 +100,17 @@ impl Params {
             Precision::F32 => None,
         };
         let mut leaves = Vec::with_capacity(blueprint.params.len());
-        for (spec, range) in blueprint.params.iter().zip(&layout.ranges) {
+        for (index, (spec, range)) in blueprint.params.iter().zip(&layout.ranges).enumerate() {
             let flat = if spec.working {
                 working.as_ref().unwrap_or(&master)
             } else {
                 &master
             };
-            leaves.push(
-                view(flat, range, spec)?
-                    .f_detach()?
-                    .f_set_requires_grad(true)?,
-            );
+            let leaf = view(flat, range, spec)?
+                .f_detach()?
+                .f_set_requires_grad(true)?;
+            ops::watch(&leaf, index)?;
+            leaves.push(leaf);
         }
         let running = Tensor::f_zeros([blueprint.stats_len() as i64], (Kind::Float, Device::Cpu))?;
         let (m, v) = (vec![0.0; layout.len], vec![0.0; layout.len]);

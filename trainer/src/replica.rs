@@ -1,23 +1,27 @@
 //! One rank's copy of the model: the forward and backward pass of an attempt, and its commit.
 
+use std::cell::Cell;
 use std::ops::Range;
+use std::sync::mpsc::{self, Sender};
 
 use fovea_kernels::flat::{self, AdamParams};
 use fovea_kernels::{FocalParams, focal_loss};
-use half::bf16;
 use tch::{Device, Kind, Tensor};
 
+use crate::buckets::Buckets;
 use crate::config::{Config, OptimizerKind};
 use crate::dropout;
 use crate::error::{Error, Result};
 use crate::host;
 use crate::lanes::{Lanes, ReadOnly};
 use crate::models::{self, IMAGE_DROPOUT, Input, Model, PATCH_DROPOUT, Pass};
-use crate::ops::NormMode;
+use crate::ops::{self, NormMode};
+use crate::overlap::{Adder, AllReduce, Given, PassSums, Together};
 use crate::params::Params;
 use crate::precision::Precision;
-use crate::reduce::{Fill, TreeAccumulator};
+use crate::reduce::TreeAccumulator;
 use crate::samples::ShardBatch;
+use crate::trace::Trace;
 
 /// Weight of the newest batch in the running statistics (torchvision's default).
 const NORM_MOMENTUM: f32 = 0.1;
@@ -48,10 +52,13 @@ pub struct Denominators {
 
 /// The flat buffer that ranks reduce: gradients, batch statistics, scalars.
 #[derive(Clone, Debug)]
-struct Surface {
-    grads: Range<usize>,
-    stats: Range<usize>,
-    scalars: Range<usize>,
+pub(crate) struct Surface {
+    /// As the parameters lie in their buffers.
+    pub grads: Range<usize>,
+    /// As the running statistics lie in theirs.
+    pub stats: Range<usize>,
+    /// Image loss, patch loss, virtual shards with samples.
+    pub scalars: Range<usize>,
 }
 
 /// What a reduced attempt says about itself, the same on every rank.
@@ -78,15 +85,6 @@ pub struct Scores {
     pub patch: Vec<f32>,
 }
 
-/// What one virtual shard gives to the sums of an attempt.
-struct ShardSums {
-    /// By parameter.
-    grads: Vec<Tensor>,
-    batch_stats: Tensor,
-    image_loss: f32,
-    patch_loss: f32,
-}
-
 /// Model, parameters and the buffers of an attempt.
 pub struct Replica {
     model: Box<dyn Model>,
@@ -97,6 +95,8 @@ pub struct Replica {
     lanes: Lanes,
     tree: TreeAccumulator,
     surface: Surface,
+    buckets: Buckets,
+    trace: Trace,
     seed: u64,
 }
 
@@ -114,7 +114,10 @@ impl Replica {
         let grads = 0..params.layout.len;
         let stats = grads.end..grads.end + stats_len;
         let scalars = stats.end..stats.end + SCALARS;
+        let bucket_bytes = (config.train.bucket_mb as usize) << 20;
         Ok(Self {
+            buckets: Buckets::new(&params.layout, scalars.end, bucket_bytes),
+            trace: Trace::new(config.train.trace_steps > 0),
             model,
             params,
             objective,
@@ -136,70 +139,93 @@ impl Replica {
         Ok(())
     }
 
-    /// Elements of the buffer that [`Replica::attempt`] returns.
-    pub fn surface_len(&self) -> usize {
-        self.surface.scalars.end
-    }
-
-    /// Forward and backward over this rank's virtual shards; nothing of the model's state changes.
-    /// Returns the rank's sums, to be reduced over ranks and given to [`Replica::verdict`].
+    /// Forward and backward over this rank's virtual shards; nothing of the model's state changes. Returns the sums over
+    /// all ranks, to be given to [`Replica::verdict`].
+    ///
+    /// `all_reduce` gets buckets of the sums while backward still goes on; `computed` is called when the passes are
+    /// through and only other ranks are waited for.
     pub fn attempt(
         &mut self,
         shards: &[Option<ShardBatch>],
         epoch: u32,
         total: Denominators,
+        all_reduce: &mut AllReduce<'_>,
+        computed: &mut dyn FnMut(),
     ) -> Result<Vec<f32>> {
-        self.tree.reset();
-        for together in shards.chunks(self.lanes.count()) {
-            // SAFETY: forward and backward pass write to tensors of their own only.
-            let (replica, batches) = unsafe { (ReadOnly::new(&*self), ReadOnly::new(together)) };
-            let results = self.lanes.run(together.len(), |i| {
-                let batch = batches.get()[i].as_ref();
-                let result = batch.map(|batch| replica.get().forward_backward(batch, epoch, total));
-                result.transpose()
-            })?;
-            for result in results {
-                self.add_leaf(result.as_ref())?;
+        let mut tree = std::mem::take(&mut self.tree);
+        let lanes = self.lanes.count();
+        let mut done = Ok(());
+        for (group, together) in shards.chunks(lanes).enumerate() {
+            let first_leaf = group * lanes;
+            let is_last = first_leaf + together.len() == shards.len();
+            let passes = Together {
+                first_leaf,
+                present: together.iter().map(Option::is_some).collect(),
+                leaves: is_last.then_some(shards.len()),
+            };
+            let through: &mut dyn FnMut() = if is_last { computed } else { &mut || () };
+            done = self.passes(
+                together,
+                &passes,
+                (epoch, total),
+                &mut tree,
+                all_reduce,
+                through,
+            );
+            if done.is_err() {
+                break;
             }
         }
-        self.tree.finish()
+        let sums = tree.take();
+        self.tree = tree;
+        done.map(|()| sums)
     }
 
-    /// The next leaf of the reduction tree: what a virtual shard gave, or zeros for one without samples
-    /// (the tree has the same shape for every batch and world size).
-    fn add_leaf(&mut self, result: Option<&ShardSums>) -> Result<()> {
-        let Self {
-            tree,
-            params,
-            surface,
-            ..
-        } = self;
-        tree.leaf(|target, fill| {
-            let Some(sums) = result else {
-                target
-                    .iter_mut()
-                    .for_each(|x| *x = if fill == Fill::Assign { 0.0 } else { *x + 0.0 });
-                return Ok(());
-            };
-            for (index, grad) in sums.grads.iter().enumerate() {
-                let range = params.layout.ranges[index].clone();
-                add_gradient(
-                    grad,
-                    params.blueprint.params[index].working,
-                    &mut target[range],
-                    fill,
-                )?;
-            }
-            add_values(
-                host::slice(&sums.batch_stats)?,
-                &mut target[surface.stats.clone()],
-                fill,
-            )?;
-            add_values(
-                &[sums.image_loss, sums.patch_loss, 1.0],
-                &mut target[surface.scalars.clone()],
-                fill,
-            )
+    /// Passes that run together, one on each lane, while another thread adds up what they give.
+    fn passes(
+        &self,
+        together: &[Option<ShardBatch>],
+        passes: &Together,
+        (epoch, total): (u32, Denominators),
+        tree: &mut TreeAccumulator,
+        all_reduce: &mut AllReduce<'_>,
+        through: &mut dyn FnMut(),
+    ) -> Result<()> {
+        let (give, given) = mpsc::channel();
+        // SAFETY: forward and backward pass write to tensors of their own only; the adder reads gradients that it was
+        // given.
+        let (replica, batches) = unsafe { (&ReadOnly::new(self), ReadOnly::new(together)) };
+        std::thread::scope(|scope| {
+            let adder = std::thread::Builder::new().name("reduce".to_owned());
+            let adder = adder.spawn_scoped(scope, move || {
+                let replica = replica.get();
+                Adder {
+                    tree,
+                    params: &replica.params,
+                    surface: &replica.surface,
+                    buckets: &replica.buckets,
+                    trace: &replica.trace,
+                }
+                .run(passes, &given, all_reduce)
+            });
+            let adder = adder.map_err(|e| Error::Internal(format!("thread `reduce`: {e}")))?;
+            let passed = self.lanes.run(passes.present.len(), |lane| {
+                let Some(batch) = &batches.get()[lane] else {
+                    return Ok(());
+                };
+                let give = give.clone();
+                replica
+                    .get()
+                    .forward_backward(batch, epoch, total, lane, &give)
+            });
+            // So that the adder does not wait for a pass that failed.
+            drop(give);
+            through();
+            let added = adder
+                .join()
+                .map_err(|_| Error::Internal("thread `reduce` panicked".to_owned()))?;
+            passed?;
+            added
         })
     }
 
@@ -209,8 +235,54 @@ impl Replica {
         batch: &ShardBatch,
         epoch: u32,
         total: Denominators,
-    ) -> Result<ShardSums> {
+        lane: usize,
+        give: &Sender<Given>,
+    ) -> Result<()> {
         let batch_stats = Tensor::f_zeros([self.stats_len as i64], (Kind::Float, Device::Cpu))?;
+        let (root, image_loss, patch_loss) = self.trace.time(
+            || "forward".to_owned(),
+            || self.loss(batch, epoch, total, &batch_stats),
+        )?;
+        let leaves = self.params.leaves();
+        let left = Cell::new(leaves.len());
+        // The adder has hung up when all-reduce failed: its error is the one to tell.
+        let hand_in = |param: usize, gradient: Tensor| {
+            left.set(left.get() - 1);
+            let _ = give.send(Given::Gradient {
+                lane,
+                param,
+                gradient,
+            });
+        };
+        self.trace.time(
+            || "backward".to_owned(),
+            || ops::backward(&root, leaves, &hand_in),
+        )?;
+        if left.get() > 0 {
+            return Err(Error::Internal(format!(
+                "{} of {} parameters took no part in the loss",
+                left.get(),
+                leaves.len()
+            )));
+        }
+        let sums = PassSums {
+            batch_stats,
+            image_loss,
+            patch_loss,
+        };
+        let _ = give.send(Given::Rest { lane, sums });
+        Ok(())
+    }
+
+    /// Forward: a scalar whose gradient with respect to the logits is dlogits, where backward starts; the losses of
+    /// images and patches, summed.
+    fn loss(
+        &self,
+        batch: &ShardBatch,
+        epoch: u32,
+        total: Denominators,
+        batch_stats: &Tensor,
+    ) -> Result<(Tensor, f32, f32)> {
         let image_mask = dropout::mask(
             self.seed,
             epoch,
@@ -230,9 +302,7 @@ impl Replica {
         let pass = Pass {
             params: self.params.leaves(),
             norms: &self.params.blueprint.norms,
-            mode: NormMode::Train {
-                batch_stats: &batch_stats,
-            },
+            mode: NormMode::Train { batch_stats },
         };
         let input = Input {
             globals: &batch.globals,
@@ -255,16 +325,9 @@ impl Replica {
             &self.objective.patch,
             patch_scale,
         )?;
-        // A scalar whose gradient with respect to the logits is dlogits: where backward starts.
         let root = (out.image.f_mul(&image_dlogits)?.f_sum(Kind::Float)?)
             .f_add(&out.patch.f_mul(&patch_dlogits)?.f_sum(Kind::Float)?)?;
-        let grads = Tensor::f_run_backward(&[root], self.params.leaves(), false, false)?;
-        Ok(ShardSums {
-            grads,
-            batch_stats,
-            image_loss,
-            patch_loss,
-        })
+        Ok((root, image_loss, patch_loss))
     }
 
     /// Reads the loss and the gradient norm out of the reduced buffer.
@@ -344,6 +407,11 @@ impl Replica {
         })
     }
 
+    /// What the first steps are noted in.
+    pub(crate) fn trace(&self) -> &Trace {
+        &self.trace
+    }
+
     /// How the threads of this process are shared out.
     pub fn lanes(&self) -> &Lanes {
         &self.lanes
@@ -377,34 +445,4 @@ fn focal(
         host::slice_mut(&mut dlogits)?,
     )?;
     Ok((loss as f32, dlogits))
-}
-
-/// A gradient into its place in the flat buffer; convolution weights as `[o, h, w, i]`.
-fn add_gradient(grad: &Tensor, channels_last: bool, target: &mut [f32], fill: Fill) -> Result<()> {
-    if !grad.defined() {
-        return Err(Error::Internal(
-            "a parameter took no part in the loss".to_owned(),
-        ));
-    }
-    let grad = if channels_last {
-        grad.f_permute([0, 2, 3, 1])?
-    } else {
-        grad.shallow_clone()
-    };
-    let grad = grad.f_contiguous()?;
-    match grad.kind() {
-        Kind::BFloat16 => {
-            flat::accumulate_bf16(host::slice::<bf16>(&grad)?, target, fill == Fill::Assign)?;
-            Ok(())
-        }
-        _ => add_values(host::slice(&grad)?, target, fill),
-    }
-}
-
-fn add_values(source: &[f32], target: &mut [f32], fill: Fill) -> Result<()> {
-    match fill {
-        Fill::Assign => target.copy_from_slice(source),
-        Fill::Add => flat::add_assign(target, source)?,
-    }
-    Ok(())
 }

@@ -34,6 +34,11 @@ impl RunDir {
         self.0.join("metrics.csv")
     }
 
+    /// What the threads of a rank did when, in the first steps.
+    pub fn trace(&self, rank: usize) -> PathBuf {
+        self.0.join("trace").join(format!("rank-{rank}.json"))
+    }
+
     /// Steps per rank.
     pub fn throughput(&self) -> PathBuf {
         self.0.join("throughput.csv")

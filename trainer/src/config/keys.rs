@@ -377,6 +377,8 @@ pub static KEYS: &[Key] = &[
     key!(train.seed, int(0, MAX_SEED), RESULT, "Seed of initial weights, sample order, augmentation and dropout."),
     key!(train.backend, ANY, PLACE, "How ranks exchange gradients; `--backend` overrides it. auto = mpi under an MPI launch, else local (one machine)."),
     key!(train.step_timeout_s, int(1, 86400), PLACE, "Seconds a rank waits in one collective before it gives the others up."),
+    key!(train.bucket_mb, int(1, 65536), PLACE, "Gradients travel between ranks in buckets of at least this many MiB, the last layers' first, while backward still computes the others. The weights do not depend on it."),
+    key!(train.trace_steps, int(0, 100_000), PLACE, "After so many steps each rank writes trace/rank-N.json: which thread did what when. Open it in ui.perfetto.dev. 0 = none."),
 
     key!(elastic.min_ranks, int(1, 4096), PLACE, "With fewer ranks than this the run waits for more; when none come within join_timeout_s, it saves and leaves, to be resumed."),
     key!(elastic.heartbeat_lapse_ms, int(100, 600_000), PLACE, "A trainer that was not heard of for this many milliseconds is dead: stopped, or its node is gone. One that exits is noticed at once."),

@@ -289,6 +289,10 @@ pub struct TrainConfig {
     pub backend: Backend,
     /// Deadline of one collective, in seconds.
     pub step_timeout_s: u32,
+    /// Least size of what is reduced in one call while backward goes on, in MiB.
+    pub bucket_mb: u32,
+    /// Steps that are noted in `trace/`.
+    pub trace_steps: u32,
 }
 
 impl Default for TrainConfig {
@@ -303,6 +307,8 @@ impl Default for TrainConfig {
             seed: 0,
             backend: Backend::Auto,
             step_timeout_s: 300,
+            bucket_mb: 25,
+            trace_steps: 0,
         }
     }
 }

@@ -333,7 +333,7 @@ fn run(golden: &Golden, precision: Precision) -> Deviations {
         (Digests::new(), Digests::new(), Digests::new());
     for step in 0..setup.steps {
         let reduced = replica
-            .attempt(&shards, step as u32, total)
+            .attempt(&shards, step as u32, total, &mut |_| Ok(()), &mut || ())
             .expect("an attempt");
         let verdict = replica.verdict(&reduced, total);
         loss.push((verdict.loss / golden.steps[step].loss - 1.0).abs());

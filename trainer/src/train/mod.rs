@@ -87,6 +87,8 @@ pub struct Trainer {
     drain_wanted: Arc<AtomicBool>,
     drain_asked: bool,
     total_steps: u64,
+    /// Steps in the trace.
+    traced: u32,
     rows: StepRows,
     last_commit: Instant,
 }
@@ -171,16 +173,11 @@ impl Trainer {
             patches: batch.global.samples,
         };
         let step = self.progress.step + 1;
-        let computing = Instant::now();
-        let mut sums = self
-            .replica
-            .attempt(&batch.shards, self.progress.epoch, total)?;
-        self.rows.computed(computing.elapsed());
+        let sums = self.attempt(batch, total)?;
         self.ask_to_drain_if_wanted()?;
 
         let waiting = Instant::now();
         let shares = self.exchange_shares(batch.samples())?;
-        self.all_reduce(&mut sums)?;
         let verdict = self.replica.verdict(&sums, total);
         let vote = Vote {
             generation: self.assignment.generation,
@@ -223,6 +220,7 @@ impl Trainer {
         let lr = self.learning_rate();
         self.pristine = false;
         self.replica.commit(sums, &self.config, lr, step, verdict)?;
+        self.trace_step();
         self.rows.computed(committing.elapsed());
         self.progress.commit(step, batch.global.cursor_after());
         let step_time = self.last_commit.elapsed();
@@ -253,6 +251,46 @@ impl Trainer {
             }
             Next::Regroup => Ok(Flow::Regroup),
             Next::Leave => Ok(Flow::Drain),
+        }
+    }
+
+    /// Forward, backward, and the sums over all ranks, which are on their way while backward goes on.
+    fn attempt(&mut self, batch: &RankBatch, total: Denominators) -> Result<Vec<f32>> {
+        let begun = Instant::now();
+        let mut computed = begun;
+        let patience = Duration::from_secs(u64::from(self.config.train.step_timeout_s));
+        let collective = self.collective.as_mut();
+        let client = &self.client;
+        let summed = self.replica.attempt(
+            &batch.shards,
+            self.progress.epoch,
+            total,
+            &mut |bucket| Ok(collective.all_reduce(bucket, Instant::now() + patience)?),
+            &mut || {
+                computed = Instant::now();
+                client.state(MemberState::Waiting);
+            },
+        );
+        self.client.state(MemberState::Training);
+        self.rows.computed(computed - begun);
+        self.rows.waited(computed.elapsed());
+        self.or_the_coordinators_reason(summed)
+    }
+
+    /// Writes the trace when the steps that it is wanted of are through.
+    fn trace_step(&mut self) {
+        let trace = self.replica.trace();
+        if !trace.is_on() {
+            return;
+        }
+        self.traced += 1;
+        if self.traced == self.config.train.trace_steps {
+            let rank = self.assignment.rank;
+            let path = self.run.trace(rank);
+            match trace.end(&path, rank) {
+                Ok(()) => tracing::info!("{}: {} steps", path.display(), self.traced),
+                Err(e) => tracing::warn!("{e}"),
+            }
         }
     }
 

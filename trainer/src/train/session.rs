@@ -113,6 +113,7 @@ pub fn join(options: TrainerOptions) -> Result<Trainer> {
         drain_wanted: options.drain_wanted,
         drain_asked: false,
         total_steps,
+        traced: 0,
         rows: StepRows::default(),
         last_commit: Instant::now(),
     })

@@ -1,0 +1,210 @@
+//! Which gradients travel together, and when: backward gives those of the last layers first, and they are on their
+//! way to the other ranks while it goes on with the layers before.
+//!
+//! Pure. Buckets leave in one order, the same on every rank, each as soon as it and all before it are complete.
+
+use std::ops::Range;
+
+use crate::params::Layout;
+
+/// Consecutive elements of the flat buffer that are reduced in one call.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Bucket {
+    /// Elements, gaps between parameters included.
+    pub range: Range<usize>,
+    /// The parameters in it, by [`crate::models::ParamId`].
+    pub params: Vec<usize>,
+}
+
+/// A partition of the buffer, in the order in which the parts leave.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Buckets {
+    buckets: Vec<Bucket>,
+    /// By parameter.
+    bucket_of: Vec<usize>,
+}
+
+impl Buckets {
+    /// Convolution weights from the last layer to the first, in buckets of at least `bytes`; then, in a last bucket,
+    /// all that is small or known only when a pass is through: normalisation and linear layers, batch statistics,
+    /// losses. `len`: elements of the whole buffer.
+    pub fn new(layout: &Layout, len: usize, bytes: usize) -> Self {
+        let least = (bytes / size_of::<f32>()).max(1);
+        let mut convolutions: Vec<usize> = (0..layout.ranges.len())
+            .filter(|param| layout.ranges[*param].start < layout.working_len)
+            .collect();
+        convolutions.sort_by_key(|param| std::cmp::Reverse(layout.ranges[*param].start));
+        let mut buckets = Vec::new();
+        let mut end = layout.working_len;
+        let mut params = Vec::new();
+        for param in convolutions {
+            params.push(param);
+            let start = layout.ranges[param].start;
+            if end - start >= least || start == 0 {
+                buckets.push(Bucket {
+                    range: start..end,
+                    params: std::mem::take(&mut params),
+                });
+                end = start;
+            }
+        }
+        let small = (0..layout.ranges.len())
+            .filter(|param| layout.ranges[*param].start >= layout.working_len);
+        buckets.push(Bucket {
+            range: layout.working_len..len,
+            params: small.collect(),
+        });
+        let mut bucket_of = vec![0; layout.ranges.len()];
+        for (number, bucket) in buckets.iter().enumerate() {
+            for param in &bucket.params {
+                bucket_of[*param] = number;
+            }
+        }
+        Self { buckets, bucket_of }
+    }
+
+    /// The buckets, in the order in which they leave.
+    pub fn all(&self) -> &[Bucket] {
+        &self.buckets
+    }
+
+    /// What `shards` virtual shards that are computed at the same time have to hand in.
+    pub fn await_from(&self, shards: usize) -> Awaited<'_> {
+        let mut missing: Vec<usize> = self
+            .buckets
+            .iter()
+            .map(|bucket| bucket.params.len() * shards)
+            .collect();
+        // Statistics and losses.
+        if let Some(last) = missing.last_mut() {
+            *last += shards;
+        }
+        Awaited {
+            buckets: self,
+            missing,
+            next: 0,
+        }
+    }
+}
+
+/// How far several passes are.
+#[derive(Clone, Debug)]
+pub struct Awaited<'a> {
+    buckets: &'a Buckets,
+    /// By bucket: how many gradients are still to come.
+    missing: Vec<usize>,
+    /// The next bucket that leaves.
+    next: usize,
+}
+
+impl Awaited<'_> {
+    /// A gradient of this parameter has come.
+    pub fn gradient(&mut self, param: usize) {
+        self.came(self.buckets.bucket_of[param]);
+    }
+
+    /// A pass is through: its statistics and losses have come.
+    pub fn end_of_pass(&mut self) {
+        self.came(self.missing.len() - 1);
+    }
+
+    fn came(&mut self, bucket: usize) {
+        self.missing[bucket] = self.missing[bucket].saturating_sub(1);
+    }
+
+    /// The next bucket, if it can leave now. Each is given once.
+    pub fn take_ready(&mut self) -> Option<usize> {
+        let ready = *self.missing.get(self.next)? == 0;
+        ready.then(|| {
+            self.next += 1;
+            self.next - 1
+        })
+    }
+
+    /// Whether all have left.
+    pub fn is_through(&self) -> bool {
+        self.next == self.missing.len()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::config::ModelName;
+    use crate::models;
+    use proptest::prelude::*;
+
+    fn layout() -> Layout {
+        Layout::new(&models::build(ModelName::Hybrid).1.params)
+    }
+
+    proptest! {
+        #[test]
+        fn buckets_are_a_partition_from_the_back(bytes in 0usize..200_000_000) {
+            let layout = layout();
+            let len = layout.len + 1000;
+            let buckets = Buckets::new(&layout, len, bytes);
+            let all = buckets.all();
+            let (last, convolutions) = all.split_last().expect("at least one");
+            prop_assert_eq!(&last.range, &(layout.working_len..len));
+            let mut end = layout.working_len;
+            for bucket in convolutions {
+                prop_assert_eq!(bucket.range.end, end);
+                end = bucket.range.start;
+                prop_assert!(4 * bucket.range.len() >= bytes || end == 0);
+            }
+            prop_assert_eq!(end, 0);
+            let mut params: Vec<usize> = all.iter().flat_map(|bucket| bucket.params.clone()).collect();
+            params.sort_unstable();
+            prop_assert_eq!(params, (0..layout.ranges.len()).collect::<Vec<_>>());
+            for bucket in all {
+                for param in &bucket.params {
+                    let range = &layout.ranges[*param];
+                    prop_assert!(bucket.range.start <= range.start && range.end <= bucket.range.end);
+                }
+            }
+        }
+
+        /// Whatever comes first, buckets leave in order, each with all its gradients there.
+        #[test]
+        fn buckets_leave_in_order_and_complete(
+            shards in 0usize..4,
+            bytes in 1_000_000usize..30_000_000,
+            turns in prop::collection::vec(any::<prop::sample::Index>(), 600),
+        ) {
+            let layout = layout();
+            let buckets = Buckets::new(&layout, layout.len, bytes);
+            let mut awaited = buckets.await_from(shards);
+            let mut to_come: Vec<Option<usize>> = (0..shards)
+                .flat_map(|_| (0..layout.ranges.len()).map(Some).chain([None]))
+                .collect();
+            let mut came = vec![0; buckets.all().len()];
+            let mut left = Vec::new();
+            let mut turns = turns.iter();
+            loop {
+                while let Some(bucket) = awaited.take_ready() {
+                    left.push(bucket);
+                    let here = &buckets.all()[bucket];
+                    let is_last = bucket + 1 == buckets.all().len();
+                    prop_assert_eq!(came[bucket], shards * (here.params.len() + usize::from(is_last)));
+                }
+                if to_come.is_empty() {
+                    break;
+                }
+                let turn = turns.next().map_or(0, |turn| turn.index(to_come.len()));
+                match to_come.swap_remove(turn) {
+                    Some(param) => {
+                        awaited.gradient(param);
+                        came[buckets.bucket_of[param]] += 1;
+                    }
+                    None => {
+                        awaited.end_of_pass();
+                        *came.last_mut().expect("a bucket") += 1;
+                    }
+                }
+            }
+            prop_assert!(awaited.is_through());
+            prop_assert_eq!(left, (0..buckets.all().len()).collect::<Vec<_>>());
+        }
+    }
+}

@@ -1,0 +1,194 @@
+//! Gradients on their way while backward goes on: what lanes hand in is added up bucket by bucket, and a bucket that
+//! is complete is reduced over the ranks at once.
+//!
+//! The additions are those of the fixed tree, in its order, so nothing of this shows in a bit of the result.
+
+use std::collections::BTreeMap;
+use std::sync::mpsc::Receiver;
+
+use fovea_kernels::flat;
+use half::bf16;
+use tch::{Kind, Tensor};
+
+use crate::buckets::Buckets;
+use crate::error::Result;
+use crate::host;
+use crate::params::Params;
+use crate::reduce::{Fill, TreeAccumulator};
+use crate::replica::Surface;
+use crate::trace::Trace;
+
+/// Sums a slice over all ranks, in place. Called on another thread than the passes, bucket by bucket, with the same
+/// lengths in the same order on every rank.
+pub type AllReduce<'a> = dyn FnMut(&mut [f32]) -> Result<()> + Send + 'a;
+
+/// What one pass over a virtual shard gives to the sums, besides gradients.
+pub(crate) struct PassSums {
+    /// f32, `[stats_len]`.
+    pub batch_stats: Tensor,
+    pub image_loss: f32,
+    pub patch_loss: f32,
+}
+
+/// What a lane hands in.
+pub(crate) enum Given {
+    /// A gradient, complete.
+    Gradient {
+        /// The place among the passes that run together.
+        lane: usize,
+        param: usize,
+        gradient: Tensor,
+    },
+    /// The end of the pass.
+    Rest { lane: usize, sums: PassSums },
+}
+
+/// Passes that run together.
+pub(crate) struct Together {
+    /// Number of the first one's leaf.
+    pub first_leaf: usize,
+    /// Which of them have samples; the others add zeros.
+    pub present: Vec<bool>,
+    /// All leaves of this rank, when these are the last.
+    pub leaves: Option<usize>,
+}
+
+/// Adds up what the passes hand in until all of it has come, and reduces what is complete over the ranks.
+pub(crate) struct Adder<'a> {
+    pub tree: &'a mut TreeAccumulator,
+    pub params: &'a Params,
+    pub surface: &'a Surface,
+    pub buckets: &'a Buckets,
+    pub trace: &'a Trace,
+}
+
+/// Gradients that have come and are not yet added, by parameter and lane.
+type Waiting = BTreeMap<(usize, usize), Tensor>;
+
+impl Adder<'_> {
+    /// Ends early, without an error, when a pass fails: its lane hangs up.
+    pub fn run(
+        &mut self,
+        passes: &Together,
+        given: &Receiver<Given>,
+        all_reduce: &mut AllReduce<'_>,
+    ) -> Result<()> {
+        let shards = passes.present.iter().filter(|present| **present).count();
+        let mut awaited = self.buckets.await_from(shards);
+        let mut gradients = Waiting::new();
+        let mut rest = BTreeMap::new();
+        loop {
+            while let Some(bucket) = awaited.take_ready() {
+                self.trace.time(
+                    || format!("add bucket {bucket}"),
+                    || self.add(bucket, passes, &mut gradients, &rest),
+                )?;
+                if let Some(leaves) = passes.leaves {
+                    let range = self.buckets.all()[bucket].range.clone();
+                    let sum = self.tree.finish(leaves, range)?;
+                    self.trace
+                        .time(|| format!("all-reduce bucket {bucket}"), || all_reduce(sum))?;
+                }
+            }
+            if awaited.is_through() {
+                return Ok(());
+            }
+            match given.recv() {
+                Ok(Given::Gradient {
+                    lane,
+                    param,
+                    gradient,
+                }) => {
+                    awaited.gradient(param);
+                    gradients.insert((param, lane), gradient);
+                }
+                Ok(Given::Rest { lane, sums }) => {
+                    awaited.end_of_pass();
+                    rest.insert(lane, sums);
+                }
+                Err(_) => return Ok(()),
+            }
+        }
+    }
+
+    /// The elements of a bucket from every pass, in the order of the leaves.
+    fn add(
+        &mut self,
+        bucket: usize,
+        passes: &Together,
+        gradients: &mut Waiting,
+        rest: &BTreeMap<usize, PassSums>,
+    ) -> Result<()> {
+        let Self {
+            tree,
+            params,
+            surface,
+            buckets,
+            ..
+        } = self;
+        let is_last = bucket + 1 == buckets.all().len();
+        for (lane, present) in passes.present.iter().enumerate() {
+            let leaf = passes.first_leaf + lane;
+            for &param in &buckets.all()[bucket].params {
+                let range = params.layout.ranges[param].clone();
+                let gradient = gradients.remove(&(param, lane));
+                let channels_last = params.blueprint.params[param].working;
+                tree.leaf(leaf, range, |target, fill| match &gradient {
+                    Some(gradient) => add_gradient(gradient, channels_last, target, fill),
+                    None => add_zeros(target, fill),
+                })?;
+            }
+            if !is_last {
+                continue;
+            }
+            let sums = rest.get(&lane).filter(|_| *present);
+            tree.leaf(leaf, surface.stats.clone(), |target, fill| match sums {
+                Some(sums) => add_values(host::slice(&sums.batch_stats)?, target, fill),
+                None => add_zeros(target, fill),
+            })?;
+            tree.leaf(leaf, surface.scalars.clone(), |target, fill| match sums {
+                Some(sums) => add_values(&[sums.image_loss, sums.patch_loss, 1.0], target, fill),
+                None => add_zeros(target, fill),
+            })?;
+        }
+        Ok(())
+    }
+}
+
+/// A gradient into its place in the flat buffer; convolution weights as `[o, h, w, i]`.
+fn add_gradient(grad: &Tensor, channels_last: bool, target: &mut [f32], fill: Fill) -> Result<()> {
+    let grad = if channels_last {
+        grad.f_permute([0, 2, 3, 1])?
+    } else {
+        grad.shallow_clone()
+    };
+    let grad = grad.f_contiguous()?;
+    match grad.kind() {
+        Kind::BFloat16 => {
+            flat::accumulate_bf16(host::slice::<bf16>(&grad)?, target, fill == Fill::Assign)?;
+            Ok(())
+        }
+        _ => add_values(host::slice(&grad)?, target, fill),
+    }
+}
+
+fn add_values(source: &[f32], target: &mut [f32], fill: Fill) -> Result<()> {
+    match fill {
+        Fill::Assign => target.copy_from_slice(source),
+        Fill::Add => flat::add_assign(target, source)?,
+    }
+    Ok(())
+}
+
+/// A virtual shard without samples: the tree has the same shape for every batch and world size.
+fn add_zeros(target: &mut [f32], fill: Fill) -> Result<()> {
+    match fill {
+        Fill::Assign => target.fill(0.0),
+        // It makes a negative zero a positive one, as any addition would.
+        Fill::Add => target.iter_mut().for_each(|x| *x += 0.0),
+    }
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests;
