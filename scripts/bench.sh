@@ -25,5 +25,7 @@ rm -rf "$OUT/data"
 $VENV/bin/python bench/prepare.py "$OUT/raw" "$OUT/data" --fovea "$FOVEA"
 echo "== kernels"
 cargo run --release --locked -q -p fovea-kernels --example bench
+echo "== all-reduce"
+"$FOVEA" bench allreduce --ranks 2
 echo "== training step"
 $VENV/bin/python bench/step.py "$OUT/data" --fovea "$FOVEA" --out "$OUT"

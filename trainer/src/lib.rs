@@ -5,6 +5,7 @@
 //! [`keep`] the trainer of one task of a job.
 //! Only this crate needs libtorch.
 
+pub mod bench;
 mod buckets;
 pub mod checkpoint;
 mod child;

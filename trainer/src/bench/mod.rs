@@ -1,0 +1,3 @@
+//! What `fovea bench` measures of this crate.
+
+pub mod allreduce;
