@@ -17,6 +17,7 @@ fn main() {
         .flag("-U_FORTIFY_SOURCE")
         .warnings(true)
         .flag_if_supported("-Wno-unknown-pragmas")
+        .file("cpp/broken.cpp")
         .file("cpp/kernels.cpp")
         .file("cpp/scheduler.cpp")
         .compile("fovea_emulate");

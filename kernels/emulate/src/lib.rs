@@ -82,6 +82,13 @@ pub fn names() -> Vec<String> {
         .map(|index| unsafe { fovea_emulated_kernel(index) })
         .take_while(|name| !name.is_null())
         // SAFETY: not null, so a string literal of cpp/kernels.cpp.
-        .map(|name| unsafe { CStr::from_ptr(name) }.to_string_lossy().into_owned())
+        .map(|name| {
+            unsafe { CStr::from_ptr(name) }
+                .to_string_lossy()
+                .into_owned()
+        })
         .collect()
 }
+
+#[cfg(test)]
+mod tests;

@@ -8,14 +8,7 @@ pub struct Arch(pub u32);
 
 impl Arch {
     /// What every release is tested to compile for: Turing, A100, Ampere, Ada, Hopper, Blackwell.
-    pub const TESTED: [Self; 6] = [
-        Self(75),
-        Self(80),
-        Self(86),
-        Self(89),
-        Self(90),
-        Self(100),
-    ];
+    pub const TESTED: [Self; 6] = [Self(75), Self(80), Self(86), Self(89), Self(90), Self(100)];
 }
 
 impl fmt::Display for Arch {
@@ -83,7 +76,10 @@ mod tests {
         );
         assert_eq!(Target::choose(Arch(70), &known), None);
         let ptx = Target::Ptx(Arch(75));
-        assert_eq!((ptx.arch(), Arch(75).to_string()), (Arch(75), "sm_75".into()));
+        assert_eq!(
+            (ptx.arch(), Arch(75).to_string()),
+            (Arch(75), "sm_75".into())
+        );
         assert_eq!(ptx.option(), "--gpu-architecture=compute_75");
     }
 }

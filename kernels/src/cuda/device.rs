@@ -50,7 +50,9 @@ impl Kernels {
         let ordinal = c_int::try_from(ordinal).unwrap_or(c_int::MAX);
         let mut device: sys::CUdevice = 0;
         // SAFETY: writes one handle.
-        check("cuDeviceGet", unsafe { sys::cuDeviceGet(&mut device, ordinal) })?;
+        check("cuDeviceGet", unsafe {
+            sys::cuDeviceGet(&mut device, ordinal)
+        })?;
         let arch = arch_of(device)?;
         let nvrtc = Nvrtc::open(search)?;
         let target = target(&nvrtc, arch, ordinal)?;
@@ -101,7 +103,9 @@ impl Kernels {
         })?;
         let mut version = 0;
         // SAFETY: writes one int.
-        check("cuDriverGetVersion", unsafe { sys::cuDriverGetVersion(&mut version) })?;
+        check("cuDriverGetVersion", unsafe {
+            sys::cuDriverGetVersion(&mut version)
+        })?;
         let mut functions = Vec::new();
         for &name in names {
             let text = std::ffi::CString::new(name).map_err(|_| crate::Error::Argument {
@@ -214,7 +218,9 @@ impl Kernels {
     /// Makes the context current in this thread until the result is dropped.
     pub(super) fn enter(&self) -> Result<Current> {
         // SAFETY: the context lives as long as self, and Current is dropped in this thread.
-        check("cuCtxPushCurrent", unsafe { sys::cuCtxPushCurrent_v2(self.context) })?;
+        check("cuCtxPushCurrent", unsafe {
+            sys::cuCtxPushCurrent_v2(self.context)
+        })?;
         Ok(Current {
             _this_thread: std::marker::PhantomData,
         })
@@ -289,7 +295,11 @@ pub(super) fn check(call: &'static str, code: sys::CUresult) -> Result<()> {
     Err(Error::Driver {
         call,
         code: code as u32,
-        text: format!("{}: {}", words(error.error_name()), words(error.error_string())),
+        text: format!(
+            "{}: {}",
+            words(error.error_name()),
+            words(error.error_string())
+        ),
         help: match code {
             Code::CUDA_ERROR_NO_DEVICE | Code::CUDA_ERROR_INVALID_DEVICE => {
                 "nvidia-smi -L lists the GPUs, CUDA_VISIBLE_DEVICES may hide some; in a batch job ask for one"

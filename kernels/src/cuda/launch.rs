@@ -115,7 +115,10 @@ pub(super) fn address(what: &'static str, address: u64, alignment: u64) -> Resul
     let problem = if address == 0 {
         "null".to_owned()
     } else if !address.is_multiple_of(alignment) {
-        format!("{address:#x}, {} beyond a multiple of {alignment}", address % alignment)
+        format!(
+            "{address:#x}, {} beyond a multiple of {alignment}",
+            address % alignment
+        )
     } else {
         return Ok(());
     };

@@ -42,10 +42,21 @@ impl<'a> DeviceBuffer<'a> {
         self.address
     }
 
+    /// Its length, bytes.
+    #[must_use]
+    pub fn bytes(&self) -> usize {
+        self.bytes
+    }
+
     /// Overwrites all of it. Waits for the copy.
     pub fn upload<T: Pod>(&mut self, values: &[T]) -> Result<()> {
         let bytes: &[u8] = bytemuck::cast_slice(values);
-        check_len("values", "as many bytes as the device buffer", bytes.len(), self.bytes)?;
+        check_len(
+            "values",
+            "as many bytes as the device buffer",
+            bytes.len(),
+            self.bytes,
+        )?;
         if bytes.is_empty() {
             return Ok(());
         }
@@ -59,7 +70,12 @@ impl<'a> DeviceBuffer<'a> {
     /// Copies all of it out. Waits for the default stream and the copy.
     pub fn download<T: Pod>(&self, values: &mut [T]) -> Result<()> {
         let bytes: &mut [u8] = bytemuck::cast_slice_mut(values);
-        check_len("values", "as many bytes as the device buffer", bytes.len(), self.bytes)?;
+        check_len(
+            "values",
+            "as many bytes as the device buffer",
+            bytes.len(),
+            self.bytes,
+        )?;
         if bytes.is_empty() {
             return Ok(());
         }

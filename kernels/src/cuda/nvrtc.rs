@@ -104,9 +104,8 @@ impl Nvrtc {
             version: "?".into(),
         };
         let (mut major, mut minor): (c_int, c_int) = (0, 0);
-        let symbol = nvrtc.function::<unsafe extern "C" fn(*mut c_int, *mut c_int) -> Code>(
-            b"nvrtcVersion\0",
-        )?;
+        let symbol = nvrtc
+            .function::<unsafe extern "C" fn(*mut c_int, *mut c_int) -> Code>(b"nvrtcVersion\0")?;
         // SAFETY: nvrtcVersion(int *major, int *minor).
         nvrtc.check("nvrtcVersion", unsafe { symbol(&mut major, &mut minor) })?;
         nvrtc.version = format!("{major}.{minor}");
@@ -115,7 +114,8 @@ impl Nvrtc {
         if let Some(folder) = folder {
             let builtins = folder.join(format!("libnvrtc-builtins.so.{}", nvrtc.version));
             // SAFETY: as for NVRTC itself.
-            if let Ok(builtins) = unsafe { Library::open(Some(&builtins), RTLD_NOW | RTLD_GLOBAL) } {
+            if let Ok(builtins) = unsafe { Library::open(Some(&builtins), RTLD_NOW | RTLD_GLOBAL) }
+            {
                 std::mem::forget(builtins);
             }
         }
@@ -138,7 +138,9 @@ impl Nvrtc {
         let mut archs: Vec<c_int> = vec![0; usize::try_from(count).unwrap_or(0)];
         let symbol = self.function::<Count>(b"nvrtcGetSupportedArchs\0")?;
         // SAFETY: nvrtcGetSupportedArchs writes as many ints as the call before said.
-        self.check("nvrtcGetSupportedArchs", unsafe { symbol(archs.as_mut_ptr()) })?;
+        self.check("nvrtcGetSupportedArchs", unsafe {
+            symbol(archs.as_mut_ptr())
+        })?;
         Ok(archs.into_iter().map(|arch| Arch(arch as u32)).collect())
     }
 
@@ -177,7 +179,10 @@ impl Nvrtc {
             )
         };
         self.check("nvrtcCreateProgram", code)?;
-        let program = Program { nvrtc: self, handle };
+        let program = Program {
+            nvrtc: self,
+            handle,
+        };
         program.compile(source, target)?;
         match target {
             Target::Cubin(_) => program.output(b"nvrtcGetCUBINSize\0", b"nvrtcGetCUBIN\0"),
@@ -258,15 +263,17 @@ impl Program<'_> {
             .nvrtc
             .function::<unsafe extern "C" fn(Handle, *mut usize) -> Code>(size)?;
         // SAFETY: nvrtcGet...Size(program, size_t *).
-        self.nvrtc
-            .check("nvrtcGet...Size", unsafe { symbol(self.handle, &mut bytes) })?;
+        self.nvrtc.check("nvrtcGet...Size", unsafe {
+            symbol(self.handle, &mut bytes)
+        })?;
         let mut out = vec![0u8; bytes];
         let symbol = self
             .nvrtc
             .function::<unsafe extern "C" fn(Handle, *mut u8) -> Code>(get)?;
         // SAFETY: it writes as many bytes as the call before said.
-        self.nvrtc
-            .check("nvrtcGet...", unsafe { symbol(self.handle, out.as_mut_ptr()) })?;
+        self.nvrtc.check("nvrtcGet...", unsafe {
+            symbol(self.handle, out.as_mut_ptr())
+        })?;
         Ok(out)
     }
 }

@@ -82,7 +82,10 @@ fn names_tell_sources_targets_and_versions_apart() {
     };
     let arch = Arch(90);
     let base = entry_name(&source, Target::Cubin(arch), "13.0");
-    assert!(base.starts_with("patch_crop-sm_90-") && base.ends_with(".cubin"), "{base}");
+    assert!(
+        base.starts_with("patch_crop-sm_90-") && base.ends_with(".cubin"),
+        "{base}"
+    );
     assert_eq!(base, entry_name(&source, Target::Cubin(arch), "13.0"));
     for other in [
         entry_name(&changed, Target::Cubin(arch), "13.0"),

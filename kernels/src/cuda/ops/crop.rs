@@ -134,8 +134,6 @@ impl Op for PatchCrop<'_> {
             .u64(self.step)
             .u32(self.size as u32);
         let wide = self.size.is_multiple_of(8) && wide(&[self.out]);
-        Ok(vec![
-            augment(launch, self.augment).flag(wide).u64(self.out),
-        ])
+        Ok(vec![augment(launch, self.augment).flag(wide).u64(self.out)])
     }
 }

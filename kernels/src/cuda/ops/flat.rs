@@ -28,10 +28,12 @@ pub(super) fn elementwise_blocks(n: usize) -> usize {
 
 /// Adds up partial sums; none give 0.
 pub(super) fn sum_partials(partials: u64, count: usize, total: u64) -> Result<Launch> {
-    Ok(Launch::new("fovea_sum", "partial sums", [1, 1, 1], THREADS)?
-        .u64(partials)
-        .u32(index32("partial sums", count)?)
-        .u64(total))
+    Ok(
+        Launch::new("fovea_sum", "partial sums", [1, 1, 1], THREADS)?
+            .u64(partials)
+            .u32(index32("partial sums", count)?)
+            .u64(total),
+    )
 }
 
 /// [`crate::flat::to_bf16`], with the same bits.

@@ -1,0 +1,178 @@
+//! Focal loss.
+
+use fovea_kernels::cuda::{FocalLoss, FocalWeights};
+use fovea_kernels::{FocalParams, focal_loss};
+use proptest::prelude::*;
+
+use crate::guarded::{Guarded, assert_bits};
+use crate::runner::{Runner, for_all};
+
+/// Of a term, relative to it: f32 against the twin's f64.
+const RELATIVE: f64 = 1e-5;
+/// Of a term that is small against the class weight, relative to that weight.
+const ABSOLUTE: f64 = 1e-7;
+
+#[derive(Clone, Debug)]
+struct Case {
+    logits: Vec<f32>,
+    targets: Vec<u8>,
+    params: FocalParams,
+    scale: f32,
+    shift: (usize, usize),
+}
+
+fn cases(rows: impl Strategy<Value = usize> + 'static) -> impl Strategy<Value = Case> {
+    let gamma = prop_oneof![Just(2.0f32), Just(0.0), Just(1.0), 0.0f32..5.0];
+    let weight = || prop_oneof![3 => 0.1f32..4.0, 1 => Just(0.0f32)];
+    (rows, 1usize..9).prop_flat_map(move |(n, classes)| {
+        let logit = prop_oneof![4 => -6.0f32..6.0, 1 => -120.0f32..120.0, 1 => Just(0.0f32)];
+        (
+            prop::collection::vec(logit, n * classes),
+            prop::collection::vec(0..=u8::MAX >> (8 - classes), n),
+            (
+                gamma.clone(),
+                prop::collection::vec(weight(), classes),
+                weight(),
+                weight(),
+            ),
+            prop_oneof![Just(1.0f32), 1e-4f32..10.0],
+            (0usize..4, 0usize..4),
+        )
+            .prop_map(
+                |(logits, targets, (gamma, alpha, pos_weight, neg_weight), scale, shift)| Case {
+                    logits,
+                    targets,
+                    params: FocalParams {
+                        gamma,
+                        alpha,
+                        pos_weight,
+                        neg_weight,
+                    },
+                    scale,
+                    shift,
+                },
+            )
+    })
+}
+
+fn run<R: Runner>(r: &R, case: &Case) -> (f64, Vec<f32>) {
+    let (n, classes) = (case.targets.len(), case.params.alpha.len());
+    let logits = Guarded::input(r, &case.logits, case.shift.0);
+    let targets = Guarded::input(r, &case.targets, case.shift.1);
+    let weights = Guarded::input(r, &[FocalWeights::new(&case.params).unwrap()], 0);
+    let scale = Guarded::input(r, &[case.scale], 0);
+    let dlogits = Guarded::output(r, n * classes, case.shift.0);
+    let loss = Guarded::<R, f64>::output(r, 1, 0);
+    let scratch = Guarded::<R, u8>::output(r, FocalLoss::scratch_bytes(n, classes), 0);
+    r.run(&FocalLoss {
+        logits: logits.address(),
+        targets: targets.address(),
+        n,
+        classes,
+        gamma: case.params.gamma,
+        weights: weights.address(),
+        scale: scale.address(),
+        dlogits: dlogits.address(),
+        loss: loss.address(),
+        scratch: scratch.address(),
+    });
+    (loss.read()[0], dlogits.read())
+}
+
+fn compare<R: Runner>(r: &R, case: &Case) {
+    let (loss, dlogits) = run(r, case);
+    let mut want = vec![0.0; dlogits.len()];
+    let want_loss = focal_loss(
+        &case.logits,
+        &case.targets,
+        &case.params,
+        case.scale,
+        &mut want,
+    )
+    .unwrap();
+    let p = &case.params;
+    let weight = |k: usize| {
+        f64::from(p.alpha[k % p.alpha.len()]) * f64::from(p.pos_weight.max(p.neg_weight))
+    };
+    let slack: f64 = (0..want.len()).map(|k| ABSOLUTE * weight(k)).sum();
+    let error = (loss - want_loss).abs();
+    assert!(
+        error <= RELATIVE * want_loss + slack,
+        "loss {loss} instead of {want_loss}"
+    );
+    for (k, (&got, &want)) in dlogits.iter().zip(&want).enumerate() {
+        let error = (f64::from(got) - f64::from(want)).abs();
+        let slack = ABSOLUTE * weight(k) * f64::from(case.scale);
+        assert!(
+            error <= RELATIVE * f64::from(want.abs()) + slack,
+            "dlogits[{k}]: {got} instead of {want} at logit {}",
+            case.logits[k]
+        );
+    }
+}
+
+pub fn losses_and_gradients_are_those_of_the_twin<R: Runner>(r: &R) {
+    let rows = prop_oneof![3 => 0usize..40, 1 => 100usize..700];
+    for_all(150, &cases(rows), |case| compare(r, &case));
+}
+
+/// Several loads per thread.
+pub fn large_batches<R: Runner>(r: &R) {
+    let classes = 4;
+    let n = (1 << 18) + 19;
+    let word = |k: u32| fovea_kernels::philox::philox4x32([k, 0, 0, 0], [5, 6]);
+    let case = Case {
+        logits: (0..(n * classes) as u32)
+            .map(|k| (word(k)[0] as f32 / u32::MAX as f32 - 0.6) * 9.0)
+            .collect(),
+        targets: (0..n as u32).map(|k| word(k)[1] as u8 & 15).collect(),
+        params: FocalParams {
+            gamma: 2.0,
+            alpha: vec![0.5, 1.0, 0.75, 2.0],
+            pos_weight: 3.0,
+            neg_weight: 0.8,
+        },
+        scale: 0.01,
+        shift: (0, 0),
+    };
+    compare(r, &case);
+}
+
+pub fn nan_and_infinity_come_through<R: Runner>(r: &R) {
+    for gamma in [0.0, 2.0, 1.5] {
+        for bad in [f32::NAN, f32::INFINITY] {
+            let mut case = Case {
+                logits: vec![0.5; 30],
+                targets: vec![0; 10],
+                params: FocalParams {
+                    gamma,
+                    alpha: vec![1.0; 3],
+                    pos_weight: 1.0,
+                    neg_weight: 1.0,
+                },
+                scale: 1.0,
+                shift: (0, 0),
+            };
+            case.logits[17] = bad;
+            let (loss, dlogits) = run(r, &case);
+            let mut want = vec![0.0; 30];
+            let want_loss =
+                focal_loss(&case.logits, &case.targets, &case.params, 1.0, &mut want).unwrap();
+            assert!(!loss.is_finite() && loss.is_nan() == want_loss.is_nan());
+            assert_eq!(dlogits[17].is_nan(), want[17].is_nan());
+            assert!(!dlogits[17].is_finite());
+            assert!((0..30).all(|k| k == 17 || dlogits[k].is_finite()));
+        }
+    }
+}
+
+pub fn bits_are_the_same_in_every_run<R: Runner>(r: &R) {
+    for_all(10, &cases(300usize..1500), |case| {
+        let (loss, dlogits) = run(r, &case);
+        for _ in 0..3 {
+            let (again, gradients) = run(r, &case);
+            assert_bits("loss", &[again], &[loss]);
+            assert_bits("dlogits", &gradients, &dlogits);
+        }
+    });
+}
