@@ -52,6 +52,7 @@ on_both! {
     view::indices_beyond_the_images_give_nan,
     focal::losses_and_gradients_are_those_of_the_twin,
     focal::large_batches,
+    focal::single_terms_are_accurate,
     focal::nan_and_infinity_come_through,
     focal::bits_are_the_same_in_every_run,
     flat::casts_have_the_bits_of_the_twin,
