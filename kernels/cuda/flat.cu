@@ -28,13 +28,12 @@ extern "C" __global__ void __launch_bounds__(256)
         uint4 in = load16(from + first);
         u32 words[4] = {in.x, in.y, in.z, in.w};
         for (u32 half = 0; half < 2; ++half) {
-            float4 sum = {0.0f, 0.0f, 0.0f, 0.0f};
             u32 low = words[2 * half], high = words[2 * half + 1];
             float4 v = {widen_bf16(low & 0xFFFFu), widen_bf16(low >> 16),
                         widen_bf16(high & 0xFFFFu), widen_bf16(high >> 16)};
             float *at = to + first + 4 * half;
             if (add) {
-                sum = load_float4(at);
+                float4 sum = load_float4(at);
                 v = float4{sum.x + v.x, sum.y + v.y, sum.z + v.z, sum.w + v.w};
             }
             store_float4(at, v);

@@ -77,17 +77,14 @@ pub unsafe fn run(
 /// The kernels there are.
 #[must_use]
 pub fn names() -> Vec<String> {
-    (0..)
+    let name = |index| {
         // SAFETY: any index is allowed.
-        .map(|index| unsafe { fovea_emulated_kernel(index) })
-        .take_while(|name| !name.is_null())
-        // SAFETY: not null, so a string literal of cpp/kernels.cpp.
-        .map(|name| {
-            unsafe { CStr::from_ptr(name) }
-                .to_string_lossy()
-                .into_owned()
-        })
-        .collect()
+        let name = unsafe { fovea_emulated_kernel(index) };
+        // SAFETY: if it is not null, it is a string literal of cpp/kernels.cpp.
+        let text = (!name.is_null()).then(|| unsafe { CStr::from_ptr(name) });
+        text.map(|text| text.to_string_lossy().into_owned())
+    };
+    (0..).map_while(name).collect()
 }
 
 #[cfg(test)]

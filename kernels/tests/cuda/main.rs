@@ -10,6 +10,7 @@
 mod crop;
 mod flat;
 mod focal;
+mod graph;
 mod guarded;
 mod refusals;
 mod resize;
