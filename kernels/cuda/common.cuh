@@ -10,9 +10,9 @@ typedef unsigned short u16;
 typedef unsigned int u32;
 typedef unsigned long long u64;
 
-// The emulator defines it to check an address before it is used.
-#ifndef FOVEA_ALIGNED
-#define FOVEA_ALIGNED(address, bytes)
+// The emulator defines it to check a wide access before it is made.
+#ifndef FOVEA_ACCESS
+#define FOVEA_ACCESS(address, bytes)
 #endif
 
 #define WARP 32
@@ -52,22 +52,22 @@ __device__ __forceinline__ bool is_finite(double x) {
 }
 
 __device__ __forceinline__ uint4 load16(const void *at) {
-    FOVEA_ALIGNED(at, 16);
+    FOVEA_ACCESS(at, 16);
     return *(const uint4 *)at;
 }
 
 __device__ __forceinline__ float4 load_float4(const float *at) {
-    FOVEA_ALIGNED(at, 16);
+    FOVEA_ACCESS(at, 16);
     return *(const float4 *)at;
 }
 
 __device__ __forceinline__ void store_float4(float *at, float4 value) {
-    FOVEA_ALIGNED(at, 16);
+    FOVEA_ACCESS(at, 16);
     *(float4 *)at = value;
 }
 
 __device__ __forceinline__ void store16(void *at, uint4 value) {
-    FOVEA_ALIGNED(at, 16);
+    FOVEA_ACCESS(at, 16);
     *(uint4 *)at = value;
 }
 

@@ -33,7 +33,16 @@ void part_of_a_warp(void *const *) {
 }
 
 void misaligned(void *const *arguments) {
-    FOVEA_ALIGNED(*static_cast<char **>(arguments[0]) + 4, 16);
+    FOVEA_ACCESS(*static_cast<char **>(arguments[0]) + 4, 16);
+}
+
+// 16 bytes of which the last 8 are beyond the buffer, which ends 8 bytes before a word per thread.
+void beyond_the_end(void *const *arguments) {
+    FOVEA_ACCESS(*static_cast<char **>(arguments[0]) + 4 * blockDim.x - 16, 16);
+}
+
+void before_the_start(void *const *arguments) {
+    FOVEA_ACCESS(*static_cast<char **>(arguments[0]) - 16, 16);
 }
 
 // Thread t's value from shared memory written by thread t + 1, with no barrier in between.
@@ -70,6 +79,8 @@ const emulator::Entry TABLE[] = {
     {"test_missing_lane", missing_lane, POINTER, 1},
     {"test_part_of_a_warp", part_of_a_warp, POINTER, 1},
     {"test_misaligned", misaligned, POINTER, 1},
+    {"test_beyond_the_end", beyond_the_end, POINTER, 1},
+    {"test_before_the_start", before_the_start, POINTER, 1},
     {"test_race", race, POINTER, 1},
     {"test_sound", sound, POINTER, 1},
 };

@@ -35,12 +35,9 @@ unsigned lane();
 // Ends the launch with an error. Does not return.
 [[noreturn]] void fail(const char *format, ...) __attribute__((format(printf, 1, 2)));
 
-inline void aligned(const void *address, unsigned bytes, const char *file, int line) {
-    if (reinterpret_cast<uintptr_t>(address) % bytes != 0) {
-        fail("%s:%d: an access of %u bytes at an address that is %u beyond a multiple of it", file,
-             line, bytes, unsigned(reinterpret_cast<uintptr_t>(address) % bytes));
-    }
-}
+// A wide access: it has to be aligned and to lie within one buffer or in
+// shared memory.
+void check_access(const void *address, unsigned bytes, const char *file, int line);
 
 template <class T>
 T shuffled(T value, unsigned mask, unsigned source, const char *file, int line) {
@@ -53,7 +50,7 @@ T shuffled(T value, unsigned mask, unsigned source, const char *file, int line) 
 }
 }  // namespace emulator
 
-#define FOVEA_ALIGNED(address, bytes) emulator::aligned(address, bytes, __FILE__, __LINE__)
+#define FOVEA_ACCESS(address, bytes) emulator::check_access(address, bytes, __FILE__, __LINE__)
 #define __syncthreads() emulator::barrier(__FILE__, __LINE__)
 #define __shfl_sync(mask, value, source) \
     emulator::shuffled(value, mask, (source) % 32u, __FILE__, __LINE__)

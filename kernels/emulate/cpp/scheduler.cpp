@@ -10,6 +10,7 @@
 #include <algorithm>
 #include <cstdarg>
 #include <cstdio>
+#include <map>
 #include <memory>
 #include <mutex>
 #include <vector>
@@ -47,6 +48,9 @@ struct Slots {
 };
 
 std::mutex one_launch_at_a_time;
+// Start and end of the buffers that wide accesses may touch.
+std::mutex buffers_lock;
+std::map<uintptr_t, uintptr_t> buffers;
 std::vector<Fiber> fibers(MOST_THREADS);
 std::vector<Slots> slots(MOST_THREADS / WARP_LANES);
 unsigned running;
@@ -226,6 +230,32 @@ void emulator::fail(const char *format, ...) {
     __builtin_unreachable();
 }
 
+void emulator::check_access(const void *address, unsigned bytes, const char *file, int line) {
+    uintptr_t at = reinterpret_cast<uintptr_t>(address);
+    if (at % bytes != 0) {
+        fail("%s:%d: an access of %u bytes at an address that is %u beyond a multiple of it", file,
+             line, bytes, unsigned(at % bytes));
+    }
+    const char *byte = static_cast<const char *>(address);
+    if (byte >= __start_fovea_shared && byte + bytes <= __stop_fovea_shared) {
+        return;
+    }
+    uintptr_t start = 0, end = 0;
+    {
+        std::lock_guard<std::mutex> lock(buffers_lock);
+        auto after = buffers.upper_bound(at);
+        if (after != buffers.begin()) {
+            start = std::prev(after)->first;
+            end = std::prev(after)->second;
+        }
+    }
+    if (at + bytes > end) {
+        fail("%s:%d: an access of %u bytes outside of all buffers; the one before it has %llu and "
+             "starts %llu before it",
+             file, line, bytes, (unsigned long long)(end - start), (unsigned long long)(at - start));
+    }
+}
+
 void emulator::barrier(const char *file, int line) {
     Fiber &fiber = fibers[running];
     fiber.state = State::AtBarrier;
@@ -298,6 +328,16 @@ extern "C" int fovea_emulate(const char *name, const unsigned *grid, unsigned th
         std::snprintf(error, error_bytes, "%s", message);
     }
     return failed;
+}
+
+// Declares a buffer, or with `bytes` 0 takes that back.
+extern "C" void fovea_emulated_buffer(uintptr_t address, size_t bytes) {
+    std::lock_guard<std::mutex> lock(buffers_lock);
+    if (bytes) {
+        buffers[address] = address + bytes;
+    } else {
+        buffers.erase(address);
+    }
 }
 
 // The name of kernel `index`, null beyond the last.

@@ -2,9 +2,9 @@
 //!
 //! The `.cu` files are compiled as C++ (`build.rs`) against a header that supplies what CUDA would
 //! (`cpp/cuda_on_cpu.h`) and run by a scheduler of fibers (`cpp/scheduler.cpp`). It finds threads
-//! that leave while others wait for them, barriers that not all reach, misaligned vector accesses
-//! and arguments of the wrong size; a missing barrier shows as a result that depends on the seed.
-//! Accesses out of bounds are for the caller to find, with guard zones.
+//! that leave while others wait for them, barriers that not all reach, accesses of 16 bytes that are
+//! misaligned or leave their buffer and arguments of the wrong size; a missing barrier shows as a result
+//! that depends on the seed. Narrower writes out of bounds are for the caller to find, with guard zones.
 
 use std::ffi::{CStr, CString, c_char, c_int, c_uint, c_void};
 
@@ -21,6 +21,7 @@ unsafe extern "C" {
         error: *mut c_char,
         error_bytes: usize,
     ) -> c_int;
+    fn fovea_emulated_buffer(address: usize, bytes: usize);
     fn fovea_emulated_kernel(index: usize) -> *const c_char;
 }
 
@@ -72,6 +73,30 @@ pub unsafe fn run(
     }
     let text = CStr::from_bytes_until_nul(&error).map_err(|e| e.to_string())?;
     Err(text.to_string_lossy().into_owned())
+}
+
+/// A buffer that kernels may access, until it is dropped. Accesses of 16 bytes outside of all buffers
+/// are errors; narrower ones are not looked at.
+#[derive(Debug)]
+pub struct Buffer {
+    address: u64,
+}
+
+impl Buffer {
+    /// `bytes` bytes from `address` on.
+    #[must_use]
+    pub fn new(address: u64, bytes: usize) -> Self {
+        // SAFETY: only remembers the numbers.
+        unsafe { fovea_emulated_buffer(address as usize, bytes) };
+        Self { address }
+    }
+}
+
+impl Drop for Buffer {
+    fn drop(&mut self) {
+        // SAFETY: as above.
+        unsafe { fovea_emulated_buffer(self.address as usize, 0) };
+    }
 }
 
 /// The kernels there are.

@@ -7,11 +7,17 @@ use super::*;
 const THREADS: u32 = 64;
 
 fn run_test(name: &str, blocks: u32, seed: u64) -> Result<Vec<u32>, String> {
-    let mut out = vec![0u32; (4 * blocks * THREADS) as usize];
+    // 16-byte aligned.
+    let mut out = vec![0u128; (blocks * THREADS) as usize];
     let address = out.as_mut_ptr() as u64;
+    let _buffer = Buffer::new(address, (THREADS * 4 - 8) as usize);
     // SAFETY: no test kernel writes more than 4 words per thread.
     unsafe { run(name, [blocks, 1, 1], THREADS, &[address], &[8], seed)? };
-    Ok(out)
+    let word = |of: &u128, k: u32| (of >> (32 * k)) as u32;
+    Ok(out
+        .iter()
+        .flat_map(|of| (0..4).map(move |k| word(of, k)))
+        .collect())
 }
 
 #[test]
@@ -24,7 +30,15 @@ fn faults_are_found_and_named() {
             "test_part_of_a_warp",
             ["a shuffle of mask 0xffff", "broken.cpp"],
         ),
-        ("test_misaligned", ["16 bytes", "broken.cpp"]),
+        ("test_misaligned", ["beyond a multiple", "broken.cpp"]),
+        (
+            "test_beyond_the_end",
+            ["outside of all buffers", "broken.cpp"],
+        ),
+        (
+            "test_before_the_start",
+            ["outside of all buffers", "broken.cpp"],
+        ),
     ] {
         for seed in 0..5 {
             let error = run_test(name, 2, seed).unwrap_err();

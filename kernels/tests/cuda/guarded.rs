@@ -15,6 +15,7 @@ const POISON: u8 = 0xFF;
 pub struct Guarded<'a, R: Runner, T: Pod> {
     runner: &'a R,
     block: R::Block,
+    _permit: R::Permit,
     /// Bytes from the block's start.
     start: usize,
     bytes: usize,
@@ -46,9 +47,11 @@ impl<'a, R: Runner, T: Pod> Guarded<'a, R, T> {
         let mut all = vec![POISON; start];
         all.extend(bytes);
         all.resize(all.len() + GUARD, POISON);
+        let block = runner.block(&all);
         Self {
+            _permit: runner.permit(R::address(&block) + start as u64, bytes.len()),
             runner,
-            block: runner.block(&all),
+            block,
             start,
             bytes: bytes.len(),
             input: None,

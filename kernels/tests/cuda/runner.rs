@@ -11,8 +11,11 @@ use proptest::test_runner::{Config, TestRunner};
 pub trait Runner {
     /// A piece of memory, 256-byte aligned.
     type Block;
+    /// That kernels may access a part of a block, until it is dropped.
+    type Permit;
     fn block(&self, bytes: &[u8]) -> Self::Block;
     fn address(block: &Self::Block) -> u64;
+    fn permit(&self, address: u64, bytes: usize) -> Self::Permit;
     fn read(&self, block: &Self::Block) -> Vec<u8>;
     fn run(&self, op: &dyn Op);
 }
@@ -30,6 +33,7 @@ pub struct HostBlock {
 
 impl Runner for Emulator {
     type Block = HostBlock;
+    type Permit = fovea_emulate::Buffer;
 
     fn block(&self, bytes: &[u8]) -> HostBlock {
         let layout = Layout::from_size_align(bytes.len().max(1), 256).unwrap();
@@ -45,6 +49,10 @@ impl Runner for Emulator {
 
     fn address(block: &HostBlock) -> u64 {
         block.start as u64
+    }
+
+    fn permit(&self, address: u64, bytes: usize) -> Self::Permit {
+        fovea_emulate::Buffer::new(address, bytes)
     }
 
     fn read(&self, block: &HostBlock) -> Vec<u8> {
@@ -94,6 +102,7 @@ impl Device {
 
 impl Runner for Device {
     type Block = fovea_kernels::cuda::DeviceBuffer<'static>;
+    type Permit = ();
 
     fn block(&self, bytes: &[u8]) -> Self::Block {
         fovea_kernels::cuda::DeviceBuffer::new(self.0, bytes).unwrap()
@@ -102,6 +111,9 @@ impl Runner for Device {
     fn address(block: &Self::Block) -> u64 {
         block.address()
     }
+
+    /// Nothing tells a GPU; compute-sanitizer looks at whole allocations.
+    fn permit(&self, _address: u64, _bytes: usize) {}
 
     fn read(&self, block: &Self::Block) -> Vec<u8> {
         let mut bytes = vec![0u8; block.bytes()];
