@@ -19,13 +19,14 @@ struct Pixel {
     float r, g, b;
 };
 
+// `mean_grey` is 0 where contrast is exactly 1 and nobody took it.
 __device__ __forceinline__ Jitter make_jitter(const Draw &d, float mean_grey) {
     Jitter j;
     j.active = d.brightness != 1.0f || d.contrast != 1.0f || d.saturation != 1.0f;
     j.saturating = d.saturation != 1.0f;
     j.brightness = d.brightness;
     j.contrast = d.contrast;
-    j.lift = (1.0f - d.contrast) * (d.contrast == 1.0f ? 0.0f : mean_grey);
+    j.lift = (1.0f - d.contrast) * mean_grey;
     j.saturation = d.saturation;
     return j;
 }

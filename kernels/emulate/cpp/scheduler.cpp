@@ -2,8 +2,8 @@
 //
 // A fiber runs until it ends or waits at a barrier or shuffle; when none can run, those who wait are
 // released if all who have to be there are there, else the launch fails. The order of blocks and of
-// threads is shuffled by a seed, as a GPU promises none: a missing barrier then shows as another
-// result. All shared memory is poisoned before each block.
+// threads and the speed of warps are drawn from a seed, as a GPU promises none: a missing barrier then
+// shows as another result. All shared memory is poisoned before each block.
 #include <setjmp.h>
 #include <ucontext.h>
 
@@ -152,6 +152,9 @@ bool release(unsigned threads) {
             some = true;
         }
     }
+    for (unsigned t = 0; t < threads; ++t) {
+        some |= fibers[t].state == State::Ready;  // of a warp that was passed over
+    }
     if (some) {
         return true;
     }
@@ -186,8 +189,15 @@ std::vector<unsigned> shuffled_order(unsigned count, Random &random) {
 }
 
 // False if the block failed; its fibers are then left where they were.
-bool run_block(const std::vector<unsigned> &order) {
+//
+// Warps have speeds: a slow one is passed over most of the time, so that the others get ahead of it
+// as far as barriers let them.
+bool run_block(const std::vector<unsigned> &order, Random &random) {
     unsigned threads = blockDim.x;
+    std::vector<unsigned> slowness(threads / WARP_LANES), resting(threads / WARP_LANES);
+    for (unsigned &slow : slowness) {
+        slow = 1u << random.next() % 4;
+    }
     std::memset(__start_fovea_shared, 0xFF, __stop_fovea_shared - __start_fovea_shared);
     for (unsigned t = 0; t < threads; ++t) {
         fibers[t].state = State::Ready;
@@ -197,8 +207,11 @@ bool run_block(const std::vector<unsigned> &order) {
     }
     for (;;) {
         bool all_done = true;
+        for (size_t warp = 0; warp < slowness.size(); ++warp) {
+            resting[warp] = random.next() % slowness[warp] != 0;
+        }
         for (unsigned thread : order) {
-            if (fibers[thread].state == State::Ready) {
+            if (fibers[thread].state == State::Ready && !resting[thread / WARP_LANES]) {
                 resume(thread);
             }
             all_done &= fibers[thread].state == State::Done;
@@ -316,7 +329,7 @@ extern "C" int fovea_emulate(const char *name, const unsigned *grid, unsigned th
         std::vector<unsigned> blocks = shuffled_order(grid[0] * grid[1] * grid[2], random);
         for (unsigned block : blocks) {
             blockIdx = Index{block % grid[0], block / grid[0] % grid[1], block / grid[0] / grid[1]};
-            if (!run_block(order)) {
+            if (!run_block(order, random)) {
                 break;
             }
         }
