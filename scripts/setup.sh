@@ -6,6 +6,7 @@ cd "$(dirname "$0")/.."
 
 TORCH=2.11.0 # tch 0.24.0 needs exactly this one
 MARK=.libtorch/.complete
+NVRTC="nvidia-cuda-nvrtc==13.0.*" # of torch's own requirement list
 
 say() { printf 'setup: %s\n' "$*"; }
 die() {
@@ -80,16 +81,37 @@ if [ -n "${LIBTORCH:-}" ]; then
     say "using libtorch from LIBTORCH=$LIBTORCH"
 elif [ "$(cat "$MARK" 2>/dev/null || true)" != "$want" ] && [ "$(cat "$MARK" 2>/dev/null || true)" != "torch $TORCH gpu 1" ]; then
     python3 -m pip --version >/dev/null 2>&1 || die "python3 has no pip" "apt-get install python3-pip, or set LIBTORCH to an unpacked libtorch $TORCH"
-    say "fetching libtorch $TORCH (about 530 MB; 1.3 GB on disk)"
+    say "fetching libtorch $TORCH (about 620 MB; 1.5 GB on disk)"
     rm -rf .libtorch.partial .libtorch
     if [ $gpu = 1 ]; then
         # The CUDA libraries of torch's own requirement list: cuBLAS, cuDNN, NCCL and so on.
         python3 -m pip install -q --no-compile --target .libtorch.partial "torch==$TORCH"
     else
-        # All that the CPU side of the CUDA build asks the loader for.
+        # All that the CPU side of the CUDA build asks the loader for, and the compiler of the CUDA kernels.
         python3 -m pip install -q --no-compile --no-deps --target .libtorch.partial \
-            "torch==$TORCH" "nvidia-cuda-runtime==13.0.*" "nvidia-cuda-cupti==13.0.*"
+            "torch==$TORCH" "nvidia-cuda-runtime==13.0.*" "nvidia-cuda-cupti==13.0.*" "$NVRTC"
     fi || die "pip could not fetch torch==$TORCH" "check the connection to PyPI and that python3 is 3.10 or newer on x86-64 Linux; or set LIBTORCH to an unpacked libtorch $TORCH"
     echo "$want" >.libtorch.partial/.complete
     mv .libtorch.partial .libtorch # last, so that a killed download is never taken for a complete one
+fi
+
+# --- NVRTC ---------------------------------------------------------------------------------------
+# Compiles the CUDA kernels, in their tests too; needs neither GPU nor driver. Set-ups made before it was
+# needed get it without fetching libtorch again.
+nvrtc_lib=.libtorch/nvidia/cu13/lib
+if [ -n "${LIBTORCH:-}" ]; then
+    if [ ! -e "$LIBTORCH/../nvidia/cu13/lib/libnvrtc.so.13" ] && [ -z "${FOVEA_NVRTC:-}" ]; then
+        say "no NVRTC beside $LIBTORCH; if the tests of kernels do not find one: python3 -m pip install '$NVRTC', and set FOVEA_NVRTC to its libnvrtc.so.13"
+    fi
+elif [ ! -e $nvrtc_lib/libnvrtc.so.13 ]; then
+    say "fetching NVRTC (90 MB)"
+    rm -rf .libtorch/.nvrtc.partial
+    python3 -m pip install -q --no-compile --no-deps --target .libtorch/.nvrtc.partial "$NVRTC" ||
+        die "pip could not fetch $NVRTC" "check the connection to PyPI; or set FOVEA_NVRTC to the libnvrtc.so of a CUDA 12 or 13 toolkit"
+    mkdir -p $nvrtc_lib
+    for file in .libtorch/.nvrtc.partial/nvidia/cu13/lib/*; do
+        case $file in */libnvrtc.so.13) ;; *) mv -f "$file" $nvrtc_lib/ ;; esac
+    done
+    mv -f .libtorch/.nvrtc.partial/nvidia/cu13/lib/libnvrtc.so.13 $nvrtc_lib/ # last: it says that all is there
+    rm -rf .libtorch/.nvrtc.partial
 fi

@@ -78,32 +78,46 @@ fn check(
     }
     let expected = checked_elements("out", &[specs.len(), size, size, 3])?;
     check_len("out", "[specs.len(), size, size, 3]", out.len(), expected)?;
+    let side = |image: usize| (images[image].height, images[image].width);
+    check_specs(images.len(), side, specs, size)
+}
+
+/// Refuses specs that do not lie inside their image; `sides` gives (height, width) of an image.
+pub(crate) fn check_specs(
+    images: usize,
+    sides: impl Fn(usize) -> (usize, usize),
+    specs: &[CropSpec],
+    size: usize,
+) -> Result<()> {
     for &CropSpec {
-        image: index,
+        image,
         y,
         x,
         sample_id,
     } in specs
     {
-        let image = images.get(index).ok_or(Error::ImageIndex {
-            sample_id,
-            image: index,
-            images: images.len(),
-        })?;
+        if image >= images {
+            return Err(Error::ImageIndex {
+                sample_id,
+                image,
+                images,
+            });
+        }
+        let (height, width) = sides(image);
         let fits = |start: u32, length: usize| {
             length
                 .checked_sub(size)
                 .is_some_and(|last| start as usize <= last)
         };
-        if !fits(y, image.height) || !fits(x, image.width) {
+        if !fits(y, height) || !fits(x, width) {
             return Err(Error::CropOutside {
                 sample_id,
-                image: index,
+                image,
                 y,
                 x,
                 size,
-                height: image.height,
-                width: image.width,
+                height,
+                width,
             });
         }
     }

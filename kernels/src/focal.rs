@@ -12,7 +12,7 @@ use math::{exp_nonpositive, log1p_unit};
 const BLOCK_ROWS: usize = 256;
 
 /// A label is one byte.
-const MAX_CLASSES: usize = 8;
+pub(crate) const MAX_CLASSES: usize = 8;
 
 /// Rows that are expanded to one label and weight per logit at a time.
 const TILE_ROWS: usize = 16;
@@ -32,7 +32,8 @@ pub struct FocalParams {
 }
 
 impl FocalParams {
-    fn check(&self) -> Result<()> {
+    /// Refuses numbers without meaning.
+    pub(crate) fn check(&self) -> Result<()> {
         let classes = self.alpha.len();
         if !(1..=MAX_CLASSES).contains(&classes) {
             return Err(Error::Argument {

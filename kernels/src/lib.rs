@@ -1,12 +1,13 @@
-//! Patch crop, resize, focal loss and the passes over flat parameter buffers: the CPU twins.
+//! Patch crop, resize, focal loss and the passes over flat parameter buffers: the CPU twins, and in
+//! [`cuda`] the GPU's side of them.
 //!
-//! Each function here *defines* what a device kernel of the same name must compute. So it is pure
+//! Each function outside of [`cuda`] *defines* what a device kernel of the same name must compute. So it is pure
 //! (randomness comes from a counter-based hash of its arguments, see [`philox`]), its result does
 //! not depend on the number of threads, and it gives the same bits with AVX-512, AVX2 and without:
 //! only correctly rounded operations are used (no approximate reciprocal, no libm), in a fixed order,
 //! and a multiply-add is fused everywhere ([`norm`]) or nowhere (all others).
 //!
-//! This room must not know about files, models, tensors or ranks.
+//! This room must not know about files (but for the cache of compiled kernels), models, tensors or ranks.
 
 #![cfg_attr(
     test,
@@ -15,6 +16,7 @@
 
 mod augment;
 pub mod crop;
+pub mod cuda;
 mod error;
 pub mod flat;
 pub mod focal;

@@ -10,14 +10,14 @@ use crate::error::{Error, Result, checked_elements};
 use crate::simd::{Level, multiversion};
 
 /// The source pixels that one output pixel is made of, along one axis.
-struct Taps {
-    first: usize,
+pub(crate) struct Taps {
+    pub(crate) first: usize,
     /// Weights of `first..`, at least one; their sum is 1.
-    weights: Vec<f32>,
+    pub(crate) weights: Vec<f32>,
 }
 
 /// Taps of every output pixel of an axis that goes from `input` to `output` pixels.
-fn taps(input: usize, output: usize) -> Vec<Taps> {
+pub(crate) fn taps(input: usize, output: usize) -> Vec<Taps> {
     let scale = input as f64 / output as f64;
     let support = scale.max(1.0);
     (0..output)

@@ -1,5 +1,6 @@
 //! Adam and AdamW in one pass over the flat buffers.
 
+use bytemuck::{Pod, Zeroable};
 use half::bf16;
 use rayon::prelude::*;
 
@@ -93,9 +94,11 @@ impl AdamParams {
     }
 }
 
-/// What the inner loop needs, rounded to f32 once as PyTorch rounds its Python scalars.
-#[derive(Clone, Copy)]
-struct Scalars {
+/// [`AdamParams`] as the inner loop wants them, rounded to f32 once as PyTorch rounds its Python scalars.
+/// The GPU reads them in this layout.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, PartialEq, Pod, Zeroable)]
+pub struct AdamScalars {
     grad_scale: f32,
     /// L2 term in the gradient; 0 for AdamW.
     l2: f32,
@@ -110,11 +113,17 @@ struct Scalars {
     minus_step_size: f32,
 }
 
-impl Scalars {
-    fn new(p: &AdamParams) -> Self {
+impl AdamScalars {
+    /// The scalars of one step.
+    ///
+    /// # Errors
+    ///
+    /// Numbers with which the update is undefined.
+    pub fn new(p: &AdamParams) -> Result<Self> {
+        p.check()?;
         let correction1 = 1.0 - power(p.beta1, p.step);
         let correction2 = 1.0 - power(p.beta2, p.step);
-        Self {
+        Ok(Self {
             grad_scale: p.grad_scale as f32,
             l2: if p.decoupled {
                 0.0
@@ -133,7 +142,7 @@ impl Scalars {
             sqrt_correction2: correction2.sqrt() as f32,
             eps: p.eps as f32,
             minus_step_size: (-p.lr / correction1) as f32,
-        }
+        })
     }
 }
 
@@ -165,7 +174,7 @@ pub fn adam(
     p: &AdamParams,
 ) -> Result<()> {
     const SHAPE: &str = "[n], as many as params";
-    p.check()?;
+    let scalars = AdamScalars::new(p)?;
     let n = params.len();
     check_len("grads", SHAPE, grads.len(), n)?;
     check_len("m", SHAPE, m.len(), n)?;
@@ -173,7 +182,6 @@ pub fn adam(
     if let Some(working) = &working {
         check_len("working", SHAPE, working.len(), n)?;
     }
-    let scalars = Scalars::new(p);
     let level = Level::detect();
     let chunks = params
         .par_chunks_mut(CHUNK)
@@ -194,7 +202,7 @@ pub fn adam(
 
 /// The update of one element: new parameter, first and second moment.
 #[inline(always)]
-fn update(param: f32, grad: f32, m: f32, v: f32, s: &Scalars) -> (f32, f32, f32) {
+fn update(param: f32, grad: f32, m: f32, v: f32, s: &AdamScalars) -> (f32, f32, f32) {
     let grad = grad * s.grad_scale + s.l2 * param;
     let param = param * s.keep;
     let difference = grad - m;
@@ -210,7 +218,7 @@ fn update(param: f32, grad: f32, m: f32, v: f32, s: &Scalars) -> (f32, f32, f32)
 }
 
 multiversion! {
-    fn adam_chunk(params: &mut [f32], grads: &[f32], m: &mut [f32], v: &mut [f32], s: Scalars) {
+    fn adam_chunk(params: &mut [f32], grads: &[f32], m: &mut [f32], v: &mut [f32], s: AdamScalars) {
         for (((param, &grad), m), v) in params.iter_mut().zip(grads).zip(m).zip(v) {
             (*param, *m, *v) = update(*param, grad, *m, *v, &s);
         }
@@ -224,7 +232,7 @@ multiversion! {
         m: &mut [f32],
         v: &mut [f32],
         working: &mut [bf16],
-        s: Scalars,
+        s: AdamScalars,
     ) {
         let elements = params.iter_mut().zip(grads).zip(m).zip(v).zip(working);
         for ((((param, &grad), m), v), working) in elements {

@@ -5,8 +5,10 @@
 //! bandwidth.
 
 mod adam;
+mod gate;
 
-pub use adam::{AdamParams, adam};
+pub use adam::{AdamParams, AdamScalars, adam};
+pub use gate::{Gate, gate};
 
 use half::bf16;
 use rayon::prelude::*;

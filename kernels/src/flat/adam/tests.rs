@@ -172,11 +172,19 @@ fn bits_depend_neither_on_threads_nor_on_the_processor() {
                 v,
                 working,
             } = &mut state;
-            adam_chunk_with_copy(level, params, &grads, m, v, working, Scalars::new(&p));
+            adam_chunk_with_copy(
+                level,
+                params,
+                &grads,
+                m,
+                v,
+                working,
+                AdamScalars::new(&p).unwrap(),
+            );
             assert_eq!(one, state, "{level:?}");
             let mut state = base.clone();
             let State { params, m, v, .. } = &mut state;
-            adam_chunk(level, params, &grads, m, v, Scalars::new(&p));
+            adam_chunk(level, params, &grads, m, v, AdamScalars::new(&p).unwrap());
             assert_eq!(
                 (&one.params, &one.m, &one.v),
                 (&state.params, &state.m, &state.v)

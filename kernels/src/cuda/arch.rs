@@ -1,0 +1,85 @@
+//! Which machine code to ask NVRTC for.
+
+use std::fmt;
+
+/// A compute capability, as in `sm_90`: 10 * major + minor.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct Arch(pub u32);
+
+impl Arch {
+    /// What every release is tested to compile for: Turing, A100, Ampere, Ada, Hopper, Blackwell.
+    pub const TESTED: [Self; 6] = [Self(75), Self(80), Self(86), Self(89), Self(90), Self(100)];
+}
+
+impl fmt::Display for Arch {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "sm_{}", self.0)
+    }
+}
+
+/// What the compiler makes for a device.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Target {
+    /// Machine code of this very architecture.
+    Cubin(Arch),
+    /// PTX for this, older, architecture, which the driver translates.
+    Ptx(Arch),
+}
+
+impl Target {
+    /// The best target for a device of `arch` among those that the compiler supports; none if they
+    /// are all newer than the device.
+    #[must_use]
+    pub fn choose(arch: Arch, supported: &[Arch]) -> Option<Self> {
+        if supported.contains(&arch) {
+            return Some(Self::Cubin(arch));
+        }
+        let older = supported.iter().copied().filter(|&known| known < arch);
+        older.max().map(Self::Ptx)
+    }
+
+    /// The architecture that is compiled for.
+    #[must_use]
+    pub fn arch(self) -> Arch {
+        match self {
+            Self::Cubin(arch) | Self::Ptx(arch) => arch,
+        }
+    }
+
+    /// The compiler's option for it.
+    pub(super) fn option(self) -> String {
+        match self {
+            Self::Cubin(arch) => format!("--gpu-architecture=sm_{}", arch.0),
+            Self::Ptx(arch) => format!("--gpu-architecture=compute_{}", arch.0),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn devices_newer_than_the_compiler_get_ptx_and_older_ones_nothing() {
+        let known = [Arch(75), Arch(90), Arch(100)];
+        assert_eq!(
+            Target::choose(Arch(90), &known),
+            Some(Target::Cubin(Arch(90)))
+        );
+        assert_eq!(
+            Target::choose(Arch(89), &known),
+            Some(Target::Ptx(Arch(75)))
+        );
+        assert_eq!(
+            Target::choose(Arch(130), &known),
+            Some(Target::Ptx(Arch(100)))
+        );
+        assert_eq!(Target::choose(Arch(70), &known), None);
+        let ptx = Target::Ptx(Arch(75));
+        assert_eq!(
+            (ptx.arch(), Arch(75).to_string()),
+            (Arch(75), "sm_75".into())
+        );
+        assert_eq!(ptx.option(), "--gpu-architecture=compute_75");
+    }
+}

@@ -1,0 +1,134 @@
+//! Compiled kernels on disk, so that a process starts in milliseconds rather than seconds.
+//!
+//! An entry is one file, named by what it was made of: the hash of sources, options and NVRTC's version,
+//! and the architecture. Content: magic, length, BLAKE3 hash, code. Anything that does not fit is
+//! compiled anew and replaced; a folder that cannot be written costs time, nothing else.
+
+use std::io::{self, Read, Write};
+use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicU64, Ordering};
+
+use super::arch::Target;
+use super::error::Result;
+use super::source::{HEADERS, OPTIONS, Source};
+
+const MAGIC: &[u8; 8] = b"FOVEAKC1";
+const HASH_BYTES: usize = 32;
+/// Magic, length, hash.
+const HEADER_BYTES: usize = MAGIC.len() + 8 + HASH_BYTES;
+/// Longest code that is read: a hundred times what a kernel has.
+const LONGEST_BYTES: u64 = 64 << 20;
+
+/// What became of a request.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Outcome {
+    /// It was there.
+    Hit,
+    /// It was compiled and stored.
+    Stored,
+    /// It was there but unusable, as the text says; compiled and stored anew.
+    Replaced(String),
+    /// It was compiled, and could not be stored, as the text says.
+    NotStored(String),
+}
+
+/// Name of the entry for `source`, compiled by NVRTC of `version` for `target`.
+#[must_use]
+pub fn entry_name(source: &Source, target: Target, version: &str) -> String {
+    let mut hasher = blake3::Hasher::new();
+    let mut add = |part: &str| {
+        // Length first, so that no two lists of parts give the same bytes.
+        hasher.update(&(part.len() as u64).to_le_bytes());
+        hasher.update(part.as_bytes());
+    };
+    for file in HEADERS.iter().chain([&source.file]) {
+        add(file.name);
+        add(file.text);
+    }
+    OPTIONS.iter().for_each(|option| add(option));
+    add(&target.option());
+    add(version);
+    let stem = source.file.name.trim_end_matches(".cu");
+    let (kind, arch) = match target {
+        Target::Cubin(arch) => ("cubin", arch),
+        Target::Ptx(arch) => ("ptx", arch),
+    };
+    format!("{stem}-{arch}-{}.{kind}", &hasher.finalize().to_hex()[..32])
+}
+
+/// The code of entry `name` in `folder`, else what `compile` makes, which is then stored there.
+pub fn get_or_compile(
+    folder: &Path,
+    name: &str,
+    compile: impl FnOnce() -> Result<Vec<u8>>,
+) -> Result<(Vec<u8>, Outcome)> {
+    let path = folder.join(name);
+    let unusable = match read(&path) {
+        Ok(code) => return Ok((code, Outcome::Hit)),
+        Err(error) if error.kind() == io::ErrorKind::NotFound => None,
+        Err(error) => Some(format!("{}: {error}", path.display())),
+    };
+    let code = compile()?;
+    let outcome = match (store(folder, &path, &code), unusable) {
+        (Err(error), _) => Outcome::NotStored(format!("{}: {error}", path.display())),
+        (Ok(()), Some(why)) => Outcome::Replaced(why),
+        (Ok(()), None) => Outcome::Stored,
+    };
+    Ok((code, outcome))
+}
+
+fn read(path: &Path) -> io::Result<Vec<u8>> {
+    let bad = |what: String| io::Error::new(io::ErrorKind::InvalidData, what);
+    let mut file = std::fs::File::open(path)?;
+    let actual = file.metadata()?.len();
+    let mut header = [0u8; HEADER_BYTES];
+    file.read_exact(&mut header)
+        .map_err(|_| bad(format!("{actual} bytes are not even a header")))?;
+    let (magic, rest) = header.split_at(MAGIC.len());
+    let (length, hash) = rest.split_at(8);
+    if magic != MAGIC {
+        return Err(bad("not a compiled kernel of this version".into()));
+    }
+    let length = length
+        .iter()
+        .rev()
+        .fold(0u64, |all, &byte| all << 8 | u64::from(byte));
+    if length > LONGEST_BYTES || actual != HEADER_BYTES as u64 + length {
+        return Err(bad(format!(
+            "the header says {length} bytes of code (at most {LONGEST_BYTES}), the file has {actual} in all"
+        )));
+    }
+    let mut code = Vec::with_capacity(length as usize);
+    file.read_to_end(&mut code)?;
+    if blake3::hash(&code).as_bytes() != hash {
+        return Err(bad("the code does not match its hash".into()));
+    }
+    Ok(code)
+}
+
+/// Writes aside, then renames: several ranks may do so at once, and all have the same bytes.
+fn store(folder: &Path, path: &Path, code: &[u8]) -> io::Result<()> {
+    static NEXT: AtomicU64 = AtomicU64::new(0);
+    std::fs::create_dir_all(folder)?;
+    let aside: PathBuf = folder.join(format!(
+        ".aside-{}-{}",
+        std::process::id(),
+        NEXT.fetch_add(1, Ordering::Relaxed)
+    ));
+    let write = || {
+        let mut file = std::fs::File::create(&aside)?;
+        file.write_all(MAGIC)?;
+        file.write_all(&(code.len() as u64).to_le_bytes())?;
+        file.write_all(blake3::hash(code).as_bytes())?;
+        file.write_all(code)?;
+        file.sync_all()?;
+        std::fs::rename(&aside, path)
+    };
+    write().inspect_err(|_| {
+        // The first error is the one to tell.
+        let _ = std::fs::remove_file(&aside);
+    })
+}
+
+#[cfg(test)]
+mod tests;

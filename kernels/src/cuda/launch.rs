@@ -1,0 +1,151 @@
+//! What an operation asks a GPU to do, as data.
+
+use super::error::Result;
+use crate::error::Error;
+
+/// Blocks along y and z that CUDA allows.
+pub(super) const MOST_BLOCKS_YZ: usize = 65_535;
+/// Blocks along x that CUDA allows.
+const MOST_BLOCKS_X: usize = i32::MAX as usize;
+
+/// An operation on device memory.
+pub trait Op {
+    /// What has to be launched, in order, on one stream; nothing if there is nothing to do.
+    ///
+    /// # Errors
+    ///
+    /// What does not fit together, as the CPU twin would say it.
+    fn launches(&self) -> Result<Vec<Launch>>;
+}
+
+/// One kernel launch: the same for a GPU and for the emulator of the tests.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Launch {
+    kernel: &'static str,
+    grid: [u32; 3],
+    threads: u32,
+    values: Vec<u64>,
+    sizes: Vec<u8>,
+}
+
+impl Launch {
+    /// `kernel` on a grid of blocks of `threads` threads each.
+    pub(super) fn new(
+        kernel: &'static str,
+        what: &'static str,
+        grid: [usize; 3],
+        threads: u32,
+    ) -> Result<Self> {
+        let limits = [MOST_BLOCKS_X, MOST_BLOCKS_YZ, MOST_BLOCKS_YZ];
+        if (0..3).any(|axis| grid[axis] > limits[axis]) {
+            return Err(Error::Argument {
+                what,
+                limit: "a grid of 2147483647 x 65535 x 65535 blocks",
+                actual: format!("{kernel} on {} x {} x {}", grid[0], grid[1], grid[2]),
+                help: "split the batch into several calls",
+            }
+            .into());
+        }
+        Ok(Self {
+            kernel,
+            grid: grid.map(|blocks| blocks as u32),
+            threads,
+            values: Vec::new(),
+            sizes: Vec::new(),
+        })
+    }
+
+    pub(super) fn u64(mut self, value: u64) -> Self {
+        self.values.push(value);
+        self.sizes.push(8);
+        self
+    }
+
+    pub(super) fn u32(mut self, value: u32) -> Self {
+        self.values.push(u64::from(value));
+        self.sizes.push(4);
+        self
+    }
+
+    pub(super) fn f32(self, value: f32) -> Self {
+        self.u32(value.to_bits())
+    }
+
+    pub(super) fn f64(self, value: f64) -> Self {
+        self.u64(value.to_bits())
+    }
+
+    pub(super) fn flag(self, value: bool) -> Self {
+        self.u32(u32::from(value))
+    }
+
+    /// Name of the kernel.
+    #[must_use]
+    pub fn kernel(&self) -> &'static str {
+        self.kernel
+    }
+
+    /// Blocks along x, y and z.
+    #[must_use]
+    pub fn grid(&self) -> [u32; 3] {
+        self.grid
+    }
+
+    /// Threads of a block, a multiple of 32.
+    #[must_use]
+    pub fn threads(&self) -> u32 {
+        self.threads
+    }
+
+    /// Bytes of the arguments, each in the lowest bytes of a word.
+    #[must_use]
+    pub fn values(&self) -> &[u64] {
+        &self.values
+    }
+
+    /// How many bytes of each of [`Self::values`] are the argument's.
+    #[must_use]
+    pub fn sizes(&self) -> &[u8] {
+        &self.sizes
+    }
+}
+
+/// Refuses a null or misaligned address.
+pub(super) fn address(what: &'static str, address: u64, alignment: u64) -> Result<()> {
+    let problem = if address == 0 {
+        "null".to_owned()
+    } else if !address.is_multiple_of(alignment) {
+        format!(
+            "{address:#x}, {} beyond a multiple of {alignment}",
+            address % alignment
+        )
+    } else {
+        return Ok(());
+    };
+    Err(Error::Argument {
+        what,
+        limit: "a device address aligned for its element",
+        actual: problem,
+        help: "pass the data pointer of a contiguous tensor on the device of these kernels",
+    }
+    .into())
+}
+
+/// `value` as u32; what it counts does not fit a kernel's index otherwise.
+pub(super) fn index32(what: &'static str, value: usize) -> Result<u32> {
+    match u32::try_from(value) {
+        Ok(value) if value <= i32::MAX as u32 => Ok(value),
+        _ => Err(Error::Argument {
+            what,
+            limit: "0 to 2147483647",
+            actual: value.to_string(),
+            help: "split the work into several calls",
+        }
+        .into()),
+    }
+}
+
+/// Whether 16-byte accesses can be made at all of these addresses.
+pub(super) fn wide(addresses: &[u64]) -> bool {
+    addresses.iter().all(|address| address.is_multiple_of(16))
+}

@@ -1,0 +1,35 @@
+//! The kernels on an NVIDIA GPU: the same contracts as the CPU twins, on raw device pointers.
+//!
+//! An operation is a plain struct ([`PatchCrop`], [`FusedAdam`], ...) that holds device addresses and
+//! sizes. [`Op::launches`] checks it and says what is to be launched, without a GPU; [`Kernels::run`]
+//! launches that on a stream of the caller. Nothing here allocates or synchronises in `run`, and what
+//! changes from step to step (epoch, learning rate, samples, loss scale) is read from device memory, so
+//! a stream that is being captured into a CUDA graph can be passed as well.
+//!
+//! The sources (`kernels/cuda/`) are in the binary and compiled by NVRTC when [`Kernels::load`] is
+//! called, for the device found, with a cache on disk. Neither CUDA nor a GPU is needed to build.
+//!
+//! An address is `u64`, as `CUdeviceptr`; 0 is null. Memory belongs to the caller (libtorch): both use
+//! the device's primary context.
+
+mod arch;
+pub mod cache;
+mod device;
+mod error;
+mod launch;
+mod memory;
+pub mod nvrtc;
+mod ops;
+pub mod source;
+
+pub use arch::{Arch, Target};
+pub use device::Kernels;
+pub use error::{Error, Result};
+pub use launch::{Launch, Op};
+pub use memory::DeviceBuffer;
+pub use ops::adam::FusedAdam;
+pub use ops::crop::{ImageRecord, PatchCrop, SpecRecord, StepRecord, spec_records};
+pub use ops::flat::{AccumulateBf16, StepGate, SumSquares, ToBf16};
+pub use ops::focal::{FocalLoss, FocalWeights};
+pub use ops::resize::{Resize, resize_table};
+pub use ops::view::GlobalView;

@@ -1,0 +1,63 @@
+//! Adam and AdamW on a GPU.
+
+use super::THREADS;
+use super::flat::elementwise_blocks;
+use crate::cuda::error::Result;
+use crate::cuda::launch::{Launch, Op, address, wide};
+
+/// [`crate::flat::adam`]: one step over `[n]` parameters in a single pass, with the same bits.
+///
+/// Everything that changes from step to step is in `scalars` and `gate`.
+#[derive(Clone, Copy, Debug)]
+pub struct FusedAdam {
+    /// `[n]` f32, updated.
+    pub params: u64,
+    /// `[n]` f32.
+    pub grads: u64,
+    /// `[n]` f32, updated.
+    pub m: u64,
+    /// `[n]` f32, updated.
+    pub v: u64,
+    /// `[n]` bf16, the rounded parameters, written; 0 for none.
+    pub working: u64,
+    /// Parameters.
+    pub n: usize,
+    /// One [`crate::flat::AdamScalars`].
+    pub scalars: u64,
+    /// One [`crate::flat::Gate`] as [`crate::cuda::StepGate`] writes it: its scale replaces that of
+    /// `scalars`, and where it does not let the step pass, nothing changes. 0 for none.
+    pub gate: u64,
+}
+
+impl Op for FusedAdam {
+    fn launches(&self) -> Result<Vec<Launch>> {
+        if self.n == 0 {
+            return Ok(Vec::new());
+        }
+        address("FusedAdam::params", self.params, 4)?;
+        address("FusedAdam::grads", self.grads, 4)?;
+        address("FusedAdam::m", self.m, 4)?;
+        address("FusedAdam::v", self.v, 4)?;
+        address("FusedAdam::scalars", self.scalars, 4)?;
+        if self.working != 0 {
+            address("FusedAdam::working", self.working, 2)?;
+        }
+        if self.gate != 0 {
+            address("FusedAdam::gate", self.gate, 4)?;
+        }
+        let buffers = [self.params, self.grads, self.m, self.v, self.working];
+        let grid = [elementwise_blocks(self.n), 1, 1];
+        Ok(vec![
+            Launch::new("fovea_fused_adam", "FusedAdam", grid, THREADS)?
+                .u64(self.params)
+                .u64(self.grads)
+                .u64(self.m)
+                .u64(self.v)
+                .u64(self.working)
+                .u64(self.n as u64)
+                .u64(self.scalars)
+                .u64(self.gate)
+                .flag(wide(&buffers)),
+        ])
+    }
+}

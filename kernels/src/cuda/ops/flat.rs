@@ -1,0 +1,186 @@
+//! Passes over flat buffers on a GPU.
+
+use super::THREADS;
+use crate::cuda::error::Result;
+use crate::cuda::launch::{Launch, Op, address, index32, wide};
+use crate::error;
+
+/// Elements of a thread in the passes that write as much as they read.
+const PER_THREAD: usize = 8;
+/// Elements of one load in the passes that sum.
+const PER_LOAD: usize = 4;
+
+/// Loads per thread in the passes that sum: more for large buffers, whose partial sums would be many.
+pub(super) fn loads(elements: usize) -> u32 {
+    if elements >= 1 << 20 { 4 } else { 1 }
+}
+
+/// Blocks, and partial sums, of a pass that sums `elements`. It depends on nothing else, so the order of
+/// additions is the same on every GPU.
+pub(super) fn partial_blocks(elements: usize) -> usize {
+    elements.div_ceil(THREADS as usize * PER_LOAD * loads(elements) as usize)
+}
+
+/// Blocks of a pass that handles each of `n` elements alone.
+pub(super) fn elementwise_blocks(n: usize) -> usize {
+    n.div_ceil(THREADS as usize * PER_THREAD)
+}
+
+/// Adds up partial sums; none give 0.
+pub(super) fn sum_partials(partials: u64, count: usize, total: u64) -> Result<Launch> {
+    Ok(
+        Launch::new("fovea_sum", "partial sums", [1, 1, 1], THREADS)?
+            .u64(partials)
+            .u32(index32("partial sums", count)?)
+            .u64(total),
+    )
+}
+
+/// [`crate::flat::to_bf16`], with the same bits.
+#[derive(Clone, Copy, Debug)]
+pub struct ToBf16 {
+    /// `[n]` f32.
+    pub src: u64,
+    /// `[n]` bf16, written.
+    pub dst: u64,
+    /// Elements.
+    pub n: usize,
+}
+
+impl Op for ToBf16 {
+    fn launches(&self) -> Result<Vec<Launch>> {
+        if self.n == 0 {
+            return Ok(Vec::new());
+        }
+        address("ToBf16::src", self.src, 4)?;
+        address("ToBf16::dst", self.dst, 2)?;
+        let grid = [elementwise_blocks(self.n), 1, 1];
+        Ok(vec![
+            Launch::new("fovea_to_bf16", "ToBf16", grid, THREADS)?
+                .u64(self.src)
+                .u64(self.dst)
+                .u64(self.n as u64)
+                .flag(wide(&[self.src, self.dst])),
+        ])
+    }
+}
+
+/// [`crate::flat::accumulate_bf16`], with the same bits.
+#[derive(Clone, Copy, Debug)]
+pub struct AccumulateBf16 {
+    /// `[n]` bf16.
+    pub src: u64,
+    /// `[n]` f32, written when `first`, else added to.
+    pub dst: u64,
+    /// Elements.
+    pub n: usize,
+    /// Whether `dst` holds nothing yet.
+    pub first: bool,
+}
+
+impl Op for AccumulateBf16 {
+    fn launches(&self) -> Result<Vec<Launch>> {
+        if self.n == 0 {
+            return Ok(Vec::new());
+        }
+        address("AccumulateBf16::src", self.src, 2)?;
+        address("AccumulateBf16::dst", self.dst, 4)?;
+        let grid = [elementwise_blocks(self.n), 1, 1];
+        Ok(vec![
+            Launch::new("fovea_accumulate_bf16", "AccumulateBf16", grid, THREADS)?
+                .u64(self.src)
+                .u64(self.dst)
+                .u64(self.n as u64)
+                .flag(!self.first)
+                .flag(wide(&[self.src, self.dst])),
+        ])
+    }
+}
+
+/// [`crate::flat::sum_squares`] in another fixed order (within 1e-13 of it): the same bits in every run and
+/// on every GPU. Finite exactly if every element is.
+#[derive(Clone, Copy, Debug)]
+pub struct SumSquares {
+    /// `[n]` f32.
+    pub x: u64,
+    /// Elements.
+    pub n: usize,
+    /// One f64, written.
+    pub total: u64,
+    /// [`SumSquares::scratch_bytes`] bytes, 8-byte aligned.
+    pub scratch: u64,
+}
+
+impl SumSquares {
+    /// Bytes of scratch memory: one partial sum per block.
+    #[must_use]
+    pub fn scratch_bytes(n: usize) -> usize {
+        8 * partial_blocks(n)
+    }
+}
+
+impl Op for SumSquares {
+    fn launches(&self) -> Result<Vec<Launch>> {
+        address("SumSquares::total", self.total, 8)?;
+        let blocks = partial_blocks(self.n);
+        let mut launches = Vec::new();
+        if self.n > 0 {
+            address("SumSquares::x", self.x, 4)?;
+            address("SumSquares::scratch", self.scratch, 8)?;
+            launches.push(
+                Launch::new("fovea_sum_squares", "SumSquares", [blocks, 1, 1], THREADS)?
+                    .u64(self.x)
+                    .u64(self.n as u64)
+                    .u32(loads(self.n))
+                    .flag(wide(&[self.x]))
+                    .u64(self.scratch),
+            );
+        }
+        launches.push(sum_partials(self.scratch, blocks, self.total)?);
+        Ok(launches)
+    }
+}
+
+/// [`crate::flat::gate`], with the same bits: whether the optimizer may move, and by what it scales the
+/// gradients, decided on the device.
+#[derive(Clone, Copy, Debug)]
+pub struct StepGate {
+    /// One f64: the gradient's [`SumSquares`].
+    pub sum_squares: u64,
+    /// One f64 that has to be finite as well; 0 for none.
+    pub loss: u64,
+    /// One f64: factor on every gradient before clipping.
+    pub base_scale: u64,
+    /// Largest norm of the scaled gradient, 0 for no clipping.
+    pub clip_norm: f64,
+    /// One [`crate::flat::Gate`], written.
+    pub gate: u64,
+}
+
+impl Op for StepGate {
+    fn launches(&self) -> Result<Vec<Launch>> {
+        if !(self.clip_norm.is_finite() && self.clip_norm >= 0.0) {
+            return Err(error::Error::Argument {
+                what: "StepGate::clip_norm",
+                limit: "0 or more, finite",
+                actual: self.clip_norm.to_string(),
+                help: "use 0 for no clipping",
+            }
+            .into());
+        }
+        address("StepGate::sum_squares", self.sum_squares, 8)?;
+        address("StepGate::base_scale", self.base_scale, 8)?;
+        address("StepGate::gate", self.gate, 4)?;
+        if self.loss != 0 {
+            address("StepGate::loss", self.loss, 8)?;
+        }
+        Ok(vec![
+            Launch::new("fovea_step_gate", "StepGate", [1, 1, 1], 32)?
+                .u64(self.sum_squares)
+                .u64(self.loss)
+                .u64(self.base_scale)
+                .f64(self.clip_norm)
+                .u64(self.gate),
+        ])
+    }
+}

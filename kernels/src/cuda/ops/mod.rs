@@ -1,0 +1,54 @@
+//! The operations, one file per twin: what they need, what is checked, what is launched.
+
+pub(super) mod adam;
+pub(super) mod crop;
+pub(super) mod flat;
+pub(super) mod focal;
+pub(super) mod resize;
+pub(super) mod view;
+
+use crate::augment::Augment;
+use crate::cuda::launch::Launch;
+
+/// Threads of a block, in all kernels but the resize.
+const THREADS: u32 = 256;
+
+/// Side of the tiles that images are turned in, pixels.
+const TILE: usize = 32;
+
+/// Blocks that a launch should have to keep a large GPU busy: 8 on each of 256 multiprocessors.
+const ENOUGH_BLOCKS: usize = 2048;
+
+/// Largest patch or view, pixels: 32-bit indices and sums within one stay exact.
+const LARGEST_SIDE: usize = 16_384;
+
+/// Into how many blocks one of `n` images of `size` x `size` pixels is split.
+fn bands(n: usize, size: usize) -> usize {
+    let tiles = size.div_ceil(TILE).pow(2);
+    ENOUGH_BLOCKS.div_ceil(n.max(1)).min(tiles).clamp(1, 8)
+}
+
+/// Refuses a side that is 0 or too large.
+fn check_side(what: &'static str, side: usize) -> crate::Result<()> {
+    if (1..=LARGEST_SIDE).contains(&side) {
+        return Ok(());
+    }
+    Err(crate::Error::Argument {
+        what,
+        limit: "1 to 16384 pixels",
+        actual: side.to_string(),
+        help: "pass the patch or image size of the prepared dataset",
+    })
+}
+
+/// The arguments of an augmentation; none is one with everything off, which draws the identity.
+fn augment(launch: Launch, augment: Option<&Augment>) -> Launch {
+    let a = augment.copied().unwrap_or_default();
+    launch
+        .flag(a.flip)
+        .flag(a.quarter_turns)
+        .u32(a.offset)
+        .f32(a.brightness)
+        .f32(a.contrast)
+        .f32(a.saturation)
+}

@@ -1,0 +1,86 @@
+//! The kernel sources, as they are in the binary.
+
+/// A file of `kernels/cuda/`.
+#[derive(Clone, Copy, Debug)]
+pub struct File {
+    /// Its name, as in `#include` and in the compiler's messages.
+    pub name: &'static str,
+    /// Its content.
+    pub text: &'static str,
+}
+
+/// A file that is compiled by itself, and the kernels in it.
+#[derive(Clone, Copy, Debug)]
+pub struct Source {
+    /// The `.cu` file.
+    pub file: File,
+    /// Names of its `extern "C" __global__` functions.
+    pub kernels: &'static [&'static str],
+}
+
+macro_rules! file {
+    ($name:literal) => {
+        File {
+            name: $name,
+            text: include_str!(concat!("../../cuda/", $name)),
+        }
+    };
+}
+
+/// What a source may include.
+pub const HEADERS: [File; 4] = [
+    file!("common.cuh"),
+    file!("draw.cuh"),
+    file!("shade.cuh"),
+    file!("tile.cuh"),
+];
+
+/// Everything that is compiled.
+pub const SOURCES: [Source; 6] = [
+    Source {
+        file: file!("patch_crop.cu"),
+        kernels: &["fovea_patch_crop_f32", "fovea_patch_crop_bf16"],
+    },
+    Source {
+        file: file!("resize.cu"),
+        kernels: &["fovea_resize"],
+    },
+    Source {
+        file: file!("global_view.cu"),
+        kernels: &[
+            "fovea_view_rows",
+            "fovea_view_mean",
+            "fovea_view_f32",
+            "fovea_view_bf16",
+        ],
+    },
+    Source {
+        file: file!("focal_loss.cu"),
+        kernels: &["fovea_focal_loss"],
+    },
+    Source {
+        file: file!("fused_adam.cu"),
+        kernels: &["fovea_fused_adam"],
+    },
+    Source {
+        file: file!("flat.cu"),
+        kernels: &[
+            "fovea_to_bf16",
+            "fovea_accumulate_bf16",
+            "fovea_sum_squares",
+            "fovea_sum",
+            "fovea_step_gate",
+        ],
+    },
+];
+
+/// Options of every compilation besides the architecture. They ask for what IEEE 754 says, so that a
+/// kernel can give the bits of its twin: no multiply fused with an add unless the source says so, no
+/// flush of subnormals, correctly rounded division and square root.
+pub const OPTIONS: [&str; 5] = [
+    "--std=c++17",
+    "--fmad=false",
+    "--ftz=false",
+    "--prec-div=true",
+    "--prec-sqrt=true",
+];

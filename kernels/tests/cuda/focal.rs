@@ -1,0 +1,221 @@
+//! Focal loss.
+
+use fovea_kernels::cuda::{FocalLoss, FocalWeights};
+use fovea_kernels::{FocalParams, focal_loss};
+use proptest::prelude::*;
+
+use crate::guarded::{Guarded, assert_bits};
+use crate::runner::{Runner, for_all};
+
+/// Of a term, relative to it: f32 against the twin's f64. A dense scan gives at most 9e-7, and the
+/// weights and the scale are rounded, too.
+const RELATIVE: f64 = 2e-6;
+/// Of a term below a thousandth of the class weight, relative to that weight: there a large gamma
+/// magnifies the rounding of the logarithm.
+const ABSOLUTE: f64 = 1e-8;
+
+#[derive(Clone, Debug)]
+struct Case {
+    logits: Vec<f32>,
+    targets: Vec<u8>,
+    params: FocalParams,
+    scale: f32,
+    shift: (usize, usize),
+}
+
+fn cases(rows: impl Strategy<Value = usize> + 'static) -> impl Strategy<Value = Case> {
+    let gamma = prop_oneof![Just(2.0f32), Just(0.0), Just(1.0), 0.0f32..5.0];
+    let weight = || prop_oneof![3 => 0.1f32..4.0, 1 => Just(0.0f32)];
+    (rows, 1usize..9).prop_flat_map(move |(n, classes)| {
+        let logit = prop_oneof![4 => -6.0f32..6.0, 1 => -120.0f32..120.0, 1 => Just(0.0f32)];
+        (
+            prop::collection::vec(logit, n * classes),
+            prop::collection::vec(0..=u8::MAX >> (8 - classes), n),
+            (
+                gamma.clone(),
+                prop::collection::vec(weight(), classes),
+                weight(),
+                weight(),
+            ),
+            prop_oneof![Just(1.0f32), 1e-4f32..10.0],
+            (0usize..4, 0usize..4),
+        )
+            .prop_map(
+                |(logits, targets, (gamma, alpha, pos_weight, neg_weight), scale, shift)| Case {
+                    logits,
+                    targets,
+                    params: FocalParams {
+                        gamma,
+                        alpha,
+                        pos_weight,
+                        neg_weight,
+                    },
+                    scale,
+                    shift,
+                },
+            )
+    })
+}
+
+fn run<R: Runner>(r: &R, case: &Case) -> (f64, Vec<f32>) {
+    let (n, classes) = (case.targets.len(), case.params.alpha.len());
+    let logits = Guarded::input(r, &case.logits, case.shift.0);
+    let targets = Guarded::input(r, &case.targets, case.shift.1);
+    let weights = Guarded::input(r, &[FocalWeights::new(&case.params).unwrap()], 0);
+    let scale = Guarded::input(r, &[case.scale], 0);
+    let dlogits = Guarded::output(r, n * classes, case.shift.0);
+    let loss = Guarded::<R, f64>::output(r, 1, 0);
+    let scratch = Guarded::<R, u8>::output(r, FocalLoss::scratch_bytes(n, classes), 0);
+    r.run(&FocalLoss {
+        logits: logits.address(),
+        targets: targets.address(),
+        n,
+        classes,
+        gamma: case.params.gamma,
+        weights: weights.address(),
+        scale: scale.address(),
+        dlogits: dlogits.address(),
+        loss: loss.address(),
+        scratch: scratch.address(),
+    });
+    (loss.read()[0], dlogits.read())
+}
+
+fn compare<R: Runner>(r: &R, case: &Case) {
+    let (loss, dlogits) = run(r, case);
+    let mut want = vec![0.0; dlogits.len()];
+    let want_loss = focal_loss(
+        &case.logits,
+        &case.targets,
+        &case.params,
+        case.scale,
+        &mut want,
+    )
+    .unwrap();
+    let p = &case.params;
+    let weight = |k: usize| {
+        f64::from(p.alpha[k % p.alpha.len()]) * f64::from(p.pos_weight.max(p.neg_weight))
+    };
+    let slack: f64 = (0..want.len()).map(|k| ABSOLUTE * weight(k)).sum();
+    let error = (loss - want_loss).abs();
+    assert!(
+        error <= RELATIVE * want_loss + slack,
+        "loss {loss} instead of {want_loss}"
+    );
+    for (k, (&got, &want)) in dlogits.iter().zip(&want).enumerate() {
+        let error = (f64::from(got) - f64::from(want)).abs();
+        let slack = ABSOLUTE * weight(k) * f64::from(case.scale);
+        assert!(
+            error <= RELATIVE * f64::from(want.abs()) + slack,
+            "dlogits[{k}]: {got} instead of {want} at logit {}",
+            case.logits[k]
+        );
+    }
+}
+
+pub fn losses_and_gradients_are_those_of_the_twin<R: Runner>(r: &R) {
+    let rows = prop_oneof![3 => 0usize..40, 1 => 100usize..700];
+    for_all(150, &cases(rows), |case| compare(r, &case));
+}
+
+/// Several loads per thread.
+pub fn large_batches<R: Runner>(r: &R) {
+    let classes = 4;
+    let n = (1 << 18) + 19;
+    let word = |k: u32| fovea_kernels::philox::philox4x32([k, 0, 0, 0], [5, 6]);
+    let case = Case {
+        logits: (0..(n * classes) as u32)
+            .map(|k| (word(k)[0] as f32 / u32::MAX as f32 - 0.6) * 9.0)
+            .collect(),
+        targets: (0..n as u32).map(|k| word(k)[1] as u8 & 15).collect(),
+        params: FocalParams {
+            gamma: 2.0,
+            alpha: vec![0.5, 1.0, 0.75, 2.0],
+            pos_weight: 3.0,
+            neg_weight: 0.8,
+        },
+        scale: 0.01,
+        shift: (0, 0),
+    };
+    compare(r, &case);
+}
+
+/// Nothing but the terms themselves, so that the last term of each series shows.
+pub fn single_terms_are_accurate<R: Runner>(r: &R) {
+    let n = 3001;
+    for gamma in [0.0, 1.0] {
+        for target in [0, 1] {
+            let case = Case {
+                logits: (0..n).map(|k| (k as f32 - 1500.0) / 250.0).collect(),
+                targets: vec![target; n],
+                params: FocalParams {
+                    gamma,
+                    alpha: vec![1.0],
+                    pos_weight: 1.0,
+                    neg_weight: 1.0,
+                },
+                scale: 1.0,
+                shift: (0, 0),
+            };
+            let (loss, dlogits) = run(r, &case);
+            let mut want = vec![0.0; n];
+            let (logits, targets) = (&case.logits, &case.targets);
+            let want_loss = focal_loss(logits, targets, &case.params, 1.0, &mut want).unwrap();
+            assert!((loss / want_loss - 1.0).abs() < 2e-7, "{loss} {want_loss}");
+            for (k, (&got, &want)) in dlogits.iter().zip(&want).enumerate() {
+                let error = (f64::from(got) / f64::from(want) - 1.0).abs();
+                // A dense scan gives at most 4.7e-7, small ones 9e-7.
+                let limit = if want.abs() > 1e-3 { 6e-7 } else { 1.2e-6 };
+                assert!(
+                    error < limit,
+                    "gamma {gamma}, logit {}: {error:e}",
+                    case.logits[k]
+                );
+            }
+        }
+    }
+}
+
+pub fn nan_and_infinity_come_through<R: Runner>(r: &R) {
+    for gamma in [0.0, 2.0, 1.5] {
+        for bad in [f32::NAN, f32::INFINITY, f32::NEG_INFINITY] {
+            let mut case = Case {
+                logits: vec![0.5; 30],
+                targets: vec![0; 10],
+                params: FocalParams {
+                    gamma,
+                    alpha: vec![1.0; 3],
+                    pos_weight: 1.0,
+                    neg_weight: 1.0,
+                },
+                scale: 1.0,
+                shift: (0, 0),
+            };
+            case.logits[17] = bad;
+            let (loss, dlogits) = run(r, &case);
+            let mut want = vec![0.0; 30];
+            let want_loss =
+                focal_loss(&case.logits, &case.targets, &case.params, 1.0, &mut want).unwrap();
+            let kind = |x: f64| (x.is_nan(), x.is_finite());
+            assert_eq!(
+                kind(loss),
+                kind(want_loss),
+                "loss, gamma {gamma}, logit {bad}"
+            );
+            let (got, want) = (f64::from(dlogits[17]), f64::from(want[17]));
+            assert_eq!(kind(got), kind(want), "dlogit, gamma {gamma}, logit {bad}");
+            assert!((0..30).all(|k| k == 17 || dlogits[k].is_finite()));
+        }
+    }
+}
+
+pub fn bits_are_the_same_in_every_run<R: Runner>(r: &R) {
+    for_all(10, &cases(300usize..1500), |case| {
+        let (loss, dlogits) = run(r, &case);
+        for _ in 0..3 {
+            let (again, gradients) = run(r, &case);
+            assert_bits("loss", &[again], &[loss]);
+            assert_bits("dlogits", &gradients, &dlogits);
+        }
+    });
+}

@@ -1,0 +1,65 @@
+//! The CUDA kernels against their CPU twins: one body per kernel, run on the emulator in every
+//! `cargo test`, and on a GPU where one is asked for:
+//! `cargo test --release -p fovea-kernels --test cuda -- --ignored`.
+
+#![expect(
+    clippy::unwrap_used,
+    reason = "a failed unwrap is a failed test; what a test cannot go on without"
+)]
+
+mod crop;
+mod flat;
+mod focal;
+mod graph;
+mod guarded;
+mod refusals;
+mod resize;
+mod runner;
+mod sources;
+mod view;
+
+/// Each body as a test on the emulator and as one on the device.
+macro_rules! on_both {
+    ($($module:ident :: $body:ident),* $(,)?) => {
+        mod emulated {
+            $(
+                #[test]
+                fn $body() {
+                    super::$module::$body(&super::runner::Emulator::default());
+                }
+            )*
+        }
+        mod device {
+            $(
+                #[test]
+                #[ignore = "needs a GPU: cargo test --release -p fovea-kernels --test cuda -- --ignored"]
+                fn $body() {
+                    super::$module::$body(&super::runner::Device::open());
+                }
+            )*
+        }
+    };
+}
+
+on_both! {
+    crop::any_crop_has_the_bits_of_the_twin,
+    crop::large_crops_have_the_bits_of_the_twin,
+    crop::specs_that_do_not_fit_give_nan_and_touch_nothing,
+    resize::any_resize_has_the_bits_of_the_twin,
+    resize::wide_images_and_wide_results,
+    resize::images_of_another_size_give_nan,
+    view::any_view_has_the_bits_of_the_twin,
+    view::large_views_have_the_bits_of_the_twin,
+    view::indices_beyond_the_images_give_nan,
+    focal::losses_and_gradients_are_those_of_the_twin,
+    focal::large_batches,
+    focal::single_terms_are_accurate,
+    focal::nan_and_infinity_come_through,
+    focal::bits_are_the_same_in_every_run,
+    flat::casts_have_the_bits_of_the_twin,
+    flat::casts_of_every_kind_of_number,
+    flat::sums_are_those_of_the_twin,
+    flat::gates_have_the_bits_of_the_twin,
+    flat::adam_has_the_bits_of_the_twin,
+    flat::a_closed_gate_leaves_everything_as_it_was,
+}
