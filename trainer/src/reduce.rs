@@ -191,7 +191,7 @@ mod tests {
             bounds.extend(&cuts);
             bounds.push(24);
             let mut tree = TreeAccumulator::new(24);
-            add(&mut tree, 0, &vec![f32::NAN; 24], 0..24);
+            add(&mut tree, 0, &[f32::NAN; 24], 0..24);
             drop(tree.take());
             let mut at = vec![0; bounds.len() - 1];
             let mut turns = turns.iter();

@@ -221,6 +221,10 @@ pub(super) enum Engine {
 }
 
 impl Engine {
+    #[cfg_attr(
+        not(feature = "mpi"),
+        expect(unused_variables, reason = "only MPI needs it this early")
+    )]
     fn new(backend: Backend, abort: &AbortHandle) -> Result<Self> {
         let launched =
             mpi_launch_size(|name| std::env::var(name).ok()).is_some_and(|size| size > 1);
