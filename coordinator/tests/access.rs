@@ -105,8 +105,9 @@ fn a_peer_of_another_version_is_told_both_numbers() {
     frame[4] = PROTOCOL_VERSION + 6;
     stream.write_all(&frame).unwrap();
     let reason = dropped(&mut stream);
+    let versions = [PROTOCOL_VERSION + 6, PROTOCOL_VERSION].map(|v| format!("version {v}"));
     assert!(
-        reason.contains("version 8") && reason.contains("version 3") && reason.contains("help:"),
+        versions.iter().all(|v| reason.contains(v)) && reason.contains("help:"),
         "{reason}"
     );
     coordinator.stop("end of test");
@@ -119,14 +120,15 @@ fn a_client_of_another_version_says_so() {
     let server = std::thread::spawn(move || {
         let (mut stream, _) = listener.accept().unwrap();
         let mut frame = codec::encode(&Reply::Challenge { nonce: [0; 32] }).unwrap();
-        frame[4] = 9;
+        frame[4] = PROTOCOL_VERSION + 6;
         stream.write_all(&frame).unwrap();
     });
     let token = Token::parse(&"00".repeat(32), "test").unwrap();
     let error = Observer::connect(&Endpoint::Address { addr, token }, soon()).unwrap_err();
     server.join().unwrap();
     assert!(
-        matches!(error, Error::Version { ours: 2, theirs: 9 }),
+        matches!(error, Error::Version { ours, theirs }
+            if ours == PROTOCOL_VERSION && theirs == PROTOCOL_VERSION + 6),
         "{error}"
     );
 }
@@ -142,7 +144,10 @@ fn malformed_handshakes_are_dropped_with_the_reason() {
             "frame of 16777216 bytes is over the limit of 4096",
         ),
         (&[0, 0, 0, 0], "cannot be decoded: it is empty"),
-        (&[3, 0, 0, 0, 2, 200, 200], "cannot be decoded"),
+        (
+            &[3, 0, 0, 0, PROTOCOL_VERSION, 200, 200],
+            "cannot be decoded",
+        ),
         (b"GET / HTTP/1.1\r\n\r\n", "over the limit of 4096"),
     ];
     for (bytes, expected) in cases {
