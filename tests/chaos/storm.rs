@@ -7,7 +7,7 @@ use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use fovea_coordinator::journal::{self, JournalEntry};
 use fovea_coordinator::protocol::MemberState;
-use fovea_coordinator::status::Status;
+use fovea_coordinator::status::{RunState, Status};
 
 use crate::common::{
     self, Dice, FINISHED, LIMIT, Process, RESUME, Run, Signal, facts, fovea, process_of,
@@ -117,13 +117,18 @@ impl Storm {
         if self.arena.as_mut().is_some_and(|arena| arena.step() > last) {
             self.end_run();
         }
-        let arena = self.arena.get_or_insert_with(|| {
-            self.runs += 1;
-            Arena::start()
-        });
-        arena.inject(fault, &mut self.dice);
-        let row = arena.rows.last().unwrap();
-        println!("{}", line(row));
+        loop {
+            let arena = self.arena.get_or_insert_with(|| {
+                self.runs += 1;
+                Arena::start()
+            });
+            if arena.inject(fault, &mut self.dice) {
+                println!("{}", line(arena.rows.last().unwrap()));
+                return;
+            }
+            // It was through before it noticed.
+            self.end_run();
+        }
     }
 
     fn end_run(&mut self) {
@@ -288,7 +293,8 @@ impl Arena {
         pids
     }
 
-    fn inject(&mut self, fault: Fault, dice: &mut Dice) {
+    /// Whether it hit: a run may have come to its end before.
+    fn inject(&mut self, fault: Fault, dice: &mut Dice) -> bool {
         let before = self.wait_for(fault, dice);
         let trainers = self.trainers(&before, dice);
         let kill = |n: usize| {
@@ -351,12 +357,14 @@ impl Arena {
                 let victim = everybody[dice.roll(0, everybody.len() as u64 - 1) as usize];
                 let signals = [Signal::TERM, Signal::INT, Signal::USR1, Signal::USR2];
                 send(victim, signals[dice.roll(0, 3) as usize]);
-                self.resume(RESUME, dice);
+                if self.resume(Some(RESUME), dice).is_none() {
+                    return false;
+                }
             }
             What::KillLauncher => {
                 send(self.process.pid(), Signal::KILL);
-                let at = self.resume(-1, dice);
-                steps_lost = before.step.saturating_sub(at);
+                let at = self.resume(None, dice);
+                steps_lost = before.step.saturating_sub(at.unwrap_or(0));
             }
         }
         let (from, generation) = (before.step, before.generation);
@@ -374,27 +382,33 @@ impl Arena {
             again_ms,
             steps_lost: steps_lost + lost,
         });
+        true
     }
 
-    /// Lets the run leave, and resumes it with any number of ranks. Where it goes on.
-    fn resume(&mut self, code: i32, dice: &mut Dice) -> u64 {
+    /// Lets the run leave, with this code if it can choose one, and resumes it with any number of ranks. Where it goes
+    /// on; nothing when it has finished instead.
+    fn resume(&mut self, code: Option<i32>, dice: &mut Dice) -> Option<u64> {
         let deadline = Instant::now() + LIMIT;
         while !self.process.has_ended() {
             assert!(Instant::now() < deadline, "it did not leave");
             std::thread::sleep(Duration::from_millis(5));
         }
         common::assert_nobody_left(&self.run.path);
+        let finished = |status: Status| status.state == RunState::Finished;
+        if code.is_some() && Status::load(&self.run.path).is_ok_and(finished) {
+            return None;
+        }
         let ranks = [1, 2, 4][dice.roll(0, 2) as usize].to_string();
         let run = self.run.text().to_owned();
         let words = ["train", "--out", &run, "--resume", "--ranks", &ranks];
         let words = words.map(str::to_owned);
         let next = Self::launch(&self.run, self.clock.as_ref(), &words);
         let left = std::mem::replace(&mut self.process, next).wait();
-        if code >= 0 {
+        if let Some(code) = code {
             left.with_code(code);
         }
-        self.until("the resumed run", |status| status.generation > 0)
-            .step
+        let resumed = self.until("the resumed run", |status| status.generation > 0);
+        Some(resumed.step)
     }
 
     fn corrupt_newest(&self) {
