@@ -220,8 +220,8 @@ fn scan<T: DeserializeOwned>(path: &Path, format: Format) -> Result<(Contents<T>
     // Looked at first: to open a pipe would wait for a writer.
     let found = fs::metadata(path).map_err(Error::file("open", path))?;
     refuse_irregular(path, &found)?;
+    let length = found.len();
     let file = File::open(path).map_err(Error::file("open", path))?;
-    let length = file.metadata().map_err(Error::file("look at", path))?.len();
     let mut reader = Scanner {
         path,
         reader: BufReader::with_capacity(1 << 16, file),

@@ -121,17 +121,7 @@ pub fn plan(offer: &Offer) -> Result<Plan, NoPlan> {
             offer.world_sizes
         ));
     }
-    // As few nodes as hold them; the order of the job.
-    let mut nodes = Vec::new();
-    let mut places = 0;
-    for (name, tasks) in &up {
-        if places >= world {
-            break;
-        }
-        nodes.push((*name).clone());
-        places += tasks;
-    }
-    let places = share_out(&nodes, &up, world);
+    let places = share_out(&up, world);
     let launch = match transport {
         Transport::Local => srun(offer, &places, "none"),
         Transport::Mpi => {
@@ -152,7 +142,7 @@ pub fn plan(offer: &Offer) -> Result<Plan, NoPlan> {
         notes.push(format!("rank 0 is on {first}"));
     }
     Ok(Plan {
-        nodes,
+        nodes: places.iter().map(|(node, _)| (*node).to_owned()).collect(),
         world,
         transport,
         launch,
@@ -160,25 +150,23 @@ pub fn plan(offer: &Offer) -> Result<Plan, NoPlan> {
     })
 }
 
-/// How many of the ranks each node gets: the first nodes are filled, as `--distribution=block` does, or each gets as
-/// many as the next when that comes out even.
-fn share_out<'a>(
-    nodes: &'a [String],
-    up: &[&(String, usize)],
-    world: usize,
-) -> Vec<(&'a str, usize)> {
-    let room = |name: &String| {
-        let node = up.iter().find(|(other, _)| other == name);
-        node.map_or(0, |(_, tasks)| *tasks)
-    };
-    let each = world / nodes.len().max(1);
-    let even = each * nodes.len() == world && nodes.iter().all(|node| room(node) >= each);
+/// How many of the ranks each node gets, on as few nodes as hold them, in the order of the job: each as many as the
+/// next when that comes out even, else the first nodes are filled, as `--distribution=block` does.
+fn share_out<'a>(up: &[&'a (String, usize)], world: usize) -> Vec<(&'a str, usize)> {
     let mut left = world;
     let mut places = Vec::new();
-    for node in nodes {
-        let here = if even { each } else { room(node).min(left) };
-        left -= here;
+    for (node, room) in up.iter().copied() {
+        if left == 0 {
+            break;
+        }
+        let here = left.min(*room);
         places.push((node.as_str(), here));
+        left -= here;
+    }
+    let each = world / places.len().max(1);
+    let has_room = up.iter().zip(&places).all(|((_, room), _)| *room >= each);
+    if each * places.len() == world && has_room {
+        places.iter_mut().for_each(|(_, here)| *here = each);
     }
     places
 }

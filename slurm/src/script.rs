@@ -5,7 +5,7 @@
 //! because inside a container there is none; what it has asked goes to `fovea` as options.
 
 use std::collections::BTreeSet;
-use std::fmt::Write as _;
+use std::fmt::{Display, Write as _};
 use std::time::Duration;
 
 use crate::site::{GpuLine, Requeue, Site};
@@ -192,8 +192,8 @@ pub fn elements(array: &str) -> Result<Vec<u32>, Error> {
     Ok(elements)
 }
 
-/// The run directory of an element.
-pub fn run_of_element(run: &str, element: u32) -> String {
+/// The run directory of an element: of its number, or of a word that stands for it.
+pub fn run_of_element(run: &str, element: impl Display) -> String {
     match run.contains(ELEMENT) {
         true => run.replace(ELEMENT, &element.to_string()),
         false => format!("{}/{element}", base(run, true)),

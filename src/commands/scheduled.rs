@@ -95,18 +95,12 @@ impl Scheduled {
         for job in jobs {
             say!("job          {}", sentence(job))?;
         }
+        let ids = self.ids.join(", ");
         match &self.jobs {
-            Ok(_) if jobs.is_empty() && !self.ids.is_empty() => say!(
-                "job          {}: no longer in the queue",
-                self.ids.join(", ")
-            )?,
-            Ok(_) => {}
-            Err(why) => say!(
-                "job          {}",
-                [&self.ids.join(", "), ": ", why]
-                    .concat()
-                    .trim_start_matches(": ")
-            )?,
+            Ok(_) if !jobs.is_empty() || ids.is_empty() => {}
+            Ok(_) => say!("job          {ids}: no longer in the queue")?,
+            Err(why) if ids.is_empty() => say!("job          {why}")?,
+            Err(why) => say!("job          {ids}: {why}")?,
         }
         let starts = self
             .history

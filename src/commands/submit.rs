@@ -414,14 +414,10 @@ fn tell(job: &Job, submitted: &Submitted, base: &Path) -> anyhow::Result<()> {
     // Of an array, each element has a run of its own.
     let (run_of, one) = match &job.array {
         Some(_) => (
-            job.run.replace(ELEMENT, "ELEMENT"),
+            run_of_element(&job.run, "ELEMENT"),
             format!("{first}_ELEMENT"),
         ),
         None => (job.run.clone(), first.to_owned()),
-    };
-    let run_of = match job.array.is_some() && !job.run.contains(ELEMENT) {
-        true => format!("{run_of}/ELEMENT"),
-        false => run_of,
     };
     say!(
         "  how it goes                fovea status {}",

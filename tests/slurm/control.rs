@@ -204,19 +204,10 @@ impl Cluster {
     /// All nodes must be ready for the next job: none is down, and none was drained since a job did not end.
     #[track_caller]
     pub fn assert_nodes_idle(&self) {
-        let deadline = Instant::now() + Duration::from_secs(60);
-        loop {
-            let states = NODES.map(|node| self.node_state(node));
-            if states.iter().all(|state| state == "idle") {
-                return;
-            }
-            assert!(
-                Instant::now() < deadline,
-                "nodes are {states:?}\n{}",
-                self.logs()
-            );
-            std::thread::sleep(LOOK);
-        }
+        let idle = || NODES.iter().all(|node| self.node_state(node) == "idle");
+        self.wait("two idle nodes", Duration::from_secs(60), || {
+            idle().then_some(())
+        });
     }
 
     /// Has the controller take a node for dead at once, instead of after `slurmd_timeout`.

@@ -357,12 +357,7 @@ impl Replica {
         verdict: Verdict,
     ) -> Result<()> {
         let o = &config.optimizer;
-        let clip = f64::from(o.clip_norm);
-        let scale = if clip > 0.0 {
-            (clip / (verdict.grad_norm + 1e-6)).min(1.0)
-        } else {
-            1.0
-        };
+        let scale = flat::clip_scale(verdict.grad_norm, f64::from(o.clip_norm));
         let adam = AdamParams {
             lr: f64::from(lr),
             beta1: f64::from(o.beta1),

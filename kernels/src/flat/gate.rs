@@ -12,17 +12,23 @@ pub struct Gate {
     pub grad_scale: f32,
 }
 
-/// Lets a step pass whose `loss` and gradient (by its `sum_squares`, see [`super::sum_squares`]) are
-/// finite. The gradient is scaled by `base`, and with `clip_norm` above 0 such that its norm is at most
-/// that, as `torch.nn.utils.clip_grad_norm_` does: by `min(1, clip_norm / (norm + 1e-6))`.
+/// What a gradient of this `norm` is scaled by so that its norm is at most `clip_norm`, as
+/// `torch.nn.utils.clip_grad_norm_` does: `min(1, clip_norm / (norm + 1e-6))`; 1 without a limit (0).
 #[must_use]
-pub fn gate(sum_squares: f64, loss: f64, base: f64, clip_norm: f64) -> Gate {
-    let clip = if clip_norm > 0.0 {
-        let norm = sum_squares.sqrt() * base.abs();
+pub fn clip_scale(norm: f64, clip_norm: f64) -> f64 {
+    if clip_norm > 0.0 {
         (clip_norm / (norm + 1e-6)).min(1.0)
     } else {
         1.0
-    };
+    }
+}
+
+/// Lets a step pass whose `loss` and gradient (by its `sum_squares`, see [`super::sum_squares`]) are
+/// finite. The gradient is scaled by `base`, and with `clip_norm` above 0 such that its norm is at most
+/// that (see [`clip_scale`]).
+#[must_use]
+pub fn gate(sum_squares: f64, loss: f64, base: f64, clip_norm: f64) -> Gate {
+    let clip = clip_scale(sum_squares.sqrt() * base.abs(), clip_norm);
     Gate {
         go: u32::from(sum_squares.is_finite() && loss.is_finite()),
         grad_scale: (base * clip) as f32,

@@ -8,7 +8,7 @@ mod adam;
 mod gate;
 
 pub use adam::{AdamParams, AdamScalars, adam};
-pub use gate::{Gate, gate};
+pub use gate::{Gate, clip_scale, gate};
 
 use half::bf16;
 use rayon::prelude::*;

@@ -258,7 +258,7 @@ impl Trainer {
     fn attempt(&mut self, batch: &RankBatch, total: Denominators) -> Result<Vec<f32>> {
         let begun = Instant::now();
         let mut computed = begun;
-        let patience = Duration::from_secs(u64::from(self.config.train.step_timeout_s));
+        let patience = self.patience();
         let collective = self.collective.as_mut();
         let client = &self.client;
         let summed = self.replica.attempt(
@@ -332,8 +332,13 @@ impl Trainer {
         self.assignment.rank == 0
     }
 
+    /// How long this rank waits in one collective.
+    fn patience(&self) -> Duration {
+        Duration::from_secs(u64::from(self.config.train.step_timeout_s))
+    }
+
     fn deadline(&self) -> Instant {
-        Instant::now() + Duration::from_secs(u64::from(self.config.train.step_timeout_s))
+        Instant::now() + self.patience()
     }
 
     fn barrier(&mut self) -> Result<()> {

@@ -1,0 +1,92 @@
+//! What is typed after `fovea bench`.
+
+use std::path::PathBuf;
+use std::time::Duration;
+
+use clap::{Args, Subcommand};
+
+#[derive(Args, Debug)]
+pub struct BenchArgs {
+    #[command(subcommand)]
+    pub what: BenchCommand,
+}
+
+#[derive(Subcommand, Debug)]
+pub enum BenchCommand {
+    /// A coordinator under the load of many simulated members
+    Coordinator(BenchCoordinatorArgs),
+    /// Sums over ranks: time, algorithm and bus bandwidth by size. Under mpirun or srun --mpi the ranks are those of
+    /// the MPI job, else processes of this machine
+    Allreduce(BenchAllreduceArgs),
+    /// The server's process of `bench coordinator`
+    #[command(hide = true)]
+    Server(BenchServerArgs),
+}
+
+#[derive(Args, Debug)]
+pub struct BenchAllreduceArgs {
+    /// Number of ranks on this machine
+    #[arg(long, default_value_t = 2, value_parser = clap::value_parser!(u32).range(1..=1024))]
+    pub ranks: u32,
+    /// Smallest buffer, in bytes; K, M and G are powers of 1024
+    #[arg(long, value_name = "SIZE", default_value = "64K", value_parser = parse_bytes)]
+    pub from: u64,
+    /// Largest buffer; each is four times as large as the one before
+    #[arg(long, value_name = "SIZE", default_value = "64M", value_parser = parse_bytes)]
+    pub to: u64,
+    /// Calls of each size
+    #[arg(long, default_value_t = 20, value_parser = clap::value_parser!(u32).range(1..=100_000))]
+    pub repeats: u32,
+    /// Machine-readable output
+    #[arg(long)]
+    pub json: bool,
+    /// The rank of this process, and where it meets the others
+    #[arg(long, hide = true, num_args = 2, value_names = ["RANK", "MEETING"])]
+    pub seat: Option<Vec<String>>,
+}
+
+/// `512`, `64K`, `1M`, `2G`.
+fn parse_bytes(text: &str) -> Result<u64, String> {
+    let wrong = || format!("{text:?} is no size; write 512, 64K, 16M or 1G");
+    let digits = text.trim_end_matches(|c: char| c.is_ascii_alphabetic());
+    let shift = match &text[digits.len()..] {
+        "" => 0,
+        "k" | "K" | "KiB" => 10,
+        "m" | "M" | "MiB" => 20,
+        "g" | "G" | "GiB" => 30,
+        _ => return Err(wrong()),
+    };
+    let number: u64 = digits.parse().map_err(|_| wrong())?;
+    let bytes = number.checked_mul(1 << shift).ok_or_else(wrong)?;
+    match bytes {
+        4..=0x40_0000_0000 => Ok(bytes),
+        _ => Err(format!("{text:?} is not between 4 bytes and 256G")),
+    }
+}
+
+#[derive(Args, Debug)]
+pub struct BenchCoordinatorArgs {
+    /// Members; the largest power of two among them is the number of ranks, the others stand by
+    #[arg(long, default_value_t = 1000)]
+    pub members: usize,
+    /// Seconds of steps after the first rendezvous
+    #[arg(long, default_value_t = 60)]
+    pub seconds: u64,
+    /// From one step to the next vote
+    #[arg(long, value_name = "TIME", default_value = "2s", value_parser = humantime::parse_duration)]
+    pub step: Duration,
+    /// Percent of the members that fail in a minute, and come back
+    #[arg(long, default_value_t = 1.0)]
+    pub fail: f64,
+    /// Machine-readable output
+    #[arg(long)]
+    pub json: bool,
+}
+
+#[derive(Args, Debug)]
+pub struct BenchServerArgs {
+    /// Run directory to create
+    pub run: PathBuf,
+    /// Ranks
+    pub members: usize,
+}
