@@ -138,6 +138,13 @@ pub enum Backend {
     Mpi,
 }
 
+#[derive(Clone, Copy, Debug, ValueEnum)]
+pub enum Device {
+    Auto,
+    Cpu,
+    Cuda,
+}
+
 /// Where a configuration comes from.
 #[derive(Args, Clone, Debug)]
 pub struct ConfigArgs {
@@ -164,6 +171,9 @@ pub struct TrainArgs {
     /// Trainer processes (train.ranks)
     #[arg(long)]
     pub ranks: Option<u32>,
+    /// What computes: the processor, or an NVIDIA GPU per rank (train.device)
+    #[arg(long, value_enum)]
+    pub device: Option<Device>,
     /// How ranks exchange gradients (train.backend)
     #[arg(long, value_enum)]
     pub backend: Option<Backend>,

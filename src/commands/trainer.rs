@@ -50,7 +50,12 @@ fn train(args: TrainerArgs, again: Again) -> anyhow::Result<Ending> {
             .into());
         }
     }
+    // In a job Slurm counts the processes of a node; elsewhere the launcher does.
+    let task = (args.kept || args.in_job)
+        .then(|| Allocation::of_process().ok()?.task)
+        .flatten();
     let options = TrainerOptions {
+        local_rank: task.map_or(args.rank.unwrap_or(0), |task| task.localid),
         endpoint: Endpoint::RunDir(args.run.clone()),
         run: RunDir::new(args.run),
         preferred_rank: args.rank,

@@ -5,7 +5,9 @@
 
 #include <torch/torch.h>
 #include <ATen/Parallel.h>
+#include <c10/core/impl/VirtualGuardImpl.h>
 
+#include <atomic>
 #include <cstring>
 #include <string>
 
@@ -226,17 +228,34 @@ template <class F> char *guarded(F &&body) {
 
 Tensor *give(Tensor t) { return new Tensor(std::move(t)); }
 
-// Where the gradients of the backward pass on this thread go, as soon as each is complete. (The CPU part of a
-// backward pass runs on the thread that started it, so passes on several threads do not meet here.)
+// Where the gradients of a backward pass go, as soon as each is complete. The CPU part of a pass runs on the thread
+// that started it, so passes on several threads do not meet. The GPU part runs on a thread of autograd's own, one per
+// GPU: there is one such pass at a time.
 struct Taker {
   fovea_take_gradient take;
   void *state;
 };
 thread_local const Taker *taker = nullptr;
+std::atomic<const Taker *> gpu_taker{nullptr};
 
-struct Watching {
-  explicit Watching(const Taker &t) { taker = &t; }
-  ~Watching() { taker = nullptr; }
+class Watching {
+public:
+  Watching(const Taker &t, bool on_gpu) : on_gpu_(on_gpu) {
+    taker = &t;
+    if (!on_gpu) return;
+    const Taker *none = nullptr;
+    if (!gpu_taker.compare_exchange_strong(none, &t)) {
+      taker = nullptr;
+      TORCH_CHECK(false, "fovea: two backward passes on GPUs at once");
+    }
+  }
+  ~Watching() {
+    taker = nullptr;
+    if (on_gpu_) gpu_taker = nullptr;
+  }
+
+private:
+  bool on_gpu_;
 };
 
 } // namespace
@@ -247,7 +266,8 @@ extern "C" {
 char *fovea_op_watch(const Tensor *leaf, int64_t index) {
   return guarded([&] {
     leaf->register_hook([index](const Tensor &grad) {
-      if (taker) taker->take(taker->state, index, give(grad));
+      const Taker *here = taker ? taker : gpu_taker.load();
+      if (here) here->take(here->state, index, give(grad));
     });
   });
 }
@@ -260,9 +280,28 @@ char *fovea_op_backward(const Tensor *root, const Tensor *const *leaves, int64_t
     inputs.reserve(count);
     for (int64_t i = 0; i < count; ++i) inputs.push_back(*leaves[i]);
     const Taker here{take, state};
-    const Watching watching(here);
+    const Watching watching(here, root->is_cuda());
     torch::autograd::grad({*root}, inputs, {}, /*retain_graph=*/false, /*create_graph=*/false, /*allow_unused=*/true);
   });
+}
+
+// Has everything that this thread, and backward passes it starts, puts on GPU `index` go to a new stream; gives its
+// handle.
+char *fovea_op_own_stream(int32_t index, void **handle) {
+  return guarded([&] {
+    const c10::impl::VirtualGuardImpl guard(c10::DeviceType::CUDA);
+    const c10::Device device(c10::DeviceType::CUDA, static_cast<c10::DeviceIndex>(index));
+    guard.setDevice(device);
+    const c10::Stream stream = guard.getNewStream(device);
+    guard.exchangeStream(stream);
+    *handle = guard.getStreamNativeHandle(stream);
+  });
+}
+
+// How convolutions are computed on GPUs: the fastest algorithm by measurement, in f32 without TF32.
+void fovea_op_gpu_settings() {
+  at::globalContext().setBenchmarkCuDNN(true);
+  at::globalContext().setAllowTF32CuDNN(false);
 }
 
 void fovea_op_free_message(char *message) { free(message); }

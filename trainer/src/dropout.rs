@@ -1,9 +1,12 @@
 //! Dropout masks from the counter-based hash: the same for a sample on any rank and world size.
 
 use fovea_kernels::philox::philox4x32;
-use tch::Tensor;
 
-use crate::error::Result;
+use crate::models::{IMAGE_DROPOUT, PATCH_DROPOUT};
+use crate::samples::ShardBatch;
+
+/// Width of the hidden layers that are masked.
+pub const HEAD_WIDTH: usize = 128;
 
 /// Which layer a mask is for; part of the hash key.
 #[derive(Clone, Copy, Debug)]
@@ -14,31 +17,27 @@ pub enum Layer {
     Patch = 0x0050_4154,
 }
 
-/// `[ids, width]` f32: 0 with probability `p`, else `1 / (1 - p)` (inverted dropout).
-pub fn mask(
-    seed: u64,
-    epoch: u32,
-    layer: Layer,
-    ids: &[u64],
-    width: usize,
-    p: f32,
-) -> Result<Tensor> {
+/// The masks of a batch, `[b, HEAD_WIDTH]` and `[n, HEAD_WIDTH]`, row-major.
+pub fn masks(seed: u64, epoch: u32, batch: &ShardBatch) -> (Vec<f32>, Vec<f32>) {
+    (
+        mask(seed, epoch, Layer::Image, &batch.image_ids, IMAGE_DROPOUT),
+        mask(seed, epoch, Layer::Patch, &batch.patch_ids, PATCH_DROPOUT),
+    )
+}
+
+/// `[ids, HEAD_WIDTH]`, row-major: 0 with probability `p`, else `1 / (1 - p)` (inverted dropout).
+fn mask(seed: u64, epoch: u32, layer: Layer, ids: &[u64], p: f32) -> Vec<f32> {
     let keep = 1.0 / (1.0 - p);
     let limit = (f64::from(p) * 4_294_967_296.0) as u64;
     let key = [seed as u32, (seed >> 32) as u32 ^ layer as u32];
-    let mut values = Vec::with_capacity(ids.len() * width);
+    let mut values = Vec::with_capacity(ids.len() * HEAD_WIDTH);
     for &id in ids {
-        for block in 0..width.div_ceil(4) {
+        for block in 0..HEAD_WIDTH / 4 {
             let words = philox4x32([id as u32, (id >> 32) as u32, epoch, block as u32], key);
-            let wanted = (width - block * 4).min(4);
-            values.extend(
-                words[..wanted]
-                    .iter()
-                    .map(|&w| if u64::from(w) < limit { 0.0 } else { keep }),
-            );
+            values.extend(words.map(|w| if u64::from(w) < limit { 0.0 } else { keep }));
         }
     }
-    Ok(Tensor::from_slice(&values).f_view([ids.len() as i64, width as i64])?)
+    values
 }
 
 #[cfg(test)]
@@ -48,17 +47,12 @@ mod tests {
     #[test]
     fn a_mask_follows_the_sample_and_has_the_right_rate() {
         let ids: Vec<u64> = (0..400).collect();
-        let all = mask(3, 1, Layer::Patch, &ids, 128, 0.3).expect("mask");
-        let one = mask(3, 1, Layer::Patch, &ids[17..18], 128, 0.3).expect("mask");
-        assert!(all.get(17).equal(&one.get(0)));
-        assert!(
-            !all.get(17).equal(
-                &mask(3, 2, Layer::Patch, &ids[17..18], 128, 0.3)
-                    .expect("mask")
-                    .get(0)
-            )
-        );
-        let mean = all.mean(tch::Kind::Float).double_value(&[]);
+        let all = mask(3, 1, Layer::Patch, &ids, 0.3);
+        let row = |values: &[f32], i: usize| values[i * HEAD_WIDTH..(i + 1) * HEAD_WIDTH].to_vec();
+        let one = mask(3, 1, Layer::Patch, &ids[17..18], 0.3);
+        assert_eq!(row(&all, 17), one);
+        assert_ne!(row(&all, 17), mask(3, 2, Layer::Patch, &ids[17..18], 0.3));
+        let mean = all.iter().map(|&x| f64::from(x)).sum::<f64>() / all.len() as f64;
         assert!((mean - 1.0).abs() < 0.01, "mean {mean}");
     }
 }

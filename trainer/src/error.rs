@@ -40,6 +40,9 @@ pub enum Error {
     /// A kernel refused its arguments.
     #[error(transparent)]
     Kernel(#[from] fovea_kernels::Error),
+    /// The GPU, its driver or its compiler.
+    #[error(transparent)]
+    Cuda(#[from] fovea_kernels::cuda::Error),
     /// libtorch raised an exception.
     #[error("libtorch: {}\n  help: this is an error in Fovea or a mismatch of libtorch versions; `make setup` restores the right one", without_backtrace(.0))]
     Torch(#[from] tch::TchError),

@@ -1,6 +1,7 @@
 //! Differentiable operations that libtorch lacks or does in too many passes.
 //!
-//! The C++ side (`cpp/ops.cpp`) holds the autograd nodes; the arithmetic is in `fovea-kernels`.
+//! The C++ side (`cpp/ops.cpp`) holds the autograd nodes; the arithmetic is in `fovea-kernels`. On a GPU the same
+//! operations are composed of libtorch's own ([`Engine::Composed`]).
 
 use std::ffi::{CStr, c_char, c_int, c_void};
 
@@ -87,6 +88,8 @@ unsafe extern "C" {
         take: TakeGradient,
         state: *mut c_void,
     ) -> *mut c_char;
+    fn fovea_op_own_stream(index: i32, handle: *mut *mut c_void) -> *mut c_char;
+    fn fovea_op_gpu_settings();
     fn fovea_op_free_message(message: *mut c_char);
 }
 
@@ -102,8 +105,8 @@ pub fn watch(leaf: &Tensor, index: usize) -> Result<()> {
 }
 
 /// Backward from the scalar `root` to `leaves`, each of which [`watch`] knows. `on_gradient` gets every gradient when
-/// it is complete, while the pass goes on, on this thread; one that is not defined (a leaf that took no part) is left out.
-/// It must not panic.
+/// it is complete, while the pass goes on: on this thread, or for leaves on a GPU on one of libtorch's while this one
+/// waits. One that is not defined (a leaf that took no part) is left out. It must not panic.
 pub fn backward(root: &Tensor, leaves: &[Tensor], on_gradient: &OnGradient<'_>) -> Result<()> {
     extern "C" fn take(state: *mut c_void, index: i64, grad: *mut C_tensor) {
         // SAFETY: `state` is the reference below, alive until `backward` returns; the gradient is given to us.
@@ -125,6 +128,30 @@ pub fn backward(root: &Tensor, leaves: &[Tensor], on_gradient: &OnGradient<'_>) 
             state.cast_mut().cast(),
         )
     })
+}
+
+/// Has all that this thread asks libtorch to do on GPU `ordinal` go to a new stream, backward passes included. Returns
+/// its handle, which stays valid.
+pub fn own_stream(ordinal: u32) -> Result<usize> {
+    let mut handle = std::ptr::null_mut();
+    // SAFETY: writes one pointer. libtorch's streams live as long as the process.
+    succeeded(unsafe { fovea_op_own_stream(ordinal as i32, &mut handle) })?;
+    Ok(handle as usize)
+}
+
+/// How libtorch computes convolutions on GPUs: by the fastest of cuDNN's algorithms as measured, without TF32.
+pub fn gpu_settings() {
+    // SAFETY: sets two global flags.
+    unsafe { fovea_op_gpu_settings() }
+}
+
+/// What normalisation layers are computed by.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Engine {
+    /// The passes of `fovea-kernels`, on the CPU.
+    Fused,
+    /// Operations of libtorch, on any device.
+    Composed,
 }
 
 /// What batch normalisation normalises with.
@@ -182,6 +209,22 @@ impl Affine<'_> {
     }
 }
 
+/// `batch_norm` of libtorch. In training the batch's statistics are written as a running average of momentum 1,
+/// which is their exact value.
+fn composed_batch_norm(x: &Tensor, affine: &Affine<'_>, mode: &NormMode<'_>) -> Result<Tensor> {
+    let (mean, var, train) = affine.statistics(mode)?;
+    Ok(x.f_batch_norm(
+        Some(affine.weight),
+        Some(affine.bias),
+        Some(&mean),
+        Some(&var),
+        train,
+        1.0,
+        NORM_EPS,
+        true,
+    )?)
+}
+
 fn call_batch_norm(
     x: &Tensor,
     affine: &Affine<'_>,
@@ -227,30 +270,53 @@ fn call_batch_norm(
 /// `x` `[n, c, h, w]`, channels-last, f32 or bf16; same shape and dtype out. Batch statistics are
 /// biased for normalising and unbiased for the running average (Ioffe & Szegedy 2015).
 pub fn batch_norm(
+    engine: Engine,
     x: &Tensor,
     affine: &Affine<'_>,
     relu: bool,
     mode: &NormMode<'_>,
 ) -> Result<Tensor> {
-    Ok(call_batch_norm(x, affine, None, relu, mode)?.0)
+    match engine {
+        Engine::Fused => Ok(call_batch_norm(x, affine, None, relu, mode)?.0),
+        Engine::Composed => {
+            let mut y = composed_batch_norm(x, affine, mode)?;
+            Ok(if relu { y.f_relu_()? } else { y })
+        }
+    }
 }
 
 /// `relu(batch_norm(x) + residual)`, the end of a residual block. The result comes twice, for the two
 /// layers that read it: so backward adds their gradients inside its own pass.
 pub fn batch_norm_add_relu(
+    engine: Engine,
     x: &Tensor,
     affine: &Affine<'_>,
     residual: &Tensor,
     mode: &NormMode<'_>,
 ) -> Result<(Tensor, Tensor)> {
-    let (first, second) = call_batch_norm(x, affine, Some(residual), true, mode)?;
+    let (first, second) = match engine {
+        Engine::Fused => call_batch_norm(x, affine, Some(residual), true, mode)?,
+        Engine::Composed => {
+            let mut y = composed_batch_norm(x, affine, mode)?;
+            (y.f_add_(residual)?.f_relu_()?, None)
+        }
+    };
     let second = second.unwrap_or_else(|| first.shallow_clone());
     Ok((first, second))
 }
 
 /// `max_pool(relu(batch_norm(x)))`, window 3, stride 2, padding 1: `[n, c, h, w]` ->
 /// `[n, c, ceil(h / 2), ceil(w / 2)]`. The full-size result of the normalisation is never written.
-pub fn stem(x: &Tensor, affine: &Affine<'_>, mode: &NormMode<'_>) -> Result<Tensor> {
+pub fn stem(
+    engine: Engine,
+    x: &Tensor,
+    affine: &Affine<'_>,
+    mode: &NormMode<'_>,
+) -> Result<Tensor> {
+    if engine == Engine::Composed {
+        let y = composed_batch_norm(x, affine, mode)?.f_relu_()?;
+        return Ok(y.f_max_pool2d([3, 3], [2, 2], [1, 1], [1, 1], false)?);
+    }
     let (mean, var, train) = affine.statistics(mode)?;
     let call: StemCall = if train {
         fovea_op_stem_train

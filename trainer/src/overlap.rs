@@ -6,11 +6,13 @@
 use std::collections::BTreeMap;
 use std::sync::mpsc::Receiver;
 
+use fovea_kernels::cuda::Event;
 use fovea_kernels::flat;
 use half::bf16;
 use tch::{Kind, Tensor};
 
 use crate::buckets::Buckets;
+use crate::collectives::DeviceCollective;
 use crate::error::Result;
 use crate::host;
 use crate::params::Params;
@@ -18,9 +20,33 @@ use crate::reduce::{Fill, TreeAccumulator};
 use crate::replica::Surface;
 use crate::trace::Trace;
 
-/// Sums a slice over all ranks, in place. Called on another thread than the passes, bucket by bucket, with the same
-/// lengths in the same order on every rank.
-pub type AllReduce<'a> = dyn FnMut(&mut [f32]) -> Result<()> + Send + 'a;
+/// How sums get to the other ranks. Called bucket by bucket, with the same lengths in the same order on every rank,
+/// on another thread than the passes.
+pub trait Exchange: Send {
+    /// Whether there are no other ranks.
+    fn is_alone(&self) -> bool {
+        false
+    }
+
+    /// Sums a slice over all ranks, in place.
+    fn all_reduce(&mut self, bucket: &mut [f32]) -> Result<()>;
+
+    /// What sums in GPU memory, if the ranks have that.
+    fn device(&mut self) -> Option<&mut dyn DeviceCollective> {
+        None
+    }
+
+    /// Waits until the work before `done` is through; other ranks may have to take part in it.
+    fn wait(&mut self, done: &Event) -> Result<()> {
+        Ok(done.synchronize()?)
+    }
+}
+
+impl<F: FnMut(&mut [f32]) -> Result<()> + Send> Exchange for F {
+    fn all_reduce(&mut self, bucket: &mut [f32]) -> Result<()> {
+        self(bucket)
+    }
+}
 
 /// What one pass over a virtual shard gives to the sums, besides gradients.
 pub(crate) struct PassSums {
@@ -71,7 +97,7 @@ impl Adder<'_> {
         &mut self,
         passes: &Together,
         given: &Receiver<Given>,
-        all_reduce: &mut AllReduce<'_>,
+        exchange: &mut dyn Exchange,
     ) -> Result<()> {
         let shards = passes.present.iter().filter(|present| **present).count();
         let mut awaited = self.buckets.await_from(shards);
@@ -85,9 +111,11 @@ impl Adder<'_> {
                 )?;
                 if let Some(leaves) = passes.leaves {
                     let range = self.buckets.all()[bucket].range.clone();
-                    let sum = self.tree.finish(leaves, range)?;
-                    self.trace
-                        .time(|| format!("all-reduce bucket {bucket}"), || all_reduce(sum))?;
+                    let sum = self.tree.finish(leaves, range.clone())?;
+                    self.trace.time(
+                        || format!("all-reduce bucket {bucket}"),
+                        || exchange.all_reduce(&mut sum[range]),
+                    )?;
                 }
             }
             if awaited.is_through() {
@@ -133,22 +161,27 @@ impl Adder<'_> {
                 let range = params.layout.ranges[param].clone();
                 let gradient = gradients.remove(&(param, lane));
                 let channels_last = params.blueprint.params[param].working;
-                tree.leaf(leaf, range, |target, fill| match &gradient {
-                    Some(gradient) => add_gradient(gradient, channels_last, target, fill),
-                    None => add_zeros(target, fill),
+                tree.leaf(leaf, range.clone(), |target, fill| {
+                    let target = &mut target[range];
+                    match &gradient {
+                        Some(gradient) => add_gradient(gradient, channels_last, target, fill),
+                        None => add_zeros(target, fill),
+                    }
                 })?;
             }
             if !is_last {
                 continue;
             }
             let sums = rest.get(&lane).filter(|_| *present);
-            tree.leaf(leaf, surface.stats.clone(), |target, fill| match sums {
-                Some(sums) => add_values(host::slice(&sums.batch_stats)?, target, fill),
-                None => add_zeros(target, fill),
-            })?;
-            tree.leaf(leaf, surface.scalars.clone(), |target, fill| match sums {
-                Some(sums) => add_values(&[sums.image_loss, sums.patch_loss, 1.0], target, fill),
-                None => add_zeros(target, fill),
+            let ranges = (surface.stats.clone(), surface.scalars.clone());
+            let both = ranges.0.start..ranges.1.end;
+            tree.leaf(leaf, both.clone(), |target, fill| {
+                let Some(sums) = sums else {
+                    return add_zeros(&mut target[both], fill);
+                };
+                add_values(host::slice(&sums.batch_stats)?, &mut target[ranges.0], fill)?;
+                let scalars = [sums.image_loss, sums.patch_loss, 1.0];
+                add_values(&scalars, &mut target[ranges.1], fill)
             })?;
         }
         Ok(())

@@ -5,7 +5,11 @@
 //! leaves that autograd sees are views: of the working copy for convolutions of a bf16 run, of the
 //! master copy otherwise. Gradients never live in `.grad`: backward hands them out and [`crate::reduce`]
 //! adds them into its own flat buffers of this same layout.
+//!
+//! All of it lies on one device. What needs it on the host (checkpoints, hashes, other ranks) goes through
+//! [`Params::read`] and [`Params::edit`], which on the CPU are the buffers themselves.
 
+use std::borrow::Cow;
 use std::ops::Range;
 
 use fovea_kernels::flat::{self, AdamParams};
@@ -62,19 +66,41 @@ impl Layout {
     }
 }
 
+/// One of the flat f32 buffers that make up a model's state.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Part {
+    /// The parameters.
+    Master,
+    /// Adam's first moments, in the same layout.
+    FirstMoment,
+    /// Adam's second moments, in the same layout.
+    SecondMoment,
+    /// Running statistics (see [`crate::models::NormSpec`]).
+    Running,
+}
+
+impl Part {
+    /// Everything that a step depends on.
+    pub const ALL: [Self; 4] = [
+        Self::Master,
+        Self::FirstMoment,
+        Self::SecondMoment,
+        Self::Running,
+    ];
+}
+
 /// Parameters, optimizer moments and batch normalisation statistics of one model.
 pub struct Params {
     /// What is stored.
     pub blueprint: Blueprint,
     /// Where it is stored.
     pub layout: Layout,
+    device: Device,
     master: Tensor,
     working: Option<Tensor>,
     leaves: Vec<Tensor>,
-    /// First moments, in the flat layout.
-    pub m: Vec<f32>,
-    /// Second moments, in the flat layout.
-    pub v: Vec<f32>,
+    m: Tensor,
+    v: Tensor,
     running: Tensor,
 }
 
@@ -88,15 +114,18 @@ fn view(flat: &Tensor, range: &Range<usize>, spec: &ParamSpec) -> Result<Tensor>
 }
 
 impl Params {
-    /// Draws initial values from `seed`; the same on every machine.
-    pub fn new(blueprint: Blueprint, precision: Precision, seed: u64) -> Result<Self> {
+    /// Draws initial values from `seed`; the same on every machine and device.
+    pub fn new(
+        blueprint: Blueprint,
+        precision: Precision,
+        seed: u64,
+        device: Device,
+    ) -> Result<Self> {
         let layout = Layout::new(&blueprint.params);
-        let master = Tensor::f_zeros([layout.len as i64], (Kind::Float, Device::Cpu))?;
+        let zeros = |len: usize, kind| Tensor::f_zeros([len as i64], (kind, device));
+        let master = zeros(layout.len, Kind::Float)?;
         let working = match precision {
-            Precision::Bf16 => Some(Tensor::f_zeros(
-                [layout.working_len as i64],
-                (Kind::BFloat16, Device::Cpu),
-            )?),
+            Precision::Bf16 => Some(zeros(layout.working_len, Kind::BFloat16)?),
             Precision::F32 => None,
         };
         let mut leaves = Vec::with_capacity(blueprint.params.len());
@@ -112,17 +141,16 @@ impl Params {
             ops::watch(&leaf, index)?;
             leaves.push(leaf);
         }
-        let running = Tensor::f_zeros([blueprint.stats_len() as i64], (Kind::Float, Device::Cpu))?;
-        let (m, v) = (vec![0.0; layout.len], vec![0.0; layout.len]);
         let mut params = Self {
-            blueprint,
-            layout,
             master,
             working,
             leaves,
-            m,
-            v,
-            running,
+            m: zeros(layout.len, Kind::Float)?,
+            v: zeros(layout.len, Kind::Float)?,
+            running: zeros(blueprint.stats_len(), Kind::Float)?,
+            blueprint,
+            layout,
+            device,
         };
         params.initialise(seed)?;
         Ok(params)
@@ -131,17 +159,21 @@ impl Params {
     fn initialise(&mut self, seed: u64) -> Result<()> {
         let specs = self.blueprint.params.clone();
         let ranges = self.layout.ranges.clone();
-        let master = host::slice_mut::<f32>(&mut self.master)?;
-        for (index, (spec, range)) in specs.iter().zip(ranges).enumerate() {
-            let mut rng = ChaCha8Rng::seed_from_u64(seed);
-            rng.set_stream(index as u64 + 1);
-            draw(spec, &mut rng, &mut master[range])?;
-        }
-        for norm in &self.blueprint.norms {
-            let variances = norm.offset + norm.channels..norm.offset + 2 * norm.channels;
-            host::slice_mut::<f32>(&mut self.running)?[variances].fill(1.0);
-        }
-        self.refresh_working()
+        self.edit(Part::Master, |master| {
+            for (index, (spec, range)) in specs.iter().zip(ranges).enumerate() {
+                let mut rng = ChaCha8Rng::seed_from_u64(seed);
+                rng.set_stream(index as u64 + 1);
+                draw(spec, &mut rng, &mut master[range])?;
+            }
+            Ok(())
+        })?;
+        let norms = self.blueprint.norms.clone();
+        self.edit(Part::Running, |running| {
+            for norm in &norms {
+                running[norm.offset + norm.channels..norm.offset + 2 * norm.channels].fill(1.0);
+            }
+            Ok(())
+        })
     }
 
     /// Forward copies by [`crate::models::ParamId`]; leaves of autograd.
@@ -149,14 +181,24 @@ impl Params {
         &self.leaves
     }
 
-    /// The f32 parameters, flat.
-    pub fn master(&self) -> Result<&[f32]> {
-        host::slice(&self.master)
+    /// Where all of it lies.
+    pub fn device(&self) -> Device {
+        self.device
     }
 
-    /// The f32 parameters, flat, to be overwritten (call [`Params::refresh_working`] afterwards).
-    pub fn master_mut(&mut self) -> Result<&mut [f32]> {
-        host::slice_mut(&mut self.master)
+    /// A buffer where it lies, `[layout.len]` or `[stats_len]` f32.
+    pub fn tensor(&self, part: Part) -> &Tensor {
+        match part {
+            Part::Master => &self.master,
+            Part::FirstMoment => &self.m,
+            Part::SecondMoment => &self.v,
+            Part::Running => &self.running,
+        }
+    }
+
+    /// The bf16 copy of the first [`Layout::working_len`] parameters, in a bf16 run.
+    pub fn working(&self) -> Option<&Tensor> {
+        self.working.as_ref()
     }
 
     /// Running statistics, flat (see [`crate::models::NormSpec`]).
@@ -164,13 +206,48 @@ impl Params {
         &self.running
     }
 
-    /// Running statistics to be overwritten.
-    pub fn running_mut(&mut self) -> Result<&mut [f32]> {
-        host::slice_mut(&mut self.running)
+    /// A buffer on the host: itself on the CPU, else a copy.
+    pub fn read(&self, part: Part) -> Result<Cow<'_, [f32]>> {
+        let tensor = self.tensor(part);
+        if self.device == Device::Cpu {
+            return Ok(Cow::Borrowed(host::slice(tensor)?));
+        }
+        let mut copy = vec![0.0; tensor.numel()];
+        tensor.f_copy_data(&mut copy, tensor.numel())?;
+        Ok(Cow::Owned(copy))
+    }
+
+    /// Has `change` overwrite a buffer on the host: itself on the CPU, else a copy that is then copied back, also
+    /// when `change` fails.
+    pub fn edit<T>(
+        &mut self,
+        part: Part,
+        change: impl FnOnce(&mut [f32]) -> Result<T>,
+    ) -> Result<T> {
+        let device = self.device;
+        let tensor = match part {
+            Part::Master => &mut self.master,
+            Part::FirstMoment => &mut self.m,
+            Part::SecondMoment => &mut self.v,
+            Part::Running => &mut self.running,
+        };
+        let changed = if device == Device::Cpu {
+            change(host::slice_mut(tensor)?)
+        } else {
+            let mut copy = vec![0.0; tensor.numel()];
+            tensor.f_copy_data(&mut copy, tensor.numel())?;
+            let changed = change(&mut copy);
+            tch::no_grad(|| tensor.f_copy_(&Tensor::from_slice(&copy)))?;
+            changed
+        };
+        if part == Part::Master {
+            self.refresh_working()?;
+        }
+        changed
     }
 
     /// Recomputes the bf16 working copy from the master copy.
-    pub fn refresh_working(&mut self) -> Result<()> {
+    fn refresh_working(&mut self) -> Result<()> {
         if let Some(working) = &mut self.working {
             let prefix = self.master.f_narrow(0, 0, self.layout.working_len as i64)?;
             tch::no_grad(|| working.f_copy_(&prefix))?;
@@ -178,7 +255,7 @@ impl Params {
         Ok(())
     }
 
-    /// One optimizer step from summed gradients in the flat layout.
+    /// One optimizer step on the CPU, from summed gradients in the flat layout.
     pub fn adam(&mut self, grads: &[f32], adam: &AdamParams) -> Result<()> {
         let working = match &mut self.working {
             Some(working) => Some(host::slice_mut::<bf16>(working)?),
@@ -186,8 +263,8 @@ impl Params {
         };
         let split = self.layout.working_len;
         let (params, rest) = host::slice_mut::<f32>(&mut self.master)?.split_at_mut(split);
-        let (m, m_rest) = self.m.split_at_mut(split);
-        let (v, v_rest) = self.v.split_at_mut(split);
+        let (m, m_rest) = host::slice_mut::<f32>(&mut self.m)?.split_at_mut(split);
+        let (v, v_rest) = host::slice_mut::<f32>(&mut self.v)?.split_at_mut(split);
         let (g, g_rest) = grads.split_at(split);
         flat::adam(params, g, m, v, working, adam)?;
         flat::adam(rest, g_rest, m_rest, v_rest, None, adam)?;
@@ -265,7 +342,13 @@ mod tests {
     use crate::models;
 
     fn hybrid(precision: Precision) -> Params {
-        Params::new(models::build(ModelName::Hybrid).1, precision, 7).expect("parameters")
+        Params::new(
+            models::build(ModelName::Hybrid).1,
+            precision,
+            7,
+            Device::Cpu,
+        )
+        .expect("parameters")
     }
 
     #[test]
@@ -301,7 +384,7 @@ mod tests {
     #[test]
     fn pytorch_order_round_trips_and_matches_the_view() {
         let params = hybrid(Precision::F32);
-        let flat = params.master().expect("master");
+        let flat = &*params.read(Part::Master).expect("master");
         let mut back = vec![0.0; flat.len()];
         for (index, leaf) in params.leaves().iter().enumerate() {
             let values = params.to_pytorch(index, flat);

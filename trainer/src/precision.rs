@@ -15,12 +15,12 @@ pub enum Precision {
 }
 
 impl Precision {
-    /// Resolves the configured choice for this processor.
-    pub fn resolve(choice: PrecisionChoice) -> Self {
+    /// Resolves the configured choice for what computes, which may have `native` bf16.
+    pub fn resolve(choice: PrecisionChoice, native: bool) -> Self {
         match choice {
             PrecisionChoice::F32 => Self::F32,
             PrecisionChoice::Bf16 => Self::Bf16,
-            PrecisionChoice::Auto if native_bf16() => Self::Bf16,
+            PrecisionChoice::Auto if native => Self::Bf16,
             PrecisionChoice::Auto => Self::F32,
         }
     }

@@ -12,7 +12,7 @@ use crate::config::Config;
 use crate::error::{Error, Result};
 use crate::evaluate::{self, Row, Summary, sigmoid};
 use crate::lanes::{Lanes, ReadOnly};
-use crate::precision::Precision;
+use crate::precision::{Precision, native_bf16};
 use crate::replica::{Objective, Replica};
 use crate::run_dir::{Prediction, RunDir};
 use crate::samples::{Assembler, SampleSource};
@@ -87,7 +87,7 @@ impl Predictor {
                 sizes.patch
             );
         }
-        let precision = Precision::resolve(config.train.precision);
+        let precision = Precision::resolve(config.train.precision, native_bf16());
         // Class weights only matter for the reported loss; `eval` sets them from the data.
         let plain = || FocalParams {
             gamma: config.loss.gamma,
@@ -100,8 +100,8 @@ impl Predictor {
             patch: plain(),
             patch_weight: config.loss.patch_weight,
         };
-        let mut replica = Replica::new(&config, precision, objective, lanes)?;
-        train::restore_weights(&mut replica.params, &weights, &path)?;
+        let mut replica = Replica::new(&config, precision, objective, lanes, None)?;
+        train::restore_weights(&mut replica.net.params, &weights, &path)?;
         Ok(Self {
             config,
             replica,
@@ -141,7 +141,7 @@ impl Predictor {
     /// Scores all images of a prepared dataset.
     pub fn dataset(&self, data: Dataset, mut tick: impl FnMut()) -> Result<Vec<Prediction>> {
         self.warn_of_other_sizes(&data);
-        let source = SampleSource::new(Arc::new(data), &self.config, self.precision);
+        let source = SampleSource::new(Arc::new(data), &self.config, self.precision, false);
         let images: Vec<usize> = (0..source.data().len()).collect();
         let rows = evaluate::score(&self.replica, &source, &images, || {
             tick();
@@ -158,7 +158,7 @@ impl Predictor {
         mut tick: impl FnMut(),
     ) -> Result<(Vec<Row>, Summary)> {
         self.warn_of_other_sizes(&data);
-        let source = SampleSource::new(Arc::new(data), &self.config, self.precision);
+        let source = SampleSource::new(Arc::new(data), &self.config, self.precision, false);
         let images = evaluate::images_of(&source, split, 0, 1);
         if images.is_empty() {
             return Err(Error::Usage {

@@ -11,6 +11,7 @@
 use std::ops::Range;
 
 use fovea_kernels::flat;
+use tch::{Device, Kind, Tensor};
 
 use crate::error::Result;
 
@@ -23,40 +24,108 @@ pub enum Fill {
     Add,
 }
 
-/// Binary-counter summation of equally long f32 buffers.
-#[derive(Debug, Default)]
-pub struct TreeAccumulator {
-    len: usize,
-    /// By depth: after `n` leaves those of `n`'s binary ones hold sums, the largest first.
-    buffers: Vec<Vec<f32>>,
+/// A buffer of f32 that can be summed part by part.
+pub trait Buffer {
+    /// One with zeros, on this device if it can be on any.
+    fn zeros(len: usize, device: Device) -> Result<Self>
+    where
+        Self: Sized;
+
+    /// Number of elements.
+    fn len(&self) -> usize;
+
+    /// Adds these elements of `other`.
+    fn add(&mut self, other: &Self, range: Range<usize>) -> Result<()>;
 }
 
-impl TreeAccumulator {
+impl Buffer for Vec<f32> {
+    fn zeros(len: usize, _: Device) -> Result<Self> {
+        Ok(vec![0.0; len])
+    }
+
+    fn len(&self) -> usize {
+        self.len()
+    }
+
+    fn add(&mut self, other: &Self, range: Range<usize>) -> Result<()> {
+        let target = &mut self[range.clone()];
+        Ok(flat::add_assign(target, &other[range])?)
+    }
+}
+
+/// In the order of the stream that is current.
+impl Buffer for Tensor {
+    fn zeros(len: usize, device: Device) -> Result<Self> {
+        Ok(Tensor::f_zeros([len as i64], (Kind::Float, device))?)
+    }
+
+    fn len(&self) -> usize {
+        self.numel()
+    }
+
+    fn add(&mut self, other: &Self, range: Range<usize>) -> Result<()> {
+        let mut target = part(self, &range)?;
+        let _ = target.f_add_(&part(other, &range)?)?;
+        Ok(())
+    }
+}
+
+/// A view of some elements of a flat tensor.
+pub fn part(flat: &Tensor, range: &Range<usize>) -> Result<Tensor> {
+    Ok(flat.f_narrow(0, range.start as i64, range.len() as i64)?)
+}
+
+/// Binary-counter summation of equally long buffers.
+#[derive(Debug)]
+pub struct TreeAccumulator<B = Vec<f32>> {
+    len: usize,
+    device: Device,
+    /// By depth: after `n` leaves those of `n`'s binary ones hold sums, the largest first. None for one that was taken.
+    buffers: Vec<Option<B>>,
+}
+
+impl<B> Default for TreeAccumulator<B> {
+    fn default() -> Self {
+        Self {
+            len: 0,
+            device: Device::Cpu,
+            buffers: Vec::new(),
+        }
+    }
+}
+
+impl<B: Buffer> TreeAccumulator<B> {
     /// For leaves of `len` elements.
     pub fn new(len: usize) -> Self {
+        Self::on(Device::Cpu, len)
+    }
+
+    /// The same, with its buffers on a device.
+    pub fn on(device: Device, len: usize) -> Self {
         Self {
             len,
+            device,
             buffers: Vec::new(),
         }
     }
 
-    /// Adds the elements `range` of leaf `leaf`, which counts from 0; leaves come in order. `write` gets the target
-    /// and whether to assign or to add.
+    /// Adds the elements `range` of leaf `leaf`, which counts from 0; leaves come in order. `write` gets the buffer
+    /// whose elements `range` are the target, and whether to assign or to add.
     ///
     /// Elements that `write` does not touch must be ones it never touches: they stay zero.
     pub fn leaf(
         &mut self,
         leaf: usize,
         range: Range<usize>,
-        write: impl FnOnce(&mut [f32], Fill) -> Result<()>,
+        write: impl FnOnce(&mut B, Fill) -> Result<()>,
     ) -> Result<()> {
         let ones = leaf.count_ones() as usize;
         if leaf.is_multiple_of(2) {
-            return write(&mut self.buffer(ones)[range], Fill::Assign);
+            return write(self.buffer(ones)?, Fill::Assign);
         }
         // Its left sibling is on top.
         let mut top = ones - 1;
-        write(&mut self.buffer(top)[range.clone()], Fill::Add)?;
+        write(self.buffer(top)?, Fill::Add)?;
         for _ in 1..leaf.trailing_ones() {
             self.merge(top, range.clone())?;
             top -= 1;
@@ -64,46 +133,51 @@ impl TreeAccumulator {
         Ok(())
     }
 
-    /// The sum over all `leaves` of a round, complete for these elements.
-    pub fn finish(&mut self, leaves: usize, range: Range<usize>) -> Result<&mut [f32]> {
+    /// The buffer that holds the sum over all `leaves` of a round, complete for these elements.
+    pub fn finish(&mut self, leaves: usize, range: Range<usize>) -> Result<&mut B> {
         for top in (1..leaves.count_ones() as usize).rev() {
             self.merge(top, range.clone())?;
         }
-        Ok(&mut self.buffer(0)[range])
+        self.buffer(0)
     }
 
     /// The whole sum, every element of which was finished. Give it back with [`TreeAccumulator::recycle`].
-    pub fn take(&mut self) -> Vec<f32> {
-        std::mem::take(self.buffer(0))
+    pub fn take(&mut self) -> Result<B> {
+        self.buffer(0)?;
+        let taken = self.buffers.first_mut().and_then(Option::take);
+        taken.map_or_else(|| B::zeros(self.len, self.device), Ok)
     }
 
     /// Takes back a buffer from [`TreeAccumulator::take`], to be reused.
-    pub fn recycle(&mut self, buffer: Vec<f32>) {
+    pub fn recycle(&mut self, buffer: B) {
         if buffer.len() == self.len
             && let Some(first) = self.buffers.first_mut()
         {
-            *first = buffer;
+            *first = Some(buffer);
         }
     }
 
     /// Adds a sum to the one before it.
     fn merge(&mut self, top: usize, range: Range<usize>) -> Result<()> {
-        self.buffer(top);
+        self.buffer(top)?;
+        self.buffer(top - 1)?;
         let (left, right) = self.buffers.split_at_mut(top);
-        let target = &mut left[top - 1][range.clone()];
-        Ok(flat::add_assign(target, &right[0][range])?)
+        match (&mut left[top - 1], &right[0]) {
+            (Some(target), Some(source)) => target.add(source, range),
+            _ => Ok(()),
+        }
     }
 
-    fn buffer(&mut self, depth: usize) -> &mut Vec<f32> {
-        while self.buffers.len() <= depth {
-            self.buffers.push(vec![0.0; self.len]);
+    fn buffer(&mut self, depth: usize) -> Result<&mut B> {
+        if self.buffers.len() <= depth {
+            self.buffers.resize_with(depth + 1, || None);
         }
-        let buffer = &mut self.buffers[depth];
-        // One that was taken, and dropped with an attempt that failed.
-        if buffer.len() != self.len {
-            *buffer = vec![0.0; self.len];
+        let slot = &mut self.buffers[depth];
+        match slot {
+            Some(buffer) => Ok(buffer),
+            // The first time, or the one before was dropped with an attempt that failed.
+            None => Ok(slot.insert(B::zeros(self.len, self.device)?)),
         }
-        buffer
     }
 }
 
@@ -116,7 +190,7 @@ mod tests {
 
     fn add(tree: &mut TreeAccumulator, number: usize, leaf: &[f32], range: Range<usize>) {
         tree.leaf(number, range.clone(), |target, fill| {
-            for (t, l) in target.iter_mut().zip(&leaf[range]) {
+            for (t, l) in target[range.clone()].iter_mut().zip(&leaf[range]) {
                 *t = if fill == Fill::Assign { *l } else { *t + *l };
             }
             Ok(())
@@ -131,7 +205,7 @@ mod tests {
             add(&mut tree, number, leaf, 0..len);
         }
         tree.finish(leaves.len(), 0..len).unwrap();
-        tree.take()
+        tree.take().unwrap()
     }
 
     fn leaves(count: usize, seed: &[f32]) -> Vec<Vec<f32>> {
@@ -192,7 +266,7 @@ mod tests {
             bounds.push(24);
             let mut tree = TreeAccumulator::new(24);
             add(&mut tree, 0, &[f32::NAN; 24], 0..24);
-            drop(tree.take());
+            drop(tree.take().unwrap());
             let mut at = vec![0; bounds.len() - 1];
             let mut turns = turns.iter();
             while at.iter().any(|done| *done < count) {
@@ -202,10 +276,11 @@ mod tests {
                 at[part] += 1;
                 if at[part] == count {
                     let sum = tree.finish(count, bounds[part]..bounds[part + 1]).unwrap();
-                    prop_assert_eq!(bits(sum), bits(&whole[bounds[part]..bounds[part + 1]]));
+                    let range = bounds[part]..bounds[part + 1];
+                    prop_assert_eq!(bits(&sum[range.clone()]), bits(&whole[range]));
                 }
             }
-            let sum = tree.take();
+            let sum = tree.take().unwrap();
             prop_assert_eq!(bits(&sum), bits(&whole));
         }
     }

@@ -27,10 +27,8 @@ const IMAGE_DRAW: u64 = 1 << 63;
 
 /// The samples of one virtual shard, ready for the model.
 pub struct ShardBatch {
-    /// `[b, 3, S, S]`, channels-last, working dtype.
-    pub globals: Tensor,
-    /// `[n, 3, patch, patch]`, channels-last, working dtype.
-    pub patches: Tensor,
+    /// What the model sees of them.
+    pub pixels: Pixels,
     /// Patches per image, sums to n.
     pub counts: Vec<usize>,
     /// Label byte per image `[b]`.
@@ -41,6 +39,32 @@ pub struct ShardBatch {
     pub image_ids: Vec<u64>,
     /// Sample ids of the patches `[n]`.
     pub patch_ids: Vec<u64>,
+}
+
+/// What the model sees of a batch.
+pub enum Pixels {
+    /// Made already.
+    Views(Views),
+    /// For a GPU, which makes them from its own copy of the images.
+    Crops(Crops),
+}
+
+/// A batch's pixels, channels-last, in the working dtype.
+pub struct Views {
+    /// `[b, 3, S, S]`.
+    pub globals: Tensor,
+    /// `[n, 3, patch, patch]`.
+    pub patches: Tensor,
+}
+
+/// What a batch's pixels are cut from.
+pub struct Crops {
+    /// Image of the dataset `[b]`.
+    pub images: Vec<u32>,
+    /// Where each patch lies `[n]`; its image counts among those of the dataset.
+    pub specs: Vec<CropSpec>,
+    /// The epoch whose augmentation applies; none in evaluation.
+    pub epoch: Option<u32>,
 }
 
 /// What the epochs of the training split are ordered from.
@@ -64,6 +88,20 @@ fn cells(data: &Dataset, image: usize) -> Vec<u16> {
         .collect()
 }
 
+/// The configured augmentation.
+pub fn augment(config: &Config) -> Augment {
+    let a = &config.augment;
+    let on = |strength: f32| if a.enabled { strength } else { 0.0 };
+    Augment {
+        flip: a.enabled && a.flip,
+        quarter_turns: a.enabled && a.quarter_turns,
+        offset: if a.enabled { a.offset } else { 0 },
+        brightness: on(a.brightness),
+        contrast: on(a.contrast),
+        saturation: on(a.saturation),
+    }
+}
+
 /// Reads samples; shared by training and evaluation.
 pub struct SampleSource {
     data: Arc<Dataset>,
@@ -71,6 +109,8 @@ pub struct SampleSource {
     seed: u64,
     global_size: usize,
     precision: Precision,
+    /// Pixels are left to a GPU.
+    on_gpu: bool,
     /// Label byte per cell, per image.
     labels: Vec<Vec<u8>>,
     /// Whole images resized to the global branch's size, `[S, S, 3]` in 0..255.
@@ -78,27 +118,18 @@ pub struct SampleSource {
 }
 
 impl SampleSource {
-    /// `config` says sizes, label rule, augmentation and seed.
-    pub fn new(data: Arc<Dataset>, config: &Config, precision: Precision) -> Self {
-        let a = &config.augment;
-        let on = |strength: f32| if a.enabled { strength } else { 0.0 };
-        let augment = Augment {
-            flip: a.enabled && a.flip,
-            quarter_turns: a.enabled && a.quarter_turns,
-            offset: if a.enabled { a.offset } else { 0 },
-            brightness: on(a.brightness),
-            contrast: on(a.contrast),
-            saturation: on(a.saturation),
-        };
+    /// `config` says sizes, label rule, augmentation and seed. `on_gpu`: batches are without pixels.
+    pub fn new(data: Arc<Dataset>, config: &Config, precision: Precision, on_gpu: bool) -> Self {
         let labels = (0..data.len())
             .map(|i| data.cell_labels(i, config.data.min_lesion_pixels))
             .collect();
         Self {
             data,
-            augment,
+            augment: augment(config),
             seed: config.train.seed,
             global_size: config.data.global_size as usize,
             precision,
+            on_gpu,
             labels,
             resized: Mutex::new(HashMap::new()),
         }
@@ -134,17 +165,11 @@ impl SampleSource {
 
     /// Reads, crops and (in training: `epoch` given) augments the samples of `units`.
     pub fn load(&self, units: &[Unit], epoch: Option<u32>) -> Result<ShardBatch> {
-        let views: Vec<ImageU8<'_>> = units.iter().map(|u| self.view(u.image)).collect();
-        let resized = units
-            .iter()
-            .map(|u| self.resized(u.image))
-            .collect::<Result<Vec<_>>>()?;
-        let random = epoch.map(|epoch| Randomness {
-            augment: &self.augment,
-            seed: self.seed,
-            epoch,
-        });
-        let mut batch = self.assembler().assemble(units, &views, &resized, random)?;
+        let mut batch = if self.on_gpu {
+            self.crops(units, epoch)
+        } else {
+            self.views(units, epoch)?
+        };
         batch.image_labels = units
             .iter()
             .map(|u| self.image_label(u.image as usize))
@@ -158,6 +183,44 @@ impl SampleSource {
             })
             .collect();
         Ok(batch)
+    }
+
+    fn views(&self, units: &[Unit], epoch: Option<u32>) -> Result<ShardBatch> {
+        let views: Vec<ImageU8<'_>> = units.iter().map(|u| self.view(u.image)).collect();
+        let resized = units
+            .iter()
+            .map(|u| self.resized(u.image))
+            .collect::<Result<Vec<_>>>()?;
+        let random = epoch.map(|epoch| Randomness {
+            augment: &self.augment,
+            seed: self.seed,
+            epoch,
+        });
+        self.assembler().assemble(units, &views, &resized, random)
+    }
+
+    /// Without pixels: what they are to be cut from.
+    fn crops(&self, units: &[Unit], epoch: Option<u32>) -> ShardBatch {
+        let Selection {
+            image_ids,
+            patch_ids,
+            mut specs,
+        } = self.assembler().select(units);
+        for spec in &mut specs {
+            spec.image = units[spec.image].image as usize;
+        }
+        ShardBatch {
+            pixels: Pixels::Crops(Crops {
+                images: units.iter().map(|u| u.image).collect(),
+                specs,
+                epoch,
+            }),
+            counts: units.iter().map(|u| u.cells.len()).collect(),
+            image_labels: Vec::new(),
+            patch_labels: Vec::new(),
+            image_ids,
+            patch_ids,
+        }
     }
 
     fn assembler(&self) -> Assembler {
@@ -208,6 +271,14 @@ struct Randomness<'a> {
     epoch: u32,
 }
 
+/// The names of a batch's samples, and where they lie.
+#[derive(Default)]
+struct Selection {
+    image_ids: Vec<u64>,
+    patch_ids: Vec<u64>,
+    specs: Vec<CropSpec>,
+}
+
 /// Turns pixels into the tensors of a batch.
 #[derive(Clone, Copy, Debug)]
 pub struct Assembler {
@@ -243,50 +314,61 @@ impl Assembler {
         resized: &[Arc<Vec<f32>>],
         random: Option<Randomness<'_>>,
     ) -> Result<ShardBatch> {
-        let (grid, patch) = (self.grid as u64, self.patch);
-        let mut batch = ShardBatch {
-            globals: self.empty(units.len(), self.global_size)?,
-            patches: self.empty(units.iter().map(|u| u.cells.len()).sum(), patch)?,
-            counts: units.iter().map(|u| u.cells.len()).collect(),
-            image_labels: Vec::new(),
-            patch_labels: Vec::new(),
-            image_ids: Vec::with_capacity(units.len()),
-            patch_ids: Vec::new(),
-        };
-        let mut specs = Vec::new();
-        for (slot, unit) in units.iter().enumerate() {
-            let base = u64::from(unit.image) * grid * grid;
-            let first = unit.cells.first().map_or(0, |&c| u64::from(c));
-            batch.image_ids.push(IMAGE_DRAW | (base + first));
-            for &cell in &unit.cells {
-                let (row, col) = (u64::from(cell) / grid, u64::from(cell) % grid);
-                let (y, x) = ((row as usize * patch) as u32, (col as usize * patch) as u32);
-                let sample_id = base + u64::from(cell);
-                specs.push(CropSpec {
-                    image: slot,
-                    y,
-                    x,
-                    sample_id,
-                });
-                batch.patch_ids.push(sample_id);
-            }
-        }
+        let globals = self.empty(units.len(), self.global_size)?;
+        let mut patches = self.empty(units.iter().map(|u| u.cells.len()).sum(), self.patch)?;
+        let Selection {
+            image_ids,
+            patch_ids,
+            specs,
+        } = self.select(units);
         let augment = random.map(|r| r.augment);
         let (seed, epoch) = random.map_or((0, 0), |r| (r.seed, r.epoch));
-        with_pixels(&mut batch.patches, |out| {
-            patch_crop(images, &specs, patch, seed, epoch, augment, out)
+        with_pixels(&mut patches, |out| {
+            patch_crop(images, &specs, self.patch, seed, epoch, augment, out)
         })?;
         for (slot, resized) in resized.iter().enumerate() {
-            let mut target = batch.globals.f_get(slot as i64)?;
-            let id = batch.image_ids[slot];
+            let mut target = globals.f_get(slot as i64)?;
+            let id = image_ids[slot];
             with_pixels(&mut target, |out| {
                 global_view(resized, self.global_size, seed, epoch, id, augment, out)
             })?;
         }
         // In memory [n, h, w, 3]; to libtorch a channels-last [n, 3, h, w].
-        batch.globals = batch.globals.f_permute([0, 3, 1, 2])?;
-        batch.patches = batch.patches.f_permute([0, 3, 1, 2])?;
-        Ok(batch)
+        let pixels = Pixels::Views(Views {
+            globals: globals.f_permute([0, 3, 1, 2])?,
+            patches: patches.f_permute([0, 3, 1, 2])?,
+        });
+        Ok(ShardBatch {
+            pixels,
+            counts: units.iter().map(|u| u.cells.len()).collect(),
+            image_labels: Vec::new(),
+            patch_labels: Vec::new(),
+            image_ids,
+            patch_ids,
+        })
+    }
+
+    /// What the units are called, and where their patches lie; an image is its unit's place here.
+    fn select(&self, units: &[Unit]) -> Selection {
+        let (grid, patch) = (self.grid as u64, self.patch);
+        let mut selection = Selection::default();
+        for (slot, unit) in units.iter().enumerate() {
+            let base = u64::from(unit.image) * grid * grid;
+            let first = unit.cells.first().map_or(0, |&c| u64::from(c));
+            selection.image_ids.push(IMAGE_DRAW | (base + first));
+            for &cell in &unit.cells {
+                let (row, col) = (u64::from(cell) / grid, u64::from(cell) % grid);
+                let sample_id = base + u64::from(cell);
+                selection.specs.push(CropSpec {
+                    image: slot,
+                    y: (row as usize * patch) as u32,
+                    x: (col as usize * patch) as u32,
+                    sample_id,
+                });
+                selection.patch_ids.push(sample_id);
+            }
+        }
+        selection
     }
 
     fn empty(&self, n: usize, size: usize) -> Result<Tensor> {

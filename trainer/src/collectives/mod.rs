@@ -19,6 +19,7 @@
 //! after an abort. That is the coordinator's.
 
 mod abort;
+mod device;
 mod error;
 pub mod local;
 #[cfg(feature = "mpi")]
@@ -32,6 +33,7 @@ mod tree;
 use std::time::Instant;
 
 pub use abort::AbortHandle;
+pub use device::DeviceCollective;
 pub use error::{Absent, Error, Result};
 pub use solo::Solo;
 pub use tree::tree_sum;
@@ -62,6 +64,11 @@ pub trait Collective: Send {
 
     /// The handle that ends the waits of this engine on every rank.
     fn abort_handle(&self) -> AbortHandle;
+
+    /// The engine's operations on GPU memory, if it has them.
+    fn device(&mut self) -> Option<&mut dyn DeviceCollective> {
+        None
+    }
 }
 
 /// The variables by which the common launchers tell a process the size of its MPI world: Open MPI,

@@ -4,7 +4,8 @@ use std::fmt;
 
 use super::Config;
 use super::sections::{
-    Alpha, Backend, Level, LossKind, MetricName, ModelName, OptimizerKind, Precision, ScheduleKind,
+    Alpha, Backend, Device, Level, LossKind, MetricName, ModelName, OptimizerKind, Precision,
+    ReduceDtype, ScheduleKind,
 };
 
 /// A section and what it is for.
@@ -210,7 +211,9 @@ macro_rules! choice_field {
 choice_field!(
     ModelName,
     LossKind,
+    Device,
     Precision,
+    ReduceDtype,
     Backend,
     OptimizerKind,
     ScheduleKind,
@@ -373,9 +376,11 @@ pub static KEYS: &[Key] = &[
     key!(train.virtual_shards, int(1, 4096), RESULT, "Fixed slices of the global batch, the leaves of the reduction tree; BatchNorm statistics are per slice. Weights are bit for bit the same for every number of ranks that divides it into power-of-two blocks."),
     key!(train.ranks, int(1, 4096), PLACE, "Trainer processes; `--ranks` overrides it. 1, or a number that divides virtual_shards into power-of-two blocks."),
     key!(train.threads_per_rank, int(0, 1024), PLACE, "Compute threads of one rank; 0 = processor cores / ranks. Each works on a virtual shard of its own; the weights do not depend on their number up to virtual_shards / ranks. Beyond, several threads share a shard and change its rounding."),
-    key!(train.precision, ANY, RESULT, "Arithmetic of forward and backward; weights are kept in f32. auto = bf16 where the processor has it natively, else f32."),
+    key!(train.device, ANY, PLACE, "What computes; `--device` overrides it. auto = cuda where there is an NVIDIA GPU, else cpu. On a GPU the weights differ from the CPU's by rounding."),
+    key!(train.precision, ANY, RESULT, "Arithmetic of forward and backward; weights are kept in f32. auto = bf16 where the processor or the GPU (from compute capability 8.0) has it natively, else f32."),
     key!(train.seed, int(0, MAX_SEED), RESULT, "Seed of initial weights, sample order, augmentation and dropout."),
     key!(train.backend, ANY, PLACE, "How ranks exchange gradients; `--backend` overrides it. auto = mpi under an MPI launch, else local (one machine)."),
+    key!(train.reduce_dtype, ANY, RESULT, "In what gradients of convolutions travel between GPUs with backend nccl: bf16 halves the bytes and rounds the sums. They are added to f32 weights in any case."),
     key!(train.step_timeout_s, int(1, 86400), PLACE, "Seconds a rank waits in one collective before it gives the others up."),
     key!(train.bucket_mb, int(1, 65536), PLACE, "Gradients travel between ranks in buckets of at least this many MiB, the last layers' first, while backward still computes the others. The weights do not depend on it."),
     key!(train.trace_steps, int(0, 100_000), PLACE, "After so many steps each rank writes trace/rank-N.json: which thread did what when. Open it in ui.perfetto.dev. 0 = none."),

@@ -28,10 +28,10 @@ use serde::{Deserialize, Serialize};
 pub use error::{Error, Place};
 pub use schedule::{EarlyStopping, PlateauState, Verdict, learning_rate};
 pub use sections::{
-    Alpha, AugmentConfig, Backend, CheckpointConfig, DataConfig, EarlyStoppingConfig,
+    Alpha, AugmentConfig, Backend, CheckpointConfig, DataConfig, Device, EarlyStoppingConfig,
     ElasticConfig, EvalConfig, Level, LossConfig, LossKind, MetricName, ModelConfig, ModelName,
-    OptimizerConfig, OptimizerKind, Precision, RunConfig, ScheduleConfig, ScheduleKind,
-    TrainConfig,
+    OptimizerConfig, OptimizerKind, Precision, ReduceDtype, RunConfig, ScheduleConfig,
+    ScheduleKind, TrainConfig,
 };
 
 /// Result with this room's [`Error`].

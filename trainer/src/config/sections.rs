@@ -57,11 +57,33 @@ choice! {
 choice! {
     /// Arithmetic of the forward and backward pass; parameters are always kept in f32.
     Precision {
-        /// bf16 where the processor has it natively, f32 elsewhere.
+        /// bf16 where the processor or the GPU has it natively, f32 elsewhere.
         Auto = "auto",
         /// 32-bit floats throughout.
         F32 = "f32",
         /// bfloat16 activations and gradients, f32 master weights.
+        Bf16 = "bf16",
+    }
+}
+
+choice! {
+    /// What computes.
+    Device {
+        /// `cuda` where there is a GPU, else `cpu`.
+        Auto = "auto",
+        /// The processor.
+        Cpu = "cpu",
+        /// One NVIDIA GPU per rank.
+        Cuda = "cuda",
+    }
+}
+
+choice! {
+    /// In what gradients travel between GPUs.
+    ReduceDtype {
+        /// 32-bit floats.
+        F32 = "f32",
+        /// bfloat16: half the bytes, sums rounded to 8 bits.
         Bf16 = "bf16",
     }
 }
@@ -281,12 +303,16 @@ pub struct TrainConfig {
     pub ranks: u32,
     /// Compute threads of one rank; 0 = cores / ranks.
     pub threads_per_rank: u32,
+    /// What computes.
+    pub device: Device,
     /// Arithmetic of forward and backward.
     pub precision: Precision,
     /// Seed of initial weights, order, augmentation and dropout; at most 2^63 - 1.
     pub seed: u64,
     /// How ranks exchange gradients.
     pub backend: Backend,
+    /// In what gradients travel between GPUs.
+    pub reduce_dtype: ReduceDtype,
     /// Deadline of one collective, in seconds.
     pub step_timeout_s: u32,
     /// Least size of what is reduced in one call while backward goes on, in MiB.
@@ -303,9 +329,11 @@ impl Default for TrainConfig {
             virtual_shards: 4,
             ranks: 1,
             threads_per_rank: 0,
+            device: Device::Auto,
             precision: Precision::Auto,
             seed: 0,
             backend: Backend::Auto,
+            reduce_dtype: ReduceDtype::F32,
             step_timeout_s: 300,
             bucket_mb: 25,
             trace_steps: 0,

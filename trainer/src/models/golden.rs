@@ -13,11 +13,14 @@ use tch::{Kind, Tensor};
 
 use crate::checkpoint::{NamedTensor, TensorData};
 use crate::config::Config;
+use crate::gpu::Gpu;
 use crate::lanes::Lanes;
 use crate::models::Blueprint;
+use crate::ops::Engine;
+use crate::params::Part;
 use crate::precision::Precision;
 use crate::replica::{Denominators, Objective, Replica};
-use crate::samples::ShardBatch;
+use crate::samples::{Pixels, ShardBatch, Views};
 use crate::train::restore_weights;
 
 #[path = "../../../tests/golden/formula.rs"]
@@ -205,18 +208,20 @@ impl Shard {
     fn batch(&self, index: usize, salt: u64, kind: Kind) -> ShardBatch {
         let (images, patches) = (self.counts.len(), self.counts.iter().sum());
         ShardBatch {
-            globals: pictures(
-                &format!("globals.{index}.{salt}"),
-                images,
-                self.global_size,
-                kind,
-            ),
-            patches: pictures(
-                &format!("patches.{index}.{salt}"),
-                patches,
-                self.patch_size,
-                kind,
-            ),
+            pixels: Pixels::Views(Views {
+                globals: pictures(
+                    &format!("globals.{index}.{salt}"),
+                    images,
+                    self.global_size,
+                    kind,
+                ),
+                patches: pictures(
+                    &format!("patches.{index}.{salt}"),
+                    patches,
+                    self.patch_size,
+                    kind,
+                ),
+            }),
             counts: self.counts.clone(),
             image_labels: self.image_labels.clone(),
             patch_labels: self.patch_labels.clone(),
@@ -226,7 +231,7 @@ impl Shard {
     }
 }
 
-fn configured(setup: &Setup, precision: Precision) -> (Config, Replica) {
+fn configured(setup: &Setup, precision: Precision, gpu: Option<Gpu>) -> (Config, Replica) {
     let Setup {
         loss, optimizer, ..
     } = setup;
@@ -249,9 +254,10 @@ fn configured(setup: &Setup, precision: Precision) -> (Config, Replica) {
         patch: focal(),
         patch_weight: loss.patch_weight,
     };
-    let mut replica = Replica::new(&config, precision, objective, Lanes::one()).expect("a replica");
-    let weights = hashed(&replica.params.blueprint);
-    restore_weights(&mut replica.params, &weights, Path::new("hashed"))
+    let mut replica =
+        Replica::new(&config, precision, objective, Lanes::one(), gpu).expect("a replica");
+    let weights = hashed(&replica.net.params.blueprint);
+    restore_weights(&mut replica.net.params, &weights, Path::new("hashed"))
         .expect("PyTorch's names and shapes");
     (config, replica)
 }
@@ -259,9 +265,14 @@ fn configured(setup: &Setup, precision: Precision) -> (Config, Replica) {
 /// Logits of the first shard, then of its first image without its patches.
 fn evaluate(replica: &Replica, batch: &ShardBatch) -> Vec<f64> {
     let scores = replica.evaluate(batch).expect("evaluation");
+    let Pixels::Views(views) = &batch.pixels else {
+        panic!("no pixels")
+    };
     let alone = ShardBatch {
-        globals: batch.globals.narrow(0, 0, 1),
-        patches: batch.patches.narrow(0, 0, 0),
+        pixels: Pixels::Views(Views {
+            globals: views.globals.narrow(0, 0, 1),
+            patches: views.patches.narrow(0, 0, 0),
+        }),
         counts: vec![0],
         image_labels: vec![0],
         patch_labels: vec![],
@@ -283,20 +294,24 @@ fn evaluate(replica: &Replica, batch: &ShardBatch) -> Vec<f64> {
 
 /// A flat buffer's parameters as digests.
 fn parameters(replica: &Replica, flat: &[f32]) -> Digests {
-    let named = replica.params.blueprint.params.iter().enumerate();
+    let named = replica.net.params.blueprint.params.iter().enumerate();
     named
         .map(|(i, p)| {
             (
                 p.name.clone(),
-                digest(&p.name, &replica.params.to_pytorch(i, flat)),
+                digest(&p.name, &replica.net.params.to_pytorch(i, flat)),
             )
         })
         .collect()
 }
 
 fn running(replica: &Replica) -> Digests {
-    let flat = crate::host::slice::<f32>(replica.params.running()).expect("f32 statistics");
-    let named = replica.params.blueprint.norms.iter().flat_map(|norm| {
+    let flat = &*replica
+        .net
+        .params
+        .read(Part::Running)
+        .expect("f32 statistics");
+    let named = replica.net.params.blueprint.norms.iter().flat_map(|norm| {
         let part = |suffix: &str, start: usize| {
             let name = format!("{}.{suffix}", norm.name);
             let digest = digest(&name, &flat[start..start + norm.channels]);
@@ -310,9 +325,9 @@ fn running(replica: &Replica) -> Digests {
     named.collect()
 }
 
-fn run(golden: &Golden, precision: Precision) -> Deviations {
+fn run(golden: &Golden, precision: Precision, gpu: Option<Gpu>) -> Deviations {
     let setup = &golden.setup;
-    let (config, mut replica) = configured(setup, precision);
+    let (config, mut replica) = configured(setup, precision, gpu);
     let shards: Vec<_> = setup
         .shards
         .iter()
@@ -327,7 +342,12 @@ fn run(golden: &Golden, precision: Precision) -> Deviations {
         patches: counts().flatten().map(|&n| n as u64).sum(),
     };
 
-    let start = replica.params.master().expect("master").to_vec();
+    let start = replica
+        .net
+        .params
+        .read(Part::Master)
+        .expect("master")
+        .to_vec();
     let (mut loss, mut grad_norm) = (Vec::new(), Vec::new());
     let (mut gradients, mut statistics, mut moved) =
         (Digests::new(), Digests::new(), Digests::new());
@@ -339,7 +359,8 @@ fn run(golden: &Golden, precision: Precision) -> Deviations {
         loss.push((verdict.loss / golden.steps[step].loss - 1.0).abs());
         grad_norm.push((verdict.grad_norm / golden.steps[step].grad_norm - 1.0).abs());
         if step == 0 {
-            gradients = parameters(&replica, &reduced[..replica.params.layout.len]);
+            let sums = reduced.to_host().expect("sums");
+            gradients = parameters(&replica, &sums[..replica.net.params.layout.len]);
         }
         replica
             .commit(
@@ -354,7 +375,7 @@ fn run(golden: &Golden, precision: Precision) -> Deviations {
             statistics = running(&replica);
             let difference: Vec<f32> = replica
                 .params
-                .master()
+                .read(Part::Master)
                 .expect("master")
                 .iter()
                 .zip(&start)
@@ -406,7 +427,20 @@ fn below(what: &str, got: f64, limit: f64) {
 #[test]
 fn f32_steps_are_pytorchs() {
     let golden = load();
-    let got = run(&golden, Precision::F32);
+    f32_is_near(&golden, &run(&golden, Precision::F32, None));
+}
+
+/// The GPU's step, with the kernels and the driver emulated.
+#[test]
+fn f32_steps_on_a_gpu_are_pytorchs() {
+    let golden = load();
+    for engine in [Engine::Fused, Engine::Composed] {
+        let gpu = Gpu::emulated(engine);
+        f32_is_near(&golden, &run(&golden, Precision::F32, Some(gpu)));
+    }
+}
+
+fn f32_is_near(golden: &Golden, got: &Deviations) {
     eprintln!("here  {got:?}\ntorch {:?}", golden.torch_f32);
     // Sums of some thousand f32 products per layer, 20 layers deep: errors of 1e-6 of the values.
     below("logits", got.logits, 1e-5);
@@ -428,7 +462,17 @@ fn f32_steps_are_pytorchs() {
 #[test]
 fn bf16_steps_are_as_near_as_pytorchs_autocast() {
     let golden = load();
-    let got = run(&golden, Precision::Bf16);
+    bf16_is_near(&golden, &run(&golden, Precision::Bf16, None));
+}
+
+#[test]
+fn bf16_steps_on_a_gpu_are_as_near() {
+    let golden = load();
+    let gpu = Gpu::emulated(Engine::Composed);
+    bf16_is_near(&golden, &run(&golden, Precision::Bf16, Some(gpu)));
+}
+
+fn bf16_is_near(golden: &Golden, got: &Deviations) {
     let torch = &golden.torch_bf16;
     eprintln!("here  {got:?}\ntorch {torch:?}");
     // bf16 has 8 bits: 4e-3 per rounding, averaged over many.

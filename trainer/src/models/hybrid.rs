@@ -11,7 +11,9 @@
 
 use tch::{Kind, Tensor};
 
-use super::{Blueprint, Input, LayerNorm, Linear, Model, Output, Pass, ResNet18, SelfAttention};
+use super::{
+    Blueprint, Input, LayerNorm, Linear, Model, Output, Pass, ResNet18, SelfAttention, Tokens,
+};
 use crate::error::Result;
 
 const WIDTH: i64 = 256;
@@ -74,56 +76,13 @@ impl Hybrid {
     }
 }
 
-/// Where each token of the padded sequence comes from, and where the patches end up in it.
-struct TokenLayout {
-    /// `[b * t]` rows of `cat([images, patches, one row of zeros])`.
-    gather: Vec<i64>,
-    /// `[n]` rows of the flattened `[b * t, width]` sequence that hold patches.
-    patches: Vec<i64>,
-    /// `[b, 1, 1, t]`: 0 for tokens, -inf for padding; none when no sequence is padded.
-    padding: Option<Vec<f32>>,
-    /// Tokens per sequence, the image token included.
-    tokens: usize,
-}
-
-impl TokenLayout {
-    fn new(counts: &[usize]) -> Self {
-        let images = counts.len();
-        let tokens = 1 + counts.iter().copied().max().unwrap_or(0);
-        let total: usize = counts.iter().sum();
-        let zeros = (images + total) as i64;
-        let mut layout = Self {
-            gather: Vec::with_capacity(images * tokens),
-            patches: Vec::with_capacity(total),
-            padding: None,
-            tokens,
-        };
-        let mut mask = Vec::with_capacity(images * tokens);
-        let mut next = images as i64;
-        for (image, &count) in counts.iter().enumerate() {
-            layout.gather.push(image as i64);
-            layout.gather.extend(next..next + count as i64);
-            layout
-                .gather
-                .extend(std::iter::repeat_n(zeros, tokens - 1 - count));
-            let first = (image * tokens + 1) as i64;
-            layout.patches.extend(first..first + count as i64);
-            mask.extend(std::iter::repeat_n(0.0, 1 + count));
-            mask.extend(std::iter::repeat_n(f32::NEG_INFINITY, tokens - 1 - count));
-            next += count as i64;
-        }
-        if mask.iter().any(|&m| m != 0.0) {
-            layout.padding = Some(mask);
-        }
-        layout
-    }
-}
-
 impl Model for Hybrid {
     fn forward(&self, pass: &Pass<'_>, input: &Input<'_>) -> Result<Output> {
-        let images = input.counts.len() as i64;
-        let layout = TokenLayout::new(input.counts);
-        let tokens = layout.tokens as i64;
+        let Tokens {
+            images,
+            per_image: tokens,
+            ..
+        } = *input.tokens;
 
         let global = self.global_branch.forward(pass, input.globals)?; // [b, 512]
         let global = self.global_proj.forward(pass, &global)?; // [b, 256]
@@ -136,26 +95,16 @@ impl Model for Hybrid {
 
         let zeros = Tensor::f_zeros([1, WIDTH], (Kind::Float, global.device()))?;
         let rows = Tensor::f_cat(&[&global, &local, &zeros], 0)?; // [b + n + 1, 256]
-        let gather = Tensor::from_slice(&layout.gather).f_to_device(rows.device())?;
         let x = rows
-            .f_index_select(0, &gather)?
+            .f_index_select(0, &input.tokens.gather)?
             .f_view([images, tokens, WIDTH])?;
-        let padding = match &layout.padding {
-            Some(mask) => Some(
-                Tensor::from_slice(mask)
-                    .f_view([images, 1, 1, tokens])?
-                    .f_to_device(rows.device())?,
-            ),
-            None => None,
-        };
-        let mixed = self.attn.forward(pass, &x, padding.as_ref())?;
+        let mixed = self.attn.forward(pass, &x, input.tokens.padding.as_ref())?;
         let x = self.norm.forward(pass, &x.f_add(&mixed)?)?; // [b, 1 + P, 256]
 
         let image = x.f_select(1, 0)?; // [b, 256]
-        let patches = Tensor::from_slice(&layout.patches).f_to_device(rows.device())?;
         let patch = x
             .f_reshape([images * tokens, WIDTH])?
-            .f_index_select(0, &patches)?; // [n, 256]
+            .f_index_select(0, &input.tokens.patches)?; // [n, 256]
         let (image_mask, patch_mask) = input
             .dropout
             .map_or((None, None), |(i, p)| (Some(i), Some(p)));
@@ -163,28 +112,5 @@ impl Model for Hybrid {
             image: self.image_head.forward(pass, &image, image_mask)?,
             patch: self.patch_head.forward(pass, &patch, patch_mask)?,
         })
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn ragged_images_are_padded_and_masked() {
-        let layout = TokenLayout::new(&[2, 1]);
-        assert_eq!(layout.tokens, 3);
-        assert_eq!(layout.gather, [0, 2, 3, 1, 4, 5]); // 5 is the row of zeros
-        assert_eq!(layout.patches, [1, 2, 4]);
-        let padding = layout.padding.expect("the second image is shorter");
-        assert_eq!(padding.iter().filter(|m| m.is_infinite()).count(), 1);
-        assert!(padding[5].is_infinite());
-    }
-
-    #[test]
-    fn even_images_need_no_mask() {
-        let layout = TokenLayout::new(&[3, 3]);
-        assert!(layout.padding.is_none());
-        assert_eq!(layout.gather, [0, 2, 3, 4, 1, 5, 6, 7]);
     }
 }

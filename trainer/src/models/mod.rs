@@ -10,16 +10,18 @@ mod golden;
 mod hybrid;
 mod layers;
 mod resnet;
+mod tokens;
 
 pub use hybrid::{Hybrid, IMAGE_DROPOUT, PATCH_DROPOUT};
 pub use layers::{LayerNorm, Linear, SelfAttention};
 pub use resnet::ResNet18;
+pub use tokens::Tokens;
 
 use tch::Tensor;
 
 use crate::config::ModelName;
 use crate::error::Result;
-use crate::ops::NormMode;
+use crate::ops::{Engine, NormMode};
 
 /// Index of a parameter in its [`Blueprint`].
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -118,6 +120,8 @@ pub struct Pass<'a> {
     pub norms: &'a [NormSpec],
     /// Batch statistics (training) or running ones (evaluation).
     pub mode: NormMode<'a>,
+    /// What normalisation layers are computed by.
+    pub engine: Engine,
 }
 
 impl Pass<'_> {
@@ -133,8 +137,8 @@ pub struct Input<'a> {
     pub globals: &'a Tensor,
     /// Patches of all images one after the other, `[n, 3, patch, patch]`, working dtype, channels-last.
     pub patches: &'a Tensor,
-    /// Patches per image; sums to `n`.
-    pub counts: &'a [usize],
+    /// Where the tokens of each image come from.
+    pub tokens: &'a Tokens,
     /// Dropout masks, already scaled by `1 / (1 - p)`: `[b, 128]` and `[n, 128]` f32; none outside training.
     pub dropout: Option<(&'a Tensor, &'a Tensor)>,
 }

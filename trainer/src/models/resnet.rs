@@ -80,7 +80,13 @@ impl ConvNorm {
 
     /// `norm(conv(x))`, with ReLU or without.
     fn forward(&self, pass: &Pass<'_>, x: &Tensor, relu: bool) -> Result<Tensor> {
-        ops::batch_norm(&self.conv(pass, x)?, &self.affine(pass), relu, &pass.mode)
+        ops::batch_norm(
+            pass.engine,
+            &self.conv(pass, x)?,
+            &self.affine(pass),
+            relu,
+            &pass.mode,
+        )
     }
 }
 
@@ -137,7 +143,13 @@ impl BasicBlock {
             None => shortcut,
         };
         let y = self.second.conv(pass, &y)?;
-        ops::batch_norm_add_relu(&y, &self.second.affine(pass), &shortcut, &pass.mode)
+        ops::batch_norm_add_relu(
+            pass.engine,
+            &y,
+            &self.second.affine(pass),
+            &shortcut,
+            &pass.mode,
+        )
     }
 }
 
@@ -180,6 +192,7 @@ impl ResNet18 {
     /// `[n, 3, H, W]` in the working dtype, channels-last -> features `[n, 512]` in f32.
     pub fn forward(&self, pass: &Pass<'_>, x: &Tensor) -> Result<Tensor> {
         let stem = ops::stem(
+            pass.engine,
             &self.stem.conv(pass, x)?,
             &self.stem.affine(pass),
             &pass.mode,

@@ -11,7 +11,7 @@ use crate::error::Error;
 use crate::lanes::Lanes;
 use crate::precision::Precision;
 use crate::replica::{Denominators, Objective, Replica};
-use crate::samples::ShardBatch;
+use crate::samples::{Pixels, ShardBatch, Views};
 
 /// A virtual shard of one image with `n` of its patches.
 fn shard(number: u64, n: usize, side: i64) -> ShardBatch {
@@ -24,8 +24,10 @@ fn shard(number: u64, n: usize, side: i64) -> ShardBatch {
             .permute([0, 3, 1, 2])
     };
     ShardBatch {
-        globals: picture(1, number as f64),
-        patches: picture(n as i64, number as f64 + 0.5),
+        pixels: Pixels::Views(Views {
+            globals: picture(1, number as f64),
+            patches: picture(n as i64, number as f64 + 0.5),
+        }),
         counts: vec![n],
         image_labels: vec![(number % 16) as u8],
         patch_labels: (0..n).map(|i| ((number as usize + i) % 16) as u8).collect(),
@@ -49,7 +51,7 @@ fn replica(bucket_mb: u32) -> Replica {
         patch: focal(),
         patch_weight: 1.0,
     };
-    Replica::new(&config, Precision::F32, objective, Lanes::one()).unwrap()
+    Replica::new(&config, Precision::F32, objective, Lanes::one(), None).unwrap()
 }
 
 const TOTAL: Denominators = Denominators {
@@ -85,6 +87,8 @@ fn buckets_change_no_bit_and_cover_everything() {
         };
         let sum = replica
             .attempt(&shards, 0, TOTAL, &mut all_reduce, &mut || ())
+            .unwrap()
+            .to_host()
             .unwrap();
         assert_eq!(elements, sum.len(), "each element once");
         counts.push(calls);

@@ -20,6 +20,7 @@ use fovea_coordinator::order::{EpochOrder, OrderInput, rank_shards};
 use fovea_coordinator::protocol::{
     Assignment, Cause, MemberState, Next, Terms, TrainerEvent, TrainerInfo, Vote,
 };
+use fovea_kernels::cuda::Event;
 
 pub use crate::samples::order_input;
 pub(crate) use epoch_end::predictions;
@@ -30,11 +31,12 @@ pub use snapshot::{best_of, restore_weights, resume_point};
 use self::session::Engine;
 use self::step_rows::StepRows;
 use crate::checkpoint;
-use crate::collectives::Collective;
+use crate::collectives::{Collective, DeviceCollective};
 use crate::config::{Config, learning_rate};
 use crate::error::{Error, Result};
+use crate::overlap::Exchange;
 use crate::precision::Precision;
-use crate::replica::{Denominators, Replica};
+use crate::replica::{Denominators, Replica, Sums};
 use crate::run_dir::{RunDir, StepRow};
 use crate::samples::{Loader, Part, RankBatch, SampleSource};
 
@@ -255,17 +257,19 @@ impl Trainer {
     }
 
     /// Forward, backward, and the sums over all ranks, which are on their way while backward goes on.
-    fn attempt(&mut self, batch: &RankBatch, total: Denominators) -> Result<Vec<f32>> {
+    fn attempt(&mut self, batch: &RankBatch, total: Denominators) -> Result<Sums> {
         let begun = Instant::now();
         let mut computed = begun;
-        let patience = self.patience();
-        let collective = self.collective.as_mut();
+        let mut peers = Peers {
+            patience: self.patience(),
+            collective: self.collective.as_mut(),
+        };
         let client = &self.client;
         let summed = self.replica.attempt(
             &batch.shards,
             self.progress.epoch,
             total,
-            &mut |bucket| Ok(collective.all_reduce(bucket, Instant::now() + patience)?),
+            &mut peers,
             &mut || {
                 computed = Instant::now();
                 client.state(MemberState::Waiting);
@@ -403,6 +407,35 @@ impl Trainer {
             if let Err(e) = self.rows.append_to(&self.run.throughput()) {
                 tracing::warn!("{e}");
             }
+        }
+    }
+}
+
+/// The ranks of this generation, to the step.
+struct Peers<'a> {
+    collective: &'a mut dyn Collective,
+    patience: Duration,
+}
+
+impl Exchange for Peers<'_> {
+    fn is_alone(&self) -> bool {
+        self.collective.world() == 1
+    }
+
+    fn all_reduce(&mut self, bucket: &mut [f32]) -> Result<()> {
+        Ok(self
+            .collective
+            .all_reduce(bucket, Instant::now() + self.patience)?)
+    }
+
+    fn device(&mut self) -> Option<&mut dyn DeviceCollective> {
+        self.collective.device()
+    }
+
+    fn wait(&mut self, done: &Event) -> Result<()> {
+        match self.collective.device() {
+            Some(device) => Ok(device.wait(done, Instant::now() + self.patience)?),
+            None => Ok(done.synchronize()?),
         }
     }
 }

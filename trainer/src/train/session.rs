@@ -18,8 +18,9 @@ use super::{Progress, Trainer};
 use crate::collectives::{AbortHandle, Collective, Solo, local, mpi_launch_size};
 use crate::config::{Alpha, Backend, Config, LossConfig, TrainConfig};
 use crate::error::{Error, Result};
+use crate::gpu::{self, Gpu};
 use crate::lanes::Lanes;
-use crate::precision::Precision;
+use crate::precision::{Precision, native_bf16};
 use crate::replica::{Objective, Replica};
 use crate::run_dir::RunDir;
 use crate::samples::{SampleSource, order_input};
@@ -36,6 +37,8 @@ pub struct TrainerOptions {
     pub endpoint: Endpoint,
     /// Rank to ask for (an MPI rank wins over it).
     pub preferred_rank: Option<u32>,
+    /// Number of this process among those of its machine: which GPU is its own.
+    pub local_rank: u32,
     /// Directories of this node in which a copy of the data may be, or may come to be.
     pub staged: Vec<PathBuf>,
     /// Set by a signal handler to ask for a drain.
@@ -46,12 +49,19 @@ pub struct TrainerOptions {
 pub fn join(options: TrainerOptions) -> Result<Trainer> {
     let config = Config::load(&options.run.config())?;
     config.validate()?;
-    let lanes = lanes(&config.train)?;
-    let precision = Precision::resolve(config.train.precision);
+    let gpu = gpu(&config.train, options.local_rank)?;
+    let lanes = lanes(&config.train, gpu.is_some())?;
+    let native = gpu.as_ref().map_or_else(native_bf16, Gpu::native_bf16);
+    let precision = Precision::resolve(config.train.precision, native);
     let data = Arc::new(Dataset::open_unverified(config.data.path.as_ref())?);
     data.prefer(&options.staged);
     let fingerprint = fingerprint(&config, &data, precision);
-    let source = Arc::new(SampleSource::new(data, &config, precision));
+    let source = Arc::new(SampleSource::new(
+        Arc::clone(&data),
+        &config,
+        precision,
+        gpu.is_some(),
+    ));
     let order_input = order_input(source.data(), &config);
     let first = EpochOrder::new(&order_input, 0)?;
     let total_steps =
@@ -78,7 +88,15 @@ pub fn join(options: TrainerOptions) -> Result<Trainer> {
     let deadline = Instant::now() + patience;
     let client = connect(&options.endpoint, &info, &options.drain_wanted, deadline)?;
     let objective = objective(&config.loss, &source)?;
-    let replica = Replica::new(&config, precision, objective, lanes)?;
+    let gpu = match gpu {
+        None => None,
+        Some(mut gpu) => {
+            gpu.load_images(data)?;
+            tracing::info!("{}", gpu.describe());
+            Some(gpu)
+        }
+    };
+    let replica = Replica::new(&config, precision, objective, lanes, gpu)?;
     Ok(Trainer {
         progress: Progress::new(&config),
         config,
@@ -140,9 +158,21 @@ fn cores() -> usize {
     std::thread::available_parallelism().map_or(1, usize::from)
 }
 
-/// One lane per virtual shard of a rank, as far as there are threads.
-fn lanes(config: &TrainConfig) -> Result<Lanes> {
-    let shards = config.virtual_shards / config.ranks.max(1);
+/// This rank's GPU, if it is to have one.
+fn gpu(config: &TrainConfig, local_rank: u32) -> Result<Option<Gpu>> {
+    let gpus = gpu::Found::here();
+    let Some(ordinal) = gpu::choose(config.device, &gpus, local_rank)? else {
+        return Ok(None);
+    };
+    Gpu::open(ordinal, gpu::cache_folder().as_deref()).map(Some)
+}
+
+/// One lane per virtual shard of a rank, as far as there are threads; on a GPU they take turns.
+fn lanes(config: &TrainConfig, on_gpu: bool) -> Result<Lanes> {
+    let shards = match on_gpu {
+        true => 1,
+        false => config.virtual_shards / config.ranks.max(1),
+    };
     Lanes::over(config.threads(cores()), shards as usize)
 }
 

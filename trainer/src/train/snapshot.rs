@@ -13,9 +13,12 @@ use super::{Progress, Trainer};
 use crate::checkpoint::{self, NamedTensor, Snapshot, State, TensorData};
 use crate::collectives::Collective;
 use crate::error::{Error, Result};
-use crate::params::Params;
+use crate::params::{Params, Part};
 use crate::replica::Replica;
 use crate::run_dir::RunDir;
+
+/// Optimizer moments and what their tensors' names begin with.
+const MOMENTS: [(Part, &str); 2] = [(Part::FirstMoment, "m."), (Part::SecondMoment, "v.")];
 
 /// Where a run goes on: its newest complete checkpoint, or the beginning.
 ///
@@ -111,8 +114,8 @@ pub fn best_of(directory: &Path) -> Result<PathBuf> {
 
 /// Parameters and running statistics with PyTorch's names, shapes and element order.
 fn weights(params: &Params, steps: u64) -> Result<Vec<NamedTensor>> {
-    let mut tensors = named(params, params.master()?, "");
-    let running = crate::host::slice::<f32>(params.running())?;
+    let mut tensors = named(params, &params.read(Part::Master)?, "");
+    let running = params.read(Part::Running)?;
     for norm in &params.blueprint.norms {
         let (mean, var) = (norm.offset, norm.offset + norm.channels);
         for (suffix, start) in [("running_mean", mean), ("running_var", var)] {
@@ -152,23 +155,24 @@ fn named(params: &Params, flat: &[f32], prefix: &str) -> Vec<NamedTensor> {
 pub fn restore_weights(params: &mut Params, tensors: &[NamedTensor], origin: &Path) -> Result<()> {
     let mut flat = vec![0.0; params.layout.len];
     restore_flat(params, tensors, "", &mut flat, origin)?;
-    params.master_mut()?.copy_from_slice(&flat);
+    params.edit(Part::Master, |master| {
+        master.copy_from_slice(&flat);
+        Ok(())
+    })?;
     let norms = params.blueprint.norms.clone();
-    let running = params.running_mut()?;
-    for norm in &norms {
-        for (suffix, start) in [
-            ("running_mean", norm.offset),
-            ("running_var", norm.offset + norm.channels),
-        ] {
-            let values = find(
-                tensors,
-                &format!("{}.{suffix}", norm.name),
-                &[norm.channels],
-                origin,
-            )?;
-            running[start..start + norm.channels].copy_from_slice(values);
+    params.edit(Part::Running, |running| {
+        for norm in &norms {
+            for (suffix, start) in [
+                ("running_mean", norm.offset),
+                ("running_var", norm.offset + norm.channels),
+            ] {
+                let name = format!("{}.{suffix}", norm.name);
+                let values = find(tensors, &name, &[norm.channels], origin)?;
+                running[start..start + norm.channels].copy_from_slice(values);
+            }
         }
-    }
+        Ok(())
+    })?;
     let known = |name: &str| {
         params.blueprint.params.iter().any(|p| p.name == name)
             || norms.iter().any(|n| {
@@ -182,7 +186,7 @@ pub fn restore_weights(params: &mut Params, tensors: &[NamedTensor], origin: &Pa
             format!("tensor {} does not belong to the model", stranger.name),
         ));
     }
-    params.refresh_working()
+    Ok(())
 }
 
 fn restore_flat(
@@ -236,7 +240,10 @@ fn mismatch(origin: &Path, what: String) -> Error {
 impl Replica {
     /// The hash over all weight tensors that `fovea status` shows.
     pub fn weights_blake3(&self, steps: u64) -> Result<String> {
-        Ok(checkpoint::weights_blake3(&weights(&self.params, steps)?))
+        Ok(checkpoint::weights_blake3(&weights(
+            &self.net.params,
+            steps,
+        )?))
     }
 }
 
@@ -246,20 +253,12 @@ fn copy_state(
     root: usize,
     deadline: Instant,
 ) -> Result<()> {
-    let params = &mut replica.params;
-    collective.broadcast(
-        bytemuck::cast_slice_mut(params.master_mut()?),
-        root,
-        deadline,
-    )?;
-    collective.broadcast(bytemuck::cast_slice_mut(&mut params.m), root, deadline)?;
-    collective.broadcast(bytemuck::cast_slice_mut(&mut params.v), root, deadline)?;
-    collective.broadcast(
-        bytemuck::cast_slice_mut(params.running_mut()?),
-        root,
-        deadline,
-    )?;
-    params.refresh_working()
+    for part in Part::ALL {
+        replica.net.params.edit(part, |values| {
+            Ok(collective.broadcast(bytemuck::cast_slice_mut(values), root, deadline)?)
+        })?;
+    }
+    Ok(())
 }
 
 impl Trainer {
@@ -283,12 +282,16 @@ impl Trainer {
         let loaded = checkpoint::load(&path)?;
         same_dataset(&path, &loaded.state, self.source.data())?;
         (self.holds, self.pristine) = (false, false);
-        let params = &mut self.replica.params;
+        let params = &mut self.replica.net.params;
         restore_weights(params, &loaded.weights, &path)?;
-        let (mut m, mut v) = (vec![0.0; params.layout.len], vec![0.0; params.layout.len]);
-        restore_flat(params, &loaded.optimizer, "m.", &mut m, &path)?;
-        restore_flat(params, &loaded.optimizer, "v.", &mut v, &path)?;
-        (params.m, params.v) = (m, v);
+        for (part, prefix) in MOMENTS {
+            let mut moments = vec![0.0; params.layout.len];
+            restore_flat(params, &loaded.optimizer, prefix, &mut moments, &path)?;
+            params.edit(part, |values| {
+                values.copy_from_slice(&moments);
+                Ok(())
+            })?;
+        }
         // The coordinator does not look into checkpoints, and a run may end before it writes another.
         self.client
             .event(TrainerEvent::CheckpointSaved(CheckpointInfo {
@@ -327,14 +330,11 @@ impl Trainer {
 
     /// Over everything that a step depends on: parameters, moments, statistics.
     pub(super) fn state_blake3(&self) -> Result<String> {
-        let params = &self.replica.params;
+        let params = &self.replica.net.params;
         let mut hasher = blake3::Hasher::new();
-        for part in [params.master()?, &params.m, &params.v] {
-            hasher.update(bytemuck::cast_slice(part));
+        for part in Part::ALL {
+            hasher.update(bytemuck::cast_slice(&params.read(part)?));
         }
-        hasher.update(bytemuck::cast_slice(crate::host::slice::<f32>(
-            params.running(),
-        )?));
         Ok(hasher.finalize().to_hex().to_string())
     }
 
@@ -404,9 +404,11 @@ impl Trainer {
             ..
         } = self.progress;
         self.client.heartbeat_state(MemberState::Saving, step, 0.0);
-        let params = &self.replica.params;
-        let mut optimizer = named(params, &params.m, "m.");
-        optimizer.extend(named(params, &params.v, "v."));
+        let params = &self.replica.net.params;
+        let mut optimizer = Vec::new();
+        for (part, prefix) in MOMENTS {
+            optimizer.extend(named(params, &params.read(part)?, prefix));
+        }
         let snapshot = Snapshot {
             step,
             epoch,

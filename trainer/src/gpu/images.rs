@@ -1,0 +1,222 @@
+//! The dataset's images in device memory: all of them where there is room, else those of one batch at a time, uploaded
+//! from page-locked memory while the batch before is computed.
+
+use std::sync::Arc;
+
+use fovea_dataset::Dataset;
+use fovea_kernels::cuda::{
+    DeviceBuffer, Event, ImageRecord, Kernels, PinnedBuffer, Stream, wait_event,
+};
+
+use crate::error::{Error, Result};
+
+/// What images may take of the memory that is free at the start; the rest is for the model and its activations.
+const SHARE: f64 = 0.5;
+/// Images of a batch that are on their way while the one before is computed.
+const SLOTS: usize = 2;
+
+/// Where a batch's images are.
+pub struct Placed {
+    /// Address of `[count]` [`ImageRecord`].
+    pub records: u64,
+    /// How many records there are.
+    pub count: usize,
+    /// Record of each image that was asked for.
+    pub index: Vec<u32>,
+}
+
+/// Images in device memory.
+pub struct Images {
+    data: Arc<Dataset>,
+    store: Store,
+}
+
+enum Store {
+    All {
+        records: DeviceBuffer,
+        /// Keeps the pixels.
+        _pixels: DeviceBuffer,
+    },
+    Some(Box<Staging>),
+}
+
+struct Staging {
+    kernels: Arc<Kernels>,
+    copies: Stream,
+    slots: Vec<Slot>,
+    next: usize,
+}
+
+/// Room for the images of one batch.
+struct Slot {
+    host: PinnedBuffer,
+    pixels: DeviceBuffer,
+    records: DeviceBuffer,
+    uploaded: Event,
+    /// The batch that was here has been cut.
+    free: Event,
+}
+
+impl Images {
+    /// Uploads all of them, if they fit.
+    pub fn new(kernels: &Arc<Kernels>, data: Arc<Dataset>) -> Result<Self> {
+        let room = (kernels.free_bytes()? as f64 * SHARE) as usize;
+        Self::within(kernels, data, room)
+    }
+
+    /// The same with a limit in bytes.
+    pub fn within(kernels: &Arc<Kernels>, data: Arc<Dataset>, room: usize) -> Result<Self> {
+        let store = if data.len() * image_bytes(&data) <= room {
+            all(kernels, &data)?
+        } else {
+            let slots = (0..SLOTS).map(|_| Slot::new(kernels, 0, image_bytes(&data)));
+            Store::Some(Box::new(Staging {
+                kernels: Arc::clone(kernels),
+                copies: Stream::new(kernels)?,
+                slots: slots.collect::<Result<_>>()?,
+                next: 0,
+            }))
+        };
+        Ok(Self { data, store })
+    }
+
+    /// Pixels along an edge.
+    pub fn size(&self) -> usize {
+        self.data.size()
+    }
+
+    /// Pixels along an edge of a patch.
+    pub fn patch(&self) -> usize {
+        self.data.patch()
+    }
+
+    /// How many images are there all the time, of how many.
+    pub fn resident(&self) -> (usize, usize) {
+        let all = self.data.len();
+        match self.store {
+            Store::All { .. } => (all, all),
+            Store::Some(_) => (0, all),
+        }
+    }
+
+    /// Brings these images (of the dataset) where `stream` can read them. What was placed the time before last may be
+    /// overwritten: [`Images::cut`] says when it is no longer read.
+    pub fn place(&mut self, images: &[u32], stream: usize) -> Result<Placed> {
+        if let Some(beyond) = images.iter().find(|i| **i as usize >= self.data.len()) {
+            return Err(Error::Internal(format!(
+                "image {beyond} of {}",
+                self.data.len()
+            )));
+        }
+        match &mut self.store {
+            Store::All { records, .. } => Ok(Placed {
+                records: records.address(),
+                count: self.data.len(),
+                index: images.to_vec(),
+            }),
+            Store::Some(staging) => staging.place(&self.data, images, stream),
+        }
+    }
+
+    /// What was placed last has been read by the work that `stream` holds now.
+    pub fn cut(&mut self, stream: usize) -> Result<()> {
+        if let Store::Some(staging) = &mut self.store {
+            let last = (staging.next + SLOTS - 1) % SLOTS;
+            // SAFETY: the caller's stream, which lives as long as the process.
+            unsafe { staging.slots[last].free.record(stream) }?;
+        }
+        Ok(())
+    }
+}
+
+fn image_bytes(data: &Dataset) -> usize {
+    data.size() * data.size() * 3
+}
+
+fn records(first: u64, count: usize, size: usize) -> Vec<ImageRecord> {
+    let bytes = (size * size * 3) as u64;
+    (0..count as u64)
+        .map(|i| ImageRecord {
+            data: first + i * bytes,
+            height: size as u32,
+            width: size as u32,
+        })
+        .collect()
+}
+
+fn all(kernels: &Arc<Kernels>, data: &Dataset) -> Result<Store> {
+    let bytes = image_bytes(data);
+    let pixels = DeviceBuffer::uninit(kernels, data.len() * bytes)?;
+    let uploads = Stream::new(kernels)?;
+    // Two page-locked pieces: one is filled while the other is on its way.
+    let mut pieces = [
+        PinnedBuffer::new(kernels, bytes)?,
+        PinnedBuffer::new(kernels, bytes)?,
+    ];
+    let sent = [Event::new(kernels)?, Event::new(kernels)?];
+    for image in 0..data.len() {
+        let which = image % 2;
+        sent[which].synchronize()?;
+        let piece = &mut pieces[which];
+        piece
+            .as_mut_slice::<u8>()
+            .copy_from_slice(data.image(image).data);
+        let target = pixels.address() + (image * bytes) as u64;
+        // SAFETY: both sides have this many bytes; the piece is not touched before its event, and both outlive the
+        // wait below.
+        unsafe {
+            kernels.copy_to_device_async(uploads.handle(), target, piece.as_ptr(), bytes)?;
+            sent[which].record(uploads.handle())?;
+        }
+    }
+    uploads.synchronize()?;
+    Ok(Store::All {
+        records: DeviceBuffer::new(kernels, &records(pixels.address(), data.len(), data.size()))?,
+        _pixels: pixels,
+    })
+}
+
+impl Slot {
+    fn new(kernels: &Arc<Kernels>, images: usize, image_bytes: usize) -> Result<Self> {
+        let pixels = DeviceBuffer::uninit(kernels, images * image_bytes)?;
+        let size = ((image_bytes / 3) as f64).sqrt().round() as usize;
+        Ok(Self {
+            host: PinnedBuffer::new(kernels, images * image_bytes)?,
+            records: DeviceBuffer::new(kernels, &records(pixels.address(), images, size))?,
+            pixels,
+            uploaded: Event::new(kernels)?,
+            free: Event::new(kernels)?,
+        })
+    }
+}
+
+impl Staging {
+    fn place(&mut self, data: &Dataset, images: &[u32], stream: usize) -> Result<Placed> {
+        let bytes = image_bytes(data);
+        let slot = &mut self.slots[self.next];
+        slot.free.synchronize()?;
+        if slot.pixels.bytes() < images.len() * bytes {
+            *slot = Slot::new(&self.kernels, images.len(), bytes)?;
+        }
+        self.next = (self.next + 1) % SLOTS;
+        let total = images.len() * bytes;
+        let pieces = slot.host.as_mut_slice::<u8>().chunks_exact_mut(bytes);
+        for (piece, &image) in pieces.zip(images) {
+            piece.copy_from_slice(data.image(image as usize).data);
+        }
+        // SAFETY: both sides have at least this many bytes. The host side is written next after `free`, which is
+        // recorded behind the wait for this copy; so is the device side.
+        unsafe {
+            let (device, host) = (slot.pixels.address(), slot.host.as_ptr());
+            self.kernels
+                .copy_to_device_async(self.copies.handle(), device, host, total)?;
+            slot.uploaded.record(self.copies.handle())?;
+            wait_event(stream, &slot.uploaded)?;
+        }
+        Ok(Placed {
+            records: slot.records.address(),
+            count: images.len(),
+            index: (0..images.len() as u32).collect(),
+        })
+    }
+}

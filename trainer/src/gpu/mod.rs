@@ -1,0 +1,161 @@
+//! The step on a GPU: everything of an attempt and of its commit is put on one stream, in the order of the CPU's step,
+//! and the host waits once, for the loss and the norm that the ranks vote on.
+//!
+//! The images are in device memory ([`images`]); what changes from step to step is uploaded in one block per virtual shard
+//! ([`inputs`]); patches are cut, and the optimizer moved, by the kernels of `fovea-kernels`, convolutions by libtorch
+//! ([`views`], [`step`]). Tensors may also lie on the CPU: the tests run all of this there, with an emulated driver.
+
+mod images;
+mod inputs;
+mod libtorch;
+mod step;
+#[cfg(test)]
+mod tests;
+mod views;
+
+use std::cell::RefCell;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use fovea_dataset::Dataset;
+use fovea_kernels::cuda::nvrtc::Search;
+use fovea_kernels::cuda::{Arch, Kernels, Op};
+use tch::Device;
+
+pub use self::step::GpuStep;
+
+use self::images::Images;
+use crate::config::Device as Choice;
+use crate::error::{Error, Result};
+use crate::ops::{self, Engine};
+
+/// From this architecture on bf16 is multiplied natively.
+const NATIVE_BF16: Arch = Arch(80);
+
+/// The GPUs of this machine that this process may use, or why there are none.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Found {
+    count: u32,
+    /// What the driver says instead of a number.
+    problem: Option<String>,
+}
+
+impl Found {
+    /// Asks the driver, if there is one.
+    pub fn here() -> Self {
+        match fovea_kernels::cuda::Device::count() {
+            Ok(count) => Self {
+                count,
+                problem: None,
+            },
+            Err(error) => Self {
+                count: 0,
+                problem: Some(error.to_string()),
+            },
+        }
+    }
+}
+
+/// Which GPU process `local_rank` of this machine computes on; none for the CPU. More processes than GPUs share them.
+pub fn choose(choice: Choice, found: &Found, local_rank: u32) -> Result<Option<u32>> {
+    match (choice, found.count) {
+        (Choice::Cpu, _) | (Choice::Auto, 0) => Ok(None),
+        (Choice::Auto | Choice::Cuda, count @ 1..) => Ok(Some(local_rank % count)),
+        (Choice::Cuda, 0) => Err(Error::Usage {
+            what: match &found.problem {
+                Some(problem) => headline(problem).to_owned(),
+                None => "the driver knows no GPU that this process may use".to_owned(),
+            },
+            help: "nvidia-smi -L lists the GPUs, CUDA_VISIBLE_DEVICES may hide some; in a batch job ask for them \
+                   (--gpus); or train with --device cpu"
+                .to_owned(),
+        }),
+    }
+}
+
+fn headline(text: &str) -> &str {
+    text.split("\n  help: ").next().unwrap_or_default()
+}
+
+/// Where compiled kernels are kept: `fovea/kernels` in the user's cache folder, if there is one.
+pub fn cache_folder() -> Option<PathBuf> {
+    let set = |name| {
+        let value = PathBuf::from(std::env::var_os(name)?);
+        value.is_absolute().then_some(value)
+    };
+    let base = set("XDG_CACHE_HOME").or_else(|| Some(set("HOME")?.join(".cache")))?;
+    Some(base.join("fovea/kernels"))
+}
+
+/// A GPU that this process computes on, from one thread.
+pub struct Gpu {
+    kernels: Arc<Kernels>,
+    /// Where libtorch's tensors lie.
+    device: Device,
+    /// What all work goes to.
+    stream: usize,
+    /// What libtorch computes normalisation with.
+    engine: Engine,
+    images: RefCell<Option<Images>>,
+}
+
+impl Gpu {
+    /// Takes GPU `ordinal` (counted after `CUDA_VISIBLE_DEVICES`) for the calling thread; `cache` keeps compiled kernels.
+    pub fn open(ordinal: u32, cache: Option<&Path>) -> Result<Self> {
+        let kernels = Kernels::load(ordinal, &Search::from_env(), cache)?;
+        libtorch::load_cuda()?;
+        ops::gpu_settings();
+        Ok(Self {
+            kernels,
+            device: Device::Cuda(ordinal as usize),
+            stream: ops::own_stream(ordinal)?,
+            engine: Engine::Composed,
+            images: RefCell::new(None),
+        })
+    }
+
+    /// Brings the images of a dataset into device memory, or prepares to bring those of each batch if there is no room
+    /// for all.
+    pub fn load_images(&mut self, data: Arc<Dataset>) -> Result<()> {
+        *self.images.get_mut() = Some(Images::new(&self.kernels, data)?);
+        Ok(())
+    }
+
+    /// Where tensors lie.
+    pub fn device(&self) -> Device {
+        self.device
+    }
+
+    /// Whether it multiplies bf16 natively (Ampere and later).
+    pub fn native_bf16(&self) -> bool {
+        self.kernels.device().arch >= NATIVE_BF16
+    }
+
+    /// The GPU's name, memory and driver.
+    pub fn describe(&self) -> String {
+        let device = self.kernels.device();
+        format!(
+            "GPU {} ({}, {} GiB, driver for CUDA {})",
+            device.ordinal,
+            device.name,
+            device.total_bytes >> 30,
+            device.driver_version()
+        )
+    }
+
+    /// How many images are in device memory, of how many; none before [`Gpu::load_images`].
+    pub fn resident(&self) -> Option<(usize, usize)> {
+        self.images.borrow().as_ref().map(Images::resident)
+    }
+
+    /// Puts an operation on the stream.
+    ///
+    /// # Safety
+    ///
+    /// The addresses in `op` must be of device memory of the lengths that it documents, valid until the work on the
+    /// stream is done.
+    unsafe fn run(&self, op: &impl Op) -> Result<()> {
+        // SAFETY: the stream lives as long as the process; the rest is the caller's promise.
+        Ok(unsafe { self.kernels.run(self.stream, op) }?)
+    }
+}

@@ -1,0 +1,107 @@
+//! From images and patches to the padded sequences that attention reads: token 0 is the image, the others its patches.
+
+use tch::{Device, Tensor};
+
+use crate::error::Result;
+
+/// Where each token of the padded sequence comes from, and where the patches end up in it.
+struct TokenLayout {
+    /// `[b * t]` rows of `cat([images, patches, one row of zeros])`.
+    gather: Vec<i64>,
+    /// `[n]` rows of the flattened `[b * t, width]` sequence that hold patches.
+    patches: Vec<i64>,
+    /// `[b, 1, 1, t]`: 0 for tokens, -inf for padding; none when no sequence is padded.
+    padding: Option<Vec<f32>>,
+    /// Tokens per sequence, the image token included.
+    tokens: usize,
+}
+
+impl TokenLayout {
+    fn new(counts: &[usize]) -> Self {
+        let images = counts.len();
+        let tokens = 1 + counts.iter().copied().max().unwrap_or(0);
+        let total: usize = counts.iter().sum();
+        let zeros = (images + total) as i64;
+        let mut layout = Self {
+            gather: Vec::with_capacity(images * tokens),
+            patches: Vec::with_capacity(total),
+            padding: None,
+            tokens,
+        };
+        let mut mask = Vec::with_capacity(images * tokens);
+        let mut next = images as i64;
+        for (image, &count) in counts.iter().enumerate() {
+            layout.gather.push(image as i64);
+            layout.gather.extend(next..next + count as i64);
+            layout
+                .gather
+                .extend(std::iter::repeat_n(zeros, tokens - 1 - count));
+            let first = (image * tokens + 1) as i64;
+            layout.patches.extend(first..first + count as i64);
+            mask.extend(std::iter::repeat_n(0.0, 1 + count));
+            mask.extend(std::iter::repeat_n(f32::NEG_INFINITY, tokens - 1 - count));
+            next += count as i64;
+        }
+        if mask.iter().any(|&m| m != 0.0) {
+            layout.padding = Some(mask);
+        }
+        layout
+    }
+}
+
+/// The layout of a batch, as tensors on the device that computes it.
+pub struct Tokens {
+    /// Images `b`.
+    pub images: i64,
+    /// Tokens `t` of each sequence: 1 and the most patches of an image.
+    pub per_image: i64,
+    /// `[b * t]` i64: rows of `cat([images, patches, one row of zeros])`.
+    pub gather: Tensor,
+    /// `[n]` i64: rows of the flattened `[b * t, width]` sequence that hold patches.
+    pub patches: Tensor,
+    /// `[b, 1, 1, t]` f32: 0 for tokens, -inf for padding; none when no sequence is padded.
+    pub padding: Option<Tensor>,
+}
+
+impl Tokens {
+    /// For images with these numbers of patches.
+    pub fn new(counts: &[usize], device: Device) -> Result<Self> {
+        let layout = TokenLayout::new(counts);
+        let (images, per_image) = (counts.len() as i64, layout.tokens as i64);
+        let indices = |values: &[i64]| Tensor::from_slice(values).f_to_device(device);
+        let padding = |mask: &Vec<f32>| {
+            let mask = Tensor::from_slice(mask).f_view([images, 1, 1, per_image])?;
+            mask.f_to_device(device)
+        };
+        Ok(Self {
+            images,
+            per_image,
+            gather: indices(&layout.gather)?,
+            patches: indices(&layout.patches)?,
+            padding: layout.padding.as_ref().map(padding).transpose()?,
+        })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn ragged_images_are_padded_and_masked() {
+        let layout = TokenLayout::new(&[2, 1]);
+        assert_eq!(layout.tokens, 3);
+        assert_eq!(layout.gather, [0, 2, 3, 1, 4, 5]); // 5 is the row of zeros
+        assert_eq!(layout.patches, [1, 2, 4]);
+        let padding = layout.padding.expect("the second image is shorter");
+        assert_eq!(padding.iter().filter(|m| m.is_infinite()).count(), 1);
+        assert!(padding[5].is_infinite());
+    }
+
+    #[test]
+    fn even_images_need_no_mask() {
+        let layout = TokenLayout::new(&[3, 3]);
+        assert!(layout.padding.is_none());
+        assert_eq!(layout.gather, [0, 2, 3, 4, 1, 5, 6, 7]);
+    }
+}

@@ -1,0 +1,252 @@
+//! The step on the CPU: passes on lanes, sums in host memory.
+
+use std::cell::Cell;
+use std::sync::mpsc::{self, Sender};
+
+use fovea_kernels::flat::AdamParams;
+use fovea_kernels::{FocalParams, focal_loss};
+use tch::{Device, Kind, Tensor};
+
+use super::{Denominators, NORM_MOMENTUM, Network, no_pixels};
+use crate::dropout::{self, HEAD_WIDTH};
+use crate::error::{Error, Result};
+use crate::host;
+use crate::lanes::{Lanes, ReadOnly};
+use crate::models::{Input, Tokens};
+use crate::ops::{self, Engine, NormMode};
+use crate::overlap::{Adder, Exchange, Given, PassSums, Together};
+use crate::params::Part;
+use crate::reduce::TreeAccumulator;
+use crate::samples::{Pixels, ShardBatch};
+
+/// The buffers of an attempt.
+pub(super) struct CpuStep {
+    tree: TreeAccumulator,
+}
+
+impl CpuStep {
+    /// For sums of `len` elements.
+    pub fn new(len: usize) -> Self {
+        Self {
+            tree: TreeAccumulator::new(len),
+        }
+    }
+
+    /// The sums over all ranks.
+    pub fn attempt(
+        &mut self,
+        net: &Network,
+        lanes: &Lanes,
+        shards: &[Option<ShardBatch>],
+        when: (u32, Denominators),
+        exchange: &mut dyn Exchange,
+        computed: &mut dyn FnMut(),
+    ) -> Result<Vec<f32>> {
+        let width = lanes.count();
+        for (group, together) in shards.chunks(width).enumerate() {
+            let first_leaf = group * width;
+            let is_last = first_leaf + together.len() == shards.len();
+            let passes = Together {
+                first_leaf,
+                present: together.iter().map(Option::is_some).collect(),
+                leaves: is_last.then_some(shards.len()),
+            };
+            let through: &mut dyn FnMut() = if is_last { computed } else { &mut || () };
+            let passed = Passes {
+                net,
+                lanes,
+                when,
+                tree: &mut self.tree,
+                exchange,
+            }
+            .run(together, &passes, through);
+            if passed.is_err() {
+                // What was summed so far is of no use.
+                drop(self.tree.take());
+                passed?;
+            }
+        }
+        self.tree.take()
+    }
+
+    /// Moves parameters and running statistics. Takes the buffer back.
+    pub fn commit(&mut self, net: &mut Network, sums: Vec<f32>, adam: &AdamParams) -> Result<()> {
+        net.params.adam(&sums[net.surface.grads.clone()], adam)?;
+        let shards = sums[net.surface.scalars.end - 1];
+        let stats = &sums[net.surface.stats.clone()];
+        net.params.edit(Part::Running, |running| {
+            for (running, sum) in running.iter_mut().zip(stats) {
+                *running = (1.0 - NORM_MOMENTUM) * *running + NORM_MOMENTUM * (sum / shards);
+            }
+            Ok(())
+        })?;
+        self.tree.recycle(sums);
+        Ok(())
+    }
+}
+
+/// Passes that run together, one on each lane, while another thread adds up what they give.
+struct Passes<'a> {
+    net: &'a Network,
+    lanes: &'a Lanes,
+    /// Epoch, and how often the samples of the step count.
+    when: (u32, Denominators),
+    tree: &'a mut TreeAccumulator,
+    exchange: &'a mut dyn Exchange,
+}
+
+impl Passes<'_> {
+    fn run(
+        self,
+        together: &[Option<ShardBatch>],
+        passes: &Together,
+        through: &mut dyn FnMut(),
+    ) -> Result<()> {
+        let Self {
+            net,
+            lanes,
+            when,
+            tree,
+            exchange,
+        } = self;
+        let (give, given) = mpsc::channel();
+        // SAFETY: forward and backward pass write to tensors of their own only; the adder reads gradients that it was
+        // given.
+        let (net, batches) = unsafe { (&ReadOnly::new(net), ReadOnly::new(together)) };
+        std::thread::scope(|scope| {
+            let adder = std::thread::Builder::new().name("reduce".to_owned());
+            let adder = adder.spawn_scoped(scope, move || {
+                let net = net.get();
+                Adder {
+                    tree,
+                    params: &net.params,
+                    surface: &net.surface,
+                    buckets: &net.buckets,
+                    trace: &net.trace,
+                }
+                .run(passes, &given, exchange)
+            });
+            let adder = adder.map_err(|e| Error::Internal(format!("thread `reduce`: {e}")))?;
+            let passed = lanes.run(passes.present.len(), |lane| {
+                let Some(batch) = &batches.get()[lane] else {
+                    return Ok(());
+                };
+                let give = give.clone();
+                net.get().forward_backward(batch, when, lane, &give)
+            });
+            // So that the adder does not wait for a pass that failed.
+            drop(give);
+            through();
+            let added = adder
+                .join()
+                .map_err(|_| Error::Internal("thread `reduce` panicked".to_owned()))?;
+            passed?;
+            added
+        })
+    }
+}
+
+impl Network {
+    /// Forward and backward of one virtual shard.
+    fn forward_backward(
+        &self,
+        batch: &ShardBatch,
+        when: (u32, Denominators),
+        lane: usize,
+        give: &Sender<Given>,
+    ) -> Result<()> {
+        let batch_stats = Tensor::f_zeros([self.stats_len as i64], (Kind::Float, Device::Cpu))?;
+        let (root, image_loss, patch_loss) = self.trace.time(
+            || "forward".to_owned(),
+            || self.loss(batch, when, &batch_stats),
+        )?;
+        let leaves = self.params.leaves();
+        let left = Cell::new(leaves.len());
+        // The adder has hung up when all-reduce failed: its error is the one to tell.
+        let hand_in = |param: usize, gradient: Tensor| {
+            left.set(left.get() - 1);
+            let _ = give.send(Given::Gradient {
+                lane,
+                param,
+                gradient,
+            });
+        };
+        self.trace.time(
+            || "backward".to_owned(),
+            || ops::backward(&root, leaves, &hand_in),
+        )?;
+        if left.get() > 0 {
+            return Err(Error::Internal(format!(
+                "{} of {} parameters took no part in the loss",
+                left.get(),
+                leaves.len()
+            )));
+        }
+        let sums = PassSums {
+            batch_stats,
+            image_loss,
+            patch_loss,
+        };
+        let _ = give.send(Given::Rest { lane, sums });
+        Ok(())
+    }
+
+    /// Forward: a scalar whose gradient with respect to the logits is dlogits, where backward starts; the losses of
+    /// images and patches, summed.
+    fn loss(
+        &self,
+        batch: &ShardBatch,
+        (epoch, total): (u32, Denominators),
+        batch_stats: &Tensor,
+    ) -> Result<(Tensor, f32, f32)> {
+        let Pixels::Views(views) = &batch.pixels else {
+            return Err(no_pixels());
+        };
+        let (image_mask, patch_mask) = dropout::masks(self.seed, epoch, batch);
+        let mask = |values: Vec<f32>| Tensor::from_slice(&values).f_view([-1, HEAD_WIDTH as i64]);
+        let (image_mask, patch_mask) = (mask(image_mask)?, mask(patch_mask)?);
+        let input = Input {
+            globals: &views.globals,
+            patches: &views.patches,
+            tokens: &Tokens::new(&batch.counts, Device::Cpu)?,
+            dropout: Some((&image_mask, &patch_mask)),
+        };
+        let pass = self.pass(NormMode::Train { batch_stats }, Engine::Fused);
+        let out = self.model.forward(&pass, &input)?;
+        let [image_scale, patch_scale] = self.scales(total);
+        let (image_loss, image_dlogits) = focal(
+            &out.image,
+            &batch.image_labels,
+            &self.objective.image,
+            image_scale,
+        )?;
+        let (patch_loss, patch_dlogits) = focal(
+            &out.patch,
+            &batch.patch_labels,
+            &self.objective.patch,
+            patch_scale,
+        )?;
+        let root = (out.image.f_mul(&image_dlogits)?.f_sum(Kind::Float)?)
+            .f_add(&out.patch.f_mul(&patch_dlogits)?.f_sum(Kind::Float)?)?;
+        Ok((root, image_loss, patch_loss))
+    }
+}
+
+/// Loss sum and scaled dlogits of one head.
+fn focal(
+    logits: &Tensor,
+    targets: &[u8],
+    params: &FocalParams,
+    scale: f32,
+) -> Result<(f32, Tensor)> {
+    let values = logits.f_detach()?.f_contiguous()?;
+    let mut dlogits = Tensor::f_empty(logits.size(), (Kind::Float, Device::Cpu))?;
+    let loss = focal_loss(
+        host::slice(&values)?,
+        targets,
+        params,
+        scale,
+        host::slice_mut(&mut dlogits)?,
+    )?;
+    Ok((loss as f32, dlogits))
+}

@@ -1,0 +1,367 @@
+//! One rank's copy of the model: the forward and backward pass of an attempt, and its commit.
+//!
+//! [`Network`] is what every device has; [`cpu`] and [`crate::gpu`] compute with it.
+
+mod cpu;
+
+use std::ops::Range;
+
+use fovea_kernels::FocalParams;
+use fovea_kernels::flat::{self, AdamParams};
+use tch::{Device, Tensor};
+
+use self::cpu::CpuStep;
+use crate::buckets::Buckets;
+use crate::config::{Config, OptimizerKind};
+use crate::error::{Error, Result};
+use crate::gpu::{Gpu, GpuStep};
+use crate::host;
+use crate::lanes::Lanes;
+use crate::models::{self, Input, Model, Pass, Tokens};
+use crate::ops::{Engine, NormMode};
+use crate::overlap::Exchange;
+use crate::params::Params;
+use crate::precision::Precision;
+use crate::samples::{Pixels, ShardBatch, Views};
+use crate::trace::Trace;
+
+/// Weight of the newest batch in the running statistics (torchvision's default).
+pub(crate) const NORM_MOMENTUM: f32 = 0.1;
+/// Sums that travel with the gradients: image loss, patch loss, virtual shards with samples.
+const SCALARS: usize = 3;
+
+/// What is minimised: `focal(image) + patch_weight * focal(patch)`, each a mean over samples of the
+/// sum over classes.
+#[derive(Clone, Debug)]
+pub struct Objective {
+    /// Focal loss over image labels.
+    pub image: FocalParams,
+    /// Focal loss over patch labels.
+    pub patch: FocalParams,
+    /// Weight of the patch part.
+    pub patch_weight: f32,
+}
+
+/// How often the samples of a step count: sums are divided by the *global* numbers, so that uneven
+/// tails are exact.
+#[derive(Clone, Copy, Debug)]
+pub struct Denominators {
+    /// Images of the global batch.
+    pub images: usize,
+    /// Patches of the global batch.
+    pub patches: u64,
+}
+
+/// The flat buffer that ranks reduce: gradients, batch statistics, scalars.
+#[derive(Clone, Debug)]
+pub(crate) struct Surface {
+    /// As the parameters lie in their buffers.
+    pub grads: Range<usize>,
+    /// As the running statistics lie in theirs.
+    pub stats: Range<usize>,
+    /// Image loss, patch loss, virtual shards with samples.
+    pub scalars: Range<usize>,
+}
+
+/// What a reduced attempt says about itself, the same on every rank.
+#[derive(Clone, Copy, Debug)]
+pub struct Verdict {
+    /// Global mean loss (image part + weighted patch part).
+    pub loss: f64,
+    /// Norm of the global gradient.
+    pub grad_norm: f64,
+}
+
+impl Verdict {
+    /// Whether the optimizer may move.
+    pub fn is_finite(&self) -> bool {
+        self.loss.is_finite() && self.grad_norm.is_finite()
+    }
+}
+
+/// The sums of an attempt over all ranks, which [`Replica::commit`] takes back.
+pub enum Sums {
+    /// Laid out as [`Surface`] says.
+    Host(Vec<f32>),
+    /// The same on the GPU, and what it says of itself.
+    Gpu(Tensor, Totals),
+}
+
+impl Sums {
+    /// The sums on the host.
+    pub fn to_host(&self) -> Result<Vec<f32>> {
+        match self {
+            Self::Host(sums) => Ok(sums.clone()),
+            Self::Gpu(sums, _) => Ok(Vec::<f32>::try_from(sums)?),
+        }
+    }
+}
+
+/// What the verdict over an attempt is made of.
+#[derive(Clone, Copy, Debug)]
+pub struct Totals {
+    /// Summed loss of images and of patches.
+    pub losses: [f32; 2],
+    /// Squares of the gradient, summed.
+    pub sum_squares: f64,
+}
+
+/// Logits of one virtual shard or image.
+pub struct Scores {
+    /// Image-level logits `[b, 4]`, row-major.
+    pub image: Vec<f32>,
+    /// Patch-level logits `[n, 4]`, row-major.
+    pub patch: Vec<f32>,
+}
+
+/// Model, parameters, and how their sums travel.
+pub struct Network {
+    pub(crate) model: Box<dyn Model>,
+    /// Parameters and optimizer moments.
+    pub params: Params,
+    /// What is minimised.
+    pub objective: Objective,
+    /// Elements of the batch statistics.
+    pub(crate) stats_len: usize,
+    pub(crate) surface: Surface,
+    pub(crate) buckets: Buckets,
+    pub(crate) trace: Trace,
+    pub(crate) seed: u64,
+}
+
+impl Network {
+    fn new(
+        config: &Config,
+        precision: Precision,
+        objective: Objective,
+        device: Device,
+    ) -> Result<Self> {
+        let (model, blueprint) = models::build(config.model.name);
+        let stats_len = blueprint.stats_len();
+        let params = Params::new(blueprint, precision, config.train.seed, device)?;
+        let grads = 0..params.layout.len;
+        let stats = grads.end..grads.end + stats_len;
+        let scalars = stats.end..stats.end + SCALARS;
+        let bucket_bytes = (config.train.bucket_mb as usize) << 20;
+        Ok(Self {
+            buckets: Buckets::new(&params.layout, scalars.end, bucket_bytes),
+            trace: Trace::new(config.train.trace_steps > 0),
+            model,
+            params,
+            objective,
+            stats_len,
+            surface: Surface {
+                grads,
+                stats,
+                scalars,
+            },
+            seed: config.train.seed,
+        })
+    }
+
+    /// A pass with these parameters.
+    pub(crate) fn pass<'a>(&'a self, mode: NormMode<'a>, engine: Engine) -> Pass<'a> {
+        Pass {
+            params: self.params.leaves(),
+            norms: &self.params.blueprint.norms,
+            mode,
+            engine,
+        }
+    }
+
+    /// Factors on the dlogits of images and patches.
+    pub(crate) fn scales(&self, total: Denominators) -> [f32; 2] {
+        [
+            1.0 / total.images as f32,
+            self.objective.patch_weight / total.patches as f32,
+        ]
+    }
+
+    /// Logits of a batch, on its device, with running statistics and without dropout.
+    fn evaluate(&self, views: &Views, counts: &[usize], engine: Engine) -> Result<Scores> {
+        let _guard = tch::no_grad_guard();
+        let mode = NormMode::Eval {
+            running: self.params.running(),
+        };
+        let input = Input {
+            globals: &views.globals,
+            patches: &views.patches,
+            tokens: &Tokens::new(counts, self.params.device())?,
+            dropout: None,
+        };
+        let out = self.model.forward(&self.pass(mode, engine), &input)?;
+        let logits = |scores: &Tensor| -> Result<Vec<f32>> {
+            let scores = scores.f_to_device(Device::Cpu)?.f_contiguous()?;
+            Ok(host::slice(&scores)?.to_vec())
+        };
+        Ok(Scores {
+            image: logits(&out.image)?,
+            patch: logits(&out.patch)?,
+        })
+    }
+}
+
+/// What computes.
+enum Step {
+    Cpu(CpuStep),
+    Gpu(Box<GpuStep>),
+}
+
+/// A network and what it computes with.
+pub struct Replica {
+    /// The model's state.
+    pub net: Network,
+    lanes: Lanes,
+    step: Step,
+}
+
+impl Replica {
+    /// Builds the configured model with its initial parameters, on the GPU if there is one given.
+    pub fn new(
+        config: &Config,
+        precision: Precision,
+        objective: Objective,
+        lanes: Lanes,
+        gpu: Option<Gpu>,
+    ) -> Result<Self> {
+        let device = gpu.as_ref().map_or(Device::Cpu, Gpu::device);
+        let net = Network::new(config, precision, objective, device)?;
+        let len = net.surface.scalars.end;
+        let step = match gpu {
+            None => Step::Cpu(CpuStep::new(len)),
+            Some(gpu) => Step::Gpu(Box::new(GpuStep::new(gpu, &net, config)?)),
+        };
+        Ok(Self { net, lanes, step })
+    }
+
+    /// Back to the initial parameters.
+    pub fn start_again(&mut self, precision: Precision) -> Result<()> {
+        let Params { blueprint, .. } = &self.net.params;
+        let device = self.net.params.device();
+        self.net.params = Params::new(blueprint.clone(), precision, self.net.seed, device)?;
+        Ok(())
+    }
+
+    /// Forward and backward over this rank's virtual shards; nothing of the model's state changes. Returns the sums over
+    /// all ranks, to be given to [`Replica::verdict`].
+    ///
+    /// `exchange` gets buckets of the sums while backward still goes on; `computed` is called when the passes are
+    /// through and only other ranks are waited for.
+    pub fn attempt(
+        &mut self,
+        shards: &[Option<ShardBatch>],
+        epoch: u32,
+        total: Denominators,
+        exchange: &mut dyn Exchange,
+        computed: &mut dyn FnMut(),
+    ) -> Result<Sums> {
+        match &mut self.step {
+            Step::Cpu(step) => {
+                let lanes = &self.lanes;
+                step.attempt(&self.net, lanes, shards, (epoch, total), exchange, computed)
+                    .map(Sums::Host)
+            }
+            Step::Gpu(step) => {
+                let (sums, totals) =
+                    step.attempt(&self.net, shards, (epoch, total), exchange, computed)?;
+                Ok(Sums::Gpu(sums, totals))
+            }
+        }
+    }
+
+    /// Reads the loss and the gradient norm out of the reduced sums.
+    pub fn verdict(&self, sums: &Sums, total: Denominators) -> Verdict {
+        let Totals {
+            losses: [image, patch],
+            sum_squares,
+        } = match sums {
+            Sums::Host(sums) => {
+                let [image, patch, _] = self.scalars(sums);
+                Totals {
+                    losses: [image, patch],
+                    sum_squares: flat::sum_squares(&sums[self.net.surface.grads.clone()]),
+                }
+            }
+            Sums::Gpu(_, totals) => *totals,
+        };
+        let patch_weight = f64::from(self.net.objective.patch_weight);
+        Verdict {
+            loss: f64::from(image) / total.images as f64
+                + patch_weight * f64::from(patch) / total.patches as f64,
+            grad_norm: sum_squares.sqrt(),
+        }
+    }
+
+    fn scalars(&self, reduced: &[f32]) -> [f32; SCALARS] {
+        let s = &reduced[self.net.surface.scalars.clone()];
+        [s[0], s[1], s[2]]
+    }
+
+    /// Moves parameters and running statistics. Takes the sums back.
+    ///
+    /// `step` counts from 1; `clip_norm` 0 means no clipping (else as `clip_grad_norm_`).
+    pub fn commit(
+        &mut self,
+        sums: Sums,
+        config: &Config,
+        lr: f32,
+        step: u64,
+        verdict: Verdict,
+    ) -> Result<()> {
+        let o = &config.optimizer;
+        let adam = AdamParams {
+            lr: f64::from(lr),
+            beta1: f64::from(o.beta1),
+            beta2: f64::from(o.beta2),
+            eps: f64::from(o.eps),
+            weight_decay: f64::from(o.weight_decay),
+            decoupled: o.kind == OptimizerKind::AdamW,
+            step,
+            grad_scale: flat::clip_scale(verdict.grad_norm, f64::from(o.clip_norm)),
+        };
+        match (&mut self.step, sums) {
+            (Step::Cpu(step), Sums::Host(sums)) => step.commit(&mut self.net, sums, &adam),
+            (Step::Gpu(step), Sums::Gpu(sums, _)) => step.commit(&mut self.net, sums, &adam),
+            _ => Err(Error::Internal("sums of another replica".to_owned())),
+        }
+    }
+
+    /// Logits with running statistics and without dropout.
+    pub fn evaluate(&self, batch: &ShardBatch) -> Result<Scores> {
+        match (&self.step, &batch.pixels) {
+            (Step::Cpu(_), Pixels::Views(views)) => {
+                self.net.evaluate(views, &batch.counts, Engine::Fused)
+            }
+            (Step::Gpu(step), _) => {
+                let views = step.views(batch)?;
+                self.net.evaluate(&views, &batch.counts, step.engine())
+            }
+            (Step::Cpu(_), Pixels::Crops(_)) => Err(no_pixels()),
+        }
+    }
+
+    /// What the first steps are noted in.
+    pub(crate) fn trace(&self) -> &Trace {
+        &self.net.trace
+    }
+
+    /// How the threads of this process are shared out.
+    pub fn lanes(&self) -> &Lanes {
+        &self.lanes
+    }
+
+    /// What the model was trained to minimise.
+    pub fn objective(&self) -> &Objective {
+        &self.net.objective
+    }
+
+    /// Replaces the loss, for reporting it on other data.
+    pub fn set_objective(&mut self, objective: Objective) {
+        self.net.objective = objective;
+    }
+}
+
+/// A batch that was made for a GPU came to the CPU.
+pub(crate) fn no_pixels() -> Error {
+    Error::Internal("a batch without pixels on the CPU".to_owned())
+}
