@@ -52,9 +52,10 @@ struct Slots {
 std::mutex one_launch_at_a_time;
 // Start and end of the buffers that wide accesses may touch.
 std::mutex buffers_lock;
-std::map<uintptr_t, uintptr_t> buffers;
-std::vector<Fiber> fibers(MOST_THREADS);
-std::vector<Slots> slots(MOST_THREADS / WARP_LANES);
+// Not destroyed at the end of the process, when other threads may still run.
+auto &buffers = *new std::map<uintptr_t, uintptr_t>;
+auto &fibers = *new std::vector<Fiber>(MOST_THREADS);
+auto &slots = *new std::vector<Slots>(MOST_THREADS / WARP_LANES);
 unsigned running;
 jmp_buf scheduler;
 const emulator::Entry *kernel;

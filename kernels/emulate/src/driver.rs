@@ -1,8 +1,8 @@
 //! A stand-in for the CUDA driver in this process, on host memory.
 //!
-//! It has the functions that Fovea calls, runs kernels by the emulator, and looks for what a GPU would not tell: writes
-//! around and after the life of memory, copies beyond its ends, frees of what is not there ([`check`]). New memory is NaN.
-//! In lazy mode work is done as late as CUDA allows, so that a missing wait shows ([`set_lazy`]).
+//! It has the functions that Fovea calls, runs kernels by the emulator, and looks for what a GPU would not tell:
+//! writes around and after the life of memory, copies beyond its ends, frees of what is not there ([`check`]). New
+//! memory is NaN. In lazy mode work is done as late as CUDA allows, so that a missing wait shows ([`set_lazy`]).
 //!
 //! All of it, settings included, is one for the process: tests that use it take turns.
 
@@ -20,14 +20,15 @@ const RTLD_NOLOAD: c_int = 4;
 /// The functions of the library, which is never unloaded.
 struct Driver {
     check: unsafe extern "C" fn(*mut c_char, usize) -> c_int,
+    alive: unsafe extern "C" fn() -> usize,
     set_lazy: unsafe extern "C" fn(c_int),
     set_devices: unsafe extern "C" fn(c_int),
     set_memory: unsafe extern "C" fn(usize),
     set_gone: unsafe extern "C" fn(c_int),
 }
 
-/// Loads the stand-in, once, under the driver's names: who opens libcuda from now on, gets it. Also on a machine with a
-/// GPU, unless the process has opened the real driver before.
+/// Loads the stand-in, once, under the driver's names: who opens libcuda from now on, gets it. Also on a machine with
+/// a GPU, unless the process has opened the real driver before.
 ///
 /// # Errors
 ///
@@ -36,8 +37,8 @@ pub fn load() -> Result<(), String> {
     driver().as_ref().map(|_| ()).map_err(Clone::clone)
 }
 
-/// Whether nothing forbidden was done since the last call. Does all work first that lies on streams; afterwards, contexts in
-/// which something failed can be used again.
+/// Whether nothing forbidden was done since the last call. Does all work first that lies on streams; afterwards,
+/// contexts in which something failed can be used again.
 ///
 /// # Errors
 ///
@@ -53,7 +54,15 @@ pub fn check() -> Result<(), String> {
     Err(text.to_string_lossy().into_owned())
 }
 
-/// Whether work on streams waits until something waits for it. Off at first: it is done at once, in the order of the calls.
+/// How many buffers, streams, events, graphs and modules were made and not destroyed.
+#[must_use]
+pub fn alive() -> usize {
+    // SAFETY: only counts.
+    unsafe { (loaded().alive)() }
+}
+
+/// Whether work on streams waits until something waits for it. Off at first: it is done at once, in the order of the
+/// calls. Turning it off does what lies on streams.
 pub fn set_lazy(lazy: bool) {
     // SAFETY: any value is allowed.
     unsafe { (loaded().set_lazy)(c_int::from(lazy)) }
@@ -107,6 +116,7 @@ fn open() -> Result<Driver, libloading::Error> {
     let driver = unsafe {
         Driver {
             check: *standin.get(b"fovea_driver_check\0")?,
+            alive: *standin.get(b"fovea_driver_alive\0")?,
             set_lazy: *standin.get(b"fovea_driver_set_lazy\0")?,
             set_devices: *standin.get(b"fovea_driver_set_devices\0")?,
             set_memory: *standin.get(b"fovea_driver_set_memory\0")?,

@@ -139,6 +139,15 @@ pub fn more_memory_than_there_is_is_refused(kernels: &Arc<Kernels>) {
         "{error}"
     );
     assert!(error.contains("\n  help: use a smaller batch"), "{error}");
+    let error = PinnedBuffer::new(kernels, 1 << 50).unwrap_err().to_string();
+    assert!(
+        error.starts_with("CUDA: cuMemHostAlloc failed with 2"),
+        "{error}"
+    );
+    assert!(
+        error.contains("\n  help: the host has not that much memory"),
+        "{error}"
+    );
     // The device is none the worse for it.
     DeviceBuffer::new(kernels, &[1u8]).unwrap();
 }

@@ -1,7 +1,7 @@
 //! Other machines: no GPU, several, little memory, a driver that ends before the program.
 
 use fovea_emulate::driver;
-use fovea_kernels::cuda::{Device, DeviceBuffer, Event, Graph, PinnedBuffer, Stream};
+use fovea_kernels::cuda::{Device, DeviceBuffer, Error, Event, Graph, PinnedBuffer, Stream};
 
 use crate::{Turn, load};
 
@@ -135,13 +135,40 @@ fn new_and_freed_memory_is_nan() {
 }
 
 #[test]
+fn what_is_dropped_is_gone() {
+    let turn = Turn::take();
+    let kernels = turn.kernels();
+    let before = driver::alive();
+    let stream = Stream::with_high_priority(&kernels).unwrap();
+    // SAFETY: a live stream; nothing is captured.
+    let graph = unsafe { Graph::capture(&kernels, stream.handle(), || Ok::<_, Error>(())) };
+    let all = (
+        DeviceBuffer::new(&kernels, &[1u8; 10]).unwrap(),
+        PinnedBuffer::new(&kernels, 10).unwrap(),
+        Event::new(&kernels).unwrap(),
+        graph.unwrap(),
+        stream,
+    );
+    assert_eq!(
+        driver::alive(),
+        before + 5,
+        "of the graph only what can be launched"
+    );
+    let again = load(0).unwrap();
+    let modules = fovea_kernels::cuda::source::SOURCES.len();
+    assert_eq!(driver::alive(), before + 5 + modules);
+    drop((all, again));
+    assert_eq!(driver::alive(), before);
+}
+
+#[test]
 fn nothing_panics_when_the_driver_is_gone() {
     let turn = Turn::take();
     let kernels = turn.kernels();
     let stream = Stream::new(&kernels).unwrap();
     // SAFETY: a live stream; nothing is captured.
-    let graph = unsafe { Graph::capture(&kernels, stream.handle(), || Ok(())) };
-    let (graph, ()) = graph.unwrap_or_else(|error: fovea_kernels::cuda::Error| panic!("{error}"));
+    let graph = unsafe { Graph::capture(&kernels, stream.handle(), || Ok::<_, Error>(())) };
+    let (graph, ()) = graph.unwrap();
     let all = (
         DeviceBuffer::new(&kernels, &[1u8; 10]).unwrap(),
         PinnedBuffer::new(&kernels, 10).unwrap(),

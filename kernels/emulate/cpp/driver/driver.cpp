@@ -19,7 +19,8 @@ State &state() {
     return only;
 }
 
-static thread_local std::vector<Context *> currents;
+// Not destroyed with its thread either: what the thread drops last still calls.
+static thread_local std::vector<Context *> &currents = *new std::vector<Context *>;
 
 Context *current() {
     return currents.empty() || !currents.back()->retained ? nullptr : currents.back();
@@ -315,6 +316,14 @@ API void fovea_driver_set_gone(int gone) {
     State &s = state();
     std::lock_guard<std::recursive_mutex> lock(s.lock);
     s.gone = gone;
+}
+
+// Buffers, streams, events, graphs (launchable or not) and modules that were made and not destroyed.
+API size_t fovea_driver_alive() {
+    State &s = state();
+    std::lock_guard<std::recursive_mutex> lock(s.lock);
+    size_t graphs = s.graphs.live.size() + s.execs.live.size();
+    return live_blocks() + s.streams.live.size() + s.events.live.size() + graphs + s.modules.live.size();
 }
 
 // Writes what was found since the last call, a line each, forgets it, and makes faulty contexts well. Whether

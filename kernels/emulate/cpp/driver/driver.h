@@ -145,6 +145,7 @@ std::string text(const char *format, ...) __attribute__((format(printf, 1, 2)));
 
 // memory.cpp
 void free_all_of(Context &context);
+size_t live_blocks();
 void look_at_all_guards();
 // Whether kernels may access memory that was not allocated here: such that is not near any that was.
 bool foreign(uintptr_t at, size_t bytes);

@@ -14,6 +14,7 @@ namespace {
 constexpr size_t GUARD = 4096;  // bytes before and after a block
 constexpr int POISON = 0xFF;    // as f32 and bf16 a NaN, as an index far too large
 constexpr size_t MOST_KEPT = size_t(64) << 20;
+constexpr size_t MOST_PINNED = size_t(1) << 40;
 
 struct Block {
     Context *context;
@@ -29,10 +30,10 @@ struct Block {
     }
 };
 
-// By the address that the program has.
-std::map<uintptr_t, Block> blocks;
+// By the address that the program has. Not destroyed at the end of the process, when other threads may still call.
+auto &blocks = *new std::map<uintptr_t, Block>;
 // Addresses of those that were freed, oldest first.
-std::deque<uintptr_t> kept;
+auto &kept = *new std::deque<uintptr_t>;
 size_t kept_bytes, allocations;
 
 Block *find(uintptr_t address) {
@@ -95,7 +96,8 @@ Code allocate(State &s, Context &context, size_t bytes, bool pinned, uintptr_t *
     if (bytes == 0) {
         return ERROR_INVALID_VALUE;
     }
-    if (!pinned && bytes > s.memory - std::min(s.memory, context.used)) {
+    size_t limit = pinned ? MOST_PINNED : s.memory - std::min(s.memory, context.used);
+    if (bytes > limit) {
         return ERROR_OUT_OF_MEMORY;
     }
     Block block{&context, pinned, bytes, ++allocations, nullptr};
@@ -220,6 +222,10 @@ void free_all_of(Context &context) {
     for (uintptr_t address : of_context) {
         release(address, blocks.at(address));
     }
+}
+
+size_t live_blocks() {
+    return blocks.size() - kept.size();
 }
 
 void look_at_all_guards() {
