@@ -12,7 +12,7 @@ mod inputs;
 mod libtorch;
 mod step;
 #[cfg(test)]
-mod tests;
+pub(crate) mod tests;
 mod views;
 
 use std::cell::RefCell;
