@@ -1,319 +1,121 @@
-//! The kernels of one GPU: compiled, loaded, launched.
+//! The GPUs that the driver shows to this process.
 
-use std::collections::HashMap;
-use std::ffi::{c_int, c_void};
-use std::path::Path;
+use std::ffi::{CStr, c_char, c_int};
 
 use cudarc::driver::sys::{self, CUdevice_attribute as Attribute};
 
-use super::arch::{Arch, Target};
-use super::cache::{Outcome, entry_name, get_or_compile};
-use super::error::{Error, Result};
-use super::launch::{Launch, Op};
-use super::nvrtc::{Nvrtc, Search};
-use super::source::SOURCES;
+use super::arch::Arch;
+use super::error::{Error, Result, check};
 
-/// Driver version from which functions can be loaded before their first launch.
-const WITH_FUNC_LOAD: c_int = 12_040;
-
-/// All kernels, loaded into the primary context of one GPU (the one libtorch uses).
-#[derive(Debug)]
-pub struct Kernels {
-    device: sys::CUdevice,
-    context: sys::CUcontext,
-    arch: Arch,
-    modules: Vec<sys::CUmodule>,
-    functions: HashMap<&'static str, sys::CUfunction>,
+/// Facts about one GPU that do not change while the process runs.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Device {
+    /// The driver's handle.
+    pub(super) handle: sys::CUdevice,
+    /// Its number, as CUDA counts after `CUDA_VISIBLE_DEVICES`.
+    pub ordinal: u32,
+    /// The driver's name for it, e.g. `NVIDIA H200`.
+    pub name: String,
+    /// Compute capability.
+    pub arch: Arch,
+    /// Memory in all, bytes.
+    pub total_bytes: usize,
+    /// Multiprocessors.
+    pub multiprocessors: u32,
+    /// The newest CUDA that the driver takes, as the driver writes it: 1000 * major + 10 * minor.
+    pub driver: u32,
 }
 
-// SAFETY: contexts, modules and functions may be used from any thread (CUDA driver API, "Context
-// Management"); every call makes the context current in its thread first.
-unsafe impl Send for Kernels {}
-// SAFETY: as above; nothing is changed after loading.
-unsafe impl Sync for Kernels {}
-
-impl Kernels {
-    /// Compiles, or takes from the folder `cache`, and loads all kernels for GPU `ordinal` (as CUDA
-    /// counts after `CUDA_VISIBLE_DEVICES`). A cache that cannot be used is warned of in the log and
-    /// worked without.
+impl Device {
+    /// How many GPUs there are for this process.
     ///
     /// # Errors
     ///
-    /// No driver, no such GPU, no NVRTC, a GPU too old for it; with what to install.
-    pub fn load(ordinal: u32, search: &Search, cache: Option<&Path>) -> Result<Self> {
-        // SAFETY: only looks whether the library can be opened.
-        if !unsafe { sys::is_culib_present() } {
-            return Err(Error::DriverMissing);
-        }
-        // SAFETY: cuInit may be called any number of times.
-        check("cuInit", unsafe { sys::cuInit(0) })?;
-        let ordinal = c_int::try_from(ordinal).unwrap_or(c_int::MAX);
-        let mut device: sys::CUdevice = 0;
+    /// No driver on this machine, or none that starts; the driver's error where there is no GPU at all.
+    pub fn count() -> Result<u32> {
+        open_driver()?;
+        let mut count = 0;
+        // SAFETY: writes one int.
+        check("cuDeviceGetCount", unsafe {
+            sys::cuDeviceGetCount(&mut count)
+        })?;
+        Ok(count as u32)
+    }
+
+    /// Asks for the facts about GPU `ordinal`. Makes no context and takes no memory there.
+    ///
+    /// # Errors
+    ///
+    /// No driver, no such GPU.
+    pub fn open(ordinal: u32) -> Result<Self> {
+        open_driver()?;
+        let number = c_int::try_from(ordinal).unwrap_or(c_int::MAX);
+        let mut handle: sys::CUdevice = 0;
         // SAFETY: writes one handle.
         check("cuDeviceGet", unsafe {
-            sys::cuDeviceGet(&mut device, ordinal)
+            sys::cuDeviceGet(&mut handle, number)
         })?;
-        let arch = arch_of(device)?;
-        let nvrtc = Nvrtc::open(search)?;
-        let target = target(&nvrtc, arch, ordinal)?;
-        let mut context = std::ptr::null_mut();
-        // SAFETY: released once, in drop.
-        check("cuDevicePrimaryCtxRetain", unsafe {
-            sys::cuDevicePrimaryCtxRetain(&mut context, device)
+        let mut name: [c_char; 256] = [0; 256];
+        // SAFETY: writes at most 255 characters and a NUL.
+        check("cuDeviceGetName", unsafe {
+            sys::cuDeviceGetName(name.as_mut_ptr(), name.len() as c_int, handle)
         })?;
-        // From here on drop cleans up.
-        let mut kernels = Self {
-            device,
-            context,
-            arch,
-            modules: Vec::new(),
-            functions: HashMap::new(),
-        };
-        for source in &SOURCES {
-            let compile = || nvrtc.compile(source, target);
-            let code = match cache {
-                None => compile()?,
-                Some(folder) => {
-                    let name = entry_name(source, target, nvrtc.version());
-                    let (code, outcome) = get_or_compile(folder, &name, compile)?;
-                    match outcome {
-                        Outcome::Hit | Outcome::Stored => {}
-                        Outcome::Replaced(why) => {
-                            tracing::warn!("compiled a GPU kernel again: {why}");
-                        }
-                        Outcome::NotStored(why) => tracing::warn!(
-                            "compiled GPU kernels cannot be kept, every start compiles them: {why}"
-                        ),
-                    }
-                    code
-                }
-            };
-            kernels.load_module(code, source.kernels)?;
-        }
-        Ok(kernels)
-    }
-
-    fn load_module(&mut self, mut code: Vec<u8>, names: &[&'static str]) -> Result<()> {
-        let current = self.enter()?;
-        let mut module = std::ptr::null_mut();
-        code.push(0); // PTX has to end in NUL; machine code does not mind
-        // SAFETY: complete machine code or PTX in memory, which the call copies.
-        check("cuModuleLoadData", unsafe {
-            sys::cuModuleLoadData(&mut module, code.as_ptr().cast())
+        // SAFETY: the array was zero and the call above leaves a NUL in it.
+        let name = unsafe { CStr::from_ptr(name.as_ptr()) };
+        let mut total_bytes = 0;
+        // SAFETY: writes one size.
+        check("cuDeviceTotalMem", unsafe {
+            sys::cuDeviceTotalMem_v2(&mut total_bytes, handle)
         })?;
-        let mut version = 0;
+        let mut driver: c_int = 0;
         // SAFETY: writes one int.
         check("cuDriverGetVersion", unsafe {
-            sys::cuDriverGetVersion(&mut version)
+            sys::cuDriverGetVersion(&mut driver)
         })?;
-        let mut functions = Vec::new();
-        for &name in names {
-            let text = std::ffi::CString::new(name).map_err(|_| crate::Error::Argument {
-                what: "the name of a kernel",
-                limit: "text without NUL",
-                actual: name.into(),
-                help: "rename it in kernels/cuda",
-            })?;
-            let mut function = std::ptr::null_mut();
-            // SAFETY: a live module and a name that ends in NUL.
-            check("cuModuleGetFunction", unsafe {
-                sys::cuModuleGetFunction(&mut function, module, text.as_ptr())
-            })?;
-            if version >= WITH_FUNC_LOAD {
-                // Loading at the first launch would synchronise, which a stream capture forbids.
-                // SAFETY: a live function; drivers have the call from this version on.
-                check("cuFuncLoad", unsafe { sys::cuFuncLoad(function) })?;
-            }
-            functions.push((name, function));
-        }
-        drop(current);
-        self.modules.push(module);
-        self.functions.extend(functions);
-        Ok(())
+        let major = attribute(
+            handle,
+            Attribute::CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MAJOR,
+        )?;
+        let minor = attribute(
+            handle,
+            Attribute::CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MINOR,
+        )?;
+        Ok(Self {
+            handle,
+            ordinal,
+            name: name.to_string_lossy().into_owned(),
+            arch: Arch(10 * major + minor),
+            total_bytes,
+            multiprocessors: attribute(
+                handle,
+                Attribute::CU_DEVICE_ATTRIBUTE_MULTIPROCESSOR_COUNT,
+            )?,
+            driver: driver as u32,
+        })
     }
 
-    /// Architecture of the GPU.
+    /// [`Self::driver`] as people write it, e.g. `13.0`.
     #[must_use]
-    pub fn arch(&self) -> Arch {
-        self.arch
-    }
-
-    /// Checks `op` and launches it on `stream` (a `CUstream`, or what `cudaStream_t` and
-    /// `c10::cuda::CUDAStream` hold; 0 is the legacy default stream). Returns at once.
-    ///
-    /// # Errors
-    ///
-    /// What does not fit together in `op`; what the driver says.
-    ///
-    /// # Safety
-    ///
-    /// `stream` must be a live stream of this GPU, and the addresses in `op` must be of device memory of
-    /// the lengths that it documents, valid until the work on the stream is done.
-    pub unsafe fn run(&self, stream: usize, op: &(impl Op + ?Sized)) -> Result<()> {
-        let launches = op.launches()?;
-        let _current = self.enter()?;
-        for launch in &launches {
-            // SAFETY: as promised by the caller.
-            unsafe { self.launch(stream, launch)? };
-        }
-        Ok(())
-    }
-
-    /// # Safety
-    ///
-    /// As for [`Self::run`], with the context current.
-    unsafe fn launch(&self, stream: usize, launch: &Launch) -> Result<()> {
-        let mut values = launch.values().to_vec();
-        let mut arguments: Vec<*mut c_void> = values
-            .iter_mut()
-            .map(|value| std::ptr::from_mut(value).cast())
-            .collect();
-        let Some(&function) = self.functions.get(launch.kernel()) else {
-            return Err(crate::Error::Argument {
-                what: "a launch's kernel",
-                limit: "those in cuda::source::SOURCES",
-                actual: launch.kernel().into(),
-                help: "list the kernel with its source",
-            }
-            .into());
-        };
-        let [x, y, z] = launch.grid();
-        // SAFETY: the arguments are those of the kernel (the emulator's tests compare number and sizes),
-        // lowest byte first, and are copied by the call.
-        let code = unsafe {
-            sys::cuLaunchKernel(
-                function,
-                x,
-                y,
-                z,
-                launch.threads(),
-                1,
-                1,
-                0,
-                stream as sys::CUstream,
-                arguments.as_mut_ptr(),
-                std::ptr::null_mut(),
-            )
-        };
-        check("cuLaunchKernel", code)
-    }
-
-    /// Waits until everything on `stream` is done. For tests and measurements.
-    ///
-    /// # Errors
-    ///
-    /// What went wrong on the device since.
-    ///
-    /// # Safety
-    ///
-    /// `stream` must be a live stream of this GPU.
-    pub unsafe fn synchronize(&self, stream: usize) -> Result<()> {
-        let _current = self.enter()?;
-        // SAFETY: as promised by the caller.
-        check("cuStreamSynchronize", unsafe {
-            sys::cuStreamSynchronize(stream as sys::CUstream)
-        })
-    }
-
-    /// Makes the context current in this thread until the result is dropped.
-    pub(super) fn enter(&self) -> Result<Current> {
-        // SAFETY: the context lives as long as self, and Current is dropped in this thread.
-        check("cuCtxPushCurrent", unsafe {
-            sys::cuCtxPushCurrent_v2(self.context)
-        })?;
-        Ok(Current {
-            _this_thread: std::marker::PhantomData,
-        })
+    pub fn driver_version(&self) -> String {
+        format!("{}.{}", self.driver / 1000, self.driver % 1000 / 10)
     }
 }
 
-impl Drop for Kernels {
-    fn drop(&mut self) {
-        if let Ok(_current) = self.enter() {
-            for &module in &self.modules {
-                // SAFETY: loaded once, unloaded once. An error, as at the end of the process when the
-                // driver is already gone, leaves nothing to do.
-                unsafe { sys::cuModuleUnload(module) };
-            }
-        }
-        // SAFETY: retained once in `load`.
-        unsafe { sys::cuDevicePrimaryCtxRelease_v2(self.device) };
+/// Starts the driver, as often as one likes.
+fn open_driver() -> Result<()> {
+    // SAFETY: only looks whether the library can be opened.
+    if !unsafe { sys::is_culib_present() } {
+        return Err(Error::DriverMissing);
     }
+    // SAFETY: cuInit may be called any number of times.
+    check("cuInit", unsafe { sys::cuInit(0) })
 }
 
-/// A context that is current in this thread.
-pub(super) struct Current {
-    /// Contexts are current per thread: this must not move to another.
-    _this_thread: std::marker::PhantomData<*const ()>,
-}
-
-impl Drop for Current {
-    fn drop(&mut self) {
-        let mut old = std::ptr::null_mut();
-        // SAFETY: undoes the push of `enter` in the same thread.
-        unsafe { sys::cuCtxPopCurrent_v2(&mut old) };
-    }
-}
-
-fn arch_of(device: sys::CUdevice) -> Result<Arch> {
-    let get = |attribute| {
-        let mut value: c_int = 0;
-        // SAFETY: writes one int; `device` came from cuDeviceGet.
-        check("cuDeviceGetAttribute", unsafe {
-            sys::cuDeviceGetAttribute(&mut value, attribute, device)
-        })?;
-        Ok::<_, Error>(value as u32)
-    };
-    let major = get(Attribute::CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MAJOR)?;
-    let minor = get(Attribute::CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MINOR)?;
-    Ok(Arch(10 * major + minor))
-}
-
-fn target(nvrtc: &Nvrtc, arch: Arch, ordinal: c_int) -> Result<Target> {
-    let supported = nvrtc.supported()?;
-    Target::choose(arch, &supported).ok_or_else(|| Error::TooOld {
-        what: format!("GPU {ordinal}"),
-        arch,
-        who: format!("NVRTC {}", nvrtc.version()),
-        oldest: supported.iter().copied().min().unwrap_or(arch),
-    })
-}
-
-/// The driver's answer as a result.
-pub(super) fn check(call: &'static str, code: sys::CUresult) -> Result<()> {
-    use cudarc::driver::result::DriverError;
-    use sys::CUresult as Code;
-
-    if code == Code::CUDA_SUCCESS {
-        return Ok(());
-    }
-    let error = DriverError(code);
-    let words = |text: std::result::Result<&std::ffi::CStr, DriverError>| match text {
-        Ok(text) => text.to_string_lossy().into_owned(),
-        Err(_) => "unknown".to_owned(),
-    };
-    Err(Error::Driver {
-        call,
-        code: code as u32,
-        text: format!(
-            "{}: {}",
-            words(error.error_name()),
-            words(error.error_string())
-        ),
-        help: match code {
-            Code::CUDA_ERROR_NO_DEVICE | Code::CUDA_ERROR_INVALID_DEVICE => {
-                "nvidia-smi -L lists the GPUs, CUDA_VISIBLE_DEVICES may hide some; in a batch job ask for one"
-            }
-            Code::CUDA_ERROR_OUT_OF_MEMORY => {
-                "use a smaller batch, or end what else is on this GPU (nvidia-smi shows it)"
-            }
-            Code::CUDA_ERROR_NO_BINARY_FOR_GPU
-            | Code::CUDA_ERROR_UNSUPPORTED_PTX_VERSION
-            | Code::CUDA_ERROR_INVALID_PTX => {
-                "the driver is older than NVRTC: update it, or set FOVEA_NVRTC to an NVRTC of the \
-                 driver's CUDA version (nvidia-smi shows it)"
-            }
-            _ => "the work on this GPU is lost; nvidia-smi and dmesg say whether the GPU is well",
-        },
-    })
+fn attribute(device: sys::CUdevice, attribute: Attribute) -> Result<u32> {
+    let mut value: c_int = 0;
+    // SAFETY: writes one int; `device` came from cuDeviceGet.
+    check("cuDeviceGetAttribute", unsafe {
+        sys::cuDeviceGetAttribute(&mut value, attribute, device)
+    })?;
+    Ok(value as u32)
 }

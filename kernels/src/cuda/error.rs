@@ -1,5 +1,8 @@
 //! What can go wrong between this crate and CUDA.
 
+use cudarc::driver::result::DriverError;
+use cudarc::driver::sys::{self, CUresult as Code};
+
 use super::arch::Arch;
 
 /// A call that CUDA or this crate refused. The first line says what, the second, starting with
@@ -87,3 +90,45 @@ pub enum Error {
 
 /// Result of a call into [`crate::cuda`].
 pub type Result<T> = std::result::Result<T, Error>;
+
+/// The driver's answer as a result.
+pub(super) fn check(call: &'static str, code: sys::CUresult) -> Result<()> {
+    if code == Code::CUDA_SUCCESS {
+        return Ok(());
+    }
+    let error = DriverError(code);
+    let words = |text: std::result::Result<&std::ffi::CStr, DriverError>| match text {
+        Ok(text) => text.to_string_lossy().into_owned(),
+        Err(_) => "unknown".to_owned(),
+    };
+    Err(Error::Driver {
+        call,
+        code: code as u32,
+        text: format!(
+            "{}: {}",
+            words(error.error_name()),
+            words(error.error_string())
+        ),
+        help: match code {
+            Code::CUDA_ERROR_NO_DEVICE | Code::CUDA_ERROR_INVALID_DEVICE => {
+                "nvidia-smi -L lists the GPUs, CUDA_VISIBLE_DEVICES may hide some; in a batch job ask for one"
+            }
+            Code::CUDA_ERROR_OUT_OF_MEMORY => {
+                "use a smaller batch, or end what else is on this GPU (nvidia-smi shows it)"
+            }
+            Code::CUDA_ERROR_NO_BINARY_FOR_GPU
+            | Code::CUDA_ERROR_UNSUPPORTED_PTX_VERSION
+            | Code::CUDA_ERROR_INVALID_PTX => {
+                "the driver is older than NVRTC: update it, or set FOVEA_NVRTC to an NVRTC of the \
+                 driver's CUDA version (nvidia-smi shows it)"
+            }
+            Code::CUDA_ERROR_NOT_READY => "wait for the event first",
+            Code::CUDA_ERROR_STREAM_CAPTURE_UNSUPPORTED
+            | Code::CUDA_ERROR_STREAM_CAPTURE_INVALIDATED => {
+                "something waited for a stream that was being captured, or captured the default stream: wait before, \
+                 and capture a stream of its own"
+            }
+            _ => "the work on this GPU is lost; nvidia-smi and dmesg say whether the GPU is well",
+        },
+    })
+}

@@ -1,17 +1,14 @@
 //! What is captured into a CUDA graph reads its scalars anew at every replay. A GPU only.
 
-use cudarc::driver::sys::{self, CUresult, CUstreamCaptureMode};
 use fovea_kernels::cuda::nvrtc::Search;
-use fovea_kernels::cuda::{DeviceBuffer, FusedAdam, Kernels, StepGate, SumSquares};
+use fovea_kernels::cuda::{
+    DeviceBuffer, Error, FusedAdam, Graph, Kernels, StepGate, Stream, SumSquares,
+};
 use fovea_kernels::flat::{self, AdamParams, AdamScalars, Gate};
 
 use crate::guarded::assert_bits;
 
 const N: usize = 100_003;
-
-fn ok(code: CUresult) {
-    assert_eq!(code, CUresult::CUDA_SUCCESS);
-}
 
 fn hyper(step: u64) -> AdamParams {
     AdamParams {
@@ -41,54 +38,46 @@ fn a_captured_step_reads_its_scalars_anew() {
     let gate = DeviceBuffer::new(&kernels, &[0u64]).unwrap();
     let scratch = DeviceBuffer::new(&kernels, &vec![0u8; SumSquares::scratch_bytes(N)]).unwrap();
 
-    let (mut context, mut stream) = (std::ptr::null_mut(), std::ptr::null_mut());
-    let (mut graph, mut exec) = (std::ptr::null_mut(), std::ptr::null_mut());
-    // SAFETY: handles are used in the order in which they are made; the buffers outlive the last
-    // synchronize and are as long as the operations say.
-    unsafe {
-        ok(sys::cuDevicePrimaryCtxRetain(&mut context, 0));
-        ok(sys::cuCtxSetCurrent(context));
-        ok(sys::cuStreamCreate(&mut stream, 1)); // not synchronised with the default stream
-        let mode = CUstreamCaptureMode::CU_STREAM_CAPTURE_MODE_GLOBAL;
-        ok(sys::cuStreamBeginCapture_v2(stream, mode));
-        let squares = SumSquares {
-            x: grads_on_device.address(),
-            n: N,
-            total: total.address(),
-            scratch: scratch.address(),
-        };
-        let decide = StepGate {
-            sum_squares: total.address(),
-            loss: 0,
-            base_scale: base.address(),
-            clip_norm: 1.0,
-            gate: gate.address(),
-        };
-        let step = FusedAdam {
-            params: params.address(),
-            grads: grads_on_device.address(),
-            m: m.address(),
-            v: v.address(),
-            working: 0,
-            n: N,
-            scalars: scalars.address(),
-            gate: gate.address(),
-        };
-        kernels.run(stream as usize, &squares).unwrap();
-        kernels.run(stream as usize, &decide).unwrap();
-        kernels.run(stream as usize, &step).unwrap();
-        ok(sys::cuStreamEndCapture(stream, &mut graph));
-        ok(sys::cuGraphInstantiateWithFlags(&mut exec, graph, 0));
-        for step in 1..=3 {
-            scalars
-                .upload(&[AdamScalars::new(&hyper(step)).unwrap()])
-                .unwrap();
-            ok(sys::cuGraphLaunch(exec, stream));
-            kernels.synchronize(stream as usize).unwrap();
-        }
-        ok(sys::cuGraphExecDestroy(exec));
-        ok(sys::cuGraphDestroy(graph));
-        ok(sys::cuStreamDestroy_v2(stream));
+    let squares = SumSquares {
+        x: grads_on_device.address(),
+        n: N,
+        total: total.address(),
+        scratch: scratch.address(),
+    };
+    let decide = StepGate {
+        sum_squares: total.address(),
+        loss: 0,
+        base_scale: base.address(),
+        clip_norm: 1.0,
+        gate: gate.address(),
+    };
+    let step = FusedAdam {
+        params: params.address(),
+        grads: grads_on_device.address(),
+        m: m.address(),
+        v: v.address(),
+        working: 0,
+        n: N,
+        scalars: scalars.address(),
+        gate: gate.address(),
+    };
+    let stream = Stream::new(&kernels).unwrap();
+    // SAFETY: the buffers outlive the last synchronize and are as long as the operations say.
+    let captured = unsafe {
+        Graph::capture(&kernels, stream.handle(), || {
+            kernels.run(stream.handle(), &squares)?;
+            kernels.run(stream.handle(), &decide)?;
+            kernels.run(stream.handle(), &step)?;
+            Ok::<_, Error>(())
+        })
+    };
+    let (graph, ()) = captured.unwrap();
+    for step in 1..=3 {
+        let now = AdamScalars::new(&hyper(step)).unwrap();
+        scalars.upload(&[now]).unwrap();
+        // SAFETY: as above.
+        unsafe { graph.launch(stream.handle()).unwrap() };
+        stream.synchronize().unwrap();
     }
 
     let mut decided = [Gate {

@@ -221,7 +221,7 @@ fn other_operations_refuse_what_does_not_fit() {
 #[test]
 fn without_a_driver_loading_says_so() {
     match Kernels::load(0, &Search::from_env(), None) {
-        Ok(kernels) => assert!(kernels.arch() >= fovea_kernels::cuda::Arch(75)),
+        Ok(kernels) => assert!(kernels.device().arch >= fovea_kernels::cuda::Arch(75)),
         Err(error @ (Error::DriverMissing | Error::Driver { .. })) => {
             assert!(error.to_string().contains("\n  help: "), "{error}");
         }

@@ -2,8 +2,10 @@
 
 use std::alloc::{Layout, alloc, dealloc, handle_alloc_error};
 use std::cell::Cell;
+use std::sync::{Arc, OnceLock};
 
-use fovea_kernels::cuda::{Kernels, Op};
+use fovea_kernels::cuda::nvrtc::Search;
+use fovea_kernels::cuda::{DeviceBuffer, Kernels, Op};
 use proptest::strategy::Strategy;
 use proptest::test_runner::{Config, TestRunner};
 
@@ -87,25 +89,22 @@ impl Drop for HostBlock {
 }
 
 /// GPU 0. That there is none is a failure.
-pub struct Device(&'static Kernels);
+pub struct Device(Arc<Kernels>);
 
 impl Device {
     pub fn open() -> Self {
-        use fovea_kernels::cuda::nvrtc::Search;
-        use std::sync::OnceLock;
-        static KERNELS: OnceLock<Kernels> = OnceLock::new();
-        Self(KERNELS.get_or_init(|| {
-            Kernels::load(0, &Search::from_env(), None).unwrap_or_else(|e| panic!("{e}"))
-        }))
+        static KERNELS: OnceLock<Arc<Kernels>> = OnceLock::new();
+        let load = || Kernels::load(0, &Search::from_env(), None).unwrap_or_else(|e| panic!("{e}"));
+        Self(Arc::clone(KERNELS.get_or_init(load)))
     }
 }
 
 impl Runner for Device {
-    type Block = fovea_kernels::cuda::DeviceBuffer<'static>;
+    type Block = DeviceBuffer;
     type Permit = ();
 
     fn block(&self, bytes: &[u8]) -> Self::Block {
-        fovea_kernels::cuda::DeviceBuffer::new(self.0, bytes).unwrap()
+        DeviceBuffer::new(&self.0, bytes).unwrap()
     }
 
     fn address(block: &Self::Block) -> u64 {

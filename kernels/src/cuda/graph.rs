@@ -1,0 +1,144 @@
+//! Work that is recorded once and started as a whole, as often as one likes.
+
+use std::sync::Arc;
+
+use cudarc::driver::sys::{self, CUstreamCaptureMode};
+
+use super::error::{Error, Result, check};
+use super::kernels::Kernels;
+
+/// Launches and copies that were captured from a stream: the same kernels, addresses and sizes at every launch,
+/// on what the memory holds then.
+#[derive(Debug)]
+pub struct Graph {
+    kernels: Arc<Kernels>,
+    exec: sys::CUgraphExec,
+}
+
+// SAFETY: an executable graph may be used from any thread, by one at a time (CUDA driver API, "Graph
+// Management"); `launch` is the only use, and its caller promises that.
+unsafe impl Send for Graph {}
+// SAFETY: as above.
+unsafe impl Sync for Graph {}
+
+impl Graph {
+    /// Records what `work` puts on `stream`, which is not run, and gives back the graph and what `work` returned. The
+    /// capture is ended in any case, also when `work` fails or panics.
+    ///
+    /// Other threads may use the device meanwhile (mode "relaxed"); but `work` may not wait for `stream` nor ask
+    /// whether it is done.
+    ///
+    /// # Errors
+    ///
+    /// The error of `work`. What the driver says: `stream` is the default stream, is being captured already, or
+    /// something waited for it.
+    ///
+    /// # Safety
+    ///
+    /// `stream` must be a live stream of this GPU, on which nobody else puts work meanwhile. What `work` puts there
+    /// must be valid, as the calls that put it demand, whenever the graph is launched.
+    pub unsafe fn capture<T, E: From<Error>>(
+        kernels: &Arc<Kernels>,
+        stream: usize,
+        work: impl FnOnce() -> std::result::Result<T, E>,
+    ) -> std::result::Result<(Self, T), E> {
+        // SAFETY: as promised by the caller.
+        let mut capture = unsafe { Capture::begin(kernels, stream)? };
+        let done = work()?;
+        let recorded = capture.end()?;
+        let mut exec = std::ptr::null_mut();
+        let _current = kernels.enter()?;
+        // SAFETY: a live graph, which the call copies; destroyed once, in drop.
+        check("cuGraphInstantiate", unsafe {
+            sys::cuGraphInstantiateWithFlags(&mut exec, recorded.0, 0)
+        })?;
+        let kernels = Arc::clone(kernels);
+        Ok((Self { kernels, exec }, done))
+    }
+
+    /// Starts the recorded work on `stream`. Returns at once.
+    ///
+    /// # Errors
+    ///
+    /// What the driver says.
+    ///
+    /// # Safety
+    ///
+    /// `stream` must be a live stream of this GPU, the addresses in the recorded work valid until it is done, and no
+    /// two threads may launch the same graph at once.
+    pub unsafe fn launch(&self, stream: usize) -> Result<()> {
+        let _current = self.kernels.enter()?;
+        // SAFETY: as promised by the caller.
+        check("cuGraphLaunch", unsafe {
+            sys::cuGraphLaunch(self.exec, stream as sys::CUstream)
+        })
+    }
+}
+
+impl Drop for Graph {
+    fn drop(&mut self) {
+        if let Ok(_current) = self.kernels.enter() {
+            // SAFETY: instantiated once. An error leaves nothing to do.
+            unsafe { sys::cuGraphExecDestroy(self.exec) };
+        }
+    }
+}
+
+/// A stream that is being captured, until it is ended or dropped.
+struct Capture<'a> {
+    kernels: &'a Kernels,
+    stream: sys::CUstream,
+    open: bool,
+}
+
+impl<'a> Capture<'a> {
+    /// # Safety
+    ///
+    /// `stream` must be a live stream of this GPU for as long as the result.
+    unsafe fn begin(kernels: &'a Kernels, stream: usize) -> Result<Self> {
+        let stream = stream as sys::CUstream;
+        let mode = CUstreamCaptureMode::CU_STREAM_CAPTURE_MODE_RELAXED;
+        let _current = kernels.enter()?;
+        // SAFETY: as promised by the caller; ended once.
+        check("cuStreamBeginCapture", unsafe {
+            sys::cuStreamBeginCapture_v2(stream, mode)
+        })?;
+        Ok(Self {
+            kernels,
+            stream,
+            open: true,
+        })
+    }
+
+    /// Ends the capture; the graph is null if nothing good was recorded.
+    fn end(&mut self) -> Result<Recorded> {
+        self.open = false;
+        let mut graph = std::ptr::null_mut();
+        let _current = self.kernels.enter()?;
+        // SAFETY: a live stream, by the promise of `begin`.
+        let code = unsafe { sys::cuStreamEndCapture(self.stream, &mut graph) };
+        let recorded = Recorded(graph);
+        check("cuStreamEndCapture", code).map(|()| recorded)
+    }
+}
+
+impl Drop for Capture<'_> {
+    fn drop(&mut self) {
+        if self.open {
+            // Why `work` failed is the error to tell.
+            let _ = self.end();
+        }
+    }
+}
+
+/// A graph as it was recorded.
+struct Recorded(sys::CUgraph);
+
+impl Drop for Recorded {
+    fn drop(&mut self) {
+        if !self.0.is_null() {
+            // SAFETY: made by cuStreamEndCapture, destroyed once; no context is needed.
+            unsafe { sys::cuGraphDestroy(self.0) };
+        }
+    }
+}

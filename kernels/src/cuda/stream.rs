@@ -1,0 +1,256 @@
+//! Streams of our own, and events: what waits for what.
+//!
+//! A stream's handle is `usize`, as [`Kernels::run`] takes it, so that libtorch's streams pass as well.
+
+use std::ffi::{c_int, c_uint};
+use std::sync::Arc;
+
+use cudarc::driver::sys::{self, CUevent_flags, CUresult, CUstream_flags};
+
+use super::error::{Result, check};
+use super::kernels::Kernels;
+
+/// Driver version from which events measure time by cuEventElapsedTime_v2.
+const WITH_ELAPSED_TIME_V2: u32 = 12_080;
+
+/// A stream that does not wait for the default stream, destroyed when dropped; work that is on it then is
+/// still done.
+#[derive(Debug)]
+pub struct Stream {
+    kernels: Arc<Kernels>,
+    handle: sys::CUstream,
+}
+
+// SAFETY: a stream may be used from any thread (CUDA driver API, "Stream Management"); every call makes the
+// context current in its thread first.
+unsafe impl Send for Stream {}
+// SAFETY: as above; the driver locks what it shares.
+unsafe impl Sync for Stream {}
+
+impl Stream {
+    /// A stream of ordinary priority.
+    ///
+    /// # Errors
+    ///
+    /// What the driver says.
+    pub fn new(kernels: &Arc<Kernels>) -> Result<Self> {
+        Self::with_priority(kernels, 0)
+    }
+
+    /// A stream whose kernels go before those of other streams when multiprocessors become free.
+    ///
+    /// # Errors
+    ///
+    /// What the driver says.
+    pub fn with_high_priority(kernels: &Arc<Kernels>) -> Result<Self> {
+        let (mut least, mut greatest) = (0, 0);
+        let current = kernels.enter()?;
+        // SAFETY: writes two ints.
+        check("cuCtxGetStreamPriorityRange", unsafe {
+            sys::cuCtxGetStreamPriorityRange(&mut least, &mut greatest)
+        })?;
+        drop(current);
+        Self::with_priority(kernels, greatest)
+    }
+
+    fn with_priority(kernels: &Arc<Kernels>, priority: c_int) -> Result<Self> {
+        let mut handle = std::ptr::null_mut();
+        let flags = CUstream_flags::CU_STREAM_NON_BLOCKING as c_uint;
+        let _current = kernels.enter()?;
+        // SAFETY: the context is current; destroyed once, in drop.
+        check("cuStreamCreateWithPriority", unsafe {
+            sys::cuStreamCreateWithPriority(&mut handle, flags, priority)
+        })?;
+        Ok(Self {
+            kernels: Arc::clone(kernels),
+            handle,
+        })
+    }
+
+    /// Its handle, alive as long as self.
+    #[must_use]
+    pub fn handle(&self) -> usize {
+        self.handle as usize
+    }
+
+    /// Waits until everything on the stream is done.
+    ///
+    /// # Errors
+    ///
+    /// What went wrong on the device since.
+    pub fn synchronize(&self) -> Result<()> {
+        // SAFETY: the stream lives as long as self.
+        unsafe { self.kernels.synchronize(self.handle()) }
+    }
+
+    /// Lets what is put on the stream from now on wait for what `event` stands for now. Returns at once.
+    ///
+    /// # Errors
+    ///
+    /// What the driver says.
+    pub fn wait(&self, event: &Event) -> Result<()> {
+        // SAFETY: the stream lives as long as self.
+        unsafe { wait_event(self.handle(), event) }
+    }
+}
+
+impl Drop for Stream {
+    fn drop(&mut self) {
+        if let Ok(_current) = self.kernels.enter() {
+            // SAFETY: created once. An error leaves nothing to do.
+            unsafe { sys::cuStreamDestroy_v2(self.handle) };
+        }
+    }
+}
+
+/// As [`Stream::wait`], for a stream that is not ours.
+///
+/// # Errors
+///
+/// What the driver says.
+///
+/// # Safety
+///
+/// `stream` must be a live stream of the event's GPU.
+pub unsafe fn wait_event(stream: usize, event: &Event) -> Result<()> {
+    let _current = event.kernels.enter()?;
+    // SAFETY: as promised by the caller; the event lives.
+    check("cuStreamWaitEvent", unsafe {
+        sys::cuStreamWaitEvent(stream as sys::CUstream, event.handle, 0)
+    })
+}
+
+/// A point in the work of a stream. Before it is first recorded it counts as reached.
+#[derive(Debug)]
+pub struct Event {
+    kernels: Arc<Kernels>,
+    handle: sys::CUevent,
+    timed: bool,
+}
+
+// SAFETY: as for `Stream`.
+unsafe impl Send for Event {}
+// SAFETY: as for `Stream`.
+unsafe impl Sync for Event {}
+
+impl Event {
+    /// An event to wait for.
+    ///
+    /// # Errors
+    ///
+    /// What the driver says.
+    pub fn new(kernels: &Arc<Kernels>) -> Result<Self> {
+        Self::create(kernels, false)
+    }
+
+    /// An event that knows its time as well, which costs the stream a little.
+    ///
+    /// # Errors
+    ///
+    /// What the driver says.
+    pub fn timed(kernels: &Arc<Kernels>) -> Result<Self> {
+        Self::create(kernels, true)
+    }
+
+    fn create(kernels: &Arc<Kernels>, timed: bool) -> Result<Self> {
+        let flags = if timed {
+            CUevent_flags::CU_EVENT_DEFAULT
+        } else {
+            CUevent_flags::CU_EVENT_DISABLE_TIMING
+        };
+        let mut handle = std::ptr::null_mut();
+        let _current = kernels.enter()?;
+        // SAFETY: the context is current; destroyed once, in drop.
+        check("cuEventCreate", unsafe {
+            sys::cuEventCreate(&mut handle, flags as c_uint)
+        })?;
+        Ok(Self {
+            kernels: Arc::clone(kernels),
+            handle,
+            timed,
+        })
+    }
+
+    /// Stands from now on for everything that is on `stream` now. Returns at once.
+    ///
+    /// # Errors
+    ///
+    /// What the driver says.
+    ///
+    /// # Safety
+    ///
+    /// `stream` must be a live stream of this GPU.
+    pub unsafe fn record(&self, stream: usize) -> Result<()> {
+        let _current = self.kernels.enter()?;
+        // SAFETY: as promised by the caller; the event lives.
+        check("cuEventRecord", unsafe {
+            sys::cuEventRecord(self.handle, stream as sys::CUstream)
+        })
+    }
+
+    /// Whether it is reached. Does not wait.
+    ///
+    /// # Errors
+    ///
+    /// What went wrong on the device since.
+    pub fn is_done(&self) -> Result<bool> {
+        let _current = self.kernels.enter()?;
+        // SAFETY: the event lives.
+        match unsafe { sys::cuEventQuery(self.handle) } {
+            CUresult::CUDA_ERROR_NOT_READY => Ok(false),
+            code => check("cuEventQuery", code).map(|()| true),
+        }
+    }
+
+    /// Waits until it is reached.
+    ///
+    /// # Errors
+    ///
+    /// What went wrong on the device since.
+    pub fn synchronize(&self) -> Result<()> {
+        let _current = self.kernels.enter()?;
+        // SAFETY: the event lives.
+        check("cuEventSynchronize", unsafe {
+            sys::cuEventSynchronize(self.handle)
+        })
+    }
+
+    /// Milliseconds on the device from `earlier` to self, both reached.
+    ///
+    /// # Errors
+    ///
+    /// One of them is not timed, was never recorded or is not reached yet.
+    pub fn ms_since(&self, earlier: &Self) -> Result<f32> {
+        let untimed = |what: &'static str, actual: String, help| crate::Error::Argument {
+            what,
+            limit: "two timed events and a driver of CUDA 12.8 or newer",
+            actual,
+            help,
+        };
+        if !self.timed || !earlier.timed {
+            let actual = format!("timed: {}, earlier: {}", self.timed, earlier.timed);
+            return Err(untimed("Event", actual, "make both by Event::timed").into());
+        }
+        let driver = &self.kernels.device().driver;
+        if *driver < WITH_ELAPSED_TIME_V2 {
+            let actual = self.kernels.device().driver_version();
+            return Err(untimed("the driver", actual, "update the NVIDIA driver").into());
+        }
+        let mut ms = 0.0;
+        let _current = self.kernels.enter()?;
+        // SAFETY: writes one float; both events live.
+        check("cuEventElapsedTime", unsafe {
+            sys::cuEventElapsedTime_v2(&mut ms, earlier.handle, self.handle)
+        })?;
+        Ok(ms)
+    }
+}
+
+impl Drop for Event {
+    fn drop(&mut self) {
+        if let Ok(_current) = self.kernels.enter() {
+            // SAFETY: created once. An error leaves nothing to do.
+            unsafe { sys::cuEventDestroy_v2(self.handle) };
+        }
+    }
+}
