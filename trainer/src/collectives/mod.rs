@@ -1,8 +1,9 @@
 //! Sums, broadcasts and gathers between the ranks of one generation.
 //!
-//! One trait, [`Collective`], and three engines behind it: [`Solo`] (one rank), [`local`] (ranks on
-//! one machine, shared memory) and `mpi` (cargo feature `mpi`). Both multi-rank engines add in the
-//! order that [`tree_sum`] defines, so they give the same bits.
+//! One trait, [`Collective`], and four engines behind it: [`Solo`] (one rank), [`local`] (ranks on
+//! one machine, shared memory), `mpi` (cargo feature `mpi`) and [`nccl`] (ranks with GPUs). All
+//! multi-rank engines add in the order that [`tree_sum`] defines, so they give the same bits. Gradients that
+//! lie on GPUs go another way, [`DeviceCollective`]: only `nccl` has it, and it adds in NCCL's order.
 //!
 //! What every engine promises:
 //! * **Lockstep.** All ranks call the same operations in the same order, with zero samples too. Each
@@ -11,6 +12,8 @@
 //! * **A deadline on every wait.** It is an instant, so that one deadline can cover a whole step.
 //! * **Abort.** [`AbortHandle::abort`] from any thread of any rank ends the wait of every rank within
 //!   about a millisecond with [`Error::Aborted`].
+//!   With `nccl` it ends the waits of its own rank only: the others hear from the coordinator, which tells
+//!   every rank of a generation when one has left it.
 //! * **One error ends it.** After any error the engine is poisoned for all ranks: the attempt is
 //!   abandoned, and the next generation makes a new engine. A buffer that was being reduced holds
 //!   nothing useful after an error.
@@ -23,6 +26,7 @@ mod error;
 pub mod local;
 #[cfg(feature = "mpi")]
 pub mod mpi;
+pub mod nccl;
 mod note;
 mod solo;
 #[cfg(test)]
@@ -30,6 +34,8 @@ pub(crate) mod testing;
 mod tree;
 
 use std::time::Instant;
+
+use fovea_kernels::cuda::Event;
 
 pub use abort::AbortHandle;
 pub use error::{Absent, Error, Result};
@@ -62,6 +68,67 @@ pub trait Collective: Send {
 
     /// The handle that ends the waits of this engine on every rank.
     fn abort_handle(&self) -> AbortHandle;
+
+    /// The way for sums of what lies on the GPU, where the engine has one.
+    fn device(&mut self) -> Option<&mut dyn DeviceCollective> {
+        None
+    }
+}
+
+/// Type of the elements that a [`DeviceCollective`] sums.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum DType {
+    /// 32-bit floats.
+    F32,
+    /// bfloat16; sums are rounded to it on the way.
+    Bf16,
+}
+
+/// Sums over all ranks of what lies on their GPUs, beside the computation: start each bucket when it is
+/// complete, `join` the stream that uses the sums, and `wait` before the host relies on them.
+///
+/// All ranks start the same sums in the same order. That is not checked here, as it would cost a message per
+/// bucket: ranks that differ wait for each other until the deadline. Errors end the engine, as those
+/// of [`Collective`] do; memory that was being summed may be written to until the engine is dropped.
+pub trait DeviceCollective {
+    /// Enqueues the sum over all ranks of `[len]` elements at `address`, in place, on the engine's own stream,
+    /// after what `stream` holds so far. Returns at once, but for the first sums of a generation, which
+    /// make connections.
+    ///
+    /// # Errors
+    ///
+    /// The engine is over, or the library or the driver refuses.
+    ///
+    /// # Safety
+    ///
+    /// `address` must be device memory of the engine's GPU, of that many elements, `stream` a live stream of it.
+    /// Until a stream that was given to [`Self::join`] is through, or the engine is dropped, the memory must stay and
+    /// nobody else may touch it.
+    unsafe fn all_reduce_start(
+        &mut self,
+        address: u64,
+        len: usize,
+        dtype: DType,
+        stream: usize,
+    ) -> Result<()>;
+
+    /// Makes `stream` wait for everything started so far. Returns at once.
+    ///
+    /// # Errors
+    ///
+    /// The driver refuses.
+    ///
+    /// # Safety
+    ///
+    /// `stream` must be a live stream of the engine's GPU.
+    unsafe fn join(&mut self, stream: usize) -> Result<()>;
+
+    /// Waits on the host until `done` is reached, which the caller recorded after [`Self::join`].
+    ///
+    /// # Errors
+    ///
+    /// The deadline, an abort, or what the library noticed meanwhile.
+    fn wait(&mut self, done: &Event, deadline: Instant) -> Result<()>;
 }
 
 /// The variables by which the common launchers tell a process the size of its MPI world: Open MPI,
