@@ -67,6 +67,7 @@ fn make_plan(args: &JobPlanArgs) -> anyhow::Result<Ending> {
     config.train.backend = match plan.transport {
         Transport::Local => Backend::Local,
         Transport::Mpi => Backend::Mpi,
+        Transport::Nccl => Backend::Nccl,
     };
     config.validate().map_err(fovea_trainer::Error::from)?;
     let (out, data) = places(&config)?;
@@ -120,6 +121,7 @@ fn offer(job: &Allocation, config: &Config, args: &JobPlanArgs) -> Offer {
             Backend::Auto => None,
             Backend::Local => Some(Transport::Local),
             Backend::Mpi => Some(Transport::Mpi),
+            Backend::Nccl => Some(Transport::Nccl),
         },
         pmi: launcher::plugins(&args.mpi_list),
         pmi_wish: args.mpi.clone(),

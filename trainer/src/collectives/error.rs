@@ -213,6 +213,17 @@ pub enum Error {
 }
 
 impl Error {
+    /// Whether this machine lacks what the backend needs: starting again does not help.
+    pub fn is_usage(&self) -> bool {
+        use fovea_kernels::cuda::Error as Cuda;
+        matches!(
+            self,
+            Self::NcclMissing { .. }
+                | Self::NcclTooOld { .. }
+                | Self::Cuda(Cuda::DriverMissing | Cuda::NvrtcMissing { .. } | Cuda::TooOld { .. })
+        )
+    }
+
     /// What happened, without the advice: fit for being quoted in another error.
     pub(super) fn headline(&self) -> String {
         let text = self.to_string();

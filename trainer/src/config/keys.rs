@@ -4,7 +4,8 @@ use std::fmt;
 
 use super::Config;
 use super::sections::{
-    Alpha, Backend, Level, LossKind, MetricName, ModelName, OptimizerKind, Precision, ScheduleKind,
+    Alpha, Backend, Level, LossKind, MetricName, ModelName, OptimizerKind, Precision, ReduceDtype,
+    ScheduleKind,
 };
 
 /// A section and what it is for.
@@ -212,6 +213,7 @@ choice_field!(
     LossKind,
     Precision,
     Backend,
+    ReduceDtype,
     OptimizerKind,
     ScheduleKind,
     MetricName,
@@ -375,7 +377,8 @@ pub static KEYS: &[Key] = &[
     key!(train.threads_per_rank, int(0, 1024), PLACE, "Compute threads of one rank; 0 = processor cores / ranks. Each works on a virtual shard of its own; the weights do not depend on their number up to virtual_shards / ranks. Beyond, several threads share a shard and change its rounding."),
     key!(train.precision, ANY, RESULT, "Arithmetic of forward and backward; weights are kept in f32. auto = bf16 where the processor has it natively, else f32."),
     key!(train.seed, int(0, MAX_SEED), RESULT, "Seed of initial weights, sample order, augmentation and dropout."),
-    key!(train.backend, ANY, PLACE, "How ranks exchange gradients; `--backend` overrides it. auto = mpi under an MPI launch, else local (one machine)."),
+    key!(train.backend, ANY, PLACE, "How ranks exchange gradients; `--backend` overrides it. nccl = between GPUs. auto = nccl where training is on GPUs, else mpi under an MPI launch, else local (one machine)."),
+    key!(train.reduce_dtype, ANY, RESULT, "Type in which backend nccl sums gradients that are on GPUs. bf16 halves what travels and rounds every partial sum to 8 bits. The other backends, and all other sums, are f32 whatever it says."),
     key!(train.step_timeout_s, int(1, 86400), PLACE, "Seconds a rank waits in one collective before it gives the others up."),
     key!(train.bucket_mb, int(1, 65536), PLACE, "Gradients travel between ranks in buckets of at least this many MiB, the last layers' first, while backward still computes the others. The weights do not depend on it."),
     key!(train.trace_steps, int(0, 100_000), PLACE, "After so many steps each rank writes trace/rank-N.json: which thread did what when. Open it in ui.perfetto.dev. 0 = none."),

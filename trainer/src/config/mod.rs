@@ -30,8 +30,8 @@ pub use schedule::{EarlyStopping, PlateauState, Verdict, learning_rate};
 pub use sections::{
     Alpha, AugmentConfig, Backend, CheckpointConfig, DataConfig, EarlyStoppingConfig,
     ElasticConfig, EvalConfig, Level, LossConfig, LossKind, MetricName, ModelConfig, ModelName,
-    OptimizerConfig, OptimizerKind, Precision, RunConfig, ScheduleConfig, ScheduleKind,
-    TrainConfig,
+    OptimizerConfig, OptimizerKind, Precision, ReduceDtype, RunConfig, ScheduleConfig,
+    ScheduleKind, TrainConfig,
 };
 
 /// Result with this room's [`Error`].

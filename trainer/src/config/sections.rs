@@ -75,6 +75,18 @@ choice! {
         Local = "local",
         /// The MPI library the binary was built with.
         Mpi = "mpi",
+        /// NVIDIA's library, between GPUs on any hosts.
+        Nccl = "nccl",
+    }
+}
+
+choice! {
+    /// Type in which gradients are summed between GPUs.
+    ReduceDtype {
+        /// 32-bit floats.
+        F32 = "f32",
+        /// bfloat16.
+        Bf16 = "bf16",
     }
 }
 
@@ -287,6 +299,8 @@ pub struct TrainConfig {
     pub seed: u64,
     /// How ranks exchange gradients.
     pub backend: Backend,
+    /// Type of the gradients that backend nccl sums.
+    pub reduce_dtype: ReduceDtype,
     /// Deadline of one collective, in seconds.
     pub step_timeout_s: u32,
     /// Least size of what is reduced in one call while backward goes on, in MiB.
@@ -306,6 +320,7 @@ impl Default for TrainConfig {
             precision: Precision::Auto,
             seed: 0,
             backend: Backend::Auto,
+            reduce_dtype: ReduceDtype::F32,
             step_timeout_s: 300,
             bucket_mb: 25,
             trace_steps: 0,

@@ -105,7 +105,10 @@ impl Communicator {
         deadline: Instant,
         call: impl FnOnce(&Library, Handle) -> c_int,
     ) -> Result<()> {
-        let code = self.shared.call(call).unwrap_or_else(|| Err(self.aborted(op)))?;
+        let code = self
+            .shared
+            .call(call)
+            .unwrap_or_else(|| Err(self.aborted(op)))?;
         self.settle(op, name, code, deadline)
     }
 
@@ -141,7 +144,9 @@ impl Communicator {
             }
             // The library's error comes first: what it stands for shows in `done` as something else.
             // SAFETY: `call` gives a communicator as `state` wants it.
-            let state = self.shared.call(|library, handle| unsafe { library.state(handle) });
+            let state = self
+                .shared
+                .call(|library, handle| unsafe { library.state(handle) });
             match state.unwrap_or_else(|| Err(self.aborted(op)))? {
                 SUCCESS if done()? => return Ok(()),
                 SUCCESS | IN_PROGRESS => {}
@@ -168,7 +173,10 @@ impl Communicator {
 
     /// Why there is no communicator any more.
     fn aborted(&self, op: &'static str) -> Error {
-        let reason = self.abort.reason().unwrap_or("the communicator was aborted");
+        let reason = self
+            .abort
+            .reason()
+            .unwrap_or("the communicator was aborted");
         Error::aborted(op, self.rank, Some(self.rank), reason)
     }
 
@@ -190,9 +198,12 @@ impl Communicator {
         let deadline = Instant::now() + END;
         if !self.shared.doomed.load(Ordering::Acquire) {
             // SAFETY: `call` gives a communicator as `finalize` wants it.
-            let finalized = self.call("leave", "ncclCommFinalize", deadline, |library, handle| unsafe {
-                library.finalize(handle)
-            });
+            let finalized = self.call(
+                "leave",
+                "ncclCommFinalize",
+                deadline,
+                |library, handle| unsafe { library.finalize(handle) },
+            );
             match finalized {
                 Ok(()) => self.shared.end_by("fovea-nccl-end", |library, handle| {
                     // SAFETY: `end_by` gives the handle away, to this call alone.
@@ -249,34 +260,35 @@ impl Shared {
             let code = unsafe { library.abort(handle) };
             if code != SUCCESS && code != IN_PROGRESS {
                 // SAFETY: null is allowed.
-                let error = unsafe { library.error("ncclCommAbort", rank, code, std::ptr::null_mut()) };
+                let error =
+                    unsafe { library.error("ncclCommAbort", rank, code, std::ptr::null_mut()) };
                 tracing::warn!("{error}");
             }
         });
     }
 
     /// Takes the communicator out of everybody's reach and ends it, on a thread of its own that nobody joins.
-    fn end_by(
-        self: &Arc<Self>,
-        name: &str,
-        end: impl FnOnce(&Library, Handle) + Send + 'static,
-    ) {
+    fn end_by(self: &Arc<Self>, name: &str, end: impl FnOnce(&Library, Handle) + Send + 'static) {
         let shared = Arc::clone(self);
-        let spawned = std::thread::Builder::new().name(name.into()).spawn(move || {
-            let mut state = shared.lock();
-            let State::Open(handle) = *state else {
-                return; // another thread was faster
-            };
-            *state = State::Ending;
-            drop(state);
-            let current = shared.kernels.enter();
-            end(&shared.library, handle);
-            drop(current);
-            *shared.lock() = State::Gone;
-            shared.gone.notify_all();
-        });
+        let spawned = std::thread::Builder::new()
+            .name(name.into())
+            .spawn(move || {
+                let mut state = shared.lock();
+                let State::Open(handle) = *state else {
+                    return; // another thread was faster
+                };
+                *state = State::Ending;
+                drop(state);
+                let current = shared.kernels.enter();
+                end(&shared.library, handle);
+                drop(current);
+                *shared.lock() = State::Gone;
+                shared.gone.notify_all();
+            });
         if let Err(error) = spawned {
-            tracing::warn!("{name}: the communicator stays, for there is no thread to end it: {error}");
+            tracing::warn!(
+                "{name}: the communicator stays, for there is no thread to end it: {error}"
+            );
         }
     }
 

@@ -120,7 +120,11 @@ pub struct UniqueId(pub [u8; 128]);
 impl fmt::Debug for UniqueId {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         // An address and a random number; nobody reads 128 bytes.
-        write!(f, "UniqueId({}...)", blake3::hash(&self.0).to_hex().split_at(8).0)
+        write!(
+            f,
+            "UniqueId({}...)",
+            blake3::hash(&self.0).to_hex().split_at(8).0
+        )
     }
 }
 
@@ -164,8 +168,14 @@ struct Functions {
     get_async_error: unsafe extern "C" fn(Handle, *mut c_int) -> c_int,
     all_reduce: Collective,
     broadcast: Collective,
-    all_gather:
-        unsafe extern "C" fn(*const c_void, *mut c_void, usize, c_int, Handle, *mut c_void) -> c_int,
+    all_gather: unsafe extern "C" fn(
+        *const c_void,
+        *mut c_void,
+        usize,
+        c_int,
+        Handle,
+        *mut c_void,
+    ) -> c_int,
     error_string: unsafe extern "C" fn(c_int) -> *const c_char,
     last_error: unsafe extern "C" fn(Handle) -> *const c_char,
 }
@@ -343,7 +353,15 @@ impl Library {
         let at = address as *mut c_void;
         // SAFETY: as promised by the caller.
         unsafe {
-            (self.functions.all_reduce)(at, at, len, element as c_int, SUM, handle, stream as *mut c_void)
+            (self.functions.all_reduce)(
+                at,
+                at,
+                len,
+                element as c_int,
+                SUM,
+                handle,
+                stream as *mut c_void,
+            )
         }
     }
 
@@ -382,7 +400,9 @@ impl Library {
         let mine = (address + (rank * len) as u64) as *const c_void;
         let (all, element) = (address as *mut c_void, Element::U8 as c_int);
         // SAFETY: as promised by the caller.
-        unsafe { (self.functions.all_gather)(mine, all, len, element, handle, stream as *mut c_void) }
+        unsafe {
+            (self.functions.all_gather)(mine, all, len, element, handle, stream as *mut c_void)
+        }
     }
 
     /// What to tell of `code`.
@@ -483,7 +503,10 @@ mod tests {
             .collect();
         assert_eq!(bad, (2_28_03..=2_28_08).collect::<Vec<_>>());
         let warning = Version(2_28_05).warning().unwrap_or_default();
-        assert!(warning.contains("NCCL 2.28.5") && warning.contains("2.27 or 2.29"), "{warning}");
+        assert!(
+            warning.contains("NCCL 2.28.5") && warning.contains("2.27 or 2.29"),
+            "{warning}"
+        );
     }
 
     #[test]
@@ -497,7 +520,10 @@ mod tests {
         assert_eq!(chosen.candidates(), [PathBuf::from("/x/libnccl.so.2.27")]);
         let in_folder = of(folder.to_str(), None);
         assert_eq!(in_folder.candidates(), [folder.join(NAME)]);
-        assert_eq!(of(None, Some("/nowhere".into())).candidates(), [PathBuf::from(NAME)]);
+        assert_eq!(
+            of(None, Some("/nowhere".into())).candidates(),
+            [PathBuf::from(NAME)]
+        );
     }
 
     #[test]
@@ -508,7 +534,9 @@ mod tests {
         };
         let error = Library::open(&search).map(|_| ()).unwrap_err().to_string();
         assert!(
-            error.contains("/nowhere/libnccl.so.2") && error.contains("help:") && error.contains("FOVEA_NCCL"),
+            error.contains("/nowhere/libnccl.so.2")
+                && error.contains("help:")
+                && error.contains("FOVEA_NCCL"),
             "{error}"
         );
     }

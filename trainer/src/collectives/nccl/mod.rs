@@ -96,12 +96,16 @@ impl Staging {
     /// Starts copying `bytes` bytes from `at` on to the device.
     fn to_device(&self, at: usize, bytes: usize) -> Result<()> {
         let (stream, device) = (self.stream.handle(), self.device.address() + at as u64);
-        assert!(at + bytes <= self.host.bytes(), "a copy within the staging buffers");
+        assert!(
+            at + bytes <= self.host.bytes(),
+            "a copy within the staging buffers"
+        );
         // SAFETY: within both buffers, which have one length. The host's bytes are not touched until the operation
         // has waited for the stream, and both are kept if that fails.
         unsafe {
             let host = self.host.as_ptr().add(at);
-            self.kernels.copy_to_device_async(stream, device, host, bytes)?;
+            self.kernels
+                .copy_to_device_async(stream, device, host, bytes)?;
         }
         Ok(())
     }
@@ -109,9 +113,15 @@ impl Staging {
     /// Starts copying the first `bytes` bytes to the host.
     fn to_host(&self, bytes: usize) -> Result<()> {
         let (stream, device) = (self.stream.handle(), self.device.address());
-        assert!(bytes <= self.host.bytes(), "a copy within the staging buffers");
+        assert!(
+            bytes <= self.host.bytes(),
+            "a copy within the staging buffers"
+        );
         // SAFETY: as in `to_device`.
-        unsafe { self.kernels.copy_to_host_async(stream, self.host.as_ptr(), device, bytes)? };
+        unsafe {
+            self.kernels
+                .copy_to_host_async(stream, self.host.as_ptr(), device, bytes)?
+        };
         Ok(())
     }
 
@@ -130,7 +140,9 @@ impl Staging {
         loop {
             match self.done.is_done() {
                 Ok(true) => return true,
-                Ok(false) if Instant::now() < until => std::thread::sleep(Duration::from_micros(200)),
+                Ok(false) if Instant::now() < until => {
+                    std::thread::sleep(Duration::from_micros(200))
+                }
                 Ok(false) | Err(_) => return false,
             }
         }
@@ -150,7 +162,12 @@ impl NcclCollective {
         abort: &AbortHandle,
         deadline: Instant,
     ) -> Result<Self> {
-        let NcclOptions { id, rank, world, patience } = *options;
+        let NcclOptions {
+            id,
+            rank,
+            world,
+            patience,
+        } = *options;
         if rank >= world || world > i32::MAX as usize {
             return Err(Error::BadSeat {
                 rank,
@@ -186,7 +203,11 @@ impl NcclCollective {
     }
 
     /// Runs `body` unless this is over; after an error it is.
-    fn guard<T>(&mut self, op: &'static str, body: impl FnOnce(&mut Self) -> Result<T>) -> Result<T> {
+    fn guard<T>(
+        &mut self,
+        op: &'static str,
+        body: impl FnOnce(&mut Self) -> Result<T>,
+    ) -> Result<T> {
         if let Some((by, reason)) = &self.ended {
             return Err(Error::aborted(op, self.comm.rank, *by, reason));
         }
@@ -229,11 +250,16 @@ impl NcclCollective {
         staging.host.as_mut_slice()[rank * len..][..mine.len()].copy_from_slice(mine);
         staging.to_device(rank * len, len)?;
         let (address, stream) = (staging.device.address(), staging.stream.handle());
-        self.comm.call(note.op_name(), "ncclAllGather", deadline, |library, handle| {
-            // SAFETY: `call` gives a communicator as it is wanted. The buffer has `world` pieces, is used on this
-            // stream alone, and is kept until the communicator has ended.
-            unsafe { library.all_gather(handle, address, len, rank, stream) }
-        })?;
+        self.comm.call(
+            note.op_name(),
+            "ncclAllGather",
+            deadline,
+            |library, handle| {
+                // SAFETY: `call` gives a communicator as it is wanted. The buffer has `world` pieces, is used on this
+                // stream alone, and is kept until the communicator has ended.
+                unsafe { library.all_gather(handle, address, len, rank, stream) }
+            },
+        )?;
         self.staging.to_host(world * len)?;
         self.complete(note, "ncclAllGather", deadline)
     }
@@ -247,14 +273,19 @@ impl NcclCollective {
     fn complete(&self, note: Note, name: &'static str, deadline: Instant) -> Result<()> {
         let staging = &self.staging;
         staging.record_done()?;
-        self.comm.wait(note.op_name(), name, deadline, || Ok(staging.done.is_done()?))
+        self.comm.wait(note.op_name(), name, deadline, || {
+            Ok(staging.done.is_done()?)
+        })
     }
 
     fn sum_piece(&mut self, part: &mut [f32], note: Note, deadline: Instant) -> Result<()> {
         let bytes = size_of_val(part);
         self.gather(bytemuck::cast_slice(part), bytes, note, deadline)?;
         let floats = self.staging.host.as_slice::<f32>();
-        let parts: Vec<&[f32]> = floats.chunks_exact(part.len()).take(self.comm.world).collect();
+        let parts: Vec<&[f32]> = floats
+            .chunks_exact(part.len())
+            .take(self.comm.world)
+            .collect();
         tree_sum_into(part, &parts);
         Ok(())
     }
@@ -272,10 +303,15 @@ impl NcclCollective {
             self.staging.to_device(0, len)?;
         }
         let (address, stream) = (self.staging.device.address(), self.staging.stream.handle());
-        self.comm.call(note.op_name(), "ncclBroadcast", deadline, |library, handle| {
-            // SAFETY: as in `gather`.
-            unsafe { library.broadcast(handle, address, len, root, stream) }
-        })?;
+        self.comm.call(
+            note.op_name(),
+            "ncclBroadcast",
+            deadline,
+            |library, handle| {
+                // SAFETY: as in `gather`.
+                unsafe { library.broadcast(handle, address, len, root, stream) }
+            },
+        )?;
         if rank != root {
             self.staging.to_host(len)?;
         }
@@ -378,11 +414,12 @@ impl DeviceCollective for NcclCollective {
             staging.stream.wait(&staging.ready)?;
             let ours = staging.stream.handle();
             let deadline = Instant::now() + this.patience;
-            this.comm.call(DEVICE_SUM, "ncclAllReduce", deadline, |library, handle| {
-                // SAFETY: `call` gives a communicator as it is wanted; the caller promises the memory, until the
-                // engine is dropped if need be.
-                unsafe { library.all_reduce(handle, address, len, dtype.into(), ours) }
-            })
+            this.comm
+                .call(DEVICE_SUM, "ncclAllReduce", deadline, |library, handle| {
+                    // SAFETY: `call` gives a communicator as it is wanted; the caller promises the memory, until the
+                    // engine is dropped if need be.
+                    unsafe { library.all_reduce(handle, address, len, dtype.into(), ours) }
+                })
         })
     }
 
@@ -390,14 +427,19 @@ impl DeviceCollective for NcclCollective {
         self.guard(DEVICE_SUM, |this| {
             this.staging.record_done()?;
             // SAFETY: the caller's stream is alive.
-            Ok(unsafe { wait_event(stream, &this.staging.done)? })
+            unsafe { wait_event(stream, &this.staging.done)? };
+            Ok(())
         })
     }
 
     fn wait(&mut self, done: &Event, deadline: Instant) -> Result<()> {
         self.guard(DEVICE_SUM, |this| {
-            this.comm
-                .wait(DEVICE_SUM, "ncclAllReduce", deadline, || Ok(done.is_done()?))
+            this.comm.wait(
+                DEVICE_SUM,
+                "ncclAllReduce",
+                deadline,
+                || Ok(done.is_done()?),
+            )
         })
     }
 }
