@@ -106,9 +106,7 @@ struct Standin {
 
 fn standin() -> &'static Standin {
     static STANDIN: OnceLock<Standin> = OnceLock::new();
-    STANDIN.get_or_init(|| {
-        open().unwrap_or_else(|error| panic!("{}: {error}", path().display()))
-    })
+    STANDIN.get_or_init(|| open().unwrap_or_else(|error| panic!("{}: {error}", path().display())))
 }
 
 fn open() -> Result<Standin, libloading::Error> {

@@ -99,16 +99,23 @@ fn an_abort_ends_a_join_that_hangs() {
 fn a_join_to_which_not_all_come_has_a_deadline() {
     let _turn = Turn::take(false);
     let id = library().unique_id().unwrap();
-    let deadline = Instant::now() + Duration::from_millis(50);
+    kernels();
+    let deadline = Instant::now() + Duration::from_millis(200);
     let error = join(id, (0, 2), &AbortHandle::new(), deadline)
         .map(|_| ())
         .unwrap_err();
-    let told = matches!(&error, Error::Deadline { op: "join", world: 2, waited_ms, .. } if *waited_ms >= 40);
-    assert!(told, "{error}");
-    assert!(
-        error.to_string().contains("at least one of the others"),
-        "{error}"
+    assert!(Instant::now() >= deadline);
+    let told = matches!(
+        &error,
+        Error::Deadline {
+            op: "join",
+            world: 2,
+            ..
+        }
     );
+    assert!(told, "{error}");
+    let text = error.to_string();
+    assert!(text.contains("at least one of the others"), "{text}");
     wait_until_none_is_live();
 }
 

@@ -51,12 +51,14 @@ impl Drop for Turn {
     }
 }
 
+/// The one GPU of all ranks.
 pub fn kernels() -> Arc<Kernels> {
     static KERNELS: OnceLock<Arc<Kernels>> = OnceLock::new();
     let load = || Kernels::load(0, &cuda::nvrtc::Search::from_env(), None).unwrap();
     Arc::clone(KERNELS.get_or_init(load))
 }
 
+/// The stand-in for NCCL.
 pub fn library() -> Arc<Library> {
     let search = Search {
         chosen: Some(standin::path().to_owned()),
@@ -65,6 +67,7 @@ pub fn library() -> Arc<Library> {
     Arc::new(Library::open(&search).unwrap())
 }
 
+/// Takes a seat.
 pub fn join(
     id: UniqueId,
     (rank, world): (usize, usize),

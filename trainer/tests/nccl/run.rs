@@ -53,7 +53,9 @@ fn rank(endpoint: &Endpoint, pid: u32) -> Option<usize> {
     let seat = client.ready(&ready(None), soon()).unwrap();
     let mut nccl = meet(&mut client, &seat);
     if seat.rank >= 2 {
-        return None; // its connection closes, as that of a process that was killed
+        // As a process that is killed: nothing is ended in order, and the connection closes.
+        nccl.abort_handle().abort("killed");
+        return None;
     }
     let begun = Instant::now();
     let error = wait_for_a_sum(&mut nccl, soon(), || ()).to_string();

@@ -16,7 +16,9 @@ use fovea_kernels::cuda::Kernels;
 use super::super::{AbortHandle, Error, Result};
 use super::library::{Handle, IN_PROGRESS, Library, SUCCESS, UniqueId};
 
-/// How long a communicator that nobody aborted may take to end.
+/// How long the ranks may take to leave in order before a rank aborts: the others may be gone.
+const LEAVE: Duration = Duration::from_secs(2);
+/// How long the end of a communicator is waited for.
 const END: Duration = Duration::from_secs(10);
 /// A wait looks this often without sleeping, then at these intervals.
 const LOOKS: u32 = 50;
@@ -201,7 +203,7 @@ impl Communicator {
             let finalized = self.call(
                 "leave",
                 "ncclCommFinalize",
-                deadline,
+                Instant::now() + LEAVE,
                 |library, handle| unsafe { library.finalize(handle) },
             );
             match finalized {
