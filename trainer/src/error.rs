@@ -112,6 +112,7 @@ impl Error {
     pub fn is_usage(&self) -> bool {
         match self {
             Self::Config(_) | Self::Usage { .. } | Self::Mismatch { .. } => true,
+            Self::Collective(error) => error.is_usage(),
             Self::Dataset(error) => error.is_usage(),
             Self::Coordinator(error) => error.is_usage(),
             Self::Checkpoint(error) => error.is_usage(),
