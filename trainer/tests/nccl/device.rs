@@ -63,6 +63,11 @@ fn sums(world: usize) {
                         .unwrap();
                 }
             }
+            if round == 1 {
+                // The engine's stream gets on before anybody has waited for the caller's: the sums must have.
+                nccl.barrier(soon()).unwrap();
+            }
+            let device = nccl.device().unwrap();
             // SAFETY: our own stream.
             unsafe {
                 device.join(stream.handle()).unwrap();

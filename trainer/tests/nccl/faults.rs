@@ -66,7 +66,9 @@ fn an_abort_ends_a_device_sum_that_hangs() {
         let _turn = Turn::take(lazy);
         standin::set(Set::HangAt(1));
         aborted_while(3, |mut nccl, ready| {
-            wait_for_a_sum(&mut nccl, soon(), || drop(ready.wait()))
+            wait_for_a_sum(&mut nccl, soon(), || {
+                ready.wait();
+            })
         });
     }
 }
@@ -243,7 +245,9 @@ fn nobody_touches_a_communicator_while_it_is_being_aborted() {
     // The training thread learns of it while the abort goes on, tries again and again, and leaves. The
     // stand-in reports every call on a communicator that is aborted, and every second thread in one.
     aborted_while(2, |mut nccl, ready| {
-        let error = wait_for_a_sum(&mut nccl, soon(), || drop(ready.wait()));
+        let error = wait_for_a_sum(&mut nccl, soon(), || {
+            ready.wait();
+        });
         for _ in 0..1000 {
             nccl.barrier(soon()).unwrap_err();
         }

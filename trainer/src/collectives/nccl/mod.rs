@@ -20,6 +20,7 @@
 mod comm;
 mod host_id;
 mod library;
+mod search;
 
 use std::mem::ManuallyDrop;
 use std::sync::Arc;
@@ -30,7 +31,8 @@ use fovea_kernels::cuda::{DeviceBuffer, Event, Kernels, PinnedBuffer, Stream, wa
 
 use self::comm::Communicator;
 pub use self::host_id::host_id;
-pub use self::library::{Library, Search, UniqueId, Version};
+pub use self::library::{Library, UniqueId};
+pub use self::search::{Search, Version};
 use super::note::{Note, Op};
 use super::tree::tree_sum_into;
 use super::{AbortHandle, Collective, DeviceCollective, Error, Result};
