@@ -286,11 +286,11 @@ char *fovea_op_own_stream(int32_t index, void **handle) {
   });
 }
 
-// How convolutions are computed on GPUs: the fastest algorithm by measurement, in f32 without TF32.
-void fovea_op_gpu_settings() {
-  at::globalContext().setBenchmarkCuDNN(true);
-  at::globalContext().setAllowTF32CuDNN(false);
-}
+// Convolutions in f32 on GPUs do without TF32.
+void fovea_op_no_tf32() { at::globalContext().setAllowTF32CuDNN(false); }
+
+// Whether cuDNN measures which of its algorithms is the fastest for a convolution of a size that it has not seen.
+void fovea_op_measure(int32_t on) { at::globalContext().setBenchmarkCuDNN(on != 0); }
 
 void fovea_op_free_message(char *message) { free(message); }
 

@@ -89,7 +89,8 @@ unsafe extern "C" {
         state: *mut c_void,
     ) -> *mut c_char;
     fn fovea_op_own_stream(index: i32, handle: *mut *mut c_void) -> *mut c_char;
-    fn fovea_op_gpu_settings();
+    fn fovea_op_no_tf32();
+    fn fovea_op_measure(on: i32);
     fn fovea_op_free_message(message: *mut c_char);
 }
 
@@ -139,10 +140,17 @@ pub fn own_stream(ordinal: u32) -> Result<usize> {
     Ok(handle as usize)
 }
 
-/// How libtorch computes convolutions on GPUs: by the fastest of cuDNN's algorithms as measured, without TF32.
-pub fn gpu_settings() {
-    // SAFETY: sets two global flags.
-    unsafe { fovea_op_gpu_settings() }
+/// Has convolutions in f32 on GPUs computed without TF32.
+pub fn no_tf32() {
+    // SAFETY: sets a global flag.
+    unsafe { fovea_op_no_tf32() }
+}
+
+/// Whether cuDNN measures which of its algorithms is the fastest for a convolution of a size that it has not seen; else
+/// it guesses. What was measured is used in any case.
+pub fn measure_convolutions(on: bool) {
+    // SAFETY: sets a global flag.
+    unsafe { fovea_op_measure(i32::from(on)) }
 }
 
 /// What normalisation layers are computed by.

@@ -41,6 +41,13 @@ pub struct ShardBatch {
     pub patch_ids: Vec<u64>,
 }
 
+impl ShardBatch {
+    /// Whether it is left to a GPU to make the pixels.
+    pub fn is_cut_on_gpu(&self) -> bool {
+        matches!(self.pixels, Pixels::Crops(_))
+    }
+}
+
 /// What the model sees of a batch.
 pub enum Pixels {
     /// Made already.

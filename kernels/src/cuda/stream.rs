@@ -153,16 +153,18 @@ impl Event {
     }
 
     fn create(kernels: &Arc<Kernels>, timed: bool) -> Result<Self> {
-        let flags = if timed {
-            CUevent_flags::CU_EVENT_DEFAULT
-        } else {
-            CUevent_flags::CU_EVENT_DISABLE_TIMING
-        };
+        // Who waits sleeps: other threads of this process (loading, NCCL's) want the processor.
+        let flags = CUevent_flags::CU_EVENT_BLOCKING_SYNC as c_uint
+            | if timed {
+                CUevent_flags::CU_EVENT_DEFAULT as c_uint
+            } else {
+                CUevent_flags::CU_EVENT_DISABLE_TIMING as c_uint
+            };
         let mut handle = std::ptr::null_mut();
         let _current = kernels.enter()?;
         // SAFETY: the context is current; destroyed once, in drop.
         check("cuEventCreate", unsafe {
-            sys::cuEventCreate(&mut handle, flags as c_uint)
+            sys::cuEventCreate(&mut handle, flags)
         })?;
         Ok(Self {
             kernels: Arc::clone(kernels),

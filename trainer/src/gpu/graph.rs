@@ -99,8 +99,12 @@ impl Recorded {
         let worked = work();
         // SAFETY: begun above, in this thread, and ended once, whatever became of the work.
         let ended = succeeded(unsafe { fovea_graph_end(handle) });
+        if let Err(error) = ended {
+            // libtorch's allocator goes on asking it what is being captured: it must not go away.
+            std::mem::forget(graph);
+            return Err(worked.err().unwrap_or(error));
+        }
         let sums = worked?;
-        ended?;
         Ok(Self {
             graph,
             sums,

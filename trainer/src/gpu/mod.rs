@@ -106,7 +106,7 @@ impl Gpu {
     pub fn open(ordinal: u32, cache: Option<&Path>) -> Result<Self> {
         let kernels = Kernels::load(ordinal, &Search::from_env(), cache)?;
         libtorch::load_cuda()?;
-        ops::gpu_settings();
+        ops::no_tf32();
         Ok(Self {
             kernels,
             device: Device::Cuda(ordinal as usize),

@@ -1,8 +1,9 @@
 //! One attempt and its commit on a GPU.
 
 use std::cell::RefCell;
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::ops::Range;
+use std::time::{Duration, Instant};
 
 use fovea_kernels::FocalParams;
 use fovea_kernels::cuda::{DeviceBuffer, Event, FocalLoss, FusedAdam, PinnedBuffer, SumSquares};
@@ -24,6 +25,12 @@ use crate::reduce::{TreeAccumulator, part};
 use crate::replica::{Denominators, NORM_MOMENTUM, Network, Totals};
 use crate::samples::{ShardBatch, Views};
 
+/// How long the stream may need to come to its end after an error.
+const SETTLE: Duration = Duration::from_secs(30);
+/// Most layouts of tokens that are kept.
+const MOST_TOKENS: usize = 256;
+/// Most sizes of batches that cuDNN measures its algorithms for.
+const MOST_MEASURED: usize = 8;
 /// Label classes.
 const CLASSES: usize = 4;
 
@@ -42,7 +49,9 @@ pub struct GpuStep {
     adam: (PinnedBuffer, DeviceBuffer),
     /// By the numbers of patches.
     tokens: HashMap<Vec<usize>, Tokens>,
+    measured: Measured,
     graphs: Graphs,
+    works: bool,
 }
 
 /// How an attempt was put on the stream.
@@ -50,6 +59,26 @@ pub struct GpuStep {
 enum How {
     Plainly,
     ByGraph,
+}
+
+/// The sizes of batches for which cuDNN measures which algorithm is fastest: those that recur, and not many, for
+/// measuring takes seconds.
+#[derive(Default)]
+struct Measured {
+    /// How often images and patches came in these numbers.
+    seen: HashMap<(usize, usize), u32>,
+    chosen: HashSet<(usize, usize)>,
+}
+
+impl Measured {
+    fn is_worth_it(&mut self, size: (usize, usize)) -> bool {
+        let seen = self.seen.entry(size).or_insert(0);
+        *seen += 1;
+        if *seen >= 2 && self.chosen.len() < MOST_MEASURED {
+            self.chosen.insert(size);
+        }
+        self.chosen.contains(&size)
+    }
 }
 
 /// What the host waits for.
@@ -90,6 +119,8 @@ impl GpuStep {
                 DeviceBuffer::uninit(kernels, size_of::<AdamScalars>())?,
             ),
             tokens: HashMap::new(),
+            measured: Measured::default(),
+            works: true,
             graphs: Graphs::new(config.train.cuda_graphs),
             gpu,
         })
@@ -103,6 +134,8 @@ impl GpuStep {
     /// A batch's pixels, for evaluation.
     pub fn views(&self, batch: &ShardBatch) -> Result<Views> {
         let mut block = self.spare.borrow_mut();
+        // Nearly every image has another number of patches: none is worth measuring.
+        ops::measure_convolutions(false);
         // The evaluation before has waited for its logits: nothing reads the block any more.
         block.begin(&self.gpu.kernels, batch)?;
         let ready = self.cutter.upload(&self.gpu, &mut block, batch)?;
@@ -125,14 +158,47 @@ impl GpuStep {
         });
         if done.is_err() {
             // What was summed so far is of no use, and nothing may still read the blocks when they are filled again.
+            self.works = self.settle();
             drop(self.tree.take());
-            // SAFETY: the stream lives as long as the process.
-            let settled = unsafe { self.gpu.kernels.synchronize(self.gpu.stream) };
-            if let Err(e) = settled {
-                tracing::warn!("after an attempt that failed: {e}");
-            }
         }
         done
+    }
+
+    /// Whether the stream comes to its end, after an error, in good order and within a bound: it may wait for sums
+    /// that are being aborted.
+    fn settle(&self) -> bool {
+        let done = &self.answer.done;
+        // SAFETY: the stream lives as long as the process.
+        let recorded = unsafe { done.record(self.gpu.stream) };
+        let until = Instant::now() + SETTLE;
+        let settled = recorded.and_then(|()| {
+            while !done.is_done()? {
+                if Instant::now() > until {
+                    return Ok(false);
+                }
+                std::thread::sleep(Duration::from_millis(1));
+            }
+            Ok(true)
+        });
+        match settled {
+            Ok(true) => true,
+            Ok(false) => {
+                tracing::error!(
+                    "the GPU is still busy {} s after an attempt that failed",
+                    SETTLE.as_secs()
+                );
+                false
+            }
+            Err(e) => {
+                tracing::error!("after an attempt that failed: {e}");
+                false
+            }
+        }
+    }
+
+    /// Whether the GPU can go on. After some errors it cannot in this process, whatever it is asked.
+    pub fn works(&self) -> bool {
+        self.works && self.gpu.kernels.free_bytes().is_ok()
     }
 
     /// Ends what belongs to the ranks of this generation.
@@ -160,6 +226,9 @@ impl GpuStep {
             let scales = net.scales(total);
             block.put_targets(batch, &net.objective, scales, (net.seed, epoch))?;
             if !self.tokens.contains_key(&batch.counts) {
+                if self.tokens.len() >= MOST_TOKENS {
+                    self.tokens.clear();
+                }
                 let tokens = Tokens::new(&batch.counts, gpu.device)?;
                 self.tokens.insert(batch.counts.clone(), tokens);
             }
@@ -168,8 +237,11 @@ impl GpuStep {
             .iter()
             .map(|batch| batch.as_ref().map(|batch| batch.counts.clone()))
             .collect();
-        let by_graph = exchange.is_alone() || exchange.device().is_some();
-        if !(by_graph && gpu.all_resident() && self.graphs.is_due(&shape)) {
+        // NCCL wants all ranks to record, or none; they do not agree on that here.
+        let may_be_recorded = exchange.is_alone()
+            && gpu.all_resident()
+            && shards.iter().flatten().all(ShardBatch::is_cut_on_gpu);
+        if !(may_be_recorded && self.graphs.is_due(&shape)) {
             let sums = self.enqueue(net, shards, exchange, None)?;
             return Ok((sums, How::Plainly));
         }
@@ -184,7 +256,9 @@ impl GpuStep {
         }
         match Recorded::capture(|| self.enqueue(net, shards, exchange, Some(ready))) {
             Ok(recorded) => {
-                let recorded = recorded.keeping(self.tree.buffers());
+                let mut kept = self.tree.buffers();
+                kept.extend(self.tokens.values().flat_map(Tokens::tensors));
+                let recorded = recorded.keeping(kept);
                 Ok((self.graphs.keep(shape, recorded).replay()?, How::ByGraph))
             }
             Err(error) => {
@@ -211,6 +285,7 @@ impl GpuStep {
             tree,
             blocks,
             tokens,
+            measured,
             ..
         } = self;
         let is_recorded = ready.is_some();
@@ -241,6 +316,8 @@ impl GpuStep {
                 None => cutter.upload(gpu, block, batch)?,
             };
             let views = cutter.views(gpu, block, ready)?;
+            let patches = batch.patch_labels.len();
+            ops::measure_convolutions(measured.is_worth_it((batch.counts.len(), patches)));
             let tokens = tokens.get(&batch.counts).ok_or_else(|| {
                 Error::Internal(format!("no tokens for {} images", batch.counts.len()))
             })?;
@@ -270,12 +347,11 @@ impl GpuStep {
         // SAFETY: the stream lives as long as the process.
         unsafe { answer.done.record(self.gpu.stream) }?;
         match how {
-            // Alone there is nobody to wait for; else a graph does not tell when its passes are through.
-            How::ByGraph if exchange.is_alone() => {
+            // Alone: there is nobody to wait for.
+            How::ByGraph => {
                 exchange.wait(&answer.done)?;
                 computed();
             }
-            How::ByGraph => computed(),
             How::Plainly => {
                 answer.computed.synchronize()?;
                 computed();

@@ -81,6 +81,20 @@ impl Tokens {
             padding: layout.padding.as_ref().map(padding).transpose()?,
         })
     }
+
+    /// The tensors, once more.
+    pub fn tensors(&self) -> Vec<Tensor> {
+        let tensors = [
+            Some(&self.gather),
+            Some(&self.patches),
+            self.padding.as_ref(),
+        ];
+        tensors
+            .into_iter()
+            .flatten()
+            .map(Tensor::shallow_clone)
+            .collect()
+    }
 }
 
 #[cfg(test)]

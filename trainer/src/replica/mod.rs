@@ -270,6 +270,14 @@ impl Replica {
         }
     }
 
+    /// Whether what computes can go on after an error.
+    pub fn works(&self) -> bool {
+        match &self.step {
+            Step::Cpu(_) => true,
+            Step::Gpu(step) => step.works(),
+        }
+    }
+
     /// Ends what belongs to the ranks of this generation, before their collective goes.
     pub fn leave_generation(&mut self) {
         if let Step::Gpu(step) = &mut self.step {

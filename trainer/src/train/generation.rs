@@ -113,7 +113,8 @@ impl Trainer {
     /// What to say in the next rendezvous after an error, if a new generation mends it: nothing when the
     /// coordinator knows the reason, else why this rank gives up.
     pub(super) fn leave_generation(&self, error: Error) -> Result<Option<String>> {
-        if !self.terms.elastic {
+        // A GPU in some errors is lost to this process. Another one is started in its place.
+        if !self.terms.elastic || !self.replica.works() {
             return Err(error);
         }
         match (self.client.abort_signal().notice(), &error) {

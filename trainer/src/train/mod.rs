@@ -101,6 +101,7 @@ impl Trainer {
     /// Trains to the end, or until the run is drained.
     pub fn run(mut self) -> Result<Outcome> {
         let ended = self.generations();
+        self.replica.leave_generation();
         if let Err(error) = &ended
             && !self.was_told()
         {

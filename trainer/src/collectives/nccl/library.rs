@@ -16,6 +16,9 @@ use libloading::os::unix::{Library as Loaded, RTLD_LOCAL, RTLD_NOW};
 use super::super::{Error, Result};
 use super::search::{Search, Version};
 
+/// Its own functions come before those of the NCCL that libtorch has loaded, which may be another version (dlfcn.h).
+const RTLD_DEEPBIND: c_int = 8;
+
 pub(super) const SUCCESS: c_int = 0;
 pub(super) const IN_PROGRESS: c_int = 7;
 const SUM: c_int = 0;
@@ -127,7 +130,7 @@ impl Library {
         let mut tried = Vec::new();
         for path in search.candidates() {
             // SAFETY: loading NCCL runs no code but its own initialisers.
-            match unsafe { Loaded::open(Some(&path), RTLD_NOW | RTLD_LOCAL) } {
+            match unsafe { Loaded::open(Some(&path), RTLD_NOW | RTLD_LOCAL | RTLD_DEEPBIND) } {
                 Ok(loaded) => return Self::new(loaded, path),
                 Err(error) => tried.push(format!("{} ({error})", path.display())),
             }

@@ -178,12 +178,13 @@ impl NcclCollective {
                 max_world: i32::MAX as usize,
             });
         }
-        let staging = ManuallyDrop::new(Staging::new(kernels, world)?);
+        // Freed in the ordinary way if the join fails: nothing uses it before.
+        let staging = Staging::new(kernels, world)?;
         let comm = Communicator::join(library, kernels, id, (rank, world), abort, deadline)?;
         let mut joined = Self {
             comm,
             abort: abort.clone(),
-            staging,
+            staging: ManuallyDrop::new(staging),
             patience,
             ended: None,
         };
