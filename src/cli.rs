@@ -7,9 +7,11 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use clap::{ArgAction, Args, Parser, Subcommand, ValueEnum};
+use fovea_trainer::config;
 
 pub use bench::{
-    BenchAllreduceArgs, BenchArgs, BenchCommand, BenchCoordinatorArgs, BenchServerArgs,
+    BenchAllreduceArgs, BenchArgs, BenchCommand, BenchCoordinatorArgs, BenchEpochArgs,
+    BenchServerArgs, BenchStepArgs, WorkArgs,
 };
 
 /// Fault-tolerant distributed training of fundus-lesion models.
@@ -143,6 +145,16 @@ pub enum Device {
     Auto,
     Cpu,
     Cuda,
+}
+
+impl From<Device> for config::Device {
+    fn from(device: Device) -> Self {
+        match device {
+            Device::Auto => Self::Auto,
+            Device::Cpu => Self::Cpu,
+            Device::Cuda => Self::Cuda,
+        }
+    }
 }
 
 /// Where a configuration comes from.

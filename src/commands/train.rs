@@ -13,7 +13,7 @@ use fovea_trainer::train::resume_point;
 
 use super::source::{self, places};
 use super::{Again, drain_flag};
-use crate::cli::{Backend, Device, TrainArgs};
+use crate::cli::{Backend, TrainArgs};
 use crate::exit::{Ending, Usage};
 use crate::say;
 use crate::show::{self, View};
@@ -112,12 +112,7 @@ fn resolve(args: &TrainArgs) -> anyhow::Result<Config> {
     };
     source::apply(&mut config, &args.source)?;
     config.train.ranks = args.ranks.unwrap_or(config.train.ranks);
-    config.train.device = match args.device {
-        None => config.train.device,
-        Some(Device::Auto) => config::Device::Auto,
-        Some(Device::Cpu) => config::Device::Cpu,
-        Some(Device::Cuda) => config::Device::Cuda,
-    };
+    config.train.device = args.device.map_or(config.train.device, Into::into);
     config.train.backend = match args.backend {
         None => config.train.backend,
         Some(Backend::Auto) => config::Backend::Auto,

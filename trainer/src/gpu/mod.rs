@@ -8,6 +8,7 @@
 mod images;
 mod inputs;
 mod libtorch;
+mod measure;
 mod step;
 #[cfg(test)]
 mod tests;
@@ -22,6 +23,7 @@ use fovea_kernels::cuda::nvrtc::Search;
 use fovea_kernels::cuda::{Arch, Kernels, Op};
 use tch::Device;
 
+pub use self::images::Shape;
 pub use self::step::GpuStep;
 
 use self::images::Images;

@@ -83,6 +83,11 @@ impl GpuStep {
         })
     }
 
+    /// What it computes on.
+    pub fn gpu(&self) -> &Gpu {
+        &self.gpu
+    }
+
     /// What libtorch computes normalisation with.
     pub fn engine(&self) -> Engine {
         self.gpu.engine

@@ -1,5 +1,7 @@
 //! `fovea bench`
 
+mod training;
+
 use std::path::Path;
 use std::process::{Child, Command, Stdio};
 
@@ -20,6 +22,8 @@ pub fn run(args: &BenchArgs) -> anyhow::Result<Ending> {
     match &args.what {
         BenchCommand::Coordinator(args) => coordinator(args),
         BenchCommand::Allreduce(args) => all_reduce(args),
+        BenchCommand::Step(args) => training::step(args),
+        BenchCommand::Epoch(args) => training::epoch(args),
         BenchCommand::Server(args) => server(args),
     }
 }
