@@ -1,6 +1,7 @@
 // How a kernel is found and called.
 #pragma once
 #include <cstddef>
+#include <cstdint>
 
 namespace emulator {
 
@@ -17,5 +18,8 @@ const Entry *find(const char *name);
 const Entry *find_test(const char *name);
 // Null beyond the last.
 const char *name_of(size_t index);
+
+// Whether a wide access outside of all declared buffers is fine all the same. Null: it never is.
+extern bool (*foreign)(uintptr_t address, size_t bytes);
 
 }  // namespace emulator

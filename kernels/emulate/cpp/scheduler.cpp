@@ -20,8 +20,10 @@
 
 Index threadIdx, blockIdx, blockDim, gridDim;
 
-// Bounds of the section that all __shared__ variables are in; the linker defines them.
-extern "C" char __start_fovea_shared[], __stop_fovea_shared[];
+// Bounds of the section that all __shared__ variables of this program or library are in; the linker defines them.
+extern "C" __attribute__((visibility("hidden"))) char __start_fovea_shared[], __stop_fovea_shared[];
+
+bool (*emulator::foreign)(uintptr_t address, size_t bytes) = nullptr;
 
 namespace {
 
@@ -50,9 +52,10 @@ struct Slots {
 std::mutex one_launch_at_a_time;
 // Start and end of the buffers that wide accesses may touch.
 std::mutex buffers_lock;
-std::map<uintptr_t, uintptr_t> buffers;
-std::vector<Fiber> fibers(MOST_THREADS);
-std::vector<Slots> slots(MOST_THREADS / WARP_LANES);
+// Not destroyed at the end of the process, when other threads may still run.
+auto &buffers = *new std::map<uintptr_t, uintptr_t>;
+auto &fibers = *new std::vector<Fiber>(MOST_THREADS);
+auto &slots = *new std::vector<Slots>(MOST_THREADS / WARP_LANES);
 unsigned running;
 jmp_buf scheduler;
 const emulator::Entry *kernel;
@@ -262,7 +265,7 @@ void emulator::check_access(const void *address, unsigned bytes, const char *fil
             end = std::prev(after)->second;
         }
     }
-    if (at + bytes > end) {
+    if (at + bytes > end && !(foreign && foreign(at, bytes))) {
         fail("%s:%d: an access of %u bytes outside of all buffers; the one before it has %llu and "
              "starts %llu before it",
              file, line, bytes, (unsigned long long)(end - start), (unsigned long long)(at - start));

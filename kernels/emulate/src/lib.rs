@@ -6,6 +6,8 @@
 //! misaligned or leave their buffer and arguments of the wrong size; a missing barrier shows as a result
 //! that depends on the seed. Narrower writes out of bounds are for the caller to find, with guard zones.
 
+pub mod driver;
+
 use std::ffi::{CStr, CString, c_char, c_int, c_uint, c_void};
 
 // SAFETY: the declarations are those of cpp/scheduler.cpp.

@@ -85,3 +85,16 @@ fn launches_that_cuda_would_not_take_are_refused() {
     assert!(refused("test_sound", [0, 1, 1], 32, &[0], &[8]).contains("0 x 1 x 1"));
     assert!(refused("test_sound", [1, 65_536, 1], 32, &[0], &[8]).contains("65536"));
 }
+
+/// The library itself, opened by its path, plays the part of a real driver that the process has opened before.
+#[test]
+fn the_stand_in_does_not_take_the_place_of_a_driver_that_is_open() {
+    let path = std::path::Path::new(env!("FOVEA_STANDIN")).join("libcuda.so.1");
+    // SAFETY: our own library, whose initialisers touch nothing outside of it.
+    let _open = unsafe { libloading::Library::new(path) }.unwrap();
+    let error = driver::load().unwrap_err();
+    assert!(
+        error.contains("this process has opened libcuda.so.1 already\n  help: call"),
+        "{error}"
+    );
+}

@@ -113,6 +113,10 @@ pub(super) fn check(call: &'static str, code: sys::CUresult) -> Result<()> {
             Code::CUDA_ERROR_NO_DEVICE | Code::CUDA_ERROR_INVALID_DEVICE => {
                 "nvidia-smi -L lists the GPUs, CUDA_VISIBLE_DEVICES may hide some; in a batch job ask for one"
             }
+            Code::CUDA_ERROR_OUT_OF_MEMORY if call == "cuMemHostAlloc" => {
+                "the host has not that much memory that can be locked: use a smaller batch or fewer ranks per host, or \
+                 ask for more memory in a batch job"
+            }
             Code::CUDA_ERROR_OUT_OF_MEMORY => {
                 "use a smaller batch, or end what else is on this GPU (nvidia-smi shows it)"
             }

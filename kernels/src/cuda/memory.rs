@@ -228,7 +228,7 @@ impl Kernels {
     /// # Safety
     ///
     /// `stream` must be a live stream of this GPU. Until the copy is done, `device` must be device memory and `host`
-    /// initialised host memory of at least this many bytes; nobody may write the one or use the other.
+    /// initialised host memory of at least this many bytes; nobody may write the host's or use the device's.
     pub unsafe fn copy_to_device_async(
         &self,
         stream: usize,
@@ -250,7 +250,8 @@ impl Kernels {
     ///
     /// # Safety
     ///
-    /// As for [`Self::copy_to_device_async`], but nobody may use the host memory, not even read it, until the copy is done.
+    /// As for [`Self::copy_to_device_async`], but until the copy is done nobody may write the device's memory or use the
+    /// host's, not even to read it.
     pub unsafe fn copy_to_host_async(
         &self,
         stream: usize,
@@ -278,7 +279,7 @@ impl Kernels {
     /// # Safety
     ///
     /// `stream` must be a live stream of this GPU. Until the copy is done, both addresses must be of device memory of at
-    /// least this many bytes, which do not overlap, and no other stream may write the one or use the other.
+    /// least this many bytes, which do not overlap, and no other stream may write the source's or use the target's.
     pub unsafe fn copy_on_device_async(
         &self,
         stream: usize,
@@ -300,8 +301,8 @@ impl Kernels {
     ///
     /// # Safety
     ///
-    /// `stream` must be a live stream of this GPU. Until it is done, `device` must be device memory of at least this many
-    /// bytes, which no other stream uses.
+    /// `stream` must be a live stream of this GPU. Until it is done, `device` must be device memory of at least this
+    /// many bytes, which no other stream uses.
     pub unsafe fn fill_async(
         &self,
         stream: usize,

@@ -12,11 +12,16 @@ mod flat;
 mod focal;
 mod graph;
 mod guarded;
+mod memory;
 mod refusals;
 mod resize;
 mod runner;
 mod sources;
+mod stream;
 mod view;
+
+#[macro_use]
+mod bodies;
 
 /// Each body as a test on the emulator and as one on the device.
 macro_rules! on_both {
@@ -63,3 +68,20 @@ on_both! {
     flat::adam_has_the_bits_of_the_twin,
     flat::a_closed_gate_leaves_everything_as_it_was,
 }
+
+/// What needs a device and no twin: here on a GPU, in tests/driver on the stand-in for its driver.
+macro_rules! on_gpu {
+    ($($module:ident :: $body:ident),* $(,)?) => {
+        mod gpu {
+            $(
+                #[test]
+                #[ignore = "needs a GPU: cargo test --release -p fovea-kernels --test cuda -- --ignored"]
+                fn $body() {
+                    super::$module::$body(&super::runner::Device::open().0);
+                }
+            )*
+        }
+    };
+}
+
+device_bodies!(on_gpu);

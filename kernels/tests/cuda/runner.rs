@@ -89,7 +89,7 @@ impl Drop for HostBlock {
 }
 
 /// GPU 0. That there is none is a failure.
-pub struct Device(Arc<Kernels>);
+pub struct Device(pub Arc<Kernels>);
 
 impl Device {
     pub fn open() -> Self {

@@ -1,0 +1,188 @@
+// What the files of the stand-in for the CUDA driver share. One lock covers all of it: each function of the API
+// takes it (`anywhere`, `in_context`), everything else runs under it.
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+#include <deque>
+#include <functional>
+#include <map>
+#include <memory>
+#include <mutex>
+#include <set>
+#include <string>
+#include <utility>
+#include <vector>
+
+#include "codes.h"
+
+#define API extern "C" __attribute__((visibility("default")))
+
+using Address = unsigned long long;  // CUdeviceptr
+
+namespace driver {
+
+struct Stream;
+struct Context;
+
+// Which item of each stream of a capture something comes after.
+using Clock = std::map<Stream *, size_t>;
+
+// A point in the work of a stream: one recording of an event.
+struct Mark {
+    std::shared_ptr<Stream> stream;
+    bool done = false;
+    double ms = 0;
+    // Of a recording in a capture.
+    bool captured = false;
+    std::weak_ptr<struct Capture> capture;
+    Clock clock;
+};
+
+// Something to do on a stream: exactly one of the three.
+struct Item {
+    std::function<void(Context &)> work;
+    std::shared_ptr<Mark> wait;
+    std::shared_ptr<Mark> record;
+};
+
+// What was captured, in the order of the calls, and on which stream.
+struct Recording {
+    std::shared_ptr<Stream> origin;
+    std::vector<std::pair<std::shared_ptr<Stream>, Item>> items;
+};
+
+struct Capture {
+    Recording recording;
+    bool invalid = false;
+};
+
+struct Stream : std::enable_shared_from_this<Stream> {
+    explicit Stream(Context *context) : context(context) {}
+
+    Context *context;
+    std::deque<Item> queue;  // what is not done yet
+    std::shared_ptr<Capture> capture;
+    Clock clock;
+};
+
+struct Event {
+    Context *context;
+    bool timed;
+    std::shared_ptr<Mark> mark;  // of the last recording
+};
+
+struct Graph {
+    std::shared_ptr<const Recording> recording;
+};
+
+struct GraphExec {
+    Context *context;
+    std::shared_ptr<const Recording> recording;
+};
+
+struct Module {
+    Context *context;
+};
+
+// Objects that the program holds by handles. A handle is the object's address.
+template <class T>
+struct Table {
+    std::map<void *, std::shared_ptr<T>> live;
+
+    void *add(std::shared_ptr<T> object) {
+        void *handle = object.get();
+        live.emplace(handle, std::move(object));
+        return handle;
+    }
+    // Null for what is no live handle.
+    std::shared_ptr<T> find(void *handle) const {
+        auto found = live.find(handle);
+        return found == live.end() ? nullptr : found->second;
+    }
+};
+
+// The primary context of a device.
+struct Context {
+    explicit Context(int device) : device(device) {}
+
+    int device;
+    unsigned retained = 0;
+    std::shared_ptr<Stream> default_stream;
+    size_t used = 0;       // bytes of device memory
+    Code fault = SUCCESS;  // given by every call once something failed on the device
+    std::string fault_text;
+};
+
+struct State {
+    std::recursive_mutex lock;
+    bool initialised = false;
+    bool gone = false;
+    bool lazy = false;
+    int devices = 1;
+    size_t memory = size_t(8) << 30;  // of a device, bytes
+    uint64_t launches = 0;            // seeds the order of threads
+    std::map<int, std::unique_ptr<Context>> contexts;
+    Table<Stream> streams;
+    std::vector<std::shared_ptr<Stream>> orphans;  // destroyed with work on them
+    Table<Event> events;
+    Table<Graph> graphs;
+    Table<GraphExec> execs;
+    Table<Module> modules;
+    std::vector<std::string> findings;  // for fovea_driver_check
+};
+
+// Never destroyed: other threads may still call when the process ends.
+State &state();
+
+// The context that is current in this thread, or null.
+Context *current();
+
+// A finding about the program under test. `fault` makes it the context's fault as well.
+void found(std::string text);
+void fault(Context &context, Code code, std::string text);
+std::string text(const char *format, ...) __attribute__((format(printf, 1, 2)));
+
+// memory.cpp
+void free_all_of(Context &context);
+size_t live_blocks();
+void look_at_all_guards();
+// Whether kernels may access memory that was not allocated here: such that is not near any that was.
+bool foreign(uintptr_t at, size_t bytes);
+
+// stream.cpp
+std::shared_ptr<Stream> stream_of(Context &context, void *handle);
+// Puts `item` on `stream`: records it if the stream is being captured, does it at once in eager mode.
+Code enqueue(Stream &stream, Item item);
+Code enqueue_work(Context &context, void *stream, std::function<void(Context &)> work);
+void drain(Stream &stream);
+void drain_all();
+
+// graph.cpp
+Code record(Stream &stream, Item item);
+void invalidate(Stream &stream);
+
+// Runs one function of the API.
+template <class F>
+Code anywhere(F run) {
+    State &s = state();
+    std::lock_guard<std::recursive_mutex> lock(s.lock);
+    if (s.gone) {
+        return ERROR_DEINITIALIZED;
+    }
+    return s.initialised ? run(s) : ERROR_NOT_INITIALIZED;
+}
+
+// As `anywhere`, for what needs a context that is current and well.
+template <class F>
+Code in_context(F run) {
+    return anywhere([&](State &s) {
+        Context *context = current();
+        if (!context) {
+            return ERROR_INVALID_CONTEXT;
+        }
+        return context->fault ? context->fault : run(s, *context);
+    });
+}
+
+}  // namespace driver
