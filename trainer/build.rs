@@ -4,7 +4,7 @@
 use std::path::PathBuf;
 
 fn main() {
-    println!("cargo:rerun-if-changed=cpp/ops.cpp");
+    println!("cargo:rerun-if-changed=cpp");
     println!("cargo:rerun-if-changed=../kernels/src/norm/fovea_norm.h");
     println!("cargo:rerun-if-env-changed=LIBTORCH");
     let Some(libtorch) = std::env::var_os("LIBTORCH").map(PathBuf::from) else {
@@ -18,6 +18,7 @@ fn main() {
         "{}: no libtorch here; run `make setup` first",
         include.display()
     );
+    println!("cargo:rustc-env=FOVEA_LIBTORCH={}", libtorch.display());
     println!(
         "cargo:rustc-link-arg=-Wl,-rpath,{}",
         libtorch.join("lib").display()
@@ -32,6 +33,7 @@ fn main() {
         .include(&include)
         .include(include.join("torch/csrc/api/include"))
         .include("../kernels/src/norm")
+        .file("cpp/graph.cpp")
         .file("cpp/ops.cpp")
         .compile("fovea_ops");
 }

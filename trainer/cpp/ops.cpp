@@ -12,6 +12,7 @@
 #include <string>
 
 #include "fovea_norm.h"
+#include "guarded.h"
 
 extern "C" {
 // Gets a gradient (a new at::Tensor, which is the callee's now) of the leaf with this number. Must not unwind.
@@ -212,19 +213,6 @@ struct Stem : public torch::autograd::Function<Stem> {
     return {dx, dweight, dbias, Tensor(), Tensor(), Tensor()};
   }
 };
-
-template <class F> char *guarded(F &&body) {
-  try {
-    body();
-    return nullptr;
-  } catch (const c10::Error &e) {
-    return strdup(e.what_without_backtrace());
-  } catch (const std::exception &e) {
-    return strdup(e.what());
-  } catch (...) {
-    return strdup("unknown C++ exception");
-  }
-}
 
 Tensor *give(Tensor t) { return new Tensor(std::move(t)); }
 

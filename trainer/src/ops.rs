@@ -180,7 +180,7 @@ pub struct Affine<'a> {
 }
 
 /// Turns the C++ side's message into an error.
-fn succeeded(message: *mut c_char) -> Result<()> {
+pub(crate) fn succeeded(message: *mut c_char) -> Result<()> {
     if message.is_null() {
         return Ok(());
     }

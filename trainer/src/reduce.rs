@@ -70,6 +70,14 @@ impl Buffer for Tensor {
     }
 }
 
+impl TreeAccumulator<Tensor> {
+    /// The buffers that it has now.
+    pub fn buffers(&self) -> Vec<Tensor> {
+        let buffers = self.buffers.iter().flatten();
+        buffers.map(Tensor::shallow_clone).collect()
+    }
+}
+
 /// A view of some elements of a flat tensor.
 pub fn part(flat: &Tensor, range: &Range<usize>) -> Result<Tensor> {
     Ok(flat.f_narrow(0, range.start as i64, range.len() as i64)?)

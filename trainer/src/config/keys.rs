@@ -381,6 +381,7 @@ pub static KEYS: &[Key] = &[
     key!(train.seed, int(0, MAX_SEED), RESULT, "Seed of initial weights, sample order, augmentation and dropout."),
     key!(train.backend, ANY, PLACE, "How ranks exchange gradients; `--backend` overrides it. auto = mpi under an MPI launch, else local (one machine)."),
     key!(train.reduce_dtype, ANY, RESULT, "In what gradients of convolutions travel between GPUs with backend nccl: bf16 halves the bytes and rounds the sums. They are added to f32 weights in any case."),
+    key!(train.cuda_graphs, ANY, PLACE, "On a GPU, record a step whose shape recurs as a CUDA graph and launch it as a whole; needs all images in GPU memory. It saves launches, which matters for small steps. A step that cannot be recorded is run plainly."),
     key!(train.step_timeout_s, int(1, 86400), PLACE, "Seconds a rank waits in one collective before it gives the others up."),
     key!(train.bucket_mb, int(1, 65536), PLACE, "Gradients travel between ranks in buckets of at least this many MiB, the last layers' first, while backward still computes the others. The weights do not depend on it."),
     key!(train.trace_steps, int(0, 100_000), PLACE, "After so many steps each rank writes trace/rank-N.json: which thread did what when. Open it in ui.perfetto.dev. 0 = none."),

@@ -313,6 +313,8 @@ pub struct TrainConfig {
     pub backend: Backend,
     /// In what gradients travel between GPUs.
     pub reduce_dtype: ReduceDtype,
+    /// Whether steps on a GPU are put there as CUDA graphs.
+    pub cuda_graphs: bool,
     /// Deadline of one collective, in seconds.
     pub step_timeout_s: u32,
     /// Least size of what is reduced in one call while backward goes on, in MiB.
@@ -334,6 +336,7 @@ impl Default for TrainConfig {
             seed: 0,
             backend: Backend::Auto,
             reduce_dtype: ReduceDtype::F32,
+            cuda_graphs: false,
             step_timeout_s: 300,
             bucket_mb: 25,
             trace_steps: 0,

@@ -97,16 +97,18 @@ impl Block {
         })
     }
 
-    /// Makes room for a batch, and forgets what was there: nothing that was started may still use it.
-    pub fn begin(&mut self, kernels: &Arc<Kernels>, batch: &ShardBatch) -> Result<()> {
+    /// Makes room for a batch, and forgets what was there: nothing that was started may still use it. Returns whether
+    /// addresses have changed.
+    pub fn begin(&mut self, kernels: &Arc<Kernels>, batch: &ShardBatch) -> Result<bool> {
         let layout = Layout::new(batch.image_labels.len(), batch.patch_labels.len());
-        if layout.bytes > self.host.bytes() {
+        let grows = layout.bytes > self.host.bytes();
+        if grows {
             self.host = PinnedBuffer::new(kernels, layout.bytes)?;
             let shape = [layout.bytes as i64];
             self.device = Tensor::f_zeros(shape, (Kind::Uint8, self.device.device()))?;
         }
         self.layout = layout;
-        Ok(())
+        Ok(grows)
     }
 
     /// Labels, loss weights and, in training, dropout masks.

@@ -5,6 +5,8 @@
 //! ([`inputs`]); patches are cut, and the optimizer moved, by the kernels of `fovea-kernels`, convolutions by libtorch
 //! ([`views`], [`step`]). Tensors may also lie on the CPU: the tests run all of this there, with an emulated driver.
 
+mod adder;
+mod graph;
 mod images;
 mod inputs;
 mod libtorch;
@@ -21,7 +23,7 @@ use std::sync::Arc;
 use fovea_dataset::Dataset;
 use fovea_kernels::cuda::nvrtc::Search;
 use fovea_kernels::cuda::{Arch, Kernels, Op};
-use tch::Device;
+use tch::{Device, Tensor};
 
 pub use self::images::Shape;
 pub use self::step::GpuStep;
@@ -150,6 +152,11 @@ impl Gpu {
         self.images.borrow().as_ref().map(Images::resident)
     }
 
+    /// Whether all images stay where they are.
+    fn all_resident(&self) -> bool {
+        self.resident().is_some_and(|(there, all)| there == all)
+    }
+
     /// Puts an operation on the stream.
     ///
     /// # Safety
@@ -160,4 +167,9 @@ impl Gpu {
         // SAFETY: the stream lives as long as the process; the rest is the caller's promise.
         Ok(unsafe { self.kernels.run(self.stream, op) }?)
     }
+}
+
+/// Where a tensor's elements begin.
+fn address(tensor: &Tensor) -> u64 {
+    tensor.data_ptr() as u64
 }

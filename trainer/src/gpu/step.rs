@@ -1,26 +1,28 @@
 //! One attempt and its commit on a GPU.
 
 use std::cell::RefCell;
+use std::collections::HashMap;
 use std::ops::Range;
 
 use fovea_kernels::cuda::{
-    DeviceBuffer, Event, FocalLoss, FusedAdam, PinnedBuffer, SumSquares, ToBf16,
+    DeviceBuffer, Event, FocalLoss, FusedAdam, PinnedBuffer, SumSquares,
 };
 use fovea_kernels::flat::{AdamParams, AdamScalars};
-use fovea_kernels::{DType, FocalParams};
+use fovea_kernels::FocalParams;
 use tch::{Kind, Tensor};
 
-use super::Gpu;
+use super::adder::{Adder, Sender};
+use super::graph::{Graphs, Recorded, Shape};
 use super::inputs::Block;
-use super::views::Cutter;
-use crate::buckets::Awaited;
+use super::views::{Cutter, Ready};
+use super::{Gpu, address};
 use crate::config::{Config, ReduceDtype};
 use crate::error::{Error, Result};
 use crate::models::{Input, Tokens};
 use crate::ops::{self, Engine, NormMode};
 use crate::overlap::Exchange;
 use crate::params::{Params, Part};
-use crate::reduce::{Fill, TreeAccumulator, part};
+use crate::reduce::{TreeAccumulator, part};
 use crate::replica::{Denominators, NORM_MOMENTUM, Network, Totals};
 use crate::samples::{ShardBatch, Views};
 
@@ -40,6 +42,16 @@ pub struct GpuStep {
     answer: Answer,
     /// The optimizer's scalars on the host and on the device.
     adam: (PinnedBuffer, DeviceBuffer),
+    /// By the numbers of patches.
+    tokens: HashMap<Vec<usize>, Tokens>,
+    graphs: Graphs,
+}
+
+/// How an attempt was put on the stream.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum How {
+    Plainly,
+    ByGraph,
 }
 
 /// What the host waits for.
@@ -79,6 +91,8 @@ impl GpuStep {
                 PinnedBuffer::new(kernels, size_of::<AdamScalars>())?,
                 DeviceBuffer::uninit(kernels, size_of::<AdamScalars>())?,
             ),
+            tokens: HashMap::new(),
+            graphs: Graphs::new(config.train.cuda_graphs),
             gpu,
         })
     }
@@ -98,7 +112,8 @@ impl GpuStep {
         let mut block = self.spare.borrow_mut();
         // The evaluation before has waited for its logits: nothing reads the block any more.
         block.begin(&self.gpu.kernels, batch)?;
-        self.cutter.views(&self.gpu, &mut block, batch)
+        let ready = self.cutter.upload(&self.gpu, &mut block, batch)?;
+        self.cutter.views(&self.gpu, &block, ready)
     }
 
     /// As [`crate::replica::Replica::attempt`]. The sums are still in GPU memory; what the verdict needs has come.
@@ -110,9 +125,9 @@ impl GpuStep {
         exchange: &mut dyn Exchange,
         computed: &mut dyn FnMut(),
     ) -> Result<(Tensor, Totals)> {
-        let sums = self.sums(net, shards, when, exchange);
-        let done = sums.and_then(|sums| {
-            let totals = self.answer(net, &sums, exchange, computed)?;
+        let started = self.start(net, shards, when, exchange);
+        let done = started.and_then(|(sums, how)| {
+            let totals = self.answer(how, exchange, computed)?;
             Ok((sums, totals))
         });
         if done.is_err() {
@@ -127,34 +142,95 @@ impl GpuStep {
         done
     }
 
-    /// Puts passes and reduction on their streams.
-    fn sums(
+    /// Ends what belongs to the ranks of this generation.
+    pub fn leave_generation(&mut self) {
+        self.graphs.forget();
+    }
+
+    /// Puts the whole attempt on its streams, by a graph if there have been steps like this.
+    fn start(
         &mut self,
         net: &Network,
         shards: &[Option<ShardBatch>],
         (epoch, total): (u32, Denominators),
         exchange: &mut dyn Exchange,
+    ) -> Result<(Tensor, How)> {
+        let gpu = &self.gpu;
+        while self.blocks.len() < shards.len() {
+            self.blocks.push(Block::new(&gpu.kernels, gpu.device)?);
+        }
+        for (batch, block) in shards.iter().zip(&mut self.blocks) {
+            let Some(batch) = batch else { continue };
+            if block.begin(&gpu.kernels, batch)? {
+                self.graphs.forget();
+            }
+            let scales = net.scales(total);
+            block.put_targets(batch, &net.objective, scales, (net.seed, epoch))?;
+            if !self.tokens.contains_key(&batch.counts) {
+                let tokens = Tokens::new(&batch.counts, gpu.device)?;
+                self.tokens.insert(batch.counts.clone(), tokens);
+            }
+        }
+        let shape: Shape = shards
+            .iter()
+            .map(|batch| batch.as_ref().map(|batch| batch.counts.clone()))
+            .collect();
+        let by_graph = exchange.is_alone() || exchange.device().is_some();
+        if !(by_graph && gpu.all_resident() && self.graphs.is_due(&shape)) {
+            let sums = self.enqueue(net, shards, exchange, None)?;
+            return Ok((sums, How::Plainly));
+        }
+        // What the host writes is uploaded before: a graph is the same every time.
+        let mut ready = Vec::with_capacity(shards.len());
+        for (batch, block) in shards.iter().zip(&mut self.blocks) {
+            let upload = |batch| self.cutter.upload(&self.gpu, block, batch);
+            ready.push(batch.as_ref().map(upload).transpose()?);
+        }
+        if let Some(recorded) = self.graphs.get(&shape) {
+            return Ok((recorded.replay()?, How::ByGraph));
+        }
+        match Recorded::capture(|| self.enqueue(net, shards, exchange, Some(ready))) {
+            Ok(recorded) => {
+                let recorded = recorded.keeping(self.tree.buffers());
+                Ok((self.graphs.keep(shape, recorded).replay()?, How::ByGraph))
+            }
+            Err(error) => {
+                tracing::warn!("going on without CUDA graphs: {error}");
+                self.graphs.give_up();
+                drop(self.tree.take());
+                let sums = self.enqueue(net, shards, exchange, None)?;
+                Ok((sums, How::Plainly))
+            }
+        }
+    }
+
+    /// Pixels, passes, reduction, and what the verdict needs. `ready`: the blocks are uploaded, and this is recorded.
+    fn enqueue(
+        &mut self,
+        net: &Network,
+        shards: &[Option<ShardBatch>],
+        exchange: &mut dyn Exchange,
+        ready: Option<Vec<Option<Ready<'_>>>>,
     ) -> Result<Tensor> {
         let Self {
             gpu,
             cutter,
             tree,
             blocks,
-            reduce_dtype,
-            answer: Answer { computed, .. },
+            tokens,
             ..
         } = self;
-        while blocks.len() < shards.len() {
-            blocks.push(Block::new(&gpu.kernels, gpu.device)?);
-        }
+        let is_recorded = ready.is_some();
+        let mut ready = ready.map(Vec::into_iter);
         let mut sender = Sender {
             gpu,
             exchange,
-            reduce_dtype: *reduce_dtype,
+            reduce_dtype: self.reduce_dtype,
             grads: net.surface.grads.clone(),
             narrow: Vec::new(),
         };
         for (leaf, (shard, block)) in shards.iter().zip(blocks).enumerate() {
+            let ready = ready.as_mut().and_then(Iterator::next).flatten();
             let mut adder = Adder {
                 net,
                 tree,
@@ -167,62 +243,56 @@ impl GpuStep {
                 adder.zeros()?;
                 continue;
             };
-            block.begin(&gpu.kernels, batch)?;
-            block.put_targets(batch, &net.objective, net.scales(total), (net.seed, epoch))?;
-            let views = cutter.views(gpu, block, batch)?;
-            pass(net, gpu, batch, &views, block, adder)?;
+            let ready = match ready {
+                Some(ready) => ready,
+                None => cutter.upload(gpu, block, batch)?,
+            };
+            let views = cutter.views(gpu, block, ready)?;
+            let tokens = tokens.get(&batch.counts).ok_or_else(|| {
+                Error::Internal(format!("no tokens for {} images", batch.counts.len()))
+            })?;
+            pass(net, gpu, tokens, &views, block, adder)?;
         }
-        // SAFETY: the stream lives as long as the process.
-        unsafe { computed.record(gpu.stream) }?;
+        if !is_recorded {
+            // SAFETY: the stream lives as long as the process.
+            unsafe { self.answer.computed.record(gpu.stream) }?;
+        }
         let narrow = sender.join()?;
         let sums = tree.take()?;
         for (range, values) in narrow {
             part(&sums, &range)?.f_copy_(&values)?;
         }
+        self.answer.put(&self.gpu, net, &sums)?;
         Ok(sums)
     }
 
     /// Losses and the gradient's squares, on the host.
     fn answer(
         &mut self,
-        net: &Network,
-        sums: &Tensor,
+        how: How,
         exchange: &mut dyn Exchange,
         computed: &mut dyn FnMut(),
     ) -> Result<Totals> {
-        let Answer {
-            host,
-            sum_squares,
-            scratch,
-            done,
-            ..
-        } = &self.answer;
-        let (gpu, stream) = (&self.gpu, self.gpu.stream);
-        let squares = SumSquares {
-            x: address(sums),
-            n: net.surface.grads.len(),
-            total: sum_squares.address(),
-            scratch: scratch.address(),
-        };
-        let losses = address(sums) + 4 * net.surface.scalars.start as u64;
-        // SAFETY: the gradients begin the sums, which live as long as the work; the buffers are self's and of the
-        // right lengths; the host's memory is read behind `done`.
-        unsafe {
-            gpu.run(&squares)?;
-            gpu.kernels
-                .copy_to_host_async(stream, host.as_ptr(), losses, SQUARES_AT)?;
-            let squares = host.as_ptr().add(SQUARES_AT);
-            gpu.kernels
-                .copy_to_host_async(stream, squares, sum_squares.address(), 8)?;
-            done.record(stream)?;
+        let answer = &self.answer;
+        // SAFETY: the stream lives as long as the process.
+        unsafe { answer.done.record(self.gpu.stream) }?;
+        match how {
+            // Alone there is nobody to wait for; else a graph does not tell when its passes are through.
+            How::ByGraph if exchange.is_alone() => {
+                exchange.wait(&answer.done)?;
+                computed();
+            }
+            How::ByGraph => computed(),
+            How::Plainly => {
+                answer.computed.synchronize()?;
+                computed();
+            }
         }
-        self.answer.computed.synchronize()?;
-        computed();
-        exchange.wait(done)?;
-        let losses = host.as_slice::<f32>();
+        exchange.wait(&answer.done)?;
+        let losses = answer.host.as_slice::<f32>();
         Ok(Totals {
             losses: [losses[0], losses[1]],
-            sum_squares: host.as_slice::<f64>()[1],
+            sum_squares: answer.host.as_slice::<f64>()[SQUARES_AT / 8],
         })
     }
 
@@ -263,6 +333,31 @@ impl GpuStep {
     }
 }
 
+impl Answer {
+    /// Puts the copies to the host on the stream.
+    fn put(&self, gpu: &Gpu, net: &Network, sums: &Tensor) -> Result<()> {
+        let squares = SumSquares {
+            x: address(sums),
+            n: net.surface.grads.len(),
+            total: self.sum_squares.address(),
+            scratch: self.scratch.address(),
+        };
+        let losses = address(sums) + 4 * net.surface.scalars.start as u64;
+        let host = self.host.as_ptr();
+        // SAFETY: the gradients begin the sums, which live as long as the work; the buffers are self's and of the
+        // right lengths; the host's memory is read behind `done`.
+        unsafe {
+            gpu.run(&squares)?;
+            gpu.kernels
+                .copy_to_host_async(gpu.stream, host, losses, SQUARES_AT)?;
+            let (host, device) = (host.add(SQUARES_AT), self.sum_squares.address());
+            gpu.kernels
+                .copy_to_host_async(gpu.stream, host, device, 8)?;
+        }
+        Ok(())
+    }
+}
+
 /// Adam over the convolutions, which may have a working copy, and over the rest.
 fn moves(params: &Params, sums: &Tensor, scalars: u64) -> [FusedAdam; 2] {
     let split = params.layout.working_len;
@@ -289,7 +384,7 @@ fn moves(params: &Params, sums: &Tensor, scalars: u64) -> [FusedAdam; 2] {
 fn pass(
     net: &Network,
     gpu: &Gpu,
-    batch: &ShardBatch,
+    tokens: &Tokens,
     views: &Views,
     block: &Block,
     adder: Adder<'_, '_>,
@@ -306,7 +401,7 @@ fn pass(
         let input = Input {
             globals: &views.globals,
             patches: &views.patches,
-            tokens: &Tokens::new(&batch.counts, gpu.device)?,
+            tokens,
             dropout: Some((&image_mask, &patch_mask)),
         };
         let mode = NormMode::Train {
@@ -388,133 +483,4 @@ fn focal(gpu: &Gpu, logits: &Tensor, gamma: f32, at: Focal) -> Result<Tensor> {
     // SAFETY: contiguous tensors of these lengths. libtorch reuses their memory in the stream's order only.
     unsafe { gpu.run(&op) }?;
     Ok(dlogits)
-}
-
-/// Adds what one virtual shard gives to the sums, and sends what is complete.
-struct Adder<'a, 'b> {
-    net: &'a Network,
-    tree: &'a mut TreeAccumulator<Tensor>,
-    leaf: usize,
-    /// All leaves of this rank, if this is the last.
-    leaves: Option<usize>,
-    awaited: Awaited<'a>,
-    sender: &'a mut Sender<'b>,
-}
-
-impl Adder<'_, '_> {
-    /// A virtual shard without samples: the tree has the same shape for every batch and world size.
-    fn zeros(&mut self) -> Result<()> {
-        let all = 0..self.net.surface.scalars.end;
-        self.tree.leaf(self.leaf, all, |target, fill| {
-            let _ = match fill {
-                Fill::Assign => target.f_zero_()?,
-                // It makes a negative zero a positive one, as any addition would.
-                Fill::Add => target.f_add_scalar_(0.0)?,
-            };
-            Ok(())
-        })?;
-        self.awaited.end_of_pass();
-        self.send()
-    }
-
-    fn gradient(&mut self, param: usize, gradient: &Tensor) -> Result<()> {
-        let params = &self.net.params;
-        let gradient = if params.blueprint.params[param].working {
-            gradient.f_permute([0, 2, 3, 1])? // as `[o, h, w, i]`
-        } else {
-            gradient.shallow_clone()
-        };
-        self.add(params.layout.ranges[param].clone(), &gradient)?;
-        self.awaited.gradient(param);
-        self.send()
-    }
-
-    /// Batch statistics and scalars, one after the other: the end of the pass.
-    fn rest(&mut self, values: &Tensor) -> Result<()> {
-        let surface = &self.net.surface;
-        self.add(surface.stats.start..surface.scalars.end, values)?;
-        self.awaited.end_of_pass();
-        self.send()
-    }
-
-    fn add(&mut self, range: Range<usize>, values: &Tensor) -> Result<()> {
-        self.tree.leaf(self.leaf, range.clone(), |target, fill| {
-            let mut target = part(target, &range)?.f_view(values.size().as_slice())?;
-            match fill {
-                Fill::Assign => target.f_copy_(values)?,
-                Fill::Add => _ = target.f_add_(values)?,
-            }
-            Ok(())
-        })
-    }
-
-    fn send(&mut self) -> Result<()> {
-        while let Some(bucket) = self.awaited.take_ready() {
-            if let Some(leaves) = self.leaves {
-                let range = &self.net.buckets.all()[bucket].range;
-                let sums = self.tree.finish(leaves, range.clone())?;
-                self.sender.send(range, &part(sums, range)?)?;
-            }
-        }
-        Ok(())
-    }
-}
-
-/// Gets buckets to the other ranks.
-struct Sender<'a> {
-    gpu: &'a Gpu,
-    exchange: &'a mut dyn Exchange,
-    reduce_dtype: ReduceDtype,
-    grads: Range<usize>,
-    /// Buckets that travel in bf16, and where their sums belong.
-    narrow: Vec<(Range<usize>, Tensor)>,
-}
-
-impl Sender<'_> {
-    fn send(&mut self, range: &Range<usize>, sums: &Tensor) -> Result<()> {
-        if self.exchange.is_alone() {
-            return Ok(());
-        }
-        let (stream, len) = (self.gpu.stream, range.len());
-        let Some(device) = self.exchange.device() else {
-            // An engine that knows host memory only.
-            let mut values = Vec::<f32>::try_from(sums)?;
-            self.exchange.all_reduce(&mut values)?;
-            sums.shallow_clone().f_copy_(&Tensor::from_slice(&values))?;
-            return Ok(());
-        };
-        // Losses and statistics are in the last bucket, which does not lie among the gradients alone.
-        if self.reduce_dtype == ReduceDtype::F32 || range.end > self.grads.end {
-            // SAFETY: a part of the sums, which live until the stream has been joined and waited for.
-            unsafe { device.all_reduce_start(address(sums), len, DType::F32, stream) }?;
-            return Ok(());
-        }
-        let values = Tensor::f_empty([len as i64], (Kind::BFloat16, self.gpu.device))?;
-        let cast = ToBf16 {
-            src: address(sums),
-            dst: address(&values),
-            n: len,
-        };
-        // SAFETY: both of this length; `narrow` keeps the copy until the stream has been joined.
-        unsafe {
-            self.gpu.run(&cast)?;
-            device.all_reduce_start(address(&values), len, DType::Bf16, stream)?;
-        }
-        self.narrow.push((range.clone(), values));
-        Ok(())
-    }
-
-    /// Has the stream wait for what is on its way. Returns the buckets that came in bf16.
-    fn join(self) -> Result<Vec<(Range<usize>, Tensor)>> {
-        if let Some(device) = self.exchange.device() {
-            // SAFETY: the stream lives as long as the process.
-            unsafe { device.join(self.gpu.stream) }?;
-        }
-        Ok(self.narrow)
-    }
-}
-
-/// Where a tensor's elements begin.
-pub(super) fn address(tensor: &Tensor) -> u64 {
-    tensor.data_ptr() as u64
 }

@@ -6,10 +6,9 @@ use fovea_kernels::cuda::{
 use fovea_kernels::{Augment, DType};
 use tch::{Kind, Tensor};
 
-use super::Gpu;
 use super::images::Placed;
 use super::inputs::Block;
-use super::step::address;
+use super::{Gpu, address};
 use crate::config::Config;
 use crate::error::{Error, Result};
 use crate::precision::Precision;
@@ -27,6 +26,18 @@ pub struct Cutter {
     /// Taps of the resize, the same along both axes; none without images.
     taps: Option<DeviceBuffer>,
     seed: u64,
+}
+
+/// A batch whose block is on its way to the device.
+pub enum Ready<'a> {
+    /// Its pixels are made.
+    Views(Views),
+    /// They are to be cut from images at these places.
+    Crops(&'a Crops, Placed),
+}
+
+fn no_images() -> Error {
+    Error::Internal("a GPU without images".to_owned())
 }
 
 impl Cutter {
@@ -54,31 +65,43 @@ impl Cutter {
         })
     }
 
-    /// Uploads the block, with where the pixels lie, and puts their cutting on the stream.
-    pub fn views(&self, gpu: &Gpu, block: &mut Block, batch: &ShardBatch) -> Result<Views> {
-        match &batch.pixels {
-            Pixels::Views(views) => {
-                // SAFETY: whoever fills the block again has waited for the stream.
-                unsafe { block.upload(&gpu.kernels, gpu.stream) }?;
-                Ok(Views {
-                    globals: views.globals.f_to_device(gpu.device)?,
-                    patches: views.patches.f_to_device(gpu.device)?,
-                })
-            }
+    /// Uploads a block that has all else, with where the pixels lie.
+    pub fn upload<'a>(
+        &self,
+        gpu: &Gpu,
+        block: &mut Block,
+        batch: &'a ShardBatch,
+    ) -> Result<Ready<'a>> {
+        let ready = match &batch.pixels {
+            Pixels::Views(views) => Ready::Views(Views {
+                globals: views.globals.f_to_device(gpu.device)?,
+                patches: views.patches.f_to_device(gpu.device)?,
+            }),
             Pixels::Crops(crops) => {
                 let mut images = gpu.images.borrow_mut();
-                let (Some(images), Some(taps)) = (images.as_mut(), &self.taps) else {
-                    return Err(Error::Internal("a GPU without images".to_owned()));
-                };
+                let images = images.as_mut().ok_or_else(no_images)?;
                 let placed = images.place(&crops.images, gpu.stream)?;
                 self.put_crops(block, batch, crops, &placed, images.size())?;
-                // SAFETY: as above.
-                unsafe { block.upload(&gpu.kernels, gpu.stream) }?;
-                let views = self.cut(gpu, block, crops, &placed, (images.size(), taps))?;
-                images.cut(gpu.stream)?;
-                Ok(views)
+                Ready::Crops(crops, placed)
             }
-        }
+        };
+        // SAFETY: whoever fills the block again has waited for the stream.
+        unsafe { block.upload(&gpu.kernels, gpu.stream) }?;
+        Ok(ready)
+    }
+
+    /// Puts the cutting on the stream, before the next batch is uploaded.
+    pub fn views(&self, gpu: &Gpu, block: &Block, ready: Ready<'_>) -> Result<Views> {
+        let (crops, placed) = match ready {
+            Ready::Views(views) => return Ok(views),
+            Ready::Crops(crops, placed) => (crops, placed),
+        };
+        let mut images = gpu.images.borrow_mut();
+        let images = images.as_mut().ok_or_else(no_images)?;
+        let taps = self.taps.as_ref().ok_or_else(no_images)?;
+        let views = self.cut(gpu, block, crops, &placed, (images.size(), taps))?;
+        images.cut(gpu.stream)?;
+        Ok(views)
     }
 
     fn put_crops(

@@ -269,6 +269,13 @@ impl Replica {
         }
     }
 
+    /// Ends what belongs to the ranks of this generation, before their collective goes.
+    pub fn leave_generation(&mut self) {
+        if let Step::Gpu(step) = &mut self.step {
+            step.leave_generation();
+        }
+    }
+
     /// Reads the loss and the gradient norm out of the reduced sums.
     pub fn verdict(&self, sums: &Sums, total: Denominators) -> Verdict {
         let Totals {

@@ -26,6 +26,7 @@ impl Trainer {
 
     /// Waits for a seat in the next generation, and meets its ranks. An outcome: the run is over.
     pub(super) fn take_seat(&mut self, mut gave_up: Option<String>) -> Result<Option<Outcome>> {
+        self.replica.leave_generation();
         let mut losses = 0;
         loop {
             let ready = Ready {

@@ -1,0 +1,173 @@
+//! Steps as CUDA graphs: what an attempt puts on the stream is recorded once for each shape of a batch and put there as
+//! a whole from then on.
+//!
+//! Addresses are part of a graph: what it reads and writes (parameters, sums, blocks, images) stays where it is, or the graphs
+//! are forgotten.
+
+use std::collections::HashMap;
+use std::ffi::{c_char, c_void};
+
+use tch::Tensor;
+
+use crate::error::Result;
+use crate::ops::succeeded;
+
+/// Patches of each image of each virtual shard.
+pub type Shape = Vec<Option<Vec<usize>>>;
+
+/// Steps of a shape that are run plainly before it is recorded: cuDNN measures its algorithms in the first.
+const PLAIN: u32 = 2;
+/// Most graphs that are kept; each has activations of its own.
+const MOST: usize = 4;
+
+unsafe extern "C" {
+    fn fovea_graph_begin(graph: *mut *mut c_void) -> *mut c_char;
+    fn fovea_graph_end(graph: *mut c_void) -> *mut c_char;
+    fn fovea_graph_replay(graph: *mut c_void) -> *mut c_char;
+    fn fovea_graph_free(graph: *mut c_void);
+}
+
+/// What was recorded, by shape.
+pub struct Graphs {
+    is_on: bool,
+    seen: HashMap<Shape, u32>,
+    recorded: HashMap<Shape, Recorded>,
+}
+
+impl Graphs {
+    /// None yet; off, none ever.
+    pub fn new(is_on: bool) -> Self {
+        Self {
+            is_on,
+            seen: HashMap::new(),
+            recorded: HashMap::new(),
+        }
+    }
+
+    /// Counts a step, and says whether a graph is there or is to be recorded for it.
+    pub fn is_due(&mut self, shape: &Shape) -> bool {
+        if !self.is_on || self.recorded.contains_key(shape) {
+            return self.is_on;
+        }
+        // Shapes that hardly recur are not to fill the memory.
+        if !self.seen.contains_key(shape) && self.seen.len() >= 16 * MOST {
+            self.seen.clear();
+        }
+        let seen = self.seen.entry(shape.clone()).or_insert(0);
+        *seen += 1;
+        *seen > PLAIN && self.recorded.len() < MOST
+    }
+
+    /// The graph of a shape, if it is recorded.
+    pub fn get(&self, shape: &Shape) -> Option<&Recorded> {
+        self.recorded.get(shape)
+    }
+
+    /// Keeps what was recorded.
+    pub fn keep(&mut self, shape: Shape, recorded: Recorded) -> &Recorded {
+        self.recorded.entry(shape).or_insert(recorded)
+    }
+
+    /// Addresses have changed, or the ranks: everything is recorded anew.
+    pub fn forget(&mut self) {
+        self.recorded.clear();
+    }
+
+    /// Nothing is recorded any more.
+    pub fn give_up(&mut self) {
+        self.is_on = false;
+        self.forget();
+    }
+}
+
+/// A recorded attempt.
+pub struct Recorded {
+    graph: Handle,
+    sums: Tensor,
+    /// What it reads and writes besides.
+    _kept: Vec<Tensor>,
+}
+
+impl Recorded {
+    /// Records what `work`, which returns the sums, puts on the current stream of this thread. It must not wait for
+    /// the stream.
+    pub fn capture(work: impl FnOnce() -> Result<Tensor>) -> Result<Self> {
+        let mut handle = std::ptr::null_mut();
+        // SAFETY: writes one pointer when it succeeds.
+        succeeded(unsafe { fovea_graph_begin(&mut handle) })?;
+        let graph = Handle(handle);
+        let worked = work();
+        // SAFETY: begun above, in this thread, and ended once, whatever became of the work.
+        let ended = succeeded(unsafe { fovea_graph_end(handle) });
+        let sums = worked?;
+        ended?;
+        Ok(Self {
+            graph,
+            sums,
+            _kept: Vec::new(),
+        })
+    }
+
+    /// The same, with tensors that have to stay where they are.
+    pub fn keeping(mut self, tensors: Vec<Tensor>) -> Self {
+        self._kept = tensors;
+        self
+    }
+
+    /// Puts it on the stream. Returns where the sums will be.
+    pub fn replay(&self) -> Result<Tensor> {
+        // SAFETY: a graph that was ended; what it uses is alive, as the module says.
+        succeeded(unsafe { fovea_graph_replay(self.graph.0) })?;
+        Ok(self.sums.shallow_clone())
+    }
+}
+
+struct Handle(*mut c_void);
+
+impl Drop for Handle {
+    fn drop(&mut self) {
+        // SAFETY: from `fovea_graph_begin`, freed once.
+        unsafe { fovea_graph_free(self.0) }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_shape_is_recorded_when_it_recurs() {
+        let shape = |n: usize| vec![Some(vec![n]), None];
+        let mut graphs = Graphs::new(true);
+        assert_eq!([1, 1, 1].map(|n| graphs.is_due(&shape(n))), [false, false, true]);
+        assert!(!graphs.is_due(&shape(2)));
+        for n in 10..200 {
+            assert!(!graphs.is_due(&shape(n)));
+        }
+        assert!(graphs.seen.len() <= 16 * MOST);
+        graphs.give_up();
+        assert!(!graphs.is_due(&shape(1)));
+        assert!(!Graphs::new(false).is_due(&shape(1)));
+    }
+
+    /// The functions that graph.cpp looks up are in libtorch's CUDA side, which is there without a GPU too.
+    #[test]
+    fn libtorch_has_the_functions() {
+        let library = concat!(env!("FOVEA_LIBTORCH"), "/lib/libtorch_cuda.so");
+        let file = std::fs::File::open(library).expect("libtorch with its CUDA side");
+        // SAFETY: nobody changes the library while the tests run.
+        let bytes = unsafe { memmap2::Mmap::map(&file) }.expect("a mapping");
+        let source = include_str!("../../cpp/graph.cpp");
+        let names: Vec<&str> = source.split('"').filter(|word| word.starts_with("_ZN")).collect();
+        assert_eq!(names.len(), 5);
+        let mut missing: Vec<&str> = names;
+        // Names in a string table end in NUL; the table is near the beginning of the file.
+        for word in bytes.split(|byte| *byte == 0) {
+            missing.retain(|name| name.as_bytes() != word);
+            if missing.is_empty() {
+                return;
+            }
+        }
+        panic!("{missing:?} are not in {library}");
+    }
+}
