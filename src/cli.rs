@@ -11,7 +11,7 @@ use fovea_trainer::config;
 
 pub use bench::{
     BenchAllreduceArgs, BenchArgs, BenchCommand, BenchCoordinatorArgs, BenchEpochArgs,
-    BenchServerArgs, BenchStepArgs, WorkArgs,
+    BenchKernelsArgs, BenchServerArgs, BenchStepArgs, GpuCheckArgs, WorkArgs,
 };
 
 /// Fault-tolerant distributed training of fundus-lesion models.
@@ -59,6 +59,9 @@ pub enum Command {
     Doctor(DoctorArgs),
     /// Measure parts of the system on this machine
     Bench(BenchArgs),
+    /// Compare kernels and training steps on a GPU with the CPU's (scripts/gpu-check.sh)
+    #[command(hide = true)]
+    GpuCheck(GpuCheckArgs),
 }
 
 #[derive(Args, Debug)]

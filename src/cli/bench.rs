@@ -25,6 +25,8 @@ pub enum BenchCommand {
     Step(BenchStepArgs),
     /// A whole epoch on images of random pixels, made where they are used; FGADR's numbers unless told otherwise
     Epoch(BenchEpochArgs),
+    /// The CUDA kernels at full size, each beside the same operation composed of libtorch's
+    Kernels(BenchKernelsArgs),
     /// The server's process of `bench coordinator`
     #[command(hide = true)]
     Server(BenchServerArgs),
@@ -96,6 +98,35 @@ pub struct WorkArgs {
     /// Compute threads of a rank; 0 = its share of the cores
     #[arg(long, default_value_t = 0)]
     pub threads: u32,
+}
+
+#[derive(Args, Debug)]
+pub struct BenchKernelsArgs {
+    /// Number of the GPU, as CUDA counts
+    #[arg(long, value_name = "N", default_value_t = 0)]
+    pub gpu: u32,
+    /// How often each is measured
+    #[arg(long, value_name = "R", default_value_t = 50, value_parser = clap::value_parser!(u32).range(1..=100_000))]
+    pub repeats: u32,
+    /// Machine-readable output
+    #[arg(long)]
+    pub json: bool,
+}
+
+#[derive(Args, Debug)]
+pub struct GpuCheckArgs {
+    /// Number of the GPU, as CUDA counts
+    #[arg(long, value_name = "N", default_value_t = 0)]
+    pub gpu: u32,
+    /// Random inputs of each kernel
+    #[arg(long, default_value_t = 40, value_parser = clap::value_parser!(u32).range(1..=100_000))]
+    pub cases: u32,
+    /// Chooses the inputs
+    #[arg(long, default_value_t = 0)]
+    pub seed: u64,
+    /// Machine-readable output
+    #[arg(long)]
+    pub json: bool,
 }
 
 #[derive(Args, Debug)]

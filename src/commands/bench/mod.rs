@@ -1,5 +1,6 @@
 //! `fovea bench`
 
+pub mod gpu;
 mod training;
 
 use std::path::Path;
@@ -22,6 +23,7 @@ pub fn run(args: &BenchArgs) -> anyhow::Result<Ending> {
     match &args.what {
         BenchCommand::Coordinator(args) => coordinator(args),
         BenchCommand::Allreduce(args) => all_reduce(args),
+        BenchCommand::Kernels(args) => gpu::kernels(args),
         BenchCommand::Step(args) => training::step(args),
         BenchCommand::Epoch(args) => training::epoch(args),
         BenchCommand::Server(args) => server(args),

@@ -10,7 +10,7 @@ use rand_chacha::ChaCha8Rng;
 
 use crate::config::{Config, Device, Precision as PrecisionChoice};
 use crate::error::{Error, Result};
-use crate::gpu::Shape;
+use crate::gpu::SetShape;
 use crate::precision::Precision;
 use crate::replica::Objective;
 use crate::samples::{Assembler, Randomness, ShardBatch, augment};
@@ -120,8 +120,8 @@ impl Work {
     }
 
     /// The images' number and size.
-    pub(crate) fn shape(&self) -> Shape {
-        Shape {
+    pub(crate) fn shape(&self) -> SetShape {
+        SetShape {
             count: self.images as usize,
             size: self.size as usize,
             patch: self.patch as usize,
@@ -219,7 +219,7 @@ impl Samples {
 }
 
 impl Host {
-    fn new(shape: Shape, global_size: usize) -> Result<Self> {
+    fn new(shape: SetShape, global_size: usize) -> Result<Self> {
         let bytes = shape.count * shape.image_bytes();
         if bytes > MOST_HOST_BYTES {
             return Err(Error::Usage {

@@ -139,7 +139,10 @@ mod tests {
     fn a_shape_is_recorded_when_it_recurs() {
         let shape = |n: usize| vec![Some(vec![n]), None];
         let mut graphs = Graphs::new(true);
-        assert_eq!([1, 1, 1].map(|n| graphs.is_due(&shape(n))), [false, false, true]);
+        assert_eq!(
+            [1, 1, 1].map(|n| graphs.is_due(&shape(n))),
+            [false, false, true]
+        );
         assert!(!graphs.is_due(&shape(2)));
         for n in 10..200 {
             assert!(!graphs.is_due(&shape(n)));
@@ -158,7 +161,10 @@ mod tests {
         // SAFETY: nobody changes the library while the tests run.
         let bytes = unsafe { memmap2::Mmap::map(&file) }.expect("a mapping");
         let source = include_str!("../../cpp/graph.cpp");
-        let names: Vec<&str> = source.split('"').filter(|word| word.starts_with("_ZN")).collect();
+        let names: Vec<&str> = source
+            .split('"')
+            .filter(|word| word.starts_with("_ZN"))
+            .collect();
         assert_eq!(names.len(), 5);
         let mut missing: Vec<&str> = names;
         // Names in a string table end in NUL; the table is near the beginning of the file.

@@ -28,7 +28,7 @@ pub struct Placed {
 
 /// How many images there are, all square, and how large they are.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Shape {
+pub struct SetShape {
     /// Images.
     pub count: usize,
     /// Pixels along an edge.
@@ -37,7 +37,7 @@ pub struct Shape {
     pub patch: usize,
 }
 
-impl Shape {
+impl SetShape {
     /// Of a dataset.
     fn of(data: &Dataset) -> Self {
         Self {
@@ -55,7 +55,7 @@ impl Shape {
 
 /// Images in device memory.
 pub struct Images {
-    shape: Shape,
+    shape: SetShape,
     store: Store,
 }
 
@@ -95,7 +95,7 @@ impl Images {
 
     /// The same with a limit in bytes.
     pub fn within(kernels: &Arc<Kernels>, data: Arc<Dataset>, room: usize) -> Result<Self> {
-        let shape = Shape::of(&data);
+        let shape = SetShape::of(&data);
         let store = if shape.count * shape.image_bytes() <= room {
             all(kernels, &data)?
         } else {
@@ -113,7 +113,7 @@ impl Images {
 
     /// Images of random pixels, made where they stay. `device` is where libtorch finds the memory of `kernels`; what it
     /// puts on its stream is to be waited for before another stream reads them.
-    pub fn random(kernels: &Arc<Kernels>, shape: Shape, device: Device) -> Result<Self> {
+    pub fn random(kernels: &Arc<Kernels>, shape: SetShape, device: Device) -> Result<Self> {
         let bytes = shape.image_bytes();
         let pixels = DeviceBuffer::uninit(kernels, shape.count * bytes)?;
         for image in 0..shape.count {
@@ -192,7 +192,7 @@ fn records(first: u64, count: usize, size: usize) -> Vec<ImageRecord> {
 }
 
 fn all(kernels: &Arc<Kernels>, data: &Dataset) -> Result<Store> {
-    let bytes = Shape::of(data).image_bytes();
+    let bytes = SetShape::of(data).image_bytes();
     let pixels = DeviceBuffer::uninit(kernels, data.len() * bytes)?;
     let uploads = Stream::new(kernels)?;
     // Two page-locked pieces: one is filled while the other is on its way.
@@ -240,7 +240,7 @@ impl Slot {
 impl Staging {
     fn place(&mut self, images: &[u32], stream: usize) -> Result<Placed> {
         let data = &self.data;
-        let bytes = Shape::of(data).image_bytes();
+        let bytes = SetShape::of(data).image_bytes();
         let slot = &mut self.slots[self.next];
         slot.free.synchronize()?;
         if slot.pixels.bytes() < images.len() * bytes {

@@ -5,12 +5,12 @@ use std::sync::Arc;
 use fovea_kernels::cuda::{Event, Kernels, Op};
 
 use super::Gpu;
-use super::images::{Images, Shape};
+use super::images::{Images, SetShape};
 use crate::error::Result;
 
 impl Gpu {
     /// Takes images of random pixels, made in device memory, instead of those of a dataset.
-    pub fn make_images(&mut self, shape: Shape) -> Result<()> {
+    pub fn make_images(&mut self, shape: SetShape) -> Result<()> {
         *self.images.get_mut() = Some(Images::random(&self.kernels, shape, self.device)?);
         self.synchronize()
     }

@@ -14,6 +14,8 @@ mod measure;
 mod step;
 #[cfg(test)]
 mod tests;
+#[cfg(test)]
+pub(crate) use tests::alone;
 mod views;
 
 use std::cell::RefCell;
@@ -25,7 +27,7 @@ use fovea_kernels::cuda::nvrtc::Search;
 use fovea_kernels::cuda::{Arch, Kernels, Op};
 use tch::{Device, Tensor};
 
-pub use self::images::Shape;
+pub use self::images::SetShape;
 pub use self::step::GpuStep;
 
 use self::images::Images;

@@ -4,11 +4,9 @@ use std::cell::RefCell;
 use std::collections::HashMap;
 use std::ops::Range;
 
-use fovea_kernels::cuda::{
-    DeviceBuffer, Event, FocalLoss, FusedAdam, PinnedBuffer, SumSquares,
-};
-use fovea_kernels::flat::{AdamParams, AdamScalars};
 use fovea_kernels::FocalParams;
+use fovea_kernels::cuda::{DeviceBuffer, Event, FocalLoss, FusedAdam, PinnedBuffer, SumSquares};
+use fovea_kernels::flat::{AdamParams, AdamScalars};
 use tch::{Kind, Tensor};
 
 use super::adder::{Adder, Sender};

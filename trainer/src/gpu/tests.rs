@@ -49,7 +49,7 @@ impl Gpu {
 }
 
 /// The driver is one for the process, and one test makes it lazy.
-fn alone() -> MutexGuard<'static, ()> {
+pub(crate) fn alone() -> MutexGuard<'static, ()> {
     static ALONE: Mutex<()> = Mutex::new(());
     ALONE.lock().unwrap_or_else(PoisonError::into_inner)
 }
