@@ -13,9 +13,7 @@ mod libtorch;
 mod measure;
 mod step;
 #[cfg(test)]
-mod tests;
-#[cfg(test)]
-pub(crate) use tests::alone;
+pub(crate) mod tests;
 mod views;
 
 use std::cell::RefCell;

@@ -7,9 +7,12 @@ use std::time::Instant;
 use fovea_coordinator::order::{EpochOrder, Unit};
 use fovea_dataset::{Dataset, Split};
 use fovea_emulate::driver;
+use fovea_kernels::CropSpec;
 use fovea_kernels::DType;
 use fovea_kernels::cuda::nvrtc::Search;
-use fovea_kernels::cuda::{Event, Kernels, Stream};
+use fovea_kernels::cuda::{
+    DeviceBuffer, Event, Kernels, PatchCrop, StepRecord, Stream, spec_records,
+};
 use half::bf16;
 use tch::Tensor;
 
@@ -48,7 +51,7 @@ impl Gpu {
     }
 }
 
-/// The driver is one for the process, and one test makes it lazy.
+/// The driver is one for the process, runs kernels one at a time, and is made lazy by one test.
 pub(crate) fn alone() -> MutexGuard<'static, ()> {
     static ALONE: Mutex<()> = Mutex::new(());
     ALONE.lock().unwrap_or_else(PoisonError::into_inner)
@@ -153,7 +156,10 @@ fn pixels_are_those_of_the_cpu_bit_for_bit() {
             for (there, here) in there.iter().flatten().zip(here.iter().flatten()) {
                 let mut block = Block::new(&gpu.kernels, gpu.device).unwrap();
                 block.begin(&gpu.kernels, there).unwrap();
-                let got = cutter.views(&gpu, &mut block, there).unwrap();
+                let got = {
+                    let ready = cutter.upload(&gpu, &mut block, there).unwrap();
+                    cutter.views(&gpu, &block, ready).unwrap()
+                };
                 let Pixels::Views(want) = &here.pixels else {
                     panic!("no pixels")
                 };
@@ -172,30 +178,61 @@ fn pixels_are_those_of_the_cpu_bit_for_bit() {
 fn images_that_come_batch_by_batch_are_the_same() {
     let _alone = alone();
     let setup = Setup::new();
-    let batches = setup.shards(&setup.source(Precision::F32, true), Some(1));
-    let batches: Vec<&ShardBatch> = batches.iter().flatten().collect();
-    let replica = setup.replica(Precision::F32, None);
-    let cut = |gpu: &Gpu, lazy: bool| -> Vec<Vec<u32>> {
-        driver::set_lazy(lazy);
-        let cutter = views::Cutter::new(gpu, &replica.net, &setup.config).unwrap();
+    let gpu = Gpu::emulated(Engine::Fused);
+    let (patch, size) = (setup.data.patch(), setup.data.size());
+    let step = DeviceBuffer::new(&gpu.kernels, &[StepRecord::new(1, 2)]).unwrap();
+    let cut = |room: usize| -> (usize, Vec<Vec<u8>>) {
+        let mut images = Images::within(&gpu.kernels, Arc::clone(&setup.data), room).unwrap();
         let mut kept = Vec::new();
-        for turn in 0..5 {
-            let batch = batches[turn % batches.len()];
-            let mut block = Block::new(&gpu.kernels, gpu.device).unwrap();
-            block.begin(&gpu.kernels, batch).unwrap();
-            kept.push((cutter.views(gpu, &mut block, batch).unwrap(), block));
+        for batch in [&[0u32, 3][..], &[1], &[4, 2, 0], &[2], &[3, 3]] {
+            let placed = images.place(batch, gpu.stream).unwrap();
+            let specs: Vec<CropSpec> = placed
+                .index
+                .iter()
+                .enumerate()
+                .map(|(i, record)| CropSpec {
+                    image: *record as usize,
+                    y: 64,
+                    x: 64 * i as u32,
+                    sample_id: i as u64,
+                })
+                .collect();
+            let sizes = vec![(size, size); placed.count];
+            let records = spec_records(&sizes, &specs, patch).unwrap();
+            let specs = DeviceBuffer::new(&gpu.kernels, &records).unwrap();
+            let out = DeviceBuffer::uninit(&gpu.kernels, batch.len() * patch * patch * 12).unwrap();
+            let crop = PatchCrop {
+                images: placed.records,
+                image_count: placed.count,
+                specs: specs.address(),
+                n: batch.len(),
+                step: step.address(),
+                size: patch,
+                augment: None,
+                dtype: DType::F32,
+                out: out.address(),
+            };
+            // SAFETY: buffers of these lengths, which are kept until the stream is through.
+            unsafe { gpu.run(&crop) }.unwrap();
+            images.cut(gpu.stream).unwrap();
+            kept.push((specs, out));
         }
         // SAFETY: the stream lives as long as the process.
         unsafe { gpu.kernels.synchronize(gpu.stream) }.unwrap();
-        driver::set_lazy(false);
-        kept.iter().map(|(views, _)| bits(&views.patches)).collect()
+        let pixels = kept.iter().map(|(_, out)| {
+            let mut bytes = vec![0u8; out.bytes()];
+            out.download(&mut bytes).unwrap();
+            bytes
+        });
+        (images.resident().0, pixels.collect())
     };
-    let resident = cut(&setup.gpu(Engine::Fused), false);
-    let gpu = Gpu::emulated(Engine::Fused);
-    let staged = Images::within(&gpu.kernels, Arc::clone(&setup.data), 0).unwrap();
-    assert_eq!(staged.resident(), (0, setup.data.len()));
-    *gpu.images.borrow_mut() = Some(staged);
-    assert_eq!(cut(&gpu, true), resident);
+    let (there, resident) = cut(usize::MAX);
+    assert_eq!(there, setup.data.len());
+    driver::set_lazy(true);
+    let (there, staged) = cut(0);
+    driver::set_lazy(false);
+    assert_eq!(there, 0);
+    assert!(staged == resident);
     driver::check().unwrap();
 }
 
@@ -220,11 +257,18 @@ fn steps_are_those_of_the_cpu() {
             .unwrap();
         assert_eq!(computed, 1);
         let (got_verdict, want_verdict) = (gpu.verdict(&got, total), cpu.verdict(&want, total));
-        assert!((got_verdict.loss / want_verdict.loss - 1.0).abs() < 1e-5);
-        assert!((got_verdict.grad_norm / want_verdict.grad_norm - 1.0).abs() < 1e-4);
+        let off = (got_verdict.loss / want_verdict.loss - 1.0).abs();
+        assert!(off < 1e-5, "{engine:?}: loss deviates by {off:e}");
+        // Backward divides by standard deviations over as few as 8 rows, which enlarges roundings.
+        let limit = match engine {
+            Engine::Fused => 1e-5,
+            Engine::Composed => 1e-3,
+        };
+        let off = (got_verdict.grad_norm / want_verdict.grad_norm - 1.0).abs();
+        assert!(off < limit, "{engine:?}: norm deviates by {off:e}");
         let (got_sums, want_sums) = (got.to_host().unwrap(), want.to_host().unwrap());
         let off = deviation(&got_sums, &want_sums);
-        assert!(off < 1e-4, "{engine:?}: sums deviate by {off:e}");
+        assert!(off < limit, "{engine:?}: sums deviate by {off:e}");
         assert_eq!(got_sums.last(), Some(&2.0), "virtual shards with samples");
 
         // From the same sums both move alike, and evaluate alike.
@@ -253,12 +297,7 @@ fn steps_are_those_of_the_cpu() {
             &twin.net.params.read(Part::Running).unwrap(),
         );
         assert!(off < 1e-7, "running statistics deviate by {off:e}");
-        let image = setup
-            .data
-            .indices(Split::Validation)
-            .first()
-            .copied()
-            .unwrap_or(0);
+        let image = setup.data.indices(Split::Val).first().copied().unwrap_or(0);
         let score = |replica: &Replica, on_gpu: bool| {
             let source = setup.source(Precision::F32, on_gpu);
             let batch = source.load(&[source.whole_image(image)], None).unwrap();

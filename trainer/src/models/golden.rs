@@ -13,7 +13,7 @@ use tch::{Kind, Tensor};
 
 use crate::checkpoint::{NamedTensor, TensorData};
 use crate::config::Config;
-use crate::gpu::Gpu;
+use crate::gpu::{self, Gpu};
 use crate::lanes::Lanes;
 use crate::models::Blueprint;
 use crate::ops::Engine;
@@ -353,7 +353,13 @@ fn run(golden: &Golden, precision: Precision, gpu: Option<Gpu>) -> Deviations {
         (Digests::new(), Digests::new(), Digests::new());
     for step in 0..setup.steps {
         let reduced = replica
-            .attempt(&shards, step as u32, total, &mut |_| Ok(()), &mut || ())
+            .attempt(
+                &shards,
+                step as u32,
+                total,
+                &mut |_: &mut [f32]| Ok(()),
+                &mut || (),
+            )
             .expect("an attempt");
         let verdict = replica.verdict(&reduced, total);
         loss.push((verdict.loss / golden.steps[step].loss - 1.0).abs());
@@ -374,6 +380,7 @@ fn run(golden: &Golden, precision: Precision, gpu: Option<Gpu>) -> Deviations {
         if step == 0 {
             statistics = running(&replica);
             let difference: Vec<f32> = replica
+                .net
                 .params
                 .read(Part::Master)
                 .expect("master")
@@ -433,6 +440,7 @@ fn f32_steps_are_pytorchs() {
 /// The GPU's step, with the kernels and the driver emulated.
 #[test]
 fn f32_steps_on_a_gpu_are_pytorchs() {
+    let _alone = gpu::tests::alone();
     let golden = load();
     for engine in [Engine::Fused, Engine::Composed] {
         let gpu = Gpu::emulated(engine);
@@ -467,6 +475,7 @@ fn bf16_steps_are_as_near_as_pytorchs_autocast() {
 
 #[test]
 fn bf16_steps_on_a_gpu_are_as_near() {
+    let _alone = gpu::tests::alone();
     let golden = load();
     let gpu = Gpu::emulated(Engine::Composed);
     bf16_is_near(&golden, &run(&golden, Precision::Bf16, Some(gpu)));

@@ -145,8 +145,8 @@ fn the_first_bucket_leaves_while_backward_goes_on() {
 fn an_attempt_that_is_given_up_leaves_no_trace_in_the_next() {
     let shards = shards();
     let whole = |replica: &mut Replica| {
-        let sum = replica.attempt(&shards, 0, TOTAL, &mut |_| Ok(()), &mut || ());
-        bits(&sum.unwrap())
+        let sum = replica.attempt(&shards, 0, TOTAL, &mut |_: &mut [f32]| Ok(()), &mut || ());
+        bits(&sum.unwrap().to_host().unwrap())
     };
     let expected = whole(&mut replica(25));
     let mut replica = replica(25);

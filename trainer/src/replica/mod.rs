@@ -80,6 +80,7 @@ impl Verdict {
 }
 
 /// The sums of an attempt over all ranks, which [`Replica::commit`] takes back.
+#[derive(Debug)]
 pub enum Sums {
     /// Laid out as [`Surface`] says.
     Host(Vec<f32>),

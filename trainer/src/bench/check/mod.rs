@@ -249,7 +249,7 @@ mod tests {
     /// On the emulated GPU all kernels pass, and one that computes something else does not.
     #[test]
     fn kernels_are_compared() {
-        let _alone = crate::gpu::alone();
+        let _alone = crate::gpu::tests::alone();
         let gpu = Gpu::emulated(Engine::Fused);
         let mut rng = ChaCha8Rng::seed_from_u64(5);
         for entry in &ALL {

@@ -147,7 +147,7 @@ mod tests {
 
     #[test]
     fn steps_on_the_emulated_gpu_are_those_of_the_cpu() {
-        let _alone = crate::gpu::alone();
+        let _alone = crate::gpu::tests::alone();
         let checks = check(Gpu::emulated(Engine::Composed));
         assert_eq!(checks.len(), 2);
         assert!(checks.iter().all(|check| check.passed), "{checks:?}");

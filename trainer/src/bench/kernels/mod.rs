@@ -310,7 +310,7 @@ mod tests {
     /// By hand from the documentation of each.
     #[test]
     fn bytes_are_counted() {
-        let _alone = crate::gpu::alone();
+        let _alone = crate::gpu::tests::alone();
         let gpu = Gpu::emulated(Engine::Fused);
         let mut rng = ChaCha8Rng::seed_from_u64(0);
         let bytes = ALL.map(|entry| {
@@ -341,7 +341,7 @@ mod tests {
     /// All of it with the emulated driver, in which time passes as well.
     #[test]
     fn everything_is_measured() {
-        let _alone = crate::gpu::alone();
+        let _alone = crate::gpu::tests::alone();
         let gpu = Gpu::emulated(Engine::Fused);
         let figures = measure_on(&gpu, &small(), 1 << 16, 3).expect("figures");
         driver::check().expect("nothing forbidden");
