@@ -124,6 +124,9 @@ pub struct GpuCheckArgs {
     /// Chooses the inputs
     #[arg(long, default_value_t = 0)]
     pub seed: u64,
+    /// Without training steps, for tools that make everything slow
+    #[arg(long)]
+    pub kernels_only: bool,
     /// Machine-readable output
     #[arg(long)]
     pub json: bool,

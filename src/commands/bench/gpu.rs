@@ -23,7 +23,7 @@ pub fn kernels(args: &BenchKernelsArgs) -> anyhow::Result<Ending> {
 }
 
 pub fn check(args: &GpuCheckArgs) -> anyhow::Result<Ending> {
-    let report = check_gpu(args.gpu, args.cases, args.seed)?;
+    let report = check_gpu(args.gpu, args.cases, args.seed, !args.kernels_only)?;
     if args.json {
         let mut value = serde_json::to_value(&report)?;
         value["libtorch"] = libtorch().into();

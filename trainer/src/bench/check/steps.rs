@@ -21,15 +21,13 @@ use crate::train::{Peers, objective};
 const SUMS_LIMIT: f64 = 1e-3;
 /// Of the losses, relative: the optimizer makes more of small differences from step to step.
 const LOSS_LIMIT: f64 = 1e-2;
-/// Enough that a step is recorded as a CUDA graph and run as one.
-const STEPS: u64 = 6;
 const VIRTUAL_SHARDS: usize = 2;
 const IMAGES_PER_STEP: usize = 4;
 const PATIENCE: std::time::Duration = std::time::Duration::from_secs(60);
 
 /// The sums of the first step, and the losses of all.
-pub(super) fn check(gpu: Gpu) -> Vec<Check> {
-    let (sums, losses) = match compare(gpu) {
+pub(super) fn check(gpu: Gpu, steps: u32) -> Vec<Check> {
+    let (sums, losses) = match compare(gpu, steps) {
         Ok((sums, losses)) => (Ok(sums), Ok(losses)),
         Err(error) => {
             let again = Error::Internal(error.to_string());
@@ -39,15 +37,15 @@ pub(super) fn check(gpu: Gpu) -> Vec<Check> {
     vec![
         Check::new("first step's sums, f32", 1, SUMS_LIMIT, sums),
         Check::new(
-            &format!("losses of {STEPS} steps, f32"),
-            STEPS as u32,
+            &format!("losses of {steps} steps, f32"),
+            steps,
             LOSS_LIMIT,
             losses,
         ),
     ]
 }
 
-fn compare(mut gpu: Gpu) -> Result<(Deviation, Deviation)> {
+fn compare(mut gpu: Gpu, steps: u32) -> Result<(Deviation, Deviation)> {
     let dir = tempfile::tempdir().map_err(|e| {
         Error::file(
             std::env::temp_dir(),
@@ -76,8 +74,8 @@ fn compare(mut gpu: Gpu) -> Result<(Deviation, Deviation)> {
     config.train.virtual_shards = VIRTUAL_SHARDS as u32;
 
     gpu.load_images(Arc::clone(&data))?;
-    let there = run(&config, &data, Some(gpu))?;
-    let here = run(&config, &data, None)?;
+    let there = run(&config, &data, steps, Some(gpu))?;
+    let here = run(&config, &data, steps, None)?;
     Ok((
         distance(&there.sums, &here.sums),
         Deviation::between(&there.losses, &here.losses),
@@ -91,7 +89,7 @@ struct Ran {
 }
 
 /// Several steps on the same batch.
-fn run(config: &Config, data: &Arc<Dataset>, gpu: Option<Gpu>) -> Result<Ran> {
+fn run(config: &Config, data: &Arc<Dataset>, steps: u32, gpu: Option<Gpu>) -> Result<Ran> {
     let precision = Precision::F32;
     let source = SampleSource::new(Arc::clone(data), config, precision, gpu.is_some());
     let order = EpochOrder::new(&order_input(data, config), 0)?;
@@ -114,7 +112,7 @@ fn run(config: &Config, data: &Arc<Dataset>, gpu: Option<Gpu>) -> Result<Ran> {
         sums: Vec::new(),
         losses: Vec::new(),
     };
-    for step in 1..=STEPS {
+    for step in 1..=u64::from(steps) {
         let sums = replica.attempt(&shards, 0, total, &mut peers, &mut || ())?;
         if step == 1 {
             ran.sums = sums.to_host()?;
@@ -148,7 +146,7 @@ mod tests {
     #[test]
     fn steps_on_the_emulated_gpu_are_those_of_the_cpu() {
         let _alone = crate::gpu::tests::alone();
-        let checks = check(Gpu::emulated(Engine::Composed));
+        let checks = check(Gpu::emulated(Engine::Composed), 2);
         assert_eq!(checks.len(), 2);
         assert!(checks.iter().all(|check| check.passed), "{checks:?}");
         assert!(
