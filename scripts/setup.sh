@@ -76,6 +76,7 @@ command -v mpicc >/dev/null || say "no MPI on this machine: building without bac
 # --- libtorch ------------------------------------------------------------------------------------
 gpu=0
 if command -v nvidia-smi >/dev/null && nvidia-smi -L >/dev/null 2>&1; then gpu=1; fi
+case ${GPU:-} in 0 | 1) gpu=$GPU ;; esac # said by the user, on a login node for example
 want="torch $TORCH gpu $gpu"
 if [ -n "${LIBTORCH:-}" ]; then
     say "using libtorch from LIBTORCH=$LIBTORCH"

@@ -141,6 +141,7 @@ pub enum Backend {
     Auto,
     Local,
     Mpi,
+    Nccl,
 }
 
 #[derive(Clone, Copy, Debug, ValueEnum)]

@@ -245,6 +245,10 @@ mod tests {
             Request::Drain { reason: text() },
             Request::Shutdown { reason: text() },
             Request::Fail { reason: text() },
+            Request::Publish {
+                generation: 1,
+                bytes: vec![0, 255],
+            },
         ]
     }
 
@@ -325,6 +329,10 @@ mod tests {
             Reply::Noted {
                 detail: "d".to_owned(),
             },
+            Reply::Published {
+                generation: 1,
+                bytes: vec![0, 255],
+            },
         ]
     }
 
@@ -338,7 +346,7 @@ mod tests {
         let mut lines = Vec::new();
         lines.extend(requests().iter().map(|m| hex(&encode(m).unwrap())));
         lines.extend(replies().iter().map(|m| hex(&encode(m).unwrap())));
-        let golden = include_str!("../tests/golden/protocol-v3.txt");
+        let golden = include_str!("../tests/golden/protocol-v4.txt");
         let golden: Vec<&str> = golden.lines().collect();
         assert_eq!(
             lines, golden,
@@ -400,7 +408,7 @@ mod tests {
         let body = encode_version(&Request::GetStatus, 9).unwrap().split_off(4);
         let error = decode_body::<Request>(&body).unwrap_err().to_string();
         assert!(
-            error.contains("version 9") && error.contains("version 3"),
+            error.contains("version 9") && error.contains("version 4"),
             "{error}"
         );
         let drop = Reply::Drop {

@@ -10,7 +10,10 @@ use crate::status::Status;
 
 /// Version byte of every frame. Two versions do not talk to each other, except that
 /// [`Reply::Drop`] can be read by all of them.
-pub const PROTOCOL_VERSION: u8 = 3;
+pub const PROTOCOL_VERSION: u8 = 4;
+
+/// Most bytes that rank 0 may publish in a generation.
+pub const PUBLISH_MAX: usize = 1024;
 
 /// Membership version: rises with every new set of ranks, journaled before it is announced and
 /// never reused. 0 means none yet.
@@ -278,6 +281,13 @@ pub enum Request {
         /// Why.
         reason: String,
     },
+    /// Rank 0: what the other ranks need in order to meet it (NCCL's unique id). Once per generation.
+    Publish {
+        /// Generation from the [`Assignment`].
+        generation: Generation,
+        /// 1 to [`PUBLISH_MAX`] bytes.
+        bytes: Vec<u8>,
+    },
 }
 
 /// What a trainer tells without waiting for an answer.
@@ -385,5 +395,12 @@ pub enum Reply {
     Noted {
         /// What will happen.
         detail: String,
+    },
+    /// What rank 0 published, to all other ranks of the generation. The coordinator does not keep it.
+    Published {
+        /// The generation.
+        generation: Generation,
+        /// As rank 0 gave them.
+        bytes: Vec<u8>,
     },
 }

@@ -6,7 +6,7 @@ mod common;
 
 use std::collections::BTreeSet;
 use std::path::Path;
-use std::sync::mpsc;
+use std::sync::{Arc, Barrier, mpsc};
 use std::time::Duration;
 
 use common::{Coordinator, TOTAL, Trainer, on_ranks, options, ready, soon, trainer};
@@ -14,10 +14,10 @@ use fovea_coordinator::client::{Client, Decision, Endpoint, Observer, status_of}
 use fovea_coordinator::journal::{self, JournalEntry};
 use fovea_coordinator::ledger;
 use fovea_coordinator::protocol::{
-    Cause, CheckpointInfo, MemberState, Next, Role, StartPoint, TrainerEvent, Vote,
+    Cause, CheckpointInfo, MemberState, Next, PUBLISH_MAX, Role, StartPoint, TrainerEvent, Vote,
 };
 use fovea_coordinator::rundir::{CoordinatorInfo, RunLock};
-use fovea_coordinator::server::Outcome;
+use fovea_coordinator::server::{Outcome, ServerOptions};
 use fovea_coordinator::status::{RunState, Status};
 use fovea_coordinator::{Error, server};
 
@@ -214,6 +214,47 @@ fn a_rank_that_vanishes_is_named_and_the_others_are_aborted_where_they_are() {
     assert!(reason.starts_with(expected), "{reason}");
     let status = Status::load(&dir.path().join("run")).unwrap();
     assert_eq!((status.state, status.step), (RunState::Failed, 2));
+}
+
+#[test]
+fn what_rank_0_publishes_reaches_the_others_until_the_generation_ends() {
+    let dir = tempfile::tempdir().unwrap();
+    let options = ServerOptions::new(dir.path().join("run"), 4, 4, 2);
+    let coordinator = Coordinator::start(options);
+    let all_told = Arc::new(Barrier::new(4));
+    let ranks = on_ranks(&coordinator.endpoint, 4, move |mut trainer| {
+        let client = &mut trainer.client;
+        if trainer.seat.rank == 0 {
+            client.publish(1, vec![9; PUBLISH_MAX]).unwrap();
+            all_told.wait();
+            return; // and the connection closes
+        }
+        let bytes = client.published(1, soon()).unwrap();
+        assert_eq!(bytes, vec![9; PUBLISH_MAX]);
+        all_told.wait();
+        let error = client.published(1, soon()).unwrap_err();
+        let ended = matches!(&error, Error::Aborted { cause: Cause::Regroup, reason, .. }
+            if reason.contains("rank 0"));
+        assert!(ended, "{error}");
+    });
+    for rank in ranks {
+        rank.join().unwrap();
+    }
+    coordinator.stop("end of test");
+}
+
+#[test]
+fn a_rank_that_publishes_what_it_may_not_is_told_why() {
+    let dir = tempfile::tempdir().unwrap();
+    let coordinator = Coordinator::start(ServerOptions::new(dir.path().join("run"), 1, 4, 2));
+    let mut trainer = Trainer::join(&coordinator.endpoint, 0);
+    trainer.client.publish(1, vec![9; PUBLISH_MAX + 1]).unwrap();
+    let error = trainer.client.published(1, soon()).unwrap_err().to_string();
+    assert!(
+        error.contains("published 1025 bytes") || error.contains("gave up"),
+        "{error}"
+    );
+    coordinator.stop("end of test");
 }
 
 #[test]

@@ -17,17 +17,30 @@ fn main() {
         .file("cpp/driver/memory.cpp")
         .file("cpp/driver/stream.cpp")
         .compile_intermediates();
-    // Not OUT_DIR itself: cargo has the loader look there, and every test would find a driver.
-    let folder =
-        PathBuf::from(std::env::var_os("OUT_DIR").expect("cargo sets OUT_DIR")).join("driver");
-    std::fs::create_dir_all(&folder).expect("OUT_DIR can be written");
+    let folder = folder("driver");
     let standin = folder.join("libcuda.so.1");
     share("libcuda.so.1", &standin, &[&emulator[..], &driver].concat());
     // The driver's other name, by which cudarc looks for it first: nothing but a reference to the stand-in.
     share("libcuda.so", &folder.join("libcuda.so"), &[standin]);
     println!("cargo:rustc-env=FOVEA_STANDIN={}", folder.display());
+    nccl();
     // Last, as it tells cargo what to link.
     compiler().objects(&emulator).compile("fovea_emulate");
+}
+
+/// A library that takes the place of NCCL. It finds the stand-in for the driver in the process.
+fn nccl() {
+    let parts = compiler().file("cpp/nccl/nccl.cpp").compile_intermediates();
+    let standin = folder("nccl").join("libnccl.so.2");
+    share("libnccl.so.2", &standin, &parts);
+    println!("cargo:rustc-env=FOVEA_STANDIN_NCCL={}", standin.display());
+}
+
+/// A folder for libraries. Not OUT_DIR itself: cargo has the loader look there, and every test would find a driver.
+fn folder(name: &str) -> PathBuf {
+    let folder = PathBuf::from(std::env::var_os("OUT_DIR").expect("cargo sets OUT_DIR")).join(name);
+    std::fs::create_dir_all(&folder).expect("OUT_DIR can be written");
+    folder
 }
 
 fn compiler() -> cc::Build {

@@ -12,6 +12,8 @@ pub enum Transport {
     Local,
     /// The site's MPI; a world that starts and ends as a whole.
     Mpi,
+    /// NCCL between GPUs of any nodes; ranks come and go.
+    Nccl,
 }
 
 /// What there is.
@@ -123,7 +125,7 @@ pub fn plan(offer: &Offer) -> Result<Plan, NoPlan> {
     }
     let places = share_out(&up, world);
     let launch = match transport {
-        Transport::Local => srun(offer, &places, "none"),
+        Transport::Local | Transport::Nccl => srun(offer, &places, "none"),
         Transport::Mpi => {
             let wish = offer.pmi_wish.as_deref();
             match launcher::choose(&offer.pmi, &offer.mpirun, wish).map_err(NoPlan)? {
@@ -305,6 +307,16 @@ mod tests {
         let mut none = offer(&[("n1", 1)]);
         none.world_sizes = vec![2];
         assert!(plan(&none).unwrap_err().0.contains("1 tasks"));
+    }
+
+    #[test]
+    fn nccl_joins_any_nodes_and_needs_no_mpi() {
+        let mut two = offer(&[("n1", 1), ("n2", 1)]);
+        two.transport = Some(Transport::Nccl);
+        two.pmi = vec!["none".to_owned()];
+        let plan = plan(&two).unwrap();
+        assert_eq!((plan.transport, plan.world), (Transport::Nccl, 2));
+        assert!(has(&plan, "--mpi=none"));
     }
 
     #[test]

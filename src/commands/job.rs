@@ -17,7 +17,7 @@ use fovea_slurm::launcher;
 use fovea_slurm::next::{self, Ended, Verdict, next};
 use fovea_slurm::plan::{Offer, Plan, Transport, down_nodes, plan};
 use fovea_slurm::script::quote;
-use fovea_trainer::config::{Backend, Config};
+use fovea_trainer::config::{Backend, Config, Device};
 use fovea_trainer::exit_code;
 use fovea_trainer::run_dir::RunDir;
 
@@ -59,6 +59,13 @@ fn make_plan(args: &JobPlanArgs) -> anyhow::Result<Ending> {
         config.set(assignment).map_err(fovea_trainer::Error::from)?;
     }
     config.run.out = absolute(&args.out)?.to_string_lossy().into_owned();
+    if config.train.device == Device::Auto {
+        // A job that has GPUs is not to compute beside them, should their driver not work.
+        config.train.device = match job.gpus_on_node {
+            0 => Device::Cpu,
+            _ => Device::Cuda,
+        };
+    }
     let plan = plan(&offer(&job, &config, args)).map_err(|e| Usage(e.to_string()))?;
     for note in &plan.notes {
         tracing::warn!("{note}");
@@ -67,6 +74,7 @@ fn make_plan(args: &JobPlanArgs) -> anyhow::Result<Ending> {
     config.train.backend = match plan.transport {
         Transport::Local => Backend::Local,
         Transport::Mpi => Backend::Mpi,
+        Transport::Nccl => Backend::Nccl,
     };
     config.validate().map_err(fovea_trainer::Error::from)?;
     let (out, data) = places(&config)?;
@@ -117,9 +125,11 @@ fn offer(job: &Allocation, config: &Config, args: &JobPlanArgs) -> Offer {
         gpus: job.gpus_on_node as usize,
         world_sizes: allowed_world_sizes(config.train.virtual_shards as usize),
         transport: match config.train.backend {
+            Backend::Auto if config.train.device == Device::Cuda => Some(Transport::Nccl),
             Backend::Auto => None,
             Backend::Local => Some(Transport::Local),
             Backend::Mpi => Some(Transport::Mpi),
+            Backend::Nccl => Some(Transport::Nccl),
         },
         pmi: launcher::plugins(&args.mpi_list),
         pmi_wish: args.mpi.clone(),

@@ -12,7 +12,7 @@ use fovea_slurm::script::{self, ELEMENT, Job, elements, render, run_of_element, 
 use fovea_slurm::site::{Requeue, Site};
 use fovea_slurm::submit::{self, CONFIG_FILE, Request, SCRIPT_FILE, Submitted};
 use fovea_slurm::{client, time};
-use fovea_trainer::config::{Backend, Config};
+use fovea_trainer::config::{Backend, Config, Device};
 use fovea_trainer::run_dir::RunDir;
 
 use clap::Parser;
@@ -173,8 +173,9 @@ fn own(args: &SubmitArgs) -> anyhow::Result<Option<Config>> {
         return Ok(None);
     }
     let mut config = Config::load(&begun).map_err(fovea_trainer::Error::from)?;
-    // What it was on that machine.
+    // What they were on that machine.
     config.train.backend = Backend::Auto;
+    config.train.device = Device::Auto;
     Ok(Some(config))
 }
 

@@ -7,9 +7,10 @@ use fovea_coordinator::rundir::RunLock;
 use fovea_coordinator::status::{RunState, Status};
 use fovea_dataset::Dataset;
 use fovea_trainer::config::{self, Config};
+use fovea_trainer::gpu;
 use fovea_trainer::launch::{LaunchOptions, Spawner, launch};
 use fovea_trainer::run_dir::{self, RunDir};
-use fovea_trainer::train::resume_point;
+use fovea_trainer::train::{backend, gpus, resume_point};
 
 use super::source::{self, places};
 use super::{Again, drain_flag};
@@ -58,6 +59,7 @@ pub fn run(args: &TrainArgs) -> anyhow::Result<Ending> {
         } else {
             Spawner::Direct
         },
+        gpus: gpus(&config.train)?,
         max_restarts: config.elastic.max_restarts,
         deadline: args
             .deadline
@@ -118,10 +120,12 @@ fn resolve(args: &TrainArgs) -> anyhow::Result<Config> {
         Some(Backend::Auto) => config::Backend::Auto,
         Some(Backend::Local) => config::Backend::Local,
         Some(Backend::Mpi) => config::Backend::Mpi,
+        Some(Backend::Nccl) => config::Backend::Nccl,
     };
-    if config.train.backend == config::Backend::Auto && !args.print_config {
+    if !args.print_config {
         // This launcher starts ranks of one machine.
-        config.train.backend = config::Backend::Local;
+        let on_gpus = gpu::choose(config.train.device, &gpu::Found::here(), 0)?.is_some();
+        config.train.backend = backend(config.train.backend, on_gpus, None);
     }
     Ok(config)
 }

@@ -395,8 +395,13 @@ fn no_progress_ends_the_job() {
 fn every_rank_has_a_gpu_of_its_own() {
     let Some(_turn) = need::slurm() else { return };
     let cluster = Cluster::start(&Options::default());
-    // The GPUs are no more than two device files: backend local, which all these tests have, uses the CPU.
-    let options = ["--nodes", "1", "--gpus-per-node", "2", "--time", "30"];
+    // The GPUs are no more than two device files.
+    let on_cpu = ["--set", "train.device=cpu"];
+    let options = [
+        &["--nodes", "1", "--gpus-per-node", "2", "--time", "30"],
+        &on_cpu[..],
+    ]
+    .concat();
     let job = Submitted::new(&cluster, &[], &options);
     let trainers = cluster.wait("two trainers", LIMIT, || {
         Some(job.trainers()).filter(|all| all.len() == 2)

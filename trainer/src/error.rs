@@ -44,7 +44,7 @@ pub enum Error {
     #[error(transparent)]
     Cuda(#[from] fovea_kernels::cuda::Error),
     /// libtorch raised an exception.
-    #[error("libtorch: {}\n  help: this is an error in Fovea or a mismatch of libtorch versions; `make setup` restores the right one", without_backtrace(.0))]
+    #[error("libtorch: {}\n  help: {}", without_backtrace(.0), torch_help(.0))]
     Torch(#[from] tch::TchError),
     /// An invariant of this program does not hold.
     #[error("internal error: {0}\n  help: please report this with the command that led to it")]
@@ -112,6 +112,7 @@ impl Error {
     pub fn is_usage(&self) -> bool {
         match self {
             Self::Config(_) | Self::Usage { .. } | Self::Mismatch { .. } => true,
+            Self::Collective(error) => error.is_usage(),
             Self::Dataset(error) => error.is_usage(),
             Self::Coordinator(error) => error.is_usage(),
             Self::Checkpoint(error) => error.is_usage(),
@@ -119,6 +120,15 @@ impl Error {
             Self::Report(error) => error.is_usage(),
             _ => false,
         }
+    }
+}
+
+fn torch_help(error: &tch::TchError) -> &'static str {
+    if error.to_string().contains("out of memory") {
+        "fewer samples at a time need less: raise train.virtual_shards or lower train.images_per_step or \
+         data.patches_per_image (this changes the result), use more GPUs, or end what else is on this one (nvidia-smi shows it)"
+    } else {
+        "this is an error in Fovea or a mismatch of libtorch versions; `make setup` restores the right one"
     }
 }
 

@@ -10,10 +10,11 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
 use fovea_coordinator::client::{Endpoint, Observer};
-use fovea_coordinator::rundir::CoordinatorInfo;
+use fovea_coordinator::rundir::{CoordinatorInfo, hostname};
 use fovea_coordinator::status::{RunState, Status};
 
 use crate::child::{Process, Restarts};
+use crate::collectives::nccl::host_id;
 use crate::error::{Error, Result};
 use crate::exit_code;
 use crate::run_dir::RunDir;
@@ -46,6 +47,8 @@ pub struct LaunchOptions {
     pub ranks: usize,
     /// How to start them.
     pub spawner: Spawner,
+    /// GPUs of this machine, when the ranks meet through NCCL.
+    pub gpus: Option<usize>,
     /// How often in a row, without a new step, lost processes are started again.
     pub max_restarts: u32,
     /// When the run has to have left.
@@ -284,7 +287,23 @@ fn start_trainer(options: &LaunchOptions, rank: usize) -> Result<Process> {
         .arg(options.run.path())
         .args(["--with-parent", &std::process::id().to_string()])
         .args(["--rank", &rank.to_string()]);
+    if let Some(id) = nccl_host_id(options, rank) {
+        command.env(NCCL_HOST_ID, id);
+    }
     Process::start(&mut command, &format!("rank-{rank}"), &options.run)
+}
+
+/// NCCL's name for a host.
+const NCCL_HOST_ID: &str = "NCCL_HOSTID";
+
+/// For ranks that share a GPU, unless the user has said something else. Rank `r` uses GPU `r` modulo their number.
+fn nccl_host_id(options: &LaunchOptions, rank: usize) -> Option<String> {
+    let gpus = options.gpus.filter(|gpus| *gpus > 0)?;
+    if std::env::var_os(NCCL_HOST_ID).is_some() {
+        return None;
+    }
+    let devices: Vec<String> = (0..options.ranks).map(|r| (r % gpus).to_string()).collect();
+    host_id(&hostname(), rank, &devices)
 }
 
 /// Connects to the coordinator that this launcher has started, and to no other: an address file may be

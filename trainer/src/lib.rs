@@ -15,7 +15,7 @@ mod dropout;
 mod error;
 pub mod evaluate;
 pub mod exit_code;
-mod gpu;
+pub mod gpu;
 mod host;
 pub mod keep;
 mod lanes;

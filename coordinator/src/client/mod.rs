@@ -35,6 +35,7 @@ const CLOSE_TIMEOUT: Duration = Duration::from_secs(2);
 
 const HELP_JOIN: &str = "one of the ranks did not start: see `fovea status` for those that are \
     there, and the logs of the others";
+const HELP_PUBLISHED: &str = "rank 0 hangs before it has told how to meet it: see its log";
 const HELP_VOTE: &str = "a rank hangs in this step: see `fovea status` for the one that is behind, \
     and raise the deadline if it is only slow";
 
@@ -179,7 +180,8 @@ impl Client {
                     cause: Cause::Regroup,
                     ..
                 }
-                | Reply::Commit { .. } => {}
+                | Reply::Commit { .. }
+                | Reply::Published { .. } => {}
                 Reply::Abort {
                     generation,
                     cause,
@@ -193,6 +195,42 @@ impl Client {
                 }
                 other => return Err(self.unexpected(&other, "an assignment")),
             }
+        }
+    }
+
+    /// Gives `bytes` (1 to [`crate::protocol::PUBLISH_MAX`]) to the other ranks of `generation`. For rank 0, once.
+    ///
+    /// # Errors
+    /// [`Error::Lost`] when the connection is. A coordinator that does not allow it drops this rank, which
+    /// shows in the next call.
+    pub fn publish(&self, generation: Generation, bytes: Vec<u8>) -> Result<()> {
+        self.shared
+            .send(&Request::Publish { generation, bytes })
+            .map_err(|error| self.told_why(error))
+    }
+
+    /// Waits for what rank 0 publishes in `generation`. For the other ranks, once, right after
+    /// [`Client::ready`].
+    ///
+    /// # Errors
+    /// [`Error::Aborted`] when the generation ends before, [`Error::Lost`] or [`Error::Dropped`] when the
+    /// connection does, [`Error::Timeout`] after the deadline.
+    pub fn published(&mut self, generation: Generation, deadline: Instant) -> Result<Vec<u8>> {
+        match self.next(deadline, "what rank 0 publishes", HELP_PUBLISHED)? {
+            Reply::Published {
+                generation: given,
+                bytes,
+            } if given == generation => Ok(bytes),
+            Reply::Abort {
+                generation,
+                cause,
+                reason,
+            } => Err(Error::Aborted {
+                generation,
+                cause,
+                reason,
+            }),
+            other => Err(self.unexpected(&other, "what rank 0 publishes")),
         }
     }
 

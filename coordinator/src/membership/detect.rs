@@ -122,6 +122,7 @@ impl Membership {
         self.votes = 0;
         self.first_vote = None;
         self.regroup = None;
+        self.published = false;
         self.shared = None;
         self.found = None;
         self.seated = 0;

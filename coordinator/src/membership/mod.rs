@@ -17,6 +17,7 @@
 //! that one of its members still holds; without such a member, at the newest complete checkpoint.
 
 mod detect;
+mod publish;
 mod rendezvous;
 mod report;
 #[cfg(test)]
@@ -121,6 +122,8 @@ pub struct Membership {
     incident: Option<Incident>,
     incidents: u32,
     last_incident: Option<String>,
+    /// Rank 0 has published in this generation.
+    published: bool,
     /// Ranks that have the shared state, and its hash.
     shared: Option<(String, usize)>,
     /// Votes for step `at.step + 1`, and who voted first.
@@ -170,6 +173,7 @@ impl Membership {
             incident: None,
             incidents: 0,
             last_incident: None,
+            published: false,
             shared: None,
             votes: 0,
             first_vote: None,
@@ -216,6 +220,11 @@ impl Membership {
             }
             Event::Vote { member, vote } => self.vote(member, vote, now_ms),
             Event::Trainer { member, event } => self.trainer(member, event, now_ms),
+            Event::Publish {
+                member,
+                generation,
+                bytes,
+            } => self.publish(member, generation, bytes, now_ms),
             Event::Disconnected { member, detail } => self.disconnected(member, &detail, now_ms),
             Event::Drain { reason } => self.drain(&clip(&reason), now_ms),
             Event::Shutdown { reason } => {

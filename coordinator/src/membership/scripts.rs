@@ -29,6 +29,8 @@ enum Op {
     /// One votes for anything.
     Wild(usize, u64, u32, u64, u64, bool),
     Event(usize, u8, u64),
+    /// Rank 0 properly, or anybody so many bytes in this generation or another one.
+    Publish(Option<(usize, i64, usize)>),
     /// All say that they are done.
     Leave,
     Gone(usize),
@@ -51,6 +53,9 @@ fn op() -> impl Strategy<Value = Op> {
         1 => (who.clone(), 0u64..9, 0u32..3, 0u64..20, 0u64..50, any::<bool>())
             .prop_map(|(m, g, e, s, c, f)| Op::Wild(m, g, e, s, c, f)),
         2 => (who.clone(), 0u8..5, 0u64..8).prop_map(|(m, k, s)| Op::Event(m, k, s)),
+        4 => Just(Op::Publish(None)),
+        1 => (who.clone(), -1i64..2, prop::sample::select(vec![0, 1, 1024, 1025]))
+            .prop_map(|wild| Op::Publish(Some(wild))),
         1 => Just(Op::Leave),
         2 => who.prop_map(Op::Gone),
         4 => (0u64..600).prop_map(Op::Wait),
@@ -71,6 +76,7 @@ struct Script {
     ids: Vec<MemberId>,
     ledger: Vec<LedgerEntry>,
     generations: BTreeSet<Generation>,
+    published: BTreeSet<Generation>,
     ended: Option<Outcome>,
     recovered: bool,
 }
@@ -91,6 +97,7 @@ impl Script {
             ids: Vec::new(),
             ledger: Vec::new(),
             generations: BTreeSet::new(),
+            published: BTreeSet::new(),
             ended: None,
             recovered: false,
         }
@@ -262,6 +269,20 @@ impl Script {
                     },
                 },
             },
+            Op::Publish(wild) => {
+                let first = self.run.members.iter().find(|(_, m)| m.seat == Some(0));
+                let first = first.map(|(id, _)| *id).filter(|_| !self.run.published);
+                let (member, later, len) = match (wild, first) {
+                    (Some((who, later, len)), _) => (self.id(who), later, len),
+                    (None, Some(first)) => (first, 0, 128),
+                    (None, None) => return Ok(()),
+                };
+                Event::Publish {
+                    member,
+                    generation: self.run.generation.saturating_add_signed(later),
+                    bytes: vec![1; len],
+                }
+            }
             Op::Leave => return self.leave(),
             Op::Gone(who) => Event::Disconnected {
                 member: self.id(who),
@@ -362,7 +383,7 @@ impl Script {
     }
 
     fn check_send(
-        &self,
+        &mut self,
         before: &Membership,
         to: &[MemberId],
         reply: &Reply,
@@ -399,6 +420,16 @@ impl Script {
                     if told && before.members.contains_key(id) {
                         prop_assert!(to.contains(id), "{} was not told", member.describe(*id));
                     }
+                }
+            }
+            Reply::Published { generation, bytes } => {
+                prop_assert_eq!(*generation, before.generation);
+                prop_assert!((1..=1024).contains(&bytes.len()));
+                prop_assert!(self.published.insert(*generation), "published twice");
+                prop_assert_eq!(before.phase.clone(), Phase::Running);
+                for (id, member) in &before.members {
+                    let other = member.seat.is_some_and(|rank| rank > 0);
+                    prop_assert_eq!(to.contains(id), other, "{}", member.describe(*id));
                 }
             }
             other => prop_assert!(false, "unexpected {:?}", other),
@@ -486,7 +517,7 @@ fn random_scripts_reach_all_ends() {
     let worlds = prop::sample::select(vec![1usize, 2, 4]);
     let strategy = (worlds, any::<bool>(), prop::collection::vec(op(), 1..200));
     let mut seen = BTreeSet::new();
-    let (mut most_steps, mut most_generations, mut recovered) = (0, 0, 0);
+    let (mut most_steps, mut most_generations, mut recovered, mut published) = (0, 0, 0, 0);
     for _ in 0..600 {
         let (world, elastic, ops) = strategy.new_tree(&mut runner).unwrap().current();
         let mut script = Script::new(world, elastic, 1, 3);
@@ -496,6 +527,7 @@ fn random_scripts_reach_all_ends() {
         most_steps = most_steps.max(script.run.at.step);
         most_generations = most_generations.max(script.generations.len());
         recovered += usize::from(script.recovered);
+        published += script.published.len();
         seen.insert(script.ended.map_or("open", |outcome| outcome.name()));
     }
     let all = BTreeSet::from(["drained", "failed", "finished", "open", "stopped"]);
@@ -503,4 +535,5 @@ fn random_scripts_reach_all_ends() {
     assert!(most_steps > 10, "{most_steps}");
     assert!(most_generations > 3, "{most_generations}");
     assert!(recovered > 20, "{recovered}");
+    assert!(published > 20, "{published}");
 }

@@ -105,6 +105,15 @@ pub enum Event {
         /// How.
         detail: String,
     },
+    /// A trainer publishes something to the ranks of its generation.
+    Publish {
+        /// Who.
+        member: MemberId,
+        /// The generation it means.
+        generation: Generation,
+        /// What.
+        bytes: Vec<u8>,
+    },
     /// Someone asks that the next committed step be the last.
     Drain {
         /// Why, and who asks.

@@ -255,6 +255,11 @@ impl Core {
             },
             Request::Vote(vote) => Event::Vote { member, vote },
             Request::Event(event) => Event::Trainer { member, event },
+            Request::Publish { generation, bytes } => Event::Publish {
+                member,
+                generation,
+                bytes,
+            },
             Request::Drain { reason } => Event::Drain { reason },
             Request::GetStatus => return self.report(ticket),
             Request::Hello { .. } | Request::Shutdown { .. } | Request::Fail { .. } => {
@@ -288,6 +293,7 @@ impl Core {
             Request::Drain { .. } => "Drain",
             Request::Shutdown { .. } => "Shutdown",
             Request::Fail { .. } => "Fail",
+            Request::Publish { .. } => "Publish",
         };
         let detail = format!("the role {role} may not send {name} now");
         let reason =

@@ -7,6 +7,7 @@
 //! that depends on the seed. Narrower writes out of bounds are for the caller to find, with guard zones.
 
 pub mod driver;
+pub mod nccl;
 
 use std::ffi::{CStr, CString, c_char, c_int, c_uint, c_void};
 

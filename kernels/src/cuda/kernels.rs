@@ -213,8 +213,13 @@ impl Kernels {
         })
     }
 
-    /// Makes the context current in this thread until the result is dropped.
-    pub(super) fn enter(&self) -> Result<Current> {
+    /// Makes the context current in this thread until the result is dropped: for libraries that use the
+    /// context they find, such as NCCL.
+    ///
+    /// # Errors
+    ///
+    /// What the driver says.
+    pub fn enter(&self) -> Result<Current> {
         // SAFETY: the context lives as long as self, and Current is dropped in this thread.
         check("cuCtxPushCurrent", unsafe {
             sys::cuCtxPushCurrent_v2(self.context)
@@ -239,8 +244,10 @@ impl Drop for Kernels {
     }
 }
 
-/// A context that is current in this thread.
-pub(super) struct Current {
+/// A context that is current in this thread, until it is dropped. See [`Kernels::enter`].
+#[derive(Debug)]
+#[must_use]
+pub struct Current {
     /// Contexts are current per thread: this must not move to another.
     _this_thread: std::marker::PhantomData<*const ()>,
 }

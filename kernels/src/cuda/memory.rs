@@ -250,8 +250,8 @@ impl Kernels {
     ///
     /// # Safety
     ///
-    /// As for [`Self::copy_to_device_async`], but until the copy is done nobody may write the device's memory or use the
-    /// host's, not even to read it.
+    /// As for [`Self::copy_to_device_async`], but until the copy is done nobody may write the device's memory or use
+    /// the host's, not even to read it.
     pub unsafe fn copy_to_host_async(
         &self,
         stream: usize,
@@ -278,8 +278,8 @@ impl Kernels {
     ///
     /// # Safety
     ///
-    /// `stream` must be a live stream of this GPU. Until the copy is done, both addresses must be of device memory of at
-    /// least this many bytes, which do not overlap, and no other stream may write the source's or use the target's.
+    /// `stream` must be a live stream of this GPU. Until the copy is done, both addresses must be of device memory of
+    /// at least this many bytes, which do not overlap, and no other stream may write the source's or use the target's.
     pub unsafe fn copy_on_device_async(
         &self,
         stream: usize,

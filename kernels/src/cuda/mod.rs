@@ -29,7 +29,7 @@ pub use arch::{Arch, Target};
 pub use device::Device;
 pub use error::{Error, Result};
 pub use graph::Graph;
-pub use kernels::Kernels;
+pub use kernels::{Current, Kernels};
 pub use launch::{Launch, Op};
 pub use memory::{DeviceBuffer, PinnedBuffer};
 pub use ops::adam::FusedAdam;

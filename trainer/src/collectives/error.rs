@@ -43,7 +43,7 @@ pub enum Error {
         world: usize,
         /// How long this rank waited, in ms.
         waited_ms: u64,
-        /// The ranks that had not arrived.
+        /// The ranks that had not arrived; empty where the backend cannot say.
         absent: Vec<Absent>,
     },
 
@@ -149,6 +149,55 @@ pub enum Error {
         help: &'static str,
     },
 
+    /// No NCCL was found, or none that can be used.
+    #[error(
+        "no NCCL library that can be loaded; tried {tried}\n  help: a pip installation of torch with CUDA has \
+         it (python3 -m pip install nvidia-nccl-cu13); set FOVEA_NCCL to its libnccl.so.2 or the folder that \
+         holds it, or train with another backend"
+    )]
+    NcclMissing {
+        /// Each place and what the loader said.
+        tried: String,
+    },
+
+    /// An NCCL without what this backend needs.
+    #[error(
+        "{path} is NCCL {version}, and the oldest that can be aborted safely is {oldest}\n  help: install \
+         NCCL 2.27 or 2.29 and set FOVEA_NCCL to its libnccl.so.2 or the folder that holds it"
+    )]
+    NcclTooOld {
+        /// The library.
+        path: String,
+        /// Its version.
+        version: String,
+        /// The oldest that will do.
+        oldest: String,
+    },
+
+    /// A call into NCCL failed, or NCCL noticed later that something had.
+    #[error(
+        "{call} failed on rank {rank} with {code} ({text}){}\n  help: {help}",
+        if details.is_empty() { String::new() } else { format!(": {details}") }
+    )]
+    Nccl {
+        /// The NCCL function.
+        call: &'static str,
+        /// This rank (0 before it is known).
+        rank: usize,
+        /// Its ncclResult_t.
+        code: i32,
+        /// NCCL's words for the code.
+        text: String,
+        /// What NCCL last said about it, in one line.
+        details: String,
+        /// What to do about it.
+        help: &'static str,
+    },
+
+    /// The CUDA driver refused a call.
+    #[error(transparent)]
+    Cuda(#[from] fovea_kernels::cuda::Error),
+
     /// A call into the MPI library failed.
     #[error("{call} failed on rank {rank}: {message}\n  help: {help}")]
     Mpi {
@@ -164,6 +213,17 @@ pub enum Error {
 }
 
 impl Error {
+    /// Whether this machine lacks what the backend needs: starting again does not help.
+    pub fn is_usage(&self) -> bool {
+        use fovea_kernels::cuda::Error as Cuda;
+        matches!(
+            self,
+            Self::NcclMissing { .. }
+                | Self::NcclTooOld { .. }
+                | Self::Cuda(Cuda::DriverMissing | Cuda::NvrtcMissing { .. } | Cuda::TooOld { .. })
+        )
+    }
+
     /// What happened, without the advice: fit for being quoted in another error.
     pub(super) fn headline(&self) -> String {
         let text = self.to_string();
@@ -209,6 +269,9 @@ struct List<'a>(&'a [Absent]);
 
 impl fmt::Display for List<'_> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        if self.0.is_empty() {
+            return write!(f, "at least one of the others (NCCL cannot say which)");
+        }
         for (i, absent) in self.0.iter().enumerate() {
             let comma = if i == 0 { "" } else { ", " };
             write!(f, "{comma}{absent}")?;

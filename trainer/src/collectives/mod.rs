@@ -1,8 +1,9 @@
 //! Sums, broadcasts and gathers between the ranks of one generation.
 //!
-//! One trait, [`Collective`], and three engines behind it: [`Solo`] (one rank), [`local`] (ranks on
-//! one machine, shared memory) and `mpi` (cargo feature `mpi`). Both multi-rank engines add in the
-//! order that [`tree_sum`] defines, so they give the same bits.
+//! One trait, [`Collective`], and four engines behind it: [`Solo`] (one rank), [`local`] (ranks on
+//! one machine, shared memory), `mpi` (cargo feature `mpi`) and [`nccl`] (ranks with GPUs). All
+//! multi-rank engines add in the order that [`tree_sum`] defines, so they give the same bits. Gradients that
+//! lie on GPUs go another way, [`DeviceCollective`]: only `nccl` has it, and it adds in NCCL's order.
 //!
 //! What every engine promises:
 //! * **Lockstep.** All ranks call the same operations in the same order, with zero samples too. Each
@@ -11,6 +12,8 @@
 //! * **A deadline on every wait.** It is an instant, so that one deadline can cover a whole step.
 //! * **Abort.** [`AbortHandle::abort`] from any thread of any rank ends the wait of every rank within
 //!   about a millisecond with [`Error::Aborted`].
+//!   With `nccl` it ends the waits of its own rank only: the others hear from the coordinator, which tells
+//!   every rank of a generation when one has left it.
 //! * **One error ends it.** After any error the engine is poisoned for all ranks: the attempt is
 //!   abandoned, and the next generation makes a new engine. A buffer that was being reduced holds
 //!   nothing useful after an error.
@@ -24,6 +27,7 @@ mod error;
 pub mod local;
 #[cfg(feature = "mpi")]
 pub mod mpi;
+pub mod nccl;
 mod note;
 mod solo;
 #[cfg(test)]

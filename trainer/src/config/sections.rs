@@ -79,16 +79,6 @@ choice! {
 }
 
 choice! {
-    /// In what gradients travel between GPUs.
-    ReduceDtype {
-        /// 32-bit floats.
-        F32 = "f32",
-        /// bfloat16: half the bytes, sums rounded to 8 bits.
-        Bf16 = "bf16",
-    }
-}
-
-choice! {
     /// How ranks exchange gradients.
     Backend {
         /// `mpi` under an MPI launch, else `local`.
@@ -97,6 +87,18 @@ choice! {
         Local = "local",
         /// The MPI library the binary was built with.
         Mpi = "mpi",
+        /// NVIDIA's library, between GPUs on any hosts.
+        Nccl = "nccl",
+    }
+}
+
+choice! {
+    /// Type in which gradients are summed between GPUs.
+    ReduceDtype {
+        /// 32-bit floats.
+        F32 = "f32",
+        /// bfloat16.
+        Bf16 = "bf16",
     }
 }
 

@@ -125,6 +125,11 @@ impl Gpu {
         Ok(())
     }
 
+    /// Its kernels, with which its streams and memory are made.
+    pub fn kernels(&self) -> &Arc<Kernels> {
+        &self.kernels
+    }
+
     /// Where tensors lie.
     pub fn device(&self) -> Device {
         self.device

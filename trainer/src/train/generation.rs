@@ -10,7 +10,7 @@ use fovea_coordinator::protocol::{Cause, MemberState, Ready, StartPoint, Trainer
 
 use super::session::{self, JOIN};
 use super::{Outcome, Trainer, step_rows};
-use crate::collectives::AbortHandle;
+use crate::collectives::{AbortHandle, Solo};
 use crate::error::{Error, Result};
 use crate::metrics::log::MetricsLog;
 use crate::run_dir::{self, StepRow};
@@ -67,9 +67,12 @@ impl Trainer {
             .abort_signal()
             .on_abort(move |notice| raised.abort(&notice.reason));
         let deadline = self.deadline();
+        // The engine of before ends first: it may hold memory of the GPU.
+        self.collective = Box::new(Solo::new(&abort));
+        let (run, seat) = (&self.run, &self.assignment);
         let met = self
             .engine
-            .meet(&self.run, &self.assignment, &abort, deadline);
+            .meet(run, seat, &mut self.client, &abort, deadline);
         match met {
             Ok(collective) => {
                 self.collective = collective;

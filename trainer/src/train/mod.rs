@@ -4,6 +4,7 @@
 //! changes nothing before all ranks voted for it; see `Trainer::step`. Whatever ends a generation, the
 //! state stays that of the newest committed step, and the next generation goes on from there.
 
+mod engine;
 mod epoch_end;
 mod generation;
 mod progress;
@@ -23,13 +24,14 @@ use fovea_coordinator::protocol::{
 use fovea_kernels::cuda::Event;
 
 pub use crate::samples::order_input;
+pub use engine::{backend, gpus};
 pub(crate) use epoch_end::predictions;
 pub use progress::{Best, Progress};
 pub use session::{TrainerOptions, join, objective};
 pub(crate) use session::{gpu, lanes};
 pub use snapshot::{best_of, restore_weights, resume_point};
 
-use self::session::Engine;
+use self::engine::Engine;
 use self::step_rows::StepRows;
 use crate::checkpoint;
 use crate::collectives::{Collective, DeviceCollective};

@@ -8,15 +8,14 @@ use std::time::{Duration, Instant};
 use fovea_coordinator::client::{Client, Endpoint};
 use fovea_coordinator::order::EpochOrder;
 use fovea_coordinator::protocol::{Assignment, StartPoint, Terms, TrainerInfo};
-use fovea_coordinator::rundir::directory_id;
-use fovea_coordinator::token::Token;
 use fovea_dataset::{Dataset, Split};
 use fovea_kernels::FocalParams;
 
+use super::engine::Engine;
 use super::step_rows::StepRows;
 use super::{Progress, Trainer};
-use crate::collectives::{AbortHandle, Collective, Solo, local, mpi_launch_size};
-use crate::config::{Alpha, Backend, Config, LossConfig, TrainConfig};
+use crate::collectives::{AbortHandle, Solo};
+use crate::config::{Alpha, Config, LossConfig, TrainConfig};
 use crate::error::{Error, Result};
 use crate::gpu::{self, Gpu};
 use crate::lanes::Lanes;
@@ -77,7 +76,7 @@ pub fn join(options: TrainerOptions) -> Result<Trainer> {
     }
 
     let abort = AbortHandle::new();
-    let engine = Engine::new(config.train.backend, &abort)?;
+    let engine = Engine::new(&config.train, gpu.as_ref(), &abort)?;
     let terms = Terms {
         samples_per_epoch: first.total_samples(),
         fingerprint,
@@ -236,114 +235,6 @@ fn inverse_frequency(counts: [u64; 4]) -> [f32; 4] {
     let inverse = counts.map(|n| 1.0 / if n == 0 { rarest } else { n } as f64);
     let mean = inverse.iter().sum::<f64>() / 4.0;
     inverse.map(|a| (a / mean) as f32)
-}
-
-/// The configured backend: it makes a collective for each generation.
-pub(super) enum Engine {
-    /// Shared memory.
-    Local,
-    /// The world that MPI started; good for one generation.
-    #[cfg(feature = "mpi")]
-    Mpi {
-        world: Option<Box<crate::collectives::mpi::MpiCollective>>,
-        rank: u32,
-    },
-}
-
-impl Engine {
-    #[cfg_attr(
-        not(feature = "mpi"),
-        expect(unused_variables, reason = "only MPI needs it this early")
-    )]
-    fn new(backend: Backend, abort: &AbortHandle) -> Result<Self> {
-        let launched =
-            mpi_launch_size(|name| std::env::var(name).ok()).is_some_and(|size| size > 1);
-        match backend {
-            Backend::Local => Ok(Self::Local),
-            Backend::Auto if !launched => Ok(Self::Local),
-            #[cfg(feature = "mpi")]
-            Backend::Auto | Backend::Mpi => {
-                let world = crate::collectives::mpi::MpiCollective::init(abort)?;
-                let rank = world.rank() as u32;
-                Ok(Self::Mpi {
-                    world: Some(Box::new(world)),
-                    rank,
-                })
-            }
-            #[cfg(not(feature = "mpi"))]
-            Backend::Auto | Backend::Mpi => Err(Error::Usage {
-                what: "this build of fovea has no backend mpi".to_owned(),
-                help: "install an MPI with its headers (Debian: libopenmpi-dev) and build with `make build`".to_owned(),
-            }),
-        }
-    }
-
-    fn rank(&self) -> Option<u32> {
-        match self {
-            Self::Local => None,
-            #[cfg(feature = "mpi")]
-            Self::Mpi { rank, .. } => Some(*rank),
-        }
-    }
-
-    /// Whether the ranks can form anew while they live.
-    fn is_elastic(&self) -> bool {
-        matches!(self, Self::Local)
-    }
-
-    /// Meets the ranks of a generation.
-    pub(super) fn meet(
-        &mut self,
-        run: &RunDir,
-        seat: &Assignment,
-        abort: &AbortHandle,
-        deadline: Instant,
-    ) -> Result<Box<dyn Collective>> {
-        match self {
-            Self::Local if seat.world == 1 => Ok(Box::new(Solo::new(abort))),
-            Self::Local => {
-                let options = local::LocalOptions {
-                    // A copy of the directory has the same token.
-                    run_id: format!(
-                        "{}-{}",
-                        Token::load(run.path())?.to_hex(),
-                        directory_id(run.path())
-                    ),
-                    generation: seat.generation,
-                    rank: seat.rank,
-                    world: seat.world,
-                    machines: seat.machines.clone(),
-                    chunk_f32: local::DEFAULT_CHUNK_F32,
-                };
-                Ok(Box::new(local::LocalCollective::join(
-                    &options, abort, deadline,
-                )?))
-            }
-            #[cfg(feature = "mpi")]
-            Self::Mpi { world, .. } => {
-                let Some(world) = world.take() else {
-                    let what = "an MPI world has one generation only".to_owned();
-                    return Err(Error::Internal(what));
-                };
-                // The handle that it was made with cannot be changed: pass the new one on.
-                let own = world.abort_handle();
-                abort.on_abort(Box::new(move |reason| own.abort(reason)));
-                if (world.rank(), world.world()) != (seat.rank, seat.world) {
-                    return Err(Error::Usage {
-                        what: format!(
-                            "MPI started this process as rank {} of {}, but the run has it as rank {} of {}",
-                            world.rank(),
-                            world.world(),
-                            seat.rank,
-                            seat.world
-                        ),
-                        help: "start as many MPI processes as train.ranks says".to_owned(),
-                    });
-                }
-                Ok(world)
-            }
-        }
-    }
 }
 
 #[cfg(test)]

@@ -1,6 +1,8 @@
-//! Single situations; those of elastic runs are in [`elastic`].
+//! Single situations; those of elastic runs are in [`elastic`], of what rank 0 publishes in
+//! [`publish`].
 
 mod elastic;
+mod publish;
 
 use super::*;
 use crate::ledger::{CommittedStep, LedgerEntry};

@@ -39,11 +39,12 @@ struct Mark {
     Clock clock;
 };
 
-// Something to do on a stream: exactly one of the three.
+// Something to do on a stream: exactly one of the four.
 struct Item {
     std::function<void(Context &)> work;
     std::shared_ptr<Mark> wait;
     std::shared_ptr<Mark> record;
+    std::function<bool()> hold = {};  // not done until it says so, see fovea_driver_hold
 };
 
 // What was captured, in the order of the calls, and on which stream.
@@ -155,6 +156,7 @@ std::shared_ptr<Stream> stream_of(Context &context, void *handle);
 // Puts `item` on `stream`: records it if the stream is being captured, does it at once in eager mode.
 Code enqueue(Stream &stream, Item item);
 Code enqueue_work(Context &context, void *stream, std::function<void(Context &)> work);
+// Does all that is on the stream, or all up to what holds it.
 void drain(Stream &stream);
 void drain_all();
 

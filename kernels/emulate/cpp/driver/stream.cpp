@@ -1,6 +1,7 @@
 // Streams and events. In lazy mode, what is put on a stream is done when something waits for it and not before, the
 // latest that CUDA allows: a missing wait then shows as another result. In eager mode it is done at once.
 #include <chrono>
+#include <thread>
 
 #include "driver.h"
 
@@ -9,35 +10,55 @@ namespace {
 
 constexpr unsigned NON_BLOCKING = 1, DISABLE_TIMING = 2;
 
-void reach(const Mark &mark);
+bool reach(const Mark &mark);
 
-// Does the next item of `stream`.
-void step(Stream &stream) {
+// Does the next item of `stream`. False: it is held.
+bool step(Stream &stream) {
+    const Item &next = stream.queue.front();
+    if ((next.hold && !next.hold()) || (next.wait && !reach(*next.wait))) {
+        return false;
+    }
     Item item = std::move(stream.queue.front());
     stream.queue.pop_front();
-    if (item.wait) {
-        reach(*item.wait);
-    } else if (item.record) {
+    if (item.hold || item.wait) {
+        return true;
+    }
+    if (item.record) {
         using namespace std::chrono;
         item.record->done = true;
         item.record->ms = duration<double, std::milli>(steady_clock::now().time_since_epoch()).count();
     } else if (!stream.context->fault) {
         item.work(*stream.context);
     }
+    return true;
 }
 
-// Items wait only for marks that were put on their streams before, so this ends.
-void reach(const Mark &mark) {
+// Items wait only for marks that were put on their streams before, so this ends. False: its stream is held.
+bool reach(const Mark &mark) {
     while (!mark.done && !mark.stream->queue.empty()) {
-        step(*mark.stream);
+        if (!step(*mark.stream)) {
+            return false;
+        }
+    }
+    return true;
+}
+
+// What waits on the host looks again and again while a stream is held, and lets others call meanwhile.
+template <class F>
+Code patiently(F look) {
+    for (;;) {
+        Code code = look();
+        if (code != ERROR_NOT_READY) {
+            return code;
+        }
+        std::this_thread::sleep_for(std::chrono::microseconds(50));
     }
 }
 
 }  // namespace
 
 void drain(Stream &stream) {
-    while (!stream.queue.empty()) {
-        step(stream);
+    while (!stream.queue.empty() && step(stream)) {
     }
 }
 
@@ -117,7 +138,7 @@ API Code cuStreamDestroy_v2(void *handle) {
 }
 
 API Code cuStreamSynchronize(void *handle) {
-    return in_context([&](State &, Context &context) {
+    return patiently([&] { return in_context([&](State &, Context &context) {
         auto stream = stream_of(context, handle);
         if (!stream) {
             return ERROR_INVALID_HANDLE;
@@ -127,8 +148,8 @@ API Code cuStreamSynchronize(void *handle) {
             return ERROR_STREAM_CAPTURE_UNSUPPORTED;
         }
         drain(*stream);
-        return context.fault;
-    });
+        return stream->queue.empty() ? context.fault : ERROR_NOT_READY;
+    }); });
 }
 
 API Code cuCtxSynchronize() {
@@ -235,16 +256,19 @@ API Code cuEventQuery(void *handle) {
         if (mark.done) {
             return SUCCESS;
         }
-        step(*mark.stream);
-        return ERROR_NOT_READY;
+        if (state().lazy) {
+            step(*mark.stream);
+            return ERROR_NOT_READY;
+        }
+        drain(*mark.stream);
+        return mark.done ? SUCCESS : ERROR_NOT_READY;
     });
 }
 
 API Code cuEventSynchronize(void *handle) {
-    return with_mark(handle, [](Mark &mark) {
-        reach(mark);
-        return SUCCESS;
-    });
+    return patiently([&] { return with_mark(handle, [](Mark &mark) {
+        return reach(mark) ? SUCCESS : ERROR_NOT_READY;
+    }); });
 }
 
 API Code cuEventElapsedTime_v2(float *ms, void *start, void *end) {
@@ -258,5 +282,20 @@ API Code cuEventElapsedTime_v2(float *ms, void *start, void *end) {
         }
         *ms = float(to->mark->ms - from->mark->ms);
         return SUCCESS;
+    });
+}
+
+// Holds `stream` at this point, once it comes to it, until `ready(data)` is not 0: for stand-ins of libraries whose
+// work on a stream ends when others have come. `ready` is called from any thread, and must not call the driver.
+API Code fovea_driver_hold(void *handle, int (*ready)(void *), void *data) {
+    return anywhere([&](State &s) {
+        auto stream = s.streams.find(handle);
+        if (!stream) {
+            return ERROR_INVALID_HANDLE;
+        }
+        if (stream->capture) {
+            return ERROR_STREAM_CAPTURE_UNSUPPORTED;
+        }
+        return enqueue(*stream, Item{nullptr, nullptr, nullptr, [=] { return ready(data) != 0; }});
     });
 }

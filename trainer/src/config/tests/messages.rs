@@ -192,8 +192,8 @@ fn an_unknown_word() {
         &message,
         &["did you mean `inverse-frequency`?", "list of four numbers"],
     );
-    let message = refused("[train]\nbackend = \"nccl\"\n");
-    says(&message, &["`train.backend`", "auto, local, mpi"]);
+    let message = refused("[train]\nbackend = \"gloo\"\n");
+    says(&message, &["`train.backend`", "auto, local, mpi, nccl"]);
 }
 
 #[test]
