@@ -11,7 +11,8 @@ use fovea_trainer::config;
 
 pub use bench::{
     BenchAllreduceArgs, BenchArgs, BenchCommand, BenchCoordinatorArgs, BenchEpochArgs,
-    BenchKernelsArgs, BenchServerArgs, BenchStepArgs, GpuCheckArgs, WorkArgs,
+    BenchKernelsArgs, BenchRankArgs, BenchScalingArgs, BenchServerArgs, BenchStepArgs,
+    GpuCheckArgs, WorkArgs,
 };
 
 /// Fault-tolerant distributed training of fundus-lesion models.
@@ -149,6 +150,17 @@ pub enum Device {
     Auto,
     Cpu,
     Cuda,
+}
+
+impl From<Backend> for config::Backend {
+    fn from(backend: Backend) -> Self {
+        match backend {
+            Backend::Auto => Self::Auto,
+            Backend::Local => Self::Local,
+            Backend::Mpi => Self::Mpi,
+            Backend::Nccl => Self::Nccl,
+        }
+    }
 }
 
 impl From<Device> for config::Device {

@@ -128,6 +128,83 @@ fn an_epoch_on_synthetic_images() {
     );
 }
 
+/// Three numbers of ranks, each with processes of its own.
+#[test]
+fn steps_over_ranks() {
+    let dir = common::scratch();
+    let (json, plot) = (dir.path().join("s.json"), dir.path().join("s.png"));
+    let files = [
+        "--json",
+        json.to_str().unwrap(),
+        "--plot",
+        plot.to_str().unwrap(),
+    ];
+    let words = [
+        "bench",
+        "scaling",
+        "--ranks",
+        "5",
+        "--images",
+        "2",
+        "--patches",
+        "4",
+    ];
+    let few = ["--warm-up", "0", "--steps", "2", "--threads", "1"];
+    // Two virtual shards of each rank, by SMALL.
+    let done = fovea(&[&words[..], &SMALL, &few, &files].concat()).with_code(FINISHED);
+    let told: Value = serde_json::from_str(&std::fs::read_to_string(json).unwrap()).unwrap();
+    let points = told.as_array().unwrap();
+    let seen: Vec<_> = points
+        .iter()
+        .map(|p| {
+            let number = |name: &str| p[name].as_u64().unwrap();
+            (
+                p["growth"].as_str().unwrap(),
+                number("ranks"),
+                number("images"),
+            )
+        })
+        .collect();
+    let weak = [("weak", 1, 2), ("weak", 2, 4), ("weak", 4, 8)];
+    let strong = [("strong", 1, 8), ("strong", 2, 8), ("strong", 4, 8)];
+    assert_eq!(seen, [weak, strong].concat());
+    assert_eq!(
+        points[2]["step_ms"], points[5]["step_ms"],
+        "both meet there"
+    );
+    for (number, point) in points.iter().enumerate() {
+        let value = |name: &str| point[name].as_f64().unwrap();
+        let alone = &points[number / 3 * 3];
+        let rate =
+            value("patches_per_s") / value("ranks") / alone["patches_per_s"].as_f64().unwrap();
+        assert!((value("efficiency") / rate - 1.0).abs() < 1e-9, "{point}");
+        assert!(value("steps_per_s") > 0.0);
+        assert!(
+            point["backend"] == "local" || value("ranks") == 1.0,
+            "{point}"
+        );
+    }
+    assert!(image::open(plot).unwrap().width() > 500);
+    done.prints(&["weak          4", "strong        2", "efficiency"]);
+}
+
+#[test]
+fn what_needs_a_gpu_says_so() {
+    if std::path::Path::new("/dev/nvidiactl").exists() {
+        return; // it may be there
+    }
+    for words in [
+        &["bench", "kernels"][..],
+        &["gpu-check"],
+        &["bench", "step", "--device", "cuda"],
+        &["bench", "allreduce", "--backend", "nccl", "--ranks", "1"],
+    ] {
+        let done = fovea(words);
+        assert_ne!(done.status.code(), Some(FINISHED), "{done}");
+        done.explains(&[]);
+    }
+}
+
 #[test]
 fn what_cannot_be_measured_is_said() {
     let refused = |words: &[&str], said: &[&str]| {

@@ -6,7 +6,7 @@ use std::time::Duration;
 use clap::{Args, Subcommand, ValueEnum};
 use fovea_trainer::config;
 
-use super::Device;
+use super::{Backend, Device};
 
 #[derive(Args, Debug)]
 pub struct BenchArgs {
@@ -27,9 +27,21 @@ pub enum BenchCommand {
     Epoch(BenchEpochArgs),
     /// The CUDA kernels at full size, each beside the same operation composed of libtorch's
     Kernels(BenchKernelsArgs),
+    /// Training steps over 1, 2, 4, ... ranks of this machine: with the same work per rank, and with the same global
+    /// batch. --images and --virtual-shards are those of one rank
+    Scaling(BenchScalingArgs),
+    /// A rank's process of `bench scaling`
+    #[command(hide = true)]
+    Rank(BenchRankArgs),
     /// The server's process of `bench coordinator`
     #[command(hide = true)]
     Server(BenchServerArgs),
+}
+
+#[derive(Clone, Copy, Debug, ValueEnum)]
+pub enum SumBackend {
+    Auto,
+    Nccl,
 }
 
 #[derive(Args, Debug)]
@@ -43,6 +55,10 @@ pub struct BenchAllreduceArgs {
     /// Largest buffer; each is four times as large as the one before
     #[arg(long, value_name = "SIZE", default_value = "64M", value_parser = parse_bytes)]
     pub to: u64,
+    /// How they meet: auto is MPI under a launcher, else shared memory; nccl sums in GPU memory, rank r on GPU r modulo
+    /// their number
+    #[arg(long, value_enum, default_value = "auto")]
+    pub backend: SumBackend,
     /// Calls of each size
     #[arg(long, default_value_t = 20, value_parser = clap::value_parser!(u32).range(1..=100_000))]
     pub repeats: u32,
@@ -163,6 +179,62 @@ pub struct BenchEpochArgs {
     /// Machine-readable output
     #[arg(long)]
     pub json: bool,
+}
+
+impl BenchAllreduceArgs {
+    /// Whether buffers are in GPU memory.
+    pub fn on_gpus(&self) -> bool {
+        matches!(self.backend, SumBackend::Nccl)
+    }
+}
+
+#[derive(Args, Debug)]
+pub struct BenchScalingArgs {
+    /// Most ranks; on a GPU each has its own, and more than GPUs share them [default: the GPUs, or the cores]
+    #[arg(long, visible_alias = "gpus", value_name = "N", value_parser = clap::value_parser!(u32).range(1..=1024))]
+    pub ranks: Option<u32>,
+    /// Images of a step, of one rank
+    #[arg(long, value_name = "B", default_value_t = 8, value_parser = clap::value_parser!(u32).range(1..=65_536))]
+    pub images: u32,
+    #[command(flatten)]
+    pub work: WorkArgs,
+    /// How ranks exchange gradients
+    #[arg(long, value_enum, default_value = "auto")]
+    pub backend: Backend,
+    /// Steps that are measured, of each number of ranks
+    #[arg(long, default_value_t = 30, value_parser = clap::value_parser!(u32).range(1..=1_000_000))]
+    pub steps: u32,
+    /// Steps before them
+    #[arg(long, default_value_t = 5, value_parser = clap::value_parser!(u32).range(0..=1_000_000))]
+    pub warm_up: u32,
+    /// Machine-readable results
+    #[arg(long, value_name = "FILE")]
+    pub json: Option<PathBuf>,
+    /// Efficiency over ranks as a picture
+    #[arg(long, value_name = "FILE.png")]
+    pub plot: Option<PathBuf>,
+}
+
+#[derive(Args, Debug)]
+pub struct BenchRankArgs {
+    /// The rank of this process, and where it meets the others
+    #[arg(long, num_args = 2, value_names = ["RANK", "MEETING"], required = true)]
+    pub seat: Vec<String>,
+    /// Number of ranks
+    #[arg(long)]
+    pub world: u32,
+    /// How they meet
+    #[arg(long, value_enum)]
+    pub backend: Backend,
+    /// What is measured, as JSON
+    #[arg(long)]
+    pub work: String,
+    /// Steps that are measured
+    #[arg(long)]
+    pub steps: u32,
+    /// Steps before them
+    #[arg(long)]
+    pub warm_up: u32,
 }
 
 /// `512`, `64K`, `1M`, `2G`.

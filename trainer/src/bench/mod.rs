@@ -5,6 +5,8 @@ mod check;
 mod composed;
 mod facts;
 mod kernels;
+pub mod scaling;
+pub mod seat;
 mod synthetic;
 mod times;
 mod training;

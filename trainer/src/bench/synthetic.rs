@@ -7,6 +7,7 @@ use fovea_dataset::{MAX_PATCH, MAX_SIZE};
 use fovea_kernels::{Augment, FocalParams, ImageU8, resize_antialias};
 use rand::{RngCore, SeedableRng};
 use rand_chacha::ChaCha8Rng;
+use serde::{Deserialize, Serialize};
 
 use crate::config::{Config, Device, Precision as PrecisionChoice};
 use crate::error::{Error, Result};
@@ -22,7 +23,7 @@ const MOST_HOST_BYTES: usize = 4 << 30;
 const MOST_CELLS_A_SIDE: u32 = 255;
 
 /// How much work is measured, and on what.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, Serialize, Deserialize)]
 pub struct Work {
     /// What computes.
     pub device: Device,

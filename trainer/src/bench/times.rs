@@ -1,9 +1,9 @@
 //! Many measured times in a few numbers.
 
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 
 /// Median and the range that 80 % of the values lie in.
-#[derive(Clone, Copy, Debug, PartialEq, Serialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Spread {
     /// Half of the values are below.
     pub median: f64,

@@ -3,26 +3,24 @@
 //! The loop is that of [`crate::train`] less the votes: the loader's thread, attempt, verdict, commit.
 
 use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
 use fovea_coordinator::order::{EpochOrder, OrderInput, Unit, rank_shards};
 use fovea_kernels::cuda::Event;
 use serde::Serialize;
 
+use super::seat::{PATIENCE, Seat, join, join_on_gpus, slowest};
 use super::synthetic::{Samples, Work, objective};
 use super::times::Spread;
 use crate::collectives::{AbortHandle, Collective, Solo};
-use crate::config::Config;
+use crate::config::{Backend, Config};
 use crate::error::{Error, Result};
 use crate::gpu::Gpu;
 use crate::models::Sizes;
 use crate::precision::{Precision, native_bf16};
 use crate::replica::{Denominators, Replica};
 use crate::samples::{Loader, Part};
-use crate::train::{Peers, gpu, lanes};
-
-/// How long ranks wait for each other.
-const PATIENCE: Duration = Duration::from_secs(300);
+use crate::train::{Peers, backend, gpu, lanes};
 
 /// One committed step.
 pub(super) struct Step {
@@ -54,17 +52,29 @@ pub(super) struct Training {
 impl Training {
     /// This process alone.
     pub fn alone(work: &Work) -> Result<Self> {
-        Self::with(work, Box::new(Solo::new(&AbortHandle::new())))
+        let seat = Seat {
+            meeting: String::new(),
+            rank: 0,
+            world: 1,
+        };
+        Self::with(work, &seat, Backend::Local)
     }
 
     /// One of several ranks. Each has all images, as in training.
-    pub fn with(work: &Work, collective: Box<dyn Collective>) -> Result<Self> {
-        let (rank, world) = (collective.rank(), collective.world());
+    pub fn with(work: &Work, seat: &Seat, choice: Backend) -> Result<Self> {
+        let Seat { rank, world, .. } = *seat;
         let config = work.config(world as u32)?;
         let mut gpu = gpu(&config.train, rank as u32)?;
         let lanes = lanes(&config.train, gpu.is_some())?;
         let native = gpu.as_ref().map_or_else(native_bf16, Gpu::native_bf16);
         let precision = Precision::resolve(config.train.precision, native);
+        let collective: Box<dyn Collective> = match (&gpu, world) {
+            (_, 1) => Box::new(Solo::new(&AbortHandle::new())),
+            (Some(gpu), _) if backend(choice, true, None) == Backend::Nccl => {
+                join_on_gpus(join(seat)?, gpu.kernels())?
+            }
+            _ => join(seat)?,
+        };
         let samples = Samples::new(work, &config, precision, gpu.is_some())?;
         if let Some(gpu) = &mut gpu {
             gpu.make_images(work.shape())?;
@@ -111,6 +121,16 @@ impl Training {
             patch: self.work.patch.into(),
         };
         net.model.macs(&net.params.blueprint, &sizes).flops()
+    }
+
+    /// The backend by which the ranks meet.
+    pub fn backend(&self) -> &'static str {
+        self.collective.name()
+    }
+
+    /// By step, what the slowest rank has.
+    pub fn slowest(&mut self, mine: &[f64]) -> Result<Vec<f64>> {
+        slowest(self.collective.as_mut(), mine)
     }
 
     /// Steps of an epoch, until it is over or `take` has seen enough of them.

@@ -1,8 +1,6 @@
 //! What measurements and checks ask of a GPU, beside training.
 
-use std::sync::Arc;
-
-use fovea_kernels::cuda::{Event, Kernels, Op};
+use fovea_kernels::cuda::{Event, Op};
 
 use super::Gpu;
 use super::images::{Images, SetShape};
@@ -13,11 +11,6 @@ impl Gpu {
     pub fn make_images(&mut self, shape: SetShape) -> Result<()> {
         *self.images.get_mut() = Some(Images::random(&self.kernels, shape, self.device)?);
         self.synchronize()
-    }
-
-    /// The kernels, for buffers and events of this GPU.
-    pub fn kernels(&self) -> &Arc<Kernels> {
-        &self.kernels
     }
 
     /// What all work goes to; it lives as long as the process.
@@ -39,7 +32,7 @@ impl Gpu {
         Ok(unsafe { self.kernels.synchronize(self.stream) }?)
     }
 
-    /// As [`Kernels::run`], on this GPU's stream.
+    /// As [`fovea_kernels::cuda::Kernels::run`], on this GPU's stream.
     ///
     /// # Safety
     ///

@@ -45,6 +45,11 @@ pub struct Found {
 }
 
 impl Found {
+    /// How many there are.
+    pub fn count(&self) -> u32 {
+        self.count
+    }
+
     /// Asks the driver, if there is one.
     pub fn here() -> Self {
         match fovea_kernels::cuda::Device::count() {

@@ -450,6 +450,7 @@ fn pass(
 }
 
 /// Addresses of one head's loss.
+#[derive(Clone, Copy)]
 struct Focal {
     targets: u64,
     weights: u64,
