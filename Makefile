@@ -5,13 +5,14 @@ FEATURES := $(shell command -v mpicc >/dev/null 2>&1 && echo --features mpi)
 FOVEA := target/release/fovea
 DEMO := demo
 
-.PHONY: help setup build run test chaos bench lint clean
+.PHONY: help setup build run test chaos bench gpu-check lint clean
 
 help:
 	@echo "make run    set up, build, then train the hybrid model on a synthetic dataset (CPU, minutes)"
 	@echo "make test   set up, then all tests"
 	@echo "make chaos  200 faults in real runs: what each cost, and that none changed the result"
 	@echo "make bench  training step against PyTorch DDP, prepare, kernels (fetches PyTorch into .venv-bench)"
+	@echo "make gpu-check  all checks and measurements that need a GPU; builds and fetches nothing"
 	@echo "make setup  system packages (as root), libtorch, release build"
 	@echo "make lint   rustfmt and clippy"
 
@@ -54,9 +55,12 @@ chaos: setup
 bench: setup
 	@FOVEA=$(FOVEA) scripts/bench.sh
 
+gpu-check:
+	@FOVEA=$(FOVEA) scripts/gpu-check.sh
+
 lint:
 	$(CARGO) fmt --all --check
 	$(CARGO) clippy --release --locked --workspace --all-targets $(FEATURES) -- -D warnings
 
 clean:
-	rm -rf target $(DEMO) bench-out
+	rm -rf target $(DEMO) bench-out gpu-check-out

@@ -20,7 +20,6 @@ import torch.multiprocessing as mp
 import torch.nn as nn
 import torch.nn.functional as F
 import torchvision
-from safetensors import safe_open
 from torch.nn.parallel import DistributedDataParallel
 
 MEAN = torch.tensor([0.485, 0.456, 0.406]).view(1, 3, 1, 1)
@@ -69,6 +68,8 @@ class Shards:
     """The prepared dataset, memory-mapped."""
 
     def __init__(self, root):
+        from safetensors import safe_open  # bench/gpu.py imports this file, and needs no shards
+
         manifest = json.loads((Path(root) / "manifest.json").read_text())
         self.images, self.black, self.areas = [], [], []
         for shard in manifest["shards"]:

@@ -7,9 +7,12 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use clap::{ArgAction, Args, Parser, Subcommand, ValueEnum};
+use fovea_trainer::config;
 
 pub use bench::{
-    BenchAllreduceArgs, BenchArgs, BenchCommand, BenchCoordinatorArgs, BenchServerArgs,
+    BenchAllreduceArgs, BenchArgs, BenchCommand, BenchCoordinatorArgs, BenchEpochArgs,
+    BenchKernelsArgs, BenchRankArgs, BenchScalingArgs, BenchServerArgs, BenchStepArgs,
+    GpuCheckArgs, WorkArgs,
 };
 
 /// Fault-tolerant distributed training of fundus-lesion models.
@@ -57,6 +60,9 @@ pub enum Command {
     Doctor(DoctorArgs),
     /// Measure parts of the system on this machine
     Bench(BenchArgs),
+    /// Compare kernels and training steps on a GPU with the CPU's (scripts/gpu-check.sh)
+    #[command(hide = true)]
+    GpuCheck(GpuCheckArgs),
 }
 
 #[derive(Args, Debug)]
@@ -144,6 +150,27 @@ pub enum Device {
     Auto,
     Cpu,
     Cuda,
+}
+
+impl From<Backend> for config::Backend {
+    fn from(backend: Backend) -> Self {
+        match backend {
+            Backend::Auto => Self::Auto,
+            Backend::Local => Self::Local,
+            Backend::Mpi => Self::Mpi,
+            Backend::Nccl => Self::Nccl,
+        }
+    }
+}
+
+impl From<Device> for config::Device {
+    fn from(device: Device) -> Self {
+        match device {
+            Device::Auto => Self::Auto,
+            Device::Cpu => Self::Cpu,
+            Device::Cuda => Self::Cuda,
+        }
+    }
 }
 
 /// Where a configuration comes from.

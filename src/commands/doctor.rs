@@ -78,7 +78,7 @@ fn data_bytes(run: &Path) -> Option<u64> {
 }
 
 /// The libtorch in this process. It is linked, so without one there is nobody to ask.
-fn libtorch() -> Libtorch {
+pub fn libtorch() -> Libtorch {
     let maps = fs::read_to_string("/proc/self/maps").unwrap_or_default();
     let loaded = |name: &str| {
         maps.lines()

@@ -50,6 +50,7 @@ pub fn dispatch(command: Command) -> anyhow::Result<Ending> {
         Command::Stage(args) => stage::run(&args),
         Command::Doctor(args) => doctor::run(&args),
         Command::Bench(args) => bench::run(&args),
+        Command::GpuCheck(args) => bench::gpu::check(&args),
     }
 }
 

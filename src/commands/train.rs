@@ -14,7 +14,7 @@ use fovea_trainer::train::{backend, gpus, resume_point};
 
 use super::source::{self, places};
 use super::{Again, drain_flag};
-use crate::cli::{Backend, Device, TrainArgs};
+use crate::cli::TrainArgs;
 use crate::exit::{Ending, Usage};
 use crate::say;
 use crate::show::{self, View};
@@ -114,19 +114,8 @@ fn resolve(args: &TrainArgs) -> anyhow::Result<Config> {
     };
     source::apply(&mut config, &args.source)?;
     config.train.ranks = args.ranks.unwrap_or(config.train.ranks);
-    config.train.device = match args.device {
-        None => config.train.device,
-        Some(Device::Auto) => config::Device::Auto,
-        Some(Device::Cpu) => config::Device::Cpu,
-        Some(Device::Cuda) => config::Device::Cuda,
-    };
-    config.train.backend = match args.backend {
-        None => config.train.backend,
-        Some(Backend::Auto) => config::Backend::Auto,
-        Some(Backend::Local) => config::Backend::Local,
-        Some(Backend::Mpi) => config::Backend::Mpi,
-        Some(Backend::Nccl) => config::Backend::Nccl,
-    };
+    config.train.device = args.device.map_or(config.train.device, Into::into);
+    config.train.backend = args.backend.map_or(config.train.backend, Into::into);
     if !args.print_config {
         // This launcher starts ranks of one machine.
         let on_gpus = gpu::choose(config.train.device, &gpu::Found::here(), 0)?.is_some();

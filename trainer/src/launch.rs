@@ -287,22 +287,23 @@ fn start_trainer(options: &LaunchOptions, rank: usize) -> Result<Process> {
         .arg(options.run.path())
         .args(["--with-parent", &std::process::id().to_string()])
         .args(["--rank", &rank.to_string()]);
-    if let Some(id) = nccl_host_id(options, rank) {
+    if let Some(id) = nccl_host_id(options.gpus, options.ranks, rank) {
         command.env(NCCL_HOST_ID, id);
     }
     Process::start(&mut command, &format!("rank-{rank}"), &options.run)
 }
 
 /// NCCL's name for a host.
-const NCCL_HOST_ID: &str = "NCCL_HOSTID";
+pub const NCCL_HOST_ID: &str = "NCCL_HOSTID";
 
-/// For ranks that share a GPU, unless the user has said something else. Rank `r` uses GPU `r` modulo their number.
-fn nccl_host_id(options: &LaunchOptions, rank: usize) -> Option<String> {
-    let gpus = options.gpus.filter(|gpus| *gpus > 0)?;
+/// What [`NCCL_HOST_ID`] is to be for a rank that shares a GPU, unless the user has said something else. Rank `r` uses GPU
+/// `r` modulo their number; none: ranks do not meet on GPUs.
+pub fn nccl_host_id(gpus: Option<usize>, ranks: usize, rank: usize) -> Option<String> {
+    let gpus = gpus.filter(|gpus| *gpus > 0)?;
     if std::env::var_os(NCCL_HOST_ID).is_some() {
         return None;
     }
-    let devices: Vec<String> = (0..options.ranks).map(|r| (r % gpus).to_string()).collect();
+    let devices: Vec<String> = (0..ranks).map(|r| (r % gpus).to_string()).collect();
     host_id(&hostname(), rank, &devices)
 }
 

@@ -173,7 +173,7 @@ impl SampleSource {
     /// Reads, crops and (in training: `epoch` given) augments the samples of `units`.
     pub fn load(&self, units: &[Unit], epoch: Option<u32>) -> Result<ShardBatch> {
         let mut batch = if self.on_gpu {
-            self.crops(units, epoch)
+            self.assembler().crops(units, epoch)
         } else {
             self.views(units, epoch)?
         };
@@ -204,30 +204,6 @@ impl SampleSource {
             epoch,
         });
         self.assembler().assemble(units, &views, &resized, random)
-    }
-
-    /// Without pixels: what they are to be cut from.
-    fn crops(&self, units: &[Unit], epoch: Option<u32>) -> ShardBatch {
-        let Selection {
-            image_ids,
-            patch_ids,
-            mut specs,
-        } = self.assembler().select(units);
-        for spec in &mut specs {
-            spec.image = units[spec.image].image as usize;
-        }
-        ShardBatch {
-            pixels: Pixels::Crops(Crops {
-                images: units.iter().map(|u| u.image).collect(),
-                specs,
-                epoch,
-            }),
-            counts: units.iter().map(|u| u.cells.len()).collect(),
-            image_labels: Vec::new(),
-            patch_labels: Vec::new(),
-            image_ids,
-            patch_ids,
-        }
     }
 
     fn assembler(&self) -> Assembler {
@@ -272,10 +248,13 @@ impl SampleSource {
 
 /// What decides a training sample's random view, beside its id.
 #[derive(Clone, Copy)]
-struct Randomness<'a> {
-    augment: &'a Augment,
-    seed: u64,
-    epoch: u32,
+pub(crate) struct Randomness<'a> {
+    /// Strengths.
+    pub augment: &'a Augment,
+    /// Of the run.
+    pub seed: u64,
+    /// The epoch.
+    pub epoch: u32,
 }
 
 /// The names of a batch's samples, and where they lie.
@@ -313,8 +292,32 @@ impl Assembler {
         Ok(batch)
     }
 
+    /// For a GPU: without labels and pixels, with what they are to be cut from. A unit's image is one of the dataset.
+    pub(crate) fn crops(&self, units: &[Unit], epoch: Option<u32>) -> ShardBatch {
+        let Selection {
+            image_ids,
+            patch_ids,
+            mut specs,
+        } = self.select(units);
+        for spec in &mut specs {
+            spec.image = units[spec.image].image as usize;
+        }
+        ShardBatch {
+            pixels: Pixels::Crops(Crops {
+                images: units.iter().map(|u| u.image).collect(),
+                specs,
+                epoch,
+            }),
+            counts: units.iter().map(|u| u.cells.len()).collect(),
+            image_labels: Vec::new(),
+            patch_labels: Vec::new(),
+            image_ids,
+            patch_ids,
+        }
+    }
+
     /// Everything but the labels. `images` and `resized` belong to `units` one by one.
-    fn assemble(
+    pub(crate) fn assemble(
         &self,
         units: &[Unit],
         images: &[ImageU8<'_>],
@@ -435,9 +438,10 @@ pub struct Loader {
 }
 
 impl Loader {
-    /// Starts reading at `cursor`. The thread ends with the epoch, or when the loader is dropped.
+    /// Starts reading at `cursor` by `load`, which gets the units of a virtual shard and the epoch. The thread ends with
+    /// the epoch, or when the loader is dropped.
     pub fn spawn(
-        source: Arc<SampleSource>,
+        load: impl Fn(&[Unit], u32) -> Result<ShardBatch> + Send + 'static,
         order: Arc<EpochOrder>,
         cursor: u64,
         part: Part,
@@ -445,7 +449,7 @@ impl Loader {
         let (send, batches) = sync_channel(PREFETCH);
         std::thread::Builder::new()
             .name("loader".to_owned())
-            .spawn(move || read_epoch(&source, &order, cursor, &part, &send))
+            .spawn(move || read_epoch(&load, &order, cursor, &part, &send))
             .map_err(|e| Error::Internal(format!("cannot start the loader thread: {e}")))?;
         Ok(Self { batches })
     }
@@ -457,7 +461,7 @@ impl Loader {
 }
 
 fn read_epoch(
-    source: &SampleSource,
+    load: &dyn Fn(&[Unit], u32) -> Result<ShardBatch>,
     order: &EpochOrder,
     mut cursor: u64,
     part: &Part,
@@ -468,7 +472,7 @@ fn read_epoch(
             Ok(None) => return,
             Ok(Some(global)) => {
                 cursor = global.cursor_after();
-                read_batch(source, order, global, part)
+                read_batch(load, order, global, part)
             }
             Err(e) => Err(e.into()),
         };
@@ -480,7 +484,7 @@ fn read_epoch(
 }
 
 fn read_batch(
-    source: &SampleSource,
+    load: &dyn Fn(&[Unit], u32) -> Result<ShardBatch>,
     order: &EpochOrder,
     global: GlobalBatch,
     part: &Part,
@@ -493,7 +497,7 @@ fn read_batch(
             if units.is_empty() {
                 Ok(None)
             } else {
-                source.load(units, Some(order.epoch())).map(Some)
+                load(units, order.epoch()).map(Some)
             }
         })
         .collect::<Result<Vec<_>>>()?;

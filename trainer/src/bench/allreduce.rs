@@ -1,27 +1,18 @@
 //! How fast ranks add their buffers: `fovea bench allreduce`.
 
-use std::time::{Duration, Instant};
+use std::sync::Arc;
+use std::time::Instant;
 
+use fovea_kernels::DType;
+use fovea_kernels::cuda::{DeviceBuffer, Event, Kernels, Stream};
 use serde::Serialize;
 
-use crate::collectives::{AbortHandle, Collective, Solo, local, mpi_launch_size};
+use super::seat::{PATIENCE, slowest};
+use crate::collectives::Collective;
 use crate::error::{Error, Result};
 
-/// How long ranks wait for each other.
-const PATIENCE: Duration = Duration::from_secs(120);
 /// Calls before the clock counts.
 const WARM_UP: usize = 3;
-
-/// Where the ranks meet.
-#[derive(Clone, Debug)]
-pub struct Seat {
-    /// The same for all ranks of a measurement, and for no other.
-    pub meeting: String,
-    /// `0..world`.
-    pub rank: usize,
-    /// Number of ranks.
-    pub world: usize,
-}
 
 /// One size.
 #[derive(Clone, Debug, PartialEq, Serialize)]
@@ -44,37 +35,6 @@ pub fn bus_bandwidth(algbw: f64, world: usize) -> f64 {
     algbw * 2.0 * (world.saturating_sub(1)) as f64 / world.max(1) as f64
 }
 
-/// The number of ranks that an MPI launcher has started, if one did and this program can use it.
-pub fn mpi_world() -> Option<usize> {
-    mpi_launch_size(|name| std::env::var(name).ok()).filter(|_| cfg!(feature = "mpi"))
-}
-
-/// Joins the other ranks: those of the MPI job, else of this machine.
-///
-/// # Errors
-/// When they do not come, or there is no room for shared memory.
-pub fn join(seat: &Seat) -> Result<Box<dyn Collective>> {
-    let abort = AbortHandle::new();
-    #[cfg(feature = "mpi")]
-    if mpi_world().is_some() {
-        use crate::collectives::mpi::MpiCollective;
-        return Ok(Box::new(MpiCollective::init(&abort)?));
-    }
-    if seat.world == 1 {
-        return Ok(Box::new(Solo::new(&abort)));
-    }
-    let options = local::LocalOptions {
-        run_id: seat.meeting.clone(),
-        generation: 1,
-        rank: seat.rank,
-        world: seat.world,
-        machines: Vec::new(),
-        chunk_f32: local::DEFAULT_CHUNK_F32,
-    };
-    let joined = local::LocalCollective::join(&options, &abort, Instant::now() + PATIENCE)?;
-    Ok(Box::new(joined))
-}
-
 /// Sums buffers of each of these sizes (bytes) `repeats` times. All ranks call it, and get the same figures.
 ///
 /// # Errors
@@ -84,24 +44,85 @@ pub fn measure(
     sizes: &[u64],
     repeats: usize,
 ) -> Result<Vec<Figure>> {
-    sizes
-        .iter()
-        .map(|bytes| measure_one(collective, *bytes, repeats))
-        .collect()
+    let mut sum = |collective: &mut dyn Collective, buffer: &mut [f32]| {
+        let begun = Instant::now();
+        collective.all_reduce(buffer, begun + PATIENCE)?;
+        Ok(begun.elapsed().as_secs_f64())
+    };
+    let mut one = |bytes: &u64| measure_one(collective, *bytes, repeats, &mut sum);
+    sizes.iter().map(&mut one).collect()
 }
 
-fn measure_one(collective: &mut dyn Collective, bytes: u64, repeats: usize) -> Result<Figure> {
+/// The same with buffers in GPU memory, whose sums stay there. Times are those of the device, from the buffer's last
+/// write to its sum.
+///
+/// # Errors
+/// As [`measure`]; when the backend knows host memory only.
+pub fn measure_on_gpus(
+    collective: &mut dyn Collective,
+    kernels: &Arc<Kernels>,
+    sizes: &[u64],
+    repeats: usize,
+) -> Result<Vec<Figure>> {
+    let stream = Stream::new(kernels)?;
+    let mut sum = |collective: &mut dyn Collective, buffer: &mut [f32]| {
+        sum_on_gpu(collective, kernels, &stream, buffer)
+    };
+    let mut one = |bytes: &u64| measure_one(collective, *bytes, repeats, &mut sum);
+    sizes.iter().map(&mut one).collect()
+}
+
+/// Uploads, sums, downloads; seconds of the sum.
+fn sum_on_gpu(
+    collective: &mut dyn Collective,
+    kernels: &Arc<Kernels>,
+    stream: &Stream,
+    buffer: &mut [f32],
+) -> Result<f64> {
+    let name = collective.name();
+    let device = collective.device().ok_or_else(|| Error::Usage {
+        what: format!("backend {name} does not sum in GPU memory"),
+        help: "measure it without a GPU, or use --backend nccl".to_owned(),
+    })?;
+    let values = DeviceBuffer::new(kernels, buffer)?;
+    let (begun, done) = (Event::timed(kernels)?, Event::timed(kernels)?);
+    // SAFETY: our own stream, and memory of this length that stays until the sum has been waited for; after an error the
+    // process ends.
+    let summed = unsafe {
+        begun.record(stream.handle())?;
+        device
+            .all_reduce_start(values.address(), buffer.len(), DType::F32, stream.handle())
+            .and_then(|()| device.join(stream.handle()))
+            .and_then(|()| Ok(done.record(stream.handle())?))
+            .and_then(|()| device.wait(&done, Instant::now() + PATIENCE))
+    };
+    if let Err(error) = summed {
+        // Somebody may still write to it.
+        std::mem::forget(values);
+        return Err(error.into());
+    }
+    values.download(buffer)?;
+    Ok(f64::from(done.ms_since(&begun)?) / 1e3)
+}
+
+/// Sums what it is given over all ranks, and says how many seconds that took.
+type Sum<'a> = dyn FnMut(&mut dyn Collective, &mut [f32]) -> Result<f64> + 'a;
+
+fn measure_one(
+    collective: &mut dyn Collective,
+    bytes: u64,
+    repeats: usize,
+    sum: &mut Sum<'_>,
+) -> Result<Figure> {
     let (rank, world) = (collective.rank(), collective.world());
     let mut buffer = vec![0.0f32; (bytes as usize / size_of::<f32>()).max(1)];
     let mut mine = Vec::with_capacity(repeats);
     for call in 0..WARM_UP + repeats {
         buffer.fill((rank + 1) as f32);
         collective.barrier(Instant::now() + PATIENCE)?;
-        let begun = Instant::now();
-        collective.all_reduce(&mut buffer, begun + PATIENCE)?;
-        let took = begun.elapsed();
+        let took = sum(collective, &mut buffer)?;
         if call >= WARM_UP {
-            mine.push(took.as_secs_f64());
+            mine.push(took);
         }
         // Small integers: exact in any order.
         let expected = (world * (world + 1) / 2) as f32;
@@ -112,16 +133,7 @@ fn measure_one(collective: &mut dyn Collective, bytes: u64, repeats: usize) -> R
             )));
         }
     }
-    let bytes_of =
-        |times: &[f64]| -> Vec<u8> { times.iter().flat_map(|t| t.to_le_bytes()).collect() };
-    let all = collective.all_gather(&bytes_of(&mine), Instant::now() + PATIENCE)?;
-    let mut slowest = vec![0.0f64; repeats];
-    for times in &all {
-        let (times, _) = times.as_chunks::<8>();
-        for (slowest, time) in slowest.iter_mut().zip(times) {
-            *slowest = slowest.max(f64::from_le_bytes(*time));
-        }
-    }
+    let slowest = slowest(collective, &mine)?;
     Ok(figure(bytes, &slowest, world))
 }
 
@@ -158,12 +170,12 @@ mod tests {
     fn ranks_measure_together() {
         let meeting = format!("bench-{}", std::process::id());
         let run = |rank: usize| {
-            let seat = Seat {
+            let seat = super::super::seat::Seat {
                 meeting: meeting.clone(),
                 rank,
                 world: 3,
             };
-            let mut ranks = join(&seat).expect("a seat");
+            let mut ranks = super::super::seat::join(&seat).expect("a seat");
             measure(ranks.as_mut(), &[4, 1000, 300_000], 5).expect("figures")
         };
         let figures: Vec<Vec<Figure>> = std::thread::scope(|scope| {

@@ -1,5 +1,5 @@
 //! The dataset's images in device memory: all of them where there is room, else those of one batch at a time, uploaded
-//! from page-locked memory while the batch before is computed.
+//! from page-locked memory while the batch before is computed. Measurements have images that are made there.
 
 use std::sync::Arc;
 
@@ -7,6 +7,7 @@ use fovea_dataset::Dataset;
 use fovea_kernels::cuda::{
     DeviceBuffer, Event, ImageRecord, Kernels, PinnedBuffer, Stream, wait_event,
 };
+use tch::{Device, Kind, Tensor};
 
 use crate::error::{Error, Result};
 
@@ -25,9 +26,36 @@ pub struct Placed {
     pub index: Vec<u32>,
 }
 
+/// How many images there are, all square, and how large they are.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct SetShape {
+    /// Images.
+    pub count: usize,
+    /// Pixels along an edge.
+    pub size: usize,
+    /// Pixels along an edge of a patch.
+    pub patch: usize,
+}
+
+impl SetShape {
+    /// Of a dataset.
+    fn of(data: &Dataset) -> Self {
+        Self {
+            count: data.len(),
+            size: data.size(),
+            patch: data.patch(),
+        }
+    }
+
+    /// Bytes of an image.
+    pub fn image_bytes(self) -> usize {
+        self.size * self.size * 3
+    }
+}
+
 /// Images in device memory.
 pub struct Images {
-    data: Arc<Dataset>,
+    shape: SetShape,
     store: Store,
 }
 
@@ -41,6 +69,7 @@ enum Store {
 }
 
 struct Staging {
+    data: Arc<Dataset>,
     kernels: Arc<Kernels>,
     copies: Stream,
     slots: Vec<Slot>,
@@ -66,33 +95,57 @@ impl Images {
 
     /// The same with a limit in bytes.
     pub fn within(kernels: &Arc<Kernels>, data: Arc<Dataset>, room: usize) -> Result<Self> {
-        let store = if data.len() * image_bytes(&data) <= room {
+        let shape = SetShape::of(&data);
+        let store = if shape.count * shape.image_bytes() <= room {
             all(kernels, &data)?
         } else {
-            let slots = (0..SLOTS).map(|_| Slot::new(kernels, 0, image_bytes(&data)));
+            let slots = (0..SLOTS).map(|_| Slot::new(kernels, 0, shape.size));
             Store::Some(Box::new(Staging {
+                data,
                 kernels: Arc::clone(kernels),
                 copies: Stream::new(kernels)?,
                 slots: slots.collect::<Result<_>>()?,
                 next: 0,
             }))
         };
-        Ok(Self { data, store })
+        Ok(Self { shape, store })
+    }
+
+    /// Images of random pixels, made where they stay. `device` is where libtorch finds the memory of `kernels`; what it
+    /// puts on its stream is to be waited for before another stream reads them.
+    pub fn random(kernels: &Arc<Kernels>, shape: SetShape, device: Device) -> Result<Self> {
+        let bytes = shape.image_bytes();
+        let pixels = DeviceBuffer::uninit(kernels, shape.count * bytes)?;
+        for image in 0..shape.count {
+            let start = (pixels.address() + (image * bytes) as u64) as *const u8;
+            // SAFETY: memory of this device and this length, which outlives the tensor.
+            let mut values =
+                unsafe { Tensor::f_from_blob(start, &[bytes as i64], &[1], Kind::Uint8, device)? };
+            let _ = values.f_random_()?;
+        }
+        let records = records(pixels.address(), shape.count, shape.size);
+        Ok(Self {
+            shape,
+            store: Store::All {
+                records: DeviceBuffer::new(kernels, &records)?,
+                _pixels: pixels,
+            },
+        })
     }
 
     /// Pixels along an edge.
     pub fn size(&self) -> usize {
-        self.data.size()
+        self.shape.size
     }
 
     /// Pixels along an edge of a patch.
     pub fn patch(&self) -> usize {
-        self.data.patch()
+        self.shape.patch
     }
 
     /// How many images are there all the time, of how many.
     pub fn resident(&self) -> (usize, usize) {
-        let all = self.data.len();
+        let all = self.shape.count;
         match self.store {
             Store::All { .. } => (all, all),
             Store::Some(_) => (0, all),
@@ -102,19 +155,17 @@ impl Images {
     /// Brings these images (of the dataset) where `stream` can read them. What was placed the time before last may be
     /// overwritten: [`Images::cut`] says when it is no longer read.
     pub fn place(&mut self, images: &[u32], stream: usize) -> Result<Placed> {
-        if let Some(beyond) = images.iter().find(|i| **i as usize >= self.data.len()) {
-            return Err(Error::Internal(format!(
-                "image {beyond} of {}",
-                self.data.len()
-            )));
+        let count = self.shape.count;
+        if let Some(beyond) = images.iter().find(|i| **i as usize >= count) {
+            return Err(Error::Internal(format!("image {beyond} of {count}")));
         }
         match &mut self.store {
             Store::All { records, .. } => Ok(Placed {
                 records: records.address(),
-                count: self.data.len(),
+                count,
                 index: images.to_vec(),
             }),
-            Store::Some(staging) => staging.place(&self.data, images, stream),
+            Store::Some(staging) => staging.place(images, stream),
         }
     }
 
@@ -129,10 +180,6 @@ impl Images {
     }
 }
 
-fn image_bytes(data: &Dataset) -> usize {
-    data.size() * data.size() * 3
-}
-
 fn records(first: u64, count: usize, size: usize) -> Vec<ImageRecord> {
     let bytes = (size * size * 3) as u64;
     (0..count as u64)
@@ -145,7 +192,7 @@ fn records(first: u64, count: usize, size: usize) -> Vec<ImageRecord> {
 }
 
 fn all(kernels: &Arc<Kernels>, data: &Dataset) -> Result<Store> {
-    let bytes = image_bytes(data);
+    let bytes = SetShape::of(data).image_bytes();
     let pixels = DeviceBuffer::uninit(kernels, data.len() * bytes)?;
     let uploads = Stream::new(kernels)?;
     // Two page-locked pieces: one is filled while the other is on its way.
@@ -177,11 +224,11 @@ fn all(kernels: &Arc<Kernels>, data: &Dataset) -> Result<Store> {
 }
 
 impl Slot {
-    fn new(kernels: &Arc<Kernels>, images: usize, image_bytes: usize) -> Result<Self> {
-        let pixels = DeviceBuffer::uninit(kernels, images * image_bytes)?;
-        let size = ((image_bytes / 3) as f64).sqrt().round() as usize;
+    fn new(kernels: &Arc<Kernels>, images: usize, size: usize) -> Result<Self> {
+        let bytes = images * size * size * 3;
+        let pixels = DeviceBuffer::uninit(kernels, bytes)?;
         Ok(Self {
-            host: PinnedBuffer::new(kernels, images * image_bytes)?,
+            host: PinnedBuffer::new(kernels, bytes)?,
             records: DeviceBuffer::new(kernels, &records(pixels.address(), images, size))?,
             pixels,
             uploaded: Event::new(kernels)?,
@@ -191,12 +238,13 @@ impl Slot {
 }
 
 impl Staging {
-    fn place(&mut self, data: &Dataset, images: &[u32], stream: usize) -> Result<Placed> {
-        let bytes = image_bytes(data);
+    fn place(&mut self, images: &[u32], stream: usize) -> Result<Placed> {
+        let data = &self.data;
+        let bytes = SetShape::of(data).image_bytes();
         let slot = &mut self.slots[self.next];
         slot.free.synchronize()?;
         if slot.pixels.bytes() < images.len() * bytes {
-            *slot = Slot::new(&self.kernels, images.len(), bytes)?;
+            *slot = Slot::new(&self.kernels, images.len(), data.size())?;
         }
         self.next = (self.next + 1) % SLOTS;
         let total = images.len() * bytes;

@@ -10,6 +10,7 @@ mod graph;
 mod images;
 mod inputs;
 mod libtorch;
+mod measure;
 mod step;
 #[cfg(test)]
 pub(crate) mod tests;
@@ -24,6 +25,7 @@ use fovea_kernels::cuda::nvrtc::Search;
 use fovea_kernels::cuda::{Arch, Kernels, Op};
 use tch::{Device, Tensor};
 
+pub use self::images::SetShape;
 pub use self::step::GpuStep;
 
 use self::images::Images;
@@ -43,6 +45,11 @@ pub struct Found {
 }
 
 impl Found {
+    /// How many there are.
+    pub fn count(&self) -> u32 {
+        self.count
+    }
+
     /// Asks the driver, if there is one.
     pub fn here() -> Self {
         match fovea_kernels::cuda::Device::count() {

@@ -126,6 +126,11 @@ impl GpuStep {
         })
     }
 
+    /// What it computes on.
+    pub fn gpu(&self) -> &Gpu {
+        &self.gpu
+    }
+
     /// What libtorch computes normalisation with.
     pub fn engine(&self) -> Engine {
         self.gpu.engine
@@ -521,6 +526,7 @@ fn pass(
 }
 
 /// Addresses of one head's loss.
+#[derive(Clone, Copy)]
 struct Focal {
     targets: u64,
     weights: u64,

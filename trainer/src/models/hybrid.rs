@@ -12,7 +12,8 @@
 use tch::{Kind, Tensor};
 
 use super::{
-    Blueprint, Input, LayerNorm, Linear, Model, Output, Pass, ResNet18, SelfAttention, Tokens,
+    Blueprint, Input, LayerNorm, Linear, Macs, Model, Output, Pass, ResNet18, SelfAttention, Sizes,
+    Tokens,
 };
 use crate::error::Result;
 
@@ -45,6 +46,10 @@ impl Head {
             hidden = hidden.f_mul(mask)?;
         }
         self.logits.forward(pass, &hidden)
+    }
+
+    fn macs(&self, b: &Blueprint, rows: u64) -> Macs {
+        self.hidden.macs(b, rows) + self.logits.macs(b, rows)
     }
 }
 
@@ -112,5 +117,16 @@ impl Model for Hybrid {
             image: self.image_head.forward(pass, &image, image_mask)?,
             patch: self.patch_head.forward(pass, &patch, patch_mask)?,
         })
+    }
+
+    fn macs(&self, b: &Blueprint, sizes: &Sizes) -> Macs {
+        let (images, patches) = (sizes.images, sizes.images * sizes.patches);
+        self.global_branch.macs(b, images, sizes.global)
+            + self.local_branch.macs(b, patches, sizes.patch)
+            + self.global_proj.macs(b, images)
+            + self.local_proj.macs(b, patches)
+            + self.attn.macs(b, images, 1 + sizes.patches)
+            + self.image_head.macs(b, images)
+            + self.patch_head.macs(b, patches)
     }
 }

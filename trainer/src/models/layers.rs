@@ -2,7 +2,7 @@
 
 use tch::{Kind, Tensor};
 
-use super::{Blueprint, Init, ParamId, Pass};
+use super::{Blueprint, Init, Macs, ParamId, Pass};
 use crate::error::Result;
 
 /// `y = x W^T + b`, initialised as `torch.nn.Linear`.
@@ -34,6 +34,11 @@ impl Linear {
     /// `[.., inputs]` -> `[.., outputs]`.
     pub fn forward(&self, pass: &Pass<'_>, x: &Tensor) -> Result<Tensor> {
         Ok(x.f_linear(pass.param(self.weight), Some(pass.param(self.bias)))?)
+    }
+
+    /// The arithmetic over `[rows, inputs]`.
+    pub fn macs(&self, b: &Blueprint, rows: u64) -> Macs {
+        b.macs_at(self.weight, rows)
     }
 }
 
@@ -131,5 +136,12 @@ impl SelfAttention {
         let mixed = scores.f_softmax(-1, Kind::Float)?.f_matmul(&v)?;
         let mixed = mixed.f_transpose(1, 2)?.f_reshape([b, t, self.width])?;
         Ok(mixed.f_linear(pass.param(self.out_weight), Some(pass.param(self.out_bias)))?)
+    }
+
+    /// The arithmetic over `[sequences, tokens, width]`.
+    pub fn macs(&self, b: &Blueprint, sequences: u64, tokens: u64) -> Macs {
+        let rows = sequences * tokens;
+        let scores = Macs::product(rows * tokens * self.width as u64);
+        b.macs_at(self.in_weight, rows) + scores * 2 + b.macs_at(self.out_weight, rows)
     }
 }

@@ -9,11 +9,13 @@
 mod golden;
 mod hybrid;
 mod layers;
+mod macs;
 mod resnet;
 mod tokens;
 
 pub use hybrid::{Hybrid, IMAGE_DROPOUT, PATCH_DROPOUT};
 pub use layers::{LayerNorm, Linear, SelfAttention};
+pub use macs::{Macs, Sizes};
 pub use resnet::ResNet18;
 pub use tokens::Tokens;
 
@@ -155,6 +157,9 @@ pub struct Output {
 pub trait Model: Send + Sync {
     /// Forward pass of one virtual shard (training) or of one image (evaluation).
     fn forward(&self, pass: &Pass<'_>, input: &Input<'_>) -> Result<Output>;
+
+    /// The arithmetic of a training step; `blueprint` is the one that the model was declared in.
+    fn macs(&self, blueprint: &Blueprint, sizes: &Sizes) -> Macs;
 }
 
 /// Declares the named model.

@@ -2,7 +2,7 @@
 
 use tch::Tensor;
 
-use super::{Blueprint, Init, NormId, ParamId, Pass};
+use super::{Blueprint, Init, Macs, NormId, ParamId, Pass};
 use crate::error::Result;
 use crate::ops;
 
@@ -78,6 +78,13 @@ impl ConvNorm {
         }
     }
 
+    /// The arithmetic on `n` inputs of `side` x `side` pixels, and the side of the result.
+    fn macs(&self, b: &Blueprint, n: u64, side: u64) -> (Macs, u64) {
+        let kernel = b.params[self.weight.0].shape[3] as u64;
+        let side = (side + 2 * self.padding as u64 - kernel) / self.stride as u64 + 1;
+        (b.macs_at(self.weight, n * side * side), side)
+    }
+
     /// `norm(conv(x))`, with ReLU or without.
     fn forward(&self, pass: &Pass<'_>, x: &Tensor, relu: bool) -> Result<Tensor> {
         ops::batch_norm(
@@ -129,6 +136,13 @@ impl BasicBlock {
             second,
             downsample,
         }
+    }
+
+    fn macs(&self, b: &Blueprint, n: u64, side: u64) -> (Macs, u64) {
+        let (first, out) = self.first.macs(b, n, side);
+        let shortcut = self.downsample.as_ref().map(|d| d.macs(b, n, side).0);
+        let (second, out) = self.second.macs(b, n, out);
+        (first + second + shortcut.unwrap_or_default(), out)
     }
 
     /// Takes its input, and gives its output, once for the convolutions and once for the shortcut.
@@ -202,5 +216,17 @@ impl ResNet18 {
             x = block.forward(pass, x)?;
         }
         ops::global_avg_pool(&x.0)
+    }
+
+    /// The arithmetic on `n` images of `side` x `side` pixels, at least 32 each.
+    pub fn macs(&self, b: &Blueprint, n: u64, side: u64) -> Macs {
+        let (stem, side) = self.stem.macs(b, n, side);
+        let mut side = (side - 1) / 2 + 1; // max pooling: window 3, stride 2, padding 1
+        let blocks = self.blocks.iter().map(|block| {
+            let (macs, out) = block.macs(b, n, side);
+            side = out;
+            macs
+        });
+        Macs::first(stem.forward) + blocks.sum::<Macs>()
     }
 }

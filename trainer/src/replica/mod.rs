@@ -356,6 +356,14 @@ impl Replica {
         }
     }
 
+    /// The GPU that it computes on, if that is one.
+    pub fn gpu(&self) -> Option<&Gpu> {
+        match &self.step {
+            Step::Cpu(_) => None,
+            Step::Gpu(step) => Some(step.gpu()),
+        }
+    }
+
     /// What the first steps are noted in.
     pub(crate) fn trace(&self) -> &Trace {
         &self.net.trace

@@ -12,6 +12,7 @@
 mod chart;
 mod error;
 mod files;
+pub(crate) mod measured;
 mod page;
 mod palette;
 mod pictures;

@@ -17,7 +17,7 @@ use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
 use fovea_coordinator::client::{Client, Decision, Endpoint, Reporter};
-use fovea_coordinator::order::{EpochOrder, OrderInput, rank_shards};
+use fovea_coordinator::order::{EpochOrder, OrderInput, Unit, rank_shards};
 use fovea_coordinator::protocol::{
     Assignment, Cause, MemberState, Next, Terms, TrainerEvent, TrainerInfo, Vote,
 };
@@ -28,6 +28,7 @@ pub use engine::{backend, gpus};
 pub(crate) use epoch_end::predictions;
 pub use progress::{Best, Progress};
 pub use session::{TrainerOptions, join, objective};
+pub(crate) use session::{gpu, lanes};
 pub use snapshot::{best_of, restore_weights, resume_point};
 
 use self::engine::Engine;
@@ -155,8 +156,9 @@ impl Trainer {
             virtual_shards,
             images_per_step: self.config.train.images_per_step as usize,
         };
-        let mut loader =
-            Loader::spawn(Arc::clone(&self.source), order, self.progress.cursor, part)?;
+        let source = Arc::clone(&self.source);
+        let load = move |units: &[Unit], epoch| source.load(units, Some(epoch));
+        let mut loader = Loader::spawn(load, order, self.progress.cursor, part)?;
         self.last_commit = Instant::now();
         loop {
             let waiting = Instant::now();
@@ -415,9 +417,11 @@ impl Trainer {
 }
 
 /// The ranks of this generation, to the step.
-struct Peers<'a> {
-    collective: &'a mut dyn Collective,
-    patience: Duration,
+pub(crate) struct Peers<'a> {
+    /// What they meet by.
+    pub collective: &'a mut dyn Collective,
+    /// How long one waits for the others.
+    pub patience: Duration,
 }
 
 impl Exchange for Peers<'_> {

@@ -158,7 +158,7 @@ fn cores() -> usize {
 }
 
 /// This rank's GPU, if it is to have one.
-fn gpu(config: &TrainConfig, local_rank: u32) -> Result<Option<Gpu>> {
+pub(crate) fn gpu(config: &TrainConfig, local_rank: u32) -> Result<Option<Gpu>> {
     let gpus = gpu::Found::here();
     let Some(ordinal) = gpu::choose(config.device, &gpus, local_rank)? else {
         return Ok(None);
@@ -167,7 +167,7 @@ fn gpu(config: &TrainConfig, local_rank: u32) -> Result<Option<Gpu>> {
 }
 
 /// One lane per virtual shard of a rank, as far as there are threads; on a GPU they take turns.
-fn lanes(config: &TrainConfig, on_gpu: bool) -> Result<Lanes> {
+pub(crate) fn lanes(config: &TrainConfig, on_gpu: bool) -> Result<Lanes> {
     let shards = match on_gpu {
         true => 1,
         false => config.virtual_shards / config.ranks.max(1),

@@ -2,6 +2,8 @@
 
 use fovea_kernels::DType;
 use fovea_kernels::cuda::{DeviceBuffer, Event, Stream};
+use fovea_trainer::bench::allreduce::measure_on_gpus;
+use fovea_trainer::collectives::Solo;
 use half::bf16;
 
 use super::testing::soon;
@@ -117,6 +119,29 @@ fn a_bucket_of_nothing_is_no_operation() {
         };
         nccl.barrier(soon()).unwrap();
     });
+}
+
+/// `fovea bench allreduce --backend nccl`: it checks each sum itself.
+#[test]
+fn sums_are_measured_where_they_are() {
+    for lazy in [false, true] {
+        let _turn = Turn::take(lazy);
+        let figures = joined(3, |mut nccl| {
+            measure_on_gpus(&mut nccl, &kernels(), &[4, 1000, 100_000], 3).unwrap()
+        });
+        assert!(figures[0] == figures[1] && figures[1] == figures[2]);
+        let sizes: Vec<u64> = figures[0].iter().map(|f| f.bytes).collect();
+        assert_eq!(sizes, [4, 1000, 100_000]);
+        assert!(figures[0].iter().all(|f| f.ms > 0.0 && f.min_ms <= f.ms));
+    }
+}
+
+#[test]
+fn an_engine_without_gpu_memory_is_not_measured_there() {
+    let _turn = Turn::take(false);
+    let mut alone = Solo::new(&AbortHandle::new());
+    let error = measure_on_gpus(&mut alone, &kernels(), &[4], 1).unwrap_err();
+    assert!(error.to_string().contains("--backend nccl"), "{error}");
 }
 
 /// Starts a sum that does not end, and gives back what a wait for it says.

@@ -1,111 +1,41 @@
 //! `fovea bench`
 
+mod allreduce;
+pub mod gpu;
+mod scaling;
+mod training;
+
 use std::path::Path;
 use std::process::{Child, Command, Stdio};
 
 use anyhow::Context;
 use fovea_coordinator::bench::{self, Latency, Load, Measured};
 
-use fovea_trainer::bench::allreduce::{self, Seat, mpi_world};
-
-use crate::cli::{
-    BenchAllreduceArgs, BenchArgs, BenchCommand, BenchCoordinatorArgs, BenchServerArgs,
-};
+use crate::cli::{BenchArgs, BenchCommand, BenchCoordinatorArgs, BenchServerArgs};
 use crate::exit::{Ending, Usage};
 use crate::say;
 use crate::say::Unsaid;
-use crate::show;
 
 pub fn run(args: &BenchArgs) -> anyhow::Result<Ending> {
     match &args.what {
         BenchCommand::Coordinator(args) => coordinator(args),
-        BenchCommand::Allreduce(args) => all_reduce(args),
+        BenchCommand::Allreduce(args) => allreduce::run(args),
+        BenchCommand::Kernels(args) => gpu::kernels(args),
+        BenchCommand::Step(args) => training::step(args),
+        BenchCommand::Epoch(args) => training::epoch(args),
+        BenchCommand::Scaling(args) => scaling::run(args),
+        BenchCommand::Rank(args) => scaling::rank(args),
         BenchCommand::Server(args) => server(args),
     }
 }
 
-/// This process is rank 0 and starts the others, unless MPI has started them all.
-fn all_reduce(args: &BenchAllreduceArgs) -> anyhow::Result<Ending> {
-    if args.from > args.to {
-        return Err(Usage(format!(
-            "bench allreduce: --from {} is larger than --to {}\n  help: fovea bench allreduce --from 64K --to 64M",
-            args.from, args.to
-        ))
-        .into());
-    }
-    let mut seat = Seat {
-        meeting: format!(
-            "bench-{}-{:?}",
-            std::process::id(),
-            std::time::SystemTime::now()
-        ),
-        rank: 0,
-        world: args.ranks as usize,
-    };
-    let mut others = Vec::new();
-    match args.seat.as_deref() {
-        Some([rank, meeting]) => {
-            super::end_with_parent(0)?;
-            seat.rank = rank.parse().context("the rank of a child")?;
-            seat.meeting.clone_from(meeting);
-        }
-        _ if mpi_world().is_none() => {
-            for rank in 1..seat.world {
-                others.push(another_rank(args, rank, &seat.meeting)?);
-            }
-        }
-        _ => {}
-    }
-    let mut ranks = allreduce::join(&seat)?;
-    let sizes: Vec<u64> = std::iter::successors(Some(args.from), |size| size.checked_mul(4))
-        .take_while(|size| *size <= args.to)
-        .collect();
-    let figures = allreduce::measure(ranks.as_mut(), &sizes, args.repeats as usize)?;
-    if ranks.rank() > 0 {
-        return Ok(Ending::Finished);
-    }
-    let (backend, world) = (ranks.name(), ranks.world());
-    if args.json {
-        let value = serde_json::json!({ "backend": backend, "ranks": world, "sizes": figures });
-        say!("{}", serde_json::to_string_pretty(&value)?)?;
-    } else {
-        say!(
-            "all-reduce of f32 over {}, backend {backend}",
-            show::counted(world, "rank")
-        )?;
-        say!("       bytes        ms    min ms  algbw GB/s  busbw GB/s")?;
-        for f in &figures {
-            say!(
-                "{:>12}{:>10.3}{:>10.3}{:>12.3}{:>12.3}",
-                f.bytes,
-                f.ms,
-                f.min_ms,
-                f.algbw_gb_s,
-                f.busbw_gb_s
-            )?;
-        }
-    }
-    for mut other in others {
-        other.0.wait().context("waiting for the other ranks")?;
-    }
-    Ok(Ending::Finished)
-}
-
-fn another_rank(args: &BenchAllreduceArgs, rank: usize, meeting: &str) -> anyhow::Result<Ended> {
-    let program = std::env::current_exe().context("finding this program")?;
-    let mut command = Command::new(program);
-    command.args(["bench", "allreduce"]);
-    for (name, value) in [
-        ("--ranks", u64::from(args.ranks)),
-        ("--from", args.from),
-        ("--to", args.to),
-        ("--repeats", u64::from(args.repeats)),
-    ] {
-        command.arg(name).arg(value.to_string());
-    }
-    command.arg("--seat").arg(rank.to_string()).arg(meeting);
-    let child = command.stdin(Stdio::null()).spawn();
-    Ok(Ended(child.context("starting another rank")?))
+/// A name under which only the ranks of one measurement meet.
+fn meeting() -> String {
+    format!(
+        "bench-{}-{:?}",
+        std::process::id(),
+        std::time::SystemTime::now()
+    )
 }
 
 /// The child of `fovea bench coordinator`.

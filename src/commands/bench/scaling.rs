@@ -1,0 +1,197 @@
+//! `fovea bench scaling`
+
+use std::io::Read;
+use std::process::{Command, Stdio};
+use std::time::Duration;
+
+use anyhow::Context;
+use fovea_trainer::bench::Work;
+use fovea_trainer::bench::scaling::{
+    Growth, Measured, ScalingPoint, measure_rank, plot, points, shared, worlds,
+};
+use fovea_trainer::bench::seat::{Seat, gpus};
+use fovea_trainer::config::{Backend, Device};
+use fovea_trainer::launch::{NCCL_HOST_ID, nccl_host_id};
+
+use super::training::work;
+use super::{Ended, meeting};
+use crate::cli::{BenchRankArgs, BenchScalingArgs};
+use crate::commands::end_with_parent;
+use crate::exit::{Ending, Usage};
+use crate::say;
+use crate::say::Unsaid;
+
+/// Images of the set per image of a step.
+const SETS: u32 = 2;
+
+pub fn run(args: &BenchScalingArgs) -> anyhow::Result<Ending> {
+    let gpus = gpus();
+    let on_gpus = match args.work.device.into() {
+        Device::Cpu => false,
+        Device::Cuda => true,
+        Device::Auto => gpus > 0,
+    };
+    let most = args.ranks.map_or_else(
+        || if on_gpus { gpus.max(1) } else { cores() },
+        |ranks| ranks as usize,
+    );
+    let worlds = worlds(most);
+    let most = worlds.last().copied().unwrap_or(1);
+    let mut each = Work {
+        images_per_step: args.images,
+        even: true,
+        ..work(&args.work, args.images.saturating_mul(SETS))
+    };
+    if each.threads == 0 {
+        // A rank has as many threads wherever it is measured.
+        each.threads = (cores() / most).max(1) as u32;
+    }
+    let mut all = Vec::new();
+    for growth in [Growth::Weak, Growth::Strong] {
+        let mut measured = Vec::new();
+        for &world in &worlds {
+            let work = shared(&each, growth, world, most)?;
+            work.config(world as u32)?;
+            let same = all
+                .iter()
+                .find(|point: &&ScalingPoint| world == most && point.measured.ranks == most);
+            measured.push(match same {
+                // Both kinds meet there.
+                Some(point) => point.measured.clone(),
+                None => together(args, &work, world, on_gpus.then_some(gpus))?,
+            });
+        }
+        all.extend(points(growth, &measured));
+    }
+    print(&all)?;
+    if let Some(path) = &args.json {
+        let text = serde_json::to_string_pretty(&all)?;
+        std::fs::write(path, text).map_err(|e| {
+            Usage(format!(
+                "{}: {e}\n  help: give a file in a folder that exists",
+                path.display()
+            ))
+        })?;
+    }
+    if let Some(path) = &args.plot {
+        plot(&all, path)?;
+    }
+    Ok(Ending::Finished)
+}
+
+fn cores() -> usize {
+    std::thread::available_parallelism().map_or(1, usize::from)
+}
+
+/// One measurement: `world` processes, the first of which tells what all have found.
+fn together(
+    args: &BenchScalingArgs,
+    work: &Work,
+    world: usize,
+    gpus: Option<usize>,
+) -> anyhow::Result<Measured> {
+    let meeting = meeting();
+    let mut ranks = Vec::with_capacity(world);
+    for rank in 0..world {
+        let mut command = Command::new(std::env::current_exe().context("finding this program")?);
+        command
+            .args(["bench", "rank"])
+            .args(["--seat", &rank.to_string(), &meeting])
+            .args(["--world", &world.to_string()])
+            .args(["--backend", Backend::from(args.backend).name()])
+            .args(["--work", &serde_json::to_string(work)?])
+            .args(["--warm-up", &args.warm_up.to_string()])
+            .args(["--steps", &args.steps.to_string()])
+            .stdin(Stdio::null())
+            .stdout(Stdio::piped());
+        if let Some(id) = nccl_host_id(gpus, world, rank) {
+            command.env(NCCL_HOST_ID, id);
+        }
+        ranks.push(Ended(command.spawn().context("starting a rank")?));
+    }
+    wait_for_all(&mut ranks)?;
+    let mut told = String::new();
+    if let Some(out) = ranks.first_mut().and_then(|rank| rank.0.stdout.take()) {
+        // A few lines: they are in the pipe.
+        out.take(1 << 16)
+            .read_to_string(&mut told)
+            .context("reading what rank 0 found")?;
+    }
+    serde_json::from_str(&told).with_context(|| format!("rank 0 of {world} told {told:?}"))
+}
+
+/// The others are not waited for when one has failed: they would wait for it.
+fn wait_for_all(ranks: &mut [Ended]) -> anyhow::Result<()> {
+    loop {
+        let mut running = 0;
+        for (rank, child) in ranks.iter_mut().enumerate() {
+            match child.0.try_wait().context("waiting for a rank")? {
+                None => running += 1,
+                Some(status) if status.success() => {}
+                Some(status) => anyhow::bail!(
+                    "rank {rank} of {} ended with {status}\n  help: what it said is above",
+                    ranks.len()
+                ),
+            }
+        }
+        if running == 0 {
+            return Ok(());
+        }
+        std::thread::sleep(Duration::from_millis(10));
+    }
+}
+
+/// The child of `fovea bench scaling`.
+pub fn rank(args: &BenchRankArgs) -> anyhow::Result<Ending> {
+    end_with_parent(0)?;
+    let [rank, meeting] = args.seat.as_slice() else {
+        return Err(Usage(
+            "--seat RANK MEETING\n  help: fovea bench scaling starts this".to_owned(),
+        )
+        .into());
+    };
+    let seat = Seat {
+        meeting: meeting.clone(),
+        rank: rank.parse().context("the rank of a child")?,
+        world: args.world as usize,
+    };
+    let work: Work = serde_json::from_str(&args.work).context("the work of a child")?;
+    let measured = measure_rank(
+        &work,
+        &seat,
+        args.backend.into(),
+        (args.warm_up, args.steps),
+    )?;
+    if seat.rank == 0 {
+        say!("{}", serde_json::to_string(&measured)?)?;
+    }
+    Ok(Ending::Finished)
+}
+
+fn print(points: &[ScalingPoint]) -> Result<(), Unsaid> {
+    if let Some(first) = points.first() {
+        say!("on {}", first.measured.device)?;
+    }
+    say!(
+        "          ranks  backend    images    step ms   p10-p90 ms        patches/s  efficiency"
+    )?;
+    for point in points {
+        let m = &point.measured;
+        let growth = match point.growth {
+            Growth::Weak => "weak",
+            Growth::Strong => "strong",
+        };
+        say!(
+            "{growth:<8} {:>6}  {:<8} {:>8} {:>10.2}   {:>7.2}-{:<9.2} {:>10.1} {:>10.1} %",
+            m.ranks,
+            m.backend,
+            m.images,
+            m.step_ms.median,
+            m.step_ms.p10,
+            m.step_ms.p90,
+            m.patches_per_s,
+            100.0 * point.efficiency
+        )?;
+    }
+    Ok(())
+}

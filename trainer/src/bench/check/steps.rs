@@ -1,0 +1,165 @@
+//! Training steps on a GPU against the same steps on the CPU, on a small synthetic dataset.
+
+use std::sync::Arc;
+
+use fovea_coordinator::order::{EpochOrder, Unit};
+use fovea_dataset::synth::{SynthOptions, synth};
+use fovea_dataset::{Dataset, PrepareOptions, Silent, prepare};
+
+use super::{Check, Deviation};
+use crate::collectives::{AbortHandle, Solo};
+use crate::config::Config;
+use crate::error::{Error, Result};
+use crate::gpu::Gpu;
+use crate::lanes::Lanes;
+use crate::precision::Precision;
+use crate::replica::{Denominators, Replica};
+use crate::samples::{SampleSource, ShardBatch, order_input};
+use crate::train::{Peers, objective};
+
+/// Of the first step's sums, by their norm: convolutions add in other orders.
+const SUMS_LIMIT: f64 = 1e-3;
+/// Of the losses, relative: the optimizer makes more of small differences from step to step.
+const LOSS_LIMIT: f64 = 1e-2;
+const VIRTUAL_SHARDS: usize = 2;
+const IMAGES_PER_STEP: usize = 4;
+const PATIENCE: std::time::Duration = std::time::Duration::from_secs(60);
+
+/// The sums of the first step, and the losses of all.
+pub(super) fn check(gpu: Gpu, steps: u32) -> Vec<Check> {
+    let (sums, losses) = match compare(gpu, steps) {
+        Ok((sums, losses)) => (Ok(sums), Ok(losses)),
+        Err(error) => {
+            let again = Error::Internal(error.to_string());
+            (Err(error), Err(again))
+        }
+    };
+    vec![
+        Check::new("first step's sums, f32", 1, SUMS_LIMIT, sums),
+        Check::new(
+            &format!("losses of {steps} steps, f32"),
+            steps,
+            LOSS_LIMIT,
+            losses,
+        ),
+    ]
+}
+
+fn compare(mut gpu: Gpu, steps: u32) -> Result<(Deviation, Deviation)> {
+    let dir = tempfile::tempdir().map_err(|e| {
+        Error::file(
+            std::env::temp_dir(),
+            &e,
+            "set TMPDIR to a directory with 10 MB of space",
+        )
+    })?;
+    let (raw, prepared) = (dir.path().join("raw"), dir.path().join("data"));
+    let made = SynthOptions {
+        images: 6,
+        size: 256,
+        seed: 1,
+    };
+    synth(&raw, &made, &Silent)?;
+    let options = PrepareOptions {
+        size: 256,
+        patch: 64,
+        ..PrepareOptions::default()
+    };
+    prepare(&raw, &prepared, &options, &Silent)?;
+    let data = Arc::new(Dataset::open_unverified(&prepared)?);
+    let mut config = Config::preset("hybrid")?;
+    config.data.global_size = 64;
+    config.data.patches_per_image = 4;
+    config.train.images_per_step = IMAGES_PER_STEP as u32;
+    config.train.virtual_shards = VIRTUAL_SHARDS as u32;
+
+    gpu.load_images(Arc::clone(&data))?;
+    let there = run(&config, &data, steps, Some(gpu))?;
+    let here = run(&config, &data, steps, None)?;
+    Ok((
+        distance(&there.sums, &here.sums),
+        Deviation::between(&there.losses, &here.losses),
+    ))
+}
+
+struct Ran {
+    /// Of the first step.
+    sums: Vec<f32>,
+    losses: Vec<f64>,
+}
+
+/// Several steps on the same batch.
+fn run(config: &Config, data: &Arc<Dataset>, steps: u32, gpu: Option<Gpu>) -> Result<Ran> {
+    let precision = Precision::F32;
+    let source = SampleSource::new(Arc::clone(data), config, precision, gpu.is_some());
+    let order = EpochOrder::new(&order_input(data, config), 0)?;
+    let units = &order.units()[..IMAGES_PER_STEP.min(order.units().len())];
+    let load = |units: &[Unit]| source.load(units, Some(0)).map(Some);
+    let each = units.len().div_ceil(VIRTUAL_SHARDS);
+    let shards: Vec<Option<ShardBatch>> = units.chunks(each).map(load).collect::<Result<_>>()?;
+    let total = Denominators {
+        images: units.len(),
+        patches: units.iter().map(|unit| unit.cells.len() as u64).sum(),
+    };
+    let objective = objective(&config.loss, &source)?;
+    let mut replica = Replica::new(config, precision, objective, Lanes::one(), gpu)?;
+    let mut alone = Solo::new(&AbortHandle::new());
+    let mut peers = Peers {
+        collective: &mut alone,
+        patience: PATIENCE,
+    };
+    let mut ran = Ran {
+        sums: Vec::new(),
+        losses: Vec::new(),
+    };
+    for step in 1..=u64::from(steps) {
+        let sums = replica.attempt(&shards, 0, total, &mut peers, &mut || ())?;
+        if step == 1 {
+            ran.sums = sums.to_host()?;
+        }
+        let verdict = replica.verdict(&sums, total);
+        ran.losses.push(verdict.loss);
+        replica.commit(sums, config, config.optimizer.lr, step, verdict)?;
+    }
+    Ok(ran)
+}
+
+/// `|a - b| / |b|`.
+fn distance(a: &[f32], b: &[f32]) -> Deviation {
+    let norm = |values: &mut dyn Iterator<Item = f64>| values.map(|x| x * x).sum::<f64>().sqrt();
+    let apart = norm(&mut a.iter().zip(b).map(|(a, b)| f64::from(*a) - f64::from(*b)));
+    let off = apart / norm(&mut b.iter().map(|b| f64::from(*b)));
+    match a.len() == b.len() && off.is_finite() {
+        true => Deviation {
+            largest: off,
+            same_bits: a.iter().zip(b).all(|(a, b)| a.to_bits() == b.to_bits()),
+        },
+        false => Deviation::UNKNOWN,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::ops::Engine;
+
+    #[test]
+    fn steps_on_the_emulated_gpu_are_those_of_the_cpu() {
+        let _alone = crate::gpu::tests::alone();
+        let checks = check(Gpu::emulated(Engine::Composed), 2);
+        assert_eq!(checks.len(), 2);
+        assert!(checks.iter().all(|check| check.passed), "{checks:?}");
+        assert!(
+            checks[0].deviation > 0.0,
+            "two ways to compute it: {checks:?}"
+        );
+    }
+
+    #[test]
+    fn distances_are_relative_to_the_whole() {
+        assert_eq!(distance(&[3.0, 4.0], &[3.0, 4.0]), Deviation::NONE);
+        assert!((distance(&[3.0, 9.0], &[3.0, 4.0]).largest - 1.0).abs() < 1e-12);
+        assert_eq!(distance(&[1.0], &[1.0, 2.0]), Deviation::UNKNOWN);
+        assert_eq!(distance(&[f32::NAN], &[1.0]), Deviation::UNKNOWN);
+    }
+}

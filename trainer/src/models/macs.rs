@@ -1,0 +1,134 @@
+//! How much arithmetic a step is: the multiplications of convolutions, linear layers and attention. Everything else is
+//! bound by memory and not counted.
+
+use std::iter::Sum;
+use std::ops::{Add, Mul};
+
+use super::{Blueprint, ParamId};
+
+/// Multiplications, each with its addition: 2 floating-point operations.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Macs {
+    /// Of the forward pass.
+    pub forward: u64,
+    /// Of the backward pass: the gradients of weights and of inputs.
+    pub backward: u64,
+}
+
+/// What a step reads, as far as its arithmetic depends on it. Every image has the same number of patches.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Sizes {
+    /// Whole images.
+    pub images: u64,
+    /// Their side, pixels.
+    pub global: u64,
+    /// Patches of each image.
+    pub patches: u64,
+    /// Their side, pixels.
+    pub patch: u64,
+}
+
+impl Macs {
+    /// Of a product whose factors both have a gradient.
+    pub fn product(forward: u64) -> Self {
+        Self {
+            forward,
+            backward: 2 * forward,
+        }
+    }
+
+    /// Of a product with the first layer's input, which needs no gradient.
+    pub fn first(forward: u64) -> Self {
+        Self {
+            forward,
+            backward: forward,
+        }
+    }
+
+    /// Floating-point operations of both passes.
+    pub fn flops(self) -> u64 {
+        2 * (self.forward + self.backward)
+    }
+}
+
+impl Add for Macs {
+    type Output = Self;
+
+    fn add(self, other: Self) -> Self {
+        Self {
+            forward: self.forward + other.forward,
+            backward: self.backward + other.backward,
+        }
+    }
+}
+
+impl Mul<u64> for Macs {
+    type Output = Self;
+
+    fn mul(self, times: u64) -> Self {
+        Self {
+            forward: self.forward * times,
+            backward: self.backward * times,
+        }
+    }
+}
+
+impl Sum for Macs {
+    fn sum<I: Iterator<Item = Self>>(all: I) -> Self {
+        all.fold(Self::default(), Self::add)
+    }
+}
+
+impl Blueprint {
+    /// Of a weight that is multiplied once at each of so many positions (rows of a linear layer, pixels of a
+    /// convolution's result).
+    pub(super) fn macs_at(&self, weight: ParamId, positions: u64) -> Macs {
+        Macs::product(self.params[weight.0].numel() as u64 * positions)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::config::ModelName;
+    use crate::models::{ResNet18, build};
+
+    /// He et al. (CVPR 2016, table 1) give 1.8e9 for 224 x 224, torchvision 1.81 GMACs with the classifier (0.0005).
+    #[test]
+    fn resnet18_at_224_is_the_known_number() {
+        let mut blueprint = Blueprint::default();
+        let net = ResNet18::declare(&mut blueprint, "net");
+        let macs = net.macs(&blueprint, 1, 224);
+        assert_eq!(macs.forward, 1_813_561_344);
+        // All but the first convolution, 118 million, have two gradients.
+        assert_eq!(macs.backward, 2 * 1_813_561_344 - 118_013_952);
+        assert_eq!(net.macs(&blueprint, 3, 224), macs * 3);
+    }
+
+    #[test]
+    fn the_hybrid_model_is_its_parts() {
+        let (model, blueprint) = build(ModelName::Hybrid);
+        let of = |images, patches| {
+            let sizes = Sizes {
+                images,
+                global: 224,
+                patches,
+                patch: 128,
+            };
+            model.macs(&blueprint, &sizes).forward
+        };
+        let mut branch = Blueprint::default();
+        let net = ResNet18::declare(&mut branch, "net");
+        let fusion = |tokens: u64| {
+            let projections = tokens * 512 * 256;
+            let attention = tokens * 4 * 256 * 256 + 2 * tokens * tokens * 256;
+            projections + attention + tokens * (256 * 128 + 128 * 4)
+        };
+        let (image, patch) = (
+            net.macs(&branch, 1, 224).forward,
+            net.macs(&branch, 1, 128).forward,
+        );
+        assert_eq!(of(1, 16), image + 16 * patch + fusion(17));
+        assert_eq!(of(5, 16), 5 * of(1, 16));
+    }
+}
