@@ -58,6 +58,11 @@ impl Graphs {
         *seen > PLAIN && self.recorded.len() < MOST
     }
 
+    /// How many are recorded.
+    pub fn count(&self) -> usize {
+        self.recorded.len()
+    }
+
     /// The graph of a shape, if it is recorded.
     pub fn get(&self, shape: &Shape) -> Option<&Recorded> {
         self.recorded.get(shape)

@@ -201,6 +201,11 @@ impl GpuStep {
         }
     }
 
+    /// How many graphs are recorded.
+    pub fn graphs(&self) -> usize {
+        self.graphs.count()
+    }
+
     /// Whether the GPU can go on. After some errors it cannot in this process, whatever it is asked.
     pub fn works(&self) -> bool {
         self.works && self.gpu.kernels.free_bytes().is_ok()

@@ -270,6 +270,14 @@ impl Replica {
         }
     }
 
+    /// How many CUDA graphs are recorded.
+    pub fn graphs(&self) -> usize {
+        match &self.step {
+            Step::Cpu(_) => 0,
+            Step::Gpu(step) => step.graphs(),
+        }
+    }
+
     /// Whether what computes can go on after an error.
     pub fn works(&self) -> bool {
         match &self.step {

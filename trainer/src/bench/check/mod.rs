@@ -84,7 +84,9 @@ fn check_on(gpu: Gpu, cases: u32, seed: u64, with_steps: bool) -> Result<CheckRe
     let name = format!("focal_loss, {RUNS} runs");
     checks.push(Check::new(&name, 1, 0.0, repeat(&gpu, &large(), &mut rng)));
     if with_steps {
-        checks.extend(steps::check(gpu, STEPS));
+        let ordinal = gpu.kernels().device().ordinal;
+        let again = || Gpu::open(ordinal, gpu::cache_folder().as_deref());
+        checks.extend(steps::check(gpu, again, STEPS));
     }
     Ok(CheckReport {
         gpu: facts,
