@@ -150,7 +150,13 @@ impl Communicator {
                 .shared
                 .call(|library, handle| unsafe { library.state(handle) });
             match state.unwrap_or_else(|| Err(self.aborted(op)))? {
-                SUCCESS if done()? => return Ok(()),
+                // An abort makes it look done as well.
+                SUCCESS if done()? => {
+                    return match self.shared.doomed.load(Ordering::Acquire) {
+                        true => Err(self.aborted(op)),
+                        false => Ok(()),
+                    };
+                }
                 SUCCESS | IN_PROGRESS => {}
                 code => return Err(self.error(name, code).unwrap_or_else(|| self.aborted(op))),
             }
