@@ -23,11 +23,13 @@ const SUMS_LIMIT: f64 = 1e-3;
 const LOSS_LIMIT: f64 = 1e-2;
 const VIRTUAL_SHARDS: usize = 2;
 const IMAGES_PER_STEP: usize = 4;
+const PATCHES_PER_IMAGE: usize = 4;
 const PATIENCE: std::time::Duration = std::time::Duration::from_secs(60);
 
 /// The sums of the first step, and the losses of all.
-pub(super) fn check(gpu: Gpu, steps: u32) -> Vec<Check> {
-    let (sums, losses) = match compare(gpu, steps) {
+pub(super) fn check(gpu: Result<Gpu>, steps: u32, graphs: bool) -> Vec<Check> {
+    let how = if graphs { "as CUDA graphs" } else { "f32" };
+    let (sums, losses) = match gpu.and_then(|gpu| compare(gpu, steps, graphs)) {
         Ok((sums, losses)) => (Ok(sums), Ok(losses)),
         Err(error) => {
             let again = Error::Internal(error.to_string());
@@ -35,9 +37,9 @@ pub(super) fn check(gpu: Gpu, steps: u32) -> Vec<Check> {
         }
     };
     vec![
-        Check::new("first step's sums, f32", 1, SUMS_LIMIT, sums),
+        Check::new(&format!("sums of a step, {how}"), 1, SUMS_LIMIT, sums),
         Check::new(
-            &format!("losses of {steps} steps, f32"),
+            &format!("losses of {steps} steps, {how}"),
             steps,
             LOSS_LIMIT,
             losses,
@@ -45,7 +47,7 @@ pub(super) fn check(gpu: Gpu, steps: u32) -> Vec<Check> {
     ]
 }
 
-fn compare(mut gpu: Gpu, steps: u32) -> Result<(Deviation, Deviation)> {
+fn compare(mut gpu: Gpu, steps: u32, graphs: bool) -> Result<(Deviation, Deviation)> {
     let dir = tempfile::tempdir().map_err(|e| {
         Error::file(
             std::env::temp_dir(),
@@ -55,7 +57,7 @@ fn compare(mut gpu: Gpu, steps: u32) -> Result<(Deviation, Deviation)> {
     })?;
     let (raw, prepared) = (dir.path().join("raw"), dir.path().join("data"));
     let made = SynthOptions {
-        images: 6,
+        images: 8,
         size: 256,
         seed: 1,
     };
@@ -69,9 +71,10 @@ fn compare(mut gpu: Gpu, steps: u32) -> Result<(Deviation, Deviation)> {
     let data = Arc::new(Dataset::open_unverified(&prepared)?);
     let mut config = Config::preset("hybrid")?;
     config.data.global_size = 64;
-    config.data.patches_per_image = 4;
+    config.data.patches_per_image = PATCHES_PER_IMAGE as u32;
     config.train.images_per_step = IMAGES_PER_STEP as u32;
     config.train.virtual_shards = VIRTUAL_SHARDS as u32;
+    config.train.cuda_graphs = graphs;
 
     gpu.load_images(Arc::clone(&data))?;
     let there = run(&config, &data, steps, Some(gpu))?;
@@ -88,18 +91,32 @@ struct Ran {
     losses: Vec<f64>,
 }
 
-/// Several steps on the same batch.
+/// Steps on two batches in turn: of one shape, so that graphs are used, and different, so that what is left of the step
+/// before shows.
 fn run(config: &Config, data: &Arc<Dataset>, steps: u32, gpu: Option<Gpu>) -> Result<Ran> {
     let precision = Precision::F32;
     let source = SampleSource::new(Arc::clone(data), config, precision, gpu.is_some());
     let order = EpochOrder::new(&order_input(data, config), 0)?;
-    let units = &order.units()[..IMAGES_PER_STEP.min(order.units().len())];
+    let is_full = |unit: &&Unit| unit.cells.len() == PATCHES_PER_IMAGE;
+    let units: Vec<Unit> = order.units().iter().filter(is_full).cloned().collect();
+    if units.len() < 2 * IMAGES_PER_STEP {
+        return Err(Error::Internal(format!(
+            "{} units are no two batches",
+            units.len()
+        )));
+    }
     let load = |units: &[Unit]| source.load(units, Some(0)).map(Some);
-    let each = units.len().div_ceil(VIRTUAL_SHARDS);
-    let shards: Vec<Option<ShardBatch>> = units.chunks(each).map(load).collect::<Result<_>>()?;
+    let batch = |units: &[Unit]| -> Result<Vec<Option<ShardBatch>>> {
+        units
+            .chunks(IMAGES_PER_STEP / VIRTUAL_SHARDS)
+            .map(load)
+            .collect()
+    };
+    let (first, second) = units.split_at(IMAGES_PER_STEP);
+    let batches = [batch(first)?, batch(&second[..IMAGES_PER_STEP])?];
     let total = Denominators {
-        images: units.len(),
-        patches: units.iter().map(|unit| unit.cells.len() as u64).sum(),
+        images: IMAGES_PER_STEP,
+        patches: (IMAGES_PER_STEP * PATCHES_PER_IMAGE) as u64,
     };
     let objective = objective(&config.loss, &source)?;
     let mut replica = Replica::new(config, precision, objective, Lanes::one(), gpu)?;
@@ -113,7 +130,8 @@ fn run(config: &Config, data: &Arc<Dataset>, steps: u32, gpu: Option<Gpu>) -> Re
         losses: Vec::new(),
     };
     for step in 1..=u64::from(steps) {
-        let sums = replica.attempt(&shards, 0, total, &mut peers, &mut || ())?;
+        let shards = &batches[step as usize % 2];
+        let sums = replica.attempt(shards, 0, total, &mut peers, &mut || ())?;
         if step == 1 {
             ran.sums = sums.to_host()?;
         }
@@ -146,7 +164,7 @@ mod tests {
     #[test]
     fn steps_on_the_emulated_gpu_are_those_of_the_cpu() {
         let _alone = crate::gpu::tests::alone();
-        let checks = check(Gpu::emulated(Engine::Composed), 2);
+        let checks = check(Ok(Gpu::emulated(Engine::Composed)), 2, false);
         assert_eq!(checks.len(), 2);
         assert!(checks.iter().all(|check| check.passed), "{checks:?}");
         assert!(
