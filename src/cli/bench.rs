@@ -114,6 +114,9 @@ pub struct WorkArgs {
     /// Compute threads of a rank; 0 = its share of the cores
     #[arg(long, default_value_t = 0)]
     pub threads: u32,
+    /// Run steps as CUDA graphs (train.cuda_graphs)
+    #[arg(long)]
+    pub cuda_graphs: bool,
 }
 
 #[derive(Args, Debug)]

@@ -53,6 +53,7 @@ pub(super) fn work(args: &WorkArgs, images: u32) -> Work {
         virtual_shards: args.virtual_shards,
         precision: args.precision.into(),
         threads: args.threads,
+        cuda_graphs: args.cuda_graphs,
         even: false,
     }
 }
@@ -67,13 +68,14 @@ fn milliseconds(ms: &Spread) -> String {
 fn print_step(f: &StepFigures) -> Result<(), Unsaid> {
     say!("device       {}", f.device)?;
     say!(
-        "work         {} images of {} px with {} patches of {} px, {}, {} virtual shards, {:.1} GFLOP",
+        "work         {} images of {} px with {} patches of {} px, {}, {} virtual shards{}, {:.1} GFLOP",
         f.images,
         f.global_size,
         f.patches_per_image,
         f.patch,
         f.precision,
         f.virtual_shards,
+        if f.cuda_graphs { ", CUDA graphs" } else { "" },
         f.gflop
     )?;
     say!(

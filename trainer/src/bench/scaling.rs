@@ -171,6 +171,7 @@ mod tests {
             virtual_shards: 2,
             precision: Precision::F32,
             threads: 1,
+            cuda_graphs: false,
             even: true,
         }
     }

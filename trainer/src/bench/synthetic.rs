@@ -45,6 +45,8 @@ pub struct Work {
     pub precision: PrecisionChoice,
     /// As `train.threads_per_rank`.
     pub threads: u32,
+    /// As `train.cuda_graphs`.
+    pub cuda_graphs: bool,
     /// Leaves out cells, so that every image of a step has `patches_per_image` patches.
     pub even: bool,
 }
@@ -58,6 +60,7 @@ impl Work {
         config.train.virtual_shards = self.virtual_shards;
         config.train.precision = self.precision;
         config.train.threads_per_rank = self.threads;
+        config.train.cuda_graphs = self.cuda_graphs;
         config.train.ranks = ranks;
         config.data.patches_per_image = self.patches_per_image;
         config.data.global_size = self.global_size;
@@ -283,6 +286,7 @@ mod tests {
             virtual_shards: 2,
             precision: PrecisionChoice::F32,
             threads: 1,
+            cuda_graphs: false,
             even: false,
         }
     }

@@ -16,6 +16,7 @@ use crate::collectives::{AbortHandle, Collective, Solo};
 use crate::config::{Backend, Config};
 use crate::error::{Error, Result};
 use crate::gpu::Gpu;
+use crate::lanes::Lanes;
 use crate::models::Sizes;
 use crate::precision::{Precision, native_bf16};
 use crate::replica::{Denominators, Replica};
@@ -64,10 +65,7 @@ impl Training {
     pub fn with(work: &Work, seat: &Seat, choice: Backend) -> Result<Self> {
         let Seat { rank, world, .. } = *seat;
         let config = work.config(world as u32)?;
-        let mut gpu = gpu(&config.train, rank as u32)?;
-        let lanes = lanes(&config.train, gpu.is_some())?;
-        let native = gpu.as_ref().map_or_else(native_bf16, Gpu::native_bf16);
-        let precision = Precision::resolve(config.train.precision, native);
+        let gpu = gpu(&config.train, rank as u32)?;
         let collective: Box<dyn Collective> = match (&gpu, world) {
             (_, 1) => Box::new(Solo::new(&AbortHandle::new())),
             (Some(gpu), _) if backend(choice, true, None) == Backend::Nccl => {
@@ -75,11 +73,30 @@ impl Training {
             }
             _ => join(seat)?,
         };
+        let lanes = lanes(&config.train, gpu.is_some())?;
+        Self::on(work, config, lanes, gpu, collective)
+    }
+
+    /// On this GPU, or the CPU, with these ranks.
+    fn on(
+        work: &Work,
+        config: Config,
+        lanes: Lanes,
+        mut gpu: Option<Gpu>,
+        collective: Box<dyn Collective>,
+    ) -> Result<Self> {
+        let native = gpu.as_ref().map_or_else(native_bf16, Gpu::native_bf16);
+        let precision = Precision::resolve(config.train.precision, native);
         let samples = Samples::new(work, &config, precision, gpu.is_some())?;
         if let Some(gpu) = &mut gpu {
             gpu.make_images(work.shape())?;
         }
         let virtual_shards = config.train.virtual_shards as usize;
+        let part = Part {
+            shards: rank_shards(collective.rank(), collective.world(), virtual_shards)?,
+            virtual_shards,
+            images_per_step: config.train.images_per_step as usize,
+        };
         Ok(Self {
             work: work.clone(),
             precision,
@@ -87,11 +104,7 @@ impl Training {
             samples: Arc::new(samples),
             order_input: work.order_input(config.train.seed),
             collective,
-            part: Part {
-                shards: rank_shards(rank, world, virtual_shards)?,
-                virtual_shards,
-                images_per_step: config.train.images_per_step as usize,
-            },
+            part,
             config,
             step: 0,
             on_gpu: None,
@@ -103,11 +116,11 @@ impl Training {
     pub fn device(&self) -> String {
         match self.replica.gpu() {
             Some(gpu) => gpu.describe(),
-            None => format!(
-                "cpu, {} threads, {} lanes",
-                self.replica.lanes().count() * tch::get_num_threads() as usize,
-                self.replica.lanes().count()
-            ),
+            None => {
+                let lanes = self.replica.lanes().count();
+                let threads = lanes * tch::get_num_threads() as usize;
+                format!("cpu (threads: {threads}, lanes: {lanes})")
+            }
         }
     }
 
@@ -238,6 +251,8 @@ pub struct StepFigures {
     pub global_size: u32,
     /// Leaves of the reduction tree.
     pub virtual_shards: u32,
+    /// Whether steps were to be run as CUDA graphs.
+    pub cuda_graphs: bool,
     /// Steps that were measured.
     pub steps: u32,
     /// From commit to commit.
@@ -260,8 +275,12 @@ pub struct StepFigures {
 /// # Errors
 /// What does not fit together in `work`; no GPU where one is asked for; what goes wrong in a step.
 pub fn measure_steps(work: &Work, warm_up: u32, steps: u32) -> Result<StepFigures> {
-    let mut training = Training::alone(work)?;
-    let taken = take_steps(&mut training, warm_up, steps)?;
+    figures_of(&mut Training::alone(work)?, warm_up, steps)
+}
+
+fn figures_of(training: &mut Training, warm_up: u32, steps: u32) -> Result<StepFigures> {
+    let taken = take_steps(training, warm_up, steps)?;
+    let work = &training.work;
     let times: Vec<f64> = taken.iter().map(|step| step.ms).collect();
     let step_ms = Spread::of(&times);
     let patches = work.images_per_step * work.patches_per_image;
@@ -276,6 +295,7 @@ pub fn measure_steps(work: &Work, warm_up: u32, steps: u32) -> Result<StepFigure
         patch: work.patch,
         global_size: work.global_size,
         virtual_shards: work.virtual_shards,
+        cuda_graphs: work.cuda_graphs,
         steps,
         patches_per_s: f64::from(patches) / step_ms.median * 1e3,
         gflop,
@@ -370,6 +390,9 @@ pub fn measure_epoch(work: &Work) -> Result<EpochFigures> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::config::{Device, Precision};
+    use crate::ops::Engine;
+    use fovea_emulate::driver;
 
     #[test]
     fn the_peak_is_read_from_proc() {
@@ -378,5 +401,40 @@ mod tests {
         assert_eq!(peak_of_process("Name:\tfovea\n"), 0);
         let own = std::fs::read_to_string("/proc/self/status").expect("of this process");
         assert!(peak_of_process(&own) > 1 << 20);
+    }
+
+    /// The whole loop with images that are made in the memory of an emulated GPU.
+    #[test]
+    fn steps_on_the_emulated_gpu() {
+        let _alone = crate::gpu::tests::alone();
+        let work = Work {
+            device: Device::Cuda,
+            images: 4,
+            size: 64,
+            patch: 32,
+            global_size: 64,
+            images_per_step: 2,
+            patches_per_image: 2,
+            virtual_shards: 1,
+            precision: Precision::F32,
+            threads: 1,
+            cuda_graphs: false,
+            even: true,
+        };
+        let config = work.config(1).expect("a configuration");
+        let gpu = Gpu::emulated(Engine::Composed);
+        let alone = Box::new(Solo::new(&AbortHandle::new()));
+        let mut training =
+            Training::on(&work, config, Lanes::one(), Some(gpu), alone).expect("images");
+        let gpu = training.replica.gpu().expect("a GPU");
+        assert_eq!(gpu.resident(), Some((4, 4)));
+        let figures = figures_of(&mut training, 1, 2).expect("steps");
+        driver::check().expect("nothing forbidden");
+        assert_eq!(training.gpu_ms.len(), 3);
+        assert!(training.gpu_ms.iter().all(|ms| *ms > 0.0));
+        let share = figures.gpu_share.expect("measured");
+        assert!(share > 0.0 && share <= 1.0, "{figures:?}");
+        assert!(figures.loss.is_finite() && figures.loss > 0.0);
+        assert_eq!((figures.steps, figures.precision), (2, "f32"));
     }
 }

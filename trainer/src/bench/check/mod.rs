@@ -19,7 +19,7 @@ const BF16_LIMIT: f64 = 1e-2;
 /// Every so many cases one is as large as in training.
 const LARGE_EVERY: u32 = 8;
 /// Training steps: enough that one is recorded as a CUDA graph and run as one.
-const STEPS: u32 = 6;
+const STEPS: u32 = 8;
 /// How often the loss is computed for its bits.
 const RUNS: usize = 10;
 
@@ -66,33 +66,34 @@ impl CheckReport {
 /// # Errors
 /// No such GPU. What goes wrong in a comparison is in the report.
 pub fn check_gpu(ordinal: u32, cases: u32, seed: u64, with_steps: bool) -> Result<CheckReport> {
-    let gpu = Gpu::open(ordinal, gpu::cache_folder().as_deref())?;
-    check_on(gpu, cases, seed, with_steps)
-}
-
-fn check_on(gpu: Gpu, cases: u32, seed: u64, with_steps: bool) -> Result<CheckReport> {
+    let open = || Gpu::open(ordinal, gpu::cache_folder().as_deref());
+    let gpu = open()?;
     let facts = Facts::of(&gpu)?;
-    let mut rng = ChaCha8Rng::seed_from_u64(seed);
-    let mut checks: Vec<Check> = ALL
-        .iter()
-        .map(|entry| {
-            let limit = if entry.bf16 { BF16_LIMIT } else { F32_LIMIT };
-            let compared = compare(&gpu, entry, cases, &mut rng);
-            Check::new(entry.name, cases, limit, compared)
-        })
-        .collect();
-    let name = format!("focal_loss, {RUNS} runs");
-    checks.push(Check::new(&name, 1, 0.0, repeat(&gpu, &large(), &mut rng)));
+    let mut checks = kernels(&gpu, cases, seed);
     if with_steps {
-        let ordinal = gpu.kernels().device().ordinal;
-        let again = || Gpu::open(ordinal, gpu::cache_folder().as_deref());
-        checks.extend(steps::check(gpu, again, STEPS));
+        checks.extend(steps::check(Ok(gpu), STEPS, false));
+        checks.extend(steps::check(open(), STEPS, true));
     }
     Ok(CheckReport {
         gpu: facts,
         seed,
         checks,
     })
+}
+
+fn kernels(gpu: &Gpu, cases: u32, seed: u64) -> Vec<Check> {
+    let mut rng = ChaCha8Rng::seed_from_u64(seed);
+    let mut checks: Vec<Check> = ALL
+        .iter()
+        .map(|entry| {
+            let limit = if entry.bf16 { BF16_LIMIT } else { F32_LIMIT };
+            let compared = compare(gpu, entry, cases, &mut rng);
+            Check::new(entry.name, cases, limit, compared)
+        })
+        .collect();
+    let name = format!("focal_loss, {RUNS} runs");
+    checks.push(Check::new(&name, 1, 0.0, repeat(gpu, &large(), &mut rng)));
+    checks
 }
 
 impl Check {
