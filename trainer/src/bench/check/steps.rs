@@ -18,7 +18,7 @@ use crate::samples::{SampleSource, ShardBatch, order_input};
 use crate::train::{Peers, objective};
 
 /// Of the first step's sums, by their norm: convolutions add in other orders.
-const SUMS_LIMIT: f64 = 1e-3;
+const SUMS_LIMIT: f64 = 1e-2;
 /// Of the losses, relative: the optimizer makes more of small differences from step to step.
 const LOSS_LIMIT: f64 = 1e-2;
 const VIRTUAL_SHARDS: usize = 2;
