@@ -124,8 +124,9 @@ cpu) ;;
 esac
 [ -x "$FOVEA" ] || die "$FOVEA: no program here" "build it (make build) on a machine with Rust, bring it along, and set FOVEA"
 FOVEA=$(realpath "$FOVEA")
-mkdir -p "$OUT" || exit 2
+mkdir -p "$OUT" || die "$OUT: cannot be made" "set OUT to a folder that can be written"
 OUT=$(realpath "$OUT")
+case $MINUTES in '' | *[!0-9]*) die "FOVEA_CHECK_MINUTES=$MINUTES" "a whole number of minutes" ;; esac
 rm -f "$OUT"/*.log "$OUT"/*.json "$OUT"/*.csv
 
 version=
@@ -346,6 +347,8 @@ for tool in memcheck racecheck; do
         done_with ""
     fi
 done
+
+[ -s "$rows" ] || die "FOVEA_CHECK_ONLY=$ONLY: no such item" "docs/gpu.md lists them"
 
 # --- all of it --------------------------------------------------------------------------------------------------------
 

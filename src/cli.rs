@@ -149,6 +149,7 @@ pub enum Backend {
 pub enum Device {
     Auto,
     Cpu,
+    #[value(alias = "gpu")]
     Cuda,
 }
 

@@ -120,6 +120,12 @@ fn resolve(args: &TrainArgs) -> anyhow::Result<Config> {
         // This launcher starts ranks of one machine.
         let on_gpus = gpu::choose(config.train.device, &gpu::Found::here(), 0)?.is_some();
         config.train.backend = backend(config.train.backend, on_gpus, None);
+        if config.train.backend == config::Backend::Nccl && !on_gpus {
+            return Err(Usage(
+                "backend nccl joins GPUs, and this run computes on the CPU: --device cpu, or no GPU here that can be used\n  help: leave --backend at auto; nvidia-smi -L lists the GPUs".to_owned(),
+            )
+            .into());
+        }
     }
     Ok(config)
 }

@@ -92,7 +92,7 @@ pub fn open_gpu(rank: usize) -> Result<Arc<Kernels>> {
         return Err(Error::Usage {
             what: "backend nccl joins GPUs, and there is none here that this process may use"
                 .to_owned(),
-            help: "nvidia-smi -L lists the GPUs; or measure --backend local".to_owned(),
+            help: "nvidia-smi -L lists the GPUs; without --backend, memory of this machine is measured".to_owned(),
         });
     }
     let ordinal = (rank % gpus) as u32;

@@ -3,7 +3,7 @@
 //!
 //! The images are in device memory ([`images`]); what changes from step to step is uploaded in one block per virtual shard
 //! ([`inputs`]); patches are cut, and the optimizer moved, by the kernels of `fovea-kernels`, convolutions by libtorch
-//! ([`views`], [`step`]). Tensors may also lie on the CPU: the tests run all of this there, with an emulated driver.
+//! ([`views`], [`pass`], [`step`]). Tensors may also lie on the CPU: the tests run all of this there, with an emulated driver.
 
 mod adder;
 mod graph;
@@ -11,6 +11,7 @@ mod images;
 mod inputs;
 mod libtorch;
 mod measure;
+mod pass;
 mod step;
 #[cfg(test)]
 pub(crate) mod tests;
