@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 
 use fovea_kernels::cuda::{DeviceBuffer, Event, FusedAdam, PinnedBuffer, SumSquares};
 use fovea_kernels::flat::{AdamParams, AdamScalars};
-use tch::Tensor;
+use tch::{Device, Tensor};
 
 use super::adder::{Adder, Sender};
 use super::graph::{Graphs, Recorded, Shape};
@@ -44,8 +44,7 @@ pub struct GpuStep {
     answer: Answer,
     /// The optimizer's scalars on the host and on the device.
     adam: (PinnedBuffer, DeviceBuffer),
-    /// By the numbers of patches.
-    tokens: HashMap<Vec<usize>, Tokens>,
+    tokens: Layouts,
     measured: Measured,
     graphs: Graphs,
     works: bool,
@@ -56,6 +55,29 @@ pub struct GpuStep {
 enum How {
     Plainly,
     ByGraph,
+}
+
+/// Where tokens come from, by the patches of each image; kept, since making one waits for the stream.
+#[derive(Default)]
+struct Layouts(HashMap<Vec<usize>, Tokens>);
+
+impl Layouts {
+    /// Has those of a step's virtual shards there, all at once.
+    fn prepare<'a>(
+        &mut self,
+        counts: impl Iterator<Item = &'a Vec<usize>>,
+        device: Device,
+    ) -> Result<()> {
+        if self.0.len() >= MOST_TOKENS {
+            self.0.clear();
+        }
+        for counts in counts {
+            if !self.0.contains_key(counts) {
+                self.0.insert(counts.clone(), Tokens::new(counts, device)?);
+            }
+        }
+        Ok(())
+    }
 }
 
 /// The sizes of batches for which cuDNN measures which algorithm is fastest: those that recur, and not many, for
@@ -115,7 +137,7 @@ impl GpuStep {
                 PinnedBuffer::new(kernels, size_of::<AdamScalars>())?,
                 DeviceBuffer::uninit(kernels, size_of::<AdamScalars>())?,
             ),
-            tokens: HashMap::new(),
+            tokens: Layouts::default(),
             measured: Measured::default(),
             works: true,
             graphs: Graphs::new(config.train.cuda_graphs),
@@ -232,14 +254,9 @@ impl GpuStep {
             }
             let scales = net.scales(total);
             block.put_targets(batch, &net.objective, scales, (net.seed, epoch))?;
-            if !self.tokens.contains_key(&batch.counts) {
-                if self.tokens.len() >= MOST_TOKENS {
-                    self.tokens.clear();
-                }
-                let tokens = Tokens::new(&batch.counts, gpu.device)?;
-                self.tokens.insert(batch.counts.clone(), tokens);
-            }
         }
+        let counts = shards.iter().flatten().map(|batch| &batch.counts);
+        self.tokens.prepare(counts, gpu.device)?;
         let shape: Shape = shards
             .iter()
             .map(|batch| batch.as_ref().map(|batch| batch.counts.clone()))
@@ -264,7 +281,7 @@ impl GpuStep {
         match Recorded::capture(|| self.enqueue(net, shards, exchange, Some(ready))) {
             Ok(recorded) => {
                 let mut kept = self.tree.buffers();
-                kept.extend(self.tokens.values().flat_map(Tokens::tensors));
+                kept.extend(self.tokens.0.values().flat_map(Tokens::tensors));
                 let recorded = recorded.keeping(kept);
                 Ok((self.graphs.keep(shape, recorded).replay()?, How::ByGraph))
             }
@@ -325,7 +342,7 @@ impl GpuStep {
             let views = cutter.views(gpu, block, ready)?;
             let patches = batch.patch_labels.len();
             ops::measure_convolutions(measured.is_worth_it((batch.counts.len(), patches)));
-            let tokens = tokens.get(&batch.counts).ok_or_else(|| {
+            let tokens = tokens.0.get(&batch.counts).ok_or_else(|| {
                 Error::Internal(format!("no tokens for {} images", batch.counts.len()))
             })?;
             pass(net, gpu, tokens, &views, block, adder)?;
@@ -454,4 +471,23 @@ fn moves(params: &Params, sums: &Tensor, scalars: u64) -> [FusedAdam; 2] {
         over(0..split, params.working()),
         over(split..params.layout.len, None),
     ]
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Making room for a layout must not take away that of another virtual shard of the same step.
+    #[test]
+    fn all_layouts_of_a_step_are_there_together() {
+        let mut layouts = Layouts::default();
+        for n in 0..2 * MOST_TOKENS {
+            let step = [vec![1], vec![n + 2]];
+            layouts
+                .prepare(step.iter(), Device::Cpu)
+                .expect("tensors on the CPU");
+            assert!(step.iter().all(|counts| layouts.0.contains_key(counts)));
+            assert!(layouts.0.len() <= MOST_TOKENS + step.len());
+        }
+    }
 }
