@@ -1,6 +1,6 @@
 //! What measurements and checks ask of a GPU, beside training.
 
-use fovea_kernels::cuda::{Event, Op};
+use fovea_kernels::cuda::Event;
 
 use super::Gpu;
 use super::images::{Images, SetShape};
@@ -30,17 +30,6 @@ impl Gpu {
     pub fn synchronize(&self) -> Result<()> {
         // SAFETY: as above.
         Ok(unsafe { self.kernels.synchronize(self.stream) }?)
-    }
-
-    /// As [`fovea_kernels::cuda::Kernels::run`], on this GPU's stream.
-    ///
-    /// # Safety
-    ///
-    /// The addresses in `op` must be of device memory of the lengths that it documents, valid until the work on the
-    /// stream is done.
-    pub unsafe fn put(&self, op: &dyn Op) -> Result<()> {
-        // SAFETY: the stream lives as long as the process; the rest is the caller's promise.
-        Ok(unsafe { self.kernels.run(self.stream, op) }?)
     }
 
     /// Device memory that somebody, of any process, has taken, bytes.

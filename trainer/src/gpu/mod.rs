@@ -174,7 +174,7 @@ impl Gpu {
     ///
     /// The addresses in `op` must be of device memory of the lengths that it documents, valid until the work on the
     /// stream is done.
-    unsafe fn run(&self, op: &impl Op) -> Result<()> {
+    pub unsafe fn run(&self, op: &(impl Op + ?Sized)) -> Result<()> {
         // SAFETY: the stream lives as long as the process; the rest is the caller's promise.
         Ok(unsafe { self.kernels.run(self.stream, op) }?)
     }

@@ -89,7 +89,7 @@ impl Trial for Focal {
             scratch: self.scratch.address(),
         };
         // SAFETY: self's buffers, made for these numbers; whoever has self waits for the work before dropping it.
-        unsafe { gpu.put(&op) }
+        unsafe { gpu.run(&op) }
     }
 
     fn composed(&self) -> Result<()> {
@@ -179,7 +179,7 @@ impl Trial for Adam {
             gate: 0,
         };
         // SAFETY: as for `Focal`.
-        unsafe { gpu.put(&op) }
+        unsafe { gpu.run(&op) }
     }
 
     fn composed(&self) -> Result<()> {
@@ -246,7 +246,7 @@ impl Trial for Cast {
             n: self.host.len(),
         };
         // SAFETY: as for `Focal`.
-        unsafe { gpu.put(&op) }
+        unsafe { gpu.run(&op) }
     }
 
     fn composed(&self) -> Result<()> {
@@ -303,7 +303,7 @@ impl Trial for Squares {
             scratch: self.scratch.address(),
         };
         // SAFETY: as for `Focal`.
-        unsafe { gpu.put(&op) }
+        unsafe { gpu.run(&op) }
     }
 
     fn composed(&self) -> Result<()> {

@@ -168,7 +168,7 @@ impl Trial for Crop {
             out: address(&self.out),
         };
         // SAFETY: self's buffers, made for these numbers; whoever has self waits for the work before dropping it.
-        unsafe { gpu.put(&op) }
+        unsafe { gpu.run(&op) }
     }
 
     fn composed(&self) -> Result<()> {
@@ -237,7 +237,7 @@ impl Trial for Resize {
             out: address(&self.out),
         };
         // SAFETY: as for `Crop`.
-        unsafe { gpu.put(&op) }
+        unsafe { gpu.run(&op) }
     }
 
     fn composed(&self) -> Result<()> {
@@ -328,7 +328,7 @@ impl Trial for View {
             out: address(&self.out),
         };
         // SAFETY: as for `Crop`.
-        unsafe { gpu.put(&op) }
+        unsafe { gpu.run(&op) }
     }
 
     fn composed(&self) -> Result<()> {
