@@ -28,7 +28,9 @@ pub(super) fn open(path: &Path) -> Result<ZipArchive<SharedFile>> {
     let head = read(0, 1024).map_err(failed)?;
     let tail = read(length.saturating_sub(END_BYTES), END_BYTES).map_err(failed)?;
     let name = path.file_name().unwrap_or_default().to_string_lossy();
-    if let Some((problem, help)) = no_zip(&head, &name).or_else(|| no_whole_zip(&head, &tail, &name)) {
+    if let Some((problem, help)) =
+        no_zip(&head, &name).or_else(|| no_whole_zip(&head, &tail, &name))
+    {
         return Err(Error::Layout {
             path: path.to_owned(),
             problem,
@@ -52,7 +54,10 @@ fn no_zip(head: &[u8], name: &str) -> Option<(String, String)> {
     };
     let lower = name.to_lowercase();
     let packed_tar = |what: &str, tar: &str, alone: &str| {
-        let is_tar = lower.contains(".tar") || lower.ends_with(".tgz") || lower.ends_with(".tbz2") || lower.ends_with(".txz");
+        let is_tar = lower.contains(".tar")
+            || lower.ends_with(".tgz")
+            || lower.ends_with(".tbz2")
+            || lower.ends_with(".txz");
         if is_tar || !lower.ends_with(alone) {
             unpack(&format!("a tar archive packed by {what} ({tar})"), "tar xf")
         } else {
@@ -60,20 +65,32 @@ fn no_zip(head: &[u8], name: &str) -> Option<(String, String)> {
         }
     };
     match head {
-        [] => return told("empty", "copy or download it again".to_owned()).map(|(_, help)| ("is empty".to_owned(), help)),
+        [] => {
+            return Some((
+                "is empty".to_owned(),
+                "copy or download it again".to_owned(),
+            ));
+        }
+        [b'P', b'K', ..] => return None,
         [0x1f, 0x8b, ..] => return packed_tar("gzip", ".tar.gz", ".gz"),
         [b'B', b'Z', b'h', b'1'..=b'9', ..] => return packed_tar("bzip2", ".tar.bz2", ".bz2"),
         [0xfd, b'7', b'z', b'X', b'Z', 0, ..] => return packed_tar("xz", ".tar.xz", ".xz"),
         [0x28, 0xb5, 0x2f, 0xfd, ..] => return packed_tar("Zstandard", ".tar.zst", ".zst"),
         [b'7', b'z', 0xbc, 0xaf, 0x27, 0x1c, ..] => return unpack("a 7-Zip archive (.7z)", "7z x"),
-        [b'R', b'a', b'r', b'!', 0x1a, 0x07, ..] => return unpack("a RAR archive (.rar)", "unrar x"),
+        [b'R', b'a', b'r', b'!', 0x1a, 0x07, ..] => {
+            return unpack("a RAR archive (.rar)", "unrar x");
+        }
         _ => {}
     }
     if is_tar(head) {
         return unpack("a tar archive (.tar)", "tar xf");
     }
-    let text = head.strip_prefix(b"\xef\xbb\xbf").unwrap_or(head).trim_ascii_start();
-    let begins = |start: &[u8]| text.len() >= start.len() && text[..start.len()].eq_ignore_ascii_case(start);
+    let text = head
+        .strip_prefix(b"\xef\xbb\xbf")
+        .unwrap_or(head)
+        .trim_ascii_start();
+    let begins =
+        |start: &[u8]| text.len() >= start.len() && text[..start.len()].eq_ignore_ascii_case(start);
     if begins(b"<!doctype html") || begins(b"<html") || begins(b"<head") || begins(b"<!--") {
         return told(
             "a web page (HTML)",
@@ -107,25 +124,37 @@ fn is_tar(head: &[u8]) -> bool {
     let Some(block) = head.get(..512) else {
         return false;
     };
-    let stated = std::str::from_utf8(&block[148..156]).ok().and_then(|field| {
-        let digits = field.trim_matches(|c| c == ' ' || c == '\0');
-        u32::from_str_radix(digits, 8).ok()
-    });
+    let stated = std::str::from_utf8(&block[148..156])
+        .ok()
+        .and_then(|field| {
+            let digits = field.trim_matches(|c| c == ' ' || c == '\0');
+            u32::from_str_radix(digits, 8).ok()
+        });
     let sum: u32 = block
         .iter()
         .enumerate()
-        .map(|(i, byte)| if (148..156).contains(&i) { 32 } else { u32::from(*byte) })
+        .map(|(i, byte)| {
+            if (148..156).contains(&i) {
+                32
+            } else {
+                u32::from(*byte)
+            }
+        })
         .sum();
     stated == Some(sum) && block[0] != 0
 }
 
 /// A zip that is cut off, or one part of several: problem and help.
 fn no_whole_zip(head: &[u8], tail: &[u8], name: &str) -> Option<(String, String)> {
-    let part_of_bytes = name.rsplit('.').next().is_some_and(|last| {
-        last.len() == 3 && last.bytes().all(|b| b.is_ascii_digit())
-    });
+    let part_of_bytes = name
+        .rsplit('.')
+        .next()
+        .is_some_and(|last| last.len() == 3 && last.bytes().all(|b| b.is_ascii_digit()));
     let end = tail.windows(4).rposition(|window| window == b"PK\x05\x06");
-    let number = |at: usize| tail.get(at..at + 2).map(|b| u16::from_le_bytes([b[0], b[1]]));
+    let number = |at: usize| {
+        tail.get(at..at + 2)
+            .map(|b| u16::from_le_bytes([b[0], b[1]]))
+    };
     let disk = end.and_then(|end| number(end + 4)).unwrap_or(0);
     let in_parts = "is one part of a zip archive in several parts".to_owned();
     if disk != 0 && disk != u16::MAX || head.starts_with(b"PK\x07\x08") && end.is_none() {
@@ -140,12 +169,15 @@ fn no_whole_zip(head: &[u8], tail: &[u8], name: &str) -> Option<(String, String)
     }
     if part_of_bytes {
         let stem = name.rsplit_once('.').map_or(name, |(stem, _)| stem);
-        let help = format!("join all parts with `cat {stem}.[0-9]* > whole.zip`, and give whole.zip");
+        let help =
+            format!("join all parts with `cat {stem}.[0-9]* > whole.zip`, and give whole.zip");
         return Some((in_parts, help));
     }
     Some((
-        "is an incomplete zip archive: its end, where the list of its files is, is missing".to_owned(),
-        "the download or copy broke off: do it again, and compare the length with the source's".to_owned(),
+        "is an incomplete zip archive: its end, where the list of its files is, is missing"
+            .to_owned(),
+        "the download or copy broke off: do it again, and compare the length with the source's"
+            .to_owned(),
     ))
 }
 
@@ -196,7 +228,9 @@ pub(super) fn list(
 fn entry_name(raw: &[u8], decoded: &str) -> String {
     let name = std::str::from_utf8(raw).unwrap_or(decoded);
     let name = name.replace('\\', "/");
-    let parts = name.split('/').filter(|part| !matches!(*part, "" | "." | ".."));
+    let parts = name
+        .split('/')
+        .filter(|part| !matches!(*part, "" | "." | ".."));
     parts.collect::<Vec<_>>().join("/")
 }
 
@@ -237,7 +271,10 @@ fn method_name(number: u16) -> String {
 }
 
 /// Refuses an archive of which files that are wanted cannot be unpacked, for all of them at once.
-pub(super) fn refuse_locked<'a>(path: &Path, wanted: impl Iterator<Item = &'a Entry>) -> Result<()> {
+pub(super) fn refuse_locked<'a>(
+    path: &Path,
+    wanted: impl Iterator<Item = &'a Entry>,
+) -> Result<()> {
     let mut total = 0;
     let mut locked_files: Vec<(Lock, &str)> = Vec::new();
     for entry in wanted {
@@ -249,19 +286,27 @@ pub(super) fn refuse_locked<'a>(path: &Path, wanted: impl Iterator<Item = &'a En
     let Some(&(first, example)) = locked_files.iter().min() else {
         return Ok(());
     };
-    let count = locked_files.iter().filter(|(lock, _)| *lock == first).count();
+    let count = locked_files
+        .iter()
+        .filter(|(lock, _)| *lock == first)
+        .count();
     let name = path.file_name().unwrap_or_default().to_string_lossy();
     let (problem, command) = match first {
         Lock::Encrypted => ("encrypted".to_owned(), "asks for the password"),
         Lock::Method(number) => (
-            format!("packed by {}, which fovea does not unpack", method_name(number)),
+            format!(
+                "packed by {}, which fovea does not unpack",
+                method_name(number)
+            ),
             "knows it",
         ),
     };
     Err(Error::Layout {
         path: path.to_owned(),
         problem: format!("{count} of its {total} pictures are {problem} ({example})"),
-        help: format!("unpack it with `7z x {name}`, which {command}, and give the folder that comes out"),
+        help: format!(
+            "unpack it with `7z x {name}`, which {command}, and give the folder that comes out"
+        ),
     })
 }
 

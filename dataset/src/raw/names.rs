@@ -93,11 +93,7 @@ pub(super) fn composed(name: &str) -> Cow<'_, str> {
 pub(super) fn folder_key(name: &str) -> String {
     let lower = composed(name).to_lowercase();
     let bare = match lower.split_once('.') {
-        Some((count, rest))
-            if is_count(count, rest) && !rest.trim().is_empty() =>
-        {
-            rest
-        }
+        Some((count, rest)) if is_count(count, rest) && !rest.trim().is_empty() => rest,
         _ => &lower,
     };
     let words = bare.split(|c: char| c.is_whitespace() || c == '_' || c == '-');
@@ -222,7 +218,13 @@ mod tests {
 
     #[test]
     fn litter_is_told_from_what_is_merely_hidden() {
-        for name in [".DS_Store", "Thumbs.db", "._a.png", "__MACOSX", "a.png:Zone.Identifier"] {
+        for name in [
+            ".DS_Store",
+            "Thumbs.db",
+            "._a.png",
+            "__MACOSX",
+            "a.png:Zone.Identifier",
+        ] {
             assert!(is_litter(name), "{name}");
         }
         for name in [".gitkeep", ".hidden.png", "notes.txt"] {

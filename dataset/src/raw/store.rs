@@ -8,14 +8,11 @@ use zip::ZipArchive;
 
 use super::archive::{self, SharedFile};
 use super::walk::{Obstructed, walk};
-use crate::decode::{Content, sniff};
+use crate::decode::{Content, HEAD, sniff};
 use crate::{Error, Result};
 
 /// No raw file may be larger.
 const MAX_FILE_BYTES: u64 = 512 << 20;
-
-/// So much of a file says what it is.
-const HEAD_BYTES: u64 = 512;
 
 /// A raw file by its name; the content is read when it is needed.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -27,6 +24,18 @@ pub(crate) struct Entry {
     /// Changes when the content does: modification time in a directory, CRC-32 in an archive.
     pub stamp: u64,
     pub(super) place: Place,
+}
+
+impl Entry {
+    /// A file of which nothing but the name counts.
+    pub(super) fn named(name: String) -> Self {
+        Self {
+            name,
+            bytes: 0,
+            stamp: 0,
+            place: Place::Name,
+        }
+    }
 }
 
 /// Where the content of a file is.
@@ -158,7 +167,7 @@ impl Reader<'_> {
     /// What a file is by its first bytes; the reason when they cannot be read.
     pub fn content(&mut self, entry: &Entry) -> std::result::Result<Content, String> {
         let mut head = Vec::new();
-        self.read_up_to(entry, HEAD_BYTES, &mut head)?;
+        self.read_up_to(entry, HEAD as u64, &mut head)?;
         Ok(sniff(&head))
     }
 

@@ -114,7 +114,11 @@ impl Walker<'_> {
         }
         self.above.push(identity);
         if let Err(error) = self.folder(path) {
-            self.obstruct(path, format!("a folder that cannot be listed: {error}"), true);
+            self.obstruct(
+                path,
+                format!("a folder that cannot be listed: {error}"),
+                true,
+            );
         }
         self.above.pop();
     }
