@@ -11,14 +11,14 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
     let [folder, out] = &args[..] else {
         return Err("usage: photos FOLDER OUT.png".into());
     };
-    for path in list_photos(Path::new(folder))? {
+    for found in list_photos(Path::new(folder))? {
         let begin = Instant::now();
-        let photo = load_photo(&path)?;
+        let photo = load_photo(&found.path)?;
         let loaded = begin.elapsed();
         let fov = prepare_photo(&photo, 1280, 128)?.fov;
         println!(
             "{}: {fov:?}, read in {loaded:.0?}, prepared in {:.0?}",
-            path.display(),
+            found.id,
             begin.elapsed() - loaded
         );
     }

@@ -29,15 +29,15 @@ pub(super) fn rows(bytes: &[u8]) -> Result<Vec<Row>, (u64, String)> {
         .from_reader(text.as_bytes());
     let mut columns = (0, 1);
     let mut rows = Vec::new();
+    let mut lines = Lines::new(text, skipped);
     for (number, record) in reader.records().enumerate() {
-        let record = record.map_err(|e| {
-            (
-                skipped + e.position().map_or(0, csv::Position::line),
-                e.to_string(),
-            )
-        })?;
-        let line = skipped + record.position().map_or(0, csv::Position::line);
-        if record.iter().all(str::is_empty) {
+        let record = record.map_err(|e| (lines.of(e.position()), e.to_string()))?;
+        let line = lines.of(record.position());
+        let record: Vec<&str> = record
+            .iter()
+            .map(|field| field.trim_matches('"').trim())
+            .collect();
+        if record.iter().all(|field| field.is_empty()) {
             continue;
         }
         if number == 0
@@ -46,7 +46,7 @@ pub(super) fn rows(bytes: &[u8]) -> Result<Vec<Row>, (u64, String)> {
             columns = named;
             continue;
         }
-        let (Some(name), Some(field)) = (record.get(columns.0), record.get(columns.1)) else {
+        let (Some(&name), Some(&field)) = (record.get(columns.0), record.get(columns.1)) else {
             return Err((line, format!("has {} fields", record.len())));
         };
         let name = name.rsplit(['/', '\\']).next().unwrap_or(name).to_owned();
@@ -59,6 +59,38 @@ pub(super) fn rows(bytes: &[u8]) -> Result<Vec<Row>, (u64, String)> {
     Ok(rows)
 }
 
+/// Numbers of lines by their place in a text; empty lines count, which the reader of the table skips.
+struct Lines<'a> {
+    text: &'a [u8],
+    at: usize,
+    line: u64,
+}
+
+impl<'a> Lines<'a> {
+    fn new(text: &'a str, skipped: u64) -> Self {
+        Self {
+            text: text.as_bytes(),
+            at: 0,
+            line: 1 + skipped,
+        }
+    }
+
+    /// The line of a record; records come in order.
+    fn of(&mut self, position: Option<&csv::Position>) -> u64 {
+        let begin = position.map_or(self.at, |position| position.byte() as usize);
+        while let Some(&byte) = self.text.get(self.at) {
+            let is_end = matches!(byte, b'\r' | b'\n');
+            if self.at >= begin && !is_end {
+                break;
+            }
+            let is_first_of_two = byte == b'\r' && self.text.get(self.at + 1) == Some(&b'\n');
+            self.line += u64::from(is_end && !is_first_of_two);
+            self.at += 1;
+        }
+        self.line
+    }
+}
+
 /// Also `2.0`, as spreadsheets write whole numbers.
 fn grade(field: &str) -> Option<u8> {
     let whole = field
@@ -69,9 +101,9 @@ fn grade(field: &str) -> Option<u8> {
 }
 
 /// Columns of names and grades, when a record holds headings: no number and no name of a picture.
-fn headings(record: &csv::StringRecord) -> Option<(usize, usize)> {
+fn headings(record: &[&str]) -> Option<(usize, usize)> {
     let is_value = |field: &str| field.parse::<f64>().is_ok() || names::is_picture(field);
-    if record.len() < 2 || record.iter().any(is_value) {
+    if record.len() < 2 || record.iter().any(|field| is_value(field)) {
         return None;
     }
     let find = |words: &[&str]| {

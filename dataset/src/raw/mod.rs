@@ -21,7 +21,8 @@ use std::path::Path;
 use std::str::FromStr;
 
 pub(crate) use scan::why_no_picture;
-pub(crate) use store::{Entry, Reader, Store};
+pub(crate) use store::{Entry, Reader, Store, content_of};
+pub(crate) use walk::{Walked, walk};
 
 use crate::{Error, Result, Split};
 use names::{first_few, folder_key};

@@ -140,6 +140,15 @@ impl Store {
     }
 }
 
+/// What the file at `path` is by its first bytes; the reason when they cannot be read.
+pub(crate) fn content_of(path: &Path) -> std::result::Result<Content, String> {
+    let mut head = Vec::new();
+    let file = File::open(path).map_err(|e| format!("cannot be opened: {e}"))?;
+    let read = file.take(HEAD as u64).read_to_end(&mut head);
+    read.map_err(|e| format!("cannot be read: {e}"))?;
+    Ok(sniff(&head))
+}
+
 /// Reads the files of a store.
 pub(crate) struct Reader<'a> {
     store: &'a Store,
