@@ -7,6 +7,10 @@ use std::time::Instant;
 use fovea_dataset::{MosaicOptions, list_photos, load_photo, mosaic_photos, prepare_photo};
 
 fn main() -> Result<(), Box<dyn std::error::Error>> {
+    tracing_subscriber::fmt()
+        .with_writer(std::io::stderr)
+        .without_time()
+        .init();
     let args: Vec<String> = std::env::args().skip(1).collect();
     let [folder, out] = &args[..] else {
         return Err("usage: photos FOLDER OUT.png".into());

@@ -7,6 +7,10 @@ use std::time::Instant;
 use fovea_dataset::{Bar, Dataset, MosaicOptions, PrepareOptions, mosaic, prepare};
 
 fn main() -> Result<(), Box<dyn std::error::Error>> {
+    tracing_subscriber::fmt()
+        .with_writer(std::io::stderr)
+        .without_time()
+        .init();
     let args: Vec<String> = std::env::args().skip(1).collect();
     let [src, out, rest @ ..] = &args[..] else {
         return Err("usage: prepare SRC OUT [WORKERS [SIZE PATCH]]".into());
