@@ -4,6 +4,7 @@
 //! masks at any depth, so the largest possible value of a type says little about the brightest value of a picture.
 
 use super::Reason;
+use crate::wide::wide;
 
 /// How the samples of a pixel make a colour. Samples are interleaved.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -37,6 +38,11 @@ pub(super) enum Alpha {
 pub(super) enum Samples {
     U8(Vec<u8>),
     U16(Vec<u16>),
+    /// Numbers of colours (`Colour::Rgb`, no opacity).
+    Indexed {
+        data: Vec<u8>,
+        palette: Box<[[u8; 3]; 256]>,
+    },
     /// Everything wider; `whole` when the file's type is an integer.
     Float {
         data: Vec<f32>,
@@ -50,6 +56,10 @@ impl Samples {
         match self {
             Self::U8(_) => Self::U8(Vec::new()),
             Self::U16(_) => Self::U16(Vec::new()),
+            Self::Indexed { palette, .. } => Self::Indexed {
+                data: Vec::new(),
+                palette: palette.clone(),
+            },
             Self::Float { whole, .. } => Self::Float {
                 data: Vec::new(),
                 whole: *whole,
@@ -88,6 +98,10 @@ impl Picture {
         let channels = self.colour.samples() + usize::from(self.alpha != Alpha::None);
         let (bytes, note) = match self.samples {
             Samples::U8(data) => (data, None),
+            Samples::Indexed { data, palette } => {
+                let colours = data.iter().flat_map(|i| palette[usize::from(*i)]);
+                (colours.collect(), None)
+            }
             Samples::U16(data) => {
                 let largest = largest_colour(&data, channels, self.alpha, |v| f64::from(*v));
                 let (white, note) = white_of_integers(largest, 16, self.stated);
@@ -134,6 +148,21 @@ impl Picture {
         let shape = (colours, self.alpha);
         match self.samples {
             Samples::U8(data) => Ok(byte_mask(data, shape)),
+            Samples::Indexed { mut data, palette } => {
+                let light = palette.map(|[r, g, b]| r.max(g).max(b));
+                // Most of a mask is ground, eight pixels at a time.
+                let ground = [0; 8];
+                let (eights, rest) = data.as_chunks_mut::<8>();
+                for value in eights
+                    .iter_mut()
+                    .filter(|eight| light[0] != 0 || **eight != ground)
+                    .flatten()
+                    .chain(rest)
+                {
+                    *value = light[usize::from(*value)];
+                }
+                Ok(byte_mask(data, (1, Alpha::None)))
+            }
             Samples::U16(data) => {
                 let plane = brightest(&data, shape, 65535.0, |v| f32::from(*v));
                 let largest = largest(&plane);
@@ -290,8 +319,8 @@ fn byte_mask(data: Vec<u8>, (colours, alpha): (usize, Alpha)) -> (Vec<u8>, Value
                 .collect()
         }
     };
-    let largest = plane.iter().copied().max().unwrap_or(0);
-    let two_valued = largest > 0 && plane.iter().all(|value| *value == 0 || *value == largest);
+    let largest = largest_byte(&plane);
+    let two_valued = largest > 0 && others(&plane, largest) == 0;
     if two_valued && largest < 255 {
         for value in &mut plane {
             *value = if *value == 0 { 0 } else { 255 };
@@ -303,6 +332,19 @@ fn byte_mask(data: Vec<u8>, (colours, alpha): (usize, Alpha)) -> (Vec<u8>, Value
         white: 255.0,
     };
     (plane, values)
+}
+
+wide! {
+    fn largest_byte(plane: &[u8]) -> u8 {
+        plane.iter().copied().max().unwrap_or(0)
+    }
+}
+
+wide! {
+    /// Bits of the values that are neither 0 nor `value`.
+    fn others(plane: &[u8], value: u8) -> u8 {
+        plane.iter().fold(0, |bits, v| bits | if *v == value { 0 } else { *v })
+    }
 }
 
 /// One value per pixel at full depth; negative ones count as 0.

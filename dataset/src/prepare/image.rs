@@ -9,9 +9,6 @@ use crate::raw::{MaskRule, Raw, RawImage, Reader};
 use crate::resample::{Plane, Square, resample, resample_mask};
 use crate::shard::Row;
 
-/// A thread keeps buffers up to this length for the next image.
-const KEEP_BYTES: usize = 16 << 20;
-
 /// The smallest value of 8 bits that counts as lesion in a mask with more than two values.
 const MIDDLE: u8 = 128;
 
@@ -33,6 +30,8 @@ pub(super) struct Desk {
     black: Vec<u8>,
     /// Masks of the image with something in them that is too dark to count.
     faint_masks: usize,
+    /// Buffers up to this length are kept for the next image.
+    keep_bytes: usize,
 }
 
 /// A picture's size and what is cut out of it.
@@ -46,6 +45,14 @@ struct Frame {
 }
 
 impl Desk {
+    /// A desk that keeps each of its buffers up to `keep_bytes`.
+    pub fn new(keep_bytes: usize) -> Self {
+        Self {
+            keep_bytes,
+            ..Self::default()
+        }
+    }
+
     /// The prepared image.
     pub fn row(&self) -> Row<'_> {
         Row {
@@ -69,7 +76,7 @@ impl Desk {
             &mut self.pixels,
             &mut self.mask,
         ] {
-            if buffer.capacity() > KEEP_BYTES {
+            if buffer.capacity() > self.keep_bytes {
                 *buffer = Vec::new();
             }
         }
@@ -211,8 +218,10 @@ impl Desk {
             }
             return Ok(None);
         };
-        for value in &mut self.plane {
-            *value = if *value >= MIDDLE { 255 } else { 0 };
+        if !mask.values.two_valued {
+            for value in &mut self.plane {
+                *value = if *value >= MIDDLE { 255 } else { 0 };
+            }
         }
         let source = Plane {
             data: &self.plane,
