@@ -13,8 +13,9 @@ const NAMES: usize = 5;
 /// A mask that covers a larger share of the field of view is told.
 const MOST_OF_VIEW: f64 = 0.5;
 
-/// A mask that covers a larger share of what is outside the eye is upside down.
+/// A mask that covers a larger share of what is outside the eye is upside down; and one that covers nearly all.
 const MOST_OF_OUTSIDE: f64 = 0.5;
+const NEARLY_ALL: f64 = 0.85;
 
 /// Rows of an image that are compared before the whole.
 const SAMPLED_ROWS: usize = 16;
@@ -75,7 +76,8 @@ fn large_masks(images: &[Image], cell_pixels: u64) -> Vec<String> {
             if view == 0 || share(sum(false), view) <= MOST_OF_VIEW {
                 continue;
             }
-            let upside_down = share(sum(true), outside * cell_pixels) > MOST_OF_OUTSIDE;
+            let upside_down = share(sum(true), outside * cell_pixels) > MOST_OF_OUTSIDE
+                || share(sum(false), view) > NEARLY_ALL;
             let kind = if upside_down {
                 &mut inverted
             } else {
@@ -95,7 +97,7 @@ fn large_masks(images: &[Image], cell_pixels: u64) -> Vec<String> {
     let inverted = inverted.iter().map(|entry| {
         line(
             entry,
-            "looks inverted: the mask covers most of the eye and of the black around it",
+            "looks inverted: the mask covers nearly all, or the black around the eye, too",
             "in a mask lesions are bright and the rest is black",
         )
     });
@@ -319,12 +321,13 @@ mod tests {
             image("fine", [100, 40, 0, 0]),
             image("half", [100, 50, 0, 100]),
             image("large", [100, 51, 0, 50]),
-            image("inverted", [99, 80, 100, 51]),
+            image("inverted", [99, 80, 10, 51]),
+            image("all", [99, 80, 80, 0]),
         ];
         assert_eq!(
             large_masks(&images, PIXELS),
             [
-                "EX of 1 image looks inverted: the mask covers most of the eye and of the black around it (inverted): \
+                "EX of 2 images looks inverted: the mask covers nearly all, or the black around the eye, too (inverted, all): \
                  in a mask lesions are bright and the rest is black",
                 "EX of 1 image covers more than half of the field of view (large): look at the masks; lesions are bright in them, \
                  the rest is black",

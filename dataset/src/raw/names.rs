@@ -43,6 +43,7 @@ pub(crate) fn text(bytes: &[u8]) -> String {
 /// Whether a system left it there.
 pub(crate) fn is_litter(name: &str) -> bool {
     name.starts_with("._")
+        || name.to_lowercase().starts_with("thumbs.db")
         || name.starts_with(".nfs")
         || name.ends_with(":Zone.Identifier")
         || LITTER.contains(&name.to_lowercase().as_str())

@@ -298,10 +298,6 @@ fn masks_may_lie_in_one_folder() {
         "masks/z_MA.png",
         "masks/z_MA.png is no mask of an image in images/ and a class",
     );
-    refused(
-        "masks/notes.txt",
-        "1 file in masks/ cannot be taken for a mask: masks/notes.txt (a",
-    );
     refused("masks/MA/a.png", "second mask of that image and class");
     refused(
         "masks/MA/b_HE.png",

@@ -137,6 +137,7 @@ fn labels_that_cannot_be_meant_so_are_named() {
     let data = Dataset::open(&out).unwrap();
     let told = oddities(&data);
     for expected in [
+        "HE of 1 image looks inverted: the mask covers nearly all, or the black around the eye, too (P000_left)",
         "EX of 1 image covers more than half of the field of view (P001_left)",
         "1 image is black all over: P002_left",
         "pixel by pixel the same: P004_left (",
@@ -146,11 +147,6 @@ fn labels_that_cannot_be_meant_so_are_named() {
             "{expected}: {told:?}"
         );
     }
-    assert!(
-        told.iter()
-            .any(|word| word.contains("HE of 1 image") && word.contains("(P000_left)")),
-        "{told:?}"
-    );
     // `prepare` said the same.
     assert!(told.iter().all(|word| words.contains(word)), "{words:?}");
 }
