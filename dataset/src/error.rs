@@ -336,6 +336,9 @@ impl Error {
     }
 }
 
+/// So many files with one reason are listed one by one.
+const ALIKE: usize = 5;
+
 fn io_help(source: &io::Error) -> &'static str {
     match source.kind() {
         io::ErrorKind::NotFound => "check the path",
@@ -354,8 +357,26 @@ fn io_help(source: &io::Error) -> &'static str {
     }
 }
 
+/// A line per file; one line for all of more than [`ALIKE`] files with the same reason.
 fn list(files: &[BadFile]) -> String {
-    files.iter().map(|file| format!("\n    {file}")).collect()
+    let mut lines = String::new();
+    let mut told: Vec<&str> = Vec::new();
+    for file in files {
+        let alike: Vec<&BadFile> = files.iter().filter(|f| f.reason == file.reason).collect();
+        if alike.len() <= ALIKE {
+            lines += &format!("\n    {file}");
+        } else if !told.contains(&file.reason.as_str()) {
+            told.push(&file.reason);
+            let names: Vec<&str> = alike.iter().take(ALIKE).map(|f| f.path.as_str()).collect();
+            lines += &format!(
+                "\n    {} files, {}, ...: {}",
+                alike.len(),
+                names.join(", "),
+                file.reason
+            );
+        }
+    }
+    lines
 }
 
 fn megabytes(bytes: u64) -> String {
@@ -363,5 +384,34 @@ fn megabytes(bytes: u64) -> String {
         0..1_000_000 => format!("{bytes} bytes"),
         1_000_000..10_000_000_000 => format!("{:.1} MB", bytes as f64 / 1e6),
         _ => format!("{:.1} GB", bytes as f64 / 1e9),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_reason_that_many_files_share_is_told_once() {
+        let bad = |n: usize, reason: &str| BadFile {
+            path: format!("{n}.tif"),
+            reason: reason.to_owned(),
+        };
+        let files = [
+            bad(0, "holds 2 pictures"),
+            bad(1, "is cut"),
+            bad(2, "is cut"),
+        ];
+        assert_eq!(
+            list(&files),
+            "\n    0.tif: holds 2 pictures\n    1.tif: is cut\n    2.tif: is cut"
+        );
+        let files: Vec<BadFile> = (0..20)
+            .map(|n| bad(n, if n == 7 { "is cut" } else { "holds 2 pictures" }))
+            .collect();
+        assert_eq!(
+            list(&files),
+            "\n    19 files, 0.tif, 1.tif, 2.tif, 3.tif, 4.tif, ...: holds 2 pictures\n    7.tif: is cut"
+        );
     }
 }
