@@ -13,7 +13,7 @@ use fovea_trainer::run_dir::{self, RunDir};
 use fovea_trainer::train::{backend, gpus, resume_point};
 
 use super::source::{self, places};
-use super::{Again, drain_flag};
+use super::signals::{Again, drain_flag};
 use crate::cli::TrainArgs;
 use crate::exit::{Ending, Usage};
 use crate::say;
