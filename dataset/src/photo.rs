@@ -21,6 +21,8 @@ pub struct Photo {
     pub black: Vec<u8>,
     /// Where in the source the pixels come from.
     pub fov: Fov,
+    /// Why a model's answer to this photograph means nothing; `None` when nothing speaks against it.
+    pub note: Option<String>,
 }
 
 /// Photographs (png, jpg, tif) directly in `dir`, by name; `dir` may also be one photograph.
@@ -98,7 +100,13 @@ pub fn prepare_photo(photo: &RgbImage, size: u32, patch: u32) -> Result<Photo> {
         patch: patch as usize,
     }
     .black(&pixels);
-    Ok(Photo { pixels, black, fov })
+    let note = (!fov.found).then(|| "no field of view found".to_owned());
+    Ok(Photo {
+        pixels,
+        black,
+        fov,
+        note,
+    })
 }
 
 #[cfg(test)]

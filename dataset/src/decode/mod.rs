@@ -1,6 +1,9 @@
 //! Pictures in memory to pixels. PNG goes through the `png` crate directly (checksums verified, no conversion that is
 //! not needed); JPEG and TIFF go through `image`. Reasons are plain text: the caller knows the file's name.
 
+#[allow(dead_code, reason = "the raw side begins to use it")]
+mod sniff;
+
 use std::io::Cursor;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 
@@ -12,6 +15,9 @@ pub(crate) const MAX_PIXELS: u64 = 64 << 20;
 
 /// A reason why a picture cannot be used.
 pub(crate) type Reason = String;
+
+#[allow(unused_imports, reason = "the raw side begins to use it")]
+pub(crate) use sniff::{Content, HEAD, sniff};
 
 const PNG_MAGIC: [u8; 8] = [0x89, b'P', b'N', b'G', 0x0d, 0x0a, 0x1a, 0x0a];
 
