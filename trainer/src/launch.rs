@@ -163,6 +163,14 @@ impl<'a> Launched<'a> {
             &mut self.trainers,
             self.failure.take(),
         )
+        .map_err(|error| match (error, self.hopeless) {
+            // Its own exit code, and no advice to try the same again.
+            (Error::Child(what), true) => Error::Usage {
+                what,
+                help: "mend what is said there; the same again will not help".to_owned(),
+            },
+            (error, _) => error,
+        })
     }
 
     /// A coordinator that is stopped or hangs makes room for another.

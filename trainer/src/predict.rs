@@ -14,9 +14,11 @@ use crate::evaluate::{self, Row, Summary, sigmoid};
 use crate::lanes::{Lanes, ReadOnly};
 use crate::precision::{Precision, native_bf16};
 use crate::replica::{Objective, Replica};
-use crate::run_dir::{Prediction, RunDir};
+use crate::metrics::Level;
+use crate::run_dir::Prediction;
 use crate::samples::{Assembler, SampleSource};
 use crate::train;
+use crate::weights::checkpoint_in;
 
 /// What images a model was trained on, and photographs are brought to.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -143,10 +145,7 @@ impl Predictor {
         self.warn_of_other_sizes(&data);
         let source = SampleSource::new(Arc::new(data), &self.config, self.precision, false);
         let images: Vec<usize> = (0..source.data().len()).collect();
-        let rows = evaluate::score(&self.replica, &source, &images, || {
-            tick();
-            Ok(())
-        })?;
+        let rows = self.score(&source, &images, &mut tick)?;
         Ok(train::predictions(&rows, &source))
     }
 
@@ -171,19 +170,47 @@ impl Predictor {
         }
         self.replica
             .set_objective(train::objective(&self.config.loss, &source)?);
-        let rows = evaluate::score(&self.replica, &source, &images, || {
+        let rows = self.score(&source, &images, &mut tick)?;
+        let summary = evaluate::summarise(&rows, &self.replica, self.config.eval.threshold)?;
+        Ok((rows, summary))
+    }
+
+    /// Scores images of a prepared dataset; all answers are finite.
+    fn score(
+        &self,
+        source: &SampleSource,
+        images: &[usize],
+        tick: &mut impl FnMut(),
+    ) -> Result<Vec<Row>> {
+        let rows = evaluate::score(&self.replica, source, images, || {
             tick();
             Ok(())
         })?;
-        let summary = evaluate::summarise(&rows, &self.replica, self.config.eval.threshold)?;
-        Ok((rows, summary))
+        let manifest = source.data().manifest();
+        let cells = u64::from(manifest.grid) * u64::from(manifest.grid);
+        let bad = rows
+            .iter()
+            .find(|row| !row.logits.iter().all(|x| x.is_finite()));
+        match bad {
+            None => Ok(rows),
+            Some(row) => {
+                let image = match row.level() {
+                    Level::Image => row.id,
+                    Level::Patch => row.id / cells,
+                };
+                let id = &manifest.images[image as usize].id;
+                let what = format!("image {id} of {}", source.data().dir().display());
+                Err(not_finite(&what))
+            }
+        }
     }
 
     /// Scores photographs at the sizes of training; `tick` is called after each. One that cannot be read
     /// does not keep the others from being scored.
     ///
     /// # Errors
-    /// [`Error::Usage`] when two have the same stem: their rows could not be told apart.
+    /// [`Error::Usage`] when two have the same stem: their rows could not be told apart; or when an answer is not
+    /// finite.
     pub fn photos(&self, paths: &[PathBuf], mut tick: impl FnMut()) -> Result<Scored> {
         distinct_stems(paths)?;
         let mut scored = Scored::default();
@@ -230,12 +257,20 @@ impl Predictor {
             cells.clone(),
         )?;
         let scores = self.replica.evaluate(&batch)?;
+        let mut logits = scores.image.iter().chain(&scores.patch);
+        if !logits.all(|x| x.is_finite()) {
+            return Err(not_finite(&path.display().to_string()));
+        }
+        if let Some(note) = &photo.note {
+            tracing::warn!("{}: {note}; its rows have usable = 0", path.display());
+        }
         let image_id = stem(path);
         let row = |cell: Option<(u32, u32)>, logits: &[f32]| Prediction {
             image_id: image_id.clone(),
             cell,
             label: None,
             probs: [0, 1, 2, 3].map(|c| sigmoid(logits[c])),
+            note: photo.note.clone(),
         };
         let mut rows = vec![row(None, &scores.image)];
         for (cell, logits) in cells.iter().zip(scores.patch.chunks_exact(4)) {
@@ -248,6 +283,14 @@ impl Predictor {
             ));
         }
         Ok(Ok(rows))
+    }
+}
+
+/// Weights can be finite, and yet so large that what is computed with them is not.
+fn not_finite(of: &str) -> Error {
+    Error::Usage {
+        what: format!("{of}: the model's answer is not finite (NaN or infinite), so nothing is written"),
+        help: "these weights are of no use: take an earlier checkpoint, or other weights".to_owned(),
     }
 }
 
@@ -277,22 +320,4 @@ fn distinct_stems(paths: &[PathBuf]) -> Result<()> {
 /// What a path of photographs holds, in name order.
 pub fn photos(path: &Path) -> Result<Vec<PathBuf>> {
     Ok(list_photos(path)?)
-}
-
-/// The checkpoint meant by a checkpoint, a run directory or a file.
-fn checkpoint_in(path: &Path) -> Result<PathBuf> {
-    if !path.exists() {
-        return Err(Error::Usage {
-            what: format!("{}: no such file or directory", path.display()),
-            help: "give a checkpoint directory, a run directory, or a .safetensors file".to_owned(),
-        });
-    }
-    let run = RunDir::new(path);
-    if run.checkpoints().is_dir() {
-        return train::best_of(&run.checkpoints());
-    }
-    if path.is_dir() && !checkpoint::list(path)?.is_empty() {
-        return train::best_of(path);
-    }
-    Ok(path.to_owned())
 }

@@ -33,7 +33,7 @@ mod writer;
 
 pub use error::{Error, Result};
 pub use load::{
-    Entry, Found, Loaded, Skipped, is_complete, list, load, load_weights, newest_complete,
+    Entry, Found, Loaded, Skipped, decode_weights, is_complete, list, load, load_weights, newest_complete,
     newest_complete_up_to, verify,
 };
 pub use retention::{Action, plan};
