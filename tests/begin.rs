@@ -33,7 +33,8 @@ fn resume(run: &Run, more: &[&str]) -> Done {
 
 /// Photographs without any lesion, prepared: every class is negative everywhere.
 fn healthy(directory: &Path, images: u32) -> PathBuf {
-    let raw = directory.join("healthy/images");
+    let source = directory.join("healthy");
+    let raw = source.join("images");
     fs::create_dir_all(&raw).unwrap();
     for n in 0..images {
         let disc = image::RgbImage::from_fn(200, 200, |x, y| {
@@ -47,12 +48,17 @@ fn healthy(directory: &Path, images: u32) -> PathBuf {
         disc.save(raw.join(format!("img_{n:02}.png"))).unwrap();
     }
     for class in ["MA", "HE", "EX", "SE"] {
-        fs::create_dir_all(directory.join("healthy/masks").join(class)).unwrap();
+        let masks = source.join("masks").join(class);
+        fs::create_dir_all(&masks).unwrap();
+        for n in 0..images {
+            let mask = image::GrayImage::new(200, 200);
+            mask.save(masks.join(format!("img_{n:02}.png"))).unwrap();
+        }
     }
     let prepared = directory.join("healthy-prepared");
     let words = [
         "prepare",
-        text(&directory.join("healthy")),
+        text(&source),
         text(&prepared),
         "--size",
         "192",
@@ -69,7 +75,10 @@ fn what_cannot_train_is_refused_before_anything_is_written() {
     let run = Run::new(&[]);
     let refused = |more: &[&str], words: &[&str]| {
         train(&run, 1, more).with_code(USAGE).explains(words);
-        assert!(!run.path.exists(), "a run that cannot begin leaves nothing behind");
+        assert!(
+            !run.path.exists(),
+            "a run that cannot begin leaves nothing behind"
+        );
     };
     let two = healthy(directory.path(), 2);
     refused(&["--data", text(&two)], &["validation split has no images"]);
@@ -77,10 +86,19 @@ fn what_cannot_train_is_refused_before_anything_is_written() {
     fs::remove_dir_all(&two).unwrap();
 
     let healthy = healthy(directory.path(), 5);
-    let on_healthy = ["--data", text(&healthy), "--set", "early_stopping.metric=mean_ap"];
+    let on_healthy = [
+        "--data",
+        text(&healthy),
+        "--set",
+        "early_stopping.metric=mean_ap",
+    ];
     refused(
         &on_healthy,
-        &["early_stopping.metric = \"mean_ap\"", "never be defined", "has a lesion"],
+        &[
+            "early_stopping.metric = \"mean_ap\"",
+            "never be defined",
+            "has a lesion",
+        ],
     );
     // 21 units of 3 patches.
     refused(
@@ -88,19 +106,40 @@ fn what_cannot_train_is_refused_before_anything_is_written() {
         &["train.images_per_step = 22", "21 units", "at most 21"],
     );
     refused(
-        &["--set", "train.virtual_shards=32", "--set", "train.images_per_step=21"],
+        &[
+            "--set",
+            "train.virtual_shards=32",
+            "--set",
+            "train.images_per_step=21",
+        ],
         &["train.virtual_shards = 32", "21 units"],
     );
     // The same for a job, on the login node.
     let job = [
-        "submit", "--preset", "demo", "--data", text(&two), "--out", run.text(), "--dry-run",
+        "submit",
+        "--preset",
+        "demo",
+        "--data",
+        text(&two),
+        "--out",
+        run.text(),
+        "--dry-run",
     ];
     fovea(&job).with_code(USAGE);
     let job = [
-        &["submit", "--preset", "demo", "--out", run.text(), "--dry-run"],
+        &[
+            "submit",
+            "--preset",
+            "demo",
+            "--out",
+            run.text(),
+            "--dry-run",
+        ],
         &on_healthy[..],
     ];
-    fovea(&job.concat()).with_code(USAGE).explains(&["never be defined"]);
+    fovea(&job.concat())
+        .with_code(USAGE)
+        .explains(&["never be defined"]);
     assert!(!run.path.exists());
 
     // It is told as well where nobody has looked beforehand: a run that was made by hand goes on, and every place
@@ -108,7 +147,13 @@ fn what_cannot_train_is_refused_before_anything_is_written() {
     let _turn = turn();
     fs::create_dir(&run.path).unwrap();
     let mut words = run.first(1);
-    let small = ["--print-config", "--set", "train.epochs=1", "--set", "train.images_per_step=2"];
+    let small = [
+        "--print-config",
+        "--set",
+        "train.epochs=1",
+        "--set",
+        "train.images_per_step=2",
+    ];
     words.extend(on_healthy.iter().chain(&small).map(|&word| word.to_owned()));
     let config = fovea(&words).with_code(FINISHED).stdout;
     fs::write(run.path.join("config.toml"), config).unwrap();
@@ -121,11 +166,20 @@ fn what_cannot_train_is_refused_before_anything_is_written() {
     assert!(log.contains("epoch 1: the watched metric mean_ap"), "{log}");
     fovea(&["status", run.text()]).prints(&["UNDEFINED    the watched metric mean_ap"]);
     let report = fovea(&["report", run.text()]).with_code(FINISHED);
-    report.prints(&["There is no best epoch", "undefined in the only epoch", "has a lesion"]);
+    report.prints(&[
+        "There is no best epoch",
+        "undefined in the only epoch",
+        "has a lesion",
+    ]);
 }
 
 /// A file of weights with the tensors of another, changed.
-fn rewrite(from: &Path, to: &Path, name: impl Fn(&str) -> String, change: impl Fn(&str, &mut Vec<u8>)) {
+fn rewrite(
+    from: &Path,
+    to: &Path,
+    name: impl Fn(&str) -> String,
+    change: impl Fn(&str, &mut Vec<u8>),
+) {
     let bytes = fs::read(from).unwrap();
     let tensors = SafeTensors::deserialize(&bytes).unwrap();
     let changed: Vec<(String, _, Vec<usize>, Vec<u8>)> = tensors
@@ -140,7 +194,10 @@ fn rewrite(from: &Path, to: &Path, name: impl Fn(&str) -> String, change: impl F
     let views: HashMap<String, TensorView<'_>> = changed
         .iter()
         .map(|(name, dtype, shape, data)| {
-            (name.clone(), TensorView::new(*dtype, shape.clone(), data).unwrap())
+            (
+                name.clone(),
+                TensorView::new(*dtype, shape.clone(), data).unwrap(),
+            )
         })
         .collect();
     fs::write(to, safetensors::serialize(&views, None).unwrap()).unwrap();
@@ -152,7 +209,9 @@ fn weights_are_checked_and_begun_from() {
     let _turn = turn();
     let first = Run::new(&["train.epochs=1"]);
     first.start(1).wait().with_code(FINISHED);
-    let weights = first.path.join("checkpoints/step-00000007/weights.safetensors");
+    let weights = first
+        .path
+        .join("checkpoints/step-00000007/weights.safetensors");
     let directory = scratch();
     let file = |name: &str| directory.path().join(name);
 
@@ -163,9 +222,17 @@ fn weights_are_checked_and_begun_from() {
     };
     let plain = eval(&weights).with_code(FINISHED).stdout;
     let wrapped = file("wrapped.safetensors");
-    rewrite(&weights, &wrapped, |name| format!("model._orig_mod.module.{name}"), |_, _| {});
+    rewrite(
+        &weights,
+        &wrapped,
+        |name| format!("model._orig_mod.module.{name}"),
+        |_, _| {},
+    );
     let done = eval(&wrapped).with_code(FINISHED);
-    assert!(done.stderr.contains("DistributedDataParallel") && done.stderr.contains("`model.`"), "{done}");
+    assert!(
+        done.stderr.contains("DistributedDataParallel") && done.stderr.contains("`model.`"),
+        "{done}"
+    );
     assert_eq!(done.stdout, plain);
 
     // NaN in one tensor; and weights that are finite, with which nothing else is.
@@ -178,31 +245,54 @@ fn weights_are_checked_and_begun_from() {
     let out = file("out.csv");
     let predict = |weights: &Path, of: &Path| {
         let size = ["--set", "data.global_size=64"];
-        fovea(&[&["predict", text(weights), text(of), "--out", text(&out)], &size[..]].concat())
+        fovea(
+            &[
+                &["predict", text(weights), text(of), "--out", text(&out)],
+                &size[..],
+            ]
+            .concat(),
+        )
     };
-    let told = ["nan.safetensors", "1 of the 9408 in global_branch.conv1.weight", "not finite"];
+    let told = [
+        "nan.safetensors",
+        "1 of the 9408 in global_branch.conv1.weight",
+        "not finite",
+    ];
     eval(&nan).with_code(USAGE).explains(&told);
-    predict(&nan, &data().prepared).with_code(USAGE).explains(&told);
+    predict(&nan, &data().prepared)
+        .with_code(USAGE)
+        .explains(&told);
     let huge = file("huge.safetensors");
     rewrite(&weights, &huge, str::to_owned, |name, data| {
         if name.ends_with("head.0.weight") || name.ends_with("conv1.weight") {
             let big = f32::MAX.to_le_bytes();
-            data.chunks_exact_mut(4).for_each(|x| x.copy_from_slice(&big));
+            data.chunks_exact_mut(4)
+                .for_each(|x| x.copy_from_slice(&big));
         }
     });
     let photos = data().raw.join("Seg-set/Original_Images");
-    predict(&huge, &data().prepared).with_code(USAGE).explains(&["image ", "not finite"]);
-    predict(&huge, &photos).with_code(USAGE).explains(&[".png: the model's answer", "not finite"]);
+    predict(&huge, &data().prepared)
+        .with_code(USAGE)
+        .explains(&["image ", "not finite"]);
+    predict(&huge, &photos)
+        .with_code(USAGE)
+        .explains(&[".png: the model's answer", "not finite"]);
     assert!(!out.exists());
 
     a_run_begins_from(&first, &weights, &wrapped, &nan);
 }
 
 fn a_run_begins_from(first: &Run, weights: &Path, wrapped: &Path, nan: &Path) {
-    let blake3 = blake3::hash(&fs::read(weights).unwrap()).to_hex().to_string();
+    let blake3 = blake3::hash(&fs::read(weights).unwrap())
+        .to_hex()
+        .to_string();
     let refused = Run::new(&["train.epochs=1"]);
-    train(&refused, 1, &["--init", text(nan)]).with_code(USAGE).explains(&["not finite"]);
-    train(&refused, 1, &["--init", "nowhere"]).with_code(USAGE).explains(&["nowhere"]);
+    train(&refused, 1, &["--init", text(nan)])
+        .with_code(USAGE)
+        .explains(&["not finite"]);
+    train(&refused, 1, &["--init", "nowhere"])
+        .with_code(USAGE)
+        .explains(&["nowhere"]);
     assert!(!refused.path.exists());
 
     // From a run directory on one rank, from wrapped weights on two: the same run.
@@ -211,7 +301,10 @@ fn a_run_begins_from(first: &Run, weights: &Path, wrapped: &Path, nan: &Path) {
         .with_code(FINISHED)
         .prints(&["beginning from the weights of", text(weights)]);
     let config = fs::read_to_string(one.path.join("config.toml")).unwrap();
-    assert!(config.contains(&format!("init_blake3 = \"{blake3}\"")), "{config}");
+    assert!(
+        config.contains(&format!("init_blake3 = \"{blake3}\"")),
+        "{config}"
+    );
 
     let two = Run::new(&["train.epochs=1", "checkpoint.every_seconds=0"]);
     let copy = two.path.parent().unwrap().join("copy.safetensors");
@@ -227,9 +320,13 @@ fn a_run_begins_from(first: &Run, weights: &Path, wrapped: &Path, nan: &Path) {
     drop(process.wait());
     assert_nobody_left(&two.path);
     fs::copy(nan, &copy).unwrap();
-    resume(&two, &[]).with_code(USAGE).explains(&["copy.safetensors", "init_blake3"]);
+    resume(&two, &[])
+        .with_code(USAGE)
+        .explains(&["copy.safetensors", "init_blake3"]);
     fs::copy(weights, &copy).unwrap();
-    resume(&two, &[]).with_code(USAGE).explains(&["init_blake3"]);
+    resume(&two, &[])
+        .with_code(USAGE)
+        .explains(&["init_blake3"]);
     fs::copy(wrapped, &copy).unwrap();
     resume(&two, &["--init", first.text()])
         .with_code(USAGE)
@@ -249,7 +346,7 @@ fn a_run_begins_from(first: &Run, weights: &Path, wrapped: &Path, nan: &Path) {
 fn more_epochs_go_on_as_if_they_had_always_been_wanted() {
     let _turn = turn();
     let constant = "schedule.kind=constant";
-    let whole = Run::new(&[constant, "train.epochs=3"]);
+    let whole = Run::new(&[constant, "train.epochs=2"]);
     whole.start(2).wait().with_code(FINISHED);
 
     let run = Run::new(&[constant, "train.epochs=1"]);
@@ -257,20 +354,22 @@ fn more_epochs_go_on_as_if_they_had_always_been_wanted() {
     resume(&run, &["--set", "train.epochs=1"])
         .with_code(FINISHED)
         .prints(&["nothing left to do: finished after step 7"]);
-    resume(&run, &["--ranks", "1", "--set", "train.epochs=3"])
+    resume(&run, &["--ranks", "1", "--set", "train.epochs=2"])
         .with_code(FINISHED)
-        .prints(&["going on after step 7", "finished after step 21"]);
+        .prints(&["going on after step 7", "finished after step 14"]);
     assert_eq!(run.final_hash(), whole.final_hash());
     assert_eq!(run.metrics(), whole.metrics());
     assert_eq!(common::facts(&run.steps()), common::facts(&whole.steps()));
     let audit = fovea(&["audit", run.text()]).with_code(FINISHED);
-    audit.prints(&["epoch 3", "finished"]);
+    audit.prints(&["epoch 2", "finished"]);
     fovea(&["report", run.text()]).with_code(FINISHED);
-    fovea(&["status", run.text()]).with_code(FINISHED).prints(&["epoch        3 of 3"]);
+    fovea(&["status", run.text()])
+        .with_code(FINISHED)
+        .prints(&["epoch        2 of 2"]);
     let before = fs::read(run.path.join("config.toml")).unwrap();
-    resume(&run, &["--set", "train.epochs=2"])
+    resume(&run, &["--set", "train.epochs=1"])
         .with_code(USAGE)
-        .explains(&["train.epochs = 2, but 3 of 3 epochs are done"]);
+        .explains(&["train.epochs = 1, but 2 of 2 epochs are done"]);
     assert_eq!(fs::read(run.path.join("config.toml")).unwrap(), before);
 }
 
@@ -284,8 +383,13 @@ fn a_run_that_stopped_early_says_so() {
         "early_stopping.min_delta=1000",
     ]);
     let early = "stopped early after epoch 2 of 9, as f1_micro at patch level had not become better in 1 validation";
-    run.start(2).wait().with_code(FINISHED).prints(&["finished after step 14", early]);
-    resume(&run, &[]).with_code(FINISHED).prints(&["nothing left to do", early]);
+    run.start(2)
+        .wait()
+        .with_code(FINISHED)
+        .prints(&["finished after step 14", early]);
+    resume(&run, &[])
+        .with_code(FINISHED)
+        .prints(&["nothing left to do", early]);
     resume(&run, &["--set", "train.epochs=12"])
         .with_code(USAGE)
         .explains(&["stopped early after epoch 2 of 9", "--init"]);

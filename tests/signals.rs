@@ -40,7 +40,10 @@ fn wait_for_step(run: &Run, launcher: &mut std::process::Child, step: u64) {
         if status.is_some_and(|status| status["step"].as_u64() >= Some(step)) {
             return;
         }
-        assert!(launcher.try_wait().unwrap().is_none(), "ended before step {step}");
+        assert!(
+            launcher.try_wait().unwrap().is_none(),
+            "ended before step {step}"
+        );
         assert!(std::time::Instant::now() < deadline, "no step {step}");
         std::thread::sleep(std::time::Duration::from_millis(20));
     }

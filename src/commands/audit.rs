@@ -65,11 +65,7 @@ pub fn run(args: &AuditArgs) -> anyhow::Result<Ending> {
 
 /// The dataset that the run trains on, and the epoch after which it stopped early, if it did. Its shards are not hashed:
 /// only what is black counts here.
-fn open(
-    args: &AuditArgs,
-    config: &Config,
-    run: &RunDir,
-) -> anyhow::Result<(Dataset, Option<u32>)> {
+fn open(args: &AuditArgs, config: &Config, run: &RunDir) -> anyhow::Result<(Dataset, Option<u32>)> {
     let path = args.data.as_deref().unwrap_or(config.data.path.as_ref());
     let data = Dataset::open_unverified(path).map_err(|error| Usage(error.to_string()))?;
     match resume_from(run, Some(&data)) {

@@ -46,7 +46,10 @@ pub fn run(args: &PredictArgs) -> anyhow::Result<Ending> {
         rows.len() - images,
         match unusable {
             0 => String::new(),
-            n => format!("; {} not usable (see the column note)", show::counted(n, "image")),
+            n => format!(
+                "; {} not usable (see the column note)",
+                show::counted(n, "image")
+            ),
         }
     )?;
     bad.map_or(Ok(Ending::Finished), |bad| Err(bad.into()))

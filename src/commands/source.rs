@@ -218,14 +218,26 @@ mod tests {
         assert_eq!(left(2, 2, 1, false, false), Some(true), "goes on");
         assert_eq!(left(2, 2, 2, true, false), Some(false), "finished");
         assert_eq!(left(2, 2, 2, false, false), Some(true), "not told yet");
-        assert_eq!(left(2, 5, 2, true, false), Some(true), "more of a finished run");
+        assert_eq!(
+            left(2, 5, 2, true, false),
+            Some(true),
+            "more of a finished run"
+        );
         assert_eq!(left(2, 5, 1, false, false), Some(true));
-        assert_eq!(left(5, 3, 1, false, false), Some(true), "fewer, but more than are done");
+        assert_eq!(
+            left(5, 3, 1, false, false),
+            Some(true),
+            "fewer, but more than are done"
+        );
         assert_eq!(left(5, 1, 1, false, false), None);
         assert_eq!(left(5, 1, 2, false, false), None);
         assert_eq!(left(5, 4, 5, true, false), None);
         assert_eq!(left(9, 9, 3, true, true), Some(false), "stopped early");
-        assert_eq!(left(9, 9, 3, false, true), Some(true), "it has yet to be told");
+        assert_eq!(
+            left(9, 9, 3, false, true),
+            Some(true),
+            "it has yet to be told"
+        );
         assert_eq!(left(9, 12, 3, true, true), None);
         assert_eq!(left(9, 12, 3, false, true), None);
     }

@@ -171,7 +171,10 @@ fn print(status: &Status, live: bool, scheduled: &Scheduled) -> Result<(), Unsai
             .collect();
         say!("epoch {:<6} {}", last.epoch, figures.join("  "))?;
         if let Some(why) = &last.undefined {
-            say!("UNDEFINED    {why}; epoch {} cannot be the best one", last.epoch)?;
+            say!(
+                "UNDEFINED    {why}; epoch {} cannot be the best one",
+                last.epoch
+            )?;
         }
     }
     for rank in status.ranks.iter().filter(|_| !over) {

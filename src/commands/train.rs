@@ -14,8 +14,8 @@ use fovea_trainer::run_dir::{self, RunDir};
 use fovea_trainer::train::{backend, gpus, resume_from};
 use fovea_trainer::weights;
 
-use super::source::{self, Epochs, places};
 use super::signals::{Again, drain_flag};
+use super::source::{self, Epochs, places};
 use crate::cli::TrainArgs;
 use crate::exit::{Ending, Usage};
 use crate::say;

@@ -12,9 +12,9 @@ use crate::config::Config;
 use crate::error::{Error, Result};
 use crate::evaluate::{self, Row, Summary, sigmoid};
 use crate::lanes::{Lanes, ReadOnly};
+use crate::metrics::Level;
 use crate::precision::{Precision, native_bf16};
 use crate::replica::{Objective, Replica};
-use crate::metrics::Level;
 use crate::run_dir::Prediction;
 use crate::samples::{Assembler, SampleSource};
 use crate::train;
@@ -261,7 +261,9 @@ impl Predictor {
         if !logits.all(|x| x.is_finite()) {
             return Err(not_finite(&path.display().to_string()));
         }
-        if let Some(note) = &photo.note {
+        let nothing = || cells.is_empty().then(|| "every cell is black".to_owned());
+        let note = photo.note.clone().or_else(nothing);
+        if let Some(note) = &note {
             tracing::warn!("{}: {note}; its rows have usable = 0", path.display());
         }
         let image_id = stem(path);
@@ -270,7 +272,7 @@ impl Predictor {
             cell,
             label: None,
             probs: [0, 1, 2, 3].map(|c| sigmoid(logits[c])),
-            note: photo.note.clone(),
+            note: note.clone(),
         };
         let mut rows = vec![row(None, &scores.image)];
         for (cell, logits) in cells.iter().zip(scores.patch.chunks_exact(4)) {
@@ -289,8 +291,11 @@ impl Predictor {
 /// Weights can be finite, and yet so large that what is computed with them is not.
 fn not_finite(of: &str) -> Error {
     Error::Usage {
-        what: format!("{of}: the model's answer is not finite (NaN or infinite), so nothing is written"),
-        help: "these weights are of no use: take an earlier checkpoint, or other weights".to_owned(),
+        what: format!(
+            "{of}: the model's answer is not finite (NaN or infinite), so nothing is written"
+        ),
+        help: "these weights are of no use: take an earlier checkpoint, or other weights"
+            .to_owned(),
     }
 }
 

@@ -96,7 +96,9 @@ fn decide(config: &Config, facts: &Facts, moment: Moment) -> Result<Vec<String>>
                 "{data}: the {name} split {why} ({} images in training, {} in validation)",
                 facts.train.images.samples, facts.val.images.samples
             ),
-            help: "`fovea data` shows the splits; prepare more images, so that each split gets some".to_owned(),
+            help:
+                "`fovea data` shows the splits; prepare more images, so that each split gets some"
+                    .to_owned(),
         });
     }
     let watched = &config.early_stopping;
@@ -178,7 +180,10 @@ mod tests {
     #[test]
     fn what_trains_passes() {
         let config = Config::default();
-        assert_eq!(decide(&config, &facts(), Moment::Beginning).ok(), Some(vec![]));
+        assert_eq!(
+            decide(&config, &facts(), Moment::Beginning).ok(),
+            Some(vec![])
+        );
     }
 
     #[test]
@@ -187,13 +192,23 @@ mod tests {
         for moment in [Moment::Beginning, Moment::GoingOn] {
             let mut empty = facts();
             empty.val = SplitFacts::default();
-            let text = decide(&config, &empty, moment).expect_err("refused").to_string();
-            assert!(text.contains("the validation split has no images (2 images in training, 0"), "{text}");
+            let text = decide(&config, &empty, moment)
+                .expect_err("refused")
+                .to_string();
+            assert!(
+                text.contains("the validation split has no images (2 images in training, 0"),
+                "{text}"
+            );
             assert!(text.contains("\n  help: "), "{text}");
             let mut black = facts();
             black.train.patches = LabelCounts::default();
-            let text = decide(&config, &black, moment).expect_err("refused").to_string();
-            assert!(text.contains("training split has no patch that is not black"), "{text}");
+            let text = decide(&config, &black, moment)
+                .expect_err("refused")
+                .to_string();
+            assert!(
+                text.contains("training split has no patch that is not black"),
+                "{text}"
+            );
         }
     }
 
@@ -204,7 +219,10 @@ mod tests {
         assert!(decide(&config, &facts(), Moment::Beginning).is_ok());
         config.train.images_per_step = 9;
         let text = refused(&config, &facts());
-        assert!(text.contains("train.images_per_step = 9") && text.contains("at most 8"), "{text}");
+        assert!(
+            text.contains("train.images_per_step = 9") && text.contains("at most 8"),
+            "{text}"
+        );
         // It was begun so.
         let warnings = decide(&config, &facts(), Moment::GoingOn).expect("goes on");
         assert_eq!(warnings.len(), 1);
@@ -223,11 +241,19 @@ mod tests {
         // One image: it is of one kind.
         config.early_stopping.level = Level::Image;
         let text = refused(&config, &facts());
-        for words in ["\"mean_auroc\"", "\"image\"", "EX, SE in none and MA, HE in all", "\n  help: "] {
+        for words in [
+            "\"mean_auroc\"",
+            "\"image\"",
+            "EX, SE in none and MA, HE in all",
+            "\n  help: ",
+        ] {
             assert!(text.contains(words), "{words}: {text}");
         }
         let warnings = decide(&config, &facts(), Moment::GoingOn).expect("goes on");
-        assert!(warnings.iter().any(|w| w.contains("can never be defined")), "{warnings:?}");
+        assert!(
+            warnings.iter().any(|w| w.contains("can never be defined")),
+            "{warnings:?}"
+        );
         config.early_stopping.metric = MetricName::MeanAp;
         assert!(decide(&config, &facts(), Moment::Beginning).is_ok());
     }

@@ -236,7 +236,11 @@ fn shared_holder(names: &[String]) -> Option<&'static str> {
             .is_some_and(|rest| !rest.is_empty())
     };
     let all = |holder: &&&str| names.iter().all(|name| begins(name, holder));
-    HOLDERS.iter().find(all).copied().filter(|_| !names.is_empty())
+    HOLDERS
+        .iter()
+        .find(all)
+        .copied()
+        .filter(|_| !names.is_empty())
 }
 
 fn mismatch(origin: &Path, what: String) -> Error {
@@ -355,13 +359,31 @@ mod tests {
         for (given, removed) in [
             (["a.weight", "b.conv.bias"], 0),
             (["module.a.weight", "module.b.conv.bias"], 1),
-            (["_orig_mod.module.a.weight", "_orig_mod.module.b.conv.bias"], 2),
-            (["module._orig_mod.module.a.weight", "module.b.conv.bias"], 2),
+            (
+                ["_orig_mod.module.a.weight", "_orig_mod.module.b.conv.bias"],
+                2,
+            ),
+            (
+                ["module._orig_mod.module.a.weight", "module.b.conv.bias"],
+                2,
+            ),
             // A part of the model was wrapped by itself.
             (["a.weight", "b._orig_mod.conv.module.bias"], 2),
             (["model.a.weight", "model.b.conv.bias"], 1),
-            (["state_dict.net.module.a.weight", "state_dict.net.module.b.conv.bias"], 3),
-            (["network.model._orig_mod.a.weight", "network.model._orig_mod.b.conv.bias"], 3),
+            (
+                [
+                    "state_dict.net.module.a.weight",
+                    "state_dict.net.module.b.conv.bias",
+                ],
+                3,
+            ),
+            (
+                [
+                    "network.model._orig_mod.a.weight",
+                    "network.model._orig_mod.b.conv.bias",
+                ],
+                3,
+            ),
         ] {
             assert_eq!(plain(&given), (names.clone(), removed), "{given:?}");
         }
@@ -444,7 +466,10 @@ mod tests {
         let len = values.len();
         (values[0], values[1]) = (f32::NAN, f32::NEG_INFINITY);
         let text = refusal(&blueprint, &all);
-        assert!(text.contains(&format!("2 of the {len} in {name}")), "{text}");
+        assert!(
+            text.contains(&format!("2 of the {len} in {name}")),
+            "{text}"
+        );
         assert!(text.contains("in 1 of "), "{text}");
     }
 }

@@ -95,7 +95,9 @@ fn initial_weights_fit(config: &Config) -> Result<()> {
     }
     if init.is_empty() {
         return conflict(
-            format!("model.init_blake3 = {hash:?} is the hash of a file, and model.init names none"),
+            format!(
+                "model.init_blake3 = {hash:?} is the hash of a file, and model.init names none"
+            ),
             "name the file in model.init (or --init), or leave model.init_blake3 empty",
         );
     }

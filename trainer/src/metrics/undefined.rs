@@ -63,9 +63,10 @@ pub fn never_defined(metric: MetricName, level: Level, labels: &LabelCounts) -> 
             "an average precision needs {things} with the class, and {}",
             none()
         )),
-        MetricName::PearsonR if there == 0 => {
-            Some(format!("a correlation needs labels that differ, and {}", none()))
-        }
+        MetricName::PearsonR if there == 0 => Some(format!(
+            "a correlation needs labels that differ, and {}",
+            none()
+        )),
         MetricName::PearsonR if there == all => Some(format!(
             "a correlation needs labels that differ, and all {samples} {things} have lesions of every class"
         )),
@@ -91,7 +92,10 @@ fn one_kind(labels: &LabelCounts, things: &str) -> String {
         part(labels.classes(|positives| positives == samples), "all"),
     ];
     let parts: Vec<String> = parts.into_iter().flatten().collect();
-    format!("of the {samples} {things}, there are {}", parts.join(" and "))
+    format!(
+        "of the {samples} {things}, there are {}",
+        parts.join(" and ")
+    )
 }
 
 /// Why `metric` has no value in `metrics`; nothing when it has one.
@@ -120,7 +124,9 @@ pub fn poor(metric: MetricName, level: Level, labels: &LabelCounts) -> Option<St
     let left_out = |classes: &[&str], why: &str| {
         (!classes.is_empty()).then(|| {
             let classes = classes.join(", ");
-            format!("{metric} at {level} level leaves out {classes}: {why} of the {samples} {things}")
+            format!(
+                "{metric} at {level} level leaves out {classes}: {why} of the {samples} {things}"
+            )
         })
     };
     match metric {
@@ -192,7 +198,10 @@ mod tests {
             never_defined(MetricName::MeanAuroc, Level::Image, &counts).unwrap(),
             "an AUROC needs val images with the class and without it, and of the 2 val images, there are HE, EX, SE in none and MA in all"
         );
-        assert_eq!(never_defined(MetricName::MeanAp, Level::Image, &counts), None);
+        assert_eq!(
+            never_defined(MetricName::MeanAp, Level::Image, &counts),
+            None
+        );
         assert_eq!(
             poor(MetricName::MeanAp, Level::Image, &counts).unwrap(),
             "mean_ap at image level leaves out HE, EX, SE: in none of the 2 val images"
@@ -204,7 +213,10 @@ mod tests {
         }
         let healthy = LabelCounts::of([0; 7]);
         let why = never_defined(MetricName::MeanAuroc, Level::Patch, &healthy).unwrap();
-        assert!(why.contains("none of the 7 val patches has a lesion"), "{why}");
+        assert!(
+            why.contains("none of the 7 val patches has a lesion"),
+            "{why}"
+        );
         assert!(poor(MetricName::F1Micro, Level::Patch, &healthy).is_some());
         assert!(poor(MetricName::Iou, Level::Patch, &healthy).is_none());
     }
