@@ -133,7 +133,7 @@ fn photographs_that_are_no_use() {
     let predict = |out: &Path| fovea(&["predict", run.text(), text(&photos), "--out", text(out)]);
     let bad = [
         "1 of the 3 photographs cannot be used",
-        "b.png: is neither PNG, JPEG nor TIFF",
+        "b.png: is no picture that is read",
     ];
     let out = at("out.csv");
     predict(&out).with_code(FAILED).explains(&bad);

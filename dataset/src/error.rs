@@ -139,7 +139,7 @@ pub enum Error {
 
     /// A single picture that cannot be decoded.
     #[error(
-        "{path}: {reason}\n  help: the file is damaged or no picture: open it in a viewer, and copy it again from its source"
+        "{path}: {reason}\n  help: open it in a viewer: save it anew from there, or copy it again from its source"
     )]
     Picture {
         /// The file.

@@ -5,6 +5,7 @@
 //! bottom, with marker notches or with text beside the disc, are the rule and not the exception.
 
 use crate::resample::Square;
+use crate::wide::wide;
 
 /// Longest edge of the brightness map.
 const MAP_EDGE: usize = 512;
@@ -113,6 +114,15 @@ pub(crate) fn whole(width: usize, height: usize) -> Fov {
     }
 }
 
+wide! {
+    /// Adds max(R, G, B) of every pixel of a row.
+    fn add_light(sums: &mut [u16], row: &[u8]) {
+        for (sum, [r, g, b]) in sums.iter_mut().zip(row.as_chunks::<3>().0) {
+            *sum += u16::from(*r.max(g).max(b));
+        }
+    }
+}
+
 impl Map {
     fn new(pixels: &[u8], width: usize, height: usize) -> Self {
         let block = width.max(height).div_ceil(MAP_EDGE).max(1);
@@ -120,17 +130,19 @@ impl Map {
         let step = (block / 4).max(1);
         let (map_width, map_height) = (width.div_ceil(block), height.div_ceil(block));
         let mut data = Vec::with_capacity(map_width * map_height);
+        // Per column of the picture, over the rows of a block: at most 7 of them.
+        let mut sums = vec![0u16; width];
         for top in (0..height).step_by(block) {
-            for left in (0..width).step_by(block) {
-                let (mut sum, mut count) = (0u32, 0u32);
-                for y in (top..(top + block).min(height)).step_by(step) {
-                    let row = &pixels
-                        [(y * width + left) * 3..(y * width + (left + block).min(width)) * 3];
-                    for p in row.chunks_exact(3).step_by(step) {
-                        sum += u32::from(p[0].max(p[1]).max(p[2]));
-                        count += 1;
-                    }
-                }
+            sums.fill(0);
+            let rows = (top..(top + block).min(height)).step_by(step);
+            let count = rows.len() as u32;
+            for y in rows {
+                add_light(&mut sums, &pixels[y * width * 3..(y + 1) * width * 3]);
+            }
+            for columns in sums.chunks(block) {
+                let columns = columns.iter().step_by(step);
+                let count = count * columns.len() as u32;
+                let sum: u32 = columns.map(|sum| u32::from(*sum)).sum();
                 data.push((sum / count.max(1)) as u8);
             }
         }

@@ -32,6 +32,7 @@ mod split;
 pub mod stage;
 pub mod synth;
 mod table;
+mod wide;
 
 pub use cells::{BLACK_FRACTION, BLACK_LEVEL};
 pub use classes::{ALL_CLASSES, CLASS_COLOURS, CLASSES, Split, label_names};

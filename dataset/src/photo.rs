@@ -60,7 +60,8 @@ pub fn list_photos(dir: &Path) -> Result<Vec<PathBuf>> {
     Ok(photos)
 }
 
-/// Reads a photograph (PNG, JPEG or TIFF by its content).
+/// Reads a photograph, in whatever format, upright and in 8 bits; a warning says how its values were scaled where the file
+/// leaves that open.
 pub fn load_photo(path: &Path) -> Result<RgbImage> {
     let bad = |reason: String| Error::Picture {
         path: path.display().to_string(),
@@ -68,8 +69,11 @@ pub fn load_photo(path: &Path) -> Result<RgbImage> {
     };
     let bytes = fs::read(path).map_err(|e| Error::io("read", path, e))?;
     let mut pixels = Vec::new();
-    let (width, height) = decode::rgb(&bytes, &mut pixels).map_err(bad)?;
-    RgbImage::from_raw(width, height, pixels)
+    let picture = decode::rgb(&bytes, &mut pixels).map_err(bad)?;
+    if let Some(note) = picture.note {
+        tracing::warn!("{}: {note}", path.display());
+    }
+    RgbImage::from_raw(picture.width, picture.height, pixels)
         .ok_or_else(|| bad("decodes to fewer pixels than its header says".to_owned()))
 }
 
@@ -186,7 +190,7 @@ mod tests {
         assert_eq!(names, [dir.path().join("a.png"), dir.path().join("b.JPG")]);
         let text = load_photo(&names[0]).unwrap_err().to_string();
         assert!(
-            text.contains("a.png: is neither PNG, JPEG nor TIFF\n  help: "),
+            text.contains("a.png: is no picture that is read (PNG,"),
             "{text}"
         );
     }

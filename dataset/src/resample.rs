@@ -1,5 +1,7 @@
 //! Cuts a square out of a picture and brings it to the working size.
 
+use crate::wide::wide;
+
 /// A square of source pixels; parts outside the picture are black.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Square {
@@ -78,12 +80,17 @@ pub(crate) fn resample(source: Plane, square: Square, size: usize) -> Vec<u8> {
         .iter()
         .zip(out.chunks_exact_mut(size * channels))
     {
+        let source_rows = || {
+            let rows = taps.weights.iter().zip(taps.first..);
+            rows.map(|(weight, y)| (*weight, &data[y * width * channels..][..width * channels]))
+        };
+        // The output is black already.
+        if source_rows().all(|(_, source_row)| is_black(source_row)) {
+            continue;
+        }
         row.fill(0.0);
-        for (weight, y) in taps.weights.iter().zip(taps.first..) {
-            let source_row = &data[y * width * channels..][..width * channels];
-            for (sum, value) in row.iter_mut().zip(source_row) {
-                *sum += weight * f32::from(*value);
-            }
+        for (weight, source_row) in source_rows() {
+            add_row(&mut row, source_row, weight);
         }
         match channels {
             3 => shrink_row::<3>(&row, &columns, out_row),
@@ -91,6 +98,22 @@ pub(crate) fn resample(source: Plane, square: Square, size: usize) -> Vec<u8> {
         }
     }
     out
+}
+
+wide! {
+    fn add_row(sums: &mut [f32], values: &[u8], weight: f32) {
+        for (sum, value) in sums.iter_mut().zip(values) {
+            *sum += weight * f32::from(*value);
+        }
+    }
+}
+
+wide! {
+    /// Whether all values are 0.
+    fn is_black(values: &[u8]) -> bool {
+        // In pieces: a row with something in it is known by its first ones.
+        values.chunks(256).all(|piece| piece.iter().fold(0, |bits, v| bits | v) == 0)
+    }
 }
 
 fn shrink_row<const C: usize>(row: &[f32], columns: &[Taps], out: &mut [u8]) {
@@ -119,7 +142,8 @@ pub(crate) fn resample_mask(source: Plane, square: Square, size: usize) -> Vec<u
     let mut mask = vec![0u8; coverage.len()];
     let mut seen = vec![false; coverage.len()];
     let mut stack = Vec::new();
-    for start in 0..coverage.len() {
+    let lit = (0..size).filter(|y| !is_black(&coverage[y * size..(y + 1) * size]));
+    for start in lit.flat_map(|y| y * size..(y + 1) * size) {
         if coverage[start] == 0 || seen[start] {
             continue;
         }

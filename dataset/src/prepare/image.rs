@@ -3,16 +3,13 @@
 use crate::BadFile;
 use crate::CLASSES;
 use crate::cells::Cells;
-use crate::decode;
+use crate::decode::{self, Mask, Values};
 use crate::fov;
 use crate::raw::{MaskRule, Raw, RawImage, Reader};
 use crate::resample::{Plane, Square, resample, resample_mask};
 use crate::shard::Row;
 
-/// A thread keeps buffers up to this length for the next image.
-const KEEP_BYTES: usize = 16 << 20;
-
-/// The smallest value that counts as lesion in a mask with more than two values.
+/// The smallest value of 8 bits that counts as lesion in a mask with more than two values.
 const MIDDLE: u8 = 128;
 
 /// A mask without lesions that was stored as a JPEG has values up to about this.
@@ -33,17 +30,29 @@ pub(super) struct Desk {
     black: Vec<u8>,
     /// Masks of the image with something in them that is too dark to count.
     faint_masks: usize,
+    /// Buffers up to this length are kept for the next image.
+    keep_bytes: usize,
 }
 
 /// A picture's size and what is cut out of it.
 struct Frame {
     width: u32,
     height: u32,
+    /// Whether the file holds it turned by a quarter.
+    turned: bool,
     /// `None`: the picture has the working size and stays as it is.
     cut: Option<Square>,
 }
 
 impl Desk {
+    /// A desk that keeps each of its buffers up to `keep_bytes`.
+    pub fn new(keep_bytes: usize) -> Self {
+        Self {
+            keep_bytes,
+            ..Self::default()
+        }
+    }
+
     /// The prepared image.
     pub fn row(&self) -> Row<'_> {
         Row {
@@ -67,7 +76,7 @@ impl Desk {
             &mut self.pixels,
             &mut self.mask,
         ] {
-            if buffer.capacity() > KEEP_BYTES {
+            if buffer.capacity() > self.keep_bytes {
                 *buffer = Vec::new();
             }
         }
@@ -83,17 +92,15 @@ impl Desk {
     ) -> Result<u64, BadFile> {
         self.faint_masks = 0;
         let entry = &raw.store.entries()[image.image];
-        let size = reader
+        let decoding = reader
             .read(entry, &mut self.file)
-            .and_then(|()| decode::dimensions(&self.file));
-        let (width, height) = size.map_err(|reason| BadFile {
+            .and_then(|()| decode::memory(&self.file));
+        let decoding = decoding.map_err(|reason| BadFile {
             path: raw.store.describe(entry),
             reason,
         })?;
-        // The source twice as RGB (decoder and conversion) and a mask; the result, its mask, a mask's coverage.
-        Ok(u64::from(width) * u64::from(height) * 7
-            + (cells.size * cells.size * 6) as u64
-            + entry.bytes)
+        // Decoding, the result, its mask, a mask's coverage.
+        Ok(decoding + (cells.size * cells.size * 6) as u64 + entry.bytes)
     }
 
     /// Prepares the picture that was loaded, and its masks; every file of it that is bad.
@@ -115,23 +122,18 @@ impl Desk {
             let entry = &raw.store.entries()[number];
             let done = reader
                 .read(entry, &mut self.file)
-                .and_then(|()| decode::grey(&self.file, &mut self.plane))
-                .and_then(|size| {
-                    self.lesions(
-                        class,
-                        size,
-                        frame.as_ref().ok(),
-                        raw.mask_rule(),
-                        cells.size,
-                    )
+                .and_then(|()| decode::mask(&self.file, &mut self.plane))
+                .and_then(|mask| {
+                    let frame = frame.as_ref().ok();
+                    self.lesions(class, mask, frame, raw.mask_rule(), cells.size)
                 });
             let path = || raw.store.describe(entry);
             match done {
                 Ok(None) => {}
-                Ok(Some(largest)) => {
+                Ok(Some(Faint { largest, least })) => {
                     self.faint_masks += 1;
                     tracing::warn!(
-                        "{}: this mask counts as empty: its brightest pixel is {largest}, lesions begin at {MIDDLE}",
+                        "{}: this mask counts as empty: its largest value is {largest}, lesions begin at {least}",
                         path()
                     );
                 }
@@ -155,10 +157,15 @@ impl Desk {
 
     fn picture(&mut self, raw: &Raw, image: &RawImage, size: usize) -> Result<Frame, String> {
         // Most pictures have the working size: they are decoded where they stay.
-        let (width, height) = decode::rgb(&self.file, &mut self.pixels)?;
-        let (w, h) = (width as usize, height as usize);
+        let picture = decode::rgb(&self.file, &mut self.pixels)?;
+        if let Some(note) = &picture.note {
+            let path = raw.store.describe(&raw.store.entries()[image.image]);
+            tracing::warn!("{path}: {note}");
+        }
+        let (w, h) = (picture.width as usize, picture.height as usize);
+        let whole = Square::around(picture.width, picture.height);
         let square = if raw.keeps_squares() && w == h {
-            Square::around(width, height)
+            whole
         } else {
             let fov = fov::detect(&self.pixels, w, h);
             if !fov.found {
@@ -169,59 +176,57 @@ impl Desk {
             }
             fov.square
         };
-        if square == Square::around(width, height) && w == size && h == size {
-            return Ok(Frame {
-                width,
-                height,
-                cut: None,
-            });
-        }
-        let source = Plane {
-            data: &self.pixels,
-            width: w,
-            height: h,
-            channels: 3,
+        let mut frame = Frame {
+            width: picture.width,
+            height: picture.height,
+            turned: picture.turned,
+            cut: None,
         };
-        self.pixels = resample(source, square, size);
-        Ok(Frame {
-            width,
-            height,
-            cut: Some(square),
-        })
+        if square != whole || w != size || h != size {
+            let source = Plane {
+                data: &self.pixels,
+                width: w,
+                height: h,
+                channels: 3,
+            };
+            self.pixels = resample(source, square, size);
+            frame.cut = Some(square);
+        }
+        Ok(frame)
     }
 
-    /// Adds the decoded mask in `plane` to the class bits; its largest value when that is too dark to count. Without
-    /// a frame (its picture is bad) only decoding counts.
+    /// Adds the decoded mask in `plane` to the class bits; tells when it is too dark to count. Without a frame (its
+    /// picture is bad) only decoding counts.
     fn lesions(
         &mut self,
         class: usize,
-        (width, height): (u32, u32),
+        mask: Mask,
         frame: Option<&Frame>,
         rule: MaskRule,
         size: usize,
-    ) -> Result<Option<u8>, String> {
+    ) -> Result<Option<Faint>, String> {
         let Some(frame) = frame else { return Ok(None) };
-        if (width, height) != (frame.width, frame.height) {
-            return Err(format!(
-                "is {width} x {height} pixels, its image {} x {}",
-                frame.width, frame.height
-            ));
+        if (mask.width, mask.height) != (frame.width, frame.height) {
+            return Err(other_size(mask, frame));
         }
-        let threshold = threshold(&self.plane, rule);
-        let faint = faint(&self.plane, threshold);
+        if !counts(mask.values, rule) {
+            return Ok(faint(mask.values));
+        }
         let Some(square) = frame.cut else {
             for (bits, value) in self.mask.iter_mut().zip(&self.plane) {
-                *bits |= u8::from(*value >= threshold) << class;
+                *bits |= u8::from(*value >= MIDDLE) << class;
             }
-            return Ok(faint);
+            return Ok(None);
         };
-        for value in &mut self.plane {
-            *value = if *value >= threshold { 255 } else { 0 };
+        if !mask.values.two_valued {
+            for value in &mut self.plane {
+                *value = if *value >= MIDDLE { 255 } else { 0 };
+            }
         }
         let source = Plane {
             data: &self.plane,
-            width: width as usize,
-            height: height as usize,
+            width: mask.width as usize,
+            height: mask.height as usize,
             channels: 1,
         };
         for (bits, lesion) in self
@@ -231,57 +236,125 @@ impl Desk {
         {
             *bits |= lesion << class;
         }
-        Ok(faint)
+        Ok(None)
     }
 }
 
-/// The smallest value that counts as lesion.
-fn threshold(plane: &[u8], rule: MaskRule) -> u8 {
-    let largest = largest(plane);
+/// What is wrong with the size of a mask. One drawn on the picture as it is stored, not as it is to be seen, is told apart.
+fn other_size(mask: Mask, frame: &Frame) -> String {
+    let stored = (frame.height, frame.width) == (mask.width, mask.height);
+    let why = match frame.turned && stored {
+        true => {
+            " once it is upright (its orientation tag turns it by a quarter): turn the mask, or remove the tag"
+        }
+        false => "",
+    };
+    format!(
+        "is {} x {} pixels, its image {} x {}{why}",
+        mask.width, mask.height, frame.width, frame.height
+    )
+}
+
+/// A mask that is not black and yet has no lesion, by its values at full depth.
+#[derive(Clone, Copy, Debug, PartialEq)]
+struct Faint {
+    largest: f64,
+    /// The smallest value that would count.
+    least: f64,
+}
+
+/// Whether any pixel counts as lesion: one of at least half of white, or the other value of two. In FGADR, whose edges
+/// are anti-aliased, a lone dark value is the edge of nothing; only 1 is a value that people store for yes.
+fn counts(values: Values, rule: MaskRule) -> bool {
+    let bright = values.largest >= half(values.white);
     match rule {
-        MaskRule::HalfOrTwoValued if largest < MIDDLE && two_valued(plane, largest) => largest,
-        _ => MIDDLE,
+        MaskRule::HalfOrTwoValued => bright || values.two_valued,
+        MaskRule::Half => bright || (values.two_valued && values.largest == 1.0),
     }
 }
 
-/// The largest value of a mask that is below the threshold and no mere noise.
-fn faint(plane: &[u8], threshold: u8) -> Option<u8> {
-    let largest = largest(plane);
-    (largest < threshold && (largest > NOISE || two_valued(plane, largest))).then_some(largest)
+/// The smallest value of at least half of white: 128 of 255, 32768 of 65535, 0.5 of 1.
+fn half(white: f64) -> f64 {
+    match white {
+        1.0 => 0.5,
+        _ => (white / 2.0).ceil(),
+    }
 }
 
-fn largest(plane: &[u8]) -> u8 {
-    plane.iter().copied().max().unwrap_or(0)
-}
-
-fn two_valued(plane: &[u8], largest: u8) -> bool {
-    largest > 0 && plane.iter().all(|value| *value == 0 || *value == largest)
+/// What is to be said of a mask that counts as empty; nothing when its values are mere noise.
+fn faint(values: Values) -> Option<Faint> {
+    let noise = f64::from(NOISE) / 255.0 * values.white;
+    (values.two_valued || values.largest > noise).then(|| Faint {
+        largest: values.largest,
+        least: half(values.white),
+    })
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
 
+    fn values(largest: f64, white: f64, two_valued: bool) -> Values {
+        Values {
+            two_valued,
+            largest,
+            white,
+        }
+    }
+
     #[test]
     fn masks_count_from_the_middle_or_from_their_only_value() {
-        let soft = [0, 1, 100, 127, 128, 254];
-        assert_eq!(threshold(&soft, MaskRule::Half), 128);
-        assert_eq!(threshold(&soft, MaskRule::HalfOrTwoValued), 128);
-        assert_eq!(threshold(&[0, 76, 0], MaskRule::HalfOrTwoValued), 76);
-        assert_eq!(threshold(&[0, 1, 0], MaskRule::HalfOrTwoValued), 1);
-        assert_eq!(threshold(&[0, 1, 0], MaskRule::Half), 128);
-        // The noise of a JPEG without lesions has many values.
-        assert_eq!(threshold(&[0, 1, 3], MaskRule::HalfOrTwoValued), 128);
-        assert_eq!(threshold(&[0; 4], MaskRule::HalfOrTwoValued), 128);
+        use MaskRule::{Half, HalfOrTwoValued};
+        for rule in [Half, HalfOrTwoValued] {
+            assert!(counts(values(254.0, 255.0, false), rule));
+            assert!(counts(values(128.0, 255.0, false), rule));
+            assert!(counts(values(32768.0, 65535.0, false), rule));
+            assert!(counts(values(0.5, 1.0, false), rule));
+            assert!(!counts(values(127.0, 255.0, false), rule));
+            // The noise of a JPEG without lesions has many values.
+            assert!(!counts(values(3.0, 255.0, false), rule));
+            assert!(!counts(values(0.0, 255.0, false), rule));
+            // 255 in 16 bits is all of the 8 bits that are used; 1 is what people store for yes.
+            assert!(counts(values(255.0, 255.0, true), rule));
+            assert!(counts(values(1.0, 255.0, true), rule));
+        }
+        assert!(counts(values(76.0, 255.0, true), HalfOrTwoValued));
+        assert!(!counts(values(76.0, 255.0, true), Half));
     }
 
     #[test]
     fn masks_that_are_too_dark_to_count_are_told_from_empty_ones() {
-        assert_eq!(faint(&[0, 60, 100], 128), Some(100));
-        assert_eq!(faint(&[0, 1, 0], 128), Some(1));
-        assert_eq!(faint(&[0, 1, 0], 1), None);
-        assert_eq!(faint(&[0, 1, 3], 128), None);
-        assert_eq!(faint(&[0; 4], 128), None);
-        assert_eq!(faint(&[0, 90, 130], 128), None);
+        let told =
+            |largest, white, two| faint(values(largest, white, two)).map(|f| (f.largest, f.least));
+        assert_eq!(told(100.0, 255.0, false), Some((100.0, 128.0)));
+        assert_eq!(told(60.0, 255.0, true), Some((60.0, 128.0)));
+        assert_eq!(told(300.0, 1023.0, false), Some((300.0, 512.0)));
+        assert_eq!(told(0.4, 1.0, false), Some((0.4, 0.5)));
+        assert_eq!(told(3.0, 255.0, false), None);
+        assert_eq!(told(0.0, 255.0, false), None);
+    }
+
+    #[test]
+    fn a_mask_of_the_picture_as_it_is_stored_is_told() {
+        let frame = Frame {
+            width: 260,
+            height: 360,
+            turned: true,
+            cut: None,
+        };
+        let mask = |width, height| Mask {
+            width,
+            height,
+            values: values(255.0, 255.0, true),
+        };
+        let text = other_size(mask(360, 260), &frame);
+        assert!(
+            text.starts_with("is 360 x 260 pixels, its image 260 x 360 once it is upright"),
+            "{text}"
+        );
+        assert_eq!(
+            other_size(mask(10, 20), &frame),
+            "is 10 x 20 pixels, its image 260 x 360"
+        );
     }
 }

@@ -34,6 +34,8 @@ struct Run<'a> {
     jobs: Vec<(usize, usize)>,
     next: AtomicUsize,
     open: Mutex<HashMap<usize, Arc<Open>>>,
+    /// Buffers that a thread keeps for the next image may have this length each.
+    keep_bytes: usize,
     memory: Memory,
     bad: Mutex<Vec<(usize, BadFile)>>,
     faint_masks: AtomicUsize,
@@ -66,6 +68,8 @@ pub(super) fn make_shards(
         jobs,
         next: AtomicUsize::new(0),
         open: Mutex::default(),
+        // A quarter of the memory for decoding, over threads and their two large buffers.
+        keep_bytes: MEMORY_BYTES as usize / 8 / workers.max(1),
         memory: Memory::default(),
         bad: Mutex::default(),
         faint_masks: AtomicUsize::new(0),
@@ -89,7 +93,7 @@ pub(super) fn make_shards(
 
 impl Run<'_> {
     fn work(&self, complete: &SyncSender<Arc<Open>>) {
-        let mut desk = Desk::default();
+        let mut desk = Desk::new(self.keep_bytes);
         let mut reader = self.plan.raw.store.reader();
         while !self.stop.load(Ordering::Relaxed) {
             let Some(&(shard, image)) = self.jobs.get(self.next.fetch_add(1, Ordering::Relaxed))

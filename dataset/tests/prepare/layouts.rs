@@ -315,7 +315,7 @@ fn photographs_are_drawn_with_their_black_cells() {
         .unwrap_err()
         .to_string();
     assert!(
-        text.contains("eye 3.jpg: is neither PNG, JPEG nor TIFF\n  help: "),
+        text.contains("eye 3.jpg: is no picture that is read"),
         "{text}"
     );
 }

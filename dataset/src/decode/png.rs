@@ -1,0 +1,96 @@
+//! PNG, by the `png` crate itself: checksums verified, nothing converted that need not be.
+
+use std::io::Cursor;
+
+use image::metadata::Orientation;
+use png::{BitDepth, ColorType, Transformations};
+
+use super::Reason;
+use super::samples::{Alpha, Colour, Picture, Samples};
+
+/// Width, height and bytes of a decoded pixel, by the header.
+pub(super) fn size(bytes: &[u8]) -> Result<(u32, u32, u64), Reason> {
+    let mut decoder = png::Decoder::new(Cursor::new(bytes));
+    let info = decoder.read_header_info().map_err(reason)?;
+    let deep = if info.bit_depth == BitDepth::Sixteen {
+        2
+    } else {
+        1
+    };
+    // A transparent colour, which comes later in the file, may add a sample.
+    Ok((info.width, info.height, 4 * deep))
+}
+
+/// Decodes with palette, small depths and transparent colours expanded; and how the picture has to be turned. The memory of
+/// `out` is used again.
+pub(super) fn decode(bytes: &[u8], mut out: Vec<u8>) -> Result<(Picture, Orientation), Reason> {
+    let mut decoder = png::Decoder::new(Cursor::new(bytes));
+    decoder.set_transformations(Transformations::EXPAND);
+    decoder.ignore_checksums(false);
+    decoder.set_ignore_text_chunk(true);
+    decoder.set_ignore_iccp_chunk(true);
+    let mut reader = decoder.read_info().map_err(reason)?;
+    let frames = reader.info().animation_control.map_or(1, |a| a.num_frames);
+    if frames > 1 {
+        return Err(super::several(&format!("{frames} pictures (an animation)")));
+    }
+    let (colour, depth) = reader.output_color_type();
+    // The header was checked against the limit of pixels, so this is at most 8 bytes for each of them.
+    let length = reader.output_buffer_size().ok_or("is too large")?;
+    out.resize(length, 0);
+    reader.next_frame(&mut out).map_err(reason)?;
+    // Up to the end mark: a file cut after its last pixel is cut all the same, and Exif may come last.
+    reader.finish().map_err(reason)?;
+    let info = reader.info();
+    let (colour, alpha) = match colour {
+        ColorType::Grayscale => (Colour::Grey, Alpha::None),
+        ColorType::GrayscaleAlpha => (Colour::Grey, Alpha::Straight),
+        ColorType::Rgba => (Colour::Rgb, Alpha::Straight),
+        ColorType::Rgb | ColorType::Indexed => (Colour::Rgb, Alpha::None),
+    };
+    let (width, height) = info.size();
+    let stated = stated(info.sbit.as_deref(), colour);
+    let orientation = info
+        .exif_metadata
+        .as_deref()
+        .and_then(Orientation::from_exif_chunk);
+    let samples = match depth {
+        BitDepth::Sixteen => Samples::U16(
+            out.chunks_exact(2)
+                .map(|pair| u16::from_be_bytes([pair[0], pair[1]]))
+                .collect(),
+        ),
+        _ => Samples::U8(out),
+    };
+    let picture = Picture {
+        width,
+        height,
+        colour,
+        alpha,
+        samples,
+        stated,
+    };
+    Ok((picture, orientation.unwrap_or(Orientation::NoTransforms)))
+}
+
+/// White by the significant bits of the colour samples. The standard wants samples scaled to the full depth all the
+/// same; whoever does so has values above this, and is scaled by them.
+fn stated(sbit: Option<&[u8]>, colour: Colour) -> Option<f64> {
+    let colours = match colour {
+        Colour::Grey => 1,
+        Colour::Rgb => 3,
+    };
+    let bits = *sbit?.iter().take(colours).max()?;
+    (1..=16)
+        .contains(&bits)
+        .then(|| f64::from((1u32 << bits) - 1))
+}
+
+fn reason(error: png::DecodingError) -> Reason {
+    match error {
+        png::DecodingError::IoError(e) if e.kind() == std::io::ErrorKind::UnexpectedEof => {
+            "the PNG ends too early (truncated)".to_owned()
+        }
+        error => format!("damaged PNG: {error}"),
+    }
+}
