@@ -21,9 +21,18 @@ fn text(path: &Path) -> &str {
 
 /// Trains a run with more words than usual.
 fn train(run: &Run, ranks: u32, more: &[&str]) -> Done {
+    Process::start(&words(run, ranks, more), Some(&run.path)).wait()
+}
+
+/// The words of a run's first `fovea train`, with more; a dataset that is named there is taken instead.
+fn words(run: &Run, ranks: u32, more: &[&str]) -> Vec<String> {
     let mut words = run.first(ranks);
+    if more.contains(&"--data") {
+        let at = words.iter().position(|word| word == "--data").unwrap();
+        words.drain(at..at + 2);
+    }
     words.extend(more.iter().map(|&word| word.to_owned()));
-    Process::start(&words, Some(&run.path)).wait()
+    words
 }
 
 fn resume(run: &Run, more: &[&str]) -> Done {
@@ -146,7 +155,6 @@ fn what_cannot_train_is_refused_before_anything_is_written() {
     // says why no epoch is the best one.
     let _turn = turn();
     fs::create_dir(&run.path).unwrap();
-    let mut words = run.first(1);
     let small = [
         "--print-config",
         "--set",
@@ -154,7 +162,7 @@ fn what_cannot_train_is_refused_before_anything_is_written() {
         "--set",
         "train.images_per_step=2",
     ];
-    words.extend(on_healthy.iter().chain(&small).map(|&word| word.to_owned()));
+    let words = words(&run, 1, &[&on_healthy[..], &small].concat());
     let config = fovea(&words).with_code(FINISHED).stdout;
     fs::write(run.path.join("config.toml"), config).unwrap();
     let done = resume(&run, &[]).with_code(FINISHED).prints(&[
