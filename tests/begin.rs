@@ -91,6 +91,20 @@ fn what_cannot_train_is_refused_before_anything_is_written() {
     };
     let two = healthy(directory.path(), 2);
     refused(&["--data", text(&two)], &["validation split has no images"]);
+    // The same for a job, on the login node.
+    let job = [
+        "submit",
+        "--preset",
+        "demo",
+        "--data",
+        text(&two),
+        "--out",
+        run.text(),
+    ];
+    fovea(&job)
+        .with_code(USAGE)
+        .explains(&["validation split has no images"]);
+    assert!(!run.path.exists());
     fs::remove_dir_all(directory.path().join("healthy")).unwrap();
     fs::remove_dir_all(&two).unwrap();
 
@@ -123,18 +137,6 @@ fn what_cannot_train_is_refused_before_anything_is_written() {
         ],
         &["train.virtual_shards = 32", "21 units"],
     );
-    // The same for a job, on the login node.
-    let job = [
-        "submit",
-        "--preset",
-        "demo",
-        "--data",
-        text(&two),
-        "--out",
-        run.text(),
-        "--dry-run",
-    ];
-    fovea(&job).with_code(USAGE);
     let job = [
         &[
             "submit",
