@@ -107,7 +107,7 @@ pub struct PrepareArgs {
     pub src: PathBuf,
     /// Directory for the prepared dataset
     pub out: PathBuf,
-    /// How the raw dataset is laid out: auto, fgadr, folder
+    /// How the raw dataset is laid out: auto, fgadr, folder, idrid
     #[arg(long, default_value = "auto")]
     pub layout: String,
     /// Working size in pixels; a multiple of --patch
@@ -122,6 +122,10 @@ pub struct PrepareArgs {
     /// Seed of the split
     #[arg(long, default_value_t = 0)]
     pub seed: u64,
+    /// Keep images together whose names have the same first group of this regular expression (or, without a group,
+    /// the same match) in one split: '^(.+)_(?:left|right)$' for both eyes of a patient
+    #[arg(long, value_name = "REGEX")]
+    pub group_by: Option<String>,
     /// Threads; 0 = one per core
     #[arg(long, default_value_t = 0)]
     pub workers: usize,

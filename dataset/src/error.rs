@@ -126,7 +126,7 @@ pub enum Error {
 
     /// A line of a label table that cannot be read.
     #[error(
-        "{path}, line {line}: {reason}\n  help: each line is `name.png,grade` with a grade from 0 to 4, no header"
+        "{path}, line {line}: {reason}\n  help: each line is `name.png,grade` with a grade from 0 to 4; the first may hold headings"
     )]
     Csv {
         /// The table.

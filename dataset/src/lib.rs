@@ -19,8 +19,12 @@ mod error;
 pub mod font;
 mod fov;
 mod fsio;
+mod groups;
+mod list;
 mod manifest;
 mod mosaic;
+mod oddities;
+mod pairs;
 mod photo;
 mod prepare;
 mod progress;
@@ -39,11 +43,14 @@ pub use classes::{ALL_CLASSES, CLASS_COLOURS, CLASSES, Split, label_names};
 pub use dataset::{Dataset, ImageView};
 pub use error::{BadFile, Error, Result};
 pub use fov::Fov;
+pub use groups::stratify_groups;
+pub use list::{Found, holds_photos, list_photos};
 pub use manifest::{
     FORMAT, FORMAT_VERSION, ImageEntry, MANIFEST_FILE, Manifest, Recipe, ShardEntry, SplitCounts,
 };
 pub use mosaic::{MosaicOptions, mosaic, mosaic_photos};
-pub use photo::{Photo, list_photos, load_photo, prepare_photo};
+pub use oddities::oddities;
+pub use photo::{Photo, load_photo, prepare_photo};
 pub use prepare::{MAX_BAD_FILES, MAX_PATCH, MAX_SIZE, PrepareOptions, prepare};
 pub use progress::{Bar, Progress, Silent};
 pub use raw::{Layout, LayoutChoice};

@@ -24,7 +24,7 @@ const MAX_MANIFEST_BYTES: u64 = 256 << 20;
 /// The choices that a prepared dataset depends on, besides its raw images.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Recipe {
-    /// Name of the raw layout ("fgadr", "folder").
+    /// Name of the raw layout ("fgadr", "folder", "idrid").
     pub layout: String,
     /// Edge of an image in pixels.
     pub size: u32,
@@ -34,6 +34,9 @@ pub struct Recipe {
     pub min_lesion_pixels: u32,
     /// Seed of the split.
     pub seed: u64,
+    /// Regular expression by which images were grouped, when they were.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub group_by: Option<String>,
     /// Whether shards hold a `mask`.
     pub mask: bool,
     /// Images per shard (the last may have fewer).

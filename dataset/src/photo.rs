@@ -1,7 +1,7 @@
 //! Photographs as they come from a camera: found, cut to the field of view, brought to the working size.
 
 use std::fs;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 
 use image::RgbImage;
 
@@ -9,8 +9,6 @@ use crate::cells::Cells;
 use crate::fov::{self, Fov};
 use crate::resample::{Plane, Square, resample};
 use crate::{Error, Result, decode};
-
-const EXTENSIONS: [&str; 5] = ["png", "jpg", "jpeg", "tif", "tiff"];
 
 /// A photograph in the form that models see: as an image of a prepared dataset.
 #[derive(Clone, Debug, PartialEq)]
@@ -23,41 +21,6 @@ pub struct Photo {
     pub fov: Fov,
     /// Why a model's answer to this photograph means nothing; `None` when nothing speaks against it.
     pub note: Option<String>,
-}
-
-/// Photographs (png, jpg, tif) directly in `dir`, by name; `dir` may also be one photograph.
-pub fn list_photos(dir: &Path) -> Result<Vec<PathBuf>> {
-    if !dir.exists() {
-        return Err(Error::Missing {
-            what: "directory of photographs",
-            path: dir.to_owned(),
-            help: "give a directory with png, jpg or tif files".to_owned(),
-        });
-    }
-    if dir.is_file() {
-        return Ok(vec![dir.to_owned()]);
-    }
-    let mut photos = Vec::new();
-    for item in fs::read_dir(dir).map_err(|e| Error::io("list", dir, e))? {
-        let path = item.map_err(|e| Error::io("list", dir, e))?.path();
-        let name = path.file_name().unwrap_or_default().to_string_lossy();
-        let extension = path.extension().unwrap_or_default();
-        let known = EXTENSIONS
-            .iter()
-            .any(|known| extension.eq_ignore_ascii_case(known));
-        if known && !name.starts_with('.') && path.is_file() {
-            photos.push(path);
-        }
-    }
-    if photos.is_empty() {
-        return Err(Error::Empty {
-            path: dir.to_owned(),
-            looked_for: "photographs (png, jpg, tif)".to_owned(),
-            help: "give the folder that holds the photographs themselves".to_owned(),
-        });
-    }
-    photos.sort();
-    Ok(photos)
 }
 
 /// Reads a photograph, in whatever format, upright and in 8 bits; a warning says how its values were scaled where the file
@@ -172,25 +135,13 @@ mod tests {
     }
 
     #[test]
-    fn folders_without_photographs_are_told_apart() {
+    fn what_is_no_picture_is_told_with_its_path() {
         let dir = tempfile::tempdir().unwrap();
-        let text = list_photos(&dir.path().join("none"))
-            .unwrap_err()
-            .to_string();
-        assert!(text.contains("none does not exist\n  help: "), "{text}");
-        let text = list_photos(dir.path()).unwrap_err().to_string();
+        let path = dir.path().join("a.png");
+        fs::write(&path, b"x").unwrap();
+        let text = load_photo(&path).unwrap_err().to_string();
         assert!(
-            text.contains("holds no photographs (png, jpg, tif)\n  help: "),
-            "{text}"
-        );
-        for name in ["b.JPG", "a.png", "notes.txt", "._a.png"] {
-            fs::write(dir.path().join(name), b"x").unwrap();
-        }
-        let names: Vec<_> = list_photos(dir.path()).unwrap();
-        assert_eq!(names, [dir.path().join("a.png"), dir.path().join("b.JPG")]);
-        let text = load_photo(&names[0]).unwrap_err().to_string();
-        assert!(
-            text.contains("a.png: is no picture that is read (PNG,"),
+            text.contains("a.png: is no picture that is read (PNG,") && text.contains("\n  help: "),
             "{text}"
         );
     }

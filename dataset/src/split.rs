@@ -17,10 +17,20 @@ pub const SHARES: [f64; 3] = [0.70, 0.15, 0.15];
 /// # Panics
 /// When `ids` and `labels` differ in length.
 pub fn stratify<S: AsRef<str>>(ids: &[S], labels: &[u8], seed: u64) -> Vec<Split> {
+    stratify_by(ids, labels, seed, SHARES)
+}
+
+/// As [`stratify`] with other shares, which add up to 1; a split with the share 0 stays empty.
+pub(crate) fn stratify_by<S: AsRef<str>>(
+    ids: &[S],
+    labels: &[u8],
+    seed: u64,
+    shares: [f64; 3],
+) -> Vec<Split> {
     assert_eq!(ids.len(), labels.len(), "one label per image");
     let order = shuffled(ids, seed);
-    let mut room = sizes(ids.len());
-    let mut wanted = wanted_per_class(labels);
+    let mut room = sizes(ids.len(), shares);
+    let mut wanted = wanted_per_class(labels, shares);
     let mut splits: Vec<Option<Split>> = vec![None; ids.len()];
 
     let mut deal = |image: usize, class: Option<usize>, room: &mut [usize; 3]| {
@@ -32,7 +42,7 @@ pub fn stratify<S: AsRef<str>>(ids: &[S], labels: &[u8], seed: u64) -> Vec<Split
                 });
                 // On a tie the emptier split, and then the earlier one (max_by keeps the last).
                 by_class
-                    .then(emptiness(room, a).total_cmp(&emptiness(room, b)))
+                    .then(emptiness(room, a, shares).total_cmp(&emptiness(room, b, shares)))
                     .then(b.cmp(&a))
             })
             .expect("the rooms add up to the number of images");
@@ -56,14 +66,14 @@ pub fn stratify<S: AsRef<str>>(ids: &[S], labels: &[u8], seed: u64) -> Vec<Split
         }
     }
     let mut splits: Vec<Split> = splits.into_iter().flatten().collect();
-    exchange(&order, labels, &mut splits);
+    exchange(&order, labels, &mut splits, shares);
     splits
 }
 
 /// Lets images of two splits change places, the best pair first, until no pair brings the classes closer to their
 /// shares. Images with one label byte are alike, so there are 16 x 16 pairs to look at, however many images there are.
-fn exchange(order: &[usize], labels: &[u8], splits: &mut [Split]) {
-    let wanted = wanted_per_class(labels);
+fn exchange(order: &[usize], labels: &[u8], splits: &mut [Split], shares: [f64; 3]) {
+    let wanted = wanted_per_class(labels, shares);
     let share = |label: usize, class: usize| f64::from(label as u8 >> class & 1);
     // Images still to be found per split and label byte, in order; and how much each class is above its share.
     let mut members: [[Vec<usize>; 16]; 3] = Default::default();
@@ -80,7 +90,7 @@ fn exchange(order: &[usize], labels: &[u8], splits: &mut [Split]) {
         let per_class = |class: usize| {
             let moved = share(b, class) - share(a, class);
             let change = |split: usize, moved: f64| {
-                moved * (2.0 * excess[split][class] + moved) / SHARES[split]
+                moved * (2.0 * excess[split][class] + moved) / shares[split]
             };
             -change(i, moved) - change(j, -moved)
         };
@@ -119,7 +129,7 @@ fn exchange(order: &[usize], labels: &[u8], splits: &mut [Split]) {
 }
 
 /// Image indices ordered by blake3(seed, id): stable when images are added or removed.
-fn shuffled<S: AsRef<str>>(ids: &[S], seed: u64) -> Vec<usize> {
+pub(crate) fn shuffled<S: AsRef<str>>(ids: &[S], seed: u64) -> Vec<usize> {
     let key = |id: &str| {
         let mut hasher = blake3::Hasher::new_derive_key("fovea dataset split v1");
         hasher.update(&seed.to_le_bytes()).update(id.as_bytes());
@@ -131,8 +141,8 @@ fn shuffled<S: AsRef<str>>(ids: &[S], seed: u64) -> Vec<usize> {
 }
 
 /// Sizes of the splits for `count` images.
-fn sizes(count: usize) -> [usize; 3] {
-    let exact = SHARES.map(|share| share * count as f64);
+pub(crate) fn sizes(count: usize, shares: [f64; 3]) -> [usize; 3] {
+    let exact = shares.map(|share| share * count as f64);
     let mut sizes = exact.map(|size| (size + 1e-9).floor() as usize);
     let mut by_remainder = [0, 1, 2];
     by_remainder
@@ -143,7 +153,7 @@ fn sizes(count: usize) -> [usize; 3] {
     }
     // A validation or test split without images is useless: train gives.
     for split in [1, 2] {
-        if count >= 3 && sizes[split] == 0 {
+        if count >= 3 && sizes[split] == 0 && shares[split] > 0.0 {
             sizes[split] += 1;
             sizes[0] -= 1;
         }
@@ -152,14 +162,14 @@ fn sizes(count: usize) -> [usize; 3] {
 }
 
 /// Images of each class that each split should get, `[split][class]`.
-fn wanted_per_class(labels: &[u8]) -> [[f64; 4]; 3] {
+fn wanted_per_class(labels: &[u8], shares: [f64; 3]) -> [[f64; 4]; 3] {
     let mut total = [0.0; CLASSES.len()];
     for label in labels {
         for (class, total) in total.iter_mut().enumerate() {
             *total += f64::from(label >> class & 1);
         }
     }
-    SHARES.map(|share| total.map(|images| images * share))
+    shares.map(|share| total.map(|images| images * share))
 }
 
 /// The class with the fewest images (at least one) not dealt yet.
@@ -179,8 +189,8 @@ fn rarest(labels: &[u8], splits: &[Option<Split>]) -> Option<usize> {
 }
 
 /// Room left in relation to the split's share, so that small splits fill as evenly as large ones.
-fn emptiness(room: &[usize; 3], split: usize) -> f64 {
-    room[split] as f64 / SHARES[split]
+fn emptiness(room: &[usize; 3], split: usize, shares: [f64; 3]) -> f64 {
+    room[split] as f64 / shares[split]
 }
 
 #[cfg(test)]
@@ -244,10 +254,10 @@ mod tests {
 
     #[test]
     fn sizes_of_small_and_published_sets() {
-        assert_eq!(sizes(0), [0, 0, 0]);
-        assert_eq!(sizes(1), [1, 0, 0]);
-        assert_eq!(sizes(3), [1, 1, 1]);
-        assert_eq!(sizes(24), [17, 4, 3]);
-        assert_eq!(sizes(1841), [1289, 276, 276]);
+        assert_eq!(sizes(0, SHARES), [0, 0, 0]);
+        assert_eq!(sizes(1, SHARES), [1, 0, 0]);
+        assert_eq!(sizes(3, SHARES), [1, 1, 1]);
+        assert_eq!(sizes(24, SHARES), [17, 4, 3]);
+        assert_eq!(sizes(1841, SHARES), [1289, 276, 276]);
     }
 }

@@ -40,5 +40,5 @@ pub fn run(args: &DataArgs) -> anyhow::Result<Ending> {
 
 /// A folder without a manifest that holds photographs (or one photograph).
 fn is_photographs(args: &DataArgs) -> bool {
-    !args.data.join("manifest.json").exists() && fovea_dataset::list_photos(&args.data).is_ok()
+    !args.data.join("manifest.json").exists() && fovea_dataset::holds_photos(&args.data)
 }

@@ -16,6 +16,7 @@ pub fn run(args: &PrepareArgs) -> anyhow::Result<Ending> {
         patch: args.patch,
         min_lesion_pixels: args.min_lesion_pixels,
         seed: args.seed,
+        group_by: args.group_by.clone(),
         workers: args.workers,
         ..PrepareOptions::default()
     };

@@ -4,7 +4,7 @@ use std::collections::HashMap;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use fovea_dataset::{BadFile, Dataset, list_photos, load_photo, prepare_photo};
+use fovea_dataset::{BadFile, Dataset, Found, list_photos, load_photo, prepare_photo};
 use fovea_kernels::{FocalParams, ImageU8};
 
 use crate::checkpoint;
@@ -209,10 +209,9 @@ impl Predictor {
     /// does not keep the others from being scored.
     ///
     /// # Errors
-    /// [`Error::Usage`] when two have the same stem: their rows could not be told apart; or when an answer is not
-    /// finite.
-    pub fn photos(&self, paths: &[PathBuf], mut tick: impl FnMut()) -> Result<Scored> {
-        distinct_stems(paths)?;
+    /// [`Error::Usage`] when two have the same id: their rows could not be told apart; or when an answer is not finite.
+    pub fn photos(&self, paths: &[Found], mut tick: impl FnMut()) -> Result<Scored> {
+        distinct_ids(paths)?;
         let mut scored = Scored::default();
         // SAFETY: an evaluation reads the replica.
         let shared = unsafe { ReadOnly::new(self) };
@@ -230,7 +229,8 @@ impl Predictor {
     }
 
     /// Scores one photograph: field of view found, squared, resized; its black cells are left out.
-    fn photo(&self, path: &Path) -> Result<std::result::Result<Vec<Prediction>, BadFile>> {
+    fn photo(&self, found: &Found) -> Result<std::result::Result<Vec<Prediction>, BadFile>> {
+        let path = &found.path;
         let Sizes { image, patch } = self.sizes;
         let photo = match load_photo(path) {
             Ok(photo) => prepare_photo(&photo, image, patch)?,
@@ -266,9 +266,8 @@ impl Predictor {
         if let Some(note) = &note {
             tracing::warn!("{}: {note}; its rows have usable = 0", path.display());
         }
-        let image_id = stem(path);
         let row = |cell: Option<(u32, u32)>, logits: &[f32]| Prediction {
-            image_id: image_id.clone(),
+            image_id: found.id.clone(),
             cell,
             label: None,
             probs: [0, 1, 2, 3].map(|c| sigmoid(logits[c])),
@@ -299,16 +298,10 @@ fn not_finite(of: &str) -> Error {
     }
 }
 
-/// How rows name a photograph.
-fn stem(path: &Path) -> String {
-    let stem = path.file_stem().unwrap_or_default();
-    stem.to_string_lossy().into_owned()
-}
-
-fn distinct_stems(paths: &[PathBuf]) -> Result<()> {
-    let mut seen: HashMap<String, &Path> = HashMap::new();
-    for path in paths {
-        if let Some(other) = seen.insert(stem(path), path) {
+fn distinct_ids(photos: &[Found]) -> Result<()> {
+    let mut seen: HashMap<&str, &Path> = HashMap::new();
+    for Found { path, id } in photos {
+        if let Some(other) = seen.insert(id, path) {
             return Err(Error::Usage {
                 what: format!(
                     "{} and {} have the same name but for the extension, by which rows tell photographs apart",
@@ -322,7 +315,7 @@ fn distinct_stems(paths: &[PathBuf]) -> Result<()> {
     Ok(())
 }
 
-/// What a path of photographs holds, in name order.
-pub fn photos(path: &Path) -> Result<Vec<PathBuf>> {
+/// What a path of photographs holds, by id.
+pub fn photos(path: &Path) -> Result<Vec<Found>> {
     Ok(list_photos(path)?)
 }

@@ -10,6 +10,8 @@ mod png;
 mod samples;
 mod sniff;
 #[cfg(test)]
+mod storm;
+#[cfg(test)]
 mod tests;
 mod tiff;
 mod usual;

@@ -108,3 +108,74 @@ fn every_kind_of_picture_shows_what_its_author_meant() {
         wrong.join("\n")
     );
 }
+
+/// The content of every picture.
+pub(super) fn corpus() -> Vec<Vec<u8>> {
+    let file = |expected: Expected| std::fs::read(pictures().join(expected.file)).unwrap();
+    expected().into_iter().map(file).collect()
+}
+
+pub(super) fn crc32(bytes: &[u8]) -> u32 {
+    !bytes.iter().fold(!0u32, |crc, byte| {
+        (0..8).fold(crc ^ u32::from(*byte), |crc, _| {
+            if crc & 1 == 1 {
+                crc >> 1 ^ 0xedb8_8320
+            } else {
+                crc >> 1
+            }
+        })
+    })
+}
+
+fn picture(file: &str) -> Vec<u8> {
+    std::fs::read(pictures().join(file)).unwrap()
+}
+
+#[test]
+fn cut_files_are_never_taken_for_whole() {
+    let mut out = Vec::new();
+    // Up to the last byte that counts: behind a JPEG's or PNG's end mark nothing does.
+    for file in ["rgb8.png", "interlaced.png", "444.jpg", "progressive.jpg"] {
+        let whole = picture(file);
+        for length in 0..whole.len() {
+            let reason = rgb(&whole[..length], &mut out).unwrap_err();
+            assert!(!reason.is_empty(), "{file} cut to {length} bytes");
+        }
+    }
+    let whole = picture("rgb8.png");
+    assert_eq!(
+        rgb(&whole[..whole.len() - 20], &mut out).unwrap_err(),
+        "the PNG ends too early (truncated)"
+    );
+    // The pixels of a TIFF may lie anywhere in it.
+    for file in ["none.tif", "lzw.tif", "big.tif", "planar.tif"] {
+        let whole = picture(file);
+        assert!(rgb(&whole[..whole.len() / 2], &mut out).is_err(), "{file}");
+    }
+    assert_eq!(rgb(b"", &mut out).unwrap_err(), "the file is empty");
+}
+
+#[test]
+fn every_byte_of_a_png_is_covered_by_a_checksum() {
+    let whole = picture("rgb8.png");
+    for i in (8..whole.len()).step_by(3) {
+        let mut bytes = whole.clone();
+        bytes[i] ^= 0x55;
+        assert!(rgb(&bytes, &mut Vec::new()).is_err(), "byte {i}");
+    }
+}
+
+#[test]
+fn a_bomb_is_refused_by_its_header() {
+    let mut bytes = picture("rgb8.png");
+    bytes[16..20].copy_from_slice(&60_000u32.to_be_bytes());
+    bytes[20..24].copy_from_slice(&60_000u32.to_be_bytes());
+    let crc = crc32(&bytes[12..29]);
+    bytes[29..33].copy_from_slice(&crc.to_be_bytes());
+    let reason = rgb(&bytes, &mut Vec::new()).unwrap_err();
+    assert_eq!(
+        reason,
+        "has 60000 x 60000 pixels; the limit is 67108864 in all"
+    );
+    assert_eq!(memory(&bytes).unwrap_err(), reason);
+}

@@ -16,7 +16,7 @@ use tiff::decoder::{Decoder, DecodingResult, Limits};
 
 use self::directory::{Directory, File, tag};
 use super::samples::{Picture, Samples};
-use super::{MAX_DECODED_BYTES, Reason};
+use super::{Format, MAX_DECODED_BYTES, Reason, usual};
 
 /// What the directory of the one picture says; the names of the fields are those of the standard.
 #[derive(Debug)]
@@ -31,6 +31,8 @@ pub(super) struct Facts {
     planar: bool,
     format: u32,
     extra: Option<u32>,
+    /// Bytes of a decoded tile; 0 when the file has strips.
+    tile_bytes: u64,
     /// MaxSampleValue or SMaxSampleValue.
     stated: Option<f64>,
     pub orientation: Orientation,
@@ -46,6 +48,11 @@ mod photometric {
 }
 
 const JPEG: u32 = 7;
+const ZSTD: u32 = 50000;
+const WEBP: u32 = 50001;
+
+/// What zstd looks back on at most, and holds in memory.
+const ZSTD_WINDOW: u64 = 128 << 20;
 
 /// Compression methods that are not read, by their number.
 const UNREAD: &[(u32, &str)] = &[
@@ -82,7 +89,18 @@ pub(super) fn size(bytes: &[u8]) -> Result<(u32, u32, u64), Reason> {
     let facts = Facts::read(&file, file.picture()?)?;
     // As decoded, and as samples in the form that is judged.
     let sample = u64::from(facts.bits.div_ceil(8)) + 4;
-    Ok((facts.width, facts.height, u64::from(facts.samples) * sample))
+    let pixels = u64::from(facts.width) * u64::from(facts.height);
+    let window = if facts.compression == ZSTD {
+        ZSTD_WINDOW
+    } else {
+        0
+    };
+    let tile = (facts.tile_bytes + window).div_ceil(pixels.max(1));
+    Ok((
+        facts.width,
+        facts.height,
+        u64::from(facts.samples) * sample + tile,
+    ))
 }
 
 impl Facts {
@@ -116,7 +134,11 @@ impl Facts {
             .into_iter()
             .find_map(values);
         let orientation = number(tag::ORIENTATION, Some(1))?;
-        let facts = Self {
+        let tile = u64::from(number(tag::TILE_WIDTH, Some(0))?)
+            .saturating_mul(number(tag::TILE_LENGTH, Some(0))?.into());
+        file.check_reach(page)?;
+        let mut facts = Self {
+            tile_bytes: 0,
             width: number(tag::IMAGE_WIDTH, None)?,
             height: number(tag::IMAGE_LENGTH, None)?,
             bits: same(tag::BITS_PER_SAMPLE, 1, "depth")?,
@@ -135,6 +157,15 @@ impl Facts {
                 .unwrap_or(Orientation::NoTransforms),
         };
         facts.check(file, page)?;
+        let pixel_bits = u64::from(facts.samples * facts.bits);
+        facts.tile_bytes = tile.saturating_mul(pixel_bits).div_ceil(8);
+        if facts.tile_bytes > MAX_DECODED_BYTES {
+            return Err(format!(
+                "damaged TIFF: tiles of {} bytes in a picture of {}",
+                facts.tile_bytes,
+                facts.bytes()
+            ));
+        }
         Ok(facts)
     }
 
@@ -210,6 +241,9 @@ pub(super) fn decode(bytes: &[u8]) -> Result<(Picture, Orientation), Reason> {
             facts.bytes()
         ));
     }
+    if facts.compression == WEBP {
+        check_webp(&file, page, &facts)?;
+    }
     let samples = if facts.planar {
         interleaved(bytes, &file, page, &facts)?
     } else {
@@ -223,6 +257,31 @@ pub(super) fn decode(bytes: &[u8]) -> Result<(Picture, Orientation), Reason> {
         _ => colours::plain(&facts, samples)?,
     };
     Ok((picture, facts.orientation))
+}
+
+/// Refuses parts in WebP that are not whole, or larger than the picture or its tiles.
+fn check_webp(file: &File<'_>, page: &Directory, facts: &Facts) -> Result<(), Reason> {
+    for (offsets, lengths) in [
+        (tag::STRIP_OFFSETS, tag::STRIP_BYTE_COUNTS),
+        (tag::TILE_OFFSETS, tag::TILE_BYTE_COUNTS),
+    ] {
+        let numbers = |tag: u16| page.find(tag).and_then(|field| file.numbers(field));
+        let (offsets, lengths) = (numbers(offsets), numbers(lengths));
+        for (at, length) in offsets
+            .into_iter()
+            .flatten()
+            .zip(lengths.into_iter().flatten())
+        {
+            let part = file.part(at as usize, length as usize);
+            let size = part.and_then(|part| usual::size(Format::WebP, part).ok());
+            let (width, height, _) = size.ok_or("damaged TIFF: a part of it is no whole WebP")?;
+            let room = facts.bytes().max(facts.tile_bytes);
+            if u64::from(width) * u64::from(height) > room {
+                return Err("damaged TIFF: a part of it is larger than the picture".to_owned());
+            }
+        }
+    }
+    Ok(())
 }
 
 /// The file with its picture first, in words that the crate knows; or with one of its planes as a grey picture.
@@ -346,7 +405,7 @@ fn pixels(bytes: &[u8]) -> Result<DecodingResult, Reason> {
     let mut limits = Limits::default();
     limits.decoding_buffer_size = MAX_DECODED_BYTES as usize;
     limits.intermediate_buffer_size = MAX_DECODED_BYTES as usize;
-    limits.ifd_value_size = 16 << 20;
+    limits.ifd_value_size = 4 << 20;
     let mut decoder = Decoder::new(Cursor::new(bytes))
         .map_err(reason)?
         .with_limits(limits);

@@ -6,11 +6,17 @@ use image::codecs::bmp::BmpDecoder;
 use image::codecs::gif::GifDecoder;
 use image::codecs::pnm::{PnmDecoder, PnmHeader, SampleEncoding};
 use image::codecs::webp::WebPDecoder;
+use image::error::DecodingError;
 use image::metadata::Orientation;
-use image::{AnimationDecoder, DynamicImage, ImageDecoder, ImageError, ImageResult, Limits};
+use image::{
+    AnimationDecoder, DynamicImage, ImageDecoder, ImageError, ImageFormat, ImageResult, Limits,
+};
 
 use super::samples::{Alpha, Colour, Picture, Samples};
-use super::{Format, MAX_DECODED_BYTES, Reason, several};
+use super::{Format, Reason, several};
+
+/// What a decoder may take for tables and buffers.
+const ROOM: u64 = 1 << 20;
 
 /// Width, height and bytes of a decoded pixel, by the header.
 pub(super) fn size(format: Format, bytes: &[u8]) -> Result<(u32, u32, u64), Reason> {
@@ -27,7 +33,9 @@ pub(super) fn size(format: Format, bytes: &[u8]) -> Result<(u32, u32, u64), Reas
     match format {
         Format::Bmp => of(BmpDecoder::new(cursor).map(|d| Box::new(d) as _)),
         Format::Gif => of(GifDecoder::new(cursor).map(|d| Box::new(d) as _)),
-        Format::WebP => of(WebPDecoder::new(cursor).map(|d| Box::new(d) as _)),
+        Format::WebP => of(whole_webp(bytes)
+            .and_then(|()| WebPDecoder::new(cursor))
+            .map(|d| Box::new(d) as _)),
         _ => of(PnmDecoder::new(cursor).map(|d| Box::new(d) as _)),
     }
 }
@@ -35,17 +43,21 @@ pub(super) fn size(format: Format, bytes: &[u8]) -> Result<(u32, u32, u64), Reas
 /// Decodes the one picture of a file; and how it has to be turned.
 pub(super) fn decode(format: Format, bytes: &[u8]) -> Result<(Picture, Orientation), Reason> {
     let cursor = Cursor::new(bytes);
+    // A part of the picture may claim to be larger than the picture.
+    let (width, height, pixel) = size(format, bytes)?;
     let mut limits = Limits::no_limits();
-    limits.max_alloc = Some(2 * MAX_DECODED_BYTES);
+    limits.max_alloc = Some(u64::from(width) * u64::from(height) * (pixel + 8) + ROOM);
     let decoded = match format {
         Format::Bmp => BmpDecoder::new(cursor).and_then(|d| whole(d, limits)),
         Format::Gif => gif(bytes, limits)?,
-        Format::WebP => WebPDecoder::new(cursor).and_then(|decoder| {
-            if decoder.has_animation() {
-                return Ok(None);
-            }
-            whole(decoder, limits)
-        }),
+        Format::WebP => whole_webp(bytes)
+            .and_then(|()| WebPDecoder::new(cursor))
+            .and_then(|decoder| {
+                if decoder.has_animation() {
+                    return Ok(None);
+                }
+                whole(decoder, limits)
+            }),
         _ => {
             let end = pnm_end(bytes).map_err(reason(format))?;
             // Several pictures may follow each other in one file. What else lies behind the first is not looked at.
@@ -78,6 +90,48 @@ fn whole(
     let orientation = decoder.orientation().unwrap_or(Orientation::NoTransforms);
     let picture = DynamicImage::from_decoder(decoder)?;
     Ok(Some((picture, orientation)))
+}
+
+/// Walks the parts of a WebP: the decoder makes room for a part's length before it has read any of it.
+fn whole_webp(bytes: &[u8]) -> ImageResult<()> {
+    let cut = || ImageError::IoError(std::io::ErrorKind::UnexpectedEof.into());
+    let mut at = 12usize;
+    loop {
+        let head = match bytes.get(at..) {
+            None | Some([]) => return Ok(()),
+            Some(rest) => rest.get(..8).ok_or_else(cut)?,
+        };
+        let length = u32::from_le_bytes([head[4], head[5], head[6], head[7]]) as usize;
+        let content = bytes
+            .get(at + 8..)
+            .and_then(|rest| rest.get(..length))
+            .ok_or_else(cut)?;
+        if &head[..4] == b"VP8 " && bytes.get(12..16) == Some(b"VP8X") {
+            check_frame(bytes, content)?;
+        }
+        // Parts begin at even places.
+        at += 8 + length + length % 2;
+    }
+}
+
+/// Refuses compressed pixels of another size than the canvas.
+fn check_frame(bytes: &[u8], content: &[u8]) -> ImageResult<()> {
+    let size = |at: usize| {
+        Some(u32::from_le_bytes([*bytes.get(at)?, *bytes.get(at + 1)?, *bytes.get(at + 2)?, 0]) + 1)
+    };
+    let side = |at: usize| {
+        Some(u32::from(
+            u16::from_le_bytes([*content.get(at)?, *content.get(at + 1)?]) & 0x3fff,
+        ))
+    };
+    if (size(24), size(27)) == (side(6), side(8)) {
+        return Ok(());
+    }
+    let what = "its pixels have another size than the picture";
+    Err(ImageError::Decoding(DecodingError::new(
+        ImageFormat::WebP.into(),
+        what,
+    )))
 }
 
 /// The only picture of a GIF on its canvas; `None` when there are several.

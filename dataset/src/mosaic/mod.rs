@@ -3,14 +3,14 @@
 
 mod draw;
 
-use std::path::{Path, PathBuf};
+use std::path::Path;
 
 use draw::{Canvas, Colour};
 
 use crate::resample::{Plane, Square, resample};
 use crate::{
-    BadFile, CLASS_COLOURS, CLASSES, Dataset, Error, ImageView, Result, label_names, list_photos,
-    load_photo, prepare_photo,
+    BadFile, CLASS_COLOURS, CLASSES, Dataset, Error, Found, ImageView, Result, label_names,
+    list_photos, load_photo, prepare_photo,
 };
 
 const GROUND: Colour = [24, 24, 28];
@@ -156,15 +156,15 @@ pub fn mosaic_photos(
     options: &MosaicOptions,
 ) -> Result<()> {
     options.check()?;
-    let paths: Vec<PathBuf> = list_photos(photos)?;
+    let found = list_photos(photos)?;
     let columns = (options.columns / 2).max(1);
     let big = 2 * i64::from(options.tile) + GAP;
-    let rows = paths.len().div_ceil(columns) as i64;
+    let rows = found.len().div_ceil(columns) as i64;
     let height = MARGIN + 2 * LINE + rows * (big + LINE + GAP) + MARGIN;
     if height > 60_000 {
         return Err(Error::Option {
             option: "photographs",
-            value: paths.len().to_string(),
+            value: found.len().to_string(),
             limit: format!(
                 "one picture holds {}",
                 columns as i64 * (60_000 / (big + LINE + GAP) - 1)
@@ -175,13 +175,12 @@ pub fn mosaic_photos(
     let mut canvas = Canvas::new(options.width() as u32, height as u32, GROUND);
     let top = legend(
         &mut canvas,
-        &format!("{} photographs, patches of {patch} pixels", paths.len()),
+        &format!("{} photographs, patches of {patch} pixels", found.len()),
     );
     let mut bad = Vec::new();
-    for (n, path) in paths.iter().enumerate() {
+    for (n, Found { path, id: name }) in found.iter().enumerate() {
         let x = MARGIN + (n % columns) as i64 * (big + GAP);
         let y = top + (n / columns) as i64 * (big + LINE + GAP);
-        let name = path.file_stem().unwrap_or_default().to_string_lossy();
         let photo = match load_photo(path) {
             Ok(photo) => prepare_photo(&photo, size, patch)?,
             Err(error) => {
@@ -208,7 +207,7 @@ pub fn mosaic_photos(
         };
         draw_subject(&mut canvas, (x, y), big, &subject);
     }
-    let total = paths.len();
+    let total = found.len();
     if bad.len() < total {
         canvas.save(out)?;
     }

@@ -9,6 +9,7 @@
 mod image;
 mod output;
 mod run;
+mod splits;
 
 use std::collections::BTreeMap;
 use std::path::Path;
@@ -19,9 +20,9 @@ use crate::manifest::{
 };
 use crate::raw::{LayoutChoice, Raw};
 use crate::shard::{Shape, Shard};
-use crate::split::stratify;
-use crate::{CLASSES, Error, Progress, Result, Split, cells};
+use crate::{CLASSES, Dataset, Error, Progress, Result, Split, cells, oddities, pairs};
 use output::Output;
+use splits::Splitter;
 
 pub(crate) use output::WORK_DIR;
 
@@ -50,6 +51,9 @@ pub struct PrepareOptions {
     pub min_lesion_pixels: u32,
     /// Seed of the split.
     pub seed: u64,
+    /// A regular expression over image ids: what its first group captures (else the whole match) names a group, and
+    /// all images of a group come into one split.
+    pub group_by: Option<String>,
     /// Threads; 0 for one per processor.
     pub workers: usize,
     /// Whether to store class bits per pixel: a quarter of the disk space, needed for lesion-centred crops and outlines.
@@ -66,6 +70,7 @@ impl Default for PrepareOptions {
             patch: 128,
             min_lesion_pixels: 1,
             seed: 0,
+            group_by: None,
             workers: 0,
             mask: true,
             shard_images: 32,
@@ -110,6 +115,7 @@ impl PrepareOptions {
             patch: self.patch,
             min_lesion_pixels: self.min_lesion_pixels,
             seed: self.seed,
+            group_by: self.group_by.clone(),
             mask: self.mask,
             shard_images: self.shard_images,
         }
@@ -217,6 +223,10 @@ pub fn prepare(
         size: options.size as usize,
         patch: options.patch as usize,
     };
+    let splitter = Splitter::new(&raw, options)?;
+    for word in raw.words.iter().chain(&splitter.words) {
+        tracing::warn!("{word}");
+    }
     let plan = Plan { raw, recipe, cells };
     let output = Output::open(out, &plan)?;
 
@@ -226,48 +236,27 @@ pub fn prepare(
         .and_then(|done| run::make_shards(&plan, &output, done, options.workers(), progress));
     progress.finish();
 
-    let manifest = describe(&plan, out, shards?)?;
+    let manifest = describe(&plan, &splitter, out, shards?)?;
     output.finish(&manifest)?;
-    if let Some(warning) = unhelpful_splits(&manifest) {
-        tracing::warn!("{warning}");
+    let images: Vec<(&str, Split)> = manifest
+        .images
+        .iter()
+        .map(|image| (image.id.as_str(), image.split))
+        .collect();
+    let oddities = oddities(&Dataset::open_unverified(out)?);
+    for word in pairs::patients_apart(&images).iter().chain(&oddities) {
+        tracing::warn!("{word}");
     }
     Ok(manifest)
 }
 
-/// Says which splits say nothing about lesions, when there are any in the dataset.
-fn unhelpful_splits(manifest: &Manifest) -> Option<String> {
-    let labels = manifest
-        .images
-        .iter()
-        .map(|image| (image.split, image.label));
-    let labels: Vec<(Split, u8)> = labels.collect();
-    splits_without_lesions(&labels).map(|names| {
-        format!(
-            "no lesion in {names}: its metrics will say nothing; prepare more images, or try another --seed"
-        )
-    })
-}
-
-/// `the val split (2 images)`; `None` also when nothing has a lesion at all: then nobody expects one.
-fn splits_without_lesions(labels: &[(Split, u8)]) -> Option<String> {
-    let names: Vec<String> = [Split::Val, Split::Test]
-        .into_iter()
-        .filter_map(|split| {
-            let of_split: Vec<u8> = labels
-                .iter()
-                .filter(|l| l.0 == split)
-                .map(|l| l.1)
-                .collect();
-            let none = of_split.iter().all(|label| *label == 0);
-            none.then(|| format!("the {split} split ({} of the images)", of_split.len()))
-        })
-        .collect();
-    let any = labels.iter().any(|(_, label)| *label != 0);
-    (any && !names.is_empty()).then(|| names.join(" and in "))
-}
-
 /// The manifest, from the shards alone.
-fn describe(plan: &Plan, out: &Path, shards: Vec<ShardEntry>) -> Result<Manifest> {
+fn describe(
+    plan: &Plan,
+    splitter: &Splitter,
+    out: &Path,
+    shards: Vec<ShardEntry>,
+) -> Result<Manifest> {
     let mut labels = Vec::new();
     let mut black = Vec::new();
     for (number, entry) in shards.iter().enumerate() {
@@ -285,7 +274,7 @@ fn describe(plan: &Plan, out: &Path, shards: Vec<ShardEntry>) -> Result<Manifest
         .map(|cells| cells.iter().fold(0, |all, label| all | label))
         .collect();
     let ids: Vec<&str> = plan.raw.images.iter().map(|raw| raw.id.as_str()).collect();
-    let splits = stratify(&ids, &image_labels, plan.recipe.seed);
+    let splits = splitter.splits(&ids, &image_labels, plan.recipe.seed);
 
     let counts = |split: Split| {
         let of_split = (0..ids.len()).filter(|&i| splits[i] == split);
@@ -317,25 +306,4 @@ fn describe(plan: &Plan, out: &Path, shards: Vec<ShardEntry>) -> Result<Manifest
         shards,
         images: plan.raw.images.iter().enumerate().map(entry).collect(),
     })
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn splits_that_say_nothing_are_named() {
-        let (train, val, test) = (Split::Train, Split::Val, Split::Test);
-        let all = [(train, 1), (val, 2), (test, 8)];
-        assert_eq!(splits_without_lesions(&all), None);
-        assert_eq!(
-            splits_without_lesions(&[(train, 1), (val, 0), (val, 0), (test, 1)]).as_deref(),
-            Some("the val split (2 of the images)")
-        );
-        assert_eq!(
-            splits_without_lesions(&[(train, 1)]).as_deref(),
-            Some("the val split (0 of the images) and in the test split (0 of the images)")
-        );
-        assert_eq!(splits_without_lesions(&[(train, 0), (val, 0)]), None);
-    }
 }

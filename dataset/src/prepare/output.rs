@@ -253,6 +253,11 @@ fn differences(there: &Recipe, asked: &Recipe) -> Vec<String> {
         &asked.min_lesion_pixels,
     );
     compare("seed", &there.seed, &asked.seed);
+    let grouped = |recipe: &Recipe| match &recipe.group_by {
+        Some(pattern) => format!("`{pattern}`"),
+        None => "none".to_owned(),
+    };
+    compare("group-by", &grouped(there), &grouped(asked));
     compare("mask", &there.mask, &asked.mask);
     compare("images per shard", &there.shard_images, &asked.shard_images);
     differences

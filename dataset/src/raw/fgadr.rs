@@ -5,138 +5,229 @@
 
 use std::collections::HashMap;
 
-use super::{RawImage, Store, pictures};
+use super::RawImage;
+use super::grades::{self, Row};
+use super::names::{ByStem, first_few, stem};
+use super::scan::{Picture, Scan};
+use super::tree::{Tree, join, last};
 use crate::{CLASSES, Error, Result};
 
 pub(super) const LOOKS_LIKE: &str = "Original_Images/, Microaneurysms_Masks/, Hemohedge_Masks/ (or Hemorrhage_Masks/), HardExudate_Masks/, SoftExudate_Masks/";
 
-pub(super) const IMAGES: &str = "Original_Images";
+pub(super) const IMAGES: &str = "original images";
+const IMAGES_SHOWN: &str = "Original_Images";
 
-/// Mask folders by class. `Hemohedge` is the dataset's own spelling.
+/// Mask folders by class, as keys and as they are shown. `Hemohedge` is the dataset's own spelling.
 pub(super) const MASKS: [&[&str]; 4] = [
+    &["microaneurysms masks"],
+    &["hemohedge masks", "hemorrhage masks"],
+    &["hardexudate masks"],
+    &["softexudate masks"],
+];
+const MASKS_SHOWN: [&[&str]; 4] = [
     &["Microaneurysms_Masks"],
     &["Hemohedge_Masks", "Hemorrhage_Masks"],
     &["HardExudate_Masks"],
     &["SoftExudate_Masks"],
 ];
+const UNUSED: [&str; 2] = ["irma masks", "neovascularization masks"];
 
 const GRADES: &str = "DR_Seg_Grading_Label.csv";
 
-pub(super) fn images(store: &Store, root: &str) -> Result<Vec<RawImage>> {
-    let images = pictures(store, &format!("{root}{IMAGES}"), &["png"]);
+/// Names told of a kind.
+const NAMES: usize = 5;
+
+/// Whether the layout lies in `folder`.
+pub(super) fn is_at(tree: &Tree, folder: &str) -> bool {
+    !tree.named(folder, &[IMAGES]).is_empty() && !tree.named(folder, &MASKS.concat()).is_empty()
+}
+
+pub(super) fn images(scan: &mut Scan, root: &str) -> Result<Vec<RawImage>> {
+    let Some(folder) = scan.folder(root, &[IMAGES])? else {
+        unreachable!("the layout was found by this folder");
+    };
+    let mut by_stem = ByStem::default();
+    let images = scan.images(folder, &mut by_stem)?;
     if images.is_empty() {
         return Err(Error::Empty {
-            path: store.path().join(format!("{root}{IMAGES}")),
-            looked_for: "PNG images".to_owned(),
+            path: scan.store.path().join(folder),
+            looked_for: "pictures".to_owned(),
             help: "unpack the whole Seg-set again".to_owned(),
         });
     }
-    let mut masks: Vec<HashMap<&str, usize>> = Vec::new();
-    for (class, spellings) in MASKS.iter().enumerate() {
-        masks.push(mask_folder(store, root, class, spellings)?);
+    let mut masks: Vec<HashMap<usize, usize>> = Vec::new();
+    for class in 0..CLASSES.len() {
+        masks.push(class_masks(scan, root, class, &by_stem)?);
     }
-    let grades = grades(store, root)?;
     let missing: Vec<String> = images
         .iter()
-        .flat_map(|(stem, _)| (0..CLASSES.len()).map(move |class| (*stem, class)))
-        .filter(|(stem, class)| !masks[*class].contains_key(stem))
-        .map(|(stem, class)| format!("{stem}.png in {}", MASKS[class][0]))
+        .flat_map(|image| (0..CLASSES.len()).map(move |class| (image, class)))
+        .filter(|(image, class)| !masks[*class].contains_key(&image.position))
+        .map(|(image, class)| {
+            let name = last(scan.name(image.position));
+            format!("{name} in {}", MASKS_SHOWN[class][0])
+        })
         .collect();
     if !missing.is_empty() {
-        return Err(Error::Layout {
-            path: store.path().to_owned(),
-            problem: format!("{} masks are missing: {}", missing.len(), first_few(&missing)),
-            help: "in FGADR every image has a mask of every class, black where there is nothing: unpack it again, or remove these images".to_owned(),
-        });
+        return Err(scan.error(
+            format!("{} masks are missing: {}", missing.len(), first_few(&missing, NAMES)),
+            "in FGADR every image has a mask of every class, black where there is nothing: unpack it again, or remove these images",
+        ));
     }
-    let raw = |(stem, image): (&str, usize)| RawImage {
-        id: stem.to_owned(),
-        image,
-        masks: std::array::from_fn(|class| masks[class].get(stem).copied()),
-        grade: grades.get(stem).copied(),
+    for unused in scan.tree.named(root, &UNUSED) {
+        for &position in scan.tree.files(unused) {
+            let note = "a class that is not used".to_owned();
+            scan.notes.insert(position, note);
+        }
+    }
+    let grades = read_grades(scan, root, &images, &by_stem)?;
+    let raw = |picture: Picture| RawImage {
+        id: picture.stem.to_owned(),
+        image: picture.position,
+        masks: std::array::from_fn(|class| masks[class].get(&picture.position).copied()),
+        grade: grades.get(&picture.position).copied(),
+        split: None,
     };
     Ok(images.into_iter().map(raw).collect())
 }
 
-fn mask_folder<'a>(
-    store: &'a Store,
+/// Masks of a class by the position of their image. One without an image is passed over: absence means nothing here.
+fn class_masks(
+    scan: &mut Scan,
     root: &str,
     class: usize,
-    spellings: &[&str],
-) -> Result<HashMap<&'a str, usize>> {
-    let mut found: Vec<_> = spellings
+    images: &ByStem<usize>,
+) -> Result<HashMap<usize, usize>> {
+    let mut found = Vec::new();
+    for key in MASKS[class] {
+        if let Some(folder) = scan.folder(root, &[key])? {
+            let pictures = scan.pictures(folder);
+            if !pictures.is_empty() {
+                found.push(pictures);
+            }
+        }
+    }
+    let shown: Vec<String> = MASKS_SHOWN[class]
         .iter()
-        .map(|name| (name, pictures(store, &format!("{root}{name}"), &["png"])))
-        .filter(|(_, files)| !files.is_empty())
+        .map(|name| join(root, name))
         .collect();
     let problem = match found.len() {
-        1 => return Ok(found.remove(0).1.into_iter().collect()),
-        0 => format!(
-            "no PNG masks of {} in {root}{}",
-            CLASSES[class],
-            spellings.join(" or ")
-        ),
+        1 => {
+            let with_image = |picture: &Picture| {
+                let known = images.get(picture.stem).is_some();
+                if !known {
+                    let note = "a mask without an image".to_owned();
+                    scan.notes.insert(picture.position, note);
+                }
+                known
+            };
+            let pictures: Vec<Picture> = found.remove(0).into_iter().filter(with_image).collect();
+            return scan.masks(&pictures, class, images, IMAGES_SHOWN);
+        }
+        0 => format!("no masks of {} in {}", CLASSES[class], shown.join(" or ")),
         _ => format!(
-            "masks of {} in both {root}{}",
+            "masks of {} in both {}",
             CLASSES[class],
-            spellings.join(" and ")
+            shown.join(" and ")
         ),
     };
-    Err(Error::Layout {
-        path: store.path().to_owned(),
+    Err(scan.error(
         problem,
-        help: "there must be exactly one such folder: unpack the Seg-set again, or rename the right one".to_owned(),
-    })
+        "there must be exactly one such folder: unpack the Seg-set again, or rename the right one",
+    ))
 }
 
-/// `name.png,grade` per line, no header, perhaps a byte order mark. The table is optional.
-fn grades(store: &Store, root: &str) -> Result<HashMap<String, u8>> {
-    let mut grades = HashMap::new();
-    let Some(entry) = store
-        .entries()
+/// Grades by the position of their image; the table is optional.
+fn read_grades(
+    scan: &mut Scan,
+    root: &str,
+    images: &[Picture],
+    by_stem: &ByStem<usize>,
+) -> Result<HashMap<usize, u8>> {
+    let tables: Vec<usize> = scan
+        .tree
+        .files(root)
         .iter()
-        .find(|entry| entry.name == format!("{root}{GRADES}"))
-    else {
-        return Ok(grades);
+        .copied()
+        .filter(|position| last(scan.name(*position)).eq_ignore_ascii_case(GRADES))
+        .collect();
+    let table = match tables[..] {
+        [] => return Ok(HashMap::new()),
+        [one] => one,
+        [one, other, ..] => {
+            let problem = format!("{} and {} mean the same", scan.name(one), scan.name(other));
+            return Err(scan.error(problem, "keep one of the tables"));
+        }
     };
-    let path = store.describe(entry);
-    let mut bytes = Vec::new();
-    let bad = |line: u64, reason: String| Error::Csv {
+    let path = scan.store.describe(&scan.store.entries()[table]);
+    let bad = |(line, reason): (u64, String)| Error::Csv {
         path: path.clone(),
         line,
         reason,
     };
-    store
-        .reader()
-        .read(entry, &mut bytes)
-        .map_err(|reason| bad(1, reason))?;
-    let text = bytes.strip_prefix(b"\xef\xbb\xbf").unwrap_or(&bytes);
-    let mut reader = csv::ReaderBuilder::new()
-        .has_headers(false)
-        .flexible(true)
-        .trim(csv::Trim::All)
-        .from_reader(text);
-    for record in reader.records() {
-        let record =
-            record.map_err(|e| bad(e.position().map_or(0, csv::Position::line), e.to_string()))?;
-        let line = record.position().map_or(0, csv::Position::line);
-        let (Some(name), Some(grade)) = (record.get(0), record.get(1)) else {
-            return Err(bad(line, format!("has {} fields", record.len())));
-        };
-        let value = grade.parse::<u8>().ok().filter(|grade| *grade <= 4);
-        let value = value.ok_or_else(|| bad(line, format!("`{grade}` is no grade")))?;
-        let stem = name.strip_suffix(".png").unwrap_or(name);
-        if grades
-            .insert(stem.to_owned(), value)
-            .is_some_and(|before| before != value)
-        {
-            return Err(bad(line, format!("`{name}` has two grades")));
-        }
+    let bytes = scan.read(table).map_err(|reason| bad((1, reason)))?;
+    let rows = grades::rows(&bytes).map_err(bad)?;
+    let find = |name: &str| by_stem.get(name).or_else(|| by_stem.get(stem(name)));
+    let joined = join_rows(&rows, find).map_err(bad)?;
+    scan.notes.insert(table, String::new());
+    if joined.grades.is_empty() && !rows.is_empty() {
+        return Err(scan.error(
+            format!(
+                "none of the {} rows of {} gives a grade to one of the {} images (the table has `{}`, the first image is {})",
+                rows.len(),
+                scan.name(table),
+                images.len(),
+                rows[0].name,
+                last(scan.name(images[0].position))
+            ),
+            "the first column holds file names as in Original_Images/, the second grades: correct it, or remove the table (grades are optional)",
+        ));
     }
-    Ok(grades)
+    let without: Vec<&str> = images
+        .iter()
+        .filter(|image| !joined.grades.contains_key(&image.position))
+        .map(|image| image.stem)
+        .collect();
+    let mut word = |names: &[&str], total: usize, what: &str| {
+        if !names.is_empty() {
+            scan.words.push(format!(
+                "{}: {} of the {total} {what}: {}",
+                scan.name(table),
+                names.len(),
+                first_few(names, NAMES)
+            ));
+        }
+    };
+    word(&joined.unmatched, rows.len(), "rows name no image");
+    word(&without, images.len(), "images have no grade in it");
+    Ok(joined.grades)
 }
 
-fn first_few(names: &[String]) -> String {
-    let more = if names.len() > 5 { ", ..." } else { "" };
-    format!("{}{more}", names[..names.len().min(5)].join(", "))
+struct Joined<'a> {
+    grades: HashMap<usize, u8>,
+    /// Names of rows that no image has.
+    unmatched: Vec<&'a str>,
+}
+
+/// Rows joined to images; the line and reason when an image has two grades.
+fn join_rows<'a>(
+    rows: &'a [Row],
+    find: impl Fn(&str) -> Option<usize>,
+) -> std::result::Result<Joined<'a>, (u64, String)> {
+    let mut joined = Joined {
+        grades: HashMap::new(),
+        unmatched: Vec::new(),
+    };
+    for row in rows {
+        let Some(image) = find(&row.name) else {
+            joined.unmatched.push(&row.name);
+            continue;
+        };
+        let Some(grade) = row.grade else { continue };
+        let before = joined.grades.insert(image, grade);
+        if before.is_some_and(|before| before != grade) {
+            return Err((row.line, format!("`{}` has two grades", row.name)));
+        }
+    }
+    Ok(joined)
 }

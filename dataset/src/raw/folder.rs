@@ -1,90 +1,120 @@
 //! `images/` and `masks/{MA,HE,EX,SE}/`: the layout for one's own data. A missing mask file means that the lesion is
 //! absent from that image; a missing class folder is an error, because it may as well mean that nobody looked.
 
-use std::collections::{BTreeSet, HashMap};
+use std::collections::HashMap;
 
-use super::{RawImage, Store, pictures};
+use super::names::{ByStem, folder_key};
+use super::scan::{CLASS_FOLDERS, Picture, Scan, class_behind};
+use super::tree::{Tree, join, last, parent};
+use super::{RawImage, names};
 use crate::{CLASSES, Error, Result};
 
-pub(super) const LOOKS_LIKE: &str = "images/ with png, jpg or tif files, masks/MA/, masks/HE/, masks/EX/, masks/SE/ with the same names";
+pub(super) const LOOKS_LIKE: &str = "images/ with png, jpg, tif or other pictures, masks/MA/, masks/HE/, masks/EX/, masks/SE/ with the same names";
 
 pub(super) const IMAGES: &str = "images";
 pub(super) const MASKS: &str = "masks";
 
 pub(super) const WITHOUT_MASKS_HELP: &str = "training needs masks of all four classes; photographs alone go to `fovea predict RUN FOLDER --out FILE.csv` or `fovea data FOLDER --mosaic FILE.png`";
 
+const LOOKED_FOR_HELP: &str =
+    "a class that no image has still needs one mask (all black), to say that it was looked for";
+
 /// What is missing where there are images and no masks at all.
-pub(super) fn without_masks(folders: &BTreeSet<&str>) -> Option<String> {
-    let of = |name: &&&str| name.rsplit('/').next() == Some(IMAGES);
-    let images = folders.iter().find(of)?;
-    let root = images.strip_suffix(IMAGES)?;
-    let masks = format!("{root}{MASKS}");
-    (!folders.contains(masks.as_str())).then(|| {
+pub(super) fn without_masks(tree: &Tree) -> Option<String> {
+    let images = tree
+        .folders()
+        .find(|path| folder_key(last(path)) == IMAGES)?;
+    let masks = join(parent(images), MASKS);
+    tree.named(parent(images), &[MASKS]).is_empty().then(|| {
         format!("there is {images}/, but {masks}/ is missing (with MA/, HE/, EX/, SE/ in it)")
     })
 }
 
-const EXTENSIONS: [&str; 5] = ["png", "jpg", "jpeg", "tif", "tiff"];
+/// Whether the layout lies in `folder`.
+pub(super) fn is_at(tree: &Tree, entries: &[super::Entry], folder: &str) -> bool {
+    let of_class = |position: &usize| {
+        let name = last(&entries[*position].name);
+        names::is_picture(name) && class_behind(names::stem(name)).is_some()
+    };
+    let has_classes = |masks: &&str| {
+        !tree.named(masks, &CLASS_FOLDERS.concat()).is_empty()
+            || tree.files(masks).iter().any(of_class)
+    };
+    !tree.named(folder, &[IMAGES]).is_empty()
+        && tree.named(folder, &[MASKS]).iter().any(has_classes)
+}
 
-pub(super) fn images(store: &Store, root: &str) -> Result<Vec<RawImage>> {
-    let images = pictures(store, &format!("{root}{IMAGES}"), &EXTENSIONS);
+pub(super) fn images(scan: &mut Scan, root: &str) -> Result<Vec<RawImage>> {
+    let (Some(images_folder), Some(masks_folder)) =
+        (scan.folder(root, &[IMAGES])?, scan.folder(root, &[MASKS])?)
+    else {
+        unreachable!("the layout was found by these folders");
+    };
+    let mut by_stem = ByStem::default();
+    let images = scan.images(images_folder, &mut by_stem)?;
     if images.is_empty() {
         return Err(Error::Empty {
-            path: store.path().join(format!("{root}{IMAGES}")),
-            looked_for: "png, jpg or tif images".to_owned(),
+            path: scan.store.path().join(images_folder),
+            looked_for: "pictures".to_owned(),
             help: "put the photographs there".to_owned(),
         });
     }
-    let stems: BTreeSet<&str> = images.iter().map(|(stem, _)| *stem).collect();
-    let mut masks = Vec::new();
-    for class in CLASSES {
-        masks.push(class_masks(
-            store,
-            &format!("{root}{MASKS}/{class}"),
-            &stems,
-        )?);
+    let loose = scan.pictures(masks_folder);
+    let mut loose = by_class(scan, &loose, &by_stem, images_folder)?;
+    let flat = loose.iter().any(|masks| !masks.is_empty());
+    if flat {
+        let all: Vec<Picture> = loose.iter().flatten().copied().collect();
+        scan.refuse_others(masks_folder, &all, true)?;
     }
-    let raw = |(stem, image): (&str, usize)| RawImage {
-        id: stem.to_owned(),
-        image,
-        masks: std::array::from_fn(|class| masks[class].get(stem).copied()),
+    let mut masks: Vec<HashMap<usize, usize>> = Vec::new();
+    for (class, loose) in loose.iter_mut().enumerate() {
+        let mut pictures = std::mem::take(loose);
+        if let Some(folder) = scan.folder(masks_folder, CLASS_FOLDERS[class])? {
+            let in_folder = scan.pictures(folder);
+            scan.refuse_others(folder, &in_folder, false)?;
+            pictures.extend(in_folder);
+        }
+        if pictures.is_empty() {
+            let name = CLASSES[class];
+            let problem = match flat {
+                true => format!("{masks_folder}/ holds no masks NAME_{name}"),
+                false => format!("{masks_folder}/{name}/ holds no masks"),
+            };
+            return Err(scan.error(problem, LOOKED_FOR_HELP));
+        }
+        masks.push(scan.masks(&pictures, class, &by_stem, images_folder)?);
+    }
+    let raw = |picture: Picture| RawImage {
+        id: picture.stem.to_owned(),
+        image: picture.position,
+        masks: std::array::from_fn(|class| masks[class].get(&picture.position).copied()),
         grade: None,
+        split: None,
     };
     Ok(images.into_iter().map(raw).collect())
 }
 
-fn class_masks<'a>(
-    store: &'a Store,
-    folder: &str,
-    stems: &BTreeSet<&str>,
-) -> Result<HashMap<&'a str, usize>> {
-    let layout_error = |problem: String, help: &str| Error::Layout {
-        path: store.path().to_owned(),
-        problem,
-        help: help.to_owned(),
-    };
-    let files = pictures(store, folder, &EXTENSIONS);
-    if files.is_empty() {
-        return Err(layout_error(
-            format!("{folder}/ holds no masks"),
-            "a class that no image has still needs one mask (all black), to say that it was looked for",
-        ));
-    }
-    let mut masks = HashMap::new();
-    for (stem, position) in files {
-        let name = &store.entries()[position].name;
-        if !stems.contains(stem) {
-            return Err(layout_error(
-                format!("{name} belongs to no image in {IMAGES}/"),
-                "a mask has its image's name but for the extension: rename it, or remove it",
-            ));
-        }
-        if masks.insert(stem, position).is_some() {
-            return Err(layout_error(
-                format!("{name} is the second mask of that image and class"),
-                "keep one of them",
-            ));
+/// Masks that lie in the folder of masks itself, by the class behind their names.
+fn by_class<'a>(
+    scan: &Scan<'a>,
+    loose: &[Picture<'a>],
+    images: &ByStem<usize>,
+    images_folder: &str,
+) -> Result<[Vec<Picture<'a>>; 4]> {
+    let mut classes: [Vec<Picture>; 4] = Default::default();
+    for picture in loose {
+        match class_behind(picture.stem) {
+            Some((bare, class)) if images.get(bare).is_some() => classes[class].push(*picture),
+            _ => {
+                return Err(scan.error(
+                    format!(
+                        "{} is no mask of an image in {images_folder}/ and a class",
+                        scan.name(picture.position)
+                    ),
+                    "move it to the folder of its class (MA/, HE/, EX/, SE/), name it NAME_MA.png, or remove it",
+                ));
+            }
         }
     }
-    Ok(masks)
+    Ok(classes)
 }

@@ -3,18 +3,31 @@
 //! Detection looks at names only. A layout is found at the top of the source or below it, so that an archive with or
 //! without its outer folder works the same.
 
+mod archive;
 mod fgadr;
 mod folder;
+mod grades;
+mod idrid;
+pub(crate) mod names;
+pub(crate) mod passed;
+mod scan;
 mod store;
+mod tree;
+mod walk;
 
-use std::collections::BTreeSet;
+use std::collections::HashSet;
 use std::fmt;
 use std::path::Path;
 use std::str::FromStr;
 
-pub(crate) use store::{Entry, Reader, Store};
+pub(crate) use scan::why_no_picture;
+pub(crate) use store::{Entry, Reader, Store, content_of};
+pub(crate) use walk::{Walked, walk};
 
-use crate::{CLASSES, Error, Result};
+use crate::{Error, Result, Split};
+use names::{first_few, folder_key};
+use scan::Scan;
+use tree::{Tree, is_below};
 
 /// How raw files are arranged.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -23,6 +36,8 @@ pub enum Layout {
     Fgadr,
     /// `images/` and `masks/{MA,HE,EX,SE}/`.
     Folder,
+    /// IDRiD segmentation, with the folders and names it is published with.
+    Idrid,
 }
 
 /// The layout asked for.
@@ -37,13 +52,14 @@ pub enum LayoutChoice {
 
 impl Layout {
     /// All layouts, in the order in which they are looked for.
-    pub const ALL: [Self; 2] = [Self::Fgadr, Self::Folder];
+    pub const ALL: [Self; 3] = [Self::Fgadr, Self::Folder, Self::Idrid];
 
     /// The name on command lines and in manifests.
     pub fn name(self) -> &'static str {
         match self {
             Self::Fgadr => "fgadr",
             Self::Folder => "folder",
+            Self::Idrid => "idrid",
         }
     }
 
@@ -52,29 +68,27 @@ impl Layout {
         match self {
             Self::Fgadr => fgadr::LOOKS_LIKE,
             Self::Folder => folder::LOOKS_LIKE,
+            Self::Idrid => idrid::LOOKS_LIKE,
         }
     }
 
-    /// The folder (with a final `/`, or empty) below which the layout lies.
-    fn roots(self, folders: &BTreeSet<&str>) -> Vec<String> {
-        let marker = match self {
-            Self::Fgadr => fgadr::IMAGES,
-            Self::Folder => folder::IMAGES,
+    /// The folders in which the layout lies.
+    fn roots<'a>(self, tree: &Tree<'a>, entries: &[Entry]) -> Vec<&'a str> {
+        let is_at = |folder: &&str| match self {
+            Self::Fgadr => fgadr::is_at(tree, folder),
+            Self::Folder => folder::is_at(tree, entries, folder),
+            Self::Idrid => idrid::is_at(tree, folder),
         };
-        let beside = |root: &str| match self {
-            Self::Fgadr => fgadr::MASKS
-                .concat()
-                .iter()
-                .any(|masks| folders.contains(&*format!("{root}{masks}"))),
-            Self::Folder => CLASSES
-                .iter()
-                .any(|class| folders.contains(&*format!("{root}{}/{class}", folder::MASKS))),
-        };
-        let roots = folders.iter().filter_map(|name| name.strip_suffix(marker));
-        roots
-            .filter(|root| (root.is_empty() || root.ends_with('/')) && beside(root))
-            .map(str::to_owned)
-            .collect()
+        tree.folders().filter(is_at).collect()
+    }
+
+    /// Keys of the folders in its root that it reads.
+    fn folders(self) -> Vec<&'static str> {
+        match self {
+            Self::Fgadr => [&[fgadr::IMAGES], &*fgadr::MASKS.concat()].concat(),
+            Self::Folder => vec![folder::IMAGES, folder::MASKS],
+            Self::Idrid => [&[idrid::IMAGES], idrid::MASKS].concat(),
+        }
     }
 }
 
@@ -101,9 +115,9 @@ impl FromStr for LayoutChoice {
             return Ok(Self::Auto);
         }
         let layout = Layout::ALL.into_iter().find(|layout| layout.name() == text);
-        layout
-            .map(Self::Given)
-            .ok_or_else(|| format!("`{text}` is no layout\n  help: use auto, fgadr or folder"))
+        layout.map(Self::Given).ok_or_else(|| {
+            format!("`{text}` is no layout\n  help: use auto, fgadr, folder or idrid")
+        })
     }
 }
 
@@ -124,6 +138,8 @@ pub(crate) struct RawImage {
     /// By class; `None`: this lesion is absent.
     pub masks: [Option<usize>; 4],
     pub grade: Option<u8>,
+    /// Where the raw dataset says which split it belongs to.
+    pub split: Option<Split>,
 }
 
 /// A raw dataset: its files and what they are.
@@ -132,6 +148,8 @@ pub(crate) struct Raw {
     pub layout: Layout,
     /// By id, ascending.
     pub images: Vec<RawImage>,
+    /// What the user should know: files that are passed over, rows of tables without an image.
+    pub words: Vec<String>,
 }
 
 impl Raw {
@@ -141,35 +159,44 @@ impl Raw {
         if store.entries().is_empty() {
             return Err(Error::Empty {
                 path: path.to_owned(),
-                looked_for: format!("files; looked for{}", described(&Layout::ALL)),
+                looked_for: format!(
+                    "files{}; looked for{}",
+                    obstacles(&store),
+                    described(&Layout::ALL)
+                ),
                 help: "put a raw dataset there, or give the folder that holds one".to_owned(),
             });
         }
-        let (layout, root) = detect(&store, choice)?;
+        let tree = Tree::new(store.entries());
+        let (layout, root) = detect(&store, &tree, choice)?;
+        if store.is_archive() {
+            let below = store.entries().iter().filter(|e| is_below(&e.name, root));
+            archive::refuse_locked(path, below.filter(|e| names::is_picture(&e.name)))?;
+        }
+        let mut scan = Scan::new(&store, &tree);
+        refuse_obstructed(&scan, layout, root)?;
         let mut images = match layout {
-            Layout::Fgadr => fgadr::images(&store, &root)?,
-            Layout::Folder => folder::images(&store, &root)?,
+            Layout::Fgadr => fgadr::images(&mut scan, root)?,
+            Layout::Folder => folder::images(&mut scan, root)?,
+            Layout::Idrid => idrid::images(&mut scan, root)?,
         };
         images.sort_by(|a, b| a.id.cmp(&b.id));
         if let Some(pair) = images.windows(2).find(|pair| pair[0].id == pair[1].id) {
-            let names = [&pair[0], &pair[1]].map(|raw| store.entries()[raw.image].name.clone());
-            return Err(Error::Layout {
-                path: path.to_owned(),
-                problem: format!("{} and {} have the same name but for the extension", names[0], names[1]),
-                help: "rename one of them and its masks: masks are found by the name without extension".to_owned(),
-            });
+            return Err(scan.same_name(pair[0].image, pair[1].image));
         }
+        let words = words(&scan, layout, &images);
         Ok(Self {
             store,
             layout,
             images,
+            words,
         })
     }
 
     pub fn mask_rule(&self) -> MaskRule {
         match self.layout {
             Layout::Fgadr => MaskRule::Half,
-            Layout::Folder => MaskRule::HalfOrTwoValued,
+            Layout::Folder | Layout::Idrid => MaskRule::HalfOrTwoValued,
         }
     }
 
@@ -204,43 +231,113 @@ impl Raw {
     }
 }
 
-fn detect(store: &Store, choice: LayoutChoice) -> Result<(Layout, String)> {
-    let folders = folders(store.entries());
+/// Refuses files and folders of the layout's own that cannot be read.
+fn refuse_obstructed(scan: &Scan, layout: Layout, root: &str) -> Result<()> {
+    let own = layout.folders();
+    let in_the_way = |path: &str| {
+        let below = match root {
+            "" => path,
+            root if is_below(path, root) => &path[root.len() + 1..],
+            _ => return false,
+        };
+        own.contains(&folder_key(below.split('/').next().unwrap_or(below)).as_str())
+    };
+    let found: Vec<String> = scan
+        .store
+        .obstructed()
+        .iter()
+        .filter(|o| o.matters && in_the_way(&o.name))
+        .map(|o| format!("{} ({})", o.name, o.reason))
+        .collect();
+    if found.is_empty() {
+        return Ok(());
+    }
+    Err(scan.error(
+        format!("{} of its files or folders cannot be used: {}", found.len(), first_few(&found, 5)),
+        "mend the links and permissions, or move these elsewhere: a mask that is missing means that there is no lesion",
+    ))
+}
+
+/// What a layout said, and every file that is passed over.
+fn words(scan: &Scan, layout: Layout, images: &[RawImage]) -> Vec<String> {
+    let used: HashSet<usize> = images
+        .iter()
+        .flat_map(|raw| {
+            [raw.image]
+                .into_iter()
+                .chain(raw.masks.into_iter().flatten())
+        })
+        .collect();
+    let entries = scan.store.entries();
+    let mut passed: Vec<(&str, String)> = Vec::new();
+    for (position, entry) in entries.iter().enumerate() {
+        match scan.notes.get(&position) {
+            _ if used.contains(&position) => {}
+            // Read, though no image.
+            Some(note) if note.is_empty() => {}
+            Some(note) => passed.push((&entry.name, note.clone())),
+            None => passed.push((&entry.name, format!("no part of layout {layout}"))),
+        }
+    }
+    let obstructed = scan.store.obstructed().iter();
+    passed.extend(obstructed.map(|o| (o.name.as_str(), o.reason.clone())));
+    let used = used.iter().map(|position| entries[*position].name.as_str());
+    let mut words = scan.words.clone();
+    words.extend(passed::report(&passed, used));
+    words
+}
+
+/// ` that can be read (masks: ...)`, when something stands in the way.
+fn obstacles(store: &Store) -> String {
+    let told: Vec<String> = store
+        .obstructed()
+        .iter()
+        .map(|o| format!("{}: {}", o.name, o.reason))
+        .collect();
+    match told.is_empty() {
+        true => String::new(),
+        false => format!(" that can be used ({})", first_few(&told, 5)),
+    }
+}
+
+fn detect<'a>(store: &Store, tree: &Tree<'a>, choice: LayoutChoice) -> Result<(Layout, &'a str)> {
     let candidates: &[Layout] = match &choice {
         LayoutChoice::Auto => &Layout::ALL,
         LayoutChoice::Given(layout) => std::slice::from_ref(layout),
     };
-    let found: Vec<(Layout, String)> = candidates
-        .iter()
-        .flat_map(|layout| {
-            layout
-                .roots(&folders)
-                .into_iter()
-                .map(|root| (*layout, root))
-        })
-        .collect();
+    let roots = |layout: &Layout| {
+        let layout = *layout;
+        let roots = layout.roots(tree, store.entries());
+        roots.into_iter().map(move |root| (layout, root))
+    };
+    let found: Vec<(Layout, &str)> = candidates.iter().flat_map(roots).collect();
     let layout_error = |problem: String, help: String| Error::Layout {
         path: store.path().to_owned(),
         problem,
         help,
     };
     match &found[..] {
-        [one] => Ok(one.clone()),
+        [one] => Ok(*one),
         [] => {
             let looked_for = described(candidates);
             if candidates.contains(&Layout::Folder)
-                && let Some(problem) = folder::without_masks(&folders)
+                && let Some(problem) = folder::without_masks(tree)
             {
                 return Err(layout_error(problem, folder::WITHOUT_MASKS_HELP.to_owned()));
             }
-            let top: Vec<&str> = folders.iter().copied().take(8).collect();
-            let top = if top.is_empty() {
-                "no folders, only files".to_owned()
-            } else {
-                top.join(", ")
+            let mut top: Vec<&str> = tree.folders().filter(|path| !path.is_empty()).collect();
+            let more = top.len().saturating_sub(8);
+            top.truncate(8);
+            let top = match (top.is_empty(), more) {
+                (true, _) => "no folders, only files".to_owned(),
+                (false, 0) => top.join(", "),
+                (false, more) => format!("{} and {more} more", top.join(", ")),
             };
+            let obstacles = obstacles(store);
             Err(layout_error(
-                format!("its layout is not known; looked for{looked_for}\n    and found: {top}"),
+                format!(
+                    "its layout is not known; looked for{looked_for}\n    and found{obstacles}: {top}"
+                ),
                 "give the folder that holds these folders, or rename yours".to_owned(),
             ))
         }
@@ -257,11 +354,10 @@ fn detect(store: &Store, choice: LayoutChoice) -> Result<(Layout, String)> {
     }
 }
 
-fn shown(root: &str) -> &str {
-    if root.is_empty() {
-        "the given folder itself"
-    } else {
-        root
+fn shown(root: &str) -> String {
+    match root {
+        "" => "the given folder itself".to_owned(),
+        root => format!("{root}/"),
     }
 }
 
@@ -272,29 +368,18 @@ fn described(layouts: &[Layout]) -> String {
         .collect()
 }
 
-/// All folders that hold something, by name.
-fn folders(entries: &[Entry]) -> BTreeSet<&str> {
-    let parents = |entry| std::iter::successors(parent(entry), |folder| parent(folder));
-    entries
-        .iter()
-        .flat_map(|entry| parents(&entry.name))
-        .collect()
-}
-
-fn parent(name: &str) -> Option<&str> {
-    name.rsplit_once('/').map(|(parent, _)| parent)
-}
-
-/// Files directly in `folder` with one of `extensions` (lower case), as (stem, position).
-fn pictures<'a>(store: &'a Store, folder: &str, extensions: &[&str]) -> Vec<(&'a str, usize)> {
-    let wanted = |entry: &'a Entry| {
-        let name = entry.name.strip_prefix(folder)?.strip_prefix('/')?;
-        let (stem, extension) = name.rsplit_once('.')?;
-        let known = extensions.iter().any(|e| extension.eq_ignore_ascii_case(e));
-        (known && !stem.is_empty() && !stem.contains('/')).then_some(stem)
-    };
-    let entries = store.entries().iter().enumerate();
-    entries
-        .filter_map(|(position, entry)| wanted(entry).map(|stem| (stem, position)))
-        .collect()
+/// Where masks of a raw dataset lie that a list of files is, if it is one: a folder of photographs is not.
+pub(crate) fn images_of_dataset(names: impl Iterator<Item = String>) -> Option<(Layout, String)> {
+    let entries: Vec<Entry> = names.map(Entry::named).collect();
+    let tree = Tree::new(&entries);
+    Layout::ALL.into_iter().find_map(|layout| {
+        let root = layout.roots(&tree, &entries).into_iter().next()?;
+        let images = match layout {
+            Layout::Folder => folder::IMAGES,
+            Layout::Fgadr => fgadr::IMAGES,
+            Layout::Idrid => idrid::IMAGES,
+        };
+        let images = tree.named(root, &[images]).into_iter().next()?;
+        Some((layout, images.to_owned()))
+    })
 }

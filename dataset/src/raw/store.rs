@@ -1,21 +1,18 @@
 //! Where raw files come from: a directory, or a zip archive read in place.
 
 use std::fs::{self, File};
-use std::io::{self, Read, Seek, SeekFrom};
-use std::os::unix::fs::FileExt;
+use std::io::{self, Read};
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
-use std::time::UNIX_EPOCH;
 
 use zip::ZipArchive;
 
+use super::archive::{self, SharedFile};
+use super::walk::{Obstructed, walk};
+use crate::decode::{Content, HEAD, sniff};
 use crate::{Error, Result};
 
 /// No raw file may be larger.
 const MAX_FILE_BYTES: u64 = 512 << 20;
-
-/// How deep files are looked for below the given directory.
-const MAX_DEPTH: usize = 6;
 
 /// A raw file by its name; the content is read when it is needed.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -26,14 +23,47 @@ pub(crate) struct Entry {
     pub bytes: u64,
     /// Changes when the content does: modification time in a directory, CRC-32 in an archive.
     pub stamp: u64,
-    /// Position in the archive; unused for a directory.
-    position: usize,
+    pub(super) place: Place,
+}
+
+impl Entry {
+    /// A file of which nothing but the name counts.
+    pub(super) fn named(name: String) -> Self {
+        Self {
+            name,
+            bytes: 0,
+            stamp: 0,
+            place: Place::Name,
+        }
+    }
+}
+
+/// Where the content of a file is.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) enum Place {
+    /// In a directory, at its name.
+    Name,
+    /// In a directory, at these bytes, which are no UTF-8.
+    Path(PathBuf),
+    /// In an archive, at this position.
+    Packed(usize),
+    /// In an archive, as nothing that can be unpacked.
+    Locked(Lock),
+}
+
+/// Why an entry of an archive cannot be unpacked.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub(super) enum Lock {
+    Encrypted,
+    /// Number of a method of compression.
+    Method(u16),
 }
 
 /// A directory or an archive, with the list of its files in name order.
 pub(crate) struct Store {
     path: PathBuf,
     entries: Vec<Entry>,
+    obstructed: Vec<Obstructed>,
     archive: Option<ZipArchive<SharedFile>>,
 }
 
@@ -51,13 +81,22 @@ impl Store {
         let mut store = Self {
             path: path.to_owned(),
             entries: Vec::new(),
+            obstructed: Vec::new(),
             archive: None,
         };
         if kind.is_dir() {
-            list_dir(path, "", 0, &mut store.entries)?;
+            let (files, obstructed) = walk(path)?;
+            let entry = |file: super::walk::Walked| Entry {
+                name: file.name,
+                bytes: file.bytes,
+                stamp: file.modified,
+                place: file.path.map_or(Place::Name, Place::Path),
+            };
+            store.entries = files.into_iter().map(entry).collect();
+            store.obstructed = obstructed;
         } else {
-            let mut archive = open_zip(path)?;
-            store.entries = list_zip(path, &mut archive)?;
+            let mut archive = archive::open(path)?;
+            (store.entries, store.obstructed) = archive::list(path, &mut archive)?;
             store.archive = Some(archive);
         }
         store.entries.sort_by(|a, b| a.name.cmp(&b.name));
@@ -72,6 +111,16 @@ impl Store {
     /// Its files in name order.
     pub fn entries(&self) -> &[Entry] {
         &self.entries
+    }
+
+    /// Files and folders that cannot be used, in name order.
+    pub fn obstructed(&self) -> &[Obstructed] {
+        &self.obstructed
+    }
+
+    /// Whether it is an archive.
+    pub fn is_archive(&self) -> bool {
+        self.archive.is_some()
     }
 
     /// How a file is named to the user.
@@ -91,6 +140,15 @@ impl Store {
     }
 }
 
+/// What the file at `path` is by its first bytes; the reason when they cannot be read.
+pub(crate) fn content_of(path: &Path) -> std::result::Result<Content, String> {
+    let mut head = Vec::new();
+    let file = File::open(path).map_err(|e| format!("cannot be opened: {e}"))?;
+    let read = file.take(HEAD as u64).read_to_end(&mut head);
+    read.map_err(|e| format!("cannot be read: {e}"))?;
+    Ok(sniff(&head))
+}
+
 /// Reads the files of a store.
 pub(crate) struct Reader<'a> {
     store: &'a Store,
@@ -100,144 +158,51 @@ pub(crate) struct Reader<'a> {
 impl Reader<'_> {
     /// Reads a whole file into `out`, replacing what was there; the reason when that fails.
     pub fn read(&mut self, entry: &Entry, out: &mut Vec<u8>) -> std::result::Result<(), String> {
-        out.clear();
         if entry.bytes > MAX_FILE_BYTES {
             return Err(format!(
                 "has {} bytes; the limit is {MAX_FILE_BYTES}",
                 entry.bytes
             ));
         }
+        out.clear();
         out.reserve(entry.bytes as usize);
-        let read = match &mut self.archive {
-            None => {
-                let file = File::open(self.store.path.join(&entry.name))
-                    .map_err(|e| format!("cannot be opened: {e}"))?;
-                file.take(MAX_FILE_BYTES + 1).read_to_end(out)
-            }
-            // The archive checks the CRC-32 at the end of an entry.
-            Some(archive) => {
-                let file = archive
-                    .by_index(entry.position)
-                    .map_err(|e| format!("cannot be unpacked: {e}"))?;
-                file.take(MAX_FILE_BYTES + 1).read_to_end(out)
-            }
-        };
-        let read = read.map_err(|e| format!("cannot be read: {e}"))?;
+        let read = self.read_up_to(entry, MAX_FILE_BYTES + 1, out)?;
         if read as u64 != entry.bytes {
             return Err(format!("has {read} bytes, {} were announced", entry.bytes));
         }
         Ok(())
     }
-}
 
-fn list_dir(root: &Path, below: &str, depth: usize, entries: &mut Vec<Entry>) -> Result<()> {
-    let dir = root.join(below);
-    for item in fs::read_dir(&dir).map_err(|e| Error::io("list", &dir, e))? {
-        let item = item.map_err(|e| Error::io("list", &dir, e))?;
-        // A name that is no text cannot be an image's id, and so is none of ours.
-        let Ok(name) = item.file_name().into_string() else {
-            continue;
-        };
-        if is_hidden(&name) {
-            continue;
-        }
-        let name = if below.is_empty() {
-            name
-        } else {
-            format!("{below}/{name}")
-        };
-        // Follows links; one that leads nowhere is no file.
-        let Ok(metadata) = fs::metadata(item.path()) else {
-            continue;
-        };
-        if metadata.is_dir() && depth < MAX_DEPTH {
-            list_dir(root, &name, depth + 1, entries)?;
-        } else if metadata.is_file() {
-            let modified = metadata
-                .modified()
-                .ok()
-                .and_then(|time| time.duration_since(UNIX_EPOCH).ok());
-            entries.push(Entry {
-                name,
-                bytes: metadata.len(),
-                stamp: modified.map_or(0, |time| time.as_nanos() as u64),
-                position: 0,
-            });
-        }
+    /// What a file is by its first bytes; the reason when they cannot be read.
+    pub fn content(&mut self, entry: &Entry) -> std::result::Result<Content, String> {
+        let mut head = Vec::new();
+        self.read_up_to(entry, HEAD as u64, &mut head)?;
+        Ok(sniff(&head))
     }
-    Ok(())
-}
 
-fn open_zip(path: &Path) -> Result<ZipArchive<SharedFile>> {
-    let file = File::open(path).map_err(|e| Error::io("open", path, e))?;
-    let length = file
-        .metadata()
-        .map_err(|e| Error::io("open", path, e))?
-        .len();
-    let shared = SharedFile {
-        file: Arc::new(file),
-        position: 0,
-        length,
-    };
-    ZipArchive::new(shared).map_err(|e| zip_error(path, &e))
-}
-
-fn list_zip(path: &Path, archive: &mut ZipArchive<SharedFile>) -> Result<Vec<Entry>> {
-    let mut entries = Vec::new();
-    for position in 0..archive.len() {
-        let file = archive
-            .by_index_raw(position)
-            .map_err(|e| zip_error(path, &e))?;
-        let name = file.name().replace('\\', "/");
-        if file.is_file() && !name.split('/').any(is_hidden) {
-            let stamp = u64::from(file.crc32());
-            entries.push(Entry {
-                name,
-                bytes: file.size(),
-                stamp,
-                position,
-            });
-        }
-    }
-    Ok(entries)
-}
-
-fn zip_error(path: &Path, error: &zip::result::ZipError) -> Error {
-    Error::Zip {
-        path: path.to_owned(),
-        reason: error.to_string(),
-    }
-}
-
-/// Files that systems leave beside the user's own.
-fn is_hidden(name: &str) -> bool {
-    name.starts_with('.') || name == "__MACOSX" || name == "Thumbs.db" || name == "desktop.ini"
-}
-
-/// A file read at positions of its own, so that threads share one descriptor without a lock.
-#[derive(Clone)]
-struct SharedFile {
-    file: Arc<File>,
-    position: u64,
-    length: u64,
-}
-
-impl Read for SharedFile {
-    fn read(&mut self, out: &mut [u8]) -> io::Result<usize> {
-        let read = self.file.read_at(out, self.position)?;
-        self.position += read as u64;
-        Ok(read)
-    }
-}
-
-impl Seek for SharedFile {
-    fn seek(&mut self, to: SeekFrom) -> io::Result<u64> {
-        let target = match to {
-            SeekFrom::Start(position) => Some(position),
-            SeekFrom::Current(by) => self.position.checked_add_signed(by),
-            SeekFrom::End(by) => self.length.checked_add_signed(by),
+    fn read_up_to(
+        &mut self,
+        entry: &Entry,
+        limit: u64,
+        out: &mut Vec<u8>,
+    ) -> std::result::Result<usize, String> {
+        let from_folder = |path: &Path, out: &mut Vec<u8>| {
+            let file = File::open(self.store.path.join(path))
+                .map_err(|e| format!("cannot be opened: {e}"))?;
+            Ok::<_, String>(file.take(limit).read_to_end(out))
         };
-        self.position = target.ok_or_else(|| io::Error::from(io::ErrorKind::InvalidInput))?;
-        Ok(self.position)
+        let read = match (&entry.place, &mut self.archive) {
+            (Place::Path(path), _) => from_folder(path, out)?,
+            // The archive checks the CRC-32 at the end of an entry.
+            (Place::Packed(position), Some(archive)) => {
+                let file = archive
+                    .by_index(*position)
+                    .map_err(|e| format!("cannot be unpacked: {e}"))?;
+                file.take(limit).read_to_end(out)
+            }
+            (Place::Locked(lock), _) => return Err(archive::locked(*lock)),
+            _ => from_folder(Path::new(&entry.name), out)?,
+        };
+        read.map_err(|e| format!("cannot be read: {e}"))
     }
 }

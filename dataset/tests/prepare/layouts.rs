@@ -242,7 +242,7 @@ fn fgadr_that_is_not_whole_is_told_what_is_missing() {
             .contains("1 masks are missing: 0001_1.png in SoftExudate_Masks")
     );
     fs::remove_dir_all(src.join("SoftExudate_Masks")).unwrap();
-    assert!(failure(&src, &out, &options()).contains("no PNG masks of SE in SoftExudate_Masks"));
+    assert!(failure(&src, &out, &options()).contains("no masks of SE in SoftExudate_Masks"));
     let src = fgadr(dir.path(), 3);
     write(&src.join("Hemorrhage_Masks/0000_1.png"), b"x");
     assert!(

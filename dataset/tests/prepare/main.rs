@@ -1,7 +1,11 @@
 //! `prepare` from the outside: layouts, damaged input, interruption, and what a prepared dataset gives back.
 #![allow(clippy::unwrap_used, reason = "in a test a panic is the message")]
 
+mod archives;
 mod damage;
+mod idrid;
 mod layouts;
 mod raw;
 mod restart;
+mod sources;
+mod splits;

@@ -3,6 +3,7 @@
 use std::fs;
 use std::io::{Cursor, Write};
 use std::path::{Path, PathBuf};
+use std::sync::{Arc, Mutex};
 
 use fovea_dataset::{Error, LayoutChoice, Manifest, PrepareOptions, Silent, prepare};
 use image::{DynamicImage, GrayImage, ImageFormat, Luma, Rgb, RgbImage};
@@ -151,4 +152,81 @@ pub fn zipped(dir: &Path, archive: &Path) {
 
 pub fn given(name: &str) -> LayoutChoice {
     name.parse().unwrap()
+}
+
+/// A raw dataset in layout `folder` under `root`: image `n` of `names` has class `c` when bit `c` of `n + 1` is set, in
+/// the cell of row c and column 1; masks only where there is a lesion,
+/// and a black one for a class that no image has.
+pub fn folder(root: &Path, names: &[&str]) -> PathBuf {
+    for (n, name) in names.iter().enumerate() {
+        let n = n as u32;
+        let image = encode(disc(n, SIZE, SIZE), ImageFormat::Png);
+        write(&root.join(format!("images/{name}.png")), &image);
+        for (class, folder) in fovea_dataset::CLASSES.iter().enumerate() {
+            if (n + 1) >> class & 1 == 1 {
+                let picture = mask(18 + n % 8, class as u32 * 16 + 3, 3, 255);
+                let path = root.join(format!("masks/{folder}/{name}.png"));
+                write(&path, &encode(picture, ImageFormat::Png));
+            }
+        }
+    }
+    for folder in fovea_dataset::CLASSES.map(|class| root.join("masks").join(class)) {
+        if !folder.exists() {
+            let path = folder.join(format!("{}.png", names[0]));
+            write(&path, &encode(mask(0, 0, 0, 0), ImageFormat::Png));
+        }
+    }
+    root.to_owned()
+}
+
+/// The shards of a prepared dataset.
+pub fn shards(out: &Path) -> Vec<Vec<u8>> {
+    let shards = tree(out)
+        .into_iter()
+        .filter(|(name, _)| name.starts_with("shard-"));
+    shards.map(|(_, bytes)| bytes).collect()
+}
+
+/// Ids of a prepared dataset.
+pub fn ids(manifest: &Manifest) -> Vec<&str> {
+    manifest.images.iter().map(|i| i.id.as_str()).collect()
+}
+
+/// What is warned of by this thread while `act` runs.
+pub fn warned<T>(act: impl FnOnce() -> T) -> (T, Vec<String>) {
+    let words = Arc::new(Mutex::new(Vec::new()));
+    let subscriber = Recorder(words.clone());
+    let done = tracing::subscriber::with_default(subscriber, act);
+    let words = words.lock().unwrap().clone();
+    (done, words)
+}
+
+struct Recorder(Arc<Mutex<Vec<String>>>);
+
+struct Message<'a>(&'a mut String);
+
+impl tracing::field::Visit for Message<'_> {
+    fn record_debug(&mut self, field: &tracing::field::Field, value: &dyn std::fmt::Debug) {
+        if field.name() == "message" {
+            *self.0 = format!("{value:?}");
+        }
+    }
+}
+
+impl tracing::Subscriber for Recorder {
+    fn enabled(&self, metadata: &tracing::Metadata<'_>) -> bool {
+        *metadata.level() <= tracing::Level::WARN
+    }
+    fn event(&self, event: &tracing::Event<'_>) {
+        let mut text = String::new();
+        event.record(&mut Message(&mut text));
+        self.0.lock().unwrap().push(text);
+    }
+    fn new_span(&self, _: &tracing::span::Attributes<'_>) -> tracing::Id {
+        tracing::Id::from_u64(1)
+    }
+    fn record(&self, _: &tracing::Id, _: &tracing::span::Record<'_>) {}
+    fn record_follows_from(&self, _: &tracing::Id, _: &tracing::Id) {}
+    fn enter(&self, _: &tracing::Id) {}
+    fn exit(&self, _: &tracing::Id) {}
 }

@@ -18,16 +18,45 @@ pub(super) mod tag {
     pub const STRIP_OFFSETS: u16 = 273;
     pub const ORIENTATION: u16 = 274;
     pub const SAMPLES_PER_PIXEL: u16 = 277;
+    pub const ROWS_PER_STRIP: u16 = 278;
     pub const STRIP_BYTE_COUNTS: u16 = 279;
     pub const MAX_SAMPLE_VALUE: u16 = 281;
     pub const PLANAR_CONFIGURATION: u16 = 284;
     pub const PREDICTOR: u16 = 317;
     pub const COLOR_MAP: u16 = 320;
     pub const TILE_WIDTH: u16 = 322;
+    pub const TILE_LENGTH: u16 = 323;
     pub const TILE_OFFSETS: u16 = 324;
     pub const TILE_BYTE_COUNTS: u16 = 325;
     pub const EXTRA_SAMPLES: u16 = 338;
     pub const SAMPLE_FORMAT: u16 = 339;
+    pub const JPEG_TABLES: u16 = 347;
+    pub const CHROMA_SUBSAMPLING: u16 = 530;
+
+    /// Those whose values a decoder makes room for.
+    pub const READ: [u16; 21] = [
+        IMAGE_WIDTH,
+        IMAGE_LENGTH,
+        COMPRESSION,
+        PHOTOMETRIC,
+        SAMPLES_PER_PIXEL,
+        ROWS_PER_STRIP,
+        PLANAR_CONFIGURATION,
+        PREDICTOR,
+        TILE_WIDTH,
+        TILE_LENGTH,
+        BITS_PER_SAMPLE,
+        STRIP_OFFSETS,
+        STRIP_BYTE_COUNTS,
+        COLOR_MAP,
+        TILE_OFFSETS,
+        TILE_BYTE_COUNTS,
+        EXTRA_SAMPLES,
+        SAMPLE_FORMAT,
+        JPEG_TABLES,
+        CHROMA_SUBSAMPLING,
+        REFERENCE_BLACK_WHITE,
+    ];
     pub const S_MAX_SAMPLE_VALUE: u16 = 341;
     pub const YCBCR_COEFFICIENTS: u16 = 529;
     pub const REFERENCE_BLACK_WHITE: u16 = 532;
@@ -62,7 +91,8 @@ pub(super) struct Directory {
 
 impl Directory {
     pub fn find(&self, tag: u16) -> Option<&Field> {
-        self.fields.iter().find(|field| field.tag == tag)
+        // Of several with one number the last counts, as it does for the decoder.
+        self.fields.iter().rev().find(|field| field.tag == tag)
     }
 }
 
@@ -140,10 +170,35 @@ impl<'a> File<'a> {
         count.trim().parse().ok().filter(|count| *count > 1)
     }
 
+    /// `length` bytes from `at` on.
+    pub fn part(&self, at: usize, length: usize) -> Option<&'a [u8]> {
+        self.bytes.get(at..at.checked_add(length)?)
+    }
+
     pub fn is_first(&self, directory: &Directory) -> bool {
         self.directories
             .first()
             .is_some_and(|first| first.at == directory.at)
+    }
+
+    /// Refuses values that reach beyond the file's end.
+    pub fn check_reach(&self, directory: &Directory) -> Result<(), Reason> {
+        let read = |field: &&Field| tag::READ.contains(&field.tag);
+        for field in directory.fields.iter().filter(read) {
+            let bytes =
+                kind_bytes(field.kind).and_then(|size| field.count.checked_mul(size as u64));
+            let start = self.content(field).map(|at| at as u64);
+            let end = start
+                .zip(bytes)
+                .and_then(|(start, bytes)| start.checked_add(bytes));
+            if end.is_none_or(|end| end > self.bytes.len() as u64) {
+                return Err(format!(
+                    "damaged TIFF: tag {} reaches beyond the end of the file",
+                    field.tag
+                ));
+            }
+        }
+        Ok(())
     }
 
     /// Makes `directory` the first one in `copy`, a copy of the file.

@@ -1,0 +1,269 @@
+//! A table of grades, `name,grade` per line, as any program may have saved it.
+
+use super::names;
+
+/// One line of the table.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) struct Row {
+    /// From 1.
+    pub line: u64,
+    /// File name, without folders.
+    pub name: String,
+    /// 0 to 4; `None`: the field is empty.
+    pub grade: Option<u8>,
+}
+
+/// The rows of a table: UTF-8, UTF-16 or Latin-1, separated by `,` `;` `|` or tabs, quoted or not, with or without a
+/// line of headings. The line and reason when one cannot be read.
+pub(super) fn rows(bytes: &[u8]) -> Result<Vec<Row>, (u64, String)> {
+    let text = decoded(bytes);
+    let (separator, text, skipped) = match stated_separator(&text) {
+        Some((separator, rest)) => (separator, rest, 1),
+        None => (likely_separator(&text), text.as_str(), 0),
+    };
+    let mut reader = csv::ReaderBuilder::new()
+        .has_headers(false)
+        .flexible(true)
+        .trim(csv::Trim::All)
+        .delimiter(separator)
+        .from_reader(text.as_bytes());
+    let mut columns = (0, 1);
+    let mut rows = Vec::new();
+    let mut lines = Lines::new(text, skipped);
+    for (number, record) in reader.records().enumerate() {
+        let record = record.map_err(|e| (lines.of(e.position()), e.to_string()))?;
+        let line = lines.of(record.position());
+        let record: Vec<&str> = record
+            .iter()
+            .map(|field| field.trim_matches('"').trim())
+            .collect();
+        if record.iter().all(|field| field.is_empty()) {
+            continue;
+        }
+        if number == 0
+            && let Some(named) = headings(&record)
+        {
+            columns = named;
+            continue;
+        }
+        let (Some(&name), Some(&field)) = (record.get(columns.0), record.get(columns.1)) else {
+            return Err((line, format!("has {} fields", record.len())));
+        };
+        let name = name.rsplit(['/', '\\']).next().unwrap_or(name).to_owned();
+        let grade = match field {
+            "" => None,
+            field => Some(grade(field).ok_or_else(|| (line, format!("`{field}` is no grade")))?),
+        };
+        rows.push(Row { line, name, grade });
+    }
+    Ok(rows)
+}
+
+/// Numbers of lines by their place in a text; empty lines count, which the reader of the table skips.
+struct Lines<'a> {
+    text: &'a [u8],
+    at: usize,
+    line: u64,
+}
+
+impl<'a> Lines<'a> {
+    fn new(text: &'a str, skipped: u64) -> Self {
+        Self {
+            text: text.as_bytes(),
+            at: 0,
+            line: 1 + skipped,
+        }
+    }
+
+    /// The line of a record; records come in order.
+    fn of(&mut self, position: Option<&csv::Position>) -> u64 {
+        let begin = position.map_or(self.at, |position| position.byte() as usize);
+        while let Some(&byte) = self.text.get(self.at) {
+            let is_end = matches!(byte, b'\r' | b'\n');
+            if self.at >= begin && !is_end {
+                break;
+            }
+            let is_first_of_two = byte == b'\r' && self.text.get(self.at + 1) == Some(&b'\n');
+            self.line += u64::from(is_end && !is_first_of_two);
+            self.at += 1;
+        }
+        self.line
+    }
+}
+
+/// Also `2.0`, as spreadsheets write whole numbers.
+fn grade(field: &str) -> Option<u8> {
+    let whole = field
+        .trim_end_matches('0')
+        .strip_suffix('.')
+        .unwrap_or(field);
+    whole.parse().ok().filter(|grade| *grade <= 4)
+}
+
+/// Columns of names and grades, when a record holds headings: no number and no name of a picture.
+fn headings(record: &[&str]) -> Option<(usize, usize)> {
+    let is_value = |field: &str| field.parse::<f64>().is_ok() || names::is_picture(field);
+    if record.len() < 2 || record.iter().any(|field| is_value(field)) {
+        return None;
+    }
+    let find = |words: &[&str]| {
+        record.iter().position(|heading| {
+            let heading = heading.to_lowercase();
+            words.iter().any(|word| heading.contains(word))
+        })
+    };
+    let name = find(&["image", "name", "file"]).or_else(|| find(&["id"]));
+    let grade = find(&["grade", "grading", "level", "label", "diagnosis"]);
+    match (name, grade) {
+        (Some(name), Some(grade)) if name != grade => Some((name, grade)),
+        _ => Some((0, 1)),
+    }
+}
+
+fn decoded(bytes: &[u8]) -> String {
+    let utf_16 = |bytes: &[u8], little: bool| {
+        let units = bytes.chunks_exact(2).map(|pair| {
+            let pair = [pair[0], pair[1]];
+            if little {
+                u16::from_le_bytes(pair)
+            } else {
+                u16::from_be_bytes(pair)
+            }
+        });
+        char::decode_utf16(units)
+            .map(|unit| unit.unwrap_or(char::REPLACEMENT_CHARACTER))
+            .collect()
+    };
+    if let Some(rest) = bytes.strip_prefix(b"\xef\xbb\xbf") {
+        return names::text(rest);
+    }
+    if let Some(rest) = bytes.strip_prefix(b"\xff\xfe") {
+        return utf_16(rest, true);
+    }
+    if let Some(rest) = bytes.strip_prefix(b"\xfe\xff") {
+        return utf_16(rest, false);
+    }
+    // Without a mark: every other byte of plain text is zero.
+    let zeros = |first: usize| {
+        bytes
+            .iter()
+            .skip(first)
+            .step_by(2)
+            .filter(|byte| **byte == 0)
+            .count()
+    };
+    let half = bytes.len() / 2;
+    match (zeros(0), zeros(1)) {
+        (even, odd) if odd > half / 2 && odd > even => utf_16(bytes, true),
+        (even, _) if even > half / 2 => utf_16(bytes, false),
+        _ => names::text(bytes),
+    }
+}
+
+/// `sep=;`, which spreadsheets put before the first line; the rest after it.
+fn stated_separator(text: &str) -> Option<(u8, &str)> {
+    let (line, rest) = text.split_once('\n')?;
+    let line = line.trim_end_matches('\r').trim_matches('"');
+    match line.strip_prefix("sep=")?.as_bytes() {
+        [separator] => Some((*separator, rest)),
+        _ => None,
+    }
+}
+
+/// The separator that most lines have.
+fn likely_separator(text: &str) -> u8 {
+    let lines: Vec<&str> = text.split(['\n', '\r']).take(200).collect();
+    let with = |separator: &u8| {
+        let separator = char::from(*separator);
+        lines.iter().filter(|line| line.contains(separator)).count()
+    };
+    let mut best = b',';
+    for separator in [b';', b'\t', b'|'] {
+        if with(&separator) > with(&best) {
+            best = separator;
+        }
+    }
+    best
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    fn read(bytes: &[u8]) -> Vec<(String, Option<u8>)> {
+        rows(bytes)
+            .unwrap()
+            .into_iter()
+            .map(|row| (row.name, row.grade))
+            .collect()
+    }
+
+    #[test]
+    fn a_table_is_the_same_however_it_was_saved() {
+        let plain = "0000_1.PNG,2\n0001_1.PNG,0\nm\u{fc}ller.png,4\n";
+        let utf_16 = |text: &str, mark: &[u8], little: bool| {
+            let units = text.encode_utf16().flat_map(|unit| match little {
+                true => unit.to_le_bytes(),
+                false => unit.to_be_bytes(),
+            });
+            [mark.to_vec(), units.collect()].concat()
+        };
+        let latin_1: Vec<u8> = plain.chars().map(|c| c as u8).collect();
+        let expected: Vec<(String, Option<u8>)> =
+            [("0000_1.PNG", 2), ("0001_1.PNG", 0), ("müller.png", 4)]
+                .map(|(name, grade)| (name.to_owned(), Some(grade)))
+                .to_vec();
+        for bytes in [
+            plain.as_bytes().to_vec(),
+            [b"\xef\xbb\xbf", plain.as_bytes()].concat(),
+            plain.replace('\n', "\r\n").into_bytes(),
+            plain.replace('\n', "\r").into_bytes(),
+            plain.replace(',', ";").into_bytes(),
+            plain.replace(',', "\t").into_bytes(),
+            plain.replace(',', " | ").into_bytes(),
+            latin_1,
+            utf_16(plain, b"\xff\xfe", true),
+            utf_16(plain, b"\xfe\xff", false),
+            utf_16(plain, b"", true),
+            utf_16(plain, b"", false),
+            format!("sep=;\r\n{}", plain.replace(',', ";")).into_bytes(),
+            plain
+                .replace("0000_1.PNG,2", "\"C:\\data\\0000_1.PNG\" , \"2.0\"")
+                .into_bytes(),
+            format!("image,grade\n{plain}").into_bytes(),
+            format!("name,retinopathy\n\n{plain}\n,\n").into_bytes(),
+            "no;level;image\n1;2;a/b/0000_1.PNG\n2;0;0001_1.PNG\n3;4;m\u{fc}ller.png"
+                .as_bytes()
+                .to_vec(),
+        ] {
+            assert_eq!(read(&bytes), expected, "{}", decoded(&bytes));
+        }
+    }
+
+    #[test]
+    fn what_is_no_grade_is_told_with_its_line() {
+        assert_eq!(
+            rows(b"a.png,1\n\nb.png,7\n").unwrap_err(),
+            (3, "`7` is no grade".to_owned())
+        );
+        assert_eq!(
+            rows(b"a.png,x\n").unwrap_err(),
+            (1, "`x` is no grade".to_owned())
+        );
+        assert_eq!(
+            rows(b"sep=,\na.png\n").unwrap_err(),
+            (2, "has 1 fields".to_owned())
+        );
+        assert_eq!(read(b"a.png,\n"), [("a.png".to_owned(), None)]);
+        assert_eq!(read(b""), []);
+    }
+
+    proptest! {
+        #[test]
+        fn no_bytes_panic(bytes in prop::collection::vec(any::<u8>(), 0..400)) {
+            let _ = rows(&bytes);
+        }
+    }
+}

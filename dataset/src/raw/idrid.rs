@@ -1,0 +1,142 @@
+//! IDRiD segmentation as it is published: folders with numbers, parts a and b, the class behind each mask's name.
+//!
+//! Porwal et al., "Indian Diabetic Retinopathy Image Dataset" (Data, 2018). 4288 x 2848 JPEG; masks are TIFFs in which
+//! everything but zero is lesion. A missing mask means that the lesion is absent.
+
+use std::collections::HashMap;
+
+use super::RawImage;
+use super::names::ByStem;
+use super::scan::{CLASS_FOLDERS, Picture, Scan};
+use super::tree::{Tree, join};
+use crate::{CLASSES, Error, Result, Split};
+
+pub(super) const LOOKS_LIKE: &str = "1. Original Images/ and 2. All Segmentation Groundtruths/, each with a. Training Set/ or b. Testing Set/; masks in 1. Microaneurysms/, 2. Haemorrhages/, 3. Hard Exudates/, 4. Soft Exudates/";
+
+pub(super) const IMAGES: &str = "original images";
+pub(super) const MASKS: &[&str] = &["all segmentation groundtruths", "segmentation groundtruths"];
+
+/// Folders of part a and of part b, as keys and as published.
+const PARTS: [(&[&str], &str); 2] = [
+    (
+        &["training set", "train set", "training", "train"],
+        "a. Training Set",
+    ),
+    (
+        &["testing set", "test set", "testing", "test"],
+        "b. Testing Set",
+    ),
+];
+const CLASSES_SHOWN: [&str; 4] = [
+    "1. Microaneurysms",
+    "2. Haemorrhages",
+    "3. Hard Exudates",
+    "4. Soft Exudates",
+];
+const OPTIC_DISC: &[&str] = &["optic disc", "od"];
+
+/// Whether the layout lies in `folder`.
+pub(super) fn is_at(tree: &Tree, folder: &str) -> bool {
+    !tree.named(folder, &[IMAGES]).is_empty() && !tree.named(folder, MASKS).is_empty()
+}
+
+pub(super) fn images(scan: &mut Scan, root: &str) -> Result<Vec<RawImage>> {
+    let (Some(all_images), Some(all_masks)) =
+        (scan.folder(root, &[IMAGES])?, scan.folder(root, MASKS)?)
+    else {
+        unreachable!("the layout was found by these folders");
+    };
+    let mut parts = Vec::new();
+    for (keys, shown) in PARTS {
+        let images = scan.folder(all_images, keys)?;
+        let masks = scan.folder(all_masks, keys)?;
+        let found = match images {
+            Some(folder) => part(scan, folder, masks, &join(all_masks, shown))?,
+            None => Vec::new(),
+        };
+        if let (true, Some(masks)) = (found.is_empty(), masks) {
+            note_below(scan, masks, "masks of a part without images");
+        }
+        parts.push(found);
+    }
+    // Of both parts the second is the published test set; one alone is divided like any other dataset.
+    let published = parts.iter().all(|part| !part.is_empty());
+    let split = |(part, image): (usize, RawImage)| RawImage {
+        split: (published && part == 1).then_some(Split::Test),
+        ..image
+    };
+    let images: Vec<RawImage> = parts
+        .into_iter()
+        .enumerate()
+        .flat_map(|(part, images)| images.into_iter().map(move |image| (part, image)))
+        .map(split)
+        .collect();
+    if images.is_empty() {
+        return Err(Error::Empty {
+            path: scan.store.path().join(all_images),
+            looked_for: format!("pictures in {}/ or {}/", PARTS[0].1, PARTS[1].1),
+            help: "unpack `A. Segmentation.zip` of IDRiD again".to_owned(),
+        });
+    }
+    Ok(images)
+}
+
+/// The images of one part.
+fn part(
+    scan: &mut Scan,
+    images_folder: &str,
+    masks_folder: Option<&str>,
+    masks_shown: &str,
+) -> Result<Vec<RawImage>> {
+    let mut by_stem = ByStem::default();
+    let images = scan.images(images_folder, &mut by_stem)?;
+    if images.is_empty() {
+        return Ok(Vec::new());
+    }
+    let missing = |scan: &Scan, name: String| {
+        scan.error(
+            format!("there are images in {images_folder}/, but {name}/ is missing or empty"),
+            "unpack `A. Segmentation.zip` of IDRiD again, with its ground truths; a class that no image has still needs one mask (all black)",
+        )
+    };
+    let Some(masks_folder) = masks_folder else {
+        return Err(missing(scan, masks_shown.to_owned()));
+    };
+    let mut masks: Vec<HashMap<usize, usize>> = Vec::new();
+    for class in 0..CLASSES.len() {
+        let pictures = match scan.folder(masks_folder, CLASS_FOLDERS[class])? {
+            Some(folder) => {
+                let pictures = scan.pictures(folder);
+                scan.refuse_others(folder, &pictures, false)?;
+                pictures
+            }
+            None => Vec::new(),
+        };
+        if pictures.is_empty() {
+            return Err(missing(scan, join(masks_folder, CLASSES_SHOWN[class])));
+        }
+        masks.push(scan.masks(&pictures, class, &by_stem, images_folder)?);
+    }
+    for folder in scan.tree.named(masks_folder, OPTIC_DISC) {
+        note_below(scan, folder, "the optic disc is no class of lesions");
+    }
+    let raw = |picture: Picture| RawImage {
+        id: picture.stem.to_owned(),
+        image: picture.position,
+        masks: std::array::from_fn(|class| masks[class].get(&picture.position).copied()),
+        grade: None,
+        split: None,
+    };
+    Ok(images.into_iter().map(raw).collect())
+}
+
+/// Says why nothing in `folder` is used.
+fn note_below(scan: &mut Scan, folder: &str, note: &str) {
+    let folders = [folder].into_iter().chain(scan.tree.children(folder));
+    let positions: Vec<usize> = folders
+        .flat_map(|folder| scan.tree.files(folder).iter().copied())
+        .collect();
+    for position in positions {
+        scan.notes.insert(position, note.to_owned());
+    }
+}
