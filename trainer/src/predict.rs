@@ -1,7 +1,7 @@
 //! Probabilities for a prepared dataset, or for photographs as they come from the camera.
 
 use std::collections::HashMap;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::sync::Arc;
 
 use fovea_dataset::{BadFile, Dataset, Found, list_photos, load_photo, prepare_photo};
