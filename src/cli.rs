@@ -192,6 +192,9 @@ pub struct ConfigArgs {
     /// Run directory (run.out)
     #[arg(long)]
     pub out: Option<PathBuf>,
+    /// Begin from these weights: a .safetensors file, a checkpoint or a run directory (model.init)
+    #[arg(long, value_name = "PATH")]
+    pub init: Option<PathBuf>,
     /// Set any key of the configuration, for example --set optimizer.lr=3e-4
     #[arg(long = "set", value_name = "KEY=VALUE")]
     pub set: Vec<String>,

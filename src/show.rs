@@ -99,6 +99,12 @@ impl View {
             figure("image_f1_micro"),
             figure("image_mean_auroc"),
         ));
+        if let Some(why) = &last.undefined {
+            self.line(format!(
+                "UNDEFINED  {why}; epoch {} cannot be the best one",
+                last.epoch
+            ));
+        }
     }
 
     /// One lasting line per lost rank.

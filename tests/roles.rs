@@ -80,7 +80,7 @@ fn strangers_are_told_why_and_the_run_goes_on() {
     frame[4] = 9;
     let reason = turned_away(&run, &frame);
     assert!(
-        reason.contains("version 9") && reason.contains("version 4"),
+        reason.contains("version 9") && reason.contains("version 5"),
         "{reason}"
     );
     // No frame of ours at all.

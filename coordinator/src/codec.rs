@@ -220,6 +220,7 @@ mod tests {
             Request::Event(TrainerEvent::EpochEnd {
                 epoch: 1,
                 metrics: BTreeMap::from([("f1".to_owned(), 0.5)]),
+                undefined: Some("why".to_owned()),
             }),
             Request::Event(TrainerEvent::CheckpointSaved(CheckpointInfo {
                 step: 5,
@@ -346,7 +347,7 @@ mod tests {
         let mut lines = Vec::new();
         lines.extend(requests().iter().map(|m| hex(&encode(m).unwrap())));
         lines.extend(replies().iter().map(|m| hex(&encode(m).unwrap())));
-        let golden = include_str!("../tests/golden/protocol-v4.txt");
+        let golden = include_str!("../tests/golden/protocol-v5.txt");
         let golden: Vec<&str> = golden.lines().collect();
         assert_eq!(
             lines, golden,
@@ -408,7 +409,7 @@ mod tests {
         let body = encode_version(&Request::GetStatus, 9).unwrap().split_off(4);
         let error = decode_body::<Request>(&body).unwrap_err().to_string();
         assert!(
-            error.contains("version 9") && error.contains("version 4"),
+            error.contains("version 9") && error.contains("version 5"),
             "{error}"
         );
         let drop = Reply::Drop {

@@ -10,7 +10,7 @@ use crate::status::Status;
 
 /// Version byte of every frame. Two versions do not talk to each other, except that
 /// [`Reply::Drop`] can be read by all of them.
-pub const PROTOCOL_VERSION: u8 = 4;
+pub const PROTOCOL_VERSION: u8 = 5;
 
 /// Most bytes that rank 0 may publish in a generation.
 pub const PUBLISH_MAX: usize = 1024;
@@ -299,6 +299,8 @@ pub enum TrainerEvent {
         epoch: u32,
         /// Named figures (`f1_micro`, ...). Those that are not finite are ignored.
         metrics: BTreeMap<String, f64>,
+        /// Why the watched metric has no value, so that nothing is decided by it.
+        undefined: Option<String>,
     },
     /// A checkpoint is complete on disk. One rank telling it is enough.
     CheckpointSaved(CheckpointInfo),

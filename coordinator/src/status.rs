@@ -82,6 +82,9 @@ pub struct EpochSummary {
     pub epoch: u32,
     /// Named figures, all finite.
     pub metrics: BTreeMap<String, f64>,
+    /// Why the watched metric has no value in this epoch; nothing when it has one.
+    #[serde(default)]
+    pub undefined: Option<String>,
 }
 
 /// State of a run.
@@ -148,6 +151,11 @@ impl Status {
         let keep = self.ranks.iter().take_while(fits).count();
         self.ranks_left_out += self.ranks.len() - keep;
         self.ranks.truncate(keep);
+    }
+
+    /// Training is complete before its last epoch: the watched metric did not improve for long enough.
+    pub fn stopped_early(&self) -> bool {
+        self.state == RunState::Finished && self.epoch.saturating_add(1) < self.epochs
     }
 
     /// Reads `RUN/status.json`, which the coordinator rewrites about once a second and at the end.

@@ -49,6 +49,7 @@ fn four_ranks_train_two_epochs() {
             let event = TrainerEvent::EpochEnd {
                 epoch: 1,
                 metrics: metrics.into(),
+                undefined: Some("no val patch".to_owned()),
             };
             trainer.client.event(event).unwrap();
             let saved = CheckpointInfo {

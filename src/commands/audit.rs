@@ -15,7 +15,7 @@ use fovea_coordinator::{Contents, Error};
 use fovea_dataset::{Dataset, Split};
 use fovea_trainer::config::Config;
 use fovea_trainer::run_dir::RunDir;
-use fovea_trainer::train::{order_input, resume_point};
+use fovea_trainer::train::{order_input, resume_from};
 
 use super::scheduled::refuse_not_begun;
 use crate::cli::AuditArgs;
@@ -46,9 +46,10 @@ pub fn run(args: &AuditArgs) -> anyhow::Result<Ending> {
         })
         .into());
     }
-    let data = open(args, &config, &run)?;
+    let (data, stopped_early) = open(args, &config, &run)?;
     let records = Records::read(run.path())?;
-    let report = examine(&config, &data, &records)?;
+    let epochs = stopped_early.unwrap_or(config.train.epochs);
+    let report = examine(&config, epochs, &data, &records)?;
     if args.json {
         let mut value = serde_json::to_value(&report)?;
         value["clean"] = report.is_clean().into();
@@ -62,15 +63,17 @@ pub fn run(args: &AuditArgs) -> anyhow::Result<Ending> {
     }
 }
 
-/// The dataset that the run trains on. Its shards are not hashed: only what is black counts here.
-fn open(args: &AuditArgs, config: &Config, run: &RunDir) -> anyhow::Result<Dataset> {
+/// The dataset that the run trains on, and the epoch after which it stopped early, if it did. Its shards are not hashed:
+/// only what is black counts here.
+fn open(args: &AuditArgs, config: &Config, run: &RunDir) -> anyhow::Result<(Dataset, Option<u32>)> {
     let path = args.data.as_deref().unwrap_or(config.data.path.as_ref());
     let data = Dataset::open_unverified(path).map_err(|error| Usage(error.to_string()))?;
-    match resume_point(run, Some(&data)) {
+    match resume_from(run, Some(&data)) {
         // Another dataset: its samples are not those of the ledger.
         Err(error @ fovea_trainer::Error::Mismatch { .. }) => Err(error.into()),
+        Ok((start, true)) => Ok((data, Some(start.epoch))),
         // Whether checkpoints can be used is not asked here.
-        _ => Ok(data),
+        _ => Ok((data, None)),
     }
 }
 
@@ -128,7 +131,12 @@ fn torn<T>(name: &str, contents: &Contents<T>) -> Option<String> {
     ))
 }
 
-fn examine(config: &Config, data: &Dataset, records: &Records) -> anyhow::Result<Report> {
+fn examine(
+    config: &Config,
+    epochs: u32,
+    data: &Dataset,
+    records: &Records,
+) -> anyhow::Result<Report> {
     // From the dataset itself, not from what the sample order is made from.
     let patches = patches(data);
     let order_input = order_input(data, config);
@@ -137,7 +145,7 @@ fn examine(config: &Config, data: &Dataset, records: &Records) -> anyhow::Result
         ledger: &records.ledger,
         journal: &records.journal,
         samples_per_epoch: order(0)?.total_samples(),
-        epochs: config.train.epochs,
+        epochs,
     });
     for epoch in &report.epochs {
         let order = order(epoch.epoch.saturating_sub(1))?;

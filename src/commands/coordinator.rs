@@ -13,14 +13,12 @@ use fovea_trainer::config::{Backend, Config};
 use fovea_trainer::run_dir::RunDir;
 use fovea_trainer::train::resume_point;
 
-use super::{Again, drain_flag, end_with_parent};
+use super::signals::{Again, Parent, drain_flag};
 use crate::cli::CoordinatorArgs;
 use crate::exit::Ending;
 
 pub fn run(args: &CoordinatorArgs) -> anyhow::Result<Ending> {
-    if let Some(parent) = args.with_parent {
-        end_with_parent(parent)?;
-    }
+    let parent = args.with_parent.map(Parent::of_this_process).transpose()?;
     let run = RunDir::new(&args.run);
     let config = Config::load(&run.config()).map_err(fovea_trainer::Error::from)?;
     config.validate().map_err(fovea_trainer::Error::from)?;
@@ -64,6 +62,9 @@ pub fn run(args: &CoordinatorArgs) -> anyhow::Result<Ending> {
     };
     let flag = drain_flag(again)?;
     flag.fetch_or(args.drain, Ordering::Relaxed);
+    if let Some(parent) = parent {
+        parent.watch(Arc::clone(&flag))?;
+    }
     drain_on_signal(flag, server.endpoint())?;
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_all()

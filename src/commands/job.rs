@@ -86,10 +86,10 @@ fn make_plan(args: &JobPlanArgs) -> anyhow::Result<Ending> {
         true => Dataset::open_unverified(&data),
     }
     .map_err(fovea_trainer::Error::from)?;
-    let step = match enter(&run, &config, &data, begun)? {
+    let step = match enter(&run, &mut config, &data, begun)? {
         Begin::New => 0,
         Begin::After(step) => step,
-        Begin::Over(_) => {
+        Begin::Over { .. } => {
             say!("finished=1")?;
             return Ok(Ending::Finished);
         }

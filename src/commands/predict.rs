@@ -4,7 +4,7 @@ use std::path::Path;
 
 use fovea_dataset::{Bar, Dataset, Progress};
 use fovea_trainer::predict::{Predictor, photos};
-use fovea_trainer::run_dir::{Prediction, write_predictions};
+use fovea_trainer::run_dir::{Columns, Prediction, write_predictions};
 
 use super::eval::apply;
 use crate::cli::PredictArgs;
@@ -33,13 +33,24 @@ pub fn run(args: &PredictArgs) -> anyhow::Result<Ending> {
     {
         return Err(bad.into());
     }
-    write_predictions(&args.out, &rows, false)?;
+    write_predictions(&args.out, &rows, Columns::Usable)?;
     let images = rows.iter().filter(|r| r.cell.is_none()).count();
+    let unusable = rows
+        .iter()
+        .filter(|row| row.cell.is_none() && row.note.is_some())
+        .count();
     say!(
-        "{}: {}, {} patches",
+        "{}: {}, {} patches{}",
         args.out.display(),
         show::counted(images, "image"),
-        rows.len() - images
+        rows.len() - images,
+        match unusable {
+            0 => String::new(),
+            n => format!(
+                "; {} not usable (see the column note)",
+                show::counted(n, "image")
+            ),
+        }
     )?;
     bad.map_or(Ok(Ending::Finished), |bad| Err(bad.into()))
 }

@@ -6,6 +6,7 @@ use fovea_coordinator::rundir::LOCK_FILE;
 use fovea_slurm::history;
 use fovea_trainer::config::Config;
 use fovea_trainer::run_dir::RunDir;
+use fovea_trainer::weights;
 
 use super::absolute;
 use crate::cli::ConfigArgs;
@@ -32,6 +33,9 @@ pub fn apply(config: &mut Config, args: &ConfigArgs) -> anyhow::Result<()> {
     if let Some(path) = &args.out {
         config.run.out = absolute(path)?.to_string_lossy().into_owned();
     }
+    if let Some(path) = &args.init {
+        config.model.init = absolute(path)?.to_string_lossy().into_owned();
+    }
     Ok(())
 }
 
@@ -56,9 +60,95 @@ pub fn places(config: &Config) -> anyhow::Result<(PathBuf, PathBuf)> {
     Err(Usage(format!("no {what} given\n  help: add {how}")).into())
 }
 
-/// Refuses to go on with a run under a configuration that would change its result.
+/// What a run begins from is what it began from: a run that goes on keeps its `model.init` and the hash of it, whatever
+/// the configuration that was named says. A file with the same content may have moved.
+pub fn keep_initial_weights(
+    run: &Path,
+    config: &mut Config,
+    before: &Config,
+) -> anyhow::Result<()> {
+    let (now, begun) = (&mut config.model, &before.model);
+    if now.init == begun.init {
+        if now.init_blake3.is_empty() {
+            now.init_blake3.clone_from(&begun.init_blake3);
+        }
+        return Ok(());
+    }
+    let other = |what: &str| {
+        let path = run.display();
+        Usage(format!(
+            "{path}: the run began from {}, and is to go on from {what} now\n  help: leave --init and model.init away; to begin from other weights, start a new run with another --out",
+            match begun.init.as_str() {
+                "" => "random weights",
+                init => init,
+            }
+        ))
+    };
+    if begun.init.is_empty() {
+        return Err(other(&now.init).into());
+    }
+    // The run or the checkpoint that the file was taken from.
+    let is_of_it = |given: &str| {
+        let given = absolute(Path::new(given));
+        given.is_ok_and(|given| Path::new(&begun.init).starts_with(given))
+    };
+    if now.init.is_empty() || is_of_it(&now.init) {
+        now.init.clone_from(&begun.init);
+        now.init_blake3.clone_from(&begun.init_blake3);
+        return Ok(());
+    }
+    let mut moved = config.clone();
+    moved.model.init_blake3.clear();
+    weights::pin(&mut moved)?;
+    if moved.model.init_blake3 != begun.init_blake3 {
+        return Err(other(&moved.model.init).into());
+    }
+    *config = moved;
+    Ok(())
+}
+
+/// How far a run is, and how far it is to go.
+#[derive(Clone, Copy, Debug)]
+pub struct Epochs {
+    /// `train.epochs` so far.
+    pub before: u32,
+    /// `train.epochs` now.
+    pub now: u32,
+    /// Epochs that are through.
+    pub done: u32,
+    /// Training is complete.
+    pub finished: bool,
+    /// Early stopping ended it.
+    pub stopped_early: bool,
+}
+
+/// Whether anything is left to train.
+///
+/// # Errors
+/// What is asked for cannot be done: fewer epochs than are done, or more of a run that stopped early.
+pub fn epochs_are_left(run: &Path, epochs: &Epochs) -> Result<bool, Usage> {
+    let Epochs {
+        before, now, done, ..
+    } = *epochs;
+    let path = run.display();
+    if epochs.stopped_early && now > before {
+        return Err(Usage(format!(
+            "{path}: this run stopped early after epoch {done} of {before}, so train.epochs = {now} adds nothing\n  help: begin a new run from its weights, with --init {path} and another --out"
+        )));
+    }
+    if now < before && now <= done && !epochs.stopped_early {
+        return Err(Usage(format!(
+            "{path}: train.epochs = {now}, but {done} of {before} epochs are done\n  help: give a larger number, or leave train.epochs away"
+        )));
+    }
+    Ok(!epochs.finished || (now > before && !epochs.stopped_early))
+}
+
+/// Refuses to go on with a run under a configuration that would change its result. More epochs do not change what is
+/// done: see [`epochs_are_left`].
 pub fn same_run(run: &Path, config: &Config, before: &Config) -> Result<(), Usage> {
-    let changed = config.differences(before);
+    let mut changed = config.differences(before);
+    changed.retain(|d| d.key != "train.epochs");
     if changed.is_empty() {
         return Ok(());
     }
@@ -106,4 +196,49 @@ fn foreign(run: &RunDir) -> Result<Option<String>, Usage> {
         .flatten()
         .map(|entry| entry.file_name().to_string_lossy().into_owned())
         .find(|name| !own(name)))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn left(before: u32, now: u32, done: u32, finished: bool, stopped_early: bool) -> Option<bool> {
+        let epochs = Epochs {
+            before,
+            now,
+            done,
+            finished,
+            stopped_early,
+        };
+        epochs_are_left(Path::new("RUN"), &epochs).ok()
+    }
+
+    #[test]
+    fn epochs_can_be_added_and_what_is_done_stays() {
+        assert_eq!(left(2, 2, 1, false, false), Some(true), "goes on");
+        assert_eq!(left(2, 2, 2, true, false), Some(false), "finished");
+        assert_eq!(left(2, 2, 2, false, false), Some(true), "not told yet");
+        assert_eq!(
+            left(2, 5, 2, true, false),
+            Some(true),
+            "more of a finished run"
+        );
+        assert_eq!(left(2, 5, 1, false, false), Some(true));
+        assert_eq!(
+            left(5, 3, 1, false, false),
+            Some(true),
+            "fewer, but more than are done"
+        );
+        assert_eq!(left(5, 1, 1, false, false), None);
+        assert_eq!(left(5, 1, 2, false, false), None);
+        assert_eq!(left(5, 4, 5, true, false), None);
+        assert_eq!(left(9, 9, 3, true, true), Some(false), "stopped early");
+        assert_eq!(
+            left(9, 9, 3, false, true),
+            Some(true),
+            "it has yet to be told"
+        );
+        assert_eq!(left(9, 12, 3, true, true), None);
+        assert_eq!(left(9, 12, 3, false, true), None);
+    }
 }

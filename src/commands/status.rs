@@ -121,9 +121,14 @@ fn print(status: &Status, live: bool, scheduled: &Scheduled) -> Result<(), Unsai
     say!("state        {state}{seen}")?;
     say!("why          {}", status.reason)?;
     say!(
-        "epoch        {} of {}",
+        "epoch        {} of {}{}",
         (status.epoch + 1).min(status.epochs),
-        status.epochs
+        status.epochs,
+        if status.stopped_early() {
+            ": stopped early (early_stopping.patience)"
+        } else {
+            ""
+        }
     )?;
     say!("step         {}", status.step)?;
     say!(
@@ -165,6 +170,12 @@ fn print(status: &Status, live: bool, scheduled: &Scheduled) -> Result<(), Unsai
             .map(|(name, value)| format!("{name} {value:.3}"))
             .collect();
         say!("epoch {:<6} {}", last.epoch, figures.join("  "))?;
+        if let Some(why) = &last.undefined {
+            say!(
+                "UNDEFINED    {why}; epoch {} cannot be the best one",
+                last.epoch
+            )?;
+        }
     }
     for rank in status.ranks.iter().filter(|_| !over) {
         say!("{}", show::rank_line(rank))?;

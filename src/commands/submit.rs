@@ -13,12 +13,14 @@ use fovea_slurm::site::{Requeue, Site};
 use fovea_slurm::submit::{self, CONFIG_FILE, Request, SCRIPT_FILE, Submitted};
 use fovea_slurm::{client, time};
 use fovea_trainer::config::{Backend, Config, Device};
+use fovea_trainer::preflight::{Moment, preflight};
 use fovea_trainer::run_dir::RunDir;
+use fovea_trainer::weights;
 
 use clap::Parser;
 
 use super::absolute;
-use super::source::{self, places};
+use super::source::{self, Epochs, places};
 use crate::cli::{Cli, Command, SubmitArgs};
 use crate::exit::{Ending, Usage};
 use crate::say;
@@ -26,15 +28,15 @@ use crate::show;
 
 pub fn run(args: &SubmitArgs) -> anyhow::Result<Ending> {
     let args = &with_what_was_typed_before(args)?;
-    let config = resolve(args)?;
+    let mut config = resolve(args)?;
     let (run, data) = places(&config)?;
     let base = PathBuf::from(script::base(&text(&run)?, args.array.is_some()));
-    check(args, &config, &data)?;
-    if let Some(done) = finished(args, &base, &run)? {
+    check(args, &config, &data, RunDir::new(&base).config().is_file())?;
+    if let Some(done) = finished(args, &base, &run, config.train.epochs)? {
         say!("nothing left to do: {done}")?;
         return Ok(Ending::Finished);
     }
-    refuse_other_run(args, &base, &config)?;
+    refuse_other_run(args, &base, &mut config)?;
     let job = job(args, &base, &run, &data)?;
     job.check().map_err(|e| Usage(e.to_string()))?;
     let script = render(&job);
@@ -150,6 +152,9 @@ fn resolve(args: &SubmitArgs) -> anyhow::Result<Config> {
     if !config.data.path.is_empty() {
         config.data.path = text(&absolute(Path::new(&config.data.path))?)?;
     }
+    if !config.model.init.is_empty() {
+        config.model.init = text(&absolute(Path::new(&config.model.init))?)?;
+    }
     if !config.run.out.is_empty() {
         config.run.out = text(&absolute(Path::new(&config.run.out))?)?;
     }
@@ -187,6 +192,7 @@ fn without_elements(args: &SubmitArgs) -> crate::cli::ConfigArgs {
         preset: source.preset.clone(),
         data: source.data.clone(),
         out: source.out.clone(),
+        init: source.init.clone(),
         set: source
             .set
             .iter()
@@ -209,7 +215,7 @@ fn ranks_per_node(args: &SubmitArgs) -> u32 {
 }
 
 /// What the job would find wrong hours later.
-fn check(args: &SubmitArgs, config: &Config, data: &Path) -> anyhow::Result<()> {
+fn check(args: &SubmitArgs, config: &Config, data: &Path, begun: bool) -> anyhow::Result<()> {
     let mut config = config.clone();
     if let Some(array) = &args.array {
         let all = elements(array).map_err(|e| Usage(e.to_string()))?;
@@ -242,14 +248,26 @@ fn check(args: &SubmitArgs, config: &Config, data: &Path) -> anyhow::Result<()> 
     }
     config.validate().map_err(fovea_trainer::Error::from)?;
     // The job reads all of it, once; a login node is spared that.
-    Dataset::open_unverified(data).map_err(fovea_trainer::Error::from)?;
+    let data = Dataset::open_unverified(data).map_err(fovea_trainer::Error::from)?;
+    if !begun {
+        for warning in preflight(&config, &data, Moment::Beginning)? {
+            tracing::warn!("{warning}");
+        }
+        // Looked at only: the job notes what it begins from.
+        weights::pin(&mut config)?;
+    }
     Ok(())
 }
 
 /// What to say when the run is finished, or all runs of an array.
-fn finished(args: &SubmitArgs, base: &Path, run: &Path) -> anyhow::Result<Option<String>> {
+fn finished(
+    args: &SubmitArgs,
+    base: &Path,
+    run: &Path,
+    epochs: u32,
+) -> anyhow::Result<Option<String>> {
     let Some(array) = &args.array else {
-        let step = finished_after(base);
+        let step = finished_after(base, epochs)?;
         let report = base.display();
         return Ok(step.map(|step| {
             format!("finished after step {step}; look at it with: fovea report {report}")
@@ -257,8 +275,11 @@ fn finished(args: &SubmitArgs, base: &Path, run: &Path) -> anyhow::Result<Option
     };
     let all = elements(array).map_err(|e| Usage(e.to_string()))?;
     let run = text(run)?;
-    let done = |element: &u32| finished_after(Path::new(&run_of_element(&run, *element)));
-    let all_done = all.iter().all(|element| done(element).is_some());
+    let mut all_done = true;
+    for element in &all {
+        let run = run_of_element(&run, *element);
+        all_done &= finished_after(Path::new(&run), epochs)?.is_some();
+    }
     let first = run_of_element(&run, all[0]);
     Ok(all_done.then(|| {
         let elements = show::counted(all.len(), "element");
@@ -266,17 +287,34 @@ fn finished(args: &SubmitArgs, base: &Path, run: &Path) -> anyhow::Result<Option
     }))
 }
 
-/// The last step of a run that is finished.
-fn finished_after(run: &Path) -> Option<u64> {
-    if !RunDir::new(run).config().is_file() {
-        return None;
+/// The last step of a run that has nothing left to do in so many epochs.
+fn finished_after(run: &Path, epochs: u32) -> anyhow::Result<Option<u64>> {
+    let config = RunDir::new(run).config();
+    if !config.is_file() {
+        return Ok(None);
     }
-    let status = Status::load(run).ok()?;
-    (status.state == RunState::Finished).then_some(status.step)
+    let Ok(status) = Status::load(run) else {
+        return Ok(None);
+    };
+    if status.state != RunState::Finished {
+        return Ok(None);
+    }
+    let before = Config::load(&config).map_err(fovea_trainer::Error::from)?;
+    let left = source::epochs_are_left(
+        run,
+        &Epochs {
+            before: before.train.epochs,
+            now: epochs,
+            done: status.epoch.saturating_add(1).min(status.epochs),
+            finished: true,
+            stopped_early: status.stopped_early(),
+        },
+    )?;
+    Ok((!left).then_some(status.step))
 }
 
 /// A directory of something else, or of a run that another configuration began.
-fn refuse_other_run(args: &SubmitArgs, base: &Path, config: &Config) -> anyhow::Result<()> {
+fn refuse_other_run(args: &SubmitArgs, base: &Path, config: &mut Config) -> anyhow::Result<()> {
     let run = RunDir::new(base);
     // Of an array, the directory holds those of its elements, each of which is looked at when it starts.
     if args.array.is_some() {
@@ -285,6 +323,7 @@ fn refuse_other_run(args: &SubmitArgs, base: &Path, config: &Config) -> anyhow::
     source::refuse_foreign(&run)?;
     if run.config().is_file() {
         let before = Config::load(&run.config()).map_err(fovea_trainer::Error::from)?;
+        source::keep_initial_weights(base, config, &before)?;
         source::same_run(base, config, &before)?;
     }
     Ok(())

@@ -9,18 +9,20 @@ use fovea_dataset::Dataset;
 use fovea_trainer::config::{self, Config};
 use fovea_trainer::gpu;
 use fovea_trainer::launch::{LaunchOptions, Spawner, launch};
+use fovea_trainer::preflight::{Moment, preflight};
 use fovea_trainer::run_dir::{self, RunDir};
-use fovea_trainer::train::{backend, gpus, resume_point};
+use fovea_trainer::train::{backend, gpus, resume_from};
+use fovea_trainer::weights;
 
-use super::source::{self, places};
-use super::{Again, drain_flag};
+use super::signals::{Again, drain_flag};
+use super::source::{self, Epochs, places};
 use crate::cli::TrainArgs;
 use crate::exit::{Ending, Usage};
 use crate::say;
 use crate::show::{self, View};
 
 pub fn run(args: &TrainArgs) -> anyhow::Result<Ending> {
-    let config = resolve(args)?;
+    let mut config = resolve(args)?;
     if args.print_config {
         say!("{}", config.to_toml_documented().trim_end())?;
         return Ok(Ending::Finished);
@@ -30,12 +32,14 @@ pub fn run(args: &TrainArgs) -> anyhow::Result<Ending> {
     let run = RunDir::new(out);
     // Everything is checked here, once; the trainers map the shards without hashing them again.
     let data = Dataset::open(&data).map_err(fovea_trainer::Error::from)?;
-    match enter(&run, &config, &data, args.resume)? {
-        Begin::New => {}
+    match enter(&run, &mut config, &data, args.resume)? {
+        Begin::New if config.model.init.is_empty() => {}
+        Begin::New => drop(say!("beginning from the weights of {}", config.model.init)),
         Begin::After(step) => drop(say!("going on after step {step}")),
-        Begin::Over(step) => {
+        Begin::Over { step, early } => {
+            let early = early.map_or_else(String::new, |epoch| stopped_early(&config, epoch));
             say!(
-                "nothing left to do: finished after step {step}; look at it with: fovea report {}",
+                "nothing left to do: finished after step {step}{early}; look at it with: fovea report {}",
                 run.path().display()
             )?;
             return Ok(Ending::Finished);
@@ -84,11 +88,27 @@ pub fn run(args: &TrainArgs) -> anyhow::Result<Ending> {
         );
         return Ok(Ending::Resume);
     }
+    let early = match ended.status.stopped_early() {
+        true => stopped_early(&config, ended.status.epoch + 1),
+        false => String::new(),
+    };
     let _ = say!(
-        "finished after step {step}; look at it with: fovea report {}",
+        "finished after step {step}{early}; look at it with: fovea report {}",
         run.path().display()
     );
     Ok(Ending::Finished)
+}
+
+/// Why a run has ended before its last epoch, to be put behind its last step.
+fn stopped_early(config: &Config, epoch: u32) -> String {
+    let watched = &config.early_stopping;
+    format!(
+        ": stopped early after epoch {epoch} of {}, as {} at {} level had not become better in {}",
+        config.train.epochs,
+        watched.metric,
+        watched.level,
+        show::counted(watched.patience as usize, "validation")
+    )
 }
 
 /// File, preset or the run's own configuration, then the options over it.
@@ -137,15 +157,15 @@ pub(super) enum Begin {
     New,
     /// After this step, from its checkpoint.
     After(u64),
-    /// Nowhere: the run is finished after this step.
-    Over(u64),
+    /// Nowhere: the run is finished after this step, early after an epoch or not.
+    Over { step: u64, early: Option<u32> },
 }
 
 /// Makes the run directory this run's: a new one, or the one to go on with. A refusal changes nothing, and so does
-/// going on with what is finished.
+/// going on with what is finished. What the run begins from is noted in `config`.
 pub(super) fn enter(
     run: &RunDir,
-    config: &Config,
+    config: &mut Config,
     data: &Dataset,
     resume: bool,
 ) -> anyhow::Result<Begin> {
@@ -154,6 +174,11 @@ pub(super) fn enter(
         return Err(nothing_to_resume(run.path()));
     }
     source::refuse_foreign(run)?;
+    if !run.config().exists() && !resume {
+        // Before the lock makes the directory: what cannot train leaves nothing behind.
+        warn(preflight(config, data, Moment::Beginning)?);
+        weights::pin(config)?;
+    }
     // Refused while another run is going on here; the coordinator takes it again for the run's life.
     let _lock = RunLock::acquire(run.path()).map_err(fovea_trainer::Error::from)?;
     let mut begin = Begin::New;
@@ -164,20 +189,60 @@ pub(super) fn enter(
             ))
             .into());
         }
-        let before = Config::load(&run.config()).map_err(fovea_trainer::Error::from)?;
-        source::same_run(run.path(), config, &before)?;
-        // Looked for here as well, so that whoever resumes reads of checkpoints that are passed over.
-        let start = resume_point(run, Some(data))?;
-        let status = Status::load(run.path()).ok();
-        if status.is_some_and(|s| s.state == RunState::Finished && s.step == start.step) {
-            return Ok(Begin::Over(start.step));
+        begin = go_on(run, config, data)?;
+        if matches!(begin, Begin::Over { .. }) {
+            return Ok(begin);
         }
-        begin = Begin::After(start.step);
     } else if resume {
         return Err(nothing_to_resume(run.path()));
     }
     run_dir::replace(&run.config(), config.to_toml_documented().as_bytes())?;
     Ok(begin)
+}
+
+/// Whether and where a run that has begun goes on with this configuration.
+fn go_on(run: &RunDir, config: &mut Config, data: &Dataset) -> anyhow::Result<Begin> {
+    let before = Config::load(&run.config()).map_err(fovea_trainer::Error::from)?;
+    source::keep_initial_weights(run.path(), config, &before)?;
+    source::same_run(run.path(), config, &before)?;
+    // Looked for here as well, so that whoever resumes reads of checkpoints that are passed over.
+    let (start, stopped_early) = resume_from(run, Some(data))?;
+    let status = Status::load(run.path()).ok();
+    let epochs = Epochs {
+        before: before.train.epochs,
+        now: config.train.epochs,
+        done: start.epoch,
+        finished: status.is_some_and(|s| s.state == RunState::Finished && s.step == start.step),
+        stopped_early,
+    };
+    if !source::epochs_are_left(run.path(), &epochs)? {
+        let early = stopped_early.then_some(start.epoch);
+        let step = start.step;
+        return Ok(Begin::Over { step, early });
+    }
+    if start.step == 0 && !config.model.init.is_empty() {
+        // It is read again.
+        weights::pinned(config)?;
+    }
+    warn(preflight(config, data, Moment::GoingOn)?);
+    if epochs.now != epochs.before
+        && config.schedule.kind == config::ScheduleKind::Cosine
+        && start.step > 0
+    {
+        tracing::warn!(
+            "schedule.kind = \"cosine\": from step {} on the learning rate is that of a run of {} epochs, up to there it was that of {}",
+            start.step + 1,
+            epochs.now,
+            epochs.before
+        );
+    }
+    Ok(Begin::After(start.step))
+}
+
+fn warn(warnings: Vec<String>) {
+    for warning in warnings {
+        tracing::warn!("{warning}");
+    }
 }
 
 fn nothing_to_resume(run: &Path) -> anyhow::Error {

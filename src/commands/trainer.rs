@@ -1,5 +1,7 @@
 //! `fovea trainer`
 
+use std::sync::Arc;
+use std::sync::atomic::AtomicBool;
 use std::time::Duration;
 
 use fovea_coordinator::client::Endpoint;
@@ -10,7 +12,8 @@ use fovea_trainer::keep::{KeepOptions, keep};
 use fovea_trainer::run_dir::RunDir;
 use fovea_trainer::train::{Outcome, TrainerOptions, join};
 
-use super::{Again, drain_flag, end_with_parent, stage};
+use super::signals::{Again, Parent, drain_flag};
+use super::stage;
 use crate::cli::TrainerArgs;
 use crate::exit::{Ending, Usage};
 use crate::show;
@@ -20,21 +23,28 @@ use crate::show;
 const CONFIG_PATIENCE: Duration = Duration::from_secs(20);
 
 pub fn run(args: TrainerArgs) -> anyhow::Result<Ending> {
-    if let Some(parent) = args.with_parent {
-        end_with_parent(parent)?;
-    }
+    let parent = args.with_parent.map(Parent::of_this_process).transpose()?;
     if args.in_job {
-        return run_in_job(args);
+        return run_in_job(args, parent);
     }
     let again = if args.kept {
         Again::Nothing
     } else {
         Again::LeaveAtOnce
     };
-    train(args, again)
+    train(args, again, parent)
 }
 
-fn train(args: TrainerArgs, again: Again) -> anyhow::Result<Ending> {
+/// The flag that signals set, and the end of the parent, where there is one to end with.
+fn drain_wanted(again: Again, parent: Option<Parent>) -> anyhow::Result<Arc<AtomicBool>> {
+    let flag = drain_flag(again)?;
+    if let Some(parent) = parent {
+        parent.watch(Arc::clone(&flag))?;
+    }
+    Ok(flag)
+}
+
+fn train(args: TrainerArgs, again: Again, parent: Option<Parent>) -> anyhow::Result<Ending> {
     if let Some(rank) = args.rank {
         let config = RunDir::new(&args.run).config();
         let ranks = Config::load(&config)
@@ -60,7 +70,7 @@ fn train(args: TrainerArgs, again: Again) -> anyhow::Result<Ending> {
         run: RunDir::new(args.run),
         preferred_rank: args.rank,
         staged: stage::places(&args.staged),
-        drain_wanted: drain_flag(again)?,
+        drain_wanted: drain_wanted(again, parent)?,
     };
     match join(options)?.run()? {
         Outcome::Finished => Ok(Ending::Finished),
@@ -70,7 +80,7 @@ fn train(args: TrainerArgs, again: Again) -> anyhow::Result<Ending> {
 
 /// A task of a job step. An MPI rank is the process that `srun` started; any other has a keeper, which starts
 /// it again when it is lost.
-fn run_in_job(args: TrainerArgs) -> anyhow::Result<Ending> {
+fn run_in_job(args: TrainerArgs, parent: Option<Parent>) -> anyhow::Result<Ending> {
     let run = RunDir::new(&args.run);
     let mut left = CONFIG_PATIENCE;
     while !run.config().is_file() && !left.is_zero() {
@@ -80,7 +90,7 @@ fn run_in_job(args: TrainerArgs) -> anyhow::Result<Ending> {
     }
     let config = Config::load(&run.config()).map_err(fovea_trainer::Error::from)?;
     if config.train.backend == Backend::Mpi {
-        return train(args, Again::Nothing);
+        return train(args, Again::Nothing, parent);
     }
     let task = Allocation::of_process().ok().and_then(|job| job.task);
     let code = keep(&KeepOptions {
@@ -93,7 +103,7 @@ fn run_in_job(args: TrainerArgs) -> anyhow::Result<Ending> {
             .flat_map(|place| ["--staged".to_owned(), place.clone()])
             .collect(),
         max_restarts: config.elastic.max_restarts,
-        drain_wanted: drain_flag(Again::Nothing)?,
+        drain_wanted: drain_wanted(Again::Nothing, parent)?,
     })?;
     Ok(match code {
         exit_code::LEFT => Ending::Resume,

@@ -168,6 +168,16 @@ impl Process {
         command
             .stdout(output[0].try_clone().unwrap())
             .stderr(output[1].try_clone().unwrap());
+        // Tests in the background of a script have SIGINT ignored, which a run would keep.
+        // SAFETY: between fork and exec, `signal` is async-signal-safe, and nothing else is called.
+        unsafe {
+            command.pre_exec(|| {
+                for signal in [libc::SIGHUP, libc::SIGINT, libc::SIGTERM] {
+                    libc::signal(signal, libc::SIG_DFL);
+                }
+                Ok(())
+            });
+        }
         let words: Vec<_> = args
             .iter()
             .map(|a| a.as_ref().to_string_lossy().into_owned())

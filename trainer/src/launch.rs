@@ -157,12 +157,15 @@ impl<'a> Launched<'a> {
         let status = Status::load(self.options.run.path())
             .ok()
             .or(self.last.clone());
+        self.hopeless |= has_wrong_input(&self.coordinator);
+        let hopeless = self.hopeless;
         conclude(
             status,
             &self.coordinator,
             &mut self.trainers,
             self.failure.take(),
         )
+        .map_err(|error| as_input(error, hopeless))
     }
 
     /// A coordinator that is stopped or hangs makes room for another.
@@ -307,13 +310,29 @@ pub fn nccl_host_id(gpus: Option<usize>, ranks: usize, rank: usize) -> Option<St
     host_id(&hostname(), rank, &devices)
 }
 
+fn has_wrong_input(process: &Process) -> bool {
+    process.code() == Some(exit_code::WRONG_INPUT)
+}
+
+/// The failure of a process that finds its input wrong has that exit code here, too, and no advice to try the same again.
+fn as_input(error: Error, hopeless: bool) -> Error {
+    match error {
+        Error::Child(what) if hopeless => Error::Usage {
+            what,
+            help: "mend what is said there; the same again will not help".to_owned(),
+        },
+        error => error,
+    }
+}
+
 /// Connects to the coordinator that this launcher has started, and to no other: an address file may be
 /// left from one that was killed, or belong to a run that somebody else is starting here.
 fn connect(run: &RunDir, coordinator: &mut Process, deadline: Instant) -> Result<Observer> {
     let endpoint = Endpoint::RunDir(run.path().to_owned());
     loop {
         if coordinator.poll().is_some() {
-            return Err(Error::Child(coordinator.obituary()));
+            let hopeless = has_wrong_input(coordinator);
+            return Err(as_input(Error::Child(coordinator.obituary()), hopeless));
         }
         let ours = CoordinatorInfo::load(run.path()).is_ok_and(|info| info.pid == coordinator.id());
         if ours && let Ok(observer) = Observer::connect_launcher(&endpoint, Instant::now() + TICK) {

@@ -27,6 +27,7 @@ mod overlap;
 mod params;
 mod precision;
 pub mod predict;
+pub mod preflight;
 mod reduce;
 mod replica;
 pub mod report;
@@ -34,5 +35,6 @@ pub mod run_dir;
 mod samples;
 mod trace;
 pub mod train;
+pub mod weights;
 
 pub use error::{Error, Result};

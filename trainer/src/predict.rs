@@ -1,7 +1,7 @@
 //! Probabilities for a prepared dataset, or for photographs as they come from the camera.
 
 use std::collections::HashMap;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::sync::Arc;
 
 use fovea_dataset::{BadFile, Dataset, Found, list_photos, load_photo, prepare_photo};
@@ -12,11 +12,13 @@ use crate::config::Config;
 use crate::error::{Error, Result};
 use crate::evaluate::{self, Row, Summary, sigmoid};
 use crate::lanes::{Lanes, ReadOnly};
+use crate::metrics::Level;
 use crate::precision::{Precision, native_bf16};
 use crate::replica::{Objective, Replica};
-use crate::run_dir::{Prediction, RunDir};
+use crate::run_dir::Prediction;
 use crate::samples::{Assembler, SampleSource};
 use crate::train;
+use crate::weights::checkpoint_in;
 
 /// What images a model was trained on, and photographs are brought to.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -143,10 +145,7 @@ impl Predictor {
         self.warn_of_other_sizes(&data);
         let source = SampleSource::new(Arc::new(data), &self.config, self.precision, false);
         let images: Vec<usize> = (0..source.data().len()).collect();
-        let rows = evaluate::score(&self.replica, &source, &images, || {
-            tick();
-            Ok(())
-        })?;
+        let rows = self.score(&source, &images, &mut tick)?;
         Ok(train::predictions(&rows, &source))
     }
 
@@ -171,19 +170,46 @@ impl Predictor {
         }
         self.replica
             .set_objective(train::objective(&self.config.loss, &source)?);
-        let rows = evaluate::score(&self.replica, &source, &images, || {
+        let rows = self.score(&source, &images, &mut tick)?;
+        let summary = evaluate::summarise(&rows, &self.replica, self.config.eval.threshold)?;
+        Ok((rows, summary))
+    }
+
+    /// Scores images of a prepared dataset; all answers are finite.
+    fn score(
+        &self,
+        source: &SampleSource,
+        images: &[usize],
+        tick: &mut impl FnMut(),
+    ) -> Result<Vec<Row>> {
+        let rows = evaluate::score(&self.replica, source, images, || {
             tick();
             Ok(())
         })?;
-        let summary = evaluate::summarise(&rows, &self.replica, self.config.eval.threshold)?;
-        Ok((rows, summary))
+        let manifest = source.data().manifest();
+        let cells = u64::from(manifest.grid) * u64::from(manifest.grid);
+        let bad = rows
+            .iter()
+            .find(|row| !row.logits.iter().all(|x| x.is_finite()));
+        match bad {
+            None => Ok(rows),
+            Some(row) => {
+                let image = match row.level() {
+                    Level::Image => row.id,
+                    Level::Patch => row.id / cells,
+                };
+                let id = &manifest.images[image as usize].id;
+                let what = format!("image {id} of {}", source.data().dir().display());
+                Err(not_finite(&what))
+            }
+        }
     }
 
     /// Scores photographs at the sizes of training; `tick` is called after each. One that cannot be read
     /// does not keep the others from being scored.
     ///
     /// # Errors
-    /// [`Error::Usage`] when two have the same id: their rows could not be told apart.
+    /// [`Error::Usage`] when two have the same id: their rows could not be told apart; or when an answer is not finite.
     pub fn photos(&self, paths: &[Found], mut tick: impl FnMut()) -> Result<Scored> {
         distinct_ids(paths)?;
         let mut scored = Scored::default();
@@ -231,11 +257,21 @@ impl Predictor {
             cells.clone(),
         )?;
         let scores = self.replica.evaluate(&batch)?;
+        let mut logits = scores.image.iter().chain(&scores.patch);
+        if !logits.all(|x| x.is_finite()) {
+            return Err(not_finite(&path.display().to_string()));
+        }
+        let nothing = || cells.is_empty().then(|| "every cell is black".to_owned());
+        let note = photo.note.clone().or_else(nothing);
+        if let Some(note) = &note {
+            tracing::warn!("{}: {note}; its rows have usable = 0", path.display());
+        }
         let row = |cell: Option<(u32, u32)>, logits: &[f32]| Prediction {
             image_id: found.id.clone(),
             cell,
             label: None,
             probs: [0, 1, 2, 3].map(|c| sigmoid(logits[c])),
+            note: note.clone(),
         };
         let mut rows = vec![row(None, &scores.image)];
         for (cell, logits) in cells.iter().zip(scores.patch.chunks_exact(4)) {
@@ -248,6 +284,17 @@ impl Predictor {
             ));
         }
         Ok(Ok(rows))
+    }
+}
+
+/// Weights can be finite, and yet so large that what is computed with them is not.
+fn not_finite(of: &str) -> Error {
+    Error::Usage {
+        what: format!(
+            "{of}: the model's answer is not finite (NaN or infinite), so nothing is written"
+        ),
+        help: "these weights are of no use: take an earlier checkpoint, or other weights"
+            .to_owned(),
     }
 }
 
@@ -271,22 +318,4 @@ fn distinct_ids(photos: &[Found]) -> Result<()> {
 /// What a path of photographs holds, by id.
 pub fn photos(path: &Path) -> Result<Vec<Found>> {
     Ok(list_photos(path)?)
-}
-
-/// The checkpoint meant by a checkpoint, a run directory or a file.
-fn checkpoint_in(path: &Path) -> Result<PathBuf> {
-    if !path.exists() {
-        return Err(Error::Usage {
-            what: format!("{}: no such file or directory", path.display()),
-            help: "give a checkpoint directory, a run directory, or a .safetensors file".to_owned(),
-        });
-    }
-    let run = RunDir::new(path);
-    if run.checkpoints().is_dir() {
-        return train::best_of(&run.checkpoints());
-    }
-    if path.is_dir() && !checkpoint::list(path)?.is_empty() {
-        return train::best_of(path);
-    }
-    Ok(path.to_owned())
 }

@@ -181,7 +181,7 @@ pub fn replace(path: &Path, bytes: &[u8]) -> Result<()> {
     Ok(())
 }
 
-/// A prediction as CSV: `image_id,row,col,[label,]p_MA,p_HE,p_EX,p_SE`; images leave row and col empty.
+/// A prediction as CSV: `image_id,row,col,[label,]p_MA,p_HE,p_EX,p_SE[,usable,note]`; images leave row and col empty.
 #[derive(Clone, Debug)]
 pub struct Prediction {
     /// Image id as in the manifest, or a photograph's file stem.
@@ -192,6 +192,17 @@ pub struct Prediction {
     pub label: Option<u8>,
     /// Probabilities MA, HE, EX, SE.
     pub probs: [f32; 4],
+    /// Why they mean nothing, of a photograph that a model has no answer to; `None` when nothing speaks against them.
+    pub note: Option<String>,
+}
+
+/// Columns of predictions besides those that all have.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Columns {
+    /// `label`, the label byte, after the place.
+    Label,
+    /// `usable` (1 or 0) and `note` (why not) at the end.
+    Usable,
 }
 
 impl Prediction {
@@ -205,13 +216,15 @@ impl Prediction {
     }
 }
 
-/// Writes predictions, in one rename; `labels` adds the column `label`.
-pub fn write_predictions(path: &Path, rows: &[Prediction], labels: bool) -> Result<()> {
+/// Writes predictions, in one rename.
+pub fn write_predictions(path: &Path, rows: &[Prediction], columns: Columns) -> Result<()> {
+    let (labels, usable) = (columns == Columns::Label, columns == Columns::Usable);
     let broken = |e: &dyn std::fmt::Display| Error::Internal(format!("predictions: {e}"));
     let mut writer = csv::Writer::from_writer(Vec::new());
     let mut header = vec!["image_id", "row", "col"];
     header.extend(labels.then_some("label"));
     header.extend(["p_MA", "p_HE", "p_EX", "p_SE"]);
+    header.extend(usable.then_some(["usable", "note"]).into_iter().flatten());
     writer.write_record(&header).map_err(|e| broken(&e))?;
     for row in rows {
         let mut record = vec![row.image_id.clone()];
@@ -223,6 +236,10 @@ pub fn write_predictions(path: &Path, rows: &[Prediction], labels: bool) -> Resu
             record.push(row.label.map_or_else(String::new, |l| l.to_string()));
         }
         record.extend(row.probs.iter().map(|p| p.to_string()));
+        if usable {
+            record.push(u8::from(row.note.is_none()).to_string());
+            record.push(row.note.clone().unwrap_or_default());
+        }
         writer.write_record(&record).map_err(|e| broken(&e))?;
     }
     replace(path, &writer.into_inner().map_err(|e| broken(&e))?)

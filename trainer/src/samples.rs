@@ -80,14 +80,15 @@ pub fn order_input(data: &Dataset, config: &Config) -> OrderInput {
     OrderInput {
         images: images
             .into_iter()
-            .map(|i| (i as u32, cells(data, i)))
+            .map(|i| (i as u32, non_black_cells(data, i)))
             .collect(),
         seed: config.train.seed,
         patches_per_image: config.data.patches_per_image as usize,
     }
 }
 
-fn cells(data: &Dataset, image: usize) -> Vec<u16> {
+/// Grid cells of an image that are not black, in row order: what training and evaluation see.
+pub fn non_black_cells(data: &Dataset, image: usize) -> Vec<u16> {
     let black = data.black(image);
     (0..black.len())
         .filter(|&c| black[c] == 0)
@@ -159,7 +160,7 @@ impl SampleSource {
 
     /// Grid cells of an image that are not black, in row order.
     pub fn cells(&self, image: usize) -> Vec<u16> {
-        cells(&self.data, image)
+        non_black_cells(&self.data, image)
     }
 
     /// The unit that holds every non-black patch of an image, for evaluation.

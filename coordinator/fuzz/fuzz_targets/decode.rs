@@ -2,7 +2,7 @@
 //! and what can be decoded is encoded and decoded to the same bytes again.
 //!
 //! From `coordinator/`, with a nightly compiler and `cargo install cargo-fuzz`:
-//! `cargo +nightly fuzz run decode -- -max_len=4096`. `coordinator/tests/golden/protocol-v4.txt` has a
+//! `cargo +nightly fuzz run decode -- -max_len=4096`. `coordinator/tests/golden/protocol-v5.txt` has a
 //! frame of every kind; `xxd -r -p` makes a corpus of its lines.
 
 #![no_main]

@@ -257,6 +257,7 @@ impl Script {
                     2 => TrainerEvent::EpochEnd {
                         epoch: 0,
                         metrics: [("a".to_owned(), f64::NAN)].into(),
+                        undefined: None,
                     },
                     3 => TrainerEvent::CheckpointSaved(CheckpointInfo {
                         step,

@@ -283,7 +283,11 @@ impl Membership {
             return Transition::none();
         }
         match event {
-            TrainerEvent::EpochEnd { epoch, mut metrics } => {
+            TrainerEvent::EpochEnd {
+                epoch,
+                mut metrics,
+                undefined,
+            } => {
                 metrics.retain(|name, value| value.is_finite() && name.len() <= METRIC_NAME_MAX);
                 while metrics.len() > METRICS_MAX {
                     metrics.pop_last();
@@ -293,7 +297,11 @@ impl Membership {
                     .as_ref()
                     .is_none_or(|last| last.epoch <= epoch)
                 {
-                    self.last_epoch = Some(EpochSummary { epoch, metrics });
+                    self.last_epoch = Some(EpochSummary {
+                        epoch,
+                        metrics,
+                        undefined: undefined.map(|why| clip(&why)),
+                    });
                 }
                 Transition::none()
             }

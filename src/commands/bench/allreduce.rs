@@ -9,7 +9,7 @@ use fovea_trainer::launch::{NCCL_HOST_ID, nccl_host_id};
 
 use super::{Ended, meeting};
 use crate::cli::BenchAllreduceArgs;
-use crate::commands::end_with_parent;
+use crate::commands::signals::die_with_parent;
 use crate::exit::{Ending, Usage};
 use crate::say;
 use crate::show;
@@ -31,7 +31,7 @@ pub fn run(args: &BenchAllreduceArgs) -> anyhow::Result<Ending> {
     let mut others = Vec::new();
     match args.seat.as_deref() {
         Some([rank, meeting]) => {
-            end_with_parent(0)?;
+            die_with_parent()?;
             seat.rank = rank.parse().context("the rank of a child")?;
             seat.meeting.clone_from(meeting);
         }

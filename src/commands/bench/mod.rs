@@ -40,7 +40,7 @@ fn meeting() -> String {
 
 /// The child of `fovea bench coordinator`.
 fn server(args: &BenchServerArgs) -> anyhow::Result<Ending> {
-    super::end_with_parent(0)?;
+    super::signals::die_with_parent()?;
     bench::serve(&args.run, args.members).map_err(fovea_trainer::Error::from)?;
     Ok(Ending::Finished)
 }

@@ -16,7 +16,7 @@ use fovea_trainer::launch::{NCCL_HOST_ID, nccl_host_id};
 use super::training::work;
 use super::{Ended, meeting};
 use crate::cli::{BenchRankArgs, BenchScalingArgs};
-use crate::commands::end_with_parent;
+use crate::commands::signals::die_with_parent;
 use crate::exit::{Ending, Usage};
 use crate::say;
 use crate::say::Unsaid;
@@ -143,7 +143,7 @@ fn wait_for_all(ranks: &mut [Ended]) -> anyhow::Result<()> {
 
 /// The child of `fovea bench scaling`.
 pub fn rank(args: &BenchRankArgs) -> anyhow::Result<Ending> {
-    end_with_parent(0)?;
+    die_with_parent()?;
     let [rank, meeting] = args.seat.as_slice() else {
         return Err(Usage(
             "--seat RANK MEETING\n  help: fovea bench scaling starts this".to_owned(),

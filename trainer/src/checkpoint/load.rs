@@ -171,7 +171,18 @@ pub fn load_weights(path: &Path) -> Result<Vec<NamedTensor>> {
         return Opened::new(path)?.tensors(WEIGHTS);
     }
     let bytes = fs::read(path).map_err(Error::io("read", path))?;
-    decode_file(path, &bytes)
+    decode_weights(path, &bytes)
+}
+
+/// The tensors of a safetensors file that was read from `path`, in byte order of their names.
+pub fn decode_weights(path: &Path, bytes: &[u8]) -> Result<Vec<NamedTensor>> {
+    decode(bytes).map_err(|error| match error {
+        DecodeError::Tensor(error) => error,
+        DecodeError::Format(reason) => Error::Damaged {
+            path: path.to_path_buf(),
+            reason: format!("it is no safetensors file: {reason}"),
+        },
+    })
 }
 
 /// A checkpoint whose COMPLETE and state.json are in order and whose files have the right sizes.
@@ -231,7 +242,7 @@ impl Opened {
         file.rewind().map_err(read_error(&at))?;
         file.read_to_end(&mut bytes).map_err(read_error(&at))?;
         check_hash(&at, blake3::hash(&bytes), entry)?;
-        decode_file(&at, &bytes)
+        decode_weights(&at, &bytes)
     }
 }
 
@@ -344,16 +355,6 @@ fn check_hash(path: &Path, hash: blake3::Hash, entry: &FileEntry) -> Result<()> 
     Err(Error::Damaged {
         path: path.to_path_buf(),
         reason: format!("its blake3 is {hash}, but {STATE} says {}", entry.blake3),
-    })
-}
-
-fn decode_file(path: &Path, bytes: &[u8]) -> Result<Vec<NamedTensor>> {
-    decode(bytes).map_err(|error| match error {
-        DecodeError::Tensor(error) => error,
-        DecodeError::Format(reason) => Error::Damaged {
-            path: path.to_path_buf(),
-            reason: format!("it is no safetensors file: {reason}"),
-        },
     })
 }
 

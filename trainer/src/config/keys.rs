@@ -362,6 +362,8 @@ pub static KEYS: &[Key] = &[
     key!(data.min_lesion_pixels, int(1, 16384), RESULT, "Lesion pixels from which a 128 x 128 patch counts as positive for a class. 1 is the published rule."),
 
     key!(model.name, ANY, RESULT, "The network."),
+    key!(model.init, ANY, PLACE, "Weights that training begins from: a .safetensors file, a checkpoint directory, or a run directory (its best checkpoint); `--init` overrides it. Empty = random initial weights. A relative path is relative to the current directory. Read at the beginning of a run only."),
+    key!(model.init_blake3, ANY, RESULT, "blake3 of the file that model.init names, as 64 hex digits. `fovea train` writes it into RUN/config.toml; given beforehand, another file is refused. Left out of the hash when empty."),
 
     key!(loss.kind, ANY, RESULT, "The loss function: multi-hot focal loss (Lin et al., ICCV 2017)."),
     key!(loss.gamma, from_to(0.0, 10.0), RESULT, "Focusing exponent of (1 - p_t)^gamma; 0 gives weighted binary cross-entropy."),

@@ -247,12 +247,18 @@ impl Default for DataConfig {
 pub struct ModelConfig {
     /// The network.
     pub name: ModelName,
+    /// Weights to begin from: a `.safetensors` file, a checkpoint or a run directory; empty = random ones.
+    pub init: String,
+    /// blake3 of the file that [`Self::init`] names, 64 hex digits; empty = not known yet.
+    pub init_blake3: String,
 }
 
 impl Default for ModelConfig {
     fn default() -> Self {
         Self {
             name: ModelName::Hybrid,
+            init: String::new(),
+            init_blake3: String::new(),
         }
     }
 }

@@ -23,6 +23,7 @@ pub(super) fn validate(config: &Config) -> Result<()> {
     ranks_fit(config)?;
     rates_fit(config)?;
     weights_fit(config)?;
+    initial_weights_fit(config)?;
     watched_metric_fits(config)
 }
 
@@ -81,6 +82,29 @@ fn weights_fit(config: &Config) -> Result<()> {
         return conflict(
             "loss.alpha = [0, 0, 0, 0] gives no class any weight: the loss is always 0".into(),
             "set at least one of the four above 0, or use \"inverse-frequency\" or \"none\"",
+        );
+    }
+    Ok(())
+}
+
+/// A hash belongs to a file.
+fn initial_weights_fit(config: &Config) -> Result<()> {
+    let (init, hash) = (&config.model.init, &config.model.init_blake3);
+    if hash.is_empty() {
+        return Ok(());
+    }
+    if init.is_empty() {
+        return conflict(
+            format!(
+                "model.init_blake3 = {hash:?} is the hash of a file, and model.init names none"
+            ),
+            "name the file in model.init (or --init), or leave model.init_blake3 empty",
+        );
+    }
+    if hash.len() != 64 || !hash.bytes().all(|b| matches!(b, b'0'..=b'9' | b'a'..=b'f')) {
+        return conflict(
+            format!("model.init_blake3 = {hash:?} is no blake3 hash: 64 hex digits in lower case"),
+            "give what `b3sum` prints of the file, or leave it empty",
         );
     }
     Ok(())

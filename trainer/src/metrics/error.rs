@@ -98,8 +98,11 @@ pub enum Error {
 }
 
 impl Error {
-    /// Whether a file that was given is to blame: no retry helps.
+    /// Whether data or a file that was given is to blame: no retry helps.
     pub fn is_usage(&self) -> bool {
-        matches!(self, Self::Header { .. } | Self::Row { .. })
+        matches!(
+            self,
+            Self::Empty | Self::BadLabel { .. } | Self::Header { .. } | Self::Row { .. }
+        )
     }
 }

@@ -30,6 +30,7 @@ mod error;
 pub mod log;
 mod ranking;
 mod trend;
+mod undefined;
 
 #[cfg(test)]
 mod golden;
@@ -39,6 +40,7 @@ pub use compute::compute;
 pub use error::{Error, Result};
 pub use ranking::Ranking;
 pub use trend::Quadratic;
+pub use undefined::{LabelCounts, never_defined, poor, undefined};
 
 use fovea_dataset::Split;
 use serde::{Deserialize, Serialize};

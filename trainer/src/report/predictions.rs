@@ -121,9 +121,10 @@ pub(super) mod tests {
                 cell: line.cell(),
                 label: Some(line.label),
                 probs: line.probs(),
+                note: None,
             })
             .collect();
-        run_dir::write_predictions(path, &lines, true).unwrap();
+        run_dir::write_predictions(path, &lines, run_dir::Columns::Label).unwrap();
     }
 
     #[test]

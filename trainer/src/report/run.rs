@@ -72,9 +72,6 @@ impl Run {
             );
         }
         let predictions = predictions::read(&files.predictions())?;
-        if predictions.is_empty() {
-            notes.push("No validation predictions yet: predictions-val.csv is missing or empty, so there are no ROC and precision-recall curves, confusion tables and sample pictures.".to_owned());
-        }
         let mut run = Self {
             dir: dir.to_owned(),
             name: name_of(dir),
@@ -88,6 +85,7 @@ impl Run {
             image: None,
             notes,
         };
+        run.notes.extend(run.on_the_watched_metric());
         run.patch = run.scores(Level::Patch)?;
         run.image = run.scores(Level::Image)?;
         Ok(run)
@@ -110,6 +108,42 @@ impl Run {
             metrics,
             baseline,
         }))
+    }
+
+    /// Why there is no best epoch, why some cannot be it, or why there are no predictions: a sentence, when there is
+    /// something to say.
+    fn on_the_watched_metric(&self) -> Option<String> {
+        const MISSING: &str =
+            "no ROC and precision-recall curves, confusion tables and sample pictures";
+        let watched = &self.config.early_stopping;
+        let history = self.history(Split::Val, watched.level);
+        let undefined: Vec<(u32, String)> = history
+            .filter_map(|row| {
+                let why = metrics::undefined(watched.metric, watched.level, &row.metrics)?;
+                Some((row.epoch, why))
+            })
+            .collect();
+        let epochs = self.history(Split::Val, watched.level).count();
+        let Some((last, why)) = undefined.last() else {
+            return self.predictions.is_empty().then(|| {
+                format!("No validation predictions yet: predictions-val.csv is missing or empty, so there are {MISSING}.")
+            });
+        };
+        let metric = format!("{} at {} level", watched.metric, watched.level);
+        Some(if undefined.len() == epochs {
+            format!(
+                "There is no best epoch, and so there are no validation predictions, {MISSING}: the watched metric {metric} was undefined in {}: {why}. Watch another one with early_stopping.metric.",
+                match epochs {
+                    1 => "the only epoch that was validated".to_owned(),
+                    n => format!("all {n} epochs that were validated"),
+                }
+            )
+        } else {
+            format!(
+                "The watched metric {metric} was undefined in {} of {epochs} validated epochs, so none of these can be the best one; in epoch {last}: {why}.",
+                undefined.len()
+            )
+        })
     }
 
     /// The scores computed from the predictions of `level`.

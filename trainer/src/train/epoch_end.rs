@@ -8,12 +8,12 @@ use fovea_coordinator::protocol::{MemberState, TrainerEvent};
 use fovea_dataset::Split;
 
 use super::{Trainer, check_generation};
-use crate::config::{Level as WatchedLevel, MetricName};
+use crate::config::Level as WatchedLevel;
 use crate::error::{Error, Result};
 use crate::evaluate::{self, Row, Summary};
 use crate::metrics::log::MetricsLog;
-use crate::metrics::{Level, Metrics, MetricsRow};
-use crate::run_dir::{self, Prediction};
+use crate::metrics::{Level, Metrics, MetricsRow, undefined};
+use crate::run_dir::{self, Columns, Prediction};
 use crate::samples::SampleSource;
 
 impl Trainer {
@@ -34,10 +34,12 @@ impl Trainer {
                 WatchedLevel::Patch => &summary.patch,
                 WatchedLevel::Image => &summary.image,
             };
-            let value = watched(metrics, watch.metric);
+            let undefined = undefined(watch.metric, watch.level, metrics);
+            let value = metrics.get(watch.metric).unwrap_or(f64::NAN);
             let best = next.evaluated(&self.config, value);
             if self.is_first() {
-                self.log_epoch(epoch, &summary, best.then_some(&rows))?;
+                let undefined = undefined.map(|why| self.tell_undefined(epoch, &why));
+                self.log_epoch(epoch, &summary, best.then_some(&rows), undefined)?;
             }
         }
         next.next_epoch();
@@ -78,8 +80,25 @@ impl Trainer {
         Ok(rows)
     }
 
+    /// Rank 0: says that nothing was decided by the watched metric, and returns what everybody is to hear.
+    fn tell_undefined(&self, epoch: u32, why: &str) -> String {
+        let watch = &self.config.early_stopping;
+        let what = format!(
+            "the watched metric {} at {} level is undefined: {why}",
+            watch.metric, watch.level
+        );
+        tracing::warn!("epoch {epoch}: {what}; so this epoch cannot be the best one");
+        what
+    }
+
     /// Rank 0: metrics.csv, the coordinator's summary, and the best epoch's predictions.
-    fn log_epoch(&mut self, epoch: u32, summary: &Summary, best: Option<&Vec<Row>>) -> Result<()> {
+    fn log_epoch(
+        &mut self,
+        epoch: u32,
+        summary: &Summary,
+        best: Option<&Vec<Row>>,
+        undefined: Option<String>,
+    ) -> Result<()> {
         let timestamp = rfc3339(SystemTime::now());
         let row = |level, metrics: &Metrics| MetricsRow {
             timestamp: timestamp.clone(),
@@ -100,7 +119,7 @@ impl Trainer {
             && let Err(e) = run_dir::write_predictions(
                 &self.run.predictions(),
                 &predictions(rows, &self.source),
-                true,
+                Columns::Label,
             )
         {
             tracing::warn!("{e}");
@@ -118,6 +137,7 @@ impl Trainer {
         self.client.event(TrainerEvent::EpochEnd {
             epoch,
             metrics: figures,
+            undefined,
         })?;
         Ok(())
     }
@@ -150,25 +170,10 @@ pub(crate) fn predictions(rows: &[Row], source: &SampleSource) -> Vec<Prediction
                 cell,
                 label: Some(scored.label),
                 probs: scored.probs,
+                note: None,
             }
         })
         .collect()
-}
-
-/// The watched number; NaN where it is undefined.
-fn watched(metrics: &Metrics, name: MetricName) -> f64 {
-    match name {
-        MetricName::F1Micro => metrics.f1_micro,
-        MetricName::F1Macro => metrics.f1_macro,
-        MetricName::MeanAuroc => metrics.mean_auroc.unwrap_or(f64::NAN),
-        MetricName::MeanAp => metrics.mean_ap.unwrap_or(f64::NAN),
-        MetricName::Hamming => metrics.hamming,
-        MetricName::SubsetAcc => metrics.subset_acc,
-        MetricName::Iou => metrics.iou,
-        MetricName::Dice => metrics.dice,
-        MetricName::PearsonR => metrics.pearson_r.unwrap_or(f64::NAN),
-        MetricName::Loss => metrics.loss,
-    }
 }
 
 /// UTC time as `2026-01-31T12:00:00Z`.

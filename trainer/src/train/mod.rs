@@ -29,7 +29,7 @@ pub(crate) use epoch_end::predictions;
 pub use progress::{Best, Progress};
 pub use session::{TrainerOptions, join, objective};
 pub(crate) use session::{gpu, lanes};
-pub use snapshot::{best_of, restore_weights, resume_point};
+pub use snapshot::{best_of, restore_weights, resume_from, resume_point};
 
 use self::engine::Engine;
 use self::step_rows::StepRows;

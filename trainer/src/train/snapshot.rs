@@ -16,6 +16,7 @@ use crate::error::{Error, Result};
 use crate::params::{Params, Part};
 use crate::replica::Replica;
 use crate::run_dir::RunDir;
+use crate::weights;
 
 /// Optimizer moments and what their tensors' names begin with.
 const MOMENTS: [(Part, &str); 2] = [(Part::FirstMoment, "m."), (Part::SecondMoment, "v.")];
@@ -27,18 +28,28 @@ const MOMENTS: [(Part, &str); 2] = [(Part::FirstMoment, "m."), (Part::SecondMome
 /// its cursor would stand for other samples. [`Error::Usage`] when checkpoints are gone that the run had, or when
 /// its ledger does not reach any of them.
 pub fn resume_point(run: &RunDir, data: Option<&Dataset>) -> Result<StartPoint> {
+    Ok(resume_from(run, data)?.0)
+}
+
+/// As [`resume_point`], and whether early stopping ended the run there.
+///
+/// # Errors
+/// As [`resume_point`].
+pub fn resume_from(run: &RunDir, data: Option<&Dataset>) -> Result<(StartPoint, bool)> {
     let last = last_recorded(run)?;
     let Some(found) = checkpoint::newest_complete_up_to(&run.checkpoints(), last)? else {
-        return nothing_to_go_on_from(run, last);
+        return Ok((nothing_to_go_on_from(run, last)?, false));
     };
     if let Some(data) = data {
         same_dataset(&found.path, &found.state, data)?;
     }
-    Ok(StartPoint {
+    let start = StartPoint {
         epoch: found.state.epoch,
         step: found.state.step,
         cursor: found.state.cursor,
-    })
+    };
+    let stopped = progress_in(&found.state).is_some_and(|progress| progress.stopped);
+    Ok((start, stopped))
 }
 
 /// Newest committed step in the run's ledger; 0 when it has none.
@@ -103,17 +114,24 @@ pub fn best_of(directory: &Path) -> Result<PathBuf> {
         what: format!("{}: no complete checkpoint", directory.display()),
         help: "train first, or give a checkpoint directory".to_owned(),
     })?;
-    let progress: Option<Progress> = serde_json::from_value(newest.state.progress.clone()).ok();
-    let best = progress
-        .and_then(|p| p.best)
+    let best = progress_in(&newest.state)
+        .and_then(|progress| progress.best)
         .map(|best| checkpoint::directory(directory, best.step));
-    Ok(best
-        .filter(|path| checkpoint::is_complete(path))
-        .unwrap_or(newest.path))
+    let why = match best {
+        Some(best) if checkpoint::is_complete(&best) => return Ok(best),
+        Some(best) => format!("the best checkpoint {} is gone", best.display()),
+        None => "no epoch was found to be the best one".to_owned(),
+    };
+    tracing::warn!("{why}: taking the newest, {}", newest.path.display());
+    Ok(newest.path)
+}
+
+fn progress_in(state: &State) -> Option<Progress> {
+    serde_json::from_value(state.progress.clone()).ok()
 }
 
 /// Parameters and running statistics with PyTorch's names, shapes and element order.
-fn weights(params: &Params, steps: u64) -> Result<Vec<NamedTensor>> {
+fn weights_of(params: &Params, steps: u64) -> Result<Vec<NamedTensor>> {
     let mut tensors = named(params, &params.read(Part::Master)?, "");
     let running = params.read(Part::Running)?;
     for norm in &params.blueprint.norms {
@@ -150,11 +168,14 @@ fn named(params: &Params, flat: &[f32], prefix: &str) -> Vec<NamedTensor> {
         .collect()
 }
 
-/// Sets parameters and running statistics from tensors with PyTorch's names; every tensor of the
-/// model must be there with its shape. Unknown tensors are an error too: they mean another model.
+/// Sets parameters and running statistics from tensors with PyTorch's names; they have to be those of the model, all
+/// of them, and finite: see [`weights::fitted`].
 pub fn restore_weights(params: &mut Params, tensors: &[NamedTensor], origin: &Path) -> Result<()> {
+    let tensors = weights::fitted(&params.blueprint, tensors, origin)?;
     let mut flat = vec![0.0; params.layout.len];
-    restore_flat(params, tensors, "", &mut flat, origin)?;
+    for (index, spec) in params.blueprint.params.iter().enumerate() {
+        params.put_pytorch(index, tensors.values(&spec.name)?, &mut flat)?;
+    }
     params.edit(Part::Master, |master| {
         master.copy_from_slice(&flat);
         Ok(())
@@ -166,81 +187,52 @@ pub fn restore_weights(params: &mut Params, tensors: &[NamedTensor], origin: &Pa
                 ("running_mean", norm.offset),
                 ("running_var", norm.offset + norm.channels),
             ] {
-                let name = format!("{}.{suffix}", norm.name);
-                let values = find(tensors, &name, &[norm.channels], origin)?;
+                let values = tensors.values(&format!("{}.{suffix}", norm.name))?;
                 running[start..start + norm.channels].copy_from_slice(values);
             }
         }
         Ok(())
-    })?;
-    let known = |name: &str| {
-        params.blueprint.params.iter().any(|p| p.name == name)
-            || norms.iter().any(|n| {
-                name.strip_prefix(n.name.as_str())
-                    .is_some_and(|rest| rest.starts_with('.'))
-            })
-    };
-    if let Some(stranger) = tensors.iter().find(|t| !known(&t.name)) {
-        return Err(mismatch(
-            origin,
-            format!("tensor {} does not belong to the model", stranger.name),
-        ));
-    }
-    Ok(())
+    })
 }
 
-fn restore_flat(
+/// The optimizer's tensors of a checkpoint whose names begin with `prefix`, in the flat layout.
+fn restore_moments(
     params: &Params,
     tensors: &[NamedTensor],
     prefix: &str,
-    flat: &mut [f32],
     origin: &Path,
-) -> Result<()> {
+) -> Result<Vec<f32>> {
+    let mut flat = vec![0.0; params.layout.len];
     for (index, spec) in params.blueprint.params.iter().enumerate() {
-        let shape: Vec<usize> = spec.shape.iter().map(|&d| d as usize).collect();
-        let values = find(tensors, &format!("{prefix}{}", spec.name), &shape, origin)?;
-        params.put_pytorch(index, values, flat)?;
+        let name = format!("{prefix}{}", spec.name);
+        let found = tensors.iter().find(|tensor| tensor.name == name);
+        match found.map(|tensor| &tensor.data) {
+            Some(TensorData::F32(values)) if values.len() == spec.numel() => {
+                params.put_pytorch(index, values, &mut flat)?;
+            }
+            Some(_) => {
+                let what = format!("tensor {name} of the optimizer is not {:?} f32", spec.shape);
+                return Err(mismatch(origin, what));
+            }
+            None => return Err(mismatch(origin, format!("tensor {name} is missing"))),
+        }
     }
-    Ok(())
-}
-
-fn find<'a>(
-    tensors: &'a [NamedTensor],
-    name: &str,
-    shape: &[usize],
-    origin: &Path,
-) -> Result<&'a [f32]> {
-    let tensor = tensors.iter().find(|t| t.name == name);
-    let tensor = tensor.ok_or_else(|| mismatch(origin, format!("tensor {name} is missing")))?;
-    match &tensor.data {
-        TensorData::F32(values) if tensor.shape == shape => Ok(values),
-        TensorData::F32(_) => Err(mismatch(
-            origin,
-            format!(
-                "tensor {name} has shape {:?}, expected {shape:?}",
-                tensor.shape
-            ),
-        )),
-        TensorData::I64(_) => Err(mismatch(
-            origin,
-            format!("tensor {name} holds integers, expected f32"),
-        )),
-    }
+    Ok(flat)
 }
 
 fn mismatch(origin: &Path, what: String) -> Error {
-    let help = "give weights of the configured model, in f32, with the parameter names that docs/models.md lists";
     Error::Mismatch {
         path: origin.to_owned(),
         what,
-        help: help.to_owned(),
+        help: "use the version of fovea that wrote this checkpoint, or the checkpoint before it"
+            .to_owned(),
     }
 }
 
 impl Replica {
     /// The hash over all weight tensors that `fovea status` shows.
     pub fn weights_blake3(&self, steps: u64) -> Result<String> {
-        Ok(checkpoint::weights_blake3(&weights(
+        Ok(checkpoint::weights_blake3(&weights_of(
             &self.net.params,
             steps,
         )?))
@@ -271,6 +263,13 @@ impl Trainer {
                 self.replica.start_again(self.precision)?;
                 self.pristine = true;
             }
+            if !self.config.model.init.is_empty() {
+                let tensors = weights::pinned(&self.config)?;
+                self.pristine = false;
+                let origin = Path::new(&self.config.model.init);
+                restore_weights(&mut self.replica.net.params, &tensors, origin)?;
+                tracing::info!("beginning from the weights of {}", origin.display());
+            }
             self.progress = Progress::new(&self.config);
         }
         self.holds = true;
@@ -284,9 +283,9 @@ impl Trainer {
         (self.holds, self.pristine) = (false, false);
         let params = &mut self.replica.net.params;
         restore_weights(params, &loaded.weights, &path)?;
+        weights::refuse_not_finite(&loaded.optimizer, &path)?;
         for (part, prefix) in MOMENTS {
-            let mut moments = vec![0.0; params.layout.len];
-            restore_flat(params, &loaded.optimizer, prefix, &mut moments, &path)?;
+            let moments = restore_moments(params, &loaded.optimizer, prefix, &path)?;
             params.edit(part, |values| {
                 values.copy_from_slice(&moments);
                 Ok(())
@@ -422,7 +421,7 @@ impl Trainer {
             progress: serde_json::to_value(&self.progress)
                 .map_err(|e| Error::Internal(format!("progress: {e}")))?,
             best_step: best.map(|b| b.step),
-            weights: weights(params, step)?,
+            weights: weights_of(params, step)?,
             optimizer,
         };
         let reporter = Arc::clone(&self.reporter);
@@ -479,3 +478,6 @@ impl Trainer {
         })
     }
 }
+
+#[cfg(test)]
+mod tests;

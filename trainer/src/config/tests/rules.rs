@@ -234,6 +234,13 @@ fn keys_that_do_not_fit_each_other() {
         message.contains("early_stopping.level = \"image\""),
         "{message}"
     );
+    let message = broken(|c| c.model.init_blake3 = "0".repeat(64));
+    assert!(message.contains("model.init names none"), "{message}");
+    let message = broken(|c| {
+        c.model.init = "w.safetensors".into();
+        c.model.init_blake3 = "0".repeat(63);
+    });
+    assert!(message.contains("no blake3 hash"), "{message}");
     let mut image_level = Config::default();
     image_level.loss.patch_weight = 0.0;
     image_level.early_stopping.level = Level::Image;
@@ -252,6 +259,7 @@ fn the_hash_is_of_what_changes_the_result() {
         "train.step_timeout_s=9",
         "checkpoint.every_steps=10",
         "checkpoint.keep_best=false",
+        "model.init=/elsewhere/w.safetensors",
     ] {
         let mut other = base.clone();
         other.set(assignment).unwrap();
@@ -268,6 +276,7 @@ fn the_hash_is_of_what_changes_the_result() {
         "data.patches_per_image=8",
         "eval.every_epochs=2",
         "augment.enabled=false",
+        "model.init_blake3=00",
     ] {
         let mut other = base.clone();
         other.set(assignment).unwrap();

@@ -1,6 +1,6 @@
 //! The top of the page: what run this is, how far it got, and whether it beats a constant.
 
-use fovea_coordinator::status::RunState;
+use fovea_coordinator::status::{RunState, Status};
 use fovea_dataset::Split;
 use maud::{Markup, html};
 
@@ -126,7 +126,13 @@ fn fact_list(run: &Run) -> Vec<(&'static str, Markup)> {
         .map_or(config.train.epochs, |s| s.epochs);
     facts.push((
         "Epochs",
-        text(format!("{validated} validated of {planned} planned")),
+        text(format!(
+            "{validated} validated of {planned} planned{}",
+            match run.status.as_ref().is_some_and(Status::stopped_early) {
+                true => "; stopped early",
+                false => "",
+            }
+        )),
     ));
     if let Some(best) = run.best_epoch() {
         let watched = &config.early_stopping;
