@@ -67,13 +67,46 @@ pub fn prepare_photo(photo: &RgbImage, size: u32, patch: u32) -> Result<Photo> {
         patch: patch as usize,
     }
     .black(&pixels);
-    let note = (!fov.found).then(|| "no field of view found".to_owned());
+    let note = unusable(photo, &fov, &black);
     Ok(Photo {
         pixels,
         black,
         fov,
         note,
     })
+}
+
+/// A photograph with a shorter edge shows nothing, in pixels.
+const MIN_EDGE: u32 = 32;
+
+/// A picture whose values differ by no more than this has one colour.
+const ONE_COLOUR: u8 = 8;
+
+/// Why a photograph shows no eye that a model could judge.
+fn unusable(photo: &RgbImage, fov: &Fov, black: &[u8]) -> Option<String> {
+    let (width, height) = photo.dimensions();
+    if width.min(height) < MIN_EDGE {
+        return Some(format!("only {width} x {height} pixels"));
+    }
+    if black.iter().all(|cell| *cell != 0) {
+        return Some("every cell is black".to_owned());
+    }
+    let lit = photo
+        .as_raw()
+        .as_chunks::<3>()
+        .0
+        .iter()
+        .filter(|p| **p != [0; 3]);
+    let spread = lit.fold([(255u8, 0u8); 3], |spread, pixel| {
+        std::array::from_fn(|i| (spread[i].0.min(pixel[i]), spread[i].1.max(pixel[i])))
+    });
+    if spread
+        .iter()
+        .all(|(least, most)| most.saturating_sub(*least) <= ONE_COLOUR)
+    {
+        return Some("one colour all over".to_owned());
+    }
+    (!fov.found).then(|| "no field of view found".to_owned())
 }
 
 #[cfg(test)]
@@ -144,6 +177,33 @@ mod tests {
             text.contains("a.png: is no picture that is read (PNG,") && text.contains("\n  help: "),
             "{text}"
         );
+    }
+
+    #[test]
+    fn photographs_that_show_no_eye_carry_a_note() {
+        let note = |photo: &RgbImage| prepare_photo(photo, 256, 32).unwrap().note;
+        assert_eq!(note(&cut_off()), None);
+        let plain = |width, height, value| RgbImage::from_pixel(width, height, Rgb([value; 3]));
+        assert_eq!(
+            note(&plain(300, 300, 0)).as_deref(),
+            Some("every cell is black")
+        );
+        assert_eq!(
+            note(&plain(300, 300, 255)).as_deref(),
+            Some("one colour all over")
+        );
+        assert_eq!(
+            note(&plain(1, 1, 255)).as_deref(),
+            Some("only 1 x 1 pixels")
+        );
+        assert_eq!(
+            note(&plain(900, 3, 90)).as_deref(),
+            Some("only 900 x 3 pixels")
+        );
+        let page = RgbImage::from_fn(400, 300, |x, y| {
+            Rgb([if x / 9 % 2 == y / 7 % 2 { 250 } else { 20 }; 3])
+        });
+        assert_eq!(note(&page).as_deref(), Some("no field of view found"));
     }
 
     #[test]

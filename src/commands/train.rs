@@ -177,6 +177,7 @@ pub(super) fn enter(
     if !run.config().exists() && !resume {
         // Before the lock makes the directory: what cannot train leaves nothing behind.
         warn(preflight(config, data, Moment::Beginning)?);
+        warn(fovea_dataset::oddities(data));
         weights::pin(config)?;
     }
     // Refused while another run is going on here; the coordinator takes it again for the run's life.

@@ -261,8 +261,7 @@ impl Predictor {
         if !logits.all(|x| x.is_finite()) {
             return Err(not_finite(&path.display().to_string()));
         }
-        let nothing = || cells.is_empty().then(|| "every cell is black".to_owned());
-        let note = photo.note.clone().or_else(nothing);
+        let note = photo.note.clone();
         if let Some(note) = &note {
             tracing::warn!("{}: {note}; its rows have usable = 0", path.display());
         }
