@@ -1,7 +1,8 @@
 //! Compiles the C++ autograd nodes against the libtorch that tch links, and bakes libtorch's
-//! location into this crate's test binaries.
+//! location into this crate's test binaries. With feature `mpi`, compiles the MPI calls against the MPI of this machine.
 
 use std::path::PathBuf;
+use std::process::Command;
 
 fn main() {
     println!("cargo:rerun-if-changed=cpp");
@@ -36,4 +37,37 @@ fn main() {
         .file("cpp/graph.cpp")
         .file("cpp/ops.cpp")
         .compile("fovea_ops");
+    if std::env::var_os("CARGO_FEATURE_MPI").is_some() {
+        mpi();
+    }
+}
+
+/// Compiles `mpi/link.c` and links MPI, with the flags that MPI itself names.
+fn mpi() {
+    println!("cargo:rerun-if-changed=mpi");
+    println!("cargo:rerun-if-changed=../scripts/mpi-flags.sh");
+    for name in ["MPICC", "MPI_PKG_CONFIG", "CRAY_MPICH_DIR", "PKG_CONFIG_PATH"] {
+        println!("cargo:rerun-if-env-changed={name}");
+    }
+    let asked = Command::new("../scripts/mpi-flags.sh").output();
+    let output = asked.unwrap_or_else(|e| panic!("scripts/mpi-flags.sh: {e}"));
+    assert!(
+        output.status.success(),
+        "feature mpi: {}",
+        String::from_utf8_lossy(&output.stderr)
+    );
+    // One flag a line, so that a path may hold spaces.
+    let text = String::from_utf8_lossy(&output.stdout);
+    let mut build = cc::Build::new();
+    for flag in text.lines().filter(|flag| flag.starts_with("-I")) {
+        build.flag(flag);
+    }
+    build.pic(true).opt_level(2).file("mpi/link.c").compile("fovea_mpi");
+    for flag in text.lines() {
+        if let Some(directory) = flag.strip_prefix("-L") {
+            println!("cargo:rustc-link-search=native={directory}");
+        } else if let Some(library) = flag.strip_prefix("-l") {
+            println!("cargo:rustc-link-lib={library}");
+        }
+    }
 }

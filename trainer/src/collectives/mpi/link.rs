@@ -1,13 +1,9 @@
 //! The few MPI calls this backend makes, with their errors and their requests kept in one place. The
-//! only file of this backend that calls into the MPI library.
+//! only file of this backend that calls into the MPI library, through `trainer/mpi/link.c`.
 
-use std::ffi::{c_int, c_void};
-use std::mem::MaybeUninit;
+use std::ffi::{CStr, c_char, c_int, c_void};
+use std::ptr::{self, NonNull};
 use std::time::{Duration, Instant};
-
-use ::mpi::environment::Universe;
-use ::mpi::ffi;
-use ::mpi::traits::{AsRaw, Communicator};
 
 use crate::collectives::{Error, Result};
 
@@ -24,14 +20,64 @@ const REASON_BYTES: usize = 248;
 /// How long a rank that gives up works on telling the others.
 const FAREWELL: Duration = Duration::from_millis(10);
 
+/// A communicator and its requests, as `link.c` keeps them.
+#[repr(C)]
+struct Opaque {
+    _private: [u8; 0],
+}
+
+/// What `fovea_mpi_open` returns where it is not an error of MPI.
+const RUNNING: c_int = -1;
+const NO_THREADS: c_int = -2;
+const NO_MEMORY: c_int = -3;
+
+/// Longest message of an MPI error that is passed on, in bytes.
+const ERROR_BYTES: usize = 512;
+
+// The signatures of `link.c`; see there.
+unsafe extern "C" {
+    fn fovea_mpi_open(
+        out: *mut *mut Opaque,
+        rank: *mut c_int,
+        world: *mut c_int,
+        level: *mut c_int,
+        call: *mut *const c_char,
+    ) -> c_int;
+    fn fovea_mpi_send(
+        link: *mut Opaque,
+        data: *const c_void,
+        bytes: c_int,
+        peer: c_int,
+        tag: c_int,
+    ) -> c_int;
+    fn fovea_mpi_receive(
+        link: *mut Opaque,
+        data: *mut c_void,
+        bytes: c_int,
+        peer: c_int,
+        tag: c_int,
+    ) -> c_int;
+    fn fovea_mpi_progress(link: *mut Opaque, done: *mut c_int, finished: *mut c_int) -> c_int;
+    fn fovea_mpi_forget(link: *mut Opaque);
+    fn fovea_mpi_take(
+        link: *mut Opaque,
+        data: *mut c_void,
+        bytes: c_int,
+        tag: c_int,
+        there: *mut c_int,
+        source: *mut c_int,
+        call: *mut *const c_char,
+    ) -> c_int;
+    fn fovea_mpi_error(code: c_int, text: *mut c_char, room: c_int) -> c_int;
+    fn fovea_mpi_close(link: *mut Opaque);
+}
+
 /// A private communicator over all ranks, and the messages under way on it.
 pub(super) struct Link {
-    universe: Option<Universe>,
-    comm: ffi::MPI_Comm,
+    inner: NonNull<Opaque>,
     pub(super) rank: usize,
     pub(super) world: usize,
-    requests: Vec<ffi::MPI_Request>,
-    /// Whom each request is with; None once it is complete.
+    /// Per request, whom it is with; None once it is complete.
     peers: Vec<Option<usize>>,
     finished: Vec<c_int>,
     /// After an error, messages may stay under way for ever: then MPI must not be finalized.
@@ -45,62 +91,55 @@ unsafe impl Send for Link {}
 impl Link {
     /// Starts MPI in this process; once per process.
     pub(super) fn open() -> Result<Self> {
-        use ::mpi::Threading;
-        let failed = |message: String| Error::Mpi {
-            call: "MPI_Init_thread",
+        let (mut inner, mut call) = (ptr::null_mut(), c"MPI_Init_thread".as_ptr());
+        let (mut rank, mut world, mut level) = (0, 0, 0);
+        // SAFETY: plain out-parameters.
+        let code = unsafe {
+            fovea_mpi_open(
+                &raw mut inner,
+                &raw mut rank,
+                &raw mut world,
+                &raw mut level,
+                &raw mut call,
+            )
+        };
+        let message = match (code, NonNull::new(inner)) {
+            (0, Some(inner)) => {
+                return Ok(Self {
+                    inner,
+                    rank: rank as usize,
+                    world: world as usize,
+                    peers: Vec::new(),
+                    finished: Vec::new(),
+                    broken: false,
+                });
+            }
+            (RUNNING, _) => "MPI was started in this process before".to_owned(),
+            (NO_THREADS, _) => {
+                format!("the library offers thread level {level}, but MPI_THREAD_SERIALIZED is needed")
+            }
+            (NO_MEMORY, _) => "out of memory".to_owned(),
+            (code, _) => meaning(code),
+        };
+        // SAFETY: the name of a call, which `link.c` has as a literal.
+        let call = unsafe { CStr::from_ptr(call) };
+        Err(Error::Mpi {
+            call: call.to_str().unwrap_or("MPI"),
             rank: 0,
             message,
             help: "start each process once, with the MPI launcher (mpirun, srun --mpi=...) of the MPI \
                    that this binary was built with",
-        };
-        let (universe, provided) = ::mpi::initialize_with_threading(Threading::Serialized)
-            .ok_or_else(|| failed("MPI was started in this process before".to_string()))?;
-        if provided < Threading::Serialized {
-            return Err(failed(format!(
-                "the library offers {provided:?}, but threads need Serialized"
-            )));
-        }
-        let all = universe.world();
-        let mut link = Self {
-            comm: all.as_raw(),
-            rank: all.rank() as usize,
-            world: all.size() as usize,
-            universe: Some(universe),
-            requests: Vec::new(),
-            peers: Vec::new(),
-            finished: Vec::new(),
-            broken: false,
-        };
-        let mut comm = MaybeUninit::uninit();
-        // SAFETY: MPI is running; `comm` receives the new communicator.
-        let code = unsafe { ffi::MPI_Comm_dup(link.comm, comm.as_mut_ptr()) };
-        link.check("MPI_Comm_dup", code)?;
-        // SAFETY: MPI_Comm_dup succeeded, so it has written the handle.
-        link.comm = unsafe { comm.assume_init() };
-        // SAFETY: a communicator of our own; without this every error would end the process.
-        let code = unsafe { ffi::MPI_Comm_set_errhandler(link.comm, ffi::RSMPI_ERRORS_RETURN) };
-        link.check("MPI_Comm_set_errhandler", code)?;
-        Ok(link)
+        })
     }
 
     fn check(&self, call: &'static str, code: c_int) -> Result<()> {
-        if code == ffi::MPI_SUCCESS as c_int {
+        if code == 0 {
             return Ok(());
         }
-        let mut text = [0_u8; ffi::MPI_MAX_ERROR_STRING as usize];
-        let mut len = 0;
-        // SAFETY: the buffer has the length that MPI asks for.
-        let told = unsafe { ffi::MPI_Error_string(code, text.as_mut_ptr().cast(), &raw mut len) };
-        let message = if told == ffi::MPI_SUCCESS as c_int {
-            let len = usize::try_from(len).unwrap_or(0).min(text.len());
-            String::from_utf8_lossy(&text[..len]).into_owned()
-        } else {
-            format!("error {code}")
-        };
         Err(Error::Mpi {
             call,
             rank: self.rank,
-            message,
+            message: meaning(code),
             help: "the launcher's output may say more; resume from the last checkpoint",
         })
     }
@@ -111,17 +150,15 @@ impl Link {
     /// The memory stays where it is and is not written to until [`Link::progress`] has returned 0, or
     /// for ever if it never does.
     pub(super) unsafe fn send(&mut self, data: *const [u8], peer: usize, tag: Tag) -> Result<()> {
-        let (len, request) = (count(data.len()), self.new_request(peer));
-        // SAFETY: the caller keeps the memory; the request is a slot of our own.
+        let len = self.count_in(data.len(), peer);
+        // SAFETY: the caller keeps the memory, which is as long as we say.
         let code = unsafe {
-            ffi::MPI_Isend(
+            fovea_mpi_send(
+                self.inner.as_ptr(),
                 data.cast::<c_void>(),
                 len,
-                ffi::RSMPI_UINT8_T,
                 peer as c_int,
                 tag as c_int,
-                self.comm,
-                request,
             )
         };
         self.check("MPI_Isend", code)
@@ -133,48 +170,40 @@ impl Link {
     /// The memory stays where it is and is neither read nor written to until [`Link::progress`] has
     /// returned 0, or for ever if it never does.
     pub(super) unsafe fn receive(&mut self, data: *mut [u8], peer: usize, tag: Tag) -> Result<()> {
-        let (len, request) = (count(data.len()), self.new_request(peer));
+        let len = self.count_in(data.len(), peer);
         // SAFETY: as in `send`.
         let code = unsafe {
-            ffi::MPI_Irecv(
+            fovea_mpi_receive(
+                self.inner.as_ptr(),
                 data.cast::<c_void>(),
                 len,
-                ffi::RSMPI_UINT8_T,
                 peer as c_int,
                 tag as c_int,
-                self.comm,
-                request,
             )
         };
         self.check("MPI_Irecv", code)
     }
 
-    fn new_request(&mut self, peer: usize) -> *mut ffi::MPI_Request {
+    /// Counts a request with `peer` in; the length of its message as MPI wants it.
+    fn count_in(&mut self, len: usize, peer: usize) -> c_int {
         self.peers.push(Some(peer));
         self.finished.push(0);
-        // SAFETY: a constant of the library, set before main.
-        self.requests.push(unsafe { ffi::RSMPI_REQUEST_NULL });
-        let last = self.requests.len() - 1;
-        &raw mut self.requests[last]
+        count(len)
     }
 
     /// Moves the messages under way along; says how many have just been completed and how many are
     /// still under way.
     pub(super) fn progress(&mut self) -> Result<(usize, usize)> {
         let mut done = 0;
-        // SAFETY: both arrays have as many elements as we say. Requests move when the vector grows,
-        // which MPI allows: a request is a handle.
+        // SAFETY: `finished` has an element for each request.
         let code = unsafe {
-            ffi::MPI_Testsome(
-                count(self.requests.len()),
-                self.requests.as_mut_ptr(),
+            fovea_mpi_progress(
+                self.inner.as_ptr(),
                 &raw mut done,
                 self.finished.as_mut_ptr(),
-                ffi::RSMPI_STATUSES_IGNORE,
             )
         };
         self.check("MPI_Testsome", code)?;
-        // MPI_UNDEFINED, a negative number, means that none is left.
         let done = usize::try_from(done).unwrap_or(0);
         for index in &self.finished[..done] {
             let peer = usize::try_from(*index)
@@ -186,7 +215,8 @@ impl Link {
         }
         let left = self.peers.iter().flatten().count();
         if left == 0 {
-            self.requests.clear();
+            // SAFETY: all requests are complete.
+            unsafe { fovea_mpi_forget(self.inner.as_ptr()) };
             self.peers.clear();
             self.finished.clear();
         }
@@ -204,38 +234,28 @@ impl Link {
 
     /// An abort that another rank has sent: by whom, and why.
     pub(super) fn hear_abort(&mut self) -> Result<Option<(usize, String)>> {
-        let mut status = MaybeUninit::uninit();
-        let mut there = 0;
-        // SAFETY: plain out-parameters.
+        let mut reason = [0_u8; REASON_BYTES];
+        let (mut there, mut source, mut call) = (0, 0, ptr::null());
+        // SAFETY: the buffer is as long as we say; the others are plain out-parameters.
         let code = unsafe {
-            ffi::MPI_Iprobe(
-                ffi::RSMPI_ANY_SOURCE,
+            fovea_mpi_take(
+                self.inner.as_ptr(),
+                reason.as_mut_ptr().cast(),
+                count(reason.len()),
                 Tag::Abort as c_int,
-                self.comm,
                 &raw mut there,
-                status.as_mut_ptr(),
+                &raw mut source,
+                &raw mut call,
             )
         };
-        self.check("MPI_Iprobe", code)?;
+        if code != 0 {
+            // SAFETY: the name of the call, which `link.c` has as a literal and always sets.
+            let call = unsafe { CStr::from_ptr(call) };
+            self.check(call.to_str().unwrap_or("MPI_Iprobe"), code)?;
+        }
         if there == 0 {
             return Ok(None);
         }
-        // SAFETY: with `there` set, MPI_Iprobe has filled the status in.
-        let source = unsafe { status.assume_init() }.MPI_SOURCE;
-        let mut reason = [0_u8; REASON_BYTES];
-        // SAFETY: the buffer is as long as we say; the message is there, so this does not wait.
-        let code = unsafe {
-            ffi::MPI_Recv(
-                reason.as_mut_ptr().cast(),
-                count(reason.len()),
-                ffi::RSMPI_UINT8_T,
-                source,
-                Tag::Abort as c_int,
-                self.comm,
-                ffi::RSMPI_STATUS_IGNORE,
-            )
-        };
-        self.check("MPI_Recv", code)?;
         let end = reason.iter().position(|b| *b == 0).unwrap_or(reason.len());
         let reason = String::from_utf8_lossy(&reason[..end]).into_owned();
         Ok(Some((usize::try_from(source).unwrap_or(0), reason)))
@@ -269,16 +289,24 @@ impl Link {
 
 impl Drop for Link {
     fn drop(&mut self) {
-        let universe = self.universe.take();
         if self.broken {
             // MPI_Finalize would wait for messages that nobody will ever take. Leaving without it makes
             // the launcher end the other processes, which is what is left to do.
-            std::mem::forget(universe);
             return;
         }
-        // SAFETY: no message is under way and nobody uses the communicator after this. An error here
-        // has no consequence: the process is leaving.
-        let _ = unsafe { ffi::MPI_Comm_free(&raw mut self.comm) };
+        // SAFETY: no message is under way and nobody uses the link after this.
+        unsafe { fovea_mpi_close(self.inner.as_ptr()) };
+    }
+}
+
+/// What MPI says that an error code means.
+fn meaning(code: c_int) -> String {
+    let mut text = [0_u8; ERROR_BYTES];
+    // SAFETY: the buffer is as long as we say.
+    let len = unsafe { fovea_mpi_error(code, text.as_mut_ptr().cast(), count(text.len())) };
+    match usize::try_from(len) {
+        Ok(len @ 1..=ERROR_BYTES) => String::from_utf8_lossy(&text[..len]).into_owned(),
+        _ => format!("error {code}"),
     }
 }
 
