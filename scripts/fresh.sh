@@ -197,7 +197,7 @@ for SUITE in $SUITES; do
     unshare --mount --propagation private --pid --fork --kill-child "$0" --inside || code=$?
     remove
     {
-        printf '\n%s: %s\n' "$SUITE" "$([ $code = 0 ] && echo 'both commands end well' || echo FAILED)"
+        printf '\n%s: %s\n' "$SUITE" "$([ $code = 0 ] && echo "ends well (make $PARTS)" || echo FAILED)"
         awk '{ name = $0; sub(/^[0-9]+ [0-9]+ /, "", name); printf "  %3d min %02d s  %s%s\n", $1 / 60, $1 % 60, name, $2 == 0 ? "" : "  (exit " $2 ")" }' "$TIMES"
         if [ -s "$LOGS/$SUITE-installed.txt" ]; then
             printf '  installed by set-up: %s packages, asked for: %s\n' "$(wc -l <"$LOGS/$SUITE-installed.txt")" \
