@@ -59,6 +59,13 @@ hand_on() {
         mkdir -p "$root$(dirname "$file")"
         cp --dereference "$file" "$root$file"
     done
+    # One by one as well: the package ca-certificates writes the file anew, from those that lie there.
+    if [ -f /etc/ssl/certs/ca-certificates.crt ]; then
+        mkdir -p "$root/usr/local/share/ca-certificates/host"
+        awk -v to="$root/usr/local/share/ca-certificates/host/" '/BEGIN CERTIFICATE/ { n++; inside = 1 }
+            inside { print > (to n ".crt") }
+            /END CERTIFICATE/ { inside = 0; close(to n ".crt") }' /etc/ssl/certs/ca-certificates.crt
+    fi
     for file in .config/pip/pip.conf .pip/pip.conf; do
         [ -f "$HOME/$file" ] || continue
         mkdir -p "$root/root/$(dirname "$file")"
@@ -131,6 +138,7 @@ inside() {
     hand_on "$ROOT"
     say "$SUITE: installing ${README_ASKS[*]}"
     timed "apt-get install ${README_ASKS[*]}" readme || return 1
+    hand_on "$ROOT"
     timed "git clone of ${COMMIT:0:12}" clone || return 1
     before=$(packages)
     for part in $PARTS; do
