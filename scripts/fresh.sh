@@ -28,7 +28,7 @@ die() {
 }
 
 # --- inside: process 1 of namespaces of its own -----------------------------------------------------
-# timed NAME COMMAND...: runs it and notes what it took.
+# timed NAME COMMAND...: runs it and notes what it took. Below it, `set -e` does not hold: steps are joined with &&.
 timed() {
     local name=$1 began=$SECONDS code=0
     shift
@@ -115,15 +115,15 @@ mounts() {
 }
 
 readme() {
-    there apt-get update -qq
-    there apt-get install -y -qq --no-install-recommends "${README_ASKS[@]}" >/dev/null
+    there apt-get update -qq &&
+        there apt-get install -y -qq --no-install-recommends "${README_ASKS[@]}" >/dev/null
 }
 
 clone() {
     # Of what is committed, by the way that copies and links nothing.
-    git clone --quiet --no-checkout "file://$COMMON" "$ROOT/root/fovea"
-    git -C "$ROOT/root/fovea" checkout --quiet --detach "$COMMIT"
-    chown -R 0:0 "$ROOT/root/fovea"
+    git clone --quiet --no-checkout "file://$COMMON" "$ROOT/root/fovea" &&
+        git -C "$ROOT/root/fovea" checkout --quiet --detach "$COMMIT" &&
+        chown -R 0:0 "$ROOT/root/fovea"
 }
 
 command_there() { there make "$1" 2>&1 | tee "$LOGS/$SUITE-$1.log"; }
