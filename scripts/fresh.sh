@@ -83,7 +83,7 @@ environment() {
     printf '%s\0' HOME=/root USER=root LANG=C.UTF-8 "TERM=${TERM:-dumb}" DEBIAN_FRONTEND=noninteractive \
         PATH=/opt/rust/bin:/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin
     env -0 | grep -zE '^(https?_proxy|no_proxy|all_proxy|HTTPS?_PROXY|NO_PROXY|ALL_PROXY|SSL_CERT_FILE|REQUESTS_CA_BUNDLE|CURL_CA_BUNDLE|PIP_[A-Z_]+|CARGO_(HTTP|NET|SOURCE|REGISTRIES)_[A-Z0-9_]+)=' |
-        grep -zvE '^[A-Z0-9_]*(TOKEN|PASSWORD|SECRET|CREDENTIAL)' || true
+        grep -zvE '^([A-Z0-9_]*(TOKEN|PASSWORD|SECRET|CREDENTIAL)|PIP_FIND_LINKS=/)' || true
 }
 
 there() { # COMMAND..., run in the folder, in the clone once that exists
