@@ -1,12 +1,19 @@
 //! What `fovea --version` says: the release, the commit that it was built from, and the libtorch in this process.
 
+use std::sync::OnceLock;
+
 use crate::commands::doctor;
 
 /// `0.1.0 (0123456789ab)`.
 pub const SHORT: &str = concat!(env!("CARGO_PKG_VERSION"), " (", env!("FOVEA_COMMIT"), ")");
 
 /// With the libtorch that this binary was built for, and the one that the loader has found.
-pub fn long() -> String {
+pub fn long() -> &'static str {
+    static TEXT: OnceLock<String> = OnceLock::new();
+    TEXT.get_or_init(text)
+}
+
+fn text() -> String {
     let torch = doctor::libtorch();
     let (version, place) = (torch.version, torch.dir);
     let version = version.map_or_else(
