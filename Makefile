@@ -1,11 +1,15 @@
 # Fovea: `make run` shows the whole system in small on this machine; `make test` proves it.
 CARGO ?= cargo
-# Backend mpi where this machine has MPI.
-FEATURES := $(shell command -v mpicc >/dev/null 2>&1 && echo --features mpi)
-FOVEA := target/release/fovea
+# Backend mpi where this machine can build it: tried whenever a command needs the answer, never remembered.
+FEATURES = $(shell scripts/features.sh)
+FOVEA := $(or $(CARGO_TARGET_DIR),target)/release/fovea
 DEMO := demo
 
-.PHONY: help setup build run test chaos bench gpu-check lint clean
+ifeq ($(wildcard scripts/setup.sh),)
+$(error make runs in Fovea's own folder: make -C FOLDER $(MAKECMDGOALS))
+endif
+
+.PHONY: help setup build run test test-all chaos bench gpu-check fresh lint clean
 
 help:
 	@echo "make run    set up, build, then train the hybrid model on a synthetic dataset (CPU, minutes)"
@@ -13,36 +17,27 @@ help:
 	@echo "make chaos  200 faults in real runs: what each cost, and that none changed the result"
 	@echo "make bench  training step against PyTorch DDP, prepare, kernels (fetches PyTorch into .venv-bench)"
 	@echo "make gpu-check  all checks and measurements that need a GPU; builds and fetches nothing"
+	@echo "make fresh  make run and make test from a clean clone on a minimal Debian in a folder (as root)"
 	@echo "make setup  system packages (as root), libtorch, release build"
-	@echo "make lint   rustfmt and clippy"
+	@echo "make lint   rustfmt, clippy, and cargo-deny where it is installed"
 
 setup:
 	@scripts/setup.sh
 	@$(MAKE) --no-print-directory build
 
-# A second make, so that FEATURES sees an MPI that set-up has just installed.
 build:
 	$(CARGO) build --release --locked $(FEATURES)
 
-run: setup
-	@DEMO=$(DEMO) FOVEA=$(FOVEA) scripts/demo.sh
+run:
+	@scripts/estimate.sh
+	@$(MAKE) --no-print-directory setup
+	@DEMO="$(DEMO)" FOVEA="$(FOVEA)" scripts/demo.sh
 
 test: setup
 	@$(MAKE) --no-print-directory test-all
 
-# Tests of jobs on Slurm need its packages, those of its nodes as machines of their own need root as well. Here
-# they are left out where that is missing; `cargo test` by itself has them fail.
-SLURM := $(shell PATH="$$PATH:/usr/sbin:/sbin"; for program in slurmctld slurmd sbatch srun munged; do \
-    command -v $$program >/dev/null || { echo off; break; }; done)
-NAMESPACES := $(shell unshare --net --uts --mount --ipc --pid --fork --mount-proc \
-    ip link add probe type bridge >/dev/null 2>&1 || echo off)
-
-.PHONY: test-all
 test-all:
-	@test -z "$(SLURM)" || echo "make: without the tests of jobs: no Slurm packages here (scripts/setup.sh names them)"
-	@test -n "$(SLURM)$(if $(NAMESPACES),,on)" || echo "make: without the tests of cut links and dead machines: they need root"
-	$(if $(SLURM),FOVEA_TEST_SLURM=off )$(if $(NAMESPACES),FOVEA_TEST_NAMESPACES=off )$(CARGO) test --release \
-	    --locked --workspace $(FEATURES)
+	@CARGO="$(CARGO)" scripts/test.sh $(FEATURES)
 
 # A storm of faults over real runs; CHAOS_FAULTS and CHAOS_SEED choose another one.
 CHAOS_FAULTS ?= 200
@@ -53,14 +48,18 @@ chaos: setup
 	    $(CARGO) test --release --locked $(FEATURES) --test chaos -- --ignored --nocapture
 
 bench: setup
-	@FOVEA=$(FOVEA) scripts/bench.sh
+	@FOVEA="$(FOVEA)" scripts/bench.sh
 
 gpu-check:
-	@FOVEA=$(FOVEA) scripts/gpu-check.sh
+	@FOVEA="$(FOVEA)" scripts/gpu-check.sh
+
+fresh:
+	@scripts/fresh.sh
 
 lint:
 	$(CARGO) fmt --all --check
 	$(CARGO) clippy --release --locked --workspace --all-targets $(FEATURES) -- -D warnings
+	@CARGO="$(CARGO)" scripts/deny.sh
 
 clean:
-	rm -rf target $(DEMO) bench-out gpu-check-out
+	rm -rf target "$(DEMO)" bench-out gpu-check-out fresh-out

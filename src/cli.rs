@@ -17,7 +17,7 @@ pub use bench::{
 
 /// Fault-tolerant distributed training of fundus-lesion models.
 #[derive(Parser, Debug)]
-#[command(name = "fovea", version, propagate_version = true)]
+#[command(name = "fovea", version = crate::version::SHORT, long_version = crate::version::long(), propagate_version = true)]
 pub struct Cli {
     /// More messages: -v information, -vv debugging
     #[arg(short, long, action = ArgAction::Count, global = true)]

@@ -4,7 +4,10 @@ use std::io::{IsTerminal, Write};
 use std::process::ExitCode;
 
 use fovea_trainer::exit_code::{FAILED, FINISHED, LEFT, WRONG_INPUT};
-use tracing_subscriber::EnvFilter;
+use tracing_subscriber::filter::Targets;
+use tracing_subscriber::layer::SubscriberExt;
+use tracing_subscriber::util::SubscriberInitExt;
+use tracing_subscriber::{fmt, registry};
 
 use crate::say::Unsaid;
 
@@ -101,14 +104,18 @@ fn is_broken_pipe(error: &anyhow::Error) -> bool {
 /// Warnings and worse on standard error; `-v` adds information, `-vv` debugging. FOVEA_LOG overrides.
 pub fn init_logging(verbose: u8) {
     let level = ["warn", "info", "debug"][usize::from(verbose.min(2))];
-    let filter = EnvFilter::try_from_env("FOVEA_LOG").unwrap_or_else(|_| EnvFilter::new(level));
+    let wanted = std::env::var("FOVEA_LOG").ok();
+    let wanted = wanted.and_then(|directives| directives.parse::<Targets>().ok());
+    let filter = wanted.unwrap_or_else(|| level.parse().unwrap_or_default());
     let colours = std::io::stderr().is_terminal();
-    tracing_subscriber::fmt()
-        .with_env_filter(filter)
+    let lines = fmt::layer()
         .with_writer(std::io::stderr)
         // A message that cannot be written (a full disk, a terminal that is gone) is lost, not the run.
         .log_internal_errors(false)
         .with_ansi(colours)
-        .with_target(false)
+        .with_target(false);
+    registry()
+        .with(filter)
+        .with(lines)
         .init();
 }

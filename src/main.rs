@@ -5,6 +5,7 @@ mod commands;
 mod exit;
 mod say;
 mod show;
+mod version;
 
 use clap::Parser;
 

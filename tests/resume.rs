@@ -5,20 +5,11 @@
 
 mod common;
 
-use std::sync::OnceLock;
+use common::{Dice, FAILED, FINISHED, Outcome, Process, RESUME, Run, Signal, once, turn};
 
-use common::{Dice, FAILED, FINISHED, Process, RESUME, Run, Signal, facts, turn};
-
-/// The uninterrupted run: final hash, metrics, and what each step was.
-type Reference = (
-    String,
-    Vec<String>,
-    Vec<(u64, (String, String, String), u64)>,
-);
-
-fn reference() -> &'static Reference {
-    static REFERENCE: OnceLock<Reference> = OnceLock::new();
-    REFERENCE.get_or_init(|| {
+/// The uninterrupted run.
+fn reference() -> Outcome {
+    once("resume-reference", || {
         let run = Run::new(&[]);
         run.start(2).wait().with_code(FINISHED);
         outcome(&run)
@@ -26,9 +17,9 @@ fn reference() -> &'static Reference {
 }
 
 #[track_caller]
-fn outcome(run: &Run) -> Reference {
+fn outcome(run: &Run) -> Outcome {
     common::assert_nobody_left(&run.path);
-    (run.final_hash(), run.metrics(), facts(&run.steps()))
+    common::outcome(run)
 }
 
 /// Lets a run take some steps, sends the signal, and checks how it leaves. Returns its last step.
@@ -63,7 +54,7 @@ fn stopped_runs_go_on_with_other_ranks() {
     let third = stop(&run, run.resume(4), second + dice.roll(1, 2), Signal::INT);
     println!("stopped after steps {first}, {second}, {third}");
     run.resume(2).wait().with_code(FINISHED);
-    assert_eq!(outcome(&run), *reference);
+    assert_eq!(outcome(&run), reference);
     let ranks: Vec<usize> = run.steps().values().map(|s| s.ranks.len()).collect();
     for (step, ranks) in (1..).zip(ranks) {
         let expected = if step <= first {
@@ -96,7 +87,7 @@ fn a_run_that_is_stopped_at_once_goes_on() {
     let at = run.status()["step"].as_u64().unwrap();
     stop(&run, run.resume(2), at + dice.roll(1, 8), Signal::TERM);
     run.resume(4).wait().with_code(FINISHED);
-    assert_eq!(outcome(&run), *reference);
+    assert_eq!(outcome(&run), reference);
 }
 
 /// Every process of a run is killed in turn, each time in the middle of training. The run goes on by
@@ -137,7 +128,7 @@ fn killed_processes_cost_no_more_than_a_step() {
     common::assert_nobody_left(&run.path);
 
     run.resume(4).wait().with_code(FINISHED);
-    assert_eq!(outcome(&run), *reference);
+    assert_eq!(outcome(&run), reference);
 }
 
 /// MPI ends all of its processes with one of them: the launcher starts the world again, from the
@@ -157,7 +148,7 @@ fn an_mpi_world_that_loses_a_rank_is_started_again() {
     let victim = trainers.iter().find(|(_, line)| is_rank(line));
     common::send(victim.expect("a rank").0, Signal::KILL);
     process.wait().with_code(FINISHED);
-    assert_eq!(outcome(&run), *reference);
+    assert_eq!(outcome(&run), reference);
 }
 
 /// Without restarts left, the others go on without a lost rank; the loss of the last one ends the run and says who
@@ -200,7 +191,7 @@ fn a_pair_of_signals_is_one_drain() {
     let status = run.status();
     assert_eq!(status["checkpoint"]["step"], status["step"], "{status:#}");
     run.resume(1).wait().with_code(FINISHED);
-    assert_eq!(outcome(&run), *reference());
+    assert_eq!(outcome(&run), reference());
 }
 
 /// The second Ctrl-C does not wait, here for a coordinator that does not answer; nobody stays, and nothing that was
@@ -222,7 +213,7 @@ fn ctrl_c_twice_leaves_at_once() {
     common::send(coordinator, Signal::CONT);
     common::assert_nobody_left(&run.path);
     run.resume(1).wait().with_code(FINISHED);
-    assert_eq!(outcome(&run), *reference());
+    assert_eq!(outcome(&run), reference());
 }
 
 /// A finished run has nothing left to do, and says so with the same weights.
@@ -283,7 +274,7 @@ fn a_resume_needs_the_ledger_and_the_checkpoints_of_the_run() {
     std::fs::rename(aside(&checkpoints), &checkpoints).unwrap();
 
     run.resume(2).wait().with_code(FINISHED);
-    assert_eq!(outcome(&run), *reference());
+    assert_eq!(outcome(&run), reference());
 }
 
 /// A coordinator that is stopped for good is replaced.

@@ -15,6 +15,31 @@ fn text(path: &Path) -> &str {
     path.to_str().unwrap()
 }
 
+/// Who reports an error can say what ran: release, commit, and the libtorch that was found.
+#[test]
+fn the_version_names_commit_and_libtorch() {
+    let root = Path::new(env!("CARGO_MANIFEST_DIR"));
+    let git = std::process::Command::new("git")
+        .args(["rev-parse", "HEAD"])
+        .current_dir(root)
+        .output();
+    let head = git.ok().filter(|done| done.status.success() && root.join(".git").exists());
+    let commit = head.map_or_else(
+        // A tarball, or a machine without git.
+        || "(".to_owned(),
+        |done| format!("({})", &String::from_utf8(done.stdout).unwrap()[..12]),
+    );
+    let version = env!("CARGO_PKG_VERSION");
+    fovea(&["--version"]).with_code(FINISHED).prints(&[
+        &format!("fovea {version} "),
+        &commit,
+        "\nlibtorch 2.11 in /",
+        ", built for 2.11",
+    ]);
+    let short = fovea(&["-V"]).with_code(FINISHED);
+    assert_eq!(short.stdout.lines().count(), 1, "{short}");
+}
+
 /// The lines of a CSV file, split at commas; the first one must be `header`.
 #[track_caller]
 fn csv(path: &Path, header: &str) -> Vec<Vec<String>> {

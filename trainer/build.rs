@@ -29,6 +29,8 @@ fn main() {
         .pic(true)
         .warnings(false)
         .opt_level(2)
+        // libtorch's headers make more debug information than anybody reads.
+        .debug(false)
         .define("_GLIBCXX_USE_CXX11_ABI", "1")
         .include(&include)
         .include(include.join("torch/csrc/api/include"))

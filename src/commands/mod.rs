@@ -4,7 +4,7 @@ mod audit;
 mod bench;
 mod coordinator;
 mod data;
-mod doctor;
+pub mod doctor;
 mod eval;
 mod job;
 mod predict;

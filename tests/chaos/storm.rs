@@ -2,7 +2,6 @@
 
 use std::fs;
 use std::path::Path;
-use std::sync::OnceLock;
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use fovea_coordinator::journal::{self, JournalEntry};
@@ -10,8 +9,8 @@ use fovea_coordinator::protocol::MemberState;
 use fovea_coordinator::status::{RunState, Status};
 
 use crate::common::{
-    self, Dice, FINISHED, LIMIT, Process, RESUME, Run, Signal, facts, fovea, process_of,
-    processes_of, send,
+    self, Dice, FINISHED, LIMIT, Outcome, Process, RESUME, Run, Signal, fovea, once, outcome,
+    process_of, processes_of, send,
 };
 use crate::fault::{ALL, Fault, What, When};
 use crate::hands::{Disk, HungThread, MovableClock, Proxy};
@@ -30,20 +29,9 @@ const SETTINGS: [&str; 4] = [
     "checkpoint.every_steps=3",
 ];
 
-/// The end of a run that nothing happens to: hash, metrics, and what each step was.
-type Reference = (
-    String,
-    Vec<String>,
-    Vec<(u64, (String, String, String), u64)>,
-);
-
-fn outcome(run: &Run) -> Reference {
-    (run.final_hash(), run.metrics(), facts(&run.steps()))
-}
-
-fn reference() -> &'static Reference {
-    static REFERENCE: OnceLock<Reference> = OnceLock::new();
-    REFERENCE.get_or_init(|| {
+/// The end of a run that nothing happens to.
+fn reference() -> Outcome {
+    once("chaos-reference", || {
         let run = Run::new(&SETTINGS);
         run.start(2).wait().with_code(FINISHED);
         outcome(&run)

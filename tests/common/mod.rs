@@ -18,7 +18,10 @@ use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use fovea_coordinator::client::{Endpoint, Observer};
 use fovea_coordinator::status::Status;
+use rustix::fs::{FlockOperation, flock};
 use rustix::process::{Pid, kill_process};
+use serde::Serialize;
+use serde::de::DeserializeOwned;
 use serde_json::Value;
 use tempfile::TempDir;
 
@@ -30,6 +33,8 @@ pub const LIMIT: Duration = Duration::from_secs(400);
 pub const LEAVING: Duration = Duration::from_secs(60);
 /// How often something is looked at while waiting for it.
 const LOOK: Duration = Duration::from_millis(3);
+/// How long what tests shared is kept for whoever asks why one failed.
+const KEPT: Duration = Duration::from_secs(6 * 3600);
 
 /// Exit codes, as `src/exit.rs` documents them.
 pub const FINISHED: i32 = 0;
@@ -40,7 +45,8 @@ pub const USAGE: i32 = 2;
 /// Stopped early, to be resumed.
 pub const RESUME: i32 = 85;
 
-/// Only one test of a binary trains at a time: a run has up to four ranks.
+/// Only one test of a binary trains at a time: a run has up to four ranks. Where each test is a process of its
+/// own, `.config/nextest.toml` sees to it.
 pub fn turn() -> MutexGuard<'static, ()> {
     static TURN: Mutex<()> = Mutex::new(());
     TURN.lock().unwrap_or_else(PoisonError::into_inner)
@@ -334,24 +340,79 @@ pub struct Data {
     pub prepared: PathBuf,
 }
 
-/// Made once per test binary; a few hundred kilobytes that stay in the target directory.
+/// Made once, and not to be changed; a few hundred kilobytes that stay in the target directory.
 pub fn data() -> &'static Data {
     static DATA: OnceLock<Data> = OnceLock::new();
     DATA.get_or_init(|| {
-        let directory =
-            Path::new(env!("CARGO_TARGET_TMPDIR")).join(concat!("data-", env!("CARGO_CRATE_NAME")));
-        let _ = fs::remove_dir_all(&directory);
-        fs::create_dir_all(&directory).unwrap();
+        let directory = shared().join("data");
         let data = Data {
             raw: directory.join("raw"),
             prepared: directory.join("prepared"),
         };
-        let raw = data.raw.to_str().unwrap();
-        fovea(&["synth", raw, "--images", "10", "--size", "256"]).with_code(FINISHED);
-        let prepared = data.prepared.to_str().unwrap();
-        fovea(&["prepare", raw, prepared, "--size", "192", "--patch", "64"]).with_code(FINISHED);
+        once("data", || {
+            let raw = data.raw.to_str().unwrap();
+            fovea(&["synth", raw, "--images", "10", "--size", "256"]).with_code(FINISHED);
+            let prepared = data.prepared.to_str().unwrap();
+            fovea(&["prepare", raw, prepared, "--size", "192", "--patch", "64"])
+                .with_code(FINISHED);
+        });
         data
     })
+}
+
+/// What an uninterrupted run must come to: the hash of its final weights, its metrics, and what each step was.
+pub type Outcome = (
+    String,
+    Vec<String>,
+    Vec<(u64, (String, String, String), u64)>,
+);
+
+/// The outcome of a finished run.
+pub fn outcome(run: &Run) -> Outcome {
+    (run.final_hash(), run.metrics(), facts(&run.steps()))
+}
+
+/// A folder for what tests make once and share. nextest gives each test a process of its own, and all of one call
+/// the same id; else it is this process's own.
+fn shared() -> &'static Path {
+    static SHARED: OnceLock<PathBuf> = OnceLock::new();
+    SHARED.get_or_init(|| {
+        let all = Path::new(env!("CARGO_TARGET_TMPDIR"));
+        let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap();
+        let own = || format!("{}-{}", std::process::id(), now.as_nanos());
+        let id = std::env::var("NEXTEST_RUN_ID").unwrap_or_else(|_| own());
+        let directory = all.join(format!("shared-{id}"));
+        if !directory.exists() {
+            fs::create_dir_all(&directory).unwrap();
+            let is_old = |path: &Path| {
+                let made = path.metadata().and_then(|m| m.modified()).ok();
+                made.and_then(|at| at.elapsed().ok())
+                    .is_some_and(|age| age > KEPT)
+            };
+            for entry in fs::read_dir(all).unwrap().flatten() {
+                let is_shared = entry.file_name().to_string_lossy().starts_with("shared-");
+                if is_shared && is_old(&entry.path()) {
+                    let _ = fs::remove_dir_all(entry.path());
+                }
+            }
+        }
+        directory
+    })
+}
+
+/// Makes something once for all tests that share it; its value is kept as JSON beside it. The others wait. What a
+/// maker that failed has left is made anew.
+pub fn once<T: Serialize + DeserializeOwned>(name: &str, make: impl FnOnce() -> T) -> T {
+    let lock = File::create(shared().join(format!("{name}.lock"))).unwrap();
+    flock(&lock, FlockOperation::LockExclusive).unwrap();
+    let kept = shared().join(format!("{name}.json"));
+    if let Ok(text) = fs::read_to_string(&kept) {
+        return serde_json::from_str(&text).unwrap();
+    }
+    let _ = fs::remove_dir_all(shared().join(name));
+    let value = make();
+    fs::write(&kept, serde_json::to_string(&value).unwrap()).unwrap();
+    value
 }
 
 /// Copies a directory of files and directories.

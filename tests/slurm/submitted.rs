@@ -3,13 +3,12 @@
 use std::ffi::OsStr;
 use std::fs;
 use std::path::Path;
-use std::sync::OnceLock;
 use std::time::Duration;
 
 use serde_json::Value;
 
 use crate::cluster::Cluster;
-use crate::common::{FINISHED, Run};
+use crate::common::{FINISHED, Run, once};
 use crate::job::Job;
 use crate::process::Process;
 
@@ -23,9 +22,8 @@ pub const EVERY: u64 = 3;
 pub const FOVEA: &str = env!("CARGO_BIN_EXE_fovea");
 
 /// The end of a run that no scheduler had a hand in.
-pub fn reference() -> &'static str {
-    static REFERENCE: OnceLock<String> = OnceLock::new();
-    REFERENCE.get_or_init(|| {
+pub fn reference() -> String {
+    once("slurm-reference", || {
         let run = Run::new(&LONG);
         run.start(2).wait().with_code(FINISHED);
         run.final_hash()

@@ -37,7 +37,10 @@ impl Gpu {
         static KERNELS: OnceLock<(Arc<Kernels>, Stream)> = OnceLock::new();
         let (kernels, stream) = KERNELS.get_or_init(|| {
             driver::load().unwrap();
-            let kernels = Kernels::load(0, &Search::from_env(), None).unwrap();
+            // Compiled once per build, whatever number of processes these tests run in: beside target/*/deps.
+            let test = std::env::current_exe().unwrap();
+            let cache = test.ancestors().nth(3).unwrap().join("tmp/kernels");
+            let kernels = Kernels::load(0, &Search::from_env(), Some(&cache)).unwrap();
             let stream = Stream::new(&kernels).unwrap();
             (kernels, stream)
         });

@@ -13,6 +13,7 @@ mod run;
 #[allow(dead_code, reason = "the tests of the other backends use more of it")]
 mod testing;
 
+use std::path::Path;
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 use std::time::{Duration, Instant};
 
@@ -54,7 +55,9 @@ impl Drop for Turn {
 /// The one GPU of all ranks.
 pub fn kernels() -> Arc<Kernels> {
     static KERNELS: OnceLock<Arc<Kernels>> = OnceLock::new();
-    let load = || Kernels::load(0, &cuda::nvrtc::Search::from_env(), None).unwrap();
+    // Compiled once per build of these tests, whatever number of processes they run in.
+    let cache = Path::new(env!("CARGO_TARGET_TMPDIR")).join("kernels");
+    let load = || Kernels::load(0, &cuda::nvrtc::Search::from_env(), Some(&cache)).unwrap();
     Arc::clone(KERNELS.get_or_init(load))
 }
 

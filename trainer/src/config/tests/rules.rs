@@ -121,7 +121,7 @@ fn preset_hybrid_is_the_published_recipe() {
 #[test]
 fn preset_demo_fits_two_cores() {
     let c = Config::preset("demo").unwrap();
-    assert_eq!((c.data.global_size, c.data.patches_per_image), (256, 8));
+    assert_eq!((c.data.global_size, c.data.patches_per_image), (128, 16));
     assert_eq!(
         (c.train.epochs, c.train.images_per_step, c.train.ranks),
         (4, 4, 2)
