@@ -114,8 +114,5 @@ pub fn init_logging(verbose: u8) {
         .log_internal_errors(false)
         .with_ansi(colours)
         .with_target(false);
-    registry()
-        .with(filter)
-        .with(lines)
-        .init();
+    registry().with(filter).with(lines).init();
 }

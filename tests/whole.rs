@@ -23,7 +23,9 @@ fn the_version_names_commit_and_libtorch() {
         .args(["rev-parse", "HEAD"])
         .current_dir(root)
         .output();
-    let head = git.ok().filter(|done| done.status.success() && root.join(".git").exists());
+    let head = git
+        .ok()
+        .filter(|done| done.status.success() && root.join(".git").exists());
     let commit = head.map_or_else(
         // A tarball, or a machine without git.
         || "(".to_owned(),

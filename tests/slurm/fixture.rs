@@ -65,7 +65,9 @@ pub fn traces() -> Vec<String> {
                         .nth(usize::from(file == "/proc/mounts"))
                 })
                 // The small disks of tests that fill one.
-                .filter(|l| !l.starts_with(env!("CARGO_TARGET_TMPDIR")) || !l.ends_with("/checkpoints"))
+                .filter(|l| {
+                    !l.starts_with(env!("CARGO_TARGET_TMPDIR")) || !l.ends_with("/checkpoints")
+                })
                 .map(str::to_owned),
         );
     }
