@@ -9,12 +9,13 @@ ifeq ($(wildcard scripts/setup.sh),)
 $(error make runs in Fovea's own folder: make -C FOLDER $(MAKECMDGOALS))
 endif
 
-.PHONY: help setup build run test test-all chaos bench gpu-check fresh lint clean
+.PHONY: help setup build run test test-all chaos fuzz bench gpu-check fresh lint clean
 
 help:
 	@echo "make run    set up, build, then train the hybrid model on a synthetic dataset (CPU, minutes)"
 	@echo "make test   set up, then all tests"
 	@echo "make chaos  200 faults in real runs: what each cost, and that none changed the result"
+	@echo "make fuzz   100,000 damaged pictures and tables: no panic, no unbounded memory, no wrong sizes"
 	@echo "make bench  training step against PyTorch DDP, prepare, kernels (fetches PyTorch into .venv-bench)"
 	@echo "make gpu-check  all checks and measurements that need a GPU; builds and fetches nothing"
 	@echo "make fresh  make run and make test from a clean clone on a minimal Debian in a folder (as root)"
@@ -46,6 +47,14 @@ CHAOS_SEED ?= 1
 chaos: setup
 	FOVEA_CHAOS_FAULTS=$(CHAOS_FAULTS) FOVEA_CHAOS_SEED=$(CHAOS_SEED) \
 	    $(CARGO) test --release --locked $(FEATURES) --test chaos -- --ignored --nocapture
+
+# Damaged pictures and tables; FUZZ_INPUTS and FUZZ_SEED choose others.
+FUZZ_INPUTS ?= 100000
+FUZZ_SEED ?= 1
+
+fuzz:
+	FOVEA_FUZZ_INPUTS=$(FUZZ_INPUTS) FOVEA_FUZZ_SEED=$(FUZZ_SEED) PROPTEST_CASES=$(FUZZ_INPUTS) \
+	    $(CARGO) test --release --locked -p fovea-dataset --lib -- --nocapture decode::storm raw::grades
 
 bench: setup
 	@FOVEA="$(FOVEA)" scripts/bench.sh

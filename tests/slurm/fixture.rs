@@ -217,7 +217,9 @@ fn a_batch_script_may_ask_by_its_exit_code() {
 fn a_dead_node_requeues_a_job() {
     let Some(_turn) = need::slurm() else { return };
     let mut cluster = Cluster::start(&Options::default());
-    let id = cluster.submit(&["-N2", "--requeue"], "srun sleep 1000");
+    // srun may tell of the dead task before the node is known to be dead; then the job has not failed yet.
+    let script = "srun sleep 1000; sleep 1000";
+    let id = cluster.submit(&["-N2", "--requeue"], script);
     wait_step(&cluster, &id, 2);
     cluster.kill_node("n2");
     assert!(cluster.processes_on("n2").is_empty());

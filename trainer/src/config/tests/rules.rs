@@ -305,7 +305,7 @@ fn the_hash_is_stable() {
     );
     assert_eq!(
         Config::preset("demo").unwrap().blake3(),
-        "4444e131629194fda1e18fe0ef9d89d9b0971bb43ed002001e30e6bad912a3aa"
+        "91b447f3615d71c9ae18ab7b6ebe2a98c5aab31aa6630651030e83f1e5d673be"
     );
 }
 
