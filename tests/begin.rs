@@ -145,6 +145,8 @@ fn what_cannot_train_is_refused_before_anything_is_written() {
             "--out",
             run.text(),
             "--dry-run",
+            "--set",
+            "data.patches_per_image=3",
         ],
         &on_healthy[..],
     ];

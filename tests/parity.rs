@@ -129,10 +129,13 @@ fn checksum(pixels: &[u8]) -> u64 {
 fn read_predictions(path: &Path) -> BTreeMap<Key, [f64; 4]> {
     let text = fs::read_to_string(path).unwrap();
     let mut lines = text.lines();
-    assert_eq!(lines.next(), Some("image_id,row,col,p_MA,p_HE,p_EX,p_SE"));
+    assert_eq!(
+        lines.next(),
+        Some("image_id,row,col,p_MA,p_HE,p_EX,p_SE,usable,note")
+    );
     let row = |line: &str| {
         let fields: Vec<&str> = line.split(',').collect();
-        assert_eq!(fields.len(), 7, "{line}");
+        assert_eq!((fields.len(), &fields[7..]), (9, &["1", ""][..]), "{line}");
         let place = |text: &str| (!text.is_empty()).then(|| text.parse().unwrap());
         let key = (fields[0].to_owned(), place(fields[1]), place(fields[2]));
         (key, [3, 4, 5, 6].map(|i| fields[i].parse().unwrap()))
