@@ -26,7 +26,7 @@ if [ "${FOVEA_TEST_RUNNER:-}" != cargo ] && $CARGO nextest --version >/dev/null 
     report=$TARGET/nextest/default/junit.xml
     rm -f "$report"
     # Places for the lanes that wait, beside those that compute.
-    export NEXTEST_TEST_THREADS=${NEXTEST_TEST_THREADS:-$(($(nproc) + 2))}
+    export NEXTEST_TEST_THREADS=${NEXTEST_TEST_THREADS:-$(($(nproc) + 3))}
     $CARGO nextest run "${words[@]}" || failed=$?
     if [ -e "$report" ]; then
         sed -nE 's/.*<testcase name="([^"]*)" classname="([^"]*)".* time="([0-9.]+)".*/\3 \2 \1/p' "$report" | slowest

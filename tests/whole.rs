@@ -66,10 +66,11 @@ fn csv(path: &Path, header: &str) -> Vec<Vec<String>> {
 /// Returns images and patches.
 #[track_caller]
 fn predictions(path: &Path) -> (Vec<String>, usize) {
-    let rows = csv(path, "image_id,row,col,p_MA,p_HE,p_EX,p_SE");
+    let rows = csv(path, "image_id,row,col,p_MA,p_HE,p_EX,p_SE,usable,note");
     let mut images = Vec::new();
     for row in &rows {
-        for p in &row[3..] {
+        assert_eq!(row[7..], ["1", ""], "usable, and nothing to note: {row:?}");
+        for p in &row[3..7] {
             let p: f64 = p.parse().unwrap();
             assert!((0.0..=1.0).contains(&p), "{row:?}");
         }
