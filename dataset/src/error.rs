@@ -36,7 +36,7 @@ impl BadFile {
 
 impl fmt::Display for BadFile {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{}: {}", self.path, self.reason)
+        write!(f, "{}: {}", printable(&self.path), self.reason)
     }
 }
 
@@ -357,6 +357,17 @@ fn io_help(source: &io::Error) -> &'static str {
     }
 }
 
+/// A name without characters that would act on a terminal.
+fn printable(name: &str) -> String {
+    name.chars()
+        .flat_map(|c| {
+            let escaped = c.is_control().then(|| c.escape_default());
+            let plain = escaped.is_none().then_some(c);
+            escaped.into_iter().flatten().chain(plain)
+        })
+        .collect()
+}
+
 /// A line per file; one line for all of more than [`ALIKE`] files with the same reason.
 fn list(files: &[BadFile]) -> String {
     let mut lines = String::new();
@@ -390,6 +401,15 @@ fn megabytes(bytes: u64) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn names_do_not_act_on_the_terminal() {
+        let bad = BadFile {
+            path: "a\n\u{1b}[31mü.png".to_owned(),
+            reason: "is cut".to_owned(),
+        };
+        assert_eq!(bad.to_string(), "a\\n\\u{1b}[31mü.png: is cut");
+    }
 
     #[test]
     fn a_reason_that_many_files_share_is_told_once() {

@@ -43,6 +43,13 @@ fn look(dir: &Path) -> Result<(Vec<Found>, Vec<String>)> {
             help: "give a photograph, or a directory with some".to_owned(),
         });
     }
+    if !dir.is_dir() && !dir.is_file() {
+        return Err(Error::Layout {
+            path: dir.to_owned(),
+            problem: "is a device or a pipe".to_owned(),
+            help: "give a photograph, or a directory with some".to_owned(),
+        });
+    }
     if !dir.is_dir() {
         let name = dir.file_name().unwrap_or_default();
         let name = crate::raw::names::text(std::os::unix::ffi::OsStrExt::as_bytes(name));

@@ -2,6 +2,7 @@
 
 use fovea_dataset::{Dataset, MosaicOptions, mosaic, mosaic_photos};
 
+use super::output;
 use crate::cli::DataArgs;
 use crate::exit::{Ending, Usage};
 use crate::say;
@@ -10,10 +11,14 @@ use crate::say;
 const PHOTO: (u32, u32) = (1280, 128);
 
 pub fn run(args: &DataArgs) -> anyhow::Result<Ending> {
+    let mosaic_file = match &args.mosaic {
+        Some(out) => Some(output::checked("--mosaic", out, &args.data)?),
+        None => None,
+    };
     let options = MosaicOptions::default();
     if is_photographs(args) {
         let help = "prepare a dataset with `fovea prepare`, or add --mosaic FILE.png to look at photographs";
-        let Some(out) = &args.mosaic else {
+        let Some(out) = &mosaic_file else {
             let path = args.data.display();
             return Err(Usage(format!(
                 "{path}: no manifest.json, so no prepared dataset\n  help: {help}"
@@ -31,7 +36,7 @@ pub fn run(args: &DataArgs) -> anyhow::Result<Ending> {
     }
     let data = Dataset::open(&args.data).map_err(fovea_trainer::Error::from)?;
     say!("{}", data.label_table())?;
-    if let Some(out) = &args.mosaic {
+    if let Some(out) = &mosaic_file {
         mosaic(&data, out, &options).map_err(fovea_trainer::Error::from)?;
         say!("{}", out.display())?;
     }

@@ -7,6 +7,7 @@ mod data;
 pub mod doctor;
 mod eval;
 mod job;
+mod output;
 mod predict;
 mod prepare;
 mod report;

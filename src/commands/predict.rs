@@ -7,6 +7,7 @@ use fovea_trainer::predict::{Predictor, photos};
 use fovea_trainer::run_dir::{Columns, Prediction, write_predictions};
 
 use super::eval::apply;
+use super::output;
 use crate::cli::PredictArgs;
 use crate::exit::{Ending, Usage};
 use crate::say;
@@ -21,7 +22,7 @@ pub fn run(args: &PredictArgs) -> anyhow::Result<Ending> {
         ))
         .into());
     }
-    writable(&args.out)?;
+    let out = output::checked("--out", &args.out, &args.input)?;
     let predictor = Predictor::load(&args.checkpoint, |config| apply(config, &args.set))?;
     let (rows, bad) = if args.input.join("manifest.json").is_file() {
         (prepared(&predictor, &args.input)?, None)
@@ -33,7 +34,7 @@ pub fn run(args: &PredictArgs) -> anyhow::Result<Ending> {
     {
         return Err(bad.into());
     }
-    write_predictions(&args.out, &rows, Columns::Usable)?;
+    write_predictions(&out, &rows, Columns::Usable)?;
     let images = rows.iter().filter(|r| r.cell.is_none()).count();
     let unusable = rows
         .iter()
@@ -53,21 +54,6 @@ pub fn run(args: &PredictArgs) -> anyhow::Result<Ending> {
         }
     )?;
     bad.map_or(Ok(Ending::Finished), |bad| Err(bad.into()))
-}
-
-/// Refuses before the work what could not be written after it.
-fn writable(out: &Path) -> Result<(), Usage> {
-    let folder = out.parent().filter(|p| !p.as_os_str().is_empty());
-    let (path, problem, help) = match folder {
-        _ if out.is_dir() => (out, "this is a directory", "name a file in it"),
-        Some(folder) if !folder.is_dir() => (folder, "there is no such directory", "make it first"),
-        _ => return Ok(()),
-    };
-    Err(Usage(format!(
-        "--out {}: {}: {problem}\n  help: {help}, or choose another --out",
-        out.display(),
-        path.display()
-    )))
 }
 
 fn prepared(predictor: &Predictor, path: &Path) -> anyhow::Result<Vec<Prediction>> {

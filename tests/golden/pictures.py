@@ -159,6 +159,10 @@ def pngs():
         stored = np.ascontiguousarray(STORED[n](RGB))
         rgb(f"exif{n}.png", insert_chunk(pil(stored, "PNG"), b"eXIf", exif(n)), RGB)
     rgb("exif8-late.png", insert_chunk(pil(np.ascontiguousarray(STORED[8](RGB)), "PNG"), b"eXIf", exif(8), b"IEND"), RGB)
+    profile = b"\nexif\n%8d\n" % (6 + len(exif(3))) + (b"Exif\0\0" + exif(3)).hex().encode() + b"\n"
+    stored = pil(np.ascontiguousarray(STORED[3](RGB)), "PNG")
+    rgb("exif3-imagemagick.png", insert_chunk(stored, b"zTXt", b"Raw profile type exif\0\0" + zlib.compress(profile)), RGB)
+    rgb("exif3-imagemagick-plain.png", insert_chunk(stored, b"tEXt", b"Raw profile type APP1\0" + profile), RGB)
     frames = [Image.fromarray(RGB), Image.fromarray(RGB[::-1])]
     refused("animated.png", pil(frames[0], "PNG", save_all=True, append_images=frames[1:]), "holds 2 pictures")
     mask("mask8.png", pil(MASK * 255, "PNG"))
@@ -255,6 +259,8 @@ def tiffs():
     rgb("grey16-max.tif", tif(GREY.astype(np.uint16) * 4, photometric="minisblack", extratags=[(281, "H", 1, 4095, True)]), scaled(GREY.astype(np.uint16) * 4, 4095))
     rgb("grey32.tif", tif(GREY.astype(np.uint32) * 16843009, photometric="minisblack"), GREY, 1)
     rgb("grey32-12bits.tif", tif(GREY.astype(np.uint32) * 16, photometric="minisblack"), scaled(GREY.astype(np.uint16) * 16, 4095))
+    whole = GREY.astype(np.int32) * 128 + 64
+    rgb("int16.tif", tif(whole.astype(np.int16), photometric="minisblack"), scaled(whole, 32767), 1)
     rgb("int16-12bits.tif", tif(GREY.astype(np.int16) * 16, photometric="minisblack"), scaled(GREY.astype(np.uint16) * 16, 4095))
     unit = GREY.astype(np.float32) / 255
     for kind in (np.float16, np.float32, np.float64):
@@ -295,6 +301,9 @@ def tiffs():
     rgb("rgb-and-more.tif", tif(np.dstack([RGB, alpha]), photometric="rgb", extrasamples=["unspecified"]), RGB)
     rgb("grey-and-alpha.tif", tif(np.dstack([GREY, alpha]), photometric="minisblack", extrasamples=["unassalpha"], planarconfig="contig"), np.where(alpha == 255, GREY, 0))
     rgb("rgba16.tif", tif(np.dstack([RGB, alpha]).astype(np.uint16) * 257, photometric="rgb", extrasamples=["unassalpha"]), straight)
+    refused("grey-channels.tif", tif(np.dstack([GREY, alpha, alpha]), photometric="minisblack", planarconfig="contig"), "holds 3 channels of grey")
+    refused("planes-of-masks.tif", tif(np.stack([GREY, alpha]), photometric="minisblack", planarconfig="separate"), "holds 2 channels of grey")
+    refused("volume.tif", tif(np.stack([GREY, GREY]), photometric="minisblack", volumetric=True), "2 slices")
     inks = np.asarray(Image.fromarray(RGB).convert("CMYK"))
     rgb("cmyk.tif", tif(inks, photometric="separated"), RGB)
     refused("lab.tif", pil(Image.fromarray(RGB).convert("LAB"), "TIFF"), "L*a*b*")
@@ -322,6 +331,7 @@ def tiffs():
     mask("mask-bool.tif", tif(MASK.astype(bool), photometric="minisblack"))
     mask("mask-uint16-255.tif", tif(MASK.astype(np.uint16) * 255, photometric="minisblack", compression="lzw"))
     mask("mask-float32-255.tif", tif(MASK.astype(np.float32) * 255, photometric="minisblack"))
+    mask("mask-int8-true-is-negative.tif", tif(-MASK.astype(np.int8), photometric="minisblack"))
     mask("mask-int16-negative.tif", tif(MASK.astype(np.int16) * 2 - 1, photometric="minisblack"))
     mask("mask-probability.tif", tif((MASK * 0.6 + 0.1 + x * 0.01).astype(np.float32), photometric="minisblack"))
     mask("mask-red.tif", tif(np.dstack([MASK * 255, MASK * 0, MASK * 0]).astype(np.uint8), photometric="rgb", compression="lzw"))

@@ -51,7 +51,7 @@ pub enum Error {
     Internal(String),
     /// Loss or gradients are NaN or infinite.
     #[error(
-        "step {step} (epoch {epoch}): loss {loss}, gradient norm {norm}: not finite, so the optimizer did not move\n  help: resume from the newest checkpoint with a lower optimizer.lr, with optimizer.clip_norm set, or with train.precision = \"f32\""
+        "step {step} (epoch {epoch}): loss {loss}, gradient norm {norm}: not finite, so the optimizer did not move\n  help: begin a new run (another --out) from this one's newest checkpoint with --init, with a lower optimizer.lr, with optimizer.clip_norm set, or with train.precision = \"f32\""
     )]
     NotFinite {
         /// Step that was tried.

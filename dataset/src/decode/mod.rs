@@ -56,6 +56,8 @@ pub(crate) struct Mask {
     pub height: u32,
     /// What the values are.
     pub values: Values,
+    /// Whether its format changes values a little (JPEG, WebP).
+    pub lossy: bool,
 }
 
 /// Bytes of memory that decoding takes at most, by the header alone.
@@ -92,6 +94,7 @@ pub(crate) fn mask(bytes: &[u8], out: &mut Vec<u8>) -> Result<Mask, Reason> {
         width,
         height,
         values,
+        lossy: matches!(format(bytes)?, Format::Jpeg | Format::WebP),
     })
 }
 

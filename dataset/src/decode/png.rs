@@ -27,7 +27,8 @@ pub(super) fn decode(bytes: &[u8], mut out: Vec<u8>) -> Result<(Picture, Orienta
     let mut decoder = png::Decoder::new(Cursor::new(bytes));
     decoder.set_transformations(Transformations::EXPAND);
     decoder.ignore_checksums(false);
-    decoder.set_ignore_text_chunk(true);
+    // ImageMagick keeps Exif in a text.
+    decoder.set_ignore_text_chunk(false);
     decoder.set_ignore_iccp_chunk(true);
     let mut reader = decoder.read_info().map_err(reason)?;
     let frames = reader.info().animation_control.map_or(1, |a| a.num_frames);
@@ -53,7 +54,8 @@ pub(super) fn decode(bytes: &[u8], mut out: Vec<u8>) -> Result<(Picture, Orienta
     let orientation = info
         .exif_metadata
         .as_deref()
-        .and_then(Orientation::from_exif_chunk);
+        .and_then(Orientation::from_exif_chunk)
+        .or_else(|| raw_profile(info));
     let samples = match depth {
         BitDepth::Sixteen => Samples::U16(
             out.chunks_exact(2)
@@ -71,6 +73,31 @@ pub(super) fn decode(bytes: &[u8], mut out: Vec<u8>) -> Result<(Picture, Orienta
         stated,
     };
     Ok((picture, orientation.unwrap_or(Orientation::NoTransforms)))
+}
+
+/// The orientation in a text `Raw profile type exif`: a name, a length, and the bytes in hexadecimal digits.
+fn raw_profile(info: &png::Info<'_>) -> Option<Orientation> {
+    const NAMES: [&str; 2] = ["Raw profile type exif", "Raw profile type APP1"];
+    let plain = info.uncompressed_latin1_text.iter();
+    let plain = plain
+        .filter(|text| NAMES.contains(&text.keyword.as_str()))
+        .map(|text| text.text.clone());
+    let packed = info.compressed_latin1_text.iter();
+    let packed = packed
+        .filter(|text| NAMES.contains(&text.keyword.as_str()))
+        .filter_map(|text| text.get_text().ok());
+    let text = plain.chain(packed).next()?;
+    let digits: Vec<u32> = text
+        .split_whitespace()
+        .skip(2)
+        .flat_map(str::chars)
+        .map_while(|c| c.to_digit(16))
+        .collect();
+    let bytes: Vec<u8> = digits
+        .chunks_exact(2)
+        .map(|pair| (pair[0] << 4 | pair[1]) as u8)
+        .collect();
+    Orientation::from_exif_chunk(bytes.strip_prefix(b"Exif\0\0").unwrap_or(&bytes))
 }
 
 /// White by the significant bits of the colour samples. The standard wants samples scaled to the full depth all the

@@ -89,6 +89,10 @@ pub(crate) struct Values {
     pub largest: f64,
     /// The value that stands for white at full depth: 255, 4095, 65535, 1.
     pub white: f64,
+    /// Of the pixels that are not black, the share below half of white; 0 when there are only two values.
+    pub dim: f64,
+    /// How many values there are besides 0, in 8 bits.
+    pub levels: usize,
 }
 
 impl Picture {
@@ -122,6 +126,7 @@ impl Picture {
             }
             Samples::Float { data, whole } => {
                 finite(&data)?;
+                not_negative(&data)?;
                 let largest = largest_colour(&data, channels, self.alpha, |v| f64::from(*v));
                 let (white, note) = if whole {
                     white_of_integers(largest, 32, self.stated)
@@ -194,12 +199,16 @@ fn white_of_integers(largest: f64, bits: u32, stated: Option<f64>) -> (f64, Opti
     if largest <= 0.0 {
         return (full, None);
     }
-    let usual = [8, 10, 12, 14, 16, 24, 32].map(|depth| (depth, 2f64.powi(depth) - 1.0));
+    // Signed types have one bit less.
+    let usual = [8, 10, 12, 14, 15, 16, 24, 31, 32].map(|depth| (depth, 2f64.powi(depth) - 1.0));
+    let usual = usual
+        .into_iter()
+        .filter(|(depth, _)| bits > 16 || *depth != 15);
     match usual.into_iter().find(|(_, white)| largest <= *white) {
         Some((depth, white)) if white < full => (
             white,
             Some(format!(
-                "its {bits}-bit values reach only {largest}: taken as {depth} bits"
+                "its values reach only {largest}: taken as {depth} bits"
             )),
         ),
         _ => (full, None),
@@ -326,12 +335,26 @@ fn byte_mask(data: Vec<u8>, (colours, alpha): (usize, Alpha)) -> (Vec<u8>, Value
             *value = if *value == 0 { 0 } else { 255 };
         }
     }
+    let (dim, levels) = if two_valued { (0.0, 1) } else { spread(&plane) };
     let values = Values {
         two_valued,
         largest: f64::from(largest),
         white: 255.0,
+        dim,
+        levels,
     };
     (plane, values)
+}
+
+/// The share of dim pixels among those that are not black, and how many values these have.
+fn spread(plane: &[u8]) -> (f64, usize) {
+    let mut counts = [0u64; 256];
+    for value in plane {
+        counts[usize::from(*value)] += 1;
+    }
+    let sum = |range: std::ops::Range<usize>| counts[range].iter().sum::<u64>();
+    let levels = counts[1..].iter().filter(|count| **count > 0).count();
+    (sum(1..128) as f64 / sum(1..256).max(1) as f64, levels)
 }
 
 wide! {
@@ -347,7 +370,7 @@ wide! {
     }
 }
 
-/// One value per pixel at full depth; negative ones count as 0.
+/// One value per pixel at full depth; negative ones count as 0, unless there are no others: some tools cast "true" to -1.
 fn brightest<T>(
     data: &[T],
     (colours, alpha): (usize, Alpha),
@@ -361,11 +384,19 @@ fn brightest<T>(
             .fold(full, |opaque, pixel| value(&pixel[colours]).max(opaque)),
         _ => full,
     };
+    let colour = |pixel: &[T]| pixel[..colours].iter().map(&value).fold(f32::MIN, f32::max);
+    let sign = match data
+        .chunks_exact(channels)
+        .all(|pixel| colour(pixel) <= 0.0)
+    {
+        true => -1.0,
+        false => 1.0,
+    };
     data.chunks_exact(channels)
         .map(|pixel| {
             let top = pixel[..colours]
                 .iter()
-                .fold(0f32, |top, v| value(v).max(top));
+                .fold(0f32, |top, v| (sign * value(v)).max(top));
             match alpha {
                 Alpha::Straight => top * (value(&pixel[colours]) / opaque).clamp(0.0, 1.0),
                 _ => top,
@@ -381,7 +412,7 @@ fn largest(plane: &[f32]) -> f64 {
 fn wide_mask(plane: &[f32], largest: f64, white: f64) -> (Vec<u8>, Values) {
     let top = largest as f32;
     let two_valued = largest > 0.0 && plane.iter().all(|value| *value == 0.0 || *value == top);
-    let bytes = if two_valued {
+    let bytes: Vec<u8> = if two_valued {
         plane
             .iter()
             .map(|value| if *value == 0.0 { 0 } else { 255 })
@@ -394,12 +425,27 @@ fn wide_mask(plane: &[f32], largest: f64, white: f64) -> (Vec<u8>, Values) {
             .map(|value| (value * scale + 0.5) as u8)
             .collect()
     };
+    let (dim, levels) = if two_valued { (0.0, 1) } else { spread(&bytes) };
     let values = Values {
         two_valued,
         largest,
         white,
+        dim,
+        levels,
     };
     (bytes, values)
+}
+
+/// Filters leave values a little below 0, which are black; more of them mean something that is not known.
+fn not_negative(data: &[f32]) -> Result<(), Reason> {
+    let ends = |(least, most): (f32, f32), v: &f32| (least.min(*v), most.max(*v));
+    let (least, most) = data.iter().fold((0.0, 0.0), ends);
+    if least >= -0.15 * most.max(f32::MIN_POSITIVE) {
+        return Ok(());
+    }
+    Err(format!(
+        "its values reach from {least} to {most}, and what negative ones mean is not known: save it with black at 0"
+    ))
 }
 
 fn finite(data: &[f32]) -> Result<(), Reason> {

@@ -16,7 +16,7 @@ use tiff::decoder::{Decoder, DecodingResult, Limits};
 
 use self::directory::{Directory, File, tag};
 use super::samples::{Picture, Samples};
-use super::{Format, MAX_DECODED_BYTES, Reason, usual};
+use super::{Format, MAX_DECODED_BYTES, Reason, several, usual};
 
 /// What the directory of the one picture says; the names of the fields are those of the standard.
 #[derive(Debug)]
@@ -208,6 +208,17 @@ impl Facts {
         }
         if self.photometric == photometric::YCBCR && self.planar && self.compression == JPEG {
             return Err(convert("is a TIFF of JPEG planes"));
+        }
+        let grey = enough == 1;
+        let opacity = matches!(self.extra, Some(1 | 2)) && self.samples == 2;
+        if grey && self.samples > 1 && !opacity {
+            return Err(several(&format!("{} channels of grey", self.samples)));
+        }
+        let depth = page
+            .find(tag::IMAGE_DEPTH)
+            .and_then(|field| file.number(field));
+        if let Some(depth) = depth.filter(|depth| *depth > 1) {
+            return Err(several(&format!("{depth} slices of a volume")));
         }
         let fill = page
             .find(tag::FILL_ORDER)

@@ -12,6 +12,11 @@ use crate::shard::Row;
 /// The smallest value of 8 bits that counts as lesion in a mask with more than two values.
 const MIDDLE: u8 = 128;
 
+/// Values besides black in a mask that has no soft edges, at most; and shares of dim pixels that are told.
+const FEW_LEVELS: usize = 8;
+const SOME_DIM: f64 = 0.1;
+const MOST_DIM: f64 = 0.75;
+
 /// A mask without lesions that was stored as a JPEG has values up to about this.
 const NOISE: u8 = 8;
 
@@ -130,12 +135,11 @@ impl Desk {
             let path = || raw.store.describe(entry);
             match done {
                 Ok(None) => {}
-                Ok(Some(Faint { largest, least })) => {
-                    self.faint_masks += 1;
-                    tracing::warn!(
-                        "{}: this mask counts as empty: its largest value is {largest}, lesions begin at {least}",
-                        path()
-                    );
+                Ok(Some(doubt)) => {
+                    if matches!(doubt, Doubt::Empty(_)) {
+                        self.faint_masks += 1;
+                    }
+                    tracing::warn!("{}: {doubt}", path());
                 }
                 Err(reason) => bad.push(BadFile {
                     path: path(),
@@ -204,19 +208,20 @@ impl Desk {
         frame: Option<&Frame>,
         rule: MaskRule,
         size: usize,
-    ) -> Result<Option<Faint>, String> {
+    ) -> Result<Option<Doubt>, String> {
         let Some(frame) = frame else { return Ok(None) };
         if (mask.width, mask.height) != (frame.width, frame.height) {
             return Err(other_size(mask, frame));
         }
         if !counts(mask.values, rule) {
-            return Ok(faint(mask.values));
+            return Ok(faint(mask.values, mask.lossy).map(Doubt::Empty));
         }
+        let doubt = dim(mask.values, mask.lossy).map(Doubt::Dim);
         let Some(square) = frame.cut else {
             for (bits, value) in self.mask.iter_mut().zip(&self.plane) {
                 *bits |= u8::from(*value >= MIDDLE) << class;
             }
-            return Ok(None);
+            return Ok(doubt);
         };
         if !mask.values.two_valued {
             for value in &mut self.plane {
@@ -236,7 +241,7 @@ impl Desk {
         {
             *bits |= lesion << class;
         }
-        Ok(None)
+        Ok(doubt)
     }
 }
 
@@ -263,6 +268,37 @@ struct Faint {
     least: f64,
 }
 
+/// A mask of which some pixels count as lesion, and others that are not black do not.
+#[derive(Clone, Copy, Debug, PartialEq)]
+struct Dim {
+    /// Share of the pixels that are not black and do not count.
+    share: f64,
+    least: f64,
+}
+
+/// What its author may not have meant.
+#[derive(Clone, Copy, Debug, PartialEq)]
+enum Doubt {
+    Empty(Faint),
+    Dim(Dim),
+}
+
+impl std::fmt::Display for Doubt {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self {
+            Self::Empty(Faint { largest, least }) => write!(
+                f,
+                "this mask counts as empty: its largest value is {largest}, lesions begin at {least}; store lesions as white"
+            ),
+            Self::Dim(Dim { share, least }) => write!(
+                f,
+                "{:.0} % of the pixels of this mask that are not black do not count: lesions begin at {least}; if its values are numbers of lesions or classes, store lesions as white",
+                100.0 * share
+            ),
+        }
+    }
+}
+
 /// Whether any pixel counts as lesion: one of at least half of white, or the other value of two. In FGADR, whose edges
 /// are anti-aliased, a lone dark value is the edge of nothing; only 1 is a value that people store for yes.
 fn counts(values: Values, rule: MaskRule) -> bool {
@@ -281,11 +317,25 @@ fn half(white: f64) -> f64 {
     }
 }
 
-/// What is to be said of a mask that counts as empty; nothing when its values are mere noise.
-fn faint(values: Values) -> Option<Faint> {
-    let noise = f64::from(NOISE) / 255.0 * values.white;
+/// What is to be said of a mask that counts as empty; nothing when its values are mere noise of a lossy format.
+fn faint(values: Values, lossy: bool) -> Option<Faint> {
+    let noise = if lossy {
+        f64::from(NOISE) / 255.0 * values.white
+    } else {
+        0.0
+    };
     (values.two_valued || values.largest > noise).then(|| Faint {
         largest: values.largest,
+        least: half(values.white),
+    })
+}
+
+/// What is to be said of a mask with pixels that do not count: when they are most, or when there are so few values that
+/// they are no soft edges.
+fn dim(values: Values, lossy: bool) -> Option<Dim> {
+    let few = !lossy && values.levels <= FEW_LEVELS && values.dim > SOME_DIM;
+    (few || values.dim > MOST_DIM).then(|| Dim {
+        share: values.dim,
         least: half(values.white),
     })
 }
@@ -299,6 +349,8 @@ mod tests {
             two_valued,
             largest,
             white,
+            dim: 0.0,
+            levels: 1,
         }
     }
 
@@ -324,14 +376,33 @@ mod tests {
 
     #[test]
     fn masks_that_are_too_dark_to_count_are_told_from_empty_ones() {
-        let told =
-            |largest, white, two| faint(values(largest, white, two)).map(|f| (f.largest, f.least));
+        let told = |largest, white, two| {
+            faint(values(largest, white, two), true).map(|f| (f.largest, f.least))
+        };
         assert_eq!(told(100.0, 255.0, false), Some((100.0, 128.0)));
         assert_eq!(told(60.0, 255.0, true), Some((60.0, 128.0)));
         assert_eq!(told(300.0, 1023.0, false), Some((300.0, 512.0)));
         assert_eq!(told(0.4, 1.0, false), Some((0.4, 0.5)));
         assert_eq!(told(3.0, 255.0, false), None);
         assert_eq!(told(0.0, 255.0, false), None);
+    }
+
+    #[test]
+    fn numbers_of_lesions_are_told_from_soft_edges() {
+        let told = |dim_share, levels, lossy| {
+            let values = Values {
+                dim: dim_share,
+                levels,
+                ..values(255.0, 255.0, false)
+            };
+            dim(values, lossy).is_some()
+        };
+        assert!(told(0.4, 2, false), "0, 100 and 200");
+        assert!(!told(0.4, 60, false), "a soft edge");
+        assert!(!told(0.4, 2, true));
+        assert!(told(0.8, 60, true), "dark red as a JPEG");
+        // Without loss, 1 and 2 are no noise.
+        assert!(faint(values(2.0, 255.0, false), false).is_some());
     }
 
     #[test]
@@ -346,6 +417,7 @@ mod tests {
             width,
             height,
             values: values(255.0, 255.0, true),
+            lossy: false,
         };
         let text = other_size(mask(360, 260), &frame);
         assert!(

@@ -94,6 +94,12 @@ impl Store {
             };
             store.entries = files.into_iter().map(entry).collect();
             store.obstructed = obstructed;
+        } else if !kind.is_file() {
+            return Err(Error::Layout {
+                path: path.to_owned(),
+                problem: "is a device or a pipe".to_owned(),
+                help: "give a directory or a zip archive".to_owned(),
+            });
         } else {
             let mut archive = archive::open(path)?;
             (store.entries, store.obstructed) = archive::list(path, &mut archive)?;

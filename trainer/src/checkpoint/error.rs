@@ -60,6 +60,17 @@ pub enum Error {
         reason: String,
     },
 
+    /// A file that holds no weights in a form that is read.
+    #[error("{path}: {what}\n  help: {help}", path = path.display())]
+    Foreign {
+        /// The file.
+        path: PathBuf,
+        /// What it is, or what is wrong with it.
+        what: String,
+        /// What to do.
+        help: &'static str,
+    },
+
     /// Written by a version of Fovea that this one does not know.
     #[error("{path} was made by another version of fovea: it has format version {found}, this one reads \
              version {known}\n  help: {help}", path = path.display(), known = FORMAT_VERSION, help = version_help(*found))]
@@ -118,6 +129,7 @@ impl Error {
         match self {
             Self::Incomplete { .. }
             | Self::Damaged { .. }
+            | Self::Foreign { .. }
             | Self::Version { .. }
             | Self::NoneUsable { .. }
             | Self::Tensor { .. } => true,

@@ -170,18 +170,78 @@ pub fn load_weights(path: &Path) -> Result<Vec<NamedTensor>> {
     {
         return Opened::new(path)?.tensors(WEIGHTS);
     }
+    if !fs::metadata(path)
+        .map_err(Error::io("read", path))?
+        .is_file()
+    {
+        return Err(Error::Foreign {
+            path: path.to_path_buf(),
+            what: "this is a device or a pipe, not a file".to_owned(),
+            help: GIVE,
+        });
+    }
     let bytes = fs::read(path).map_err(Error::io("read", path))?;
     decode_weights(path, &bytes)
+}
+
+const GIVE: &str = "give a .safetensors file, a checkpoint or a run directory; copy the file again if it was cut off";
+
+/// What a file that is no safetensors file is, by its first bytes, and what to do.
+fn foreign(bytes: &[u8]) -> Option<(&'static str, &'static str)> {
+    const SAVE: &str =
+        "save its state dict with safetensors.torch.save_file(model.state_dict(), 'x.safetensors')";
+    let known: [(&[u8], &str, &str); 7] = [
+        (b"", "it is empty", GIVE),
+        (
+            b"PK\x03\x04",
+            "it is a PyTorch file (.pth, .pt) or another zip archive",
+            SAVE,
+        ),
+        (b"\x80", "it is a Python pickle (an old .pth)", SAVE),
+        (b"\x89HDF", "it is an HDF5 file (Keras)", GIVE),
+        (b"\x93NUMPY", "it is a NumPy array", GIVE),
+        (
+            b"version https://git-lfs",
+            "it is a Git LFS pointer and not the file itself",
+            "run `git lfs pull` where it was cloned",
+        ),
+        (
+            b"<",
+            "it is a web page or another text",
+            "download it again",
+        ),
+    ];
+    known
+        .into_iter()
+        .find(|(start, ..)| {
+            if start.is_empty() {
+                bytes.is_empty()
+            } else {
+                bytes.starts_with(start)
+            }
+        })
+        .map(|(_, what, help)| (what, help))
 }
 
 /// The tensors of a safetensors file that was read from `path`, in byte order of their names.
 pub fn decode_weights(path: &Path, bytes: &[u8]) -> Result<Vec<NamedTensor>> {
     decode(bytes).map_err(|error| match error {
-        DecodeError::Tensor(error) => error,
-        DecodeError::Format(reason) => Error::Damaged {
+        DecodeError::Tensor(error) => Error::Foreign {
             path: path.to_path_buf(),
-            reason: format!("it is no safetensors file: {reason}"),
+            what: error.headline(),
+            help: "weights are read as F32, F16 or BF16, counts as I64: save them so",
         },
+        DecodeError::Format(reason) => {
+            let (what, help) = foreign(bytes).map_or_else(
+                || (format!("it is no whole safetensors file: {reason}"), GIVE),
+                |(what, help)| (what.to_owned(), help),
+            );
+            Error::Foreign {
+                path: path.to_path_buf(),
+                what,
+                help,
+            }
+        }
     })
 }
 

@@ -77,7 +77,21 @@ impl Trainer {
             }
             rows.extend(whole.map(bytemuck::pod_read_unaligned::<Row>));
         }
-        Ok(rows)
+        // The same rows at every rank: all of them end here, and none is taken for lost.
+        let bad = rows
+            .iter()
+            .filter(|row| !row.logits.iter().all(|x| x.is_finite()));
+        match bad.count() {
+            0 => Ok(rows),
+            n => Err(Error::Usage {
+                what: format!(
+                    "epoch {}: the model's answers to {n} of the {} samples of the validation split are not finite (NaN or infinite)",
+                    self.progress.epoch + 1,
+                    rows.len()
+                ),
+                help: "the weights are of no use any more: begin a new run (another --out) from an earlier checkpoint with --init and a lower optimizer.lr, or check the weights that this one began from".to_owned(),
+            }),
+        }
     }
 
     /// Rank 0: says that nothing was decided by the watched metric, and returns what everybody is to hear.

@@ -32,6 +32,7 @@ pub(super) mod tag {
     pub const SAMPLE_FORMAT: u16 = 339;
     pub const JPEG_TABLES: u16 = 347;
     pub const CHROMA_SUBSAMPLING: u16 = 530;
+    pub const IMAGE_DEPTH: u16 = 32997;
 
     /// Those whose values a decoder makes room for.
     pub const READ: [u16; 21] = [
