@@ -56,6 +56,7 @@ fn followed(path: &Path) -> PathBuf {
 }
 
 #[cfg(test)]
+#[allow(clippy::unwrap_used, reason = "in a test a panic is the message")]
 mod tests {
     use std::fs;
     use std::os::unix::fs::symlink;

@@ -233,7 +233,7 @@ pub fn decode_weights(path: &Path, bytes: &[u8]) -> Result<Vec<NamedTensor>> {
         },
         DecodeError::Format(reason) => {
             let (what, help) = foreign(bytes).map_or_else(
-                || (format!("it is no whole safetensors file: {reason}"), GIVE),
+                || (format!("it is no safetensors file: {reason}"), GIVE),
                 |(what, help)| (what.to_owned(), help),
             );
             Error::Foreign {
