@@ -370,7 +370,7 @@ fn what_is_no_checkpoint_is_told_apart() {
         .unwrap_err()
         .to_string();
     assert!(
-        text.contains("state.json is damaged: it is no safetensors file"),
+        text.contains("state.json: it is no safetensors file"),
         "{text}"
     );
     let empty = TempDir::new().unwrap();
