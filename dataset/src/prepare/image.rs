@@ -216,7 +216,11 @@ impl Desk {
         if !counts(mask.values, rule) {
             return Ok(faint(mask.values, mask.lossy).map(Doubt::Empty));
         }
-        let doubt = dim(mask.values, mask.lossy).map(Doubt::Dim);
+        // FGADR's edges are soft; that their dark part does not count is its published rule.
+        let doubt = match rule {
+            MaskRule::Half => None,
+            MaskRule::HalfOrTwoValued => dim(mask.values, mask.lossy).map(Doubt::Dim),
+        };
         let Some(square) = frame.cut else {
             for (bits, value) in self.mask.iter_mut().zip(&self.plane) {
                 *bits |= u8::from(*value >= MIDDLE) << class;
@@ -334,7 +338,9 @@ fn faint(values: Values, lossy: bool) -> Option<Faint> {
 /// they are no soft edges.
 fn dim(values: Values, lossy: bool) -> Option<Dim> {
     let few = !lossy && values.levels <= FEW_LEVELS && values.dim > SOME_DIM;
-    (few || values.dim > MOST_DIM).then(|| Dim {
+    // A small lesion with a wide soft edge is mostly edge; a lossy format makes no edges that wide.
+    let most = lossy && values.dim > MOST_DIM;
+    (few || most).then(|| Dim {
         share: values.dim,
         least: half(values.white),
     })
@@ -399,6 +405,7 @@ mod tests {
         };
         assert!(told(0.4, 2, false), "0, 100 and 200");
         assert!(!told(0.4, 60, false), "a soft edge");
+        assert!(!told(0.95, 60, false), "a small lesion with a wide one");
         assert!(!told(0.4, 2, true));
         assert!(told(0.8, 60, true), "dark red as a JPEG");
         // Without loss, 1 and 2 are no noise.
