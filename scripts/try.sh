@@ -40,8 +40,9 @@ pip() {
 # An MPI that compiles and links, from whatever names its flags.
 mpicc() {
     local said
-    said=$(scripts/mpi-flags.sh 2>&1) || no "$(sed 's/^no MPI to build with: //' <<<"$said" | head -n 1)"
+    said=$(scripts/mpi-flags.sh 2>&1) || no "$(without_mpi <<<"$said")"
 }
+without_mpi() { sed 's/^no MPI to build with: //' | head -n 1; }
 
 # bindgen reads C headers with libclang.
 libclang() { local said; said=$(python3 scripts/libclang.py 2>&1) || no "$(tail -n 1 <<<"$said")"; }
@@ -49,8 +50,8 @@ libclang() { local said; said=$(python3 scripts/libclang.py 2>&1) || no "$(tail 
 # Backend mpi: an MPI, and its header read the way bindgen will.
 mpi() {
     local said flags=() flag
-    mpicc
-    while IFS= read -r flag; do case $flag in -I*) flags+=("$flag") ;; esac; done < <(scripts/mpi-flags.sh)
+    said=$(scripts/mpi-flags.sh 2>&1) || no "$(without_mpi <<<"$said")"
+    while IFS= read -r flag; do case $flag in -I*) flags+=("$flag") ;; esac; done <<<"$said"
     said=$(python3 scripts/libclang.py mpi.h "${flags[@]}" 2>&1) || no "$(tail -n 1 <<<"$said")"
 }
 

@@ -345,7 +345,7 @@ fn least_squares(points: &[(f64, f64)]) -> Option<Circle> {
 }
 
 /// Steele, Lea, Flood, "Fast splittable pseudorandom number generators" (OOPSLA 2014).
-fn splitmix(n: u64) -> u64 {
+pub(crate) fn splitmix(n: u64) -> u64 {
     let z = n.wrapping_add(1).wrapping_mul(0x9e37_79b9_7f4a_7c15);
     let z = (z ^ z >> 30).wrapping_mul(0xbf58_476d_1ce4_e5b9);
     let z = (z ^ z >> 27).wrapping_mul(0x94d0_49bb_1331_11eb);

@@ -4,7 +4,7 @@ use std::collections::{BTreeMap, HashMap};
 
 use rayon::prelude::*;
 
-use crate::raw::names::first_few;
+use crate::raw::names::{counted, first_few};
 use crate::{CLASSES, Dataset, Split};
 
 /// Images named per kind.
@@ -284,10 +284,6 @@ fn same_images(images: &[Image], twins: &[Vec<usize>]) -> Vec<String> {
         ));
     }
     told
-}
-
-fn counted(count: usize, what: &str) -> String {
-    format!("{count} {what}{}", if count == 1 { "" } else { "s" })
 }
 
 fn counted_are(count: usize, what: &str) -> String {

@@ -82,6 +82,20 @@ const MIN_EDGE: u32 = 32;
 /// A picture whose values differ by no more than this has one colour.
 const ONE_COLOUR: u8 = 8;
 
+/// Whether all pixels that are not black are alike. A photograph is known to have more by its first rows.
+fn has_one_colour(photo: &RgbImage) -> bool {
+    let mut spread = [(255u8, 0u8); 3];
+    let pixels = photo.as_raw().as_chunks::<3>().0;
+    pixels.iter().filter(|p| **p != [0; 3]).all(|pixel| {
+        for ((least, most), value) in spread.iter_mut().zip(pixel) {
+            (*least, *most) = ((*least).min(*value), (*most).max(*value));
+        }
+        spread
+            .iter()
+            .all(|(least, most)| most.saturating_sub(*least) <= ONE_COLOUR)
+    })
+}
+
 /// Why a photograph shows no eye that a model could judge.
 fn unusable(photo: &RgbImage, fov: &Fov, black: &[u8]) -> Option<String> {
     let (width, height) = photo.dimensions();
@@ -91,19 +105,7 @@ fn unusable(photo: &RgbImage, fov: &Fov, black: &[u8]) -> Option<String> {
     if black.iter().all(|cell| *cell != 0) {
         return Some("every cell is black".to_owned());
     }
-    let lit = photo
-        .as_raw()
-        .as_chunks::<3>()
-        .0
-        .iter()
-        .filter(|p| **p != [0; 3]);
-    let spread = lit.fold([(255u8, 0u8); 3], |spread, pixel| {
-        std::array::from_fn(|i| (spread[i].0.min(pixel[i]), spread[i].1.max(pixel[i])))
-    });
-    if spread
-        .iter()
-        .all(|(least, most)| most.saturating_sub(*least) <= ONE_COLOUR)
-    {
+    if has_one_colour(photo) {
         return Some("one colour all over".to_owned());
     }
     (!fov.found).then(|| "no field of view found".to_owned())

@@ -34,6 +34,11 @@ impl Row {
         }
     }
 
+    /// Whether the model's answer is a number at all.
+    pub fn is_finite(&self) -> bool {
+        self.logits.iter().all(|x| x.is_finite())
+    }
+
     /// Sigmoid of the logits.
     pub fn scored(&self) -> Scored {
         Scored {

@@ -188,10 +188,7 @@ impl Predictor {
         })?;
         let manifest = source.data().manifest();
         let cells = u64::from(manifest.grid) * u64::from(manifest.grid);
-        let bad = rows
-            .iter()
-            .find(|row| !row.logits.iter().all(|x| x.is_finite()));
-        match bad {
+        match rows.iter().find(|row| !row.is_finite()) {
             None => Ok(rows),
             Some(row) => {
                 let image = match row.level() {

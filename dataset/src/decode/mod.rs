@@ -1,11 +1,12 @@
 //! Pictures in memory to pixels, as their author meant them.
 //!
 //! What a file is, its first bytes say ([`sniff`]). A format's module decodes it to samples at full depth; [`samples`] makes
-//! RGB or a mask of them; the picture is turned upright at the end. A file with several pictures is refused, and so is
+//! RGB of them, [`masks`] a mask; the picture is turned upright at the end. A file with several pictures is refused, and so is
 //! one that is not whole. Reasons are plain text that says what to do where copying the file again does not help: the
 //! caller knows the file's name.
 
 mod jpeg;
+mod masks;
 mod png;
 mod samples;
 mod sniff;
@@ -21,8 +22,8 @@ use std::panic::{AssertUnwindSafe, catch_unwind};
 use image::metadata::Orientation;
 use image::{DynamicImage, GrayImage, RgbImage};
 
+pub(crate) use masks::Values;
 use samples::Picture;
-pub(crate) use samples::Values;
 pub(crate) use sniff::{Content, Format, HEAD, sniff};
 
 /// No picture may have more pixels: 64 Mpixel, about eight times a camera photograph.

@@ -1,10 +1,9 @@
-//! Decoded samples at their full depth, and what becomes of them: RGB of 8 bits, or a mask.
+//! Decoded samples at their full depth, and RGB of 8 bits made of them; `masks` makes masks.
 //!
 //! A value is judged before it is cut to 8 bits. Cameras store 10, 12 or 14 bits in 16, and tools store two-valued
 //! masks at any depth, so the largest possible value of a type says little about the brightest value of a picture.
 
 use super::Reason;
-use crate::wide::wide;
 
 /// How the samples of a pixel make a colour. Samples are interleaved.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -14,7 +13,8 @@ pub(super) enum Colour {
 }
 
 impl Colour {
-    fn samples(self) -> usize {
+    /// Samples of a pixel's colour.
+    pub fn samples(self) -> usize {
         match self {
             Self::Grey => 1,
             Self::Rgb => 3,
@@ -80,21 +80,6 @@ pub(super) struct Picture {
     pub stated: Option<f64>,
 }
 
-/// What a plane of mask values is.
-#[derive(Clone, Copy, Debug, PartialEq)]
-pub(crate) struct Values {
-    /// There are only 0 and one other value, and that value occurs. The plane then holds 0 and 255.
-    pub two_valued: bool,
-    /// The largest value at full depth.
-    pub largest: f64,
-    /// The value that stands for white at full depth: 255, 4095, 65535, 1.
-    pub white: f64,
-    /// Of the pixels that are not black, the share below half of white; 0 when there are only two values.
-    pub dim: f64,
-    /// How many values there are besides 0, in 8 bits.
-    pub levels: usize,
-}
-
 impl Picture {
     /// RGB, `[height, width, 3]`, laid over black where it is transparent; with a word about the scale when the file
     /// leaves it open.
@@ -143,55 +128,15 @@ impl Picture {
         };
         Ok((over_black(bytes, self.colour, self.alpha), note))
     }
-
-    /// One value per pixel, `[height, width]`: the largest of R, G, B times the opacity, in 8 bits.
-    ///
-    /// What is transparent is no lesion: tools that paint on a transparent layer may leave any colour where nothing was
-    /// painted.
-    pub fn into_mask(self) -> Result<(Vec<u8>, Values), Reason> {
-        let colours = self.colour.samples();
-        let shape = (colours, self.alpha);
-        match self.samples {
-            Samples::U8(data) => Ok(byte_mask(data, shape)),
-            Samples::Indexed { mut data, palette } => {
-                let light = palette.map(|[r, g, b]| r.max(g).max(b));
-                // Most of a mask is ground, eight pixels at a time.
-                let ground = [0; 8];
-                let (eights, rest) = data.as_chunks_mut::<8>();
-                for value in eights
-                    .iter_mut()
-                    .filter(|eight| light[0] != 0 || **eight != ground)
-                    .flatten()
-                    .chain(rest)
-                {
-                    *value = light[usize::from(*value)];
-                }
-                Ok(byte_mask(data, (1, Alpha::None)))
-            }
-            Samples::U16(data) => {
-                let plane = brightest(&data, shape, 65535.0, |v| f32::from(*v));
-                let largest = largest(&plane);
-                let white = white_of_integers(largest, 16, self.stated).0;
-                Ok(wide_mask(&plane, largest, white))
-            }
-            Samples::Float { data, whole } => {
-                finite(&data)?;
-                let plane = brightest(&data, shape, 1.0, |v| *v);
-                let largest = largest(&plane);
-                let white = if whole {
-                    white_of_integers(largest, 32, self.stated).0
-                } else {
-                    white_of_floats(largest, self.stated).0
-                };
-                Ok(wide_mask(&plane, largest, white))
-            }
-        }
-    }
 }
 
 /// The value that stands for white among integers of `bits` bits: the stated one when no value exceeds it, else that
 /// of the least usual depth of cameras that holds the largest value; a word when it had to be guessed.
-fn white_of_integers(largest: f64, bits: u32, stated: Option<f64>) -> (f64, Option<String>) {
+pub(super) fn white_of_integers(
+    largest: f64,
+    bits: u32,
+    stated: Option<f64>,
+) -> (f64, Option<String>) {
     if let Some(stated) = stated.filter(|stated| *stated >= largest.max(1.0)) {
         return (stated, None);
     }
@@ -216,7 +161,7 @@ fn white_of_integers(largest: f64, bits: u32, stated: Option<f64>) -> (f64, Opti
 }
 
 /// The same among floats: 1, 255, or that of a usual depth, or else the largest value.
-fn white_of_floats(largest: f64, stated: Option<f64>) -> (f64, Option<String>) {
+pub(super) fn white_of_floats(largest: f64, stated: Option<f64>) -> (f64, Option<String>) {
     if let Some(stated) = stated.filter(|stated| *stated > 0.0 && *stated >= largest) {
         return (stated, None);
     }
@@ -309,131 +254,8 @@ fn over_black(bytes: Vec<u8>, colour: Colour, alpha: Alpha) -> Vec<u8> {
 }
 
 /// What is to be seen of a value over black.
-fn seen(value: u8, alpha: u8) -> u8 {
+pub(super) fn seen(value: u8, alpha: u8) -> u8 {
     ((u16::from(value) * u16::from(alpha) + 127) / 255) as u8
-}
-
-fn byte_mask(data: Vec<u8>, (colours, alpha): (usize, Alpha)) -> (Vec<u8>, Values) {
-    let top = |pixel: &[u8]| pixel.iter().copied().max().unwrap_or(0);
-    let mut plane: Vec<u8> = match (colours, alpha) {
-        (1, Alpha::None) => data,
-        (3, Alpha::None) => data
-            .chunks_exact(3)
-            .map(|p| p[0].max(p[1]).max(p[2]))
-            .collect(),
-        (n, _) => {
-            let opacity = |a: u8| if alpha == Alpha::Straight { a } else { 255 };
-            data.chunks_exact(n + 1)
-                .map(|p| seen(top(&p[..n]), opacity(p[n])))
-                .collect()
-        }
-    };
-    let largest = largest_byte(&plane);
-    let two_valued = largest > 0 && others(&plane, largest) == 0;
-    if two_valued && largest < 255 {
-        for value in &mut plane {
-            *value = if *value == 0 { 0 } else { 255 };
-        }
-    }
-    let (dim, levels) = if two_valued { (0.0, 1) } else { spread(&plane) };
-    let values = Values {
-        two_valued,
-        largest: f64::from(largest),
-        white: 255.0,
-        dim,
-        levels,
-    };
-    (plane, values)
-}
-
-/// The share of dim pixels among those that are not black, and how many values these have.
-fn spread(plane: &[u8]) -> (f64, usize) {
-    let mut counts = [0u64; 256];
-    for value in plane {
-        counts[usize::from(*value)] += 1;
-    }
-    let sum = |range: std::ops::Range<usize>| counts[range].iter().sum::<u64>();
-    let levels = counts[1..].iter().filter(|count| **count > 0).count();
-    (sum(1..128) as f64 / sum(1..256).max(1) as f64, levels)
-}
-
-wide! {
-    fn largest_byte(plane: &[u8]) -> u8 {
-        plane.iter().copied().max().unwrap_or(0)
-    }
-}
-
-wide! {
-    /// Bits of the values that are neither 0 nor `value`.
-    fn others(plane: &[u8], value: u8) -> u8 {
-        plane.iter().fold(0, |bits, v| bits | if *v == value { 0 } else { *v })
-    }
-}
-
-/// One value per pixel at full depth; negative ones count as 0, unless there are no others: some tools cast "true" to -1.
-fn brightest<T>(
-    data: &[T],
-    (colours, alpha): (usize, Alpha),
-    full: f32,
-    value: impl Fn(&T) -> f32,
-) -> Vec<f32> {
-    let channels = colours + usize::from(alpha != Alpha::None);
-    let opaque = match alpha {
-        Alpha::Straight => data
-            .chunks_exact(channels)
-            .fold(full, |opaque, pixel| value(&pixel[colours]).max(opaque)),
-        _ => full,
-    };
-    let colour = |pixel: &[T]| pixel[..colours].iter().map(&value).fold(f32::MIN, f32::max);
-    let sign = match data
-        .chunks_exact(channels)
-        .all(|pixel| colour(pixel) <= 0.0)
-    {
-        true => -1.0,
-        false => 1.0,
-    };
-    data.chunks_exact(channels)
-        .map(|pixel| {
-            let top = pixel[..colours]
-                .iter()
-                .fold(0f32, |top, v| (sign * value(v)).max(top));
-            match alpha {
-                Alpha::Straight => top * (value(&pixel[colours]) / opaque).clamp(0.0, 1.0),
-                _ => top,
-            }
-        })
-        .collect()
-}
-
-fn largest(plane: &[f32]) -> f64 {
-    f64::from(plane.iter().copied().fold(0.0, f32::max))
-}
-
-fn wide_mask(plane: &[f32], largest: f64, white: f64) -> (Vec<u8>, Values) {
-    let top = largest as f32;
-    let two_valued = largest > 0.0 && plane.iter().all(|value| *value == 0.0 || *value == top);
-    let bytes: Vec<u8> = if two_valued {
-        plane
-            .iter()
-            .map(|value| if *value == 0.0 { 0 } else { 255 })
-            .collect()
-    } else {
-        let scale = (255.0 / white) as f32;
-        // Half of white becomes 128, the smallest value that counts as lesion.
-        plane
-            .iter()
-            .map(|value| (value * scale + 0.5) as u8)
-            .collect()
-    };
-    let (dim, levels) = if two_valued { (0.0, 1) } else { spread(&bytes) };
-    let values = Values {
-        two_valued,
-        largest,
-        white,
-        dim,
-        levels,
-    };
-    (bytes, values)
 }
 
 /// Filters leave values a little below 0, which are black; more of them mean something that is not known.
@@ -448,7 +270,7 @@ fn not_negative(data: &[f32]) -> Result<(), Reason> {
     ))
 }
 
-fn finite(data: &[f32]) -> Result<(), Reason> {
+pub(super) fn finite(data: &[f32]) -> Result<(), Reason> {
     match data.iter().filter(|value| !value.is_finite()).count() {
         0 => Ok(()),
         n => Err(format!(
@@ -459,10 +281,10 @@ fn finite(data: &[f32]) -> Result<(), Reason> {
 }
 
 #[cfg(test)]
-mod tests {
+pub(super) mod tests {
     use super::*;
 
-    fn picture(colour: Colour, alpha: Alpha, samples: Samples) -> Picture {
+    pub fn picture(colour: Colour, alpha: Alpha, samples: Samples) -> Picture {
         Picture {
             width: 1,
             height: 1,
@@ -473,14 +295,14 @@ mod tests {
         }
     }
 
-    fn grey16(values: &[u16], stated: Option<f64>) -> Picture {
+    pub fn grey16(values: &[u16], stated: Option<f64>) -> Picture {
         Picture {
             stated,
             ..picture(Colour::Grey, Alpha::None, Samples::U16(values.to_vec()))
         }
     }
 
-    fn grey32(values: &[f32], whole: bool) -> Picture {
+    pub fn grey32(values: &[f32], whole: bool) -> Picture {
         let data = values.to_vec();
         picture(Colour::Grey, Alpha::None, Samples::Float { data, whole })
     }
@@ -581,58 +403,5 @@ mod tests {
             [0, 255],
             "painted on a transparent layer"
         );
-    }
-
-    #[test]
-    fn two_values_are_two_values_at_any_depth() {
-        let judged = |picture: Picture| {
-            picture
-                .into_mask()
-                .map(|(plane, values)| (plane, values.two_valued))
-                .unwrap()
-        };
-        for v in [1, 76, 255, 4095, 65535] {
-            assert_eq!(
-                judged(grey16(&[0, v, 0], None)),
-                (vec![0, 255, 0], true),
-                "{v}"
-            );
-            assert_eq!(
-                judged(grey32(&[0.0, f32::from(v), 0.0], true)),
-                (vec![0, 255, 0], true),
-                "{v}"
-            );
-        }
-        assert_eq!(
-            judged(grey32(&[0.0, 0.2, -1.0], false)),
-            (vec![0, 255, 0], true)
-        );
-        for v in [1, 76, 255] {
-            let bytes = picture(Colour::Grey, Alpha::None, Samples::U8(vec![0, v, 0]));
-            assert_eq!(judged(bytes), (vec![0, 255, 0], true));
-        }
-        assert_eq!(judged(grey16(&[0; 3], None)), (vec![0; 3], false));
-    }
-
-    #[test]
-    fn soft_masks_are_cut_at_half_of_white() {
-        let half = |picture: Picture| {
-            let (plane, values) = picture.into_mask().unwrap();
-            assert!(!values.two_valued);
-            plane.iter().map(|v| *v >= 128).collect::<Vec<_>>()
-        };
-        assert_eq!(
-            half(grey16(&[32767, 32768, 65535], None)),
-            [false, true, true]
-        );
-        assert_eq!(half(grey16(&[2047, 2048, 4095], None)), [false, true, true]);
-        assert_eq!(half(grey16(&[127, 128, 255], None)), [false, true, true]);
-        assert_eq!(
-            half(grey32(&[0.0, 0.49, 0.5, 1.0], false)),
-            [false, false, true, true]
-        );
-        let bytes = picture(Colour::Grey, Alpha::None, Samples::U8(vec![1, 127, 128]));
-        assert_eq!(half(bytes), [false, false, true]);
-        assert!(grey32(&[f32::INFINITY], false).into_mask().is_err());
     }
 }

@@ -57,16 +57,13 @@ static COUNTING: Counting = Counting;
 /// What decoders may hold beside what the header announces: tables, and buffers of compressed data.
 const SLACK: isize = 8 << 20;
 
-/// splitmix64.
+/// Numbers that follow from a seed.
 struct Dice(u64);
 
 impl Dice {
     fn roll(&mut self, below: usize) -> usize {
-        self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
-        let mut z = self.0;
-        z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
-        z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
-        ((z ^ (z >> 31)) % below.max(1) as u64) as usize
+        self.0 = crate::fov::splitmix(self.0);
+        (self.0 % below.max(1) as u64) as usize
     }
 }
 

@@ -15,7 +15,7 @@ use image::metadata::Orientation;
 use tiff::decoder::{Decoder, DecodingResult, Limits};
 
 use self::directory::{Directory, File, tag};
-use super::samples::{Picture, Samples};
+use super::samples::{Alpha, Colour, Picture, Samples};
 use super::{Format, MAX_DECODED_BYTES, Reason, several, usual};
 
 /// What the directory of the one picture says; the names of the fields are those of the standard.
@@ -210,7 +210,7 @@ impl Facts {
             return Err(convert("is a TIFF of JPEG planes"));
         }
         let grey = enough == 1;
-        let opacity = matches!(self.extra, Some(1 | 2)) && self.samples == 2;
+        let opacity = self.alpha(Colour::Grey) != Alpha::None && self.samples == 2;
         if grey && self.samples > 1 && !opacity {
             return Err(several(&format!("{} channels of grey", self.samples)));
         }
@@ -227,6 +227,15 @@ impl Facts {
             return Err(convert("is a TIFF with its bits in reverse order"));
         }
         Ok(())
+    }
+
+    /// What the first sample behind the colour is.
+    fn alpha(&self, colour: Colour) -> Alpha {
+        match self.extra {
+            Some(1) if self.samples as usize > colour.samples() => Alpha::Premultiplied,
+            Some(2) if self.samples as usize > colour.samples() => Alpha::Straight,
+            _ => Alpha::None,
+        }
     }
 
     /// Whether the crate decodes these samples under their own name.

@@ -136,7 +136,7 @@ impl Desk {
             match done {
                 Ok(None) => {}
                 Ok(Some(doubt)) => {
-                    if matches!(doubt, Doubt::Empty(_)) {
+                    if matches!(doubt, Doubt::Empty { .. }) {
                         self.faint_masks += 1;
                     }
                     tracing::warn!("{}: {doubt}", path());
@@ -214,12 +214,12 @@ impl Desk {
             return Err(other_size(mask, frame));
         }
         if !counts(mask.values, rule) {
-            return Ok(faint(mask.values, mask.lossy).map(Doubt::Empty));
+            return Ok(faint(mask.values, mask.lossy));
         }
         // FGADR's edges are soft; that their dark part does not count is its published rule.
         let doubt = match rule {
             MaskRule::Half => None,
-            MaskRule::HalfOrTwoValued => dim(mask.values, mask.lossy).map(Doubt::Dim),
+            MaskRule::HalfOrTwoValued => dim(mask.values, mask.lossy),
         };
         let Some(square) = frame.cut else {
             for (bits, value) in self.mask.iter_mut().zip(&self.plane) {
@@ -264,37 +264,23 @@ fn other_size(mask: Mask, frame: &Frame) -> String {
     )
 }
 
-/// A mask that is not black and yet has no lesion, by its values at full depth.
-#[derive(Clone, Copy, Debug, PartialEq)]
-struct Faint {
-    largest: f64,
-    /// The smallest value that would count.
-    least: f64,
-}
-
-/// A mask of which some pixels count as lesion, and others that are not black do not.
-#[derive(Clone, Copy, Debug, PartialEq)]
-struct Dim {
-    /// Share of the pixels that are not black and do not count.
-    share: f64,
-    least: f64,
-}
-
-/// What its author may not have meant.
+/// What the author of a mask may not have meant, by its values at full depth; `least` is the smallest that counts.
 #[derive(Clone, Copy, Debug, PartialEq)]
 enum Doubt {
-    Empty(Faint),
-    Dim(Dim),
+    /// It is not black and yet has no lesion.
+    Empty { largest: f64, least: f64 },
+    /// Some pixels count as lesion, and this share of those that are not black does not.
+    Dim { share: f64, least: f64 },
 }
 
 impl std::fmt::Display for Doubt {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         match self {
-            Self::Empty(Faint { largest, least }) => write!(
+            Self::Empty { largest, least } => write!(
                 f,
                 "this mask counts as empty: its largest value is {largest}, lesions begin at {least}; store lesions as white"
             ),
-            Self::Dim(Dim { share, least }) => write!(
+            Self::Dim { share, least } => write!(
                 f,
                 "{:.0} % of the pixels of this mask that are not black do not count: lesions begin at {least}; if its values are numbers of lesions or classes, store lesions as white",
                 100.0 * share
@@ -322,13 +308,13 @@ fn half(white: f64) -> f64 {
 }
 
 /// What is to be said of a mask that counts as empty; nothing when its values are mere noise of a lossy format.
-fn faint(values: Values, lossy: bool) -> Option<Faint> {
+fn faint(values: Values, lossy: bool) -> Option<Doubt> {
     let noise = if lossy {
         f64::from(NOISE) / 255.0 * values.white
     } else {
         0.0
     };
-    (values.two_valued || values.largest > noise).then(|| Faint {
+    (values.two_valued || values.largest > noise).then(|| Doubt::Empty {
         largest: values.largest,
         least: half(values.white),
     })
@@ -336,11 +322,11 @@ fn faint(values: Values, lossy: bool) -> Option<Faint> {
 
 /// What is to be said of a mask with pixels that do not count: when they are most, or when there are so few values that
 /// they are no soft edges.
-fn dim(values: Values, lossy: bool) -> Option<Dim> {
+fn dim(values: Values, lossy: bool) -> Option<Doubt> {
     let few = !lossy && values.levels <= FEW_LEVELS && values.dim > SOME_DIM;
     // A small lesion with a wide soft edge is mostly edge; a lossy format makes no edges that wide.
     let most = lossy && values.dim > MOST_DIM;
-    (few || most).then(|| Dim {
+    (few || most).then(|| Doubt::Dim {
         share: values.dim,
         least: half(values.white),
     })
@@ -382,8 +368,9 @@ mod tests {
 
     #[test]
     fn masks_that_are_too_dark_to_count_are_told_from_empty_ones() {
-        let told = |largest, white, two| {
-            faint(values(largest, white, two), true).map(|f| (f.largest, f.least))
+        let told = |largest, white, two| match faint(values(largest, white, two), true)? {
+            Doubt::Empty { largest, least } => Some((largest, least)),
+            Doubt::Dim { .. } => None,
         };
         assert_eq!(told(100.0, 255.0, false), Some((100.0, 128.0)));
         assert_eq!(told(60.0, 255.0, true), Some((60.0, 128.0)));

@@ -81,14 +81,11 @@ pub(super) fn images(scan: &mut Scan, root: &str) -> Result<Vec<RawImage>> {
         }
     }
     let grades = read_grades(scan, root, &images, &by_stem)?;
-    let raw = |picture: Picture| RawImage {
-        id: picture.stem.to_owned(),
-        image: picture.position,
-        masks: std::array::from_fn(|class| masks[class].get(&picture.position).copied()),
-        grade: grades.get(&picture.position).copied(),
-        split: None,
+    let raw = |image: &Picture| RawImage {
+        grade: grades.get(&image.position).copied(),
+        ..image.with(&masks)
     };
-    Ok(images.into_iter().map(raw).collect())
+    Ok(images.iter().map(raw).collect())
 }
 
 /// Masks of a class by the position of their image. One without an image is passed over: absence means nothing here.

@@ -84,14 +84,7 @@ pub(super) fn images(scan: &mut Scan, root: &str) -> Result<Vec<RawImage>> {
         }
         masks.push(scan.masks(&pictures, class, &by_stem, images_folder)?);
     }
-    let raw = |picture: Picture| RawImage {
-        id: picture.stem.to_owned(),
-        image: picture.position,
-        masks: std::array::from_fn(|class| masks[class].get(&picture.position).copied()),
-        grade: None,
-        split: None,
-    };
-    Ok(images.into_iter().map(raw).collect())
+    Ok(images.iter().map(|image| image.with(&masks)).collect())
 }
 
 /// Masks that lie in the folder of masks itself, by the class behind their names.

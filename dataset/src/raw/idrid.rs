@@ -7,7 +7,7 @@ use std::collections::HashMap;
 
 use super::RawImage;
 use super::names::ByStem;
-use super::scan::{CLASS_FOLDERS, Picture, Scan};
+use super::scan::{CLASS_FOLDERS, Scan};
 use super::tree::{Tree, join};
 use crate::{CLASSES, Error, Result, Split};
 
@@ -120,14 +120,7 @@ fn part(
     for folder in scan.tree.named(masks_folder, OPTIC_DISC) {
         note_below(scan, folder, "the optic disc is no class of lesions");
     }
-    let raw = |picture: Picture| RawImage {
-        id: picture.stem.to_owned(),
-        image: picture.position,
-        masks: std::array::from_fn(|class| masks[class].get(&picture.position).copied()),
-        grade: None,
-        split: None,
-    };
-    Ok(images.into_iter().map(raw).collect())
+    Ok(images.iter().map(|image| image.with(&masks)).collect())
 }
 
 /// Says why nothing in `folder` is used.

@@ -149,6 +149,11 @@ impl<T: Copy> ByStem<T> {
     }
 }
 
+/// "1 image", "3 images".
+pub(crate) fn counted(count: usize, what: &str) -> String {
+    format!("{count} {what}{}", if count == 1 { "" } else { "s" })
+}
+
 /// `a, b, c` and, when there are more, `and 4 more`.
 pub(crate) fn first_few<S: AsRef<str>>(names: &[S], most: usize) -> String {
     let shown: Vec<&str> = names.iter().take(most).map(AsRef::as_ref).collect();

@@ -2,7 +2,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use super::names::first_few;
+use super::names::{counted, first_few};
 use super::tree::{is_below, last, parent};
 
 /// Names told of each group, and groups told in all.
@@ -40,10 +40,9 @@ pub(crate) fn report<'a>(
                 "" => String::new(),
                 folder => format!("in {folder}/ "),
             };
-            let s = if paths.len() == 1 { "" } else { "s" };
             format!(
-                "{place}{} file{s} passed over ({reason}): {}",
-                paths.len(),
+                "{place}{} passed over ({reason}): {}",
+                counted(paths.len(), "file"),
                 first_few(&names, NAMES)
             )
         })

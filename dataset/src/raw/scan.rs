@@ -2,7 +2,8 @@
 
 use std::collections::{BTreeMap, HashMap, HashSet};
 
-use super::names::{ByStem, composed, first_few, is_picture, stem};
+use super::RawImage;
+use super::names::{ByStem, composed, counted, first_few, is_picture, stem};
 use super::store::{Reader, Store};
 use super::tree::{Tree, is_below, last};
 use crate::decode::Content;
@@ -44,6 +45,19 @@ const BESIDE: [&str; 16] = [
 pub(super) struct Picture<'a> {
     pub stem: &'a str,
     pub position: usize,
+}
+
+impl Picture<'_> {
+    /// The picture as an image, with its masks: by class, then by the position of their image.
+    pub fn with(&self, masks: &[HashMap<usize, usize>]) -> RawImage {
+        RawImage {
+            id: self.stem.to_owned(),
+            image: self.position,
+            masks: std::array::from_fn(|class| masks[class].get(&self.position).copied()),
+            grade: None,
+            split: None,
+        }
+    }
 }
 
 /// A raw dataset while its files are sorted.
@@ -231,11 +245,10 @@ impl<'a> Scan<'a> {
         if others.is_empty() {
             return Ok(());
         }
-        let files = if others.len() == 1 { "file" } else { "files" };
         Err(self.error(
             format!(
-                "{} {files} in {folder}/ cannot be taken for a mask: {}",
-                others.len(),
+                "{} in {folder}/ cannot be taken for a mask: {}",
+                counted(others.len(), "file"),
                 first_few(&others, NAMES)
             ),
             "a missing mask means that there is no such lesion, so nothing in this folder is passed over: turn them into pictures, or move them elsewhere",

@@ -190,8 +190,10 @@ const GIVE: &str = "give a .safetensors file, a checkpoint or a run directory; c
 fn foreign(bytes: &[u8]) -> Option<(&'static str, &'static str)> {
     const SAVE: &str =
         "save its state dict with safetensors.torch.save_file(model.state_dict(), 'x.safetensors')";
-    let known: [(&[u8], &str, &str); 7] = [
-        (b"", "it is empty", GIVE),
+    if bytes.is_empty() {
+        return Some(("it is empty", GIVE));
+    }
+    let known: [(&[u8], &str, &str); 6] = [
         (
             b"PK\x03\x04",
             "it is a PyTorch file (.pth, .pt) or another zip archive",
@@ -213,13 +215,7 @@ fn foreign(bytes: &[u8]) -> Option<(&'static str, &'static str)> {
     ];
     known
         .into_iter()
-        .find(|(start, ..)| {
-            if start.is_empty() {
-                bytes.is_empty()
-            } else {
-                bytes.starts_with(start)
-            }
-        })
+        .find(|(start, ..)| bytes.starts_with(start))
         .map(|(_, what, help)| (what, help))
 }
 

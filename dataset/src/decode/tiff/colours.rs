@@ -12,10 +12,7 @@ fn finish(
     samples: Samples,
     stated: Option<f64>,
 ) -> Result<Picture, Reason> {
-    let channels = match colour {
-        Colour::Grey => 1,
-        Colour::Rgb => 3,
-    } + usize::from(alpha != Alpha::None);
+    let channels = colour.samples() + usize::from(alpha != Alpha::None);
     let found = match &samples {
         Samples::U8(data) => data.len(),
         Samples::Indexed { data, .. } => 3 * data.len(),
@@ -37,16 +34,12 @@ fn finish(
 
 /// Grey and RGB, perhaps with opacity and other samples behind the colour.
 pub(super) fn plain(facts: &Facts, samples: Samples) -> Result<Picture, Reason> {
-    let (colour, colours) = match facts.photometric {
-        photometric::RGB => (Colour::Rgb, 3),
-        _ => (Colour::Grey, 1),
+    let colour = match facts.photometric {
+        photometric::RGB => Colour::Rgb,
+        _ => Colour::Grey,
     };
-    let alpha = match facts.extra {
-        Some(1) if facts.samples > colours => Alpha::Premultiplied,
-        Some(2) if facts.samples > colours => Alpha::Straight,
-        _ => Alpha::None,
-    };
-    let keep = colours as usize + usize::from(alpha != Alpha::None);
+    let alpha = facts.alpha(colour);
+    let keep = colour.samples() + usize::from(alpha != Alpha::None);
     let pixels = facts.width as usize * facts.height as usize;
     let samples = match samples {
         Samples::U8(all) => Samples::U8(first_of_each(all, pixels, keep)),
