@@ -318,6 +318,7 @@ pub fn pinned(config: &Config) -> Result<Vec<NamedTensor>> {
 }
 
 fn read(file: &Path) -> Result<(Vec<NamedTensor>, String)> {
+    checkpoint::refuse_pipe(file)?;
     let bytes = fs::read(file).map_err(|e| Error::Usage {
         what: format!("model.init: cannot read {}: {e}", file.display()),
         help: "give a .safetensors file, a checkpoint directory or a run directory; a run needs it until its first checkpoint".to_owned(),

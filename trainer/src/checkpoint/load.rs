@@ -170,18 +170,22 @@ pub fn load_weights(path: &Path) -> Result<Vec<NamedTensor>> {
     {
         return Opened::new(path)?.tensors(WEIGHTS);
     }
-    if !fs::metadata(path)
-        .map_err(Error::io("read", path))?
-        .is_file()
-    {
-        return Err(Error::Foreign {
+    refuse_pipe(path)?;
+    let bytes = fs::read(path).map_err(Error::io("read", path))?;
+    decode_weights(path, &bytes)
+}
+
+/// Refuses what is there and is no file: reading it might never end.
+pub fn refuse_pipe(path: &Path) -> Result<()> {
+    match fs::metadata(path) {
+        Ok(found) if !found.is_file() => Err(Error::Foreign {
             path: path.to_path_buf(),
             what: "this is a device or a pipe, not a file".to_owned(),
             help: GIVE,
-        });
+        }),
+        // What is not there is told by whoever reads it.
+        _ => Ok(()),
     }
-    let bytes = fs::read(path).map_err(Error::io("read", path))?;
-    decode_weights(path, &bytes)
 }
 
 const GIVE: &str = "give a .safetensors file, a checkpoint or a run directory; copy the file again if it was cut off";
