@@ -42,7 +42,7 @@ mirror() {
     local found=
     if [ -n "${FRESH_MIRROR:-}" ]; then found=$FRESH_MIRROR; else
         found=$(apt-get indextargets --format '$(ORIGIN) $(LABEL) $(REPO_URI)' 'Created-By: Packages' 2>/dev/null |
-            sed -nE 's/^Debian Debian (https?:.*)$/\1/p' | head -n 1 || true)
+            sed -nE 's/^Debian Debian (https?:.*)$/\1/p' | awk 'NR == 1' || true)
     fi
     printf '%s\n' "${found:-http://deb.debian.org/debian}"
 }
@@ -192,7 +192,7 @@ failed=0
 summary=$LOGS/summary.txt
 {
     printf 'commit %s, %s\n' "${COMMIT:0:12}" "$(date -u '+%Y-%m-%d %H:%M UTC')"
-    printf '%s, %s cores, bf16 %s, load %s\n' "$(sed -n 's/^model name.*: //p' /proc/cpuinfo | head -n 1)" "$(nproc)" \
+    printf '%s, %s cores, bf16 %s, load %s\n' "$(sed -n 's/^model name.*: //p' /proc/cpuinfo | awk 'NR == 1')" "$(nproc)" \
         "$(grep -qw avx512_bf16 /proc/cpuinfo && echo yes || echo no)" "$(cut -d ' ' -f 1-3 /proc/loadavg)"
 } >"$summary"
 for SUITE in $SUITES; do

@@ -29,7 +29,7 @@ die() {
 # The first number or word that FILE has for KEY, at the top level of pretty-printed JSON or, with a third argument, at
 # that indentation.
 field() {
-    sed -n "s/^${3:-  }\"$2\": *\"\{0,1\}\([^\",]*\).*/\1/p" "$1" 2>/dev/null | head -n 1
+    sed -n "s/^${3:-  }\"$2\": *\"\{0,1\}\([^\",]*\).*/\1/p" "$1" 2>/dev/null | awk 'NR == 1'
 }
 
 # NUMBER with so many DECIMALS.
@@ -288,7 +288,7 @@ for graphs in "" --cuda-graphs; do
         --virtual-shards 1 --steps $steps --json
     found=$OUT/$name.out.json
     [ $verdict = none ] && continue
-    median=$(sed -n 's/.*"median": *\([0-9.]*\).*/\1/p' "$found" | head -n 1)
+    median=$(sed -n 's/.*"median": *\([0-9.]*\).*/\1/p' "$found" | awk 'NR == 1')
     busy=$(sort -n "$OUT/utilisation.csv" 2>/dev/null | awk -F, '{ v[NR] = $1 } END { if (NR) print ", nvidia-smi: " v[int((NR + 1) / 2)] " % busy" }')
     [ $verdict = passed ] && why="$(field "$found" patches_per_s | cut -d. -f 1) patches/s, $(round "$(field "$found" tflop_per_s)" 3) TFLOP/s$busy"
     ours=$(best "$ours" "$median")
