@@ -47,7 +47,8 @@ fn one_node_trains_what_one_machine_does() {
 }
 
 /// Where Slurm cannot start MPI, `mpirun` does it inside the job. At a preemption it ends the ranks before they can
-/// agree on a last step: what is lost are the steps since the checkpoint.
+/// agree on a last step: what is lost are the steps since the newest complete checkpoint. One may be on its way to the
+/// disk then, and training waits for it before it hands over the next.
 #[test]
 #[cfg(feature = "mpi")]
 fn mpirun_trains_over_both_nodes() {
@@ -62,7 +63,7 @@ fn mpirun_trains_over_both_nodes() {
     let all = cluster.processes_of_job(&job.id);
     assert!(all.iter().any(|p| launcher(&p)), "{all:?}");
     let lost = preempt(&job, 5);
-    assert!(lost <= EVERY, "{lost} steps lost\n{}", cluster.logs());
+    assert!(lost <= 2 * EVERY, "{lost} steps lost\n{}", cluster.logs());
     assert_eq!(job.finishes().restarts, 1);
     cluster.assert_nodes_idle();
 }
