@@ -28,8 +28,9 @@ struct Name {
     count: Option<String>,
 }
 
-/// Says which images look like those of one patient and lie in different splits; `None`: none do.
-pub(crate) fn patients_apart(images: &[(&str, Split)]) -> Option<String> {
+/// Says which images look like those of one patient and lie in different splits; `None`: none do. `published` says per
+/// image whether its split is that of the raw dataset, which is never changed.
+pub(crate) fn patients_apart(images: &[(&str, Split)], published: &[bool]) -> Option<String> {
     let ids: Vec<&str> = images.iter().map(|(id, _)| *id).collect();
     let patients = patients(&ids);
     let apart: Vec<&Vec<usize>> = patients
@@ -53,7 +54,16 @@ pub(crate) fn patients_apart(images: &[(&str, Split)]) -> Option<String> {
     if apart.len() > EXAMPLES {
         examples.push("...".to_owned());
     }
+    let torn = |members: &&&Vec<usize>| {
+        members
+            .iter()
+            .any(|i| published[*i] != published[members[0]])
+    };
     let remedy = match pattern(&ids, &patients) {
+        _ if apart.iter().any(|members| torn(&members)) => {
+            "the published test set is kept as it is, so say this where you report its scores"
+                .to_owned()
+        }
         Some(pattern) => format!("prepare with --group-by '{pattern}' to keep each patient in one split"),
         None => "prepare with a --group-by whose first group is the patient, to keep each patient in one split".to_owned(),
     };
@@ -259,12 +269,18 @@ mod tests {
             ("2_L", train),
             ("2_R", train),
         ];
-        let text = patients_apart(&images).unwrap();
+        let text = patients_apart(&images, &[false; 4]).unwrap();
         assert_eq!(
             text,
             "by their names one group of images looks like one patient, and lies in different splits (1_L in train, 1_R in test): \
              scores will look better than they are; prepare with --group-by '(?i)^(.+)_(?:l|r)$' to keep each patient in one split"
         );
-        assert_eq!(patients_apart(&images[2..]), None);
+        assert_eq!(patients_apart(&images[2..], &[false; 2]), None);
+        // No pattern would be taken that moves images out of a published part.
+        let text = patients_apart(&images, &[false, true, false, false]).unwrap();
+        assert!(
+            text.ends_with(": scores will look better than they are; the published test set is kept as it is, so say this where you report its scores"),
+            "{text}"
+        );
     }
 }

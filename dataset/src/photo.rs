@@ -83,9 +83,9 @@ const MIN_EDGE: u32 = 32;
 const ONE_COLOUR: u8 = 8;
 
 /// Whether all pixels that are not black are alike. A photograph is known to have more by its first rows.
-fn has_one_colour(photo: &RgbImage) -> bool {
+fn has_one_colour(rgb: &[u8]) -> bool {
     let mut spread = [(255u8, 0u8); 3];
-    let pixels = photo.as_raw().as_chunks::<3>().0;
+    let pixels = rgb.as_chunks::<3>().0;
     pixels.iter().filter(|p| **p != [0; 3]).all(|pixel| {
         for ((least, most), value) in spread.iter_mut().zip(pixel) {
             (*least, *most) = ((*least).min(*value), (*most).max(*value));
@@ -99,16 +99,24 @@ fn has_one_colour(photo: &RgbImage) -> bool {
 /// Why a photograph shows no eye that a model could judge.
 fn unusable(photo: &RgbImage, fov: &Fov, black: &[u8]) -> Option<String> {
     let (width, height) = photo.dimensions();
-    if width.min(height) < MIN_EDGE {
-        return Some(format!("only {width} x {height} pixels"));
+    if let Some(tiny) = too_small(width, height) {
+        return Some(tiny);
     }
     if black.iter().all(|cell| *cell != 0) {
         return Some("every cell is black".to_owned());
     }
-    if has_one_colour(photo) {
-        return Some("one colour all over".to_owned());
-    }
-    (!fov.found).then(|| "no field of view found".to_owned())
+    plain(photo.as_raw()).or_else(|| (!fov.found).then(|| "no field of view found".to_owned()))
+}
+
+/// Says that a picture is too small to show anything.
+pub(crate) fn too_small(width: u32, height: u32) -> Option<String> {
+    (width.min(height) < MIN_EDGE).then(|| format!("only {width} x {height} pixels"))
+}
+
+/// Says that RGB pixels have one colour, other than black.
+pub(crate) fn plain(rgb: &[u8]) -> Option<String> {
+    let has_colour = || rgb.iter().any(|value| *value != 0);
+    (has_one_colour(rgb) && has_colour()).then(|| "one colour all over".to_owned())
 }
 
 #[cfg(test)]

@@ -37,7 +37,8 @@ impl Picture {
     /// One value per pixel, `[height, width]`: the largest of R, G, B times the opacity, in 8 bits.
     ///
     /// What is transparent is no lesion: tools that paint on a transparent layer may leave any colour where nothing was
-    /// painted.
+    /// painted. Where the colour is black all over and the opacity varies, the opacity is the mask: somebody painted black
+    /// on a transparent layer.
     pub fn into_mask(self) -> Result<(Vec<u8>, Values), Reason> {
         let colours = self.colour.samples();
         let shape = (colours, self.alpha);
@@ -89,9 +90,13 @@ fn byte_mask(data: Vec<u8>, (colours, alpha): (usize, Alpha)) -> (Vec<u8>, Value
             .collect(),
         (n, _) => {
             let opacity = |a: u8| if alpha == Alpha::Straight { a } else { 255 };
-            data.chunks_exact(n + 1)
-                .map(|p| seen(top(&p[..n]), opacity(p[n])))
-                .collect()
+            let pixels = || data.chunks_exact(n + 1);
+            match varies(pixels().map(|p| p[n])) && pixels().all(|p| p[..n] == [0; 3][..n]) {
+                true => pixels().map(|p| p[n]).collect(),
+                false => pixels()
+                    .map(|p| seen(top(&p[..n]), opacity(p[n])))
+                    .collect(),
+            }
         }
     };
     let largest = largest_byte(&plane);
@@ -103,6 +108,12 @@ fn byte_mask(data: Vec<u8>, (colours, alpha): (usize, Alpha)) -> (Vec<u8>, Value
     }
     let values = Values::of(&plane, two_valued, f64::from(largest), 255.0);
     (plane, values)
+}
+
+fn varies<T: PartialEq>(mut values: impl Iterator<Item = T>) -> bool {
+    values
+        .next()
+        .is_some_and(|first| values.any(|value| value != first))
 }
 
 /// The share of dim pixels among those that are not black, and how many values these have.
@@ -137,6 +148,17 @@ fn brightest<T>(
     value: impl Fn(&T) -> f32,
 ) -> Vec<f32> {
     let channels = colours + usize::from(alpha != Alpha::None);
+    let opacities = || {
+        data.chunks_exact(channels)
+            .map(|pixel| &pixel[channels - 1])
+    };
+    let is_black = |pixel: &[T]| pixel[..colours].iter().all(|v| value(v) == 0.0);
+    if alpha != Alpha::None
+        && varies(opacities().map(&value))
+        && data.chunks_exact(channels).all(is_black)
+    {
+        return opacities().map(value).collect();
+    }
     let opaque = match alpha {
         Alpha::Straight => data
             .chunks_exact(channels)
@@ -223,6 +245,20 @@ mod tests {
             assert_eq!(judged(bytes), (vec![0, 255, 0], true));
         }
         assert_eq!(judged(grey16(&[0; 3], None)), (vec![0; 3], false));
+    }
+
+    #[test]
+    fn black_paint_on_a_transparent_layer_is_the_mask() {
+        for alpha in [Alpha::Straight, Alpha::Premultiplied] {
+            let plane = |colour, samples| picture(colour, alpha, samples).into_mask().unwrap().0;
+            let rgba = vec![0, 0, 0, 0, 0, 0, 0, 255, 0, 0, 0, 90];
+            assert_eq!(plane(Colour::Rgb, Samples::U8(rgba)), [0, 255, 90]);
+            let grey = vec![0, 0, 0, 65535];
+            assert_eq!(plane(Colour::Grey, Samples::U16(grey)), [0, 255]);
+            // Opaque everywhere: a black mask, whose lesion is absent.
+            let opaque = vec![0, 0, 0, 255, 0, 0, 0, 255];
+            assert_eq!(plane(Colour::Rgb, Samples::U8(opaque)), [0, 0]);
+        }
     }
 
     #[test]

@@ -5,6 +5,7 @@ use crate::CLASSES;
 use crate::cells::Cells;
 use crate::decode::{self, Mask, Values};
 use crate::fov;
+use crate::photo;
 use crate::raw::{MaskRule, Raw, RawImage, Reader};
 use crate::resample::{Plane, Square, resample, resample_mask};
 use crate::shard::Row;
@@ -35,6 +36,8 @@ pub(super) struct Desk {
     black: Vec<u8>,
     /// Masks of the image with something in them that is too dark to count.
     faint_masks: usize,
+    /// Why the picture cannot show an eye.
+    no_eye: Option<String>,
     /// Buffers up to this length are kept for the next image.
     keep_bytes: usize,
 }
@@ -73,6 +76,11 @@ impl Desk {
         self.faint_masks
     }
 
+    /// Why the prepared picture cannot show an eye; `None` when nothing speaks against it.
+    pub fn no_eye(&mut self) -> Option<String> {
+        self.no_eye.take()
+    }
+
     /// Lets go of buffers that one large picture needed and most do not.
     pub fn clear(&mut self) {
         for buffer in [
@@ -96,6 +104,7 @@ impl Desk {
         cells: Cells,
     ) -> Result<u64, BadFile> {
         self.faint_masks = 0;
+        self.no_eye = None;
         let entry = &raw.store.entries()[image.image];
         let decoding = reader
             .read(entry, &mut self.file)
@@ -168,11 +177,13 @@ impl Desk {
         }
         let (w, h) = (picture.width as usize, picture.height as usize);
         let whole = Square::around(picture.width, picture.height);
+        self.no_eye =
+            photo::too_small(picture.width, picture.height).or_else(|| photo::plain(&self.pixels));
         let square = if raw.keeps_squares() && w == h {
             whole
         } else {
             let fov = fov::detect(&self.pixels, w, h);
-            if !fov.found {
+            if !fov.found && self.no_eye.is_none() {
                 tracing::warn!(
                     image = image.id,
                     "no field of view found; the whole picture is taken"

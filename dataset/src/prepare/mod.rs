@@ -244,7 +244,14 @@ pub fn prepare(
         .map(|image| (image.id.as_str(), image.split))
         .collect();
     let oddities = oddities(&Dataset::open_unverified(out)?);
-    for word in pairs::patients_apart(&images).iter().chain(&oddities) {
+    let published: Vec<bool> = plan
+        .raw
+        .images
+        .iter()
+        .map(|raw| raw.split.is_some())
+        .collect();
+    let apart = pairs::patients_apart(&images, &published);
+    for word in apart.iter().chain(&oddities) {
         tracing::warn!("{word}");
     }
     Ok(manifest)

@@ -10,10 +10,14 @@ use super::image::Desk;
 use super::output::Output;
 use super::{MAX_BAD_FILES, Plan};
 use crate::manifest::ShardEntry;
+use crate::raw::names::{counted, first_few};
 use crate::{BadFile, Error, Progress, Result};
 
 /// Memory that pictures being decoded may take together, whatever the number of threads.
 const MEMORY_BYTES: u64 = 640 << 20;
+
+/// Images named in a warning.
+const NAMES: usize = 5;
 
 /// A shard being written.
 struct Open {
@@ -39,6 +43,8 @@ struct Run<'a> {
     memory: Memory,
     bad: Mutex<Vec<(usize, BadFile)>>,
     faint_masks: AtomicUsize,
+    /// Images that cannot show an eye, and why.
+    no_eye: Mutex<Vec<(usize, String)>>,
     fatal: Mutex<Option<Error>>,
     stop: AtomicBool,
 }
@@ -73,6 +79,7 @@ pub(super) fn make_shards(
         memory: Memory::default(),
         bad: Mutex::default(),
         faint_masks: AtomicUsize::new(0),
+        no_eye: Mutex::default(),
         fatal: Mutex::default(),
         stop: AtomicBool::new(false),
     };
@@ -138,6 +145,9 @@ impl Run<'_> {
             });
         self.faint_masks
             .fetch_add(desk.faint_masks(), Ordering::Relaxed);
+        if let Some(why) = desk.no_eye() {
+            lock(&self.no_eye).push((image, why));
+        }
         if let Err(files) = made {
             open.spoiled.store(true, Ordering::Relaxed);
             let mut bad = lock(&self.bad);
@@ -206,6 +216,25 @@ impl Run<'_> {
         if faint > 0 {
             tracing::warn!(
                 "{faint} of the masks are not black and yet count as empty (named above): store lesions as 255"
+            );
+        }
+        let mut no_eye = std::mem::take(&mut *lock(&self.no_eye));
+        if !no_eye.is_empty() {
+            no_eye.sort_unstable();
+            let named = |(image, why): &(usize, String)| {
+                format!("{} ({why})", self.plan.raw.images[*image].id)
+            };
+            let names: Vec<String> = no_eye.iter().map(named).collect();
+            tracing::warn!(
+                "{} cannot show an eye: {}: remove {}, or bring {}",
+                counted(names.len(), "image"),
+                first_few(&names, NAMES),
+                if names.len() == 1 { "it" } else { "them" },
+                if names.len() == 1 {
+                    "a photograph"
+                } else {
+                    "photographs"
+                },
             );
         }
         if let Some(error) = self

@@ -42,7 +42,33 @@ pub(super) fn open(path: &Path) -> Result<ZipArchive<SharedFile>> {
         position: 0,
         length,
     };
-    ZipArchive::new(shared).map_err(|e| zip_error(path, &e))
+    let archive = ZipArchive::new(shared).map_err(|e| zip_error(path, &e))?;
+    match same_names(&tail, archive.len()) {
+        0 => Ok(archive),
+        count => Err(Error::Layout {
+            path: path.to_owned(),
+            problem: format!(
+                "holds {} with the very name of another",
+                names::counted(count, "file")
+            ),
+            help: format!(
+                "`unzip -o {name}` keeps the last of each name: look at what comes out, and give that folder"
+            ),
+        }),
+    }
+}
+
+/// How many files of an archive with this end have the name of another one, of which `named` have a name of their own.
+/// Archives of more than 65,534 files keep their number elsewhere and are not looked at.
+fn same_names(tail: &[u8], named: usize) -> usize {
+    let end = tail.windows(4).rposition(|window| window == b"PK\x05\x06");
+    let listed = end
+        .and_then(|end| tail.get(end + 10..end + 12))
+        .map_or(0, |bytes| u16::from_le_bytes([bytes[0], bytes[1]]));
+    match listed {
+        u16::MAX => 0,
+        listed => usize::from(listed).saturating_sub(named),
+    }
 }
 
 /// What is no zip though it is given as one: problem and help.
@@ -220,6 +246,16 @@ pub(super) fn list(
         }
     }
     obstructed.sort_by(|a, b| a.name.cmp(&b.name));
+    entries.sort_by(|a, b| a.name.cmp(&b.name));
+    // `a/b` and `./a/b`, `a\\b`.
+    if let Some(pair) = entries.windows(2).find(|pair| pair[0].name == pair[1].name) {
+        return Err(Error::Layout {
+            path: path.to_owned(),
+            problem: format!("holds two files that unpack as {}", pair[0].name),
+            help: "remove one of them from the archive, or unpack it and give the folder"
+                .to_owned(),
+        });
+    }
     Ok((entries, obstructed))
 }
 

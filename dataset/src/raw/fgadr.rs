@@ -141,12 +141,19 @@ fn read_grades(
     images: &[Picture],
     by_stem: &ByStem<usize>,
 ) -> Result<HashMap<usize, u8>> {
+    let is_table = |path: &str| last(path).eq_ignore_ascii_case(GRADES);
+    if let Some(folder) = scan.tree.children(root).find(|folder| is_table(folder)) {
+        return Err(scan.error(
+            format!("{folder} is a folder, and should be the table of grades"),
+            "some programs unpack a table into a folder of its name: take the table out of it, or remove the folder (grades are optional)",
+        ));
+    }
     let tables: Vec<usize> = scan
         .tree
         .files(root)
         .iter()
         .copied()
-        .filter(|position| last(scan.name(*position)).eq_ignore_ascii_case(GRADES))
+        .filter(|position| is_table(scan.name(*position)))
         .collect();
     let table = match tables[..] {
         [] => return Ok(HashMap::new()),

@@ -1,5 +1,7 @@
 //! A table of grades, `name,grade` per line, as any program may have saved it.
 
+use std::collections::BTreeSet;
+
 use super::names;
 
 /// One line of the table.
@@ -29,6 +31,7 @@ pub(super) fn rows(bytes: &[u8]) -> Result<Vec<Row>, (u64, String)> {
         .from_reader(text.as_bytes());
     let mut columns = (0, 1);
     let mut rows = Vec::new();
+    let mut one_hot = OneHot::default();
     let mut lines = Lines::new(text, skipped);
     for (number, record) in reader.records().enumerate() {
         let record = record.map_err(|e| (lines.of(e.position()), e.to_string()))?;
@@ -43,9 +46,11 @@ pub(super) fn rows(bytes: &[u8]) -> Result<Vec<Row>, (u64, String)> {
         if number == 0
             && let Some(named) = headings(&record)
         {
-            columns = named;
+            one_hot.is_excluded = named.is_certain;
+            columns = named.columns;
             continue;
         }
+        one_hot.look_at(&record, columns.0, line);
         let (Some(&name), Some(&field)) = (record.get(columns.0), record.get(columns.1)) else {
             return Err((line, format!("has {} fields", record.len())));
         };
@@ -56,7 +61,51 @@ pub(super) fn rows(bytes: &[u8]) -> Result<Vec<Row>, (u64, String)> {
         };
         rows.push(Row { line, name, grade });
     }
-    Ok(rows)
+    match one_hot.found() {
+        Some(line) => Err((
+            line,
+            "each of its lines has a single 1 in one of several columns, and which column means which grade is not known: make it one column `grade` with 0 to 4".to_owned(),
+        )),
+        None => Ok(rows),
+    }
+}
+
+/// Whether a table has a column per grade: in every line a single 1 among zeros, not always in the same column.
+#[derive(Default)]
+struct OneHot {
+    /// The headings name one column of grades.
+    is_excluded: bool,
+    first_line: u64,
+    lines: usize,
+    hot: BTreeSet<usize>,
+}
+
+impl OneHot {
+    fn look_at(&mut self, record: &[&str], name: usize, line: u64) {
+        let values: Vec<Option<u8>> = record
+            .iter()
+            .enumerate()
+            .filter(|(column, _)| *column != name)
+            .map(|(_, field)| grade(field))
+            .collect();
+        let is_bit = |value: &Option<u8>| matches!(value, Some(0 | 1));
+        let ones = values.iter().filter(|value| **value == Some(1)).count();
+        if values.len() < 3 || !values.iter().all(is_bit) || ones != 1 {
+            self.is_excluded = true;
+            return;
+        }
+        if self.lines == 0 {
+            self.first_line = line;
+        }
+        self.lines += 1;
+        self.hot
+            .extend(values.iter().position(|value| *value == Some(1)));
+    }
+
+    /// The first line of such a table.
+    fn found(&self) -> Option<u64> {
+        (!self.is_excluded && self.hot.len() > 1).then_some(self.first_line)
+    }
 }
 
 /// Numbers of lines by their place in a text; empty lines count, which the reader of the table skips.
@@ -100,24 +149,41 @@ fn grade(field: &str) -> Option<u8> {
     whole.parse().ok().filter(|grade| *grade <= 4)
 }
 
-/// Columns of names and grades, when a record holds headings: no number and no name of a picture.
-fn headings(record: &[&str]) -> Option<(usize, usize)> {
+/// What headings say.
+struct Headings {
+    /// Of names and of grades.
+    columns: (usize, usize),
+    /// Whether one column, and no other, is called grades.
+    is_certain: bool,
+}
+
+/// What a record says as headings, when it holds some: no number and no name of a picture.
+fn headings(record: &[&str]) -> Option<Headings> {
     let is_value = |field: &str| field.parse::<f64>().is_ok() || names::is_picture(field);
     if record.len() < 2 || record.iter().any(|field| is_value(field)) {
         return None;
     }
-    let find = |words: &[&str]| {
-        record.iter().position(|heading| {
-            let heading = heading.to_lowercase();
-            words.iter().any(|word| heading.contains(word))
-        })
+    let with = |words: &[&str]| -> Vec<usize> {
+        let is_one = |heading: &str| words.iter().any(|word| heading.contains(word));
+        let of_all = record.iter().map(|heading| heading.to_lowercase());
+        of_all
+            .enumerate()
+            .filter(|(_, heading)| is_one(heading))
+            .map(|(column, _)| column)
+            .collect()
     };
-    let name = find(&["image", "name", "file"]).or_else(|| find(&["id"]));
-    let grade = find(&["grade", "grading", "level", "label", "diagnosis"]);
-    match (name, grade) {
-        (Some(name), Some(grade)) if name != grade => Some((name, grade)),
-        _ => Some((0, 1)),
-    }
+    let names = [&["image", "name", "file"][..], &["id"]].map(with);
+    let name = names.iter().flatten().next().copied();
+    let grades = with(&["grade", "grading", "level", "label", "diagnosis"]);
+    let is_certain = grades.len() == 1;
+    let columns = match (name, grades.first()) {
+        (Some(name), Some(&grade)) if name != grade => (name, grade),
+        _ => (0, 1),
+    };
+    Some(Headings {
+        columns,
+        is_certain: is_certain && columns.1 == grades[0],
+    })
 }
 
 fn decoded(bytes: &[u8]) -> String {
@@ -256,6 +322,19 @@ mod tests {
             rows(b"sep=,\na.png\n").unwrap_err(),
             (2, "has 1 fields".to_owned())
         );
+        let one_hot = "each of its lines has a single 1";
+        for table in [
+            "a.png,1,0,0,0,0\nb.png,0,0,1,0,0\n",
+            "image,none,mild,severe\na.png,1,0,0\nb.png,0,1.0,0\n",
+            "image,grade 0,grade 1,grade 2\na.png,1,0,0\nb.png,0,1,0\n",
+        ] {
+            let (_, reason) = rows(table.as_bytes()).unwrap_err();
+            assert!(reason.starts_with(one_hot), "{reason}");
+        }
+        // Grades beside other columns of 0 and 1.
+        let beside = "image,grade,MA,HE\na.png,1,0,0\nb.png,0,1,0\n";
+        assert_eq!(read(beside.as_bytes()).len(), 2);
+        assert_eq!(read(b"a.png,1,0,1\nb.png,0,1,0\n").len(), 2);
         assert_eq!(read(b"a.png,\n"), [("a.png".to_owned(), None)]);
         assert_eq!(read(b""), []);
     }

@@ -334,11 +334,24 @@ fn detect<'a>(store: &Store, tree: &Tree<'a>, choice: LayoutChoice) -> Result<(L
                 (false, more) => format!("{} and {more} more", top.join(", ")),
             };
             let obstacles = obstacles(store);
+            let packed: Vec<&str> = store
+                .entries()
+                .iter()
+                .map(|entry| entry.name.as_str())
+                .filter(|name| names::is_archive(name))
+                .collect();
+            let help = match packed.is_empty() {
+                true => "give the folder that holds these folders, or rename yours".to_owned(),
+                false => format!(
+                    "unpack what is packed in it ({}), and give the folder that comes out",
+                    first_few(&packed, 3)
+                ),
+            };
             Err(layout_error(
                 format!(
                     "its layout is not known; looked for{looked_for}\n    and found{obstacles}: {top}"
                 ),
-                "give the folder that holds these folders, or rename yours".to_owned(),
+                help,
             ))
         }
         several => {
@@ -346,9 +359,13 @@ fn detect<'a>(store: &Store, tree: &Tree<'a>, choice: LayoutChoice) -> Result<(L
                 .iter()
                 .map(|(layout, root)| format!("\n    {layout} in {}", shown(root)))
                 .collect();
+            let choose = match several.iter().all(|(layout, _)| *layout == several[0].0) {
+                true => "",
+                false => ", or choose with --layout",
+            };
             Err(layout_error(
                 format!("holds {} raw datasets:{places}", several.len()),
-                "give the folder of one of them, or choose with --layout".to_owned(),
+                format!("give the folder of one of them{choose}"),
             ))
         }
     }

@@ -54,6 +54,14 @@ pub(crate) fn is_picture(name: &str) -> bool {
     extension(name).is_some_and(is_picture_extension)
 }
 
+/// Whether its extension says that other files are packed in it.
+pub(crate) fn is_archive(name: &str) -> bool {
+    const PACKED: [&str; 10] = [
+        "zip", "tar", "gz", "tgz", "bz2", "xz", "zst", "7z", "rar", "z01",
+    ];
+    extension(name).is_some_and(|found| PACKED.iter().any(|one| found.eq_ignore_ascii_case(one)))
+}
+
 fn is_picture_extension(extension: &str) -> bool {
     PICTURES
         .iter()

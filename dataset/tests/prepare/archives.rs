@@ -372,3 +372,53 @@ fn what_is_no_zip_is_named_with_its_remedy() {
         "{text}"
     );
 }
+
+#[test]
+fn two_files_of_one_name_are_not_passed_over() {
+    let dir = dir();
+    let raw = folder(&dir.path().join("raw"), &NAMES);
+    let packed = entries(&raw);
+    let mask = packed
+        .iter()
+        .find(|entry| entry.name.starts_with(b"masks/HE/"))
+        .unwrap();
+    let with = |name: &[u8]| {
+        let mut all = packed.clone();
+        all.push(Packed {
+            name: name.to_vec(),
+            ..mask.clone()
+        });
+        let path = dir.path().join("a.zip");
+        fs::write(&path, archive(&all, 0)).unwrap();
+        failure(&path, &dir.path().join("out"), &options())
+    };
+    let text = with(&mask.name);
+    assert!(
+        text.contains("holds 1 file with the very name of another\n  help: `unzip -o a.zip` keeps the last of each name"),
+        "{text}"
+    );
+    let text = with(&[b"./", &mask.name[..]].concat());
+    assert!(
+        text.contains("holds two files that unpack as masks/HE/"),
+        "{text}"
+    );
+}
+
+#[test]
+fn archives_in_an_archive_or_a_folder_are_to_be_unpacked() {
+    let dir = dir();
+    let src = dir.path().join("download");
+    fs::create_dir_all(src.join("part")).unwrap();
+    for name in ["A. Segmentation.zip", "part/b.tar.gz", "LICENSE.txt"] {
+        fs::write(src.join(name), b"PK").unwrap();
+    }
+    let path = dir.path().join("outer.zip");
+    fs::write(&path, archive(&entries(&src), 0)).unwrap();
+    for src in [src, path] {
+        let text = failure(&src, &dir.path().join("out"), &options());
+        assert!(
+            text.ends_with("help: unpack what is packed in it (A. Segmentation.zip, part/b.tar.gz), and give the folder that comes out"),
+            "{text}"
+        );
+    }
+}

@@ -373,6 +373,15 @@ fn grades_are_joined_whatever_the_table_looks_like() {
         text.contains("none of the 2 rows of dr_seg_grading_label.CSV gives a grade to one of the 6 images (the table has `x.png`, the first image is 0000_1.png)"),
         "{text}"
     );
+    // As macOS unpacks some downloads.
+    fs::remove_file(&table).unwrap();
+    fs::create_dir(&table).unwrap();
+    fs::write(table.join("DR_Seg_Grading_Label.csv"), all(".png,")).unwrap();
+    let text = failure(&src, &dir.path().join("none"), &options());
+    assert!(
+        text.contains("dr_seg_grading_label.CSV is a folder, and should be the table of grades"),
+        "{text}"
+    );
 }
 
 #[test]

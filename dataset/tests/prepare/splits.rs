@@ -128,6 +128,23 @@ fn labels_that_cannot_be_meant_so_are_named() {
     });
     save("masks/EX/P001_left.png", large.into());
     save("images/P002_left.png", RgbImage::new(SIZE, SIZE).into());
+    // No eye: one colour; next to nothing.
+    let plain = RgbImage::from_pixel(SIZE, SIZE, image::Rgb([90, 60, 30]));
+    save("images/P003_left.png", plain.into());
+    for name in [
+        "images/P003_right.png",
+        "masks/MA/P003_right.png",
+        "masks/HE/P003_right.png",
+        "masks/EX/P003_right.png",
+        "masks/SE/P003_right.png",
+    ] {
+        if src.join(name).exists() {
+            save(
+                name,
+                RgbImage::from_pixel(20, 9, image::Rgb([90, 60, 30])).into(),
+            );
+        }
+    }
     let twin = disc(8, SIZE, SIZE);
     save("images/P009_right.png", twin.clone().into());
     assert_eq!(twin, disc(8, SIZE, SIZE));
@@ -147,7 +164,9 @@ fn labels_that_cannot_be_meant_so_are_named() {
             "{expected}: {told:?}"
         );
     }
-    // `prepare` said the same.
+    // `prepare` said the same, and what only the photographs show.
+    let no_eye = "2 images cannot show an eye: P003_left (one colour all over), P003_right (only 20 x 9 pixels): remove them, or bring photographs";
+    assert!(words.iter().any(|word| word == no_eye), "{words:?}");
     assert!(told.iter().all(|word| words.contains(word)), "{words:?}");
 }
 
