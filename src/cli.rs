@@ -7,7 +7,7 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use clap::{ArgAction, Args, Parser, Subcommand, ValueEnum};
-use fovea_trainer::config;
+use fovea_run::config;
 
 pub use bench::{
     BenchAllreduceArgs, BenchArgs, BenchCommand, BenchCoordinatorArgs, BenchEpochArgs,

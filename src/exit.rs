@@ -3,7 +3,7 @@
 use std::io::{IsTerminal, Write};
 use std::process::ExitCode;
 
-use fovea_trainer::exit_code::{FAILED, FINISHED, LEFT, WRONG_INPUT};
+use fovea_launch::exit_code::{FAILED, FINISHED, LEFT, WRONG_INPUT};
 use tracing_subscriber::filter::Targets;
 use tracing_subscriber::layer::SubscriberExt;
 use tracing_subscriber::util::SubscriberInitExt;
@@ -75,23 +75,27 @@ pub fn message(error: &anyhow::Error) -> String {
         })
 }
 
+/// Whether the user can mend what failed: each room says it of its own errors.
 pub fn is_usage(error: &anyhow::Error) -> bool {
+    macro_rules! any_of {
+        ($($room:ty),+ $(,)?) => {
+            $(error.downcast_ref::<$room>().is_some_and(<$room>::is_usage))||+
+        };
+    }
     error.is::<Usage>()
-        || error
-            .downcast_ref::<fovea_trainer::Error>()
-            .is_some_and(fovea_trainer::Error::is_usage)
-        || error
-            .downcast_ref::<fovea_trainer::report::Error>()
-            .is_some_and(fovea_trainer::report::Error::is_usage)
-        || error
-            .downcast_ref::<fovea_dataset::Error>()
-            .is_some_and(fovea_dataset::Error::is_usage)
-        || error
-            .downcast_ref::<fovea_coordinator::Error>()
-            .is_some_and(fovea_coordinator::Error::is_usage)
-        || error
-            .downcast_ref::<fovea_slurm::submit::Error>()
-            .is_some_and(fovea_slurm::submit::Error::is_usage)
+        // A wrong configuration is always the user's.
+        || error.is::<fovea_run::config::Error>()
+        || any_of!(
+            fovea_collectives::Error,
+            fovea_coordinator::Error,
+            fovea_dataset::Error,
+            fovea_launch::Error,
+            fovea_report::Error,
+            fovea_run::checkpoint::Error,
+            fovea_run::metrics::Error,
+            fovea_slurm::submit::Error,
+            fovea_trainer::Error,
+        )
 }
 
 /// `fovea data ... | head` is no failure.

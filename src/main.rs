@@ -3,6 +3,7 @@
 mod cli;
 mod commands;
 mod exit;
+mod libtorch;
 mod say;
 mod show;
 mod version;

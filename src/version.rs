@@ -2,7 +2,7 @@
 
 use std::sync::OnceLock;
 
-use crate::commands::doctor;
+use crate::libtorch::libtorch;
 
 /// `0.1.0 (0123456789ab)`.
 pub const SHORT: &str = concat!(env!("CARGO_PKG_VERSION"), " (", env!("FOVEA_COMMIT"), ")");
@@ -14,7 +14,7 @@ pub fn long() -> &'static str {
 }
 
 fn text() -> String {
-    let torch = doctor::libtorch();
+    let torch = libtorch();
     let (version, place) = (torch.version, torch.dir);
     let version = version.map_or_else(
         || "of a version that its folder does not say".to_owned(),

@@ -3,7 +3,7 @@
 use std::io;
 use std::path::PathBuf;
 
-use crate::protocol::{Cause, Generation};
+use crate::ids::{Cause, Generation};
 
 /// Result of this crate.
 pub type Result<T> = std::result::Result<T, Error>;
@@ -278,5 +278,11 @@ impl Error {
     ) -> impl FnOnce(io::Error) -> Self {
         let path = path.to_path_buf();
         move |source| Self::File { what, path, source }
+    }
+}
+
+impl From<fovea_files::Error> for Error {
+    fn from(error: fovea_files::Error) -> Self {
+        Self::file(error.action, &error.path)(error.source)
     }
 }

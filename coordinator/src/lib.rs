@@ -17,6 +17,8 @@ pub mod client;
 pub mod codec;
 mod error;
 mod files;
+pub mod host;
+mod ids;
 pub mod journal;
 pub mod ledger;
 pub mod membership;

@@ -18,7 +18,6 @@ use serde::de::DeserializeOwned;
 
 use crate::codec;
 use crate::error::{Error, Result};
-use crate::files;
 
 const FILE_HEAD: u64 = 16;
 const RECORD_HEAD: usize = 16;
@@ -87,7 +86,7 @@ impl<T: Serialize + DeserializeOwned> RecordFile<T> {
             file.write_all_at(&file_head(format), 0)
                 .map_err(Error::file("write", path))?;
             file.sync_all().map_err(Error::file("sync", path))?;
-            files::sync_dir(path.parent().unwrap_or(Path::new(".")))?;
+            fovea_files::sync_dir(path.parent().unwrap_or(Path::new(".")))?;
         } else {
             (contents, end) = scan(path, format)?;
         }

@@ -6,12 +6,14 @@ use std::net::{TcpStream, ToSocketAddrs};
 use std::path::{Path, PathBuf};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
+use fovea_files::{Durability, Mode};
 use rustix::fs::{FlockOperation, flock};
 use serde::{Deserialize, Serialize};
 
 use crate::codec;
 use crate::error::{Error, Result};
-use crate::files::{self, Durability};
+use crate::files;
+use crate::host::hostname;
 use crate::protocol::Reply;
 
 /// File that a coordinator holds locked for its whole life.
@@ -62,7 +64,8 @@ impl CoordinatorInfo {
             path: path.clone(),
             detail: error.to_string(),
         })?;
-        files::write_atomic(&path, &bytes, Durability::Synced, false)
+        fovea_files::replace(&path, &bytes, Durability::Synced, Mode::Shared)?;
+        Ok(())
     }
 
     /// Whether a coordinator greets at this address.
@@ -143,30 +146,6 @@ pub fn directory_id(run_dir: &Path) -> u64 {
     use std::os::unix::fs::MetadataExt;
 
     fs::metadata(run_dir).map_or(0, |meta| meta.ino())
-}
-
-/// This machine's host name.
-pub fn hostname() -> String {
-    rustix::system::uname()
-        .nodename()
-        .to_string_lossy()
-        .into_owned()
-}
-
-/// This machine: `name/boot-id`. The boot id tells two machines of one name apart, and containers of
-/// one machine are one machine.
-pub fn machine() -> String {
-    let boot = std::fs::read_to_string("/proc/sys/kernel/random/boot_id").unwrap_or_default();
-    format!("{}/{}", hostname(), boot.trim())
-}
-
-/// Whether two [`machine`]s are one. Without a boot id the name has to do.
-pub fn same_machine(one: &str, other: &str) -> bool {
-    let key = |id: &str| match id.rsplit_once('/') {
-        Some((_, boot)) if !boot.is_empty() => boot.to_owned(),
-        _ => id.to_owned(),
-    };
-    key(one) == key(other)
 }
 
 /// Milliseconds since 1970 (UTC), for people only: nothing is decided by it.

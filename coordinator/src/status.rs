@@ -7,7 +7,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::error::{Error, Result};
 use crate::files;
-use crate::protocol::{CheckpointInfo, Generation, MemberId, MemberState};
+use crate::ids::{CheckpointInfo, Generation, MemberId, MemberState};
 
 /// File name in the run directory.
 pub const STATUS_FILE: &str = "status.json";

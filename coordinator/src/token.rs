@@ -7,8 +7,10 @@
 use std::fmt;
 use std::path::Path;
 
+use fovea_files::{Durability, Mode};
+
 use crate::error::{Error, Result};
-use crate::files::{self, Durability};
+use crate::files;
 
 /// File name in the run directory, mode `0600`.
 pub const TOKEN_FILE: &str = "token";
@@ -76,7 +78,8 @@ impl Token {
     pub(crate) fn store(&self, run_dir: &Path) -> Result<()> {
         let path = run_dir.join(TOKEN_FILE);
         let text = format!("{}\n", self.to_hex());
-        files::write_atomic(&path, text.as_bytes(), Durability::Synced, true)
+        fovea_files::replace(&path, text.as_bytes(), Durability::Synced, Mode::Private)?;
+        Ok(())
     }
 
     /// 64 hexadecimal digits: the secret itself.

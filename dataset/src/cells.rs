@@ -1,6 +1,12 @@
 //! The grid of cells over an image: lesion pixels per class, labels, black cells.
 
-use crate::CLASSES;
+use crate::{CLASSES, Error, Result};
+
+/// Largest working size: pixels along an edge.
+pub const MAX_SIZE: u32 = 8192;
+
+/// Largest patch: pixels along an edge. One more and a cell's pixels would not fit u16.
+pub const MAX_PATCH: u32 = 255;
 
 /// A pixel is dark when max(R, G, B) is below this.
 pub const BLACK_LEVEL: u8 = 10;
@@ -82,6 +88,50 @@ pub(crate) fn labels(areas: &[u16], min_lesion_pixels: u32) -> Vec<u8> {
             })
         })
         .collect()
+}
+
+/// Whether a picture of `size` pixels can be cut into cells of `patch`.
+pub(crate) fn check_grid(size: u32, patch: u32) -> Result<()> {
+    if !(8..=MAX_PATCH).contains(&patch) {
+        return refuse(
+            "--patch",
+            patch,
+            format!("must be 8 to {MAX_PATCH}"),
+            "128 is the usual patch",
+        );
+    }
+    if !(patch..=MAX_SIZE).contains(&size) {
+        return refuse(
+            "--size",
+            size,
+            format!("must be {patch} (--patch) to {MAX_SIZE}"),
+            "1280 is the usual size",
+        );
+    }
+    if !size.is_multiple_of(patch) {
+        let below = size / patch * patch;
+        let help = format!(
+            "use {below} or {}",
+            (below + patch).min(MAX_SIZE / patch * patch)
+        );
+        return refuse(
+            "--size",
+            size,
+            format!("must be a multiple of --patch {patch}"),
+            &help,
+        );
+    }
+    Ok(())
+}
+
+/// The error of an option that is out of its range.
+pub(crate) fn refuse(option: &'static str, value: u32, limit: String, help: &str) -> Result<()> {
+    Err(Error::Option {
+        option,
+        value: value.to_string(),
+        limit,
+        help: help.to_owned(),
+    })
 }
 
 #[cfg(test)]

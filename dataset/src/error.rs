@@ -336,6 +336,15 @@ impl Error {
     }
 }
 
+impl From<fovea_files::Error> for Error {
+    fn from(error: fovea_files::Error) -> Self {
+        match error.bytes {
+            0 => Self::io(error.action, error.path, error.source),
+            bytes => Self::writing(error.path, bytes, error.source),
+        }
+    }
+}
+
 /// So many files with one reason are listed one by one.
 const ALIKE: usize = 5;
 

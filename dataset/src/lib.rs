@@ -2,9 +2,8 @@
 //!
 //! [`prepare`] turns a raw layout (a directory or a zip) into a directory of shards and a manifest; [`Dataset`] opens
 //! that directory, and reads it from a copy on the node's own disk once [`stage`](stage::stage) has made one;
-//! [`prepare_photo`] brings one camera photograph to the same form; [`mosaic`] draws what is inside;
-//! [`synth`](synth::synth) makes raw images to try it all with. This crate knows pixels, labels and files. It knows
-//! nothing of models, ranks or the order of samples.
+//! [`prepare_photo`] brings one camera photograph to the same form; [`mosaic`] draws what is inside.
+//! This crate knows pixels, labels and files. It knows nothing of models, ranks or the order of samples.
 
 #![cfg_attr(
     test,
@@ -14,11 +13,7 @@
 mod cells;
 mod classes;
 mod dataset;
-mod decode;
 mod error;
-pub mod font;
-mod fov;
-mod fsio;
 mod groups;
 mod list;
 mod manifest;
@@ -29,20 +24,16 @@ mod photo;
 mod prepare;
 mod progress;
 mod raw;
-mod resample;
 mod shard;
 mod source;
 mod split;
 pub mod stage;
-pub mod synth;
 mod table;
-mod wide;
 
-pub use cells::{BLACK_FRACTION, BLACK_LEVEL};
+pub use cells::{BLACK_FRACTION, BLACK_LEVEL, MAX_PATCH, MAX_SIZE};
 pub use classes::{ALL_CLASSES, CLASS_COLOURS, CLASSES, Split, label_names};
 pub use dataset::{Dataset, ImageView};
 pub use error::{BadFile, Error, Result};
-pub use fov::Fov;
 pub use groups::stratify_groups;
 pub use list::{Found, holds_photos, list_photos};
 pub use manifest::{
@@ -51,9 +42,8 @@ pub use manifest::{
 pub use mosaic::{MosaicOptions, mosaic, mosaic_photos};
 pub use oddities::oddities;
 pub use photo::{Photo, load_photo, prepare_photo};
-pub use prepare::{MAX_BAD_FILES, MAX_PATCH, MAX_SIZE, PrepareOptions, prepare};
+pub use prepare::{MAX_BAD_FILES, PrepareOptions, prepare};
 pub use progress::{Bar, Progress, Silent};
 pub use raw::{Layout, LayoutChoice};
-pub use resample::Square;
 pub use split::{SHARES, stratify};
 pub use table::LabelTable;

@@ -5,7 +5,6 @@ use std::path::Path;
 
 use serde::{Deserialize, Serialize};
 
-use crate::fsio;
 use crate::shard::{self, Shape};
 use crate::{ALL_CLASSES, CLASSES, Error, LabelTable, Result, Split};
 
@@ -17,6 +16,9 @@ pub const FORMAT: &str = "fovea-dataset";
 
 /// The manifest's file name in a dataset directory.
 pub const MANIFEST_FILE: &str = "manifest.json";
+
+/// The directory of an unfinished run inside the output directory.
+pub(crate) const WORK_DIR: &str = ".prepare";
 
 /// No manifest is larger; about two million images.
 const MAX_MANIFEST_BYTES: u64 = 256 << 20;
@@ -139,7 +141,7 @@ impl Manifest {
             path: path.clone(),
             reason,
         };
-        let bytes = fsio::read_capped(&path, MAX_MANIFEST_BYTES)?
+        let bytes = fovea_files::read_capped(&path, MAX_MANIFEST_BYTES)?
             .ok_or_else(|| invalid(format!("is larger than {MAX_MANIFEST_BYTES} bytes")))?;
         let probe: Probe = serde_json::from_slice(&bytes).map_err(|e| invalid(e.to_string()))?;
         match (probe.format.as_deref(), probe.format_version) {
@@ -164,7 +166,10 @@ impl Manifest {
 
     /// Writes `dir/manifest.json` atomically and durably.
     pub fn save(&self, dir: &Path) -> Result<()> {
-        fsio::write_atomic(&dir.join(MANIFEST_FILE), &self.to_bytes())
+        Ok(fovea_files::replace_alone(
+            &dir.join(MANIFEST_FILE),
+            &self.to_bytes(),
+        )?)
     }
 
     /// blake3 of the manifest as it is written, hex. It covers the shards through their hashes: two datasets with the
@@ -305,7 +310,7 @@ fn why_missing(dir: &Path) -> Error {
                 .to_owned(),
         };
     }
-    if dir.join(crate::prepare::WORK_DIR).exists() {
+    if dir.join(WORK_DIR).exists() {
         return Error::Unfinished {
             path: dir.to_owned(),
         };

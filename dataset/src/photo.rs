@@ -3,12 +3,13 @@
 use std::fs;
 use std::path::Path;
 
+use fovea_pictures::decode;
+use fovea_pictures::fov::{self, Fov};
+use fovea_pictures::resample::{Plane, Square, resample};
 use image::RgbImage;
 
-use crate::cells::Cells;
-use crate::fov::{self, Fov};
-use crate::resample::{Plane, Square, resample};
-use crate::{Error, Result, decode};
+use crate::cells::{Cells, check_grid};
+use crate::{Error, Result};
 
 /// A photograph in the form that models see: as an image of a prepared dataset.
 #[derive(Clone, Debug, PartialEq)]
@@ -43,7 +44,7 @@ pub fn load_photo(path: &Path) -> Result<RgbImage> {
 /// Cuts a photograph to its field of view, pads with black, brings it to `size x size` pixels and finds the black
 /// cells of `patch x patch`. The same steps as `prepare` takes for the `folder` layout.
 pub fn prepare_photo(photo: &RgbImage, size: u32, patch: u32) -> Result<Photo> {
-    crate::prepare::check_grid(size, patch)?;
+    check_grid(size, patch)?;
     let (width, height) = (photo.width() as usize, photo.height() as usize);
     let size = size as usize;
     let fov = fov::detect(photo.as_raw(), width, height);

@@ -283,7 +283,7 @@ pub(crate) fn verify(path: &PathBuf, bytes: u64, hash: Option<&str>) -> Result<(
         });
     }
     let Some(expected) = hash else { return Ok(()) };
-    let found = crate::fsio::hash_file(path)?;
+    let found = fovea_files::hash_file(path)?;
     if found == expected {
         return Ok(());
     }
@@ -367,12 +367,12 @@ mod tests {
     #[test]
     fn a_flipped_byte_and_a_wrong_length_are_found() {
         let (_dir, path) = written(SHAPE);
-        let hash = crate::fsio::hash_file(&path).unwrap();
+        let hash = fovea_files::hash_file(&path).unwrap();
         verify(&path, SHAPE.file_bytes(), Some(&hash)).unwrap();
         let mut bytes = std::fs::read(&path).unwrap();
         bytes[400] ^= 1;
         std::fs::write(&path, &bytes).unwrap();
-        let found = crate::fsio::hash_file(&path).unwrap();
+        let found = fovea_files::hash_file(&path).unwrap();
         let text = verify(&path, SHAPE.file_bytes(), Some(&hash))
             .unwrap_err()
             .to_string();

@@ -1,10 +1,10 @@
 //! Submission: the script checked and handed to Slurm, and `RUN/slurm/submitted.json` about it.
 
 use std::fs;
-use std::io::Write as _;
 use std::path::{Path, PathBuf};
 use std::time::{SystemTime, UNIX_EPOCH};
 
+use fovea_files::{Durability, Mode};
 use serde::{Deserialize, Serialize};
 
 use crate::client::{self, JobState};
@@ -206,24 +206,15 @@ fn take_back(jobs: &[u64]) {
 
 /// Replaces a file in one rename.
 pub fn replace(path: &Path, bytes: &[u8]) -> Result<(), Error> {
-    let failed = |e: &std::io::Error| Error::File {
-        action: "write",
-        path: path.to_owned(),
-        what: e.to_string(),
-        help: "check free space and permissions of the run directory",
-    };
-    let name = path.file_name().unwrap_or_default().to_string_lossy();
-    let beside = path.with_file_name(format!(".tmp-{name}-{}", std::process::id()));
-    let write = || {
-        let mut file = fs::File::create(&beside)?;
-        file.write_all(bytes)?;
-        file.sync_all()?;
-        fs::rename(&beside, path)
-    };
-    write().map_err(|e| {
-        let _ = fs::remove_file(&beside);
-        failed(&e)
-    })
+    fovea_files::replace(path, bytes, Durability::Synced, Mode::Shared).map_err(|e| {
+        Error::File {
+            action: "write",
+            path: path.to_owned(),
+            what: e.source.to_string(),
+            help: "check free space and permissions of the run directory",
+        }
+    })?;
+    Ok(())
 }
 
 #[cfg(test)]

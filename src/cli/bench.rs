@@ -4,7 +4,7 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use clap::{Args, Subcommand, ValueEnum};
-use fovea_trainer::config;
+use fovea_run::config;
 
 use super::{Backend, Device};
 

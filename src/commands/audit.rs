@@ -13,8 +13,8 @@ use fovea_coordinator::ledger::{self, LEDGER_FILE, LedgerRecord};
 use fovea_coordinator::order::EpochOrder;
 use fovea_coordinator::{Contents, Error};
 use fovea_dataset::{Dataset, Split};
-use fovea_trainer::config::Config;
-use fovea_trainer::run_dir::RunDir;
+use fovea_run::config::Config;
+use fovea_run::run_dir::RunDir;
 use fovea_trainer::train::{order_input, resume_from};
 
 use super::scheduled::refuse_not_begun;
@@ -32,7 +32,7 @@ const PROBLEMS_TOLD: usize = 5;
 pub fn run(args: &AuditArgs) -> anyhow::Result<Ending> {
     refuse_not_begun(&args.run)?;
     let run = RunDir::new(&args.run);
-    let config = Config::load(&run.config()).map_err(fovea_trainer::Error::from)?;
+    let config = Config::load(&run.config())?;
     if !run.path().join(LEDGER_FILE).exists() {
         let path = run.path().display();
         // A journal is begun after the ledger, so where there is one the ledger has been there.
@@ -92,14 +92,14 @@ impl Records {
             read.as_ref().map_or(0, |journal| journal.records.len())
         };
         let mut journal = journal::read(run);
-        let mut ledger = ledger::read(run).map_err(fovea_trainer::Error::from)?;
+        let mut ledger = ledger::read(run)?;
         for _ in 0..READS {
             let again = journal::read(run);
             if length(&again) == length(&journal) {
                 break;
             }
             journal = again;
-            ledger = ledger::read(run).map_err(fovea_trainer::Error::from)?;
+            ledger = ledger::read(run)?;
         }
         let (mut notes, mut problems) = (Vec::new(), Vec::new());
         notes.extend(torn("ledger", &ledger));
@@ -140,7 +140,7 @@ fn examine(
     // From the dataset itself, not from what the sample order is made from.
     let patches = patches(data);
     let order_input = order_input(data, config);
-    let order = |epoch| EpochOrder::new(&order_input, epoch).map_err(fovea_trainer::Error::from);
+    let order = |epoch| EpochOrder::new(&order_input, epoch);
     let mut report = audit::audit(&Input {
         ledger: &records.ledger,
         journal: &records.journal,

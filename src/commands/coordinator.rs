@@ -9,8 +9,8 @@ use anyhow::Context;
 use fovea_coordinator::client::{Endpoint, Observer};
 use fovea_coordinator::rundir::RunLock;
 use fovea_coordinator::server::{FindCheckpoint, Outcome, Server, ServerOptions, raise_file_limit};
-use fovea_trainer::config::{Backend, Config};
-use fovea_trainer::run_dir::RunDir;
+use fovea_run::config::{Backend, Config};
+use fovea_run::run_dir::RunDir;
 use fovea_trainer::train::resume_point;
 
 use super::signals::{Again, Parent, drain_flag};
@@ -20,9 +20,9 @@ use crate::exit::Ending;
 pub fn run(args: &CoordinatorArgs) -> anyhow::Result<Ending> {
     let parent = args.with_parent.map(Parent::of_this_process).transpose()?;
     let run = RunDir::new(&args.run);
-    let config = Config::load(&run.config()).map_err(fovea_trainer::Error::from)?;
-    config.validate().map_err(fovea_trainer::Error::from)?;
-    let lock = RunLock::acquire(run.path()).map_err(fovea_trainer::Error::from)?;
+    let config = Config::load(&run.config())?;
+    config.validate()?;
+    let lock = RunLock::acquire(run.path())?;
     let (train, elastic) = (&config.train, &config.elastic);
     let looked_at = run.clone();
     let find_checkpoint = FindCheckpoint::new(move || {
@@ -53,8 +53,8 @@ pub fn run(args: &CoordinatorArgs) -> anyhow::Result<Ending> {
         )
     };
     // Twice as many members as ranks may connect, and some who watch.
-    raise_file_limit(2 * train.ranks as usize + 256).map_err(fovea_trainer::Error::from)?;
-    let server = Server::bind(options, lock).map_err(fovea_trainer::Error::from)?;
+    raise_file_limit(2 * train.ranks as usize + 256)?;
+    let server = Server::bind(options, lock)?;
     let again = if args.in_job {
         Again::Nothing
     } else {
@@ -70,13 +70,10 @@ pub fn run(args: &CoordinatorArgs) -> anyhow::Result<Ending> {
         .enable_all()
         .build()
         .context("starting tokio")?;
-    match runtime
-        .block_on(server.run(std::future::pending()))
-        .map_err(fovea_trainer::Error::from)?
-    {
+    match runtime.block_on(server.run(std::future::pending()))? {
         Outcome::Finished { .. } => Ok(Ending::Finished),
         Outcome::Drained { .. } | Outcome::Stopped { .. } => Ok(Ending::Resume),
-        Outcome::Failed { reason } => Err(fovea_trainer::Error::Child(reason).into()),
+        Outcome::Failed { reason } => Err(fovea_launch::Error::Child(reason).into()),
     }
 }
 

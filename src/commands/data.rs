@@ -31,13 +31,13 @@ pub fn run(args: &DataArgs) -> anyhow::Result<Ending> {
         if drawn.is_ok() || in_part {
             say!("{}", out.display())?;
         }
-        drawn.map_err(fovea_trainer::Error::from)?;
+        drawn?;
         return Ok(Ending::Finished);
     }
-    let data = Dataset::open(&args.data).map_err(fovea_trainer::Error::from)?;
+    let data = Dataset::open(&args.data)?;
     say!("{}", data.label_table())?;
     if let Some(out) = &mosaic_file {
-        mosaic(&data, out, &options).map_err(fovea_trainer::Error::from)?;
+        mosaic(&data, out, &options)?;
         say!("{}", out.display())?;
     }
     Ok(Ending::Finished)

@@ -1,9 +1,9 @@
 //! `fovea eval`
 
 use fovea_dataset::{Bar, CLASSES, Dataset, Progress, Split};
-use fovea_trainer::config::Config;
+use fovea_run::config::Config;
+use fovea_run::metrics::{Metrics, Scored, best_constant};
 use fovea_trainer::evaluate::Summary;
-use fovea_trainer::metrics::{Metrics, Scored, best_constant};
 use fovea_trainer::predict::Predictor;
 use serde_json::json;
 
@@ -20,7 +20,7 @@ pub fn run(args: &EvalArgs) -> anyhow::Result<Ending> {
         ))
     })?;
     let mut predictor = Predictor::load(&args.checkpoint, |config| apply(config, &args.set))?;
-    let data = Dataset::open(&args.data).map_err(fovea_trainer::Error::from)?;
+    let data = Dataset::open(&args.data)?;
     let bar = Bar::new("images");
     bar.start(data.indices(split).len() as u64);
     let (rows, summary) = predictor.evaluate(data, split, || bar.advance(1))?;
@@ -32,7 +32,7 @@ pub fn run(args: &EvalArgs) -> anyhow::Result<Ending> {
             .collect()
     };
     let baselines = [best_constant(&level(0)), best_constant(&level(1))];
-    let [patch, image] = baselines.map(|b| b.map_err(fovea_trainer::Error::from));
+    let [patch, image] = baselines.map(|b| b);
     let (patch, image) = (patch?, image?);
     if args.json {
         let value = json!({

@@ -10,6 +10,9 @@ use anyhow::Context;
 use fovea_coordinator::order::allowed_world_sizes;
 use fovea_coordinator::status::Status;
 use fovea_dataset::Dataset;
+use fovea_launch::exit_code;
+use fovea_run::config::{Backend, Config, Device};
+use fovea_run::run_dir::RunDir;
 use fovea_slurm::env::Allocation;
 use fovea_slurm::history::{self, Event, History};
 use fovea_slurm::interfaces;
@@ -17,9 +20,6 @@ use fovea_slurm::launcher;
 use fovea_slurm::next::{self, Ended, Verdict, next};
 use fovea_slurm::plan::{Offer, Plan, Transport, down_nodes, plan};
 use fovea_slurm::script::quote;
-use fovea_trainer::config::{Backend, Config, Device};
-use fovea_trainer::exit_code;
-use fovea_trainer::run_dir::RunDir;
 
 use super::absolute;
 use super::source::places;
@@ -54,9 +54,9 @@ pub fn run(args: &JobArgs) -> anyhow::Result<Ending> {
 
 fn make_plan(args: &JobPlanArgs) -> anyhow::Result<Ending> {
     let job = Allocation::of_process().map_err(|e| Usage(e.to_string()))?;
-    let mut config = Config::load(&args.config).map_err(fovea_trainer::Error::from)?;
+    let mut config = Config::load(&args.config)?;
     for assignment in &args.set {
-        config.set(assignment).map_err(fovea_trainer::Error::from)?;
+        config.set(assignment)?;
     }
     config.run.out = absolute(&args.out)?.to_string_lossy().into_owned();
     if config.train.device == Device::Auto {
@@ -76,7 +76,7 @@ fn make_plan(args: &JobPlanArgs) -> anyhow::Result<Ending> {
         Transport::Mpi => Backend::Mpi,
         Transport::Nccl => Backend::Nccl,
     };
-    config.validate().map_err(fovea_trainer::Error::from)?;
+    config.validate()?;
     let (out, data) = places(&config)?;
     let run = RunDir::new(out);
     let begun = run.config().is_file();
@@ -84,8 +84,7 @@ fn make_plan(args: &JobPlanArgs) -> anyhow::Result<Ending> {
     let data = match begun {
         false => Dataset::open(&data),
         true => Dataset::open_unverified(&data),
-    }
-    .map_err(fovea_trainer::Error::from)?;
+    }?;
     let step = match enter(&run, &mut config, &data, begun)? {
         Begin::New => 0,
         Begin::After(step) => step,

@@ -3,8 +3,8 @@
 use std::path::Path;
 
 use fovea_dataset::{Bar, Dataset, Progress};
+use fovea_run::run_dir::{Columns, Prediction, write_predictions};
 use fovea_trainer::predict::{Predictor, photos};
-use fovea_trainer::run_dir::{Columns, Prediction, write_predictions};
 
 use super::eval::apply;
 use super::output;
@@ -57,7 +57,7 @@ pub fn run(args: &PredictArgs) -> anyhow::Result<Ending> {
 }
 
 fn prepared(predictor: &Predictor, path: &Path) -> anyhow::Result<Vec<Prediction>> {
-    let data = Dataset::open(path).map_err(fovea_trainer::Error::from)?;
+    let data = Dataset::open(path)?;
     let bar = Bar::new("images");
     bar.start(data.len() as u64);
     let rows = predictor.dataset(data, || bar.advance(1))?;

@@ -20,9 +20,8 @@ pub fn run(args: &PrepareArgs) -> anyhow::Result<Ending> {
         workers: args.workers,
         ..PrepareOptions::default()
     };
-    prepare(&args.src, &args.out, &options, &Bar::new("images"))
-        .map_err(fovea_trainer::Error::from)?;
-    let data = Dataset::open_unverified(&args.out).map_err(fovea_trainer::Error::from)?;
+    prepare(&args.src, &args.out, &options, &Bar::new("images"))?;
+    let data = Dataset::open_unverified(&args.out)?;
     say!("{}", data.label_table())?;
     Ok(Ending::Finished)
 }

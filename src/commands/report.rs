@@ -1,6 +1,6 @@
 //! `fovea report`
 
-use fovea_trainer::report::write_report;
+use fovea_report::write_report;
 
 use super::scheduled::refuse_not_begun;
 use crate::cli::ReportArgs;

@@ -3,12 +3,12 @@
 use std::path::Path;
 use std::time::{Duration, UNIX_EPOCH};
 
+use fovea_run::run_dir::RunDir;
 use fovea_slurm::client::{self, JobState};
 use fovea_slurm::history::{Event, History};
 use fovea_slurm::script::{elements, quote, run_of_element};
 use fovea_slurm::submit::{Submitted, jobs_of};
 use fovea_slurm::{hostlist, time};
-use fovea_trainer::run_dir::RunDir;
 use serde_json::{Value, json};
 
 use crate::exit::Usage;

@@ -3,9 +3,9 @@
 use std::path::{Path, PathBuf};
 
 use fovea_coordinator::rundir::LOCK_FILE;
+use fovea_run::config::Config;
+use fovea_run::run_dir::RunDir;
 use fovea_slurm::history;
-use fovea_trainer::config::Config;
-use fovea_trainer::run_dir::RunDir;
 use fovea_trainer::weights;
 
 use super::absolute;
@@ -19,13 +19,13 @@ pub fn named(args: &ConfigArgs) -> anyhow::Result<Option<Config>> {
         (None, Some(name)) => Config::preset(name),
         (None, None) => return Ok(None),
     };
-    Ok(Some(config.map_err(fovea_trainer::Error::from)?))
+    Ok(Some(config?))
 }
 
 /// The options over it.
 pub fn apply(config: &mut Config, args: &ConfigArgs) -> anyhow::Result<()> {
     for assignment in &args.set {
-        config.set(assignment).map_err(fovea_trainer::Error::from)?;
+        config.set(assignment)?;
     }
     if let Some(path) = &args.data {
         config.data.path = absolute(path)?.to_string_lossy().into_owned();

@@ -46,7 +46,7 @@ fn candidates(scratch: &[String]) -> Vec<scratch::Candidate> {
 }
 
 fn copy(args: &StageArgs) -> anyhow::Result<String> {
-    let manifest = Manifest::load(&args.data).map_err(fovea_trainer::Error::from)?;
+    let manifest = Manifest::load(&args.data)?;
     let options = StageOptions::default();
     let scratch = match choose(args, &manifest, &options) {
         Ok(scratch) => scratch,
@@ -57,8 +57,7 @@ fn copy(args: &StageArgs) -> anyhow::Result<String> {
         }
     };
     let begun = std::time::Instant::now();
-    let outcome =
-        stage(&args.data, &scratch, &options, &Silent).map_err(fovea_trainer::Error::from)?;
+    let outcome = stage(&args.data, &scratch, &options, &Silent)?;
     Ok(match outcome {
         StageOutcome::Staged {
             dir,
@@ -104,7 +103,7 @@ fn choose(
 fn remove(args: &StageArgs) -> anyhow::Result<String> {
     let mut lines = Vec::new();
     for place in places(&args.to) {
-        let outcome = unstage(&args.data, &place).map_err(fovea_trainer::Error::from)?;
+        let outcome = unstage(&args.data, &place)?;
         let place = place.display();
         match outcome {
             UnstageOutcome::Removed => lines.push(format!("removed the copy in {place}")),

@@ -5,7 +5,7 @@ use std::path::Path;
 use fovea_coordinator::client::status_of;
 use fovea_coordinator::rundir::INFO_FILE;
 use fovea_coordinator::status::{RunState, STATUS_FILE, Status};
-use fovea_trainer::run_dir::RunDir;
+use fovea_run::run_dir::RunDir;
 
 use super::scheduled::Scheduled;
 use crate::cli::StatusArgs;
@@ -27,7 +27,7 @@ pub fn run(args: &StatusArgs) -> anyhow::Result<Ending> {
         Err(error) => return Err(error.into()),
     };
     let found = match begun {
-        true => Some(status_of(&args.run).map_err(fovea_trainer::Error::from)?),
+        true => Some(status_of(&args.run)?),
         false => None,
     };
     if args.json {

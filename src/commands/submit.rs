@@ -7,14 +7,14 @@ use fovea_coordinator::order::allowed_world_sizes;
 use fovea_coordinator::rundir::{LOCK_FILE, RunLock};
 use fovea_coordinator::status::{RunState, Status};
 use fovea_dataset::Dataset;
+use fovea_run::config::{Backend, Config, Device};
+use fovea_run::run_dir::RunDir;
 use fovea_slurm::history::{self, FOLDER, History};
 use fovea_slurm::script::{self, ELEMENT, Job, elements, render, run_of_element, signal_lead};
 use fovea_slurm::site::{Requeue, Site};
 use fovea_slurm::submit::{self, CONFIG_FILE, Request, SCRIPT_FILE, Submitted};
 use fovea_slurm::{client, time};
-use fovea_trainer::config::{Backend, Config, Device};
 use fovea_trainer::preflight::{Moment, preflight};
-use fovea_trainer::run_dir::RunDir;
 use fovea_trainer::weights;
 
 use clap::Parser;
@@ -48,7 +48,7 @@ pub fn run(args: &SubmitArgs) -> anyhow::Result<Ending> {
     refuse_alive(&base)?;
     let anew = !base.exists();
     // Two that submit at once, or a run that goes on without Slurm.
-    let _lock = RunLock::acquire(&base).map_err(fovea_trainer::Error::from)?;
+    let _lock = RunLock::acquire(&base)?;
     refuse_alive(&base)?;
     let submitted = match hand_over(args, &base, &config, &job, &script) {
         Ok(submitted) => submitted,
@@ -169,15 +169,13 @@ fn own(args: &SubmitArgs) -> anyhow::Result<Option<Config>> {
     let base = PathBuf::from(script::base(&text(out)?, args.array.is_some()));
     let submitted = base.join(FOLDER).join(CONFIG_FILE);
     if submitted.is_file() {
-        return Ok(Some(
-            Config::load(&submitted).map_err(fovea_trainer::Error::from)?,
-        ));
+        return Ok(Some(Config::load(&submitted)?));
     }
     let begun = RunDir::new(&base).config();
     if !begun.is_file() {
         return Ok(None);
     }
-    let mut config = Config::load(&begun).map_err(fovea_trainer::Error::from)?;
+    let mut config = Config::load(&begun)?;
     // What they were on that machine.
     config.train.backend = Backend::Auto;
     config.train.device = Device::Auto;
@@ -221,9 +219,7 @@ fn check(args: &SubmitArgs, config: &Config, data: &Path, begun: bool) -> anyhow
         let all = elements(array).map_err(|e| Usage(e.to_string()))?;
         let element = all[0].to_string();
         for assignment in args.source.set.iter().filter(|set| of_element(args, set)) {
-            config
-                .set(&assignment.replace(ELEMENT, &element))
-                .map_err(fovea_trainer::Error::from)?;
+            config.set(&assignment.replace(ELEMENT, &element))?;
         }
     }
     let (nodes, each) = (nodes(args), ranks_per_node(args));
@@ -246,9 +242,9 @@ fn check(args: &SubmitArgs, config: &Config, data: &Path, begun: bool) -> anyhow
         ))
         .into());
     }
-    config.validate().map_err(fovea_trainer::Error::from)?;
+    config.validate()?;
     // The job reads all of it, once; a login node is spared that.
-    let data = Dataset::open_unverified(data).map_err(fovea_trainer::Error::from)?;
+    let data = Dataset::open_unverified(data)?;
     if !begun {
         for warning in preflight(&config, &data, Moment::Beginning)? {
             tracing::warn!("{warning}");
@@ -299,7 +295,7 @@ fn finished_after(run: &Path, epochs: u32) -> anyhow::Result<Option<u64>> {
     if status.state != RunState::Finished {
         return Ok(None);
     }
-    let before = Config::load(&config).map_err(fovea_trainer::Error::from)?;
+    let before = Config::load(&config)?;
     let left = source::epochs_are_left(
         run,
         &Epochs {
@@ -322,7 +318,7 @@ fn refuse_other_run(args: &SubmitArgs, base: &Path, config: &mut Config) -> anyh
     }
     source::refuse_foreign(&run)?;
     if run.config().is_file() {
-        let before = Config::load(&run.config()).map_err(fovea_trainer::Error::from)?;
+        let before = Config::load(&run.config())?;
         source::keep_initial_weights(base, config, &before)?;
         source::same_run(base, config, &before)?;
     }

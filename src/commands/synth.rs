@@ -1,7 +1,7 @@
 //! `fovea synth`
 
 use fovea_dataset::Bar;
-use fovea_dataset::synth::{SynthOptions, synth};
+use fovea_synth::{SynthOptions, synth};
 
 use crate::cli::SynthArgs;
 use crate::exit::Ending;

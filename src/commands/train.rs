@@ -6,11 +6,11 @@ use std::time::Instant;
 use fovea_coordinator::rundir::RunLock;
 use fovea_coordinator::status::{RunState, Status};
 use fovea_dataset::Dataset;
-use fovea_trainer::config::{self, Config};
+use fovea_launch::{LaunchOptions, Spawner, launch};
+use fovea_run::config::{self, Config};
+use fovea_run::run_dir::{self, RunDir};
 use fovea_trainer::gpu;
-use fovea_trainer::launch::{LaunchOptions, Spawner, launch};
 use fovea_trainer::preflight::{Moment, preflight};
-use fovea_trainer::run_dir::{self, RunDir};
 use fovea_trainer::train::{backend, gpus, resume_from};
 use fovea_trainer::weights;
 
@@ -27,11 +27,11 @@ pub fn run(args: &TrainArgs) -> anyhow::Result<Ending> {
         say!("{}", config.to_toml_documented().trim_end())?;
         return Ok(Ending::Finished);
     }
-    config.validate().map_err(fovea_trainer::Error::from)?;
+    config.validate()?;
     let (out, data) = places(&config)?;
     let run = RunDir::new(out);
     // Everything is checked here, once; the trainers map the shards without hashing them again.
-    let data = Dataset::open(&data).map_err(fovea_trainer::Error::from)?;
+    let data = Dataset::open(&data)?;
     match enter(&run, &mut config, &data, args.resume)? {
         Begin::New if config.model.init.is_empty() => {}
         Begin::New => drop(say!("beginning from the weights of {}", config.model.init)),
@@ -121,9 +121,7 @@ fn resolve(args: &TrainArgs) -> anyhow::Result<Config> {
         .map(|out| RunDir::new(out).config());
     let mut config = match (source::named(&args.source)?, own) {
         (Some(config), _) => config,
-        (None, Some(own)) if own.is_file() => {
-            Config::load(&own).map_err(fovea_trainer::Error::from)?
-        }
+        (None, Some(own)) if own.is_file() => Config::load(&own)?,
         (None, Some(own)) => return Err(nothing_to_resume(own.parent().unwrap_or(&own))),
         (None, None) if args.print_config => Config::default(),
         (None, None) if args.resume => {
@@ -181,7 +179,7 @@ pub(super) fn enter(
         weights::pin(config)?;
     }
     // Refused while another run is going on here; the coordinator takes it again for the run's life.
-    let _lock = RunLock::acquire(run.path()).map_err(fovea_trainer::Error::from)?;
+    let _lock = RunLock::acquire(run.path())?;
     let mut begin = Begin::New;
     if run.config().exists() {
         if !resume {
@@ -203,7 +201,7 @@ pub(super) fn enter(
 
 /// Whether and where a run that has begun goes on with this configuration.
 fn go_on(run: &RunDir, config: &mut Config, data: &Dataset) -> anyhow::Result<Begin> {
-    let before = Config::load(&run.config()).map_err(fovea_trainer::Error::from)?;
+    let before = Config::load(&run.config())?;
     source::keep_initial_weights(run.path(), config, &before)?;
     source::same_run(run.path(), config, &before)?;
     // Looked for here as well, so that whoever resumes reads of checkpoints that are passed over.

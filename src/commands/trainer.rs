@@ -5,11 +5,11 @@ use std::sync::atomic::AtomicBool;
 use std::time::Duration;
 
 use fovea_coordinator::client::Endpoint;
+use fovea_launch::exit_code;
+use fovea_launch::keep::{KeepOptions, keep};
+use fovea_run::config::{Backend, Config};
+use fovea_run::run_dir::RunDir;
 use fovea_slurm::env::Allocation;
-use fovea_trainer::config::{Backend, Config};
-use fovea_trainer::exit_code;
-use fovea_trainer::keep::{KeepOptions, keep};
-use fovea_trainer::run_dir::RunDir;
 use fovea_trainer::train::{Outcome, TrainerOptions, join};
 
 use super::signals::{Again, Parent, drain_flag};
@@ -47,10 +47,7 @@ fn drain_wanted(again: Again, parent: Option<Parent>) -> anyhow::Result<Arc<Atom
 fn train(args: TrainerArgs, again: Again, parent: Option<Parent>) -> anyhow::Result<Ending> {
     if let Some(rank) = args.rank {
         let config = RunDir::new(&args.run).config();
-        let ranks = Config::load(&config)
-            .map_err(fovea_trainer::Error::from)?
-            .train
-            .ranks;
+        let ranks = Config::load(&config)?.train.ranks;
         if rank >= ranks {
             return Err(Usage(format!(
                 "rank {rank} does not exist: this run has {}, counted from 0\n  help: give --rank 0 to {}, or leave it out to get a free one",
@@ -88,7 +85,7 @@ fn run_in_job(args: TrainerArgs, parent: Option<Parent>) -> anyhow::Result<Endin
         std::thread::sleep(pause);
         left -= pause;
     }
-    let config = Config::load(&run.config()).map_err(fovea_trainer::Error::from)?;
+    let config = Config::load(&run.config())?;
     if config.train.backend == Backend::Mpi {
         return train(args, Again::Nothing, parent);
     }

@@ -1,4 +1,4 @@
-"""Makes metrics.json: inputs and scikit-learn's scores of them, for the tests of trainer/src/metrics.
+"""Makes metrics.json: inputs and scikit-learn's scores of them, for the tests of run/src/metrics.
 
     pip install scikit-learn && python tests/golden/metrics.py
 

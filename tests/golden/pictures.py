@@ -1,6 +1,6 @@
 """Small pictures of every kind that common tools write, and what they show.
 
-Writes dataset/tests/pictures/FILE and expected.txt, one line per file:
+Writes pictures/tests/pictures/FILE and expected.txt, one line per file:
 
     FILE rgb WIDTH HEIGHT TOLERANCE HEX     pixels as [height, width, 3]
     FILE mask WIDTH HEIGHT HEX              1 where there is a lesion, [height, width]
@@ -19,7 +19,7 @@ import numpy as np
 import tifffile
 from PIL import Image
 
-OUT = Path(__file__).resolve().parents[2] / "dataset/tests/pictures"
+OUT = Path(__file__).resolve().parents[2] / "pictures/tests/pictures"
 W, H = 11, 7
 
 x, y = np.meshgrid(np.arange(W), np.arange(H))

@@ -130,8 +130,8 @@ impl Awaited<'_> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::config::ModelName;
     use crate::models;
+    use fovea_run::config::ModelName;
     use proptest::prelude::*;
 
     fn layout() -> Layout {

@@ -10,7 +10,7 @@ pub type Result<T, E = Error> = std::result::Result<T, E>;
 pub enum Error {
     /// A configuration file, key or preset is wrong.
     #[error(transparent)]
-    Config(#[from] crate::config::Error),
+    Config(#[from] fovea_run::config::Error),
     /// The dataset cannot be read.
     #[error(transparent)]
     Dataset(#[from] fovea_dataset::Error),
@@ -19,24 +19,24 @@ pub enum Error {
     Coordinator(#[from] fovea_coordinator::Error),
     /// A collective failed or was aborted.
     #[error(transparent)]
-    Collective(#[from] crate::collectives::Error),
+    Collective(#[from] fovea_collectives::Error),
     /// A checkpoint cannot be written or read.
     #[error(transparent)]
-    Checkpoint(#[from] crate::checkpoint::Error),
+    Checkpoint(#[from] fovea_run::checkpoint::Error),
     /// The run's last checkpoint is not on disk.
     #[error("checkpoint of step {step}: {source}")]
     Unsaved {
         /// Committed steps.
         step: u64,
         /// Why, with what to do.
-        source: crate::checkpoint::Error,
+        source: fovea_run::checkpoint::Error,
     },
+    /// A file of the run directory cannot be used.
+    #[error(transparent)]
+    Run(#[from] fovea_run::Error),
     /// Metrics cannot be computed or stored.
     #[error(transparent)]
-    Metrics(#[from] crate::metrics::Error),
-    /// The report cannot be written.
-    #[error(transparent)]
-    Report(#[from] crate::report::Error),
+    Metrics(#[from] fovea_run::metrics::Error),
     /// A kernel refused its arguments.
     #[error(transparent)]
     Kernel(#[from] fovea_kernels::Error),
@@ -83,11 +83,6 @@ pub enum Error {
         /// What to do.
         help: String,
     },
-    /// A process that was started failed.
-    #[error(
-        "{0}\n  help: mend the cause, then go on from the newest checkpoint with `fovea train --out RUN --resume`"
-    )]
-    Child(String),
     /// The request makes no sense as given.
     #[error("{what}\n  help: {help}")]
     Usage {
@@ -117,7 +112,6 @@ impl Error {
             Self::Coordinator(error) => error.is_usage(),
             Self::Checkpoint(error) => error.is_usage(),
             Self::Metrics(error) => error.is_usage(),
-            Self::Report(error) => error.is_usage(),
             _ => false,
         }
     }

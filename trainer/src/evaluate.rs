@@ -3,10 +3,10 @@
 use bytemuck::{Pod, Zeroable};
 use fovea_dataset::Split;
 use fovea_kernels::{FocalParams, focal_loss};
+use fovea_run::metrics::{self, Level, Metrics, Scored};
 
 use crate::error::Result;
 use crate::lanes::ReadOnly;
-use crate::metrics::{self, Level, Metrics, Scored};
 use crate::replica::Replica;
 use crate::samples::SampleSource;
 

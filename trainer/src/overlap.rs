@@ -6,13 +6,13 @@
 use std::collections::BTreeMap;
 use std::sync::mpsc::Receiver;
 
+use fovea_collectives::DeviceCollective;
 use fovea_kernels::cuda::Event;
 use fovea_kernels::flat;
 use half::bf16;
 use tch::{Kind, Tensor};
 
 use crate::buckets::Buckets;
-use crate::collectives::DeviceCollective;
 use crate::error::Result;
 use crate::host;
 use crate::params::Params;

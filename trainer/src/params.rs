@@ -338,8 +338,8 @@ fn draw(spec: &ParamSpec, rng: &mut ChaCha8Rng, out: &mut [f32]) -> Result<()> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::config::ModelName;
     use crate::models;
+    use fovea_run::config::ModelName;
 
     fn hybrid(precision: Precision) -> Params {
         Params::new(

@@ -2,7 +2,7 @@
 
 use tch::Kind;
 
-use crate::config::Precision as PrecisionChoice;
+use fovea_run::config::Precision as PrecisionChoice;
 
 /// Dtype of convolutions and their activations. Everything else (statistics, fusion, loss,
 /// reduction, optimizer, master weights) is f32 in both.

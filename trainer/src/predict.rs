@@ -6,16 +6,16 @@ use std::sync::Arc;
 
 use fovea_dataset::{BadFile, Dataset, Found, list_photos, load_photo, prepare_photo};
 use fovea_kernels::{FocalParams, ImageU8};
+use fovea_run::checkpoint;
+use fovea_run::config::Config;
+use fovea_run::metrics::Level;
+use fovea_run::run_dir::Prediction;
 
-use crate::checkpoint;
-use crate::config::Config;
 use crate::error::{Error, Result};
 use crate::evaluate::{self, Row, Summary, sigmoid};
 use crate::lanes::{Lanes, ReadOnly};
-use crate::metrics::Level;
 use crate::precision::{Precision, native_bf16};
 use crate::replica::{Objective, Replica};
-use crate::run_dir::Prediction;
 use crate::samples::{Assembler, SampleSource};
 use crate::train;
 use crate::weights::checkpoint_in;

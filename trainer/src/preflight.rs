@@ -5,10 +5,10 @@
 
 use fovea_coordinator::order::EpochOrder;
 use fovea_dataset::{Dataset, Split};
+use fovea_run::config::{Config, Level};
+use fovea_run::metrics::{LabelCounts, never_defined, poor};
 
-use crate::config::{Config, Level};
 use crate::error::{Error, Result};
-use crate::metrics::{LabelCounts, never_defined, poor};
 use crate::samples::{non_black_cells, order_input};
 
 /// When it is asked.
@@ -156,7 +156,7 @@ fn too_small(config: &Config, facts: &Facts) -> Vec<Error> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::config::MetricName;
+    use fovea_run::config::MetricName;
 
     fn facts() -> Facts {
         let split = |images: &[u8], patches: &[u8]| SplitFacts {

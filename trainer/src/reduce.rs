@@ -2,7 +2,7 @@
 //!
 //! What each virtual shard contributes (gradients, batch statistics, loss sums) is a leaf. Leaves are added
 //! pairwise, `((0+1)+(2+3))+..`, like carries of a binary counter: the number of buffers is logarithmic. The
-//! ranks' sums are then added by [`crate::collectives::Collective::all_reduce`] in the upper part of the same
+//! ranks' sums are then added by [`fovea_collectives::Collective::all_reduce`] in the upper part of the same
 //! tree, so the bits do not depend on how many ranks share the leaves.
 //!
 //! Every element is summed for itself, so parts of the buffer may be at different leaves: what is complete early
@@ -193,7 +193,7 @@ impl<B: Buffer> TreeAccumulator<B> {
 #[expect(clippy::unwrap_used, reason = "a failed unwrap is a failed test")]
 mod tests {
     use super::*;
-    use crate::collectives::tree_sum;
+    use fovea_collectives::tree_sum;
     use proptest::prelude::*;
 
     fn add(tree: &mut TreeAccumulator, number: usize, leaf: &[f32], range: Range<usize>) {

@@ -10,10 +10,10 @@ use fovea_dataset::{Dataset, Split};
 use fovea_kernels::{
     Augment, BatchMut, CropSpec, ImageU8, global_view, patch_crop, resize_antialias,
 };
+use fovea_run::config::Config;
 use half::bf16;
 use tch::{Device, Kind, Tensor};
 
-use crate::config::Config;
 use crate::error::{Error, Result};
 use crate::host;
 use crate::precision::Precision;
@@ -249,7 +249,7 @@ impl SampleSource {
 
 /// What decides a training sample's random view, beside its id.
 #[derive(Clone, Copy)]
-pub(crate) struct Randomness<'a> {
+pub struct Randomness<'a> {
     /// Strengths.
     pub augment: &'a Augment,
     /// Of the run.
@@ -294,7 +294,7 @@ impl Assembler {
     }
 
     /// For a GPU: without labels and pixels, with what they are to be cut from. A unit's image is one of the dataset.
-    pub(crate) fn crops(&self, units: &[Unit], epoch: Option<u32>) -> ShardBatch {
+    pub fn crops(&self, units: &[Unit], epoch: Option<u32>) -> ShardBatch {
         let Selection {
             image_ids,
             patch_ids,
@@ -318,7 +318,7 @@ impl Assembler {
     }
 
     /// Everything but the labels. `images` and `resized` belong to `units` one by one.
-    pub(crate) fn assemble(
+    pub fn assemble(
         &self,
         units: &[Unit],
         images: &[ImageU8<'_>],
@@ -456,7 +456,7 @@ impl Loader {
     }
 
     /// The next batch; none at the end of the epoch.
-    pub fn next(&mut self) -> Result<Option<RankBatch>> {
+    pub fn next_batch(&mut self) -> Result<Option<RankBatch>> {
         self.batches.recv().ok().transpose()
     }
 }

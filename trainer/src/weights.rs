@@ -8,11 +8,12 @@ use std::collections::BTreeMap;
 use std::fs;
 use std::path::{Path, PathBuf};
 
-use crate::checkpoint::{self, NamedTensor, TensorData};
-use crate::config::Config;
+use fovea_run::checkpoint::{self, NamedTensor, TensorData};
+use fovea_run::config::Config;
+use fovea_run::run_dir::RunDir;
+
 use crate::error::{Error, Result};
 use crate::models::{self, Blueprint};
-use crate::run_dir::RunDir;
 use crate::train::best_of;
 
 /// Names that a message lists before it only counts the others.
@@ -346,7 +347,7 @@ mod tests {
     use proptest::prelude::*;
 
     use super::*;
-    use crate::config::ModelName;
+    use fovea_run::config::ModelName;
 
     fn plain(given: &[&str]) -> (Vec<String>, usize) {
         let known = |name: &str| ["a.weight", "b.conv.bias"].contains(&name);

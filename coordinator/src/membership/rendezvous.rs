@@ -404,8 +404,7 @@ impl Membership {
         let Some(first) = all.next() else {
             return Vec::new();
         };
-        let elsewhere =
-            all.find(|seat| !crate::rundir::same_machine(&seat.machine, &first.machine));
+        let elsewhere = all.find(|seat| !crate::host::same_machine(&seat.machine, &first.machine));
         [first].into_iter().chain(elsewhere).collect()
     }
 

@@ -6,6 +6,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
+use fovea_files::{Durability, Mode};
 use serde::Serialize;
 use tokio::sync::mpsc;
 use tokio::task::JoinHandle;
@@ -15,7 +16,6 @@ use super::connection::{Frame, Message, OUTBOX};
 use super::limits::Counters;
 use crate::codec;
 use crate::error::{Error, Result};
-use crate::files::{self, Durability};
 use crate::journal::{Journal, JournalEntry, JournalRecord};
 use crate::ledger::{Ledger, LedgerEntry, LedgerRecord};
 use crate::membership::{Effect, Event, Membership, Outcome, Ticket, Transition};
@@ -533,7 +533,8 @@ fn store(path: &Path, status: &Status, durability: Durability) -> Result<()> {
         detail: error.to_string(),
     })?;
     bytes.push(b'\n');
-    files::write_atomic(path, &bytes, durability, false)
+    fovea_files::replace(path, &bytes, durability, Mode::Shared)?;
+    Ok(())
 }
 
 /// Commits are many and expected; everything else is worth a line.

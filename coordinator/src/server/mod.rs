@@ -213,7 +213,7 @@ impl Server {
         rustix::net::listen(&listener, BACKLOG).map_err(std::io::Error::from)?;
         listener.set_nonblocking(true)?;
         let addr = listener.local_addr()?;
-        let host = rundir::hostname();
+        let host = crate::host::hostname();
         let incarnation = past.incarnations + 1;
         journal.append(&JournalRecord {
             unix_ms: rundir::unix_ms(),

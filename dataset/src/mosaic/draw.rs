@@ -5,7 +5,7 @@ use std::path::Path;
 use ab_glyph::{Font, FontRef, PxScale, ScaleFont, point};
 use image::{Rgb, RgbImage};
 
-use crate::{Error, Result, fsio};
+use crate::{Error, Result};
 
 /// A colour, R, G, B.
 pub(super) type Colour = [u8; 3];
@@ -18,7 +18,7 @@ pub(super) struct Canvas {
 
 impl Canvas {
     pub fn new(width: u32, height: u32, ground: Colour) -> Self {
-        let font = FontRef::try_from_slice(crate::font::bytes())
+        let font = FontRef::try_from_slice(fovea_pictures::font::bytes())
             .expect("the embedded font is a TrueType font");
         Self {
             image: RgbImage::from_pixel(width, height, Rgb(ground)),
@@ -127,7 +127,7 @@ impl Canvas {
         self.image
             .write_to(&mut bytes, image::ImageFormat::Png)
             .map_err(|e| Error::io("encode", path, std::io::Error::other(e)))?;
-        fsio::write_atomic(path, bytes.get_ref())
+        Ok(fovea_files::replace_alone(path, bytes.get_ref())?)
     }
 
     #[cfg(test)]

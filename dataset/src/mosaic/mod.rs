@@ -6,8 +6,8 @@ mod draw;
 use std::path::Path;
 
 use draw::{Canvas, Colour};
+use fovea_pictures::resample::{Plane, Square, resample};
 
-use crate::resample::{Plane, Square, resample};
 use crate::{
     BadFile, CLASS_COLOURS, CLASSES, Dataset, Error, Found, ImageView, Result, label_names,
     list_photos, load_photo, prepare_photo,

@@ -1,13 +1,14 @@
 //! One raw image with its masks, brought to the prepared form.
 
+use fovea_pictures::decode::{self, Mask, Values};
+use fovea_pictures::fov;
+use fovea_pictures::resample::{Plane, Square, resample, resample_mask};
+
 use crate::BadFile;
 use crate::CLASSES;
 use crate::cells::Cells;
-use crate::decode::{self, Mask, Values};
-use crate::fov;
 use crate::photo;
 use crate::raw::{MaskRule, Raw, RawImage, Reader};
-use crate::resample::{Plane, Square, resample, resample_mask};
 use crate::shard::Row;
 
 /// The smallest value of 8 bits that counts as lesion in a mask with more than two values.

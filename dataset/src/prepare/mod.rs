@@ -14,23 +14,15 @@ mod splits;
 use std::collections::BTreeMap;
 use std::path::Path;
 
-use crate::cells::{BLACK_FRACTION, BLACK_LEVEL, Cells};
+use crate::cells::{BLACK_FRACTION, BLACK_LEVEL, Cells, check_grid, refuse};
 use crate::manifest::{
     FORMAT, FORMAT_VERSION, ImageEntry, Manifest, Recipe, ShardEntry, SplitCounts,
 };
 use crate::raw::{LayoutChoice, Raw};
 use crate::shard::{Shape, Shard};
-use crate::{CLASSES, Dataset, Error, Progress, Result, Split, cells, oddities, pairs};
+use crate::{CLASSES, Dataset, Progress, Result, Split, cells, oddities, pairs};
 use output::Output;
 use splits::Splitter;
-
-pub(crate) use output::WORK_DIR;
-
-/// Largest working size: pixels along an edge.
-pub const MAX_SIZE: u32 = 8192;
-
-/// Largest patch: pixels along an edge. One more and a cell's pixels would not fit u16.
-pub const MAX_PATCH: u32 = 255;
 
 /// `prepare` stops looking for more after this many unusable raw files.
 pub const MAX_BAD_FILES: usize = 20;
@@ -129,49 +121,6 @@ impl PrepareOptions {
             n => n.min(MAX_WORKERS),
         }
     }
-}
-
-/// Whether a picture of `size` pixels can be cut into cells of `patch`.
-pub(crate) fn check_grid(size: u32, patch: u32) -> Result<()> {
-    if !(8..=MAX_PATCH).contains(&patch) {
-        return refuse(
-            "--patch",
-            patch,
-            format!("must be 8 to {MAX_PATCH}"),
-            "128 is the usual patch",
-        );
-    }
-    if !(patch..=MAX_SIZE).contains(&size) {
-        return refuse(
-            "--size",
-            size,
-            format!("must be {patch} (--patch) to {MAX_SIZE}"),
-            "1280 is the usual size",
-        );
-    }
-    if !size.is_multiple_of(patch) {
-        let below = size / patch * patch;
-        let help = format!(
-            "use {below} or {}",
-            (below + patch).min(MAX_SIZE / patch * patch)
-        );
-        return refuse(
-            "--size",
-            size,
-            format!("must be a multiple of --patch {patch}"),
-            &help,
-        );
-    }
-    Ok(())
-}
-
-fn refuse(option: &'static str, value: u32, limit: String, help: &str) -> Result<()> {
-    Err(Error::Option {
-        option,
-        value: value.to_string(),
-        limit,
-        help: help.to_owned(),
-    })
 }
 
 /// What is to be made, all of it known before the first image is read.

@@ -12,11 +12,8 @@ use rayon::prelude::*;
 use serde::{Deserialize, Serialize};
 
 use super::Plan;
-use crate::manifest::{MANIFEST_FILE, Manifest, Recipe, ShardEntry};
-use crate::{Error, Result, fsio, shard};
-
-/// The directory of an unfinished run inside the output directory.
-pub(crate) const WORK_DIR: &str = ".prepare";
+use crate::manifest::{MANIFEST_FILE, Manifest, Recipe, ShardEntry, WORK_DIR};
+use crate::{Error, Result, shard};
 
 const RECIPE_FILE: &str = "recipe.json";
 
@@ -66,7 +63,7 @@ impl Output {
         fs::create_dir_all(&output.work).map_err(|e| Error::io("create", &output.work, e))?;
         let recipe = serde_json::to_vec_pretty(&plan.recipe)
             .expect("a recipe holds only strings and numbers");
-        fsio::write_atomic(&output.work.join(RECIPE_FILE), &recipe)?;
+        fovea_files::replace_alone(&output.work.join(RECIPE_FILE), &recipe)?;
         Ok(output)
     }
 
@@ -86,7 +83,7 @@ impl Output {
         let recipe = self.work.join(RECIPE_FILE);
         if recipe.exists() {
             // Written atomically: one that cannot be read was not written by us.
-            let bytes = fsio::read_capped(&recipe, MAX_RECORD_BYTES)?.unwrap_or_default();
+            let bytes = fovea_files::read_capped(&recipe, MAX_RECORD_BYTES)?.unwrap_or_default();
             let there: Recipe = serde_json::from_slice(&bytes).map_err(|e| Error::Manifest {
                 path: recipe.clone(),
                 reason: e.to_string(),
@@ -141,7 +138,7 @@ impl Output {
                 && entry.bytes == shape.file_bytes()
         };
         let from_record = || {
-            let bytes = fsio::read_capped(&self.record(number), MAX_RECORD_BYTES).ok()??;
+            let bytes = fovea_files::read_capped(&self.record(number), MAX_RECORD_BYTES).ok()??;
             let record: Record = serde_json::from_slice(&bytes).ok()?;
             (record.raw == raw_of(plan, number)).then_some(record.entry)
         };
@@ -172,15 +169,15 @@ impl Output {
             file: shard::file_name(number),
             images: shape.images as u32,
             bytes: shape.file_bytes(),
-            blake3: fsio::hash_file(&part)?,
+            blake3: fovea_files::hash_file(&part)?,
         };
-        fsio::rename(&part, &self.dir.join(&entry.file))?;
+        fovea_files::rename(&part, &self.dir.join(&entry.file))?;
         let record = Record {
             entry,
             raw: raw_of(plan, number),
         };
         let bytes = serde_json::to_vec(&record).expect("a record holds only strings and numbers");
-        fsio::write_atomic(&self.record(number), &bytes)?;
+        fovea_files::replace_alone(&self.record(number), &bytes)?;
         Ok(record.entry)
     }
 
@@ -202,7 +199,7 @@ impl Output {
             manifest.save(&self.dir)?;
         }
         fs::remove_dir_all(&self.work).map_err(|e| Error::io("remove", &self.work, e))?;
-        fsio::sync_dir(&self.dir)
+        Ok(fovea_files::sync_dir(&self.dir)?)
     }
 }
 

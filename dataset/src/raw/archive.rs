@@ -8,8 +8,8 @@ use std::sync::Arc;
 
 use zip::{CompressionMethod, ZipArchive};
 
+use super::entry::{Entry, Lock, Place};
 use super::names;
-use super::store::{Entry, Lock, Place};
 use super::walk::Obstructed;
 use crate::{Error, Result};
 
@@ -135,13 +135,13 @@ fn no_zip(head: &[u8], name: &str) -> Option<(String, String)> {
             "`git lfs pull` in its repository fetches the file itself".to_owned(),
         );
     }
-    match crate::decode::sniff(head) {
-        crate::decode::Content::Picture(_) => told(
+    match fovea_pictures::decode::sniff(head) {
+        fovea_pictures::decode::Content::Picture(_) => told(
             "a picture",
             "give the folder that holds images and masks; `fovea predict` and `fovea data --mosaic` take single photographs".to_owned(),
         ),
-        crate::decode::Content::Other { what, help } => told(what, help.to_owned()),
-        crate::decode::Content::Unknown => None,
+        fovea_pictures::decode::Content::Other { what, help } => told(what, help.to_owned()),
+        fovea_pictures::decode::Content::Unknown => None,
     }
 }
 

@@ -4,6 +4,7 @@
 //! without its outer folder works the same.
 
 mod archive;
+mod entry;
 mod fgadr;
 mod folder;
 mod grades;
@@ -20,8 +21,9 @@ use std::fmt;
 use std::path::Path;
 use std::str::FromStr;
 
+pub(crate) use entry::Entry;
 pub(crate) use scan::why_no_picture;
-pub(crate) use store::{Entry, Reader, Store, content_of};
+pub(crate) use store::{Reader, Store, content_of};
 pub(crate) use walk::{Walked, walk};
 
 use crate::{Error, Result, Split};

@@ -2,11 +2,12 @@
 
 use std::collections::{BTreeMap, HashMap, HashSet};
 
+use fovea_pictures::decode::Content;
+
 use super::RawImage;
 use super::names::{ByStem, composed, counted, first_few, is_picture, stem};
 use super::store::{Reader, Store};
 use super::tree::{Tree, is_below, last};
-use crate::decode::Content;
 use crate::{CLASSES, Error, Result};
 
 /// How folders of masks are named, by class, as keys (see `folder_key`).
@@ -329,7 +330,7 @@ mod tests {
 
     #[test]
     fn backups_and_raw_files_are_no_further_images() {
-        let jpeg = || Ok(crate::decode::sniff(b"\xff\xd8\xff\xe0"));
+        let jpeg = || Ok(fovea_pictures::decode::sniff(b"\xff\xd8\xff\xe0"));
         for name in ["a.jpg~", "a.jpg_original", "a.CR2", "a.png.bak", "a.THM"] {
             assert!(
                 why_no_picture(name, jpeg).unwrap().contains("backup"),

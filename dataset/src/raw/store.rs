@@ -4,60 +4,16 @@ use std::fs::{self, File};
 use std::io::{self, Read};
 use std::path::{Path, PathBuf};
 
+use fovea_pictures::decode::{Content, HEAD, sniff};
 use zip::ZipArchive;
 
 use super::archive::{self, SharedFile};
+use super::entry::{Entry, Place};
 use super::walk::{Obstructed, walk};
-use crate::decode::{Content, HEAD, sniff};
 use crate::{Error, Result};
 
 /// No raw file may be larger.
 const MAX_FILE_BYTES: u64 = 512 << 20;
-
-/// A raw file by its name; the content is read when it is needed.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub(crate) struct Entry {
-    /// Path below the store with `/` between parts.
-    pub name: String,
-    /// Length (unpacked).
-    pub bytes: u64,
-    /// Changes when the content does: modification time in a directory, CRC-32 in an archive.
-    pub stamp: u64,
-    pub(super) place: Place,
-}
-
-impl Entry {
-    /// A file of which nothing but the name counts.
-    pub(super) fn named(name: String) -> Self {
-        Self {
-            name,
-            bytes: 0,
-            stamp: 0,
-            place: Place::Name,
-        }
-    }
-}
-
-/// Where the content of a file is.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub(super) enum Place {
-    /// In a directory, at its name.
-    Name,
-    /// In a directory, at these bytes, which are no UTF-8.
-    Path(PathBuf),
-    /// In an archive, at this position.
-    Packed(usize),
-    /// In an archive, as nothing that can be unpacked.
-    Locked(Lock),
-}
-
-/// Why an entry of an archive cannot be unpacked.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
-pub(super) enum Lock {
-    Encrypted,
-    /// Number of a method of compression.
-    Method(u16),
-}
 
 /// A directory or an archive, with the list of its files in name order.
 pub(crate) struct Store {

@@ -2,8 +2,8 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
+use super::entry::Entry;
 use super::names::folder_key;
-use super::store::Entry;
 
 /// Folders by their path without a final `/`; the top has the empty path.
 pub(super) struct Tree<'a> {

@@ -9,7 +9,7 @@ use std::sync::PoisonError;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 
 use crate::manifest::ShardEntry;
-use crate::{Error, Progress, Result, fsio};
+use crate::{Error, Progress, Result};
 
 use super::PART;
 
@@ -72,7 +72,9 @@ pub(super) fn copy(job: &Job, stop: &AtomicBool, progress: &dyn Progress) -> Res
     for attempt in 1..=ATTEMPTS {
         let written = write(job, &part, stop, progress);
         match written.and_then(|()| read_back(&part)) {
-            Ok(hash) if hash == job.entry.blake3 => return fsio::rename(&part, &job.to),
+            Ok(hash) if hash == job.entry.blake3 => {
+                return Ok(fovea_files::rename(&part, &job.to)?);
+            }
             Ok(hash) => {
                 let path = part.display();
                 tracing::warn!("{path}: written with {}, reads {hash}", job.entry.blake3);
@@ -147,5 +149,5 @@ fn read_back(part: &Path) -> Result<String> {
     let file = File::open(part).map_err(|e| Error::io("open", part, e))?;
     // Where the system does not want to forget, the hash is still that of the file.
     let _ = rustix::fs::fadvise(&file, 0, None, rustix::fs::Advice::DontNeed);
-    fsio::hash_file(part)
+    Ok(fovea_files::hash_file(part)?)
 }

@@ -20,7 +20,7 @@ use std::path::{Path, PathBuf};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use crate::manifest::{MANIFEST_FILE, Manifest, ShardEntry};
-use crate::{Error, Progress, Result, fsio, shard};
+use crate::{Error, Progress, Result, shard};
 
 pub(crate) use lock::hold;
 
@@ -197,7 +197,7 @@ fn is_whole(job: &copy::Job, quick: bool) -> Result<bool> {
     if meta.len() != job.entry.bytes || (quick && !same) {
         return Ok(false);
     }
-    if !quick && fsio::hash_file(&job.to)? != job.entry.blake3 {
+    if !quick && fovea_files::hash_file(&job.to)? != job.entry.blake3 {
         return Ok(false);
     }
     if !same {
@@ -213,8 +213,11 @@ fn is_whole(job: &copy::Job, quick: bool) -> Result<bool> {
 fn finish(from: &Path, dir: &Path) -> Result<()> {
     let manifest = from.join(MANIFEST_FILE);
     let bytes = fs::read(&manifest).map_err(|e| Error::io("read", &manifest, e))?;
-    fsio::sync_dir(dir)?;
-    fsio::write_atomic(&dir.join(MANIFEST_FILE), &bytes)
+    fovea_files::sync_dir(dir)?;
+    Ok(fovea_files::replace_alone(
+        &dir.join(MANIFEST_FILE),
+        &bytes,
+    )?)
 }
 
 /// Bytes that this user may still write where `dir` is.

@@ -4,9 +4,10 @@
 //! and the architecture. Content: magic, length, BLAKE3 hash, code. Anything that does not fit is
 //! compiled anew and replaced; a folder that cannot be written costs time, nothing else.
 
-use std::io::{self, Read, Write};
-use std::path::{Path, PathBuf};
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::io::{self, Read};
+use std::path::Path;
+
+use fovea_files::{Durability, Mode};
 
 use super::arch::Target;
 use super::error::Result;
@@ -106,28 +107,15 @@ fn read(path: &Path) -> io::Result<Vec<u8>> {
     Ok(code)
 }
 
-/// Writes aside, then renames: several ranks may do so at once, and all have the same bytes.
+/// Several ranks may do so at once, and all have the same bytes.
 fn store(folder: &Path, path: &Path, code: &[u8]) -> io::Result<()> {
-    static NEXT: AtomicU64 = AtomicU64::new(0);
     std::fs::create_dir_all(folder)?;
-    let aside: PathBuf = folder.join(format!(
-        ".aside-{}-{}",
-        std::process::id(),
-        NEXT.fetch_add(1, Ordering::Relaxed)
-    ));
-    let write = || {
-        let mut file = std::fs::File::create(&aside)?;
-        file.write_all(MAGIC)?;
-        file.write_all(&(code.len() as u64).to_le_bytes())?;
-        file.write_all(blake3::hash(code).as_bytes())?;
-        file.write_all(code)?;
-        file.sync_all()?;
-        std::fs::rename(&aside, path)
-    };
-    write().inspect_err(|_| {
-        // The first error is the one to tell.
-        let _ = std::fs::remove_file(&aside);
-    })
+    let length = (code.len() as u64).to_le_bytes();
+    let bytes = [&MAGIC[..], &length, blake3::hash(code).as_bytes(), code].concat();
+    match fovea_files::replace(path, &bytes, Durability::Synced, Mode::Shared) {
+        Ok(_) => Ok(()),
+        Err(error) => Err(error.source),
+    }
 }
 
 #[cfg(test)]

@@ -3,9 +3,9 @@
 use std::process::{Command, Stdio};
 
 use anyhow::Context;
-use fovea_trainer::bench::allreduce::{measure, measure_on_gpus};
-use fovea_trainer::bench::seat::{Seat, gpus, join, join_on_gpus, mpi_world, open_gpu};
-use fovea_trainer::launch::{NCCL_HOST_ID, nccl_host_id};
+use fovea_bench::allreduce::{measure, measure_on_gpus};
+use fovea_bench::seat::{Seat, gpus, join, join_on_gpus, mpi_world, open_gpu};
+use fovea_launch::{NCCL_HOST_ID, nccl_host_id};
 
 use super::{Ended, meeting};
 use crate::cli::BenchAllreduceArgs;

@@ -1,10 +1,9 @@
 //! `fovea bench kernels`, `fovea gpu-check`
 
-use fovea_trainer::bench::{Check, CheckReport, Facts, KernelFigures, check_gpu, measure_kernels};
-use fovea_trainer::exit_code::FAILED;
+use fovea_bench::{Check, CheckReport, Facts, KernelFigures, check_gpu, measure_kernels};
+use fovea_launch::exit_code::FAILED;
 
 use crate::cli::{BenchKernelsArgs, GpuCheckArgs};
-use crate::commands::doctor;
 use crate::exit::Ending;
 use crate::say;
 use crate::say::Unsaid;
@@ -40,7 +39,7 @@ pub fn check(args: &GpuCheckArgs) -> anyhow::Result<Ending> {
 
 /// Version of the libtorch in this process.
 fn libtorch() -> String {
-    let version = doctor::libtorch().version;
+    let version = crate::libtorch::libtorch().version;
     version.map_or_else(
         || "of unknown version".to_owned(),
         |version| version.to_string(),

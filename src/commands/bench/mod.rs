@@ -41,14 +41,13 @@ fn meeting() -> String {
 /// The child of `fovea bench coordinator`.
 fn server(args: &BenchServerArgs) -> anyhow::Result<Ending> {
     super::signals::die_with_parent()?;
-    bench::serve(&args.run, args.members).map_err(fovea_trainer::Error::from)?;
+    bench::serve(&args.run, args.members)?;
     Ok(Ending::Finished)
 }
 
 fn coordinator(args: &BenchCoordinatorArgs) -> anyhow::Result<Ending> {
     let load = load(args)?;
-    fovea_coordinator::server::raise_file_limit(load.world + load.spares)
-        .map_err(fovea_trainer::Error::from)?;
+    fovea_coordinator::server::raise_file_limit(load.world + load.spares)?;
     let dir = std::env::temp_dir().join(format!("fovea-bench-{}", std::process::id()));
     let measured = measure(&dir, load);
     if let Err(error) = std::fs::remove_dir_all(&dir) {
@@ -93,7 +92,7 @@ fn measure(dir: &Path, load: Load) -> anyhow::Result<Measured> {
         .spawn()
         .context("starting the server's process")?;
     let mut child = Ended(child);
-    let measured = bench::load(dir, child.0.id(), load).map_err(fovea_trainer::Error::from)?;
+    let measured = bench::load(dir, child.0.id(), load)?;
     child.0.wait().context("waiting for the server's process")?;
     Ok(measured)
 }

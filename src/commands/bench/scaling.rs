@@ -5,13 +5,13 @@ use std::process::{Command, Stdio};
 use std::time::Duration;
 
 use anyhow::Context;
-use fovea_trainer::bench::Work;
-use fovea_trainer::bench::scaling::{
+use fovea_bench::Work;
+use fovea_bench::scaling::{
     Growth, Measured, ScalingPoint, measure_rank, plot, points, shared, worlds,
 };
-use fovea_trainer::bench::seat::{Seat, gpus};
-use fovea_trainer::config::{Backend, Device};
-use fovea_trainer::launch::{NCCL_HOST_ID, nccl_host_id};
+use fovea_bench::seat::{Seat, gpus};
+use fovea_launch::{NCCL_HOST_ID, nccl_host_id};
+use fovea_run::config::{Backend, Device};
 
 use super::training::work;
 use super::{Ended, meeting};

@@ -1,6 +1,6 @@
 //! `fovea bench step`, `fovea bench epoch`
 
-use fovea_trainer::bench::{EpochFigures, Spread, StepFigures, Work, measure_epoch, measure_steps};
+use fovea_bench::{EpochFigures, Spread, StepFigures, Work, measure_epoch, measure_steps};
 
 use crate::cli::{BenchEpochArgs, BenchStepArgs, WorkArgs};
 use crate::exit::Ending;

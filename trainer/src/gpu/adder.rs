@@ -6,11 +6,11 @@ use std::ops::Range;
 
 use fovea_kernels::DType;
 use fovea_kernels::cuda::ToBf16;
+use fovea_run::config::ReduceDtype;
 use tch::{Kind, Tensor};
 
 use super::{Gpu, address};
 use crate::buckets::Awaited;
-use crate::config::ReduceDtype;
 use crate::error::Result;
 use crate::overlap::Exchange;
 use crate::reduce::{Fill, TreeAccumulator, part};

@@ -24,13 +24,13 @@ use std::sync::Arc;
 use fovea_dataset::Dataset;
 use fovea_kernels::cuda::nvrtc::Search;
 use fovea_kernels::cuda::{Arch, Kernels, Op};
+use fovea_run::config::Device as Choice;
 use tch::{Device, Tensor};
 
 pub use self::images::SetShape;
 pub use self::step::GpuStep;
 
 use self::images::Images;
-use crate::config::Device as Choice;
 use crate::error::{Error, Result};
 use crate::ops::{self, Engine};
 
@@ -110,6 +110,17 @@ pub struct Gpu {
 }
 
 impl Gpu {
+    /// A GPU whose tensors lie in host memory: what an emulated driver is.
+    pub fn on_host(kernels: Arc<Kernels>, stream: usize, engine: Engine) -> Self {
+        Self {
+            kernels,
+            device: Device::Cpu,
+            stream,
+            engine,
+            images: RefCell::new(None),
+        }
+    }
+
     /// Takes GPU `ordinal` (counted after `CUDA_VISIBLE_DEVICES`) for the calling thread; `cache` keeps compiled kernels.
     pub fn open(ordinal: u32, cache: Option<&Path>) -> Result<Self> {
         let kernels = Kernels::load(ordinal, &Search::from_env(), cache)?;

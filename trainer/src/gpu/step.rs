@@ -7,6 +7,7 @@ use std::time::{Duration, Instant};
 
 use fovea_kernels::cuda::{DeviceBuffer, Event, FusedAdam, PinnedBuffer, SumSquares};
 use fovea_kernels::flat::{AdamParams, AdamScalars};
+use fovea_run::config::{Config, ReduceDtype};
 use tch::{Device, Tensor};
 
 use super::adder::{Adder, Sender};
@@ -15,7 +16,6 @@ use super::inputs::Block;
 use super::pass::pass;
 use super::views::{Cutter, Ready};
 use super::{Gpu, address};
-use crate::config::{Config, ReduceDtype};
 use crate::error::{Error, Result};
 use crate::models::Tokens;
 use crate::ops::{self, Engine};

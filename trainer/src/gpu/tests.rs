@@ -1,11 +1,13 @@
 //! The GPU's step with the kernels and the driver emulated, and libtorch's tensors on the CPU.
 #![expect(clippy::unwrap_used, reason = "a failed unwrap is a failed test")]
 
+use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 use std::time::Instant;
 
+use fovea_collectives::{self as collectives, DeviceCollective};
 use fovea_coordinator::order::{EpochOrder, Unit};
-use fovea_dataset::{Dataset, Split};
+use fovea_dataset::{Dataset, PrepareOptions, Silent, Split, prepare};
 use fovea_emulate::driver;
 use fovea_kernels::CropSpec;
 use fovea_kernels::DType;
@@ -13,21 +15,20 @@ use fovea_kernels::cuda::nvrtc::Search;
 use fovea_kernels::cuda::{
     DeviceBuffer, Event, Kernels, PatchCrop, StepRecord, Stream, spec_records,
 };
+use fovea_run::config::{Config, ReduceDtype};
+use fovea_synth::{SynthOptions, synth};
 use half::bf16;
 use tch::Tensor;
 
 use super::images::Images;
 use super::inputs::Block;
 use super::*;
-use crate::collectives::{self, DeviceCollective};
-use crate::config::{Config, ReduceDtype};
 use crate::host;
 use crate::lanes::Lanes;
 use crate::overlap::Exchange;
 use crate::params::Part;
 use crate::precision::Precision;
 use crate::replica::{Denominators, Replica, Sums};
-use crate::report::fixture;
 use crate::samples::{Pixels, SampleSource, ShardBatch, order_input};
 use crate::train::objective;
 
@@ -44,13 +45,7 @@ impl Gpu {
             let stream = Stream::new(&kernels).unwrap();
             (kernels, stream)
         });
-        Self {
-            kernels: Arc::clone(kernels),
-            device: Device::Cpu,
-            stream: stream.handle(),
-            engine,
-            images: RefCell::new(None),
-        }
+        Self::on_host(Arc::clone(kernels), stream.handle(), engine)
     }
 }
 
@@ -58,6 +53,21 @@ impl Gpu {
 pub(crate) fn alone() -> MutexGuard<'static, ()> {
     static ALONE: Mutex<()> = Mutex::new(());
     ALONE.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+/// A synthetic dataset of 5 images, prepared at 256 pixels with patches of 64.
+fn prepared(dir: &Path) -> PathBuf {
+    let (raw, out) = (dir.join("raw"), dir.join("data"));
+    let (images, size, patch, seed) = (5, 256, 64, 3);
+    let made = SynthOptions { images, size, seed };
+    synth(&raw, &made, &Silent).unwrap();
+    let options = PrepareOptions {
+        size,
+        patch,
+        ..PrepareOptions::default()
+    };
+    prepare(&raw, &out, &options, &Silent).unwrap();
+    out
 }
 
 struct Setup {
@@ -69,7 +79,7 @@ struct Setup {
 impl Setup {
     fn new() -> Self {
         let dir = tempfile::tempdir().unwrap();
-        let prepared = fixture::dataset(dir.path(), 5, 256, 64);
+        let prepared = prepared(dir.path());
         let mut config = Config::preset("hybrid").unwrap();
         config.data.global_size = 64;
         config.data.patches_per_image = 3;

@@ -4,12 +4,12 @@ use fovea_kernels::cuda::{
     DeviceBuffer, GlobalView, PatchCrop, Resize, StepRecord, resize_table, spec_records,
 };
 use fovea_kernels::{Augment, DType};
+use fovea_run::config::Config;
 use tch::{Kind, Tensor};
 
 use super::images::Placed;
 use super::inputs::Block;
 use super::{Gpu, address};
-use crate::config::Config;
 use crate::error::{Error, Result};
 use crate::precision::Precision;
 use crate::replica::Network;

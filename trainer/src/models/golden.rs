@@ -8,11 +8,11 @@
 use std::collections::BTreeMap;
 use std::path::Path;
 
+use fovea_run::checkpoint::{NamedTensor, TensorData};
+use fovea_run::config::Config;
 use serde::Deserialize;
 use tch::{Kind, Tensor};
 
-use crate::checkpoint::{NamedTensor, TensorData};
-use crate::config::Config;
 use crate::gpu::{self, Gpu};
 use crate::lanes::Lanes;
 use crate::models::Blueprint;

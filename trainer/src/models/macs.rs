@@ -90,8 +90,8 @@ impl Blueprint {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::config::ModelName;
     use crate::models::{ResNet18, build};
+    use fovea_run::config::ModelName;
 
     /// He et al. (CVPR 2016, table 1) give 1.8e9 for 224 x 224, torchvision 1.81 GMACs with the classifier (0.0005).
     #[test]

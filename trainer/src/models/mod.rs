@@ -19,9 +19,9 @@ pub use macs::{Macs, Sizes};
 pub use resnet::ResNet18;
 pub use tokens::Tokens;
 
+use fovea_run::config::ModelName;
 use tch::Tensor;
 
-use crate::config::ModelName;
 use crate::error::Result;
 use crate::ops::{Engine, NormMode};
 

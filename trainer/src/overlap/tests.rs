@@ -4,9 +4,9 @@
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use fovea_kernels::FocalParams;
+use fovea_run::config::Config;
 use tch::{Device, Kind, Tensor};
 
-use crate::config::Config;
 use crate::error::Error;
 use crate::lanes::Lanes;
 use crate::precision::Precision;

@@ -8,11 +8,11 @@ use std::ops::Range;
 
 use fovea_kernels::FocalParams;
 use fovea_kernels::flat::{self, AdamParams};
+use fovea_run::config::{Config, OptimizerKind};
 use tch::{Device, Tensor};
 
 use self::cpu::CpuStep;
 use crate::buckets::Buckets;
-use crate::config::{Config, OptimizerKind};
 use crate::error::{Error, Result};
 use crate::gpu::{Gpu, GpuStep};
 use crate::host;
@@ -117,7 +117,8 @@ pub struct Scores {
 
 /// Model, parameters, and how their sums travel.
 pub struct Network {
-    pub(crate) model: Box<dyn Model>,
+    /// The network itself.
+    pub model: Box<dyn Model>,
     /// Parameters and optimizer moments.
     pub params: Params,
     /// What is minimised.

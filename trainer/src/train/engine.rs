@@ -3,18 +3,18 @@
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use fovea_collectives::nccl::{self, NcclCollective, NcclOptions, UniqueId};
+use fovea_collectives::{AbortHandle, Collective, Solo, local, mpi_launch_size};
 use fovea_coordinator::client::Client;
 use fovea_coordinator::protocol::Assignment;
 use fovea_coordinator::rundir::directory_id;
 use fovea_coordinator::token::Token;
 use fovea_kernels::cuda::{Device, Kernels};
+use fovea_run::config::{Backend, TrainConfig};
+use fovea_run::run_dir::RunDir;
 
-use crate::collectives::nccl::{self, NcclCollective, NcclOptions, UniqueId};
-use crate::collectives::{AbortHandle, Collective, Solo, local, mpi_launch_size};
-use crate::config::{Backend, TrainConfig};
 use crate::error::{Error, Result};
 use crate::gpu::Gpu;
-use crate::run_dir::RunDir;
 
 /// The backend that `choice` stands for: `auto` is `nccl` where training is on GPUs, `mpi` in a world that an MPI
 /// launcher started (of more than one rank), and else `local`.
@@ -41,7 +41,7 @@ pub fn gpus(config: &TrainConfig) -> Result<Option<usize>> {
 }
 
 fn count() -> Result<u32> {
-    Ok(Device::count().map_err(crate::collectives::Error::from)?)
+    Ok(Device::count().map_err(fovea_collectives::Error::from)?)
 }
 
 /// The configured backend: it makes a collective for each generation.
@@ -53,7 +53,7 @@ pub(super) enum Engine {
     /// The world that MPI started; good for one generation.
     #[cfg(feature = "mpi")]
     Mpi {
-        world: Option<Box<crate::collectives::mpi::MpiCollective>>,
+        world: Option<Box<fovea_collectives::mpi::MpiCollective>>,
         rank: u32,
     },
 }
@@ -83,7 +83,7 @@ impl Engine {
             Backend::Local | Backend::Auto => Ok(Self::Local),
             #[cfg(feature = "mpi")]
             Backend::Mpi => {
-                let world = crate::collectives::mpi::MpiCollective::init(abort)?;
+                let world = fovea_collectives::mpi::MpiCollective::init(abort)?;
                 let rank = world.rank() as u32;
                 Ok(Self::Mpi {
                     world: Some(Box::new(world)),

@@ -6,14 +6,14 @@ use std::time::SystemTime;
 
 use fovea_coordinator::protocol::{MemberState, TrainerEvent};
 use fovea_dataset::Split;
+use fovea_run::config::Level as WatchedLevel;
+use fovea_run::metrics::log::MetricsLog;
+use fovea_run::metrics::{Level, Metrics, MetricsRow, undefined};
+use fovea_run::run_dir::{self, Columns, Prediction};
 
 use super::{Trainer, check_generation};
-use crate::config::Level as WatchedLevel;
 use crate::error::{Error, Result};
 use crate::evaluate::{self, Row, Summary};
-use crate::metrics::log::MetricsLog;
-use crate::metrics::{Level, Metrics, MetricsRow, undefined};
-use crate::run_dir::{self, Columns, Prediction};
 use crate::samples::SampleSource;
 
 impl Trainer {

@@ -4,16 +4,16 @@ use std::sync::PoisonError;
 use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
+use fovea_collectives::{AbortHandle, Solo};
 use fovea_coordinator::Error as CoordinatorError;
 use fovea_coordinator::client::{AbortNotice, Client};
 use fovea_coordinator::protocol::{Cause, MemberState, Ready, StartPoint, TrainerEvent};
+use fovea_run::metrics::log::MetricsLog;
+use fovea_run::run_dir::{self, StepRow};
 
 use super::session::{self, JOIN};
 use super::{Outcome, Trainer, step_rows};
-use crate::collectives::{AbortHandle, Solo};
 use crate::error::{Error, Result};
-use crate::metrics::log::MetricsLog;
-use crate::run_dir::{self, StepRow};
 
 /// Connections in a row that may be lost without a seat between them.
 const LOSSES: u32 = 3;

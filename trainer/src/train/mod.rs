@@ -16,31 +16,30 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
+use fovea_collectives::{Collective, DeviceCollective};
 use fovea_coordinator::client::{Client, Decision, Endpoint, Reporter};
 use fovea_coordinator::order::{EpochOrder, OrderInput, Unit, rank_shards};
 use fovea_coordinator::protocol::{
     Assignment, Cause, MemberState, Next, Terms, TrainerEvent, TrainerInfo, Vote,
 };
 use fovea_kernels::cuda::Event;
+use fovea_run::checkpoint;
+use fovea_run::config::{Config, learning_rate};
+use fovea_run::run_dir::{RunDir, StepRow};
 
 pub use crate::samples::order_input;
 pub use engine::{backend, gpus};
 pub(crate) use epoch_end::predictions;
 pub use progress::{Best, Progress};
-pub use session::{TrainerOptions, join, objective};
-pub(crate) use session::{gpu, lanes};
+pub use session::{TrainerOptions, gpu, join, lanes, objective};
 pub use snapshot::{best_of, restore_weights, resume_from, resume_point};
 
 use self::engine::Engine;
 use self::step_rows::StepRows;
-use crate::checkpoint;
-use crate::collectives::{Collective, DeviceCollective};
-use crate::config::{Config, learning_rate};
 use crate::error::{Error, Result};
 use crate::overlap::Exchange;
 use crate::precision::Precision;
 use crate::replica::{Denominators, Replica, Sums};
-use crate::run_dir::{RunDir, StepRow};
 use crate::samples::{Loader, Part, RankBatch, SampleSource};
 
 /// How a trainer left the run.
@@ -162,7 +161,7 @@ impl Trainer {
         self.last_commit = Instant::now();
         loop {
             let waiting = Instant::now();
-            let Some(batch) = loader.next()? else {
+            let Some(batch) = loader.next_batch()? else {
                 return Ok(Flow::Continue);
             };
             self.rows.waited(waiting.elapsed());
@@ -366,7 +365,7 @@ impl Trainer {
     /// A collective operation: who is in one waits for others, and is not the one that hangs.
     fn together<T>(
         &mut self,
-        operate: impl FnOnce(&mut dyn Collective, Instant) -> crate::collectives::Result<T>,
+        operate: impl FnOnce(&mut dyn Collective, Instant) -> fovea_collectives::Result<T>,
     ) -> Result<T> {
         let deadline = self.deadline();
         self.client.state(MemberState::Waiting);
@@ -417,7 +416,7 @@ impl Trainer {
 }
 
 /// The ranks of this generation, to the step.
-pub(crate) struct Peers<'a> {
+pub struct Peers<'a> {
     /// What they meet by.
     pub collective: &'a mut dyn Collective,
     /// How long one waits for the others.

@@ -3,7 +3,7 @@
 use fovea_coordinator::protocol::StartPoint;
 use serde::{Deserialize, Serialize};
 
-use crate::config::{Config, EarlyStopping, PlateauState};
+use fovea_run::config::{Config, EarlyStopping, PlateauState};
 
 /// The best evaluation so far.
 #[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]

@@ -5,23 +5,23 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
+use fovea_collectives::{AbortHandle, Solo};
 use fovea_coordinator::client::{Client, Endpoint};
 use fovea_coordinator::order::EpochOrder;
 use fovea_coordinator::protocol::{Assignment, StartPoint, Terms, TrainerInfo};
 use fovea_dataset::{Dataset, Split};
 use fovea_kernels::FocalParams;
+use fovea_run::config::{Alpha, Config, LossConfig, TrainConfig};
+use fovea_run::run_dir::RunDir;
 
 use super::engine::Engine;
 use super::step_rows::StepRows;
 use super::{Progress, Trainer};
-use crate::collectives::{AbortHandle, Solo};
-use crate::config::{Alpha, Config, LossConfig, TrainConfig};
 use crate::error::{Error, Result};
 use crate::gpu::{self, Gpu};
 use crate::lanes::Lanes;
 use crate::precision::{Precision, native_bf16};
 use crate::replica::{Objective, Replica};
-use crate::run_dir::RunDir;
 use crate::samples::{SampleSource, order_input};
 
 /// How long a trainer waits for its coordinator and for the other ranks. (The coordinator gives up
@@ -158,7 +158,7 @@ fn cores() -> usize {
 }
 
 /// This rank's GPU, if it is to have one.
-pub(crate) fn gpu(config: &TrainConfig, local_rank: u32) -> Result<Option<Gpu>> {
+pub fn gpu(config: &TrainConfig, local_rank: u32) -> Result<Option<Gpu>> {
     let gpus = gpu::Found::here();
     let Some(ordinal) = gpu::choose(config.device, &gpus, local_rank)? else {
         return Ok(None);
@@ -167,7 +167,7 @@ pub(crate) fn gpu(config: &TrainConfig, local_rank: u32) -> Result<Option<Gpu>> 
 }
 
 /// One lane per virtual shard of a rank, as far as there are threads; on a GPU they take turns.
-pub(crate) fn lanes(config: &TrainConfig, on_gpu: bool) -> Result<Lanes> {
+pub fn lanes(config: &TrainConfig, on_gpu: bool) -> Result<Lanes> {
     let shards = match on_gpu {
         true => 1,
         false => config.virtual_shards / config.ranks.max(1),

@@ -4,18 +4,18 @@ use std::path::{Path, PathBuf};
 use std::sync::{Arc, PoisonError};
 use std::time::{Duration, Instant};
 
+use fovea_collectives::Collective;
 use fovea_coordinator::ledger;
 use fovea_coordinator::protocol::{CheckpointInfo, MemberState, StartPoint, TrainerEvent};
 use fovea_coordinator::status::Status;
 use fovea_dataset::Dataset;
+use fovea_run::checkpoint::{self, NamedTensor, Snapshot, State, TensorData};
+use fovea_run::run_dir::RunDir;
 
 use super::{Progress, Trainer};
-use crate::checkpoint::{self, NamedTensor, Snapshot, State, TensorData};
-use crate::collectives::Collective;
 use crate::error::{Error, Result};
 use crate::params::{Params, Part};
 use crate::replica::Replica;
-use crate::run_dir::RunDir;
 use crate::weights;
 
 /// Optimizer moments and what their tensors' names begin with.

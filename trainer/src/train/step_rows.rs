@@ -6,8 +6,9 @@
 use std::path::Path;
 use std::time::Duration;
 
+use fovea_run::run_dir::{self, StepRow};
+
 use crate::error::{Error, Result};
-use crate::run_dir::{self, StepRow};
 
 /// Numbers of a rank in the exchange.
 const NUMBERS: usize = 3;

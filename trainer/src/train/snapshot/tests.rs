@@ -4,11 +4,11 @@
 
 use std::collections::HashMap;
 
+use fovea_run::config::{Config, ModelName};
 use safetensors::tensor::{Dtype, TensorView};
 use tch::Device;
 
 use super::*;
-use crate::config::{Config, ModelName};
 use crate::models;
 use crate::precision::Precision;
 

@@ -1,0 +1,320 @@
+//! Trials of the loss and of the passes over flat buffers.
+
+use fovea_kernels::cuda::{DeviceBuffer, FocalLoss, FocalWeights, FusedAdam, SumSquares, ToBf16};
+use fovea_kernels::flat::{self, AdamParams, AdamScalars};
+use fovea_kernels::{DType, FocalParams, focal_loss};
+use fovea_trainer::Result;
+use fovea_trainer::gpu::Gpu;
+use half::bf16;
+use rand::{Rng, RngCore};
+use tch::{Kind, Tensor};
+
+use super::{Shapes, Trial, address, kind, numbers, on};
+use crate::composed;
+
+/// Label classes.
+const CLASSES: usize = 4;
+
+/// Numbers of the size of gradients and parameters.
+fn noise(n: usize, rng: &mut dyn RngCore) -> Vec<f32> {
+    (0..n).map(|_| rng.random_range(-1.0..1.0)).collect()
+}
+
+/// Focal loss with its gradient.
+pub struct Focal {
+    params: FocalParams,
+    scale: f32,
+    host: (Vec<f32>, Vec<u8>),
+    logits: Tensor,
+    targets: Tensor,
+    weights: DeviceBuffer,
+    scale_on_device: DeviceBuffer,
+    dlogits: Tensor,
+    loss: Tensor,
+    scratch: DeviceBuffer,
+}
+
+impl Focal {
+    pub fn new(gpu: &Gpu, s: &Shapes, rng: &mut dyn RngCore) -> Result<Self> {
+        let n = s.rows;
+        let params = FocalParams {
+            gamma: 2.0,
+            alpha: vec![0.7, 0.3, 0.5, 2.5],
+            pos_weight: 1.0,
+            neg_weight: 1.0,
+        };
+        let scale = 1.0 / n.max(1) as f32;
+        let logits: Vec<f32> = (0..n * CLASSES)
+            .map(|_| rng.random_range(-6.0..6.0))
+            .collect();
+        let targets: Vec<u8> = (0..n).map(|_| rng.random_range(0..16)).collect();
+        let shape = [n as i64, CLASSES as i64];
+        let scratch = FocalLoss::scratch_bytes(n, CLASSES);
+        Ok(Self {
+            logits: on(gpu, &logits)?.f_view(shape)?,
+            targets: on(gpu, &targets)?,
+            weights: DeviceBuffer::new(gpu.kernels(), &[FocalWeights::new(&params)?])?,
+            scale_on_device: DeviceBuffer::new(gpu.kernels(), &[scale])?,
+            dlogits: Tensor::f_zeros(shape, (Kind::Float, gpu.device()))?,
+            loss: Tensor::f_zeros([1], (Kind::Double, gpu.device()))?,
+            scratch: DeviceBuffer::uninit(gpu.kernels(), scratch)?,
+            host: (logits, targets),
+            params,
+            scale,
+        })
+    }
+}
+
+impl Trial for Focal {
+    fn shape(&self) -> String {
+        format!("[{} x {CLASSES}]", self.host.1.len())
+    }
+
+    /// f32 logits in, as many gradients out, a byte of labels per row.
+    fn bytes(&self) -> usize {
+        8 * self.host.0.len() + self.host.1.len()
+    }
+
+    fn kernel(&self, gpu: &Gpu) -> Result<()> {
+        let op = FocalLoss {
+            logits: address(&self.logits),
+            targets: address(&self.targets),
+            n: self.host.1.len(),
+            classes: CLASSES,
+            gamma: self.params.gamma,
+            weights: self.weights.address(),
+            scale: self.scale_on_device.address(),
+            dlogits: address(&self.dlogits),
+            loss: address(&self.loss),
+            scratch: self.scratch.address(),
+        };
+        // SAFETY: self's buffers, made for these numbers; whoever has self waits for the work before dropping it.
+        unsafe { gpu.run(&op) }
+    }
+
+    fn composed(&self) -> Result<()> {
+        let scale = f64::from(self.scale);
+        composed::focal(&self.logits, &self.targets, &self.params, scale).map(drop)
+    }
+
+    /// The mean loss, then gradients of the sum.
+    fn got(&self) -> Result<Vec<f64>> {
+        let loss = numbers(&self.loss)?[0] * f64::from(self.scale);
+        let dlogits = numbers(&self.dlogits)?.into_iter();
+        Ok([loss]
+            .into_iter()
+            .chain(dlogits.map(|d| d / f64::from(self.scale)))
+            .collect())
+    }
+
+    fn twin(&self) -> Result<Vec<f64>> {
+        let (logits, targets) = &self.host;
+        let mut dlogits = vec![0.0; logits.len()];
+        let loss = focal_loss(logits, targets, &self.params, self.scale, &mut dlogits)?;
+        let scale = f64::from(self.scale);
+        let dlogits = dlogits.into_iter().map(|d| f64::from(d) / scale);
+        Ok([loss * scale].into_iter().chain(dlogits).collect())
+    }
+}
+
+/// One step of Adam.
+pub struct Adam {
+    params: AdamParams,
+    /// Parameters, gradients, moments.
+    host: [Vec<f32>; 4],
+    device: [Tensor; 4],
+    working: Option<Tensor>,
+    scalars: DeviceBuffer,
+}
+
+impl Adam {
+    pub fn new(gpu: &Gpu, s: &Shapes, working: bool, rng: &mut dyn RngCore) -> Result<Self> {
+        let n = s.parameters;
+        let mut host = [(); 4].map(|()| noise(n, rng));
+        host[3].iter_mut().for_each(|v| *v = v.abs());
+        let [p, g, m, v] = host.each_ref().map(|values| on(gpu, values));
+        let params = AdamParams {
+            lr: 1e-3,
+            beta1: 0.9,
+            beta2: 0.999,
+            eps: 1e-8,
+            weight_decay: 1e-5,
+            decoupled: false,
+            step: 10,
+            grad_scale: 1.0,
+        };
+        let copy = (Kind::BFloat16, gpu.device());
+        Ok(Self {
+            device: [p?, g?, m?, v?],
+            working: working
+                .then(|| Tensor::f_zeros([n as i64], copy))
+                .transpose()?,
+            scalars: DeviceBuffer::new(gpu.kernels(), &[AdamScalars::new(&params)?])?,
+            host,
+            params,
+        })
+    }
+}
+
+impl Trial for Adam {
+    fn shape(&self) -> String {
+        format!("{} parameters", self.host[0].len())
+    }
+
+    /// Four f32 in, three out, and 2 bytes of the working copy.
+    fn bytes(&self) -> usize {
+        self.host[0].len() * (28 + if self.working.is_some() { 2 } else { 0 })
+    }
+
+    fn kernel(&self, gpu: &Gpu) -> Result<()> {
+        let [params, grads, m, v] = self.device.each_ref().map(address);
+        let op = FusedAdam {
+            params,
+            grads,
+            m,
+            v,
+            working: self.working.as_ref().map_or(0, address),
+            n: self.host[0].len(),
+            scalars: self.scalars.address(),
+            gate: 0,
+        };
+        // SAFETY: as for `Focal`.
+        unsafe { gpu.run(&op) }
+    }
+
+    fn composed(&self) -> Result<()> {
+        composed::adam(self.device.each_ref(), self.working.as_ref(), &self.params)
+    }
+
+    fn got(&self) -> Result<Vec<f64>> {
+        let [params, _, m, v] = &self.device;
+        let mut all = [params, m, v]
+            .map(numbers)
+            .into_iter()
+            .collect::<Result<Vec<_>>>()?;
+        if let Some(working) = &self.working {
+            all.push(numbers(working)?);
+        }
+        Ok(all.concat())
+    }
+
+    fn twin(&self) -> Result<Vec<f64>> {
+        let [mut params, grads, mut m, mut v] = self.host.clone();
+        let mut working = vec![bf16::ZERO; params.len()];
+        let copy = self.working.is_some().then_some(working.as_mut_slice());
+        flat::adam(&mut params, &grads, &mut m, &mut v, copy, &self.params)?;
+        let mut all: Vec<f64> = [params, m, v].concat().into_iter().map(f64::from).collect();
+        if self.working.is_some() {
+            all.extend(working.into_iter().map(f64::from));
+        }
+        Ok(all)
+    }
+}
+
+/// The cast to bf16.
+pub struct Cast {
+    host: Vec<f32>,
+    source: Tensor,
+    out: Tensor,
+}
+
+impl Cast {
+    pub fn new(gpu: &Gpu, s: &Shapes, rng: &mut dyn RngCore) -> Result<Self> {
+        let host = noise(s.parameters, rng);
+        Ok(Self {
+            source: on(gpu, &host)?,
+            out: Tensor::f_zeros([host.len() as i64], (Kind::BFloat16, gpu.device()))?,
+            host,
+        })
+    }
+}
+
+impl Trial for Cast {
+    fn shape(&self) -> String {
+        format!("{} elements", self.host.len())
+    }
+
+    /// 4 bytes in, 2 out.
+    fn bytes(&self) -> usize {
+        6 * self.host.len()
+    }
+
+    fn kernel(&self, gpu: &Gpu) -> Result<()> {
+        let op = ToBf16 {
+            src: address(&self.source),
+            dst: address(&self.out),
+            n: self.host.len(),
+        };
+        // SAFETY: as for `Focal`.
+        unsafe { gpu.run(&op) }
+    }
+
+    fn composed(&self) -> Result<()> {
+        Ok(self.source.f_to_kind(kind(DType::Bf16)).map(drop)?)
+    }
+
+    fn got(&self) -> Result<Vec<f64>> {
+        numbers(&self.out)
+    }
+
+    fn twin(&self) -> Result<Vec<f64>> {
+        let mut out = vec![bf16::ZERO; self.host.len()];
+        flat::to_bf16(&self.host, &mut out)?;
+        Ok(out.into_iter().map(f64::from).collect())
+    }
+}
+
+/// The sum of squares, in f64. The composition's `norm` adds in f32.
+pub struct Squares {
+    host: Vec<f32>,
+    values: Tensor,
+    total: Tensor,
+    scratch: DeviceBuffer,
+}
+
+impl Squares {
+    pub fn new(gpu: &Gpu, s: &Shapes, rng: &mut dyn RngCore) -> Result<Self> {
+        let host = noise(s.parameters, rng);
+        let scratch = SumSquares::scratch_bytes(host.len());
+        Ok(Self {
+            values: on(gpu, &host)?,
+            total: Tensor::f_zeros([1], (Kind::Double, gpu.device()))?,
+            scratch: DeviceBuffer::uninit(gpu.kernels(), scratch)?,
+            host,
+        })
+    }
+}
+
+impl Trial for Squares {
+    fn shape(&self) -> String {
+        format!("{} elements", self.host.len())
+    }
+
+    /// 4 bytes in.
+    fn bytes(&self) -> usize {
+        4 * self.host.len()
+    }
+
+    fn kernel(&self, gpu: &Gpu) -> Result<()> {
+        let op = SumSquares {
+            x: address(&self.values),
+            n: self.host.len(),
+            total: address(&self.total),
+            scratch: self.scratch.address(),
+        };
+        // SAFETY: as for `Focal`.
+        unsafe { gpu.run(&op) }
+    }
+
+    fn composed(&self) -> Result<()> {
+        Ok(self.values.f_norm().map(drop)?)
+    }
+
+    fn got(&self) -> Result<Vec<f64>> {
+        numbers(&self.total)
+    }
+
+    fn twin(&self) -> Result<Vec<f64>> {
+        Ok(vec![flat::sum_squares(&self.host)])
+    }
+}

@@ -1,0 +1,357 @@
+//! The CUDA kernels at full size, each beside the same operation composed of libtorch's: `fovea bench kernels`.
+
+mod flat;
+mod pixels;
+
+use fovea_kernels::cuda::Event;
+use fovea_kernels::{Augment, DType};
+use fovea_run::config::Config;
+use fovea_trainer::Result;
+use fovea_trainer::gpu::{self, Gpu};
+use fovea_trainer::samples::augment;
+use rand::{RngCore, SeedableRng};
+use rand_chacha::ChaCha8Rng;
+use serde::Serialize;
+use tch::Tensor;
+
+use self::flat::{Adam, Cast, Focal, Squares};
+use self::pixels::{Crop, Resize, View};
+
+use super::facts::Facts;
+use super::times::Spread;
+
+/// Calls before the clock counts.
+const WARM_UP: usize = 5;
+/// What a copy moves at most, bytes.
+const COPY_BYTES: usize = 2 << 30;
+/// Part of the free memory that each side of a copy may take.
+const COPY_SHARE: usize = 8;
+
+/// How large the inputs are.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Shapes {
+    /// Images in device memory.
+    pub images: usize,
+    /// Their side, pixels.
+    pub size: usize,
+    /// Patches.
+    pub patches: usize,
+    /// Their side, pixels; at most `size`.
+    pub patch: usize,
+    /// Side of a whole image's view, pixels; there is one of each image.
+    pub view: usize,
+    /// Strengths, for patches and views.
+    pub augment: Option<Augment>,
+    /// Rows of logits, 4 classes each.
+    pub rows: usize,
+    /// Parameters of the model.
+    pub parameters: usize,
+}
+
+impl Shapes {
+    /// A large batch of the main dataset, with the default augmentation.
+    pub fn full() -> Self {
+        Self {
+            images: 64,
+            size: 1280,
+            patches: 4096,
+            patch: 128,
+            view: 224,
+            augment: Some(augment(&Config::default())),
+            rows: 409_600,
+            parameters: 22_900_000,
+        }
+    }
+}
+
+/// An operation on buffers that are ready, and the same on the host.
+pub(super) trait Trial {
+    /// What it works on.
+    fn shape(&self) -> String;
+    /// Bytes that have to move at least: every input read once, every output written once.
+    fn bytes(&self) -> usize;
+    /// Puts the kernel on the stream. The buffers stay as long as self.
+    fn kernel(&self, gpu: &Gpu) -> Result<()>;
+    /// Has libtorch do the same, or the less that the documentation says.
+    fn composed(&self) -> Result<()>;
+    /// What the kernel wrote.
+    fn got(&self) -> Result<Vec<f64>>;
+    /// What it should write when it has run once.
+    fn twin(&self) -> Result<Vec<f64>>;
+}
+
+/// Makes a trial of these sizes.
+type Make = fn(&Gpu, &Shapes, &mut dyn RngCore) -> Result<Box<dyn Trial>>;
+
+/// A kernel that there are trials of.
+pub(super) struct Entry {
+    /// As `fovea-kernels` calls it, with the element type.
+    pub name: &'static str,
+    /// Whether what it writes is rounded to bf16.
+    pub bf16: bool,
+    /// Makes one.
+    pub make: Make,
+}
+
+/// Every kernel of a step.
+pub(super) const ALL: [Entry; 10] = [
+    entry("patch_crop f32", false, |gpu, s, rng| {
+        Ok(Box::new(Crop::new(gpu, s, DType::F32, rng)?))
+    }),
+    entry("patch_crop bf16", true, |gpu, s, rng| {
+        Ok(Box::new(Crop::new(gpu, s, DType::Bf16, rng)?))
+    }),
+    entry("resize", false, |gpu, s, rng| {
+        Ok(Box::new(Resize::new(gpu, s, rng)?))
+    }),
+    entry("global_view f32", false, |gpu, s, rng| {
+        Ok(Box::new(View::new(gpu, s, DType::F32, rng)?))
+    }),
+    entry("global_view bf16", true, |gpu, s, rng| {
+        Ok(Box::new(View::new(gpu, s, DType::Bf16, rng)?))
+    }),
+    entry("focal_loss", false, |gpu, s, rng| {
+        Ok(Box::new(Focal::new(gpu, s, rng)?))
+    }),
+    entry("fused_adam", false, |gpu, s, rng| {
+        Ok(Box::new(Adam::new(gpu, s, false, rng)?))
+    }),
+    entry("fused_adam + bf16 copy", true, |gpu, s, rng| {
+        Ok(Box::new(Adam::new(gpu, s, true, rng)?))
+    }),
+    entry("to_bf16", true, |gpu, s, rng| {
+        Ok(Box::new(Cast::new(gpu, s, rng)?))
+    }),
+    entry("sum_squares", false, |gpu, s, rng| {
+        Ok(Box::new(Squares::new(gpu, s, rng)?))
+    }),
+];
+
+const fn entry(name: &'static str, bf16: bool, make: Make) -> Entry {
+    Entry { name, bf16, make }
+}
+
+/// Where a tensor's elements begin.
+fn address(tensor: &Tensor) -> u64 {
+    tensor.data_ptr() as u64
+}
+
+/// libtorch's name of a dtype.
+fn kind(dtype: DType) -> tch::Kind {
+    match dtype {
+        DType::F32 => tch::Kind::Float,
+        DType::Bf16 => tch::Kind::BFloat16,
+    }
+}
+
+/// A copy of `values` on the GPU, `[n]`.
+fn on<T: tch::kind::Element>(gpu: &Gpu, values: &[T]) -> Result<Tensor> {
+    Ok(Tensor::f_from_slice(values)?.f_to_device(gpu.device())?)
+}
+
+/// A tensor's elements.
+fn numbers(tensor: &Tensor) -> Result<Vec<f64>> {
+    let values = tensor
+        .f_to_device(tch::Device::Cpu)?
+        .f_to_kind(tch::Kind::Double)?;
+    Ok(Vec::<f64>::try_from(&values.f_contiguous()?.f_view([-1])?)?)
+}
+
+/// One kernel.
+#[derive(Clone, Debug, PartialEq, Serialize)]
+pub struct KernelFigure {
+    /// As `fovea-kernels` calls it, with the element type.
+    pub name: &'static str,
+    /// On what.
+    pub shape: String,
+    /// Median time on the device.
+    pub ms: f64,
+    /// Bytes that have to move at least: every input read once, every output written once.
+    pub bytes: u64,
+    /// 10^9 of them in a second.
+    pub gb_s: f64,
+    /// Of what the copy moved in a second in the same run.
+    pub of_copy: f64,
+    /// Median time of the operation composed of libtorch's.
+    pub composed_ms: f64,
+    /// How often the kernel's time goes into it.
+    pub ratio: f64,
+}
+
+/// What `fovea bench kernels` found.
+#[derive(Clone, Debug, PartialEq, Serialize)]
+pub struct KernelFigures {
+    /// What it ran on.
+    pub gpu: Facts,
+    /// Bytes read and written by a copy within device memory, 10^9 in a second.
+    pub copy_gb_s: f64,
+    /// How often each was measured.
+    pub repeats: usize,
+    /// The kernels.
+    pub kernels: Vec<KernelFigure>,
+}
+
+/// Measures all kernels on GPU `ordinal`.
+///
+/// # Errors
+/// No such GPU; what goes wrong on it; too little memory.
+pub fn measure_kernels(ordinal: u32, repeats: usize) -> Result<KernelFigures> {
+    let gpu = Gpu::open(ordinal, gpu::cache_folder().as_deref())?;
+    measure_on(&gpu, &Shapes::full(), COPY_BYTES, repeats)
+}
+
+fn measure_on(gpu: &Gpu, shapes: &Shapes, copy: usize, repeats: usize) -> Result<KernelFigures> {
+    let clock = Clock::new(gpu, copy, repeats.max(1))?;
+    let mut rng = ChaCha8Rng::seed_from_u64(0);
+    let copy_ms = clock.median(&mut || clock.copy())?;
+    let copy_gb_s = 2.0 * clock.bytes() as f64 / copy_ms / 1e6;
+    let mut kernels = Vec::new();
+    for Entry { name, make, .. } in ALL {
+        let trial = make(gpu, shapes, &mut rng)?;
+        let ms = clock.median(&mut || trial.kernel(gpu))?;
+        let composed_ms = clock.median(&mut || trial.composed())?;
+        let bytes = trial.bytes() as u64;
+        let gb_s = bytes as f64 / ms / 1e6;
+        kernels.push(KernelFigure {
+            name,
+            shape: trial.shape(),
+            ms,
+            bytes,
+            gb_s,
+            of_copy: gb_s / copy_gb_s,
+            composed_ms,
+            ratio: composed_ms / ms,
+        });
+    }
+    Ok(KernelFigures {
+        gpu: Facts::of(gpu)?,
+        copy_gb_s,
+        repeats,
+        kernels,
+    })
+}
+
+/// Measures what is put on a GPU's stream.
+struct Clock<'a> {
+    gpu: &'a Gpu,
+    repeats: usize,
+    from: Tensor,
+    to: Tensor,
+}
+
+impl<'a> Clock<'a> {
+    fn new(gpu: &'a Gpu, bytes: usize, repeats: usize) -> Result<Self> {
+        let bytes = bytes.min(gpu.kernels().free_bytes()? / COPY_SHARE);
+        let side = || Tensor::f_zeros([bytes as i64], (tch::Kind::Uint8, gpu.device()));
+        Ok(Self {
+            gpu,
+            repeats,
+            from: side()?,
+            to: side()?,
+        })
+    }
+
+    fn bytes(&self) -> usize {
+        self.from.numel()
+    }
+
+    fn copy(&self) -> Result<()> {
+        let (to, from) = (self.to.data_ptr() as u64, self.from.data_ptr() as u64);
+        // SAFETY: two tensors of this length, which outlive the work: `median` waits for it.
+        let started = unsafe {
+            self.gpu
+                .kernels()
+                .copy_on_device_async(self.gpu.stream(), to, from, self.bytes())
+        };
+        Ok(started?)
+    }
+
+    /// Median time on the device of what `work` puts on the stream. A copy goes before each: while it runs, the host
+    /// puts down all that follows, so that its own time does not count, and nothing is left in the device's caches.
+    fn median(&self, work: &mut dyn FnMut() -> Result<()>) -> Result<f64> {
+        for _ in 0..WARM_UP {
+            work()?;
+        }
+        let mut stamps: Vec<(Event, Event)> = Vec::with_capacity(self.repeats);
+        for _ in 0..self.repeats {
+            self.copy()?;
+            let begun = self.gpu.stamp()?;
+            work()?;
+            stamps.push((begun, self.gpu.stamp()?));
+        }
+        self.gpu.synchronize()?;
+        let times = stamps
+            .iter()
+            .map(|(begun, ended)| Ok(f64::from(ended.ms_since(begun)?)))
+            .collect::<Result<Vec<_>>>()?;
+        Ok(Spread::of(&times).median)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use fovea_emulate::driver;
+    use fovea_trainer::ops::Engine;
+
+    fn small() -> Shapes {
+        Shapes {
+            images: 2,
+            size: 40,
+            patches: 3,
+            patch: 16,
+            view: 24,
+            augment: Some(augment(&Config::default())),
+            rows: 70,
+            parameters: 999,
+        }
+    }
+
+    /// By hand from the documentation of each.
+    #[test]
+    fn bytes_are_counted() {
+        let _alone = crate::emulated::alone();
+        let gpu = crate::emulated::gpu(Engine::Fused);
+        let mut rng = ChaCha8Rng::seed_from_u64(0);
+        let bytes = ALL.map(|entry| {
+            (entry.make)(&gpu, &small(), &mut rng)
+                .expect("buffers")
+                .bytes()
+        });
+        let (patches, views) = (3 * 16 * 16 * 3, 2 * 24 * 24 * 3);
+        let taps = fovea_kernels::cuda::resize_table(40, 24)
+            .expect("taps")
+            .len()
+            * 4;
+        let want = [
+            patches * 5 + 3 * 24,
+            patches * 3 + 3 * 24,
+            2 * 40 * 40 * 3 + views * 4 + taps,
+            views * 8,
+            views * 6,
+            70 * 4 * 8 + 70,
+            999 * 28,
+            999 * 30,
+            999 * 6,
+            999 * 4,
+        ];
+        assert_eq!(bytes, want);
+    }
+
+    /// All of it with the emulated driver, in which time passes as well.
+    #[test]
+    fn everything_is_measured() {
+        let _alone = crate::emulated::alone();
+        let gpu = crate::emulated::gpu(Engine::Fused);
+        let figures = measure_on(&gpu, &small(), 1 << 16, 3).expect("figures");
+        driver::check().expect("nothing forbidden");
+        assert_eq!(figures.kernels.len(), ALL.len());
+        assert!(figures.copy_gb_s > 0.0);
+        for f in &figures.kernels {
+            assert!(f.ms > 0.0 && f.composed_ms > 0.0, "{f:?}");
+            assert!((f.gb_s / (f.bytes as f64 / f.ms / 1e6) - 1.0).abs() < 1e-9);
+            assert!((f.of_copy * figures.copy_gb_s / f.gb_s - 1.0).abs() < 1e-9);
+            assert!((f.ratio * f.ms / f.composed_ms - 1.0).abs() < 1e-9);
+        }
+    }
+}

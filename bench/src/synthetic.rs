@@ -1,0 +1,379 @@
+//! What measurements train on: images of random pixels, labels by hash, the model of preset `hybrid`.
+
+use std::sync::Arc;
+
+use fovea_coordinator::order::{OrderInput, Unit};
+use fovea_dataset::{MAX_PATCH, MAX_SIZE};
+use fovea_kernels::{Augment, FocalParams, ImageU8, resize_antialias};
+use fovea_run::config::{Config, Device, Precision as PrecisionChoice};
+use rand::{RngCore, SeedableRng};
+use rand_chacha::ChaCha8Rng;
+use serde::{Deserialize, Serialize};
+
+use fovea_trainer::gpu::SetShape;
+use fovea_trainer::precision::Precision;
+use fovea_trainer::replica::Objective;
+use fovea_trainer::samples::{Assembler, Randomness, ShardBatch, augment};
+use fovea_trainer::{Error, Result};
+
+/// Most bytes of images in host memory.
+const MOST_HOST_BYTES: usize = 4 << 30;
+
+/// A cell's number has 16 bits.
+const MOST_CELLS_A_SIDE: u32 = 255;
+
+/// How much work is measured, and on what.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct Work {
+    /// What computes.
+    pub device: Device,
+    /// Images that there are.
+    pub images: u32,
+    /// Their side, pixels.
+    pub size: u32,
+    /// Side of a patch, pixels; divides `size`.
+    pub patch: u32,
+    /// Side of a whole image's view, pixels.
+    pub global_size: u32,
+    /// Images of a step, over all ranks.
+    pub images_per_step: u32,
+    /// Patches of each of them.
+    pub patches_per_image: u32,
+    /// As `train.virtual_shards`.
+    pub virtual_shards: u32,
+    /// As `train.precision`.
+    pub precision: PrecisionChoice,
+    /// As `train.threads_per_rank`.
+    pub threads: u32,
+    /// As `train.cuda_graphs`.
+    pub cuda_graphs: bool,
+    /// Leaves out cells, so that every image of a step has `patches_per_image` patches.
+    pub even: bool,
+}
+
+impl Work {
+    /// The configuration of `ranks` ranks that do this together.
+    pub fn config(&self, ranks: u32) -> Result<Config> {
+        let mut config = Config::preset("hybrid")?;
+        config.train.device = self.device;
+        config.train.images_per_step = self.images_per_step;
+        config.train.virtual_shards = self.virtual_shards;
+        config.train.precision = self.precision;
+        config.train.threads_per_rank = self.threads;
+        config.train.cuda_graphs = self.cuda_graphs;
+        config.train.ranks = ranks;
+        config.data.patches_per_image = self.patches_per_image;
+        config.data.global_size = self.global_size;
+        config.validate()?;
+        self.check()?;
+        Ok(config)
+    }
+
+    fn check(&self) -> Result<()> {
+        let wrong = |what: String, help: &str| {
+            Err(Error::Usage {
+                what,
+                help: help.to_owned(),
+            })
+        };
+        let (size, patch) = (self.size, self.patch);
+        let fits = (patch..=MAX_SIZE).contains(&size) && size.is_multiple_of(patch);
+        if !(32..=MAX_PATCH).contains(&patch) || !fits || size / patch > MOST_CELLS_A_SIDE {
+            return wrong(
+                format!("images of {size} pixels cannot be cut into patches of {patch}"),
+                &format!(
+                    "--patch is 32 to {MAX_PATCH} and divides --size into at most {MOST_CELLS_A_SIDE}; --size is at most {MAX_SIZE}"
+                ),
+            );
+        }
+        let cells = self.cells();
+        if cells == 0 {
+            return wrong(
+                format!(
+                    "{} patches per image, but an image has {}",
+                    self.patches_per_image,
+                    (size / patch).pow(2)
+                ),
+                "lower --patches or --patch, or raise --size",
+            );
+        }
+        if self.units() < u64::from(self.images_per_step) {
+            return wrong(
+                format!(
+                    "{} images with {cells} patches each are less than one step of {} times {}",
+                    self.images, self.images_per_step, self.patches_per_image
+                ),
+                "raise the number of images, or lower those per step",
+            );
+        }
+        Ok(())
+    }
+
+    /// Cells of each image that are used.
+    fn cells(&self) -> u32 {
+        let all = (self.size / self.patch).pow(2);
+        match self.even {
+            true => all / self.patches_per_image * self.patches_per_image,
+            false => all,
+        }
+    }
+
+    /// How often an image with some of its patches is trained on in an epoch.
+    fn units(&self) -> u64 {
+        u64::from(self.images) * u64::from(self.cells().div_ceil(self.patches_per_image))
+    }
+
+    /// The images' number and size.
+    pub(crate) fn shape(&self) -> SetShape {
+        SetShape {
+            count: self.images as usize,
+            size: self.size as usize,
+            patch: self.patch as usize,
+        }
+    }
+
+    /// What epochs are ordered from: every cell that is used, none is black.
+    pub(crate) fn order_input(&self, seed: u64) -> OrderInput {
+        let cells: Vec<u16> = (0..self.cells() as u16).collect();
+        OrderInput {
+            images: (0..self.images)
+                .map(|image| (image, cells.clone()))
+                .collect(),
+            seed,
+            patches_per_image: self.patches_per_image as usize,
+        }
+    }
+}
+
+/// What is minimised: every class weighs the same.
+pub(crate) fn objective(config: &Config) -> Objective {
+    let focal = FocalParams {
+        gamma: config.loss.gamma,
+        alpha: vec![1.0; 4],
+        pos_weight: 1.0,
+        neg_weight: 1.0,
+    };
+    Objective {
+        image: focal.clone(),
+        patch: focal,
+        patch_weight: config.loss.patch_weight,
+    }
+}
+
+/// Reads the samples that do not exist.
+pub(crate) struct Samples {
+    assembler: Assembler,
+    augment: Augment,
+    seed: u64,
+    /// On the CPU the images; a GPU has its own.
+    host: Option<Host>,
+}
+
+struct Host {
+    size: usize,
+    pixels: Vec<Vec<u8>>,
+    /// To the global view's size.
+    resized: Vec<Arc<Vec<f32>>>,
+}
+
+impl Samples {
+    /// Makes the images, on the CPU.
+    pub fn new(work: &Work, config: &Config, precision: Precision, on_gpu: bool) -> Result<Self> {
+        let shape = work.shape();
+        let host = match on_gpu {
+            true => None,
+            false => Some(Host::new(shape, config.data.global_size as usize)?),
+        };
+        Ok(Self {
+            assembler: Assembler {
+                grid: shape.size / shape.patch,
+                patch: shape.patch,
+                global_size: config.data.global_size as usize,
+                precision,
+            },
+            augment: augment(config),
+            seed: config.train.seed,
+            host,
+        })
+    }
+
+    /// As `SampleSource::load` in training.
+    pub fn load(&self, units: &[Unit], epoch: u32) -> Result<ShardBatch> {
+        let mut batch = match &self.host {
+            None => self.assembler.crops(units, Some(epoch)),
+            Some(host) => {
+                let images: Vec<ImageU8<'_>> = units.iter().map(|u| host.view(u.image)).collect();
+                let resized: Vec<_> = units
+                    .iter()
+                    .map(|u| Arc::clone(&host.resized[u.image as usize]))
+                    .collect();
+                let random = Randomness {
+                    augment: &self.augment,
+                    seed: self.seed,
+                    epoch,
+                };
+                self.assembler
+                    .assemble(units, &images, &resized, Some(random))?
+            }
+        };
+        batch.image_labels = batch.image_ids.iter().map(|id| label(*id)).collect();
+        batch.patch_labels = batch.patch_ids.iter().map(|id| label(*id)).collect();
+        Ok(batch)
+    }
+}
+
+impl Host {
+    fn new(shape: SetShape, global_size: usize) -> Result<Self> {
+        let bytes = shape.count * shape.image_bytes();
+        if bytes > MOST_HOST_BYTES {
+            return Err(Error::Usage {
+                what: format!(
+                    "{} images of {} pixels are {:.1} GB of host memory, more than {:.1}",
+                    shape.count,
+                    shape.size,
+                    bytes as f64 / 1e9,
+                    MOST_HOST_BYTES as f64 / 1e9
+                ),
+                help: "on the CPU measure fewer images, for example --images 64, or a GPU"
+                    .to_owned(),
+            });
+        }
+        let mut host = Self {
+            size: shape.size,
+            pixels: Vec::with_capacity(shape.count),
+            resized: Vec::with_capacity(shape.count),
+        };
+        let mut rng = ChaCha8Rng::seed_from_u64(0);
+        for image in 0..shape.count {
+            let mut pixels = vec![0; shape.image_bytes()];
+            rng.fill_bytes(&mut pixels);
+            host.pixels.push(pixels);
+            let resized = resize_antialias(&host.view(image as u32), global_size, global_size)?;
+            host.resized.push(Arc::new(resized));
+        }
+        Ok(host)
+    }
+
+    fn view(&self, image: u32) -> ImageU8<'_> {
+        ImageU8 {
+            data: &self.pixels[image as usize],
+            height: self.size,
+            width: self.size,
+        }
+    }
+}
+
+/// Four classes, each on a quarter of the samples (the multiplier is splitmix64's).
+fn label(id: u64) -> u8 {
+    let bits = id.wrapping_mul(0x9E37_79B9_7F4A_7C15);
+    ((bits >> 60) & (bits >> 56)) as u8 & 15
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use fovea_coordinator::order::EpochOrder;
+
+    fn work() -> Work {
+        Work {
+            device: Device::Cpu,
+            images: 6,
+            size: 160,
+            patch: 32,
+            global_size: 64,
+            images_per_step: 4,
+            patches_per_image: 10,
+            virtual_shards: 2,
+            precision: PrecisionChoice::F32,
+            threads: 1,
+            cuda_graphs: false,
+            even: false,
+        }
+    }
+
+    #[test]
+    fn an_epoch_is_every_patch_and_an_even_one_has_full_units_only() {
+        let all = EpochOrder::new(&work().order_input(1), 0).expect("an order");
+        assert_eq!(all.total_samples(), 6 * 25);
+        let even = Work {
+            even: true,
+            ..work()
+        };
+        let order = EpochOrder::new(&even.order_input(1), 0).expect("an order");
+        assert_eq!(order.total_samples(), 6 * 20);
+        assert!(order.units().iter().all(|unit| unit.cells.len() == 10));
+        assert_eq!((order.units().len(), even.units()), (12, 12));
+    }
+
+    #[test]
+    fn samples_are_complete_and_labels_vary() {
+        let work = work();
+        let config = work.config(1).expect("a configuration");
+        let order = EpochOrder::new(&work.order_input(1), 0).expect("an order");
+        let units = &order.units()[..3];
+        let on_cpu = Samples::new(&work, &config, Precision::F32, false).expect("images");
+        let on_gpu = Samples::new(&work, &config, Precision::F32, true).expect("none");
+        let (here, there) = (
+            on_cpu.load(units, 0).expect("pixels"),
+            on_gpu.load(units, 0).expect("crops"),
+        );
+        let patches: usize = units.iter().map(|unit| unit.cells.len()).sum();
+        assert_eq!(
+            (here.image_labels.len(), here.patch_labels.len()),
+            (3, patches)
+        );
+        assert_eq!(here.patch_labels, there.patch_labels);
+        assert_eq!(here.patch_ids, there.patch_ids);
+        let positive: u32 = (0..4000).map(|id| label(id).count_ones()).sum();
+        assert!((3600..4400).contains(&positive), "{positive} of 16000");
+    }
+
+    #[test]
+    fn what_cannot_be_measured_is_refused() {
+        let refused = |work: Work, said: &str| {
+            let text = work.config(1).expect_err("refused").to_string();
+            assert!(text.contains(said) && text.contains("\n  help: "), "{text}");
+        };
+        refused(
+            Work {
+                patch: 48,
+                ..work()
+            },
+            "patches of 48",
+        );
+        refused(
+            Work {
+                images: 1,
+                ..work()
+            },
+            "less than one step of 4 times 10",
+        );
+        let too_many = Work {
+            patches_per_image: 26,
+            even: true,
+            ..work()
+        };
+        refused(too_many, "26 patches per image, but an image has 25");
+        refused(
+            Work {
+                global_size: 8,
+                ..work()
+            },
+            "data.global_size",
+        );
+        let large = Work {
+            images: 2000,
+            size: 1280,
+            ..work()
+        };
+        let config = large.config(1).expect("a configuration");
+        let text = Samples::new(&large, &config, Precision::F32, false)
+            .err()
+            .expect("refused")
+            .to_string();
+        assert!(
+            text.contains("9.8 GB") && text.contains("--images"),
+            "{text}"
+        );
+    }
+}

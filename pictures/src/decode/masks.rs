@@ -1,0 +1,285 @@
+//! Masks from decoded samples: one value per pixel, judged at full depth.
+
+use super::Reason;
+use super::samples::{Alpha, Picture, Samples, finite, seen, white_of_floats, white_of_integers};
+use crate::wide::wide;
+
+/// What a plane of mask values is.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Values {
+    /// There are only 0 and one other value, and that value occurs. The plane then holds 0 and 255.
+    pub two_valued: bool,
+    /// The largest value at full depth.
+    pub largest: f64,
+    /// The value that stands for white at full depth: 255, 4095, 65535, 1.
+    pub white: f64,
+    /// Of the pixels that are not black, the share below half of white; 0 when there are only two values.
+    pub dim: f64,
+    /// How many values there are besides 0, in 8 bits.
+    pub levels: usize,
+}
+
+impl Values {
+    /// Of a plane in 8 bits, and what is known of it at full depth.
+    fn of(plane: &[u8], two_valued: bool, largest: f64, white: f64) -> Self {
+        let (dim, levels) = if two_valued { (0.0, 1) } else { spread(plane) };
+        Self {
+            two_valued,
+            largest,
+            white,
+            dim,
+            levels,
+        }
+    }
+}
+
+impl Picture {
+    /// One value per pixel, `[height, width]`: the largest of R, G, B times the opacity, in 8 bits.
+    ///
+    /// What is transparent is no lesion: tools that paint on a transparent layer may leave any colour where nothing was
+    /// painted. Where the colour is black all over and the opacity varies, the opacity is the mask: somebody painted black
+    /// on a transparent layer.
+    pub fn into_mask(self) -> Result<(Vec<u8>, Values), Reason> {
+        let colours = self.colour.samples();
+        let shape = (colours, self.alpha);
+        match self.samples {
+            Samples::U8(data) => Ok(byte_mask(data, shape)),
+            Samples::Indexed { mut data, palette } => {
+                let light = palette.map(|[r, g, b]| r.max(g).max(b));
+                // Most of a mask is ground, eight pixels at a time.
+                let ground = [0; 8];
+                let (eights, rest) = data.as_chunks_mut::<8>();
+                for value in eights
+                    .iter_mut()
+                    .filter(|eight| light[0] != 0 || **eight != ground)
+                    .flatten()
+                    .chain(rest)
+                {
+                    *value = light[usize::from(*value)];
+                }
+                Ok(byte_mask(data, (1, Alpha::None)))
+            }
+            Samples::U16(data) => {
+                let plane = brightest(&data, shape, 65535.0, |v| f32::from(*v));
+                let largest = largest(&plane);
+                let white = white_of_integers(largest, 16, self.stated).0;
+                Ok(wide_mask(&plane, largest, white))
+            }
+            Samples::Float { data, whole } => {
+                finite(&data)?;
+                let plane = brightest(&data, shape, 1.0, |v| *v);
+                let largest = largest(&plane);
+                let white = if whole {
+                    white_of_integers(largest, 32, self.stated).0
+                } else {
+                    white_of_floats(largest, self.stated).0
+                };
+                Ok(wide_mask(&plane, largest, white))
+            }
+        }
+    }
+}
+
+fn byte_mask(data: Vec<u8>, (colours, alpha): (usize, Alpha)) -> (Vec<u8>, Values) {
+    let top = |pixel: &[u8]| pixel.iter().copied().max().unwrap_or(0);
+    let mut plane: Vec<u8> = match (colours, alpha) {
+        (1, Alpha::None) => data,
+        (3, Alpha::None) => data
+            .chunks_exact(3)
+            .map(|p| p[0].max(p[1]).max(p[2]))
+            .collect(),
+        (n, _) => {
+            let opacity = |a: u8| if alpha == Alpha::Straight { a } else { 255 };
+            let pixels = || data.chunks_exact(n + 1);
+            match varies(pixels().map(|p| p[n])) && pixels().all(|p| p[..n] == [0; 3][..n]) {
+                true => pixels().map(|p| p[n]).collect(),
+                false => pixels()
+                    .map(|p| seen(top(&p[..n]), opacity(p[n])))
+                    .collect(),
+            }
+        }
+    };
+    let largest = largest_byte(&plane);
+    let two_valued = largest > 0 && others(&plane, largest) == 0;
+    if two_valued && largest < 255 {
+        for value in &mut plane {
+            *value = if *value == 0 { 0 } else { 255 };
+        }
+    }
+    let values = Values::of(&plane, two_valued, f64::from(largest), 255.0);
+    (plane, values)
+}
+
+fn varies<T: PartialEq>(mut values: impl Iterator<Item = T>) -> bool {
+    values
+        .next()
+        .is_some_and(|first| values.any(|value| value != first))
+}
+
+/// The share of dim pixels among those that are not black, and how many values these have.
+fn spread(plane: &[u8]) -> (f64, usize) {
+    let mut counts = [0u64; 256];
+    for value in plane {
+        counts[usize::from(*value)] += 1;
+    }
+    let sum = |range: std::ops::Range<usize>| counts[range].iter().sum::<u64>();
+    let levels = counts[1..].iter().filter(|count| **count > 0).count();
+    (sum(1..128) as f64 / sum(1..256).max(1) as f64, levels)
+}
+
+wide! {
+    fn largest_byte(plane: &[u8]) -> u8 {
+        plane.iter().copied().max().unwrap_or(0)
+    }
+}
+
+wide! {
+    /// Bits of the values that are neither 0 nor `value`.
+    fn others(plane: &[u8], value: u8) -> u8 {
+        plane.iter().fold(0, |bits, v| bits | if *v == value { 0 } else { *v })
+    }
+}
+
+/// One value per pixel at full depth; negative ones count as 0, unless there are no others: some tools cast "true" to -1.
+fn brightest<T>(
+    data: &[T],
+    (colours, alpha): (usize, Alpha),
+    full: f32,
+    value: impl Fn(&T) -> f32,
+) -> Vec<f32> {
+    let channels = colours + usize::from(alpha != Alpha::None);
+    let opacities = || {
+        data.chunks_exact(channels)
+            .map(|pixel| &pixel[channels - 1])
+    };
+    let is_black = |pixel: &[T]| pixel[..colours].iter().all(|v| value(v) == 0.0);
+    if alpha != Alpha::None
+        && varies(opacities().map(&value))
+        && data.chunks_exact(channels).all(is_black)
+    {
+        return opacities().map(value).collect();
+    }
+    let opaque = match alpha {
+        Alpha::Straight => data
+            .chunks_exact(channels)
+            .fold(full, |opaque, pixel| value(&pixel[colours]).max(opaque)),
+        _ => full,
+    };
+    let colour = |pixel: &[T]| pixel[..colours].iter().map(&value).fold(f32::MIN, f32::max);
+    let sign = match data
+        .chunks_exact(channels)
+        .all(|pixel| colour(pixel) <= 0.0)
+    {
+        true => -1.0,
+        false => 1.0,
+    };
+    data.chunks_exact(channels)
+        .map(|pixel| {
+            let top = pixel[..colours]
+                .iter()
+                .fold(0f32, |top, v| (sign * value(v)).max(top));
+            match alpha {
+                Alpha::Straight => top * (value(&pixel[colours]) / opaque).clamp(0.0, 1.0),
+                _ => top,
+            }
+        })
+        .collect()
+}
+
+fn largest(plane: &[f32]) -> f64 {
+    f64::from(plane.iter().copied().fold(0.0, f32::max))
+}
+
+fn wide_mask(plane: &[f32], largest: f64, white: f64) -> (Vec<u8>, Values) {
+    let top = largest as f32;
+    let two_valued = largest > 0.0 && plane.iter().all(|value| *value == 0.0 || *value == top);
+    let bytes: Vec<u8> = if two_valued {
+        plane
+            .iter()
+            .map(|value| if *value == 0.0 { 0 } else { 255 })
+            .collect()
+    } else {
+        let scale = (255.0 / white) as f32;
+        // Half of white becomes 128, the smallest value that counts as lesion.
+        plane
+            .iter()
+            .map(|value| (value * scale + 0.5) as u8)
+            .collect()
+    };
+    let values = Values::of(&bytes, two_valued, largest, white);
+    (bytes, values)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::decode::samples::Colour;
+    use crate::decode::samples::tests::{grey16, grey32, picture};
+
+    #[test]
+    fn two_values_are_two_values_at_any_depth() {
+        let judged = |picture: Picture| {
+            picture
+                .into_mask()
+                .map(|(plane, values)| (plane, values.two_valued))
+                .unwrap()
+        };
+        for v in [1, 76, 255, 4095, 65535] {
+            assert_eq!(
+                judged(grey16(&[0, v, 0], None)),
+                (vec![0, 255, 0], true),
+                "{v}"
+            );
+            assert_eq!(
+                judged(grey32(&[0.0, f32::from(v), 0.0], true)),
+                (vec![0, 255, 0], true),
+                "{v}"
+            );
+        }
+        assert_eq!(
+            judged(grey32(&[0.0, 0.2, -1.0], false)),
+            (vec![0, 255, 0], true)
+        );
+        for v in [1, 76, 255] {
+            let bytes = picture(Colour::Grey, Alpha::None, Samples::U8(vec![0, v, 0]));
+            assert_eq!(judged(bytes), (vec![0, 255, 0], true));
+        }
+        assert_eq!(judged(grey16(&[0; 3], None)), (vec![0; 3], false));
+    }
+
+    #[test]
+    fn black_paint_on_a_transparent_layer_is_the_mask() {
+        for alpha in [Alpha::Straight, Alpha::Premultiplied] {
+            let plane = |colour, samples| picture(colour, alpha, samples).into_mask().unwrap().0;
+            let rgba = vec![0, 0, 0, 0, 0, 0, 0, 255, 0, 0, 0, 90];
+            assert_eq!(plane(Colour::Rgb, Samples::U8(rgba)), [0, 255, 90]);
+            let grey = vec![0, 0, 0, 65535];
+            assert_eq!(plane(Colour::Grey, Samples::U16(grey)), [0, 255]);
+            // Opaque everywhere: a black mask, whose lesion is absent.
+            let opaque = vec![0, 0, 0, 255, 0, 0, 0, 255];
+            assert_eq!(plane(Colour::Rgb, Samples::U8(opaque)), [0, 0]);
+        }
+    }
+
+    #[test]
+    fn soft_masks_are_cut_at_half_of_white() {
+        let half = |picture: Picture| {
+            let (plane, values) = picture.into_mask().unwrap();
+            assert!(!values.two_valued);
+            plane.iter().map(|v| *v >= 128).collect::<Vec<_>>()
+        };
+        assert_eq!(
+            half(grey16(&[32767, 32768, 65535], None)),
+            [false, true, true]
+        );
+        assert_eq!(half(grey16(&[2047, 2048, 4095], None)), [false, true, true]);
+        assert_eq!(half(grey16(&[127, 128, 255], None)), [false, true, true]);
+        assert_eq!(
+            half(grey32(&[0.0, 0.49, 0.5, 1.0], false)),
+            [false, false, true, true]
+        );
+        let bytes = picture(Colour::Grey, Alpha::None, Samples::U8(vec![1, 127, 128]));
+        assert_eq!(half(bytes), [false, false, true]);
+        assert!(grey32(&[f32::INFINITY], false).into_mask().is_err());
+    }
+}

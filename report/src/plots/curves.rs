@@ -1,0 +1,146 @@
+//! ROC and precision-recall of the predictions in `predictions-val.csv`.
+
+use fovea_dataset::CLASSES;
+use fovea_run::config::Level;
+use fovea_run::metrics::{Ranking, curves};
+
+use super::super::chart::{Chart, Series, Size, Stroke};
+use super::super::palette::Ink;
+use super::super::run::Scores;
+use super::{noun, unit_axis};
+
+fn rankings(scores: &Scores) -> Vec<Ranking> {
+    (0..CLASSES.len())
+        .map(|class| curves::ranking(&scores.rows, class))
+        .collect()
+}
+
+/// ROC of each class; `None` when no class has both kinds of samples.
+pub(in super::super) fn roc(scores: &Scores, level: Level) -> Option<Chart> {
+    let mut series = Vec::new();
+    for (class, ranking) in rankings(scores).iter().enumerate() {
+        let Some((points, area)) = curves::roc(ranking).zip(ranking.auroc()) else {
+            continue;
+        };
+        series.push(class_series(class, area, points));
+    }
+    series.push(Series {
+        name: String::new(),
+        ink: Ink::Constant,
+        stroke: Stroke::Reference,
+        points: vec![(0.0, 0.0), (1.0, 1.0)],
+    });
+    let mut chart = chart("roc", "ROC", level, series)?;
+    chart.note = undefined(scores.metrics.per_class.map(|c| c.auroc));
+    chart.x = unit_axis("false positive rate");
+    chart.y = unit_axis("true positive rate");
+    Some(chart)
+}
+
+/// Precision against recall of each class as a staircase; `None` when no class has positives.
+pub(in super::super) fn precision_recall(scores: &Scores, level: Level) -> Option<Chart> {
+    let mut series = Vec::new();
+    for (class, ranking) in rankings(scores).iter().enumerate() {
+        let Some((points, area)) =
+            curves::precision_recall(ranking).zip(ranking.average_precision())
+        else {
+            continue;
+        };
+        let prevalence =
+            scores.metrics.per_class[class].positives as f64 / scores.metrics.samples as f64;
+        series.push(Series {
+            name: String::new(),
+            ink: Ink::Class(class),
+            stroke: Stroke::Reference,
+            points: vec![(0.0, prevalence), (1.0, prevalence)],
+        });
+        series.push(class_series(class, area, stairs(&points)));
+    }
+    let mut chart = chart("pr", "Precision-recall", level, series)?;
+    chart.note = undefined(scores.metrics.per_class.map(|c| c.ap));
+    chart.x = unit_axis("recall");
+    chart.y = unit_axis("precision");
+    Some(chart)
+}
+
+fn class_series(class: usize, area: f64, points: Vec<(f64, f64)>) -> Series {
+    Series {
+        name: format!("{} {area:.3}", CLASSES[class]),
+        ink: Ink::Class(class),
+        stroke: Stroke::Line(2.0),
+        points,
+    }
+}
+
+/// Corner points of the staircase: each precision holds from the recall before it.
+fn stairs(points: &[(f64, f64)]) -> Vec<(f64, f64)> {
+    let corners = points.windows(2).flat_map(|w| [(w[0].0, w[1].1), w[1]]);
+    points.first().copied().into_iter().chain(corners).collect()
+}
+
+fn undefined(areas: [Option<f64>; 4]) -> String {
+    let missing: Vec<&str> = (0..CLASSES.len())
+        .filter(|&c| areas[c].is_none())
+        .map(|c| CLASSES[c])
+        .collect();
+    if missing.is_empty() {
+        String::new()
+    } else {
+        format!(
+            "Undefined for {}: validation has one kind of label only.",
+            missing.join(", ")
+        )
+    }
+}
+
+fn chart(slug: &str, title: &str, level: Level, series: Vec<Series>) -> Option<Chart> {
+    let names: Vec<&str> = series
+        .iter()
+        .map(|s| s.name.as_str())
+        .filter(|name| !name.is_empty())
+        .collect();
+    if names.is_empty() {
+        return None;
+    }
+    let area = if slug == "roc" {
+        "area under the curve"
+    } else {
+        "average precision"
+    };
+    Some(Chart {
+        slug: format!("{slug}-{level}"),
+        title: format!("{title}, {}", noun(level)),
+        alt: format!(
+            "{title} curves on validation {}, {area}: {}",
+            noun(level),
+            names.join(", ")
+        ),
+        note: String::new(),
+        size: Size::Tall,
+        x: unit_axis(""),
+        y: unit_axis(""),
+        bands: Vec::new(),
+        series,
+        mark: None,
+        guides: Vec::new(),
+        own_legend: true,
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn stairs_drop_at_the_old_recall() {
+        let points = [(0.0, 1.0), (0.5, 1.0), (1.0, 0.5)];
+        assert_eq!(
+            stairs(&points),
+            [(0.0, 1.0), (0.0, 1.0), (0.5, 1.0), (0.5, 0.5), (1.0, 0.5)]
+        );
+        assert_eq!(
+            curves::line_area(&stairs(&points)),
+            curves::stair_area(&points)
+        );
+    }
+}

@@ -1,0 +1,283 @@
+//! What a run directory holds, read and put in order. What is missing becomes a note, what is damaged
+//! an error.
+
+use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
+
+use fovea_coordinator::client::status_of;
+use fovea_coordinator::status::{STATUS_FILE, Status};
+use fovea_dataset::Split;
+use fovea_run::config::{Config, EarlyStopping, Level};
+use fovea_run::metrics::{self, Baseline, Metrics, MetricsRow};
+use fovea_run::run_dir::RunDir;
+
+use super::predictions::{self, Prediction};
+use super::throughput::{self, Throughput};
+use super::{Error, Result};
+
+/// The predictions of one level, with what follows from them.
+#[derive(Clone, Debug)]
+pub(super) struct Scores {
+    pub(super) rows: Vec<metrics::Scored>,
+    pub(super) metrics: Metrics,
+    pub(super) baseline: Baseline,
+    /// The epoch in `metrics.csv` with the same confusion counts, if any.
+    pub(super) epoch: Option<u32>,
+}
+
+/// Everything the report is made of.
+#[derive(Debug)]
+pub(super) struct Run {
+    pub(super) dir: PathBuf,
+    pub(super) name: String,
+    pub(super) config: Config,
+    pub(super) status: Option<Status>,
+    /// Whether a coordinator answers: an unfinished run without one has died.
+    pub(super) live: bool,
+    /// By (epoch, split, level); of a row written twice the later counts.
+    pub(super) metrics: Vec<MetricsRow>,
+    pub(super) throughput: Option<Throughput>,
+    pub(super) predictions: Vec<Prediction>,
+    pub(super) patch: Option<Scores>,
+    pub(super) image: Option<Scores>,
+    /// What could not be shown, and why.
+    pub(super) notes: Vec<String>,
+}
+
+impl Run {
+    /// Reads the directory `dir`.
+    ///
+    /// # Errors
+    /// `dir` is not a run directory, or one of its files is damaged.
+    pub(super) fn load(dir: &Path) -> Result<Self> {
+        check(dir)?;
+        let files = RunDir::new(dir);
+        let mut notes = Vec::new();
+        let config = Config::load(&files.config()).unwrap_or_else(|error| {
+            let reason = first_line(&error);
+            notes.push(format!(
+                "The configuration could not be read, so defaults are assumed: {reason}"
+            ));
+            Config::default()
+        });
+        let (status, live) = read_status(dir, &mut notes).unzip();
+        let metrics = read_metrics(&files.metrics())?;
+        if metrics.is_empty() {
+            notes.push("No epoch has been validated yet: metrics.csv is missing or empty, so there are no curves.".to_owned());
+        }
+        let throughput = throughput::read(&files.throughput())?;
+        if throughput.is_none() {
+            notes.push(
+                "No step has been recorded yet: throughput.csv is missing or empty.".to_owned(),
+            );
+        }
+        let predictions = predictions::read(&files.predictions())?;
+        let mut run = Self {
+            dir: dir.to_owned(),
+            name: name_of(dir),
+            config,
+            status,
+            live: live.unwrap_or(false),
+            metrics,
+            throughput,
+            predictions,
+            patch: None,
+            image: None,
+            notes,
+        };
+        run.notes.extend(run.on_the_watched_metric());
+        run.patch = run.scores(Level::Patch)?;
+        run.image = run.scores(Level::Image)?;
+        Ok(run)
+    }
+
+    fn scores(&self, level: Level) -> Result<Option<Scores>> {
+        let rows = predictions::scored(&self.predictions, level);
+        if rows.is_empty() {
+            return Ok(None);
+        }
+        let metrics = metrics::compute(&rows, [self.config.eval.threshold; 4], 0.0)?;
+        let same = self
+            .history(Split::Val, level)
+            .rev()
+            .find(|row| same_scores(&row.metrics, &metrics));
+        let baseline = metrics::best_constant(&rows)?;
+        Ok(Some(Scores {
+            epoch: same.map(|row| row.epoch),
+            rows,
+            metrics,
+            baseline,
+        }))
+    }
+
+    /// Why there is no best epoch, why some cannot be it, or why there are no predictions: a sentence, when there is
+    /// something to say.
+    fn on_the_watched_metric(&self) -> Option<String> {
+        const MISSING: &str =
+            "no ROC and precision-recall curves, confusion tables and sample pictures";
+        let watched = &self.config.early_stopping;
+        let history = self.history(Split::Val, watched.level);
+        let undefined: Vec<(u32, String)> = history
+            .filter_map(|row| {
+                let why = metrics::undefined(watched.metric, watched.level, &row.metrics)?;
+                Some((row.epoch, why))
+            })
+            .collect();
+        let epochs = self.history(Split::Val, watched.level).count();
+        let Some((last, why)) = undefined.last() else {
+            return self.predictions.is_empty().then(|| {
+                format!("No validation predictions yet: predictions-val.csv is missing or empty, so there are {MISSING}.")
+            });
+        };
+        let metric = format!("{} at {} level", watched.metric, watched.level);
+        Some(if undefined.len() == epochs {
+            format!(
+                "There is no best epoch, and so there are no validation predictions, {MISSING}: the watched metric {metric} was undefined in {}: {why}. Watch another one with early_stopping.metric.",
+                match epochs {
+                    1 => "the only epoch that was validated".to_owned(),
+                    n => format!("all {n} epochs that were validated"),
+                }
+            )
+        } else {
+            format!(
+                "The watched metric {metric} was undefined in {} of {epochs} validated epochs, so none of these can be the best one; in epoch {last}: {why}.",
+                undefined.len()
+            )
+        })
+    }
+
+    /// The scores computed from the predictions of `level`.
+    pub(super) fn level(&self, level: Level) -> Option<&Scores> {
+        match level {
+            Level::Patch => self.patch.as_ref(),
+            Level::Image => self.image.as_ref(),
+        }
+    }
+
+    /// Rows of one split and level by epoch.
+    pub(super) fn history(
+        &self,
+        split: Split,
+        level: Level,
+    ) -> impl DoubleEndedIterator<Item = &MetricsRow> {
+        self.metrics
+            .iter()
+            .filter(move |row| row.split == split && row.level == level)
+    }
+
+    /// The best epoch by the rule of the trainer itself: the watched metric and `min_delta` of the
+    /// configuration.
+    pub(super) fn best_epoch(&self) -> Option<u32> {
+        let watched = &self.config.early_stopping;
+        let mut rule = EarlyStopping::new(watched);
+        let mut best = None;
+        for row in self.history(Split::Val, watched.level) {
+            if rule
+                .observe(row.metrics.get(watched.metric).unwrap_or(f64::NAN))
+                .improved
+            {
+                best = Some(row.epoch);
+            }
+        }
+        best
+    }
+
+    /// Validation scores of `level` at the best epoch.
+    pub(super) fn best_row(&self, level: Level) -> Option<&MetricsRow> {
+        let epoch = self.best_epoch()?;
+        self.history(Split::Val, level)
+            .find(|row| row.epoch == epoch)
+    }
+
+    /// What constants reach on the validation labels of `level`: from the predictions' labels when
+    /// there are any, else the part that follows from the counts in `metrics.csv`.
+    pub(super) fn baseline(&self, level: Level) -> Option<Baseline> {
+        if let Some(scores) = self.level(level) {
+            return Some(scores.baseline);
+        }
+        let last = &self.history(Split::Val, level).next_back()?.metrics;
+        metrics::best_constant_from_counts(last.per_class.map(|c| c.positives), last.samples).ok()
+    }
+
+    /// Where the prepared dataset is: as configured, or, when that is relative and not beneath the
+    /// current directory, beneath one of the directories above the run.
+    pub(super) fn dataset_dir(&self) -> Option<PathBuf> {
+        let given = Path::new(&self.config.data.path);
+        if given.as_os_str().is_empty() {
+            return None;
+        }
+        let absolute = self.dir.canonicalize().unwrap_or_else(|_| self.dir.clone());
+        std::iter::once(given.to_owned())
+            .chain(absolute.ancestors().map(|above| above.join(given)))
+            .find(|dir| dir.join("manifest.json").is_file())
+    }
+}
+
+/// Refuses what is not a run directory.
+fn check(dir: &Path) -> Result<()> {
+    let reason = if !dir.exists() {
+        "there is no such directory"
+    } else if !dir.is_dir() {
+        "this is a file, not a run directory"
+    } else if !RunDir::new(dir).config().is_file() {
+        "this is not a run directory: it has no config.toml"
+    } else {
+        return Ok(());
+    };
+    Err(Error::NotARun {
+        path: dir.to_owned(),
+        reason,
+    })
+}
+
+/// The state of the run, and whether its coordinator has told it; else it is that of `RUN/status.json`, which,
+/// damaged, costs a note.
+fn read_status(dir: &Path, notes: &mut Vec<String>) -> Option<(Status, bool)> {
+    if !dir.join(STATUS_FILE).is_file() {
+        return None;
+    }
+    status_of(dir)
+        .map_err(|error| {
+            notes.push(format!(
+                "The run's state is not known: {}",
+                first_line(&error)
+            ))
+        })
+        .ok()
+}
+
+/// Whether both come from the same predictions: the counts at the threshold, and the correlation,
+/// which hardly any two epochs share.
+fn same_scores(a: &Metrics, b: &Metrics) -> bool {
+    let counts = |m: &Metrics| m.per_class.map(|c| (c.tp, c.fp, c.fn_, c.tn));
+    let r = |m: &Metrics| m.pearson_r.unwrap_or(0.0);
+    counts(a) == counts(b) && (r(a) - r(b)).abs() < 1e-6
+}
+
+fn first_line(error: &impl std::fmt::Display) -> String {
+    error
+        .to_string()
+        .lines()
+        .next()
+        .unwrap_or_default()
+        .to_owned()
+}
+
+fn name_of(dir: &Path) -> String {
+    let absolute = dir.canonicalize().unwrap_or_else(|_| dir.to_owned());
+    absolute.file_name().map_or_else(
+        || absolute.display().to_string(),
+        |name| name.to_string_lossy().into_owned(),
+    )
+}
+
+fn read_metrics(path: &Path) -> Result<Vec<MetricsRow>> {
+    if !path.is_file() {
+        return Ok(Vec::new());
+    }
+    let mut latest = BTreeMap::new();
+    for row in metrics::log::read(path)? {
+        latest.insert((row.epoch, row.split, row.level.name()), row);
+    }
+    Ok(latest.into_values().collect())
+}
