@@ -4,6 +4,7 @@
 //! coordinator; [`train::Trainer::run`] is the loop.
 //! Only this crate needs libtorch.
 
+mod blueprint;
 mod buckets;
 mod dropout;
 mod error;

@@ -8,8 +8,8 @@ use std::ffi::{CStr, c_char, c_int, c_void};
 use tch::{Kind, Tensor};
 use torch_sys::C_tensor;
 
+use crate::blueprint::NormSpec;
 use crate::error::{Error, Result};
-use crate::models::NormSpec;
 
 /// torchvision's batch normalisation epsilon.
 pub const NORM_EPS: f64 = 1e-5;

@@ -16,8 +16,7 @@ use crate::buckets::Buckets;
 use crate::error::Result;
 use crate::host;
 use crate::params::Params;
-use crate::reduce::{Fill, TreeAccumulator};
-use crate::replica::Surface;
+use crate::reduce::{Fill, Surface, TreeAccumulator};
 use crate::trace::Trace;
 
 /// How sums get to the other ranks. Called bucket by bucket, with the same lengths in the same order on every rank,

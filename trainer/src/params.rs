@@ -20,9 +20,9 @@ use rand_chacha::ChaCha8Rng;
 use rand_distr::Normal;
 use tch::{Device, Kind, Tensor};
 
+use crate::blueprint::{Blueprint, Init, ParamSpec};
 use crate::error::{Error, Result};
 use crate::host;
-use crate::models::{Blueprint, Init, ParamSpec};
 use crate::ops;
 use crate::precision::Precision;
 

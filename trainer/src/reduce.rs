@@ -24,6 +24,17 @@ pub enum Fill {
     Add,
 }
 
+/// The flat buffer that ranks reduce: gradients, batch statistics, scalars.
+#[derive(Clone, Debug)]
+pub(crate) struct Surface {
+    /// As the parameters lie in their buffers.
+    pub grads: Range<usize>,
+    /// As the running statistics lie in theirs.
+    pub stats: Range<usize>,
+    /// Image loss, patch loss, virtual shards with samples.
+    pub scalars: Range<usize>,
+}
+
 /// A buffer of f32 that can be summed part by part.
 pub trait Buffer {
     /// One with zeros, on this device if it can be on any.

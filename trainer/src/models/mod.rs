@@ -22,97 +22,9 @@ pub use tokens::Tokens;
 use fovea_run::config::ModelName;
 use tch::Tensor;
 
+pub use crate::blueprint::{Blueprint, Init, NormId, NormSpec, ParamId, ParamSpec};
 use crate::error::Result;
 use crate::ops::{Engine, NormMode};
-
-/// Index of a parameter in its [`Blueprint`].
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct ParamId(pub usize);
-
-/// Index of a batch normalisation layer in its [`Blueprint`].
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct NormId(pub usize);
-
-/// How a parameter is drawn before the first step.
-#[derive(Clone, Copy, Debug, PartialEq)]
-pub enum Init {
-    /// Normal with std `sqrt(2 / fan_out)` (He et al. 2015, mode fan_out), as torchvision's ResNets.
-    KaimingFanOut,
-    /// Uniform in `[-bound, bound]`.
-    Uniform(f64),
-    /// All elements the same.
-    Constant(f32),
-}
-
-/// One parameter: its PyTorch name, its shape and where its forward copy lives.
-#[derive(Clone, Debug)]
-pub struct ParamSpec {
-    /// Name in PyTorch's state dict, for example `local_branch.layer1.0.conv1.weight`.
-    pub name: String,
-    /// Shape as PyTorch has it (convolutions `[out, in, kh, kw]`).
-    pub shape: Vec<i64>,
-    /// True for convolution weights: stored channels-last and, in bf16 runs, multiplied in bf16.
-    pub working: bool,
-    /// Initial values.
-    pub init: Init,
-}
-
-impl ParamSpec {
-    /// Number of elements.
-    pub fn numel(&self) -> usize {
-        self.shape.iter().product::<i64>() as usize
-    }
-}
-
-/// One batch normalisation layer and where its statistics start in the flat statistics buffer:
-/// `channels` means at `offset`, then `channels` variances.
-#[derive(Clone, Debug)]
-pub struct NormSpec {
-    /// Name without suffix, for example `local_branch.bn1`.
-    pub name: String,
-    /// Number of channels.
-    pub channels: usize,
-    /// First element in the flat statistics buffer.
-    pub offset: usize,
-}
-
-/// Every parameter and buffer of a model, in declaration order.
-#[derive(Clone, Debug, Default)]
-pub struct Blueprint {
-    /// Parameters.
-    pub params: Vec<ParamSpec>,
-    /// Batch normalisation layers.
-    pub norms: Vec<NormSpec>,
-}
-
-impl Blueprint {
-    /// Declares a parameter.
-    pub fn param(&mut self, name: String, shape: &[i64], working: bool, init: Init) -> ParamId {
-        self.params.push(ParamSpec {
-            name,
-            shape: shape.to_vec(),
-            working,
-            init,
-        });
-        ParamId(self.params.len() - 1)
-    }
-
-    /// Declares a batch normalisation layer's running statistics.
-    pub fn norm(&mut self, name: String, channels: usize) -> NormId {
-        let offset = self.stats_len();
-        self.norms.push(NormSpec {
-            name,
-            channels,
-            offset,
-        });
-        NormId(self.norms.len() - 1)
-    }
-
-    /// Elements of the flat statistics buffer (a mean and a variance per channel).
-    pub fn stats_len(&self) -> usize {
-        self.norms.last().map_or(0, |n| n.offset + 2 * n.channels)
-    }
-}
 
 /// One pass through a model: the parameters to use and what batch normalisation does.
 pub struct Pass<'a> {

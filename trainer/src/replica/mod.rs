@@ -4,8 +4,6 @@
 
 mod cpu;
 
-use std::ops::Range;
-
 use fovea_kernels::FocalParams;
 use fovea_kernels::flat::{self, AdamParams};
 use fovea_run::config::{Config, OptimizerKind};
@@ -22,6 +20,7 @@ use crate::ops::{Engine, NormMode};
 use crate::overlap::Exchange;
 use crate::params::Params;
 use crate::precision::Precision;
+use crate::reduce::Surface;
 use crate::samples::{Pixels, ShardBatch, Views};
 use crate::trace::Trace;
 
@@ -50,17 +49,6 @@ pub struct Denominators {
     pub images: usize,
     /// Patches of the global batch.
     pub patches: u64,
-}
-
-/// The flat buffer that ranks reduce: gradients, batch statistics, scalars.
-#[derive(Clone, Debug)]
-pub(crate) struct Surface {
-    /// As the parameters lie in their buffers.
-    pub grads: Range<usize>,
-    /// As the running statistics lie in theirs.
-    pub stats: Range<usize>,
-    /// Image loss, patch loss, virtual shards with samples.
-    pub scalars: Range<usize>,
 }
 
 /// What a reduced attempt says about itself, the same on every rank.
