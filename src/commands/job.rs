@@ -1,7 +1,7 @@
 //! `fovea job`: what a batch script cannot decide by itself.
 //!
 //! Only the script talks to the scheduler, since this program may run in a container without its
-//! commands; so the script passes their outputs as arguments.
+//! commands; so their outputs come as arguments.
 
 use std::path::Path;
 use std::time::{SystemTime, UNIX_EPOCH};
