@@ -1,4 +1,4 @@
-//! What can be typed. Resolved by the commands; nothing below them reads flags.
+//! The command line. The commands resolve it; nothing below them reads flags.
 
 mod bench;
 

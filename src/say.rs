@@ -1,4 +1,4 @@
-//! Standard output. `println!` panics when nobody reads it or the disk behind it is full; here that is an
+//! Standard output. `println!` panics when nobody reads it or its disk is full; here that is an
 //! error like any other.
 
 use std::fmt::Arguments;

@@ -1,4 +1,4 @@
-//! What `fovea --version` says: the release, the commit that it was built from, and the libtorch in this process.
+//! What `fovea --version` prints: the release, its commit, and the libtorch in this process.
 
 use std::sync::OnceLock;
 

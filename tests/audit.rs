@@ -1,4 +1,4 @@
-//! `fovea audit`: a run that was disturbed audits clean and says what it cost, and a ledger that was
+//! `fovea audit`: a disturbed run audits clean and the audit says what that cost; a ledger that was
 //! tampered with does not.
 
 #![allow(clippy::unwrap_used, reason = "a panic is how a test fails")]

@@ -1,4 +1,4 @@
-//! Everything a user can get wrong: what is said, and the exit code.
+//! Everything a user can get wrong: the message and the exit code.
 
 #![allow(clippy::unwrap_used, reason = "a panic is how a test fails")]
 

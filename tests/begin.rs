@@ -1,4 +1,4 @@
-//! What a run begins from and what it is told before its first step: input that cannot train, initial weights, more
+//! How a run begins, and what it reports before its first step: input that cannot train, initial weights, more
 //! epochs, a watched metric without a value.
 
 #![allow(clippy::unwrap_used, reason = "a panic is how a test fails")]

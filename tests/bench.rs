@@ -1,4 +1,4 @@
-//! `fovea bench`: that it measures with real processes, and says so in a form that machines read.
+//! `fovea bench`: measures with real processes and reports in a machine-readable form.
 
 #![allow(clippy::unwrap_used, reason = "a panic is how a test fails")]
 

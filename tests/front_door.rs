@@ -1,4 +1,4 @@
-//! What `make` does before anything is built: parts of the machine are tried, and what is missing is said.
+//! What `make` does before it builds anything: it tests parts of the machine, and reports what is missing.
 
 #![allow(clippy::unwrap_used, reason = "a panic is how a test fails")]
 

@@ -1,9 +1,9 @@
-//! Holds what a small run writes, to the bit: manifest, weights, metrics, predictions and the report's figures stay as
-//! they are while the code is rearranged. A change that means to alter results replaces the stored numbers: the failing
-//! test prints the new ones.
+//! Pins the output of a small run, to the bit: manifest, weights, metrics, predictions and the report's figures must
+//! not change while the code is rearranged. A change that means to alter results replaces the stored numbers: the
+//! failing test prints the new ones.
 //!
-//! Floating-point results differ between kinds of processors, because libtorch chooses other code on each. Bits are
-//! compared where the kind is among the stored ones; elsewhere numbers are compared within [`TOLERANCE`].
+//! Floating-point results differ between kinds of processors, because libtorch chooses other code on each. The test
+//! compares bits if the kind is among the stored ones, else numbers within [`TOLERANCE`].
 
 #![allow(clippy::unwrap_used, reason = "a panic is how a test fails")]
 

@@ -1,4 +1,4 @@
-//! A run that is stopped, or loses a process, and goes on with `--resume`: same weights, same
+//! A run that stops, or loses a process, and continues with `--resume`: same weights, same
 //! records as one that was never interrupted, whatever the number of ranks.
 
 #![allow(clippy::unwrap_used, reason = "a panic is how a test fails")]

@@ -1,4 +1,4 @@
-//! Coordinator, trainers and observers as processes of their own, and strangers at the door.
+//! Coordinator, trainers and observers as separate processes, and unauthorised peers.
 
 #![allow(clippy::unwrap_used, reason = "a panic is how a test fails")]
 

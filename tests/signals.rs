@@ -1,4 +1,4 @@
-//! What is ignored when a run is started stays ignored, and nothing outlives a launcher all the same.
+//! Signals ignored at a run's start stay ignored, and still nothing outlives a launcher.
 
 #![allow(clippy::unwrap_used, reason = "a panic is how a test fails")]
 

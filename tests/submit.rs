@@ -1,5 +1,5 @@
-//! `fovea submit` up to Slurm's own commands, which are stand-ins here: what is refused, what is written, what they
-//! are asked. What the script does is tested in `slurm/tests/body`, all of it with a real Slurm in `tests/slurm`.
+//! `fovea submit` up to Slurm's own commands, which are stand-ins here: what it refuses, writes and asks
+//! them. `slurm/tests/body` tests what the script does, `tests/slurm` all of it with a real Slurm.
 
 #![allow(clippy::unwrap_used, reason = "a panic is how a test fails")]
 

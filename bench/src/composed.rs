@@ -1,4 +1,4 @@
-//! What the kernels do, written as somebody would who has libtorch only: one operation after the other, each a pass over
+//! The kernels' work as written with libtorch alone: one operation after another, each a pass over
 //! memory. Any device. The tests compare them with the twins.
 
 use fovea_kernels::flat::AdamParams;

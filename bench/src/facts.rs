@@ -1,4 +1,4 @@
-//! What a measurement ran on.
+//! The measured machine.
 
 use std::io::Read;
 use std::process::{Command, Stdio};

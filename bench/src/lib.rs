@@ -1,5 +1,5 @@
-//! What `fovea bench` and `fovea gpu-check` measure: steps and epochs of training, kernels, sums between ranks, and whether a
-//! GPU computes what the CPU does. The Python files beside this crate do the same work with PyTorch.
+//! The measurements of `fovea bench` and `fovea gpu-check`: training steps and epochs, kernels, sums between ranks, and
+//! whether a GPU matches the CPU. The Python files next to this crate do the same work with PyTorch.
 
 pub mod allreduce;
 mod check;

@@ -1,7 +1,7 @@
 //! Training steps over 1, 2, 4, ... ranks: `fovea bench scaling`.
 //!
-//! *Weak*: every rank has the same work, so the global batch grows. *Strong*: the global batch is that of the most ranks
-//! and is shared by fewer. Both meet at the most ranks. Virtual shards go with the images: as many per image everywhere.
+//! *Weak*: every rank has the same work, so the global batch grows. *Strong*: fewer ranks share the global batch of the
+//! most ranks. Both meet at the most ranks. Virtual shards follow the images: as many per image everywhere.
 
 use std::path::Path;
 

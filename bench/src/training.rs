@@ -1,6 +1,6 @@
 //! Steps on synthetic images, without a coordinator: `fovea bench step` and `fovea bench epoch`.
 //!
-//! The loop is that of [`fovea_trainer::train`] less the votes: the loader's thread, attempt, verdict, commit.
+//! The loop is that of [`fovea_trainer::train`] without votes: the loader's thread, attempt, verdict, commit.
 
 use std::sync::Arc;
 use std::time::Instant;

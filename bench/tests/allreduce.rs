@@ -1,5 +1,5 @@
-//! `fovea bench allreduce --backend nccl` on the stand-ins for NCCL and the CUDA driver: ranks are threads, device memory
-//! is host memory. A test binary of its own, for the stand-ins take the libraries' place in the whole process.
+//! `fovea bench allreduce --backend nccl` on the stand-ins for NCCL and the CUDA driver: ranks are threads, device
+//! memory is host memory. A separate binary, because the stand-ins replace the libraries in the whole process.
 #![expect(clippy::unwrap_used, reason = "a failed unwrap is a failed test")]
 
 use std::path::Path;

@@ -2,24 +2,24 @@
 //!
 //! One trait, [`Collective`], and four engines behind it: [`Solo`] (one rank), [`local`] (ranks on
 //! one machine, shared memory), `mpi` (cargo feature `mpi`) and [`nccl`] (ranks with GPUs). All
-//! multi-rank engines add in the order that [`tree_sum`] defines, so they give the same bits. Gradients that
-//! lie on GPUs go another way, [`DeviceCollective`]: only `nccl` has it, and it adds in NCCL's order.
+//! multi-rank engines add in the order that [`tree_sum`] defines, so they give the same bits. Gradients on
+//! GPUs go another way, [`DeviceCollective`]: only `nccl` has it, and it adds in NCCL's order.
 //!
 //! What every engine promises:
-//! * **Lockstep.** All ranks call the same operations in the same order, with zero samples too. Each
-//!   call says what it is; a rank that calls something else, or with another length, gets
-//!   [`Error::Mismatch`] instead of somebody else's data.
+//! * **Lockstep.** All ranks call the same operations in the same order, even with zero samples. Each
+//!   call announces itself; a rank that calls something else, or with another length, gets
+//!   [`Error::Mismatch`] instead of another's data.
 //! * **A deadline on every wait.** It is an instant, so that one deadline can cover a whole step.
 //! * **Abort.** [`AbortHandle::abort`] from any thread of any rank ends the wait of every rank within
 //!   about a millisecond with [`Error::Aborted`].
-//!   With `nccl` it ends the waits of its own rank only: the others hear from the coordinator, which tells
+//!   With `nccl` it ends the waits of its own rank only: the coordinator tells
 //!   every rank of a generation when one has left it.
-//! * **One error ends it.** After any error the engine is poisoned for all ranks: the attempt is
-//!   abandoned, and the next generation makes a new engine. A buffer that was being reduced holds
-//!   nothing useful after an error.
+//! * **One error ends it.** After any error the engine is poisoned for all ranks: they abandon the
+//!   attempt, and the next generation makes a new engine. After an error a buffer under reduction
+//!   holds nothing useful.
 //!
-//! What this module must not do: decide who is a member, when to give up on a rank, or what happens
-//! after an abort. That is the coordinator's.
+//! This module must not decide who is a member, when to give up on a rank, or what happens
+//! after an abort. The coordinator does.
 
 mod abort;
 mod device;

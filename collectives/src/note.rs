@@ -1,4 +1,4 @@
-//! What a rank says it is about to do, so that ranks out of step find out before they mix their data.
+//! A rank's note about its next operation, so that ranks out of step notice before they mix data.
 
 use std::fmt;
 

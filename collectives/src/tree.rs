@@ -1,8 +1,8 @@
-//! The order in which ranks are added: the one definition that every CPU backend is tested against.
+//! The order in which ranks are added: the one definition that tests hold every CPU backend to.
 //!
 //! Neighbours are added in pairs, then the pair sums in pairs, and so on; an odd one at the end of a
-//! level is carried up as it is: `((0+1)+(2+3))`, `((0+1)+2)`, `(((0+1)+(2+3))+4)`. The ranks' sums
-//! are subtrees of the virtual shards' tree, which is why the same virtual shards give the same bits
+//! level moves up unchanged: `((0+1)+(2+3))`, `((0+1)+2)`, `(((0+1)+(2+3))+4)`. The ranks' sums
+//! are subtrees of the virtual shards' tree, so the same virtual shards give the same bits
 //! at any world size that divides them into power-of-two blocks.
 
 /// Floats summed at a time: 4 KiB, so that partial sums stay in the first-level cache.

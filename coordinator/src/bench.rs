@@ -1,9 +1,9 @@
 //! A real coordinator under the load of many simulated members: `fovea bench coordinator`.
 //!
-//! The server runs in a process of its own, so that its time and memory are told from those of the
-//! members, which are tasks of this process. Members do what trainers do: join, say that they are
-//! ready, send heartbeats at the interval that they are told, and vote in lockstep. Some fail, by
-//! closing the connection, and come back as new ones.
+//! The server runs in its own process, which separates its time and memory from those of the
+//! members, which are tasks of this process. Members do what trainers do: join, report that they are
+//! ready, send heartbeats at the prescribed interval, and vote in lockstep. Some fail, by
+//! closing the connection, and return as new ones.
 
 mod member;
 mod numbers;

@@ -2,8 +2,8 @@
 //! the message is bincode 2 (standard configuration) of a [`Request`](crate::protocol::Request) or
 //! [`Reply`].
 //!
-//! Everything that knows about bincode is in this module; golden bytes in its tests hold the
-//! format. The length is checked against a cap before anything is allocated for it.
+//! Only this module knows about bincode; golden bytes in its tests hold the
+//! format. The reader checks the length against a cap before it allocates.
 
 use std::io::{self, Read, Write};
 

@@ -1,4 +1,4 @@
-//! What members, generations and checkpoints are called: the words that protocol, status and errors share.
+//! Names of members, generations and checkpoints: the words that protocol, status and errors share.
 
 use std::fmt;
 

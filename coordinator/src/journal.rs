@@ -1,5 +1,5 @@
-//! `RUN/journal`: what has to survive the coordinator. Every record is on disk before anyone hears
-//! of it, so a generation is never given twice.
+//! `RUN/journal`: what must survive the coordinator. Every record is on disk before anyone hears
+//! of it, so no generation is issued twice.
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};

@@ -1,8 +1,8 @@
-//! `RUN/ledger`: which samples were committed by which step, as ranges in the epoch's global order.
+//! `RUN/ledger`: which step committed which samples, as ranges in the epoch's global order.
 //!
-//! A record is with the system before the ranks hear that the step is committed, so it outlives the
-//! coordinator process. It is synced to disk with every checkpoint and at the end: after a crash of
-//! the whole machine, training goes on from a checkpoint, and steps behind that one are void anyway.
+//! The coordinator writes a record before the ranks hear that the step is committed, so it outlives the
+//! process. It syncs the ledger with every checkpoint and at the end: after a crash of
+//! the whole machine, training continues from a checkpoint, and the steps after it are void anyway.
 
 use std::path::{Path, PathBuf};
 

@@ -3,12 +3,12 @@
 //! An epoch visits every non-black patch of every training image exactly once. The cells of an
 //! image are permuted and cut into *units* of at most `patches_per_image` cells (the last unit of
 //! an image may be smaller); then all units of all images are permuted. A global batch is the next
-//! `images_per_step` units. Only when a batch is split into virtual shards, and those onto ranks,
-//! does the number of ranks enter, so what a step trains on never depends on it.
+//! `images_per_step` units. The number of ranks enters only when a batch is split into virtual shards and
+//! those onto ranks, so what a step trains on never depends on it.
 //!
 //! Permutations sort by the first 8 bytes of a BLAKE3 keyed hash of (seed, epoch, image, index),
-//! ties by id. No random number crate is involved, so the order is stable for ever; a golden test
-//! holds it.
+//! ties by id. No random number crate is involved, so the order is stable forever; a golden test
+//! checks it.
 
 use std::ops::Range;
 

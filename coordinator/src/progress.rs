@@ -1,4 +1,4 @@
-//! Throughput and time to go, from commits alone. Pure: time is an argument.
+//! Throughput and time left, from commits alone. Pure: time is an argument.
 
 use std::collections::VecDeque;
 

@@ -1,4 +1,4 @@
-//! What is said over the wire. How it is framed is in [`crate::codec`]; who says what when is in
+//! The messages on the wire. Their framing is in [`crate::codec`]; who sends what when is in
 //! `docs/protocol.md`.
 
 use std::collections::BTreeMap;

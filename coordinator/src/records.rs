@@ -1,10 +1,10 @@
-//! Append-only record files: what the journal and the ledger have in common.
+//! Append-only record files: the common part of journal and ledger.
 //!
 //! `[magic: 8][version: u32 LE][0: u32]`, then records
 //! `[length: u32 LE][head check: u32][payload check: u64][payload]`, with `length` that of the payload.
 //! The head check is BLAKE3 over (length, offset of the record), the payload check BLAKE3 over the
-//! payload, each cut to its size. Because the head has a check of its own, a record that the file
-//! ends in the middle of is told from a length that was overwritten: the first is a torn write and
+//! payload, each cut to its size. The head's own check distinguishes a record that the end of the
+//! file cuts off from an overwritten length: the first is a torn write and
 //! is cut, the second is damage and an error.
 
 use std::fs::{self, File, Metadata, OpenOptions};

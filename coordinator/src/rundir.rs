@@ -1,4 +1,4 @@
-//! The run directory as far as the coordinator owns it: the lock, and the address file.
+//! The coordinator's part of the run directory: the lock, and the address file.
 
 use std::fs::{self, File, OpenOptions};
 use std::io;

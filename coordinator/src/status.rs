@@ -1,4 +1,4 @@
-//! What a run looks like from outside: the live status, and `status.json` for when it is over.
+//! A run seen from outside: the live status, and `status.json` for when it is over.
 
 use std::collections::BTreeMap;
 use std::path::Path;

@@ -1,8 +1,8 @@
 //! The run's shared secret and the proof of knowing it.
 //!
-//! The coordinator sends a random nonce first; the peer answers with the BLAKE3 keyed hash of
+//! The coordinator first sends a random nonce; the peer answers with the BLAKE3 keyed hash of
 //! nonce and role under the token. The token itself never travels and a proof is good for one
-//! connection only. The connection is not encrypted: see `docs/protocol.md` for what that means.
+//! connection only. The connection is not encrypted: `docs/protocol.md` says what that means.
 
 use std::fmt;
 use std::path::Path;

@@ -1,4 +1,4 @@
-//! Whole runs over real sockets: training, draining, losing ranks, starting again.
+//! Whole runs over real sockets: training, draining, losing ranks, restarting.
 
 #![allow(clippy::unwrap_used, reason = "a panic is how a test fails")]
 

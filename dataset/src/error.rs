@@ -1,4 +1,4 @@
-//! What can go wrong with a dataset, said so that a user can mend it.
+//! What can go wrong with a dataset, worded so that users can fix it.
 //!
 //! Every message has two parts: what is wrong, where, with the numbers; then a line `  help: ` with what to do.
 

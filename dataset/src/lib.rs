@@ -2,8 +2,8 @@
 //!
 //! [`prepare`] turns a raw layout (a directory or a zip) into a directory of shards and a manifest; [`Dataset`] opens
 //! that directory, and reads it from a copy on the node's own disk once [`stage`](stage::stage) has made one;
-//! [`prepare_photo`] brings one camera photograph to the same form; [`mosaic`] draws what is inside.
-//! This crate knows pixels, labels and files. It knows nothing of models, ranks or the order of samples.
+//! [`prepare_photo`] brings one camera photograph to the same form; [`mosaic`] draws the contents.
+//! This crate knows pixels, labels and files, but not models, ranks or the order of samples.
 
 #![cfg_attr(
     test,

@@ -1,4 +1,4 @@
-//! Photographs on disk: which files of a folder are some, how they are called, what is passed over.
+//! Photographs on disk: finds those in a folder, names them, and reports skipped files.
 
 use std::path::{Path, PathBuf};
 

@@ -1,4 +1,4 @@
-//! `manifest.json`: what a prepared dataset holds. Written last, so its presence means that the dataset is complete.
+//! `manifest.json`: the contents of a prepared dataset. Written last, so it exists once the dataset is complete.
 
 use std::collections::{BTreeMap, HashSet};
 use std::path::Path;

@@ -1,4 +1,4 @@
-//! Labels and images of a prepared dataset that cannot be meant so.
+//! Labels and images of a prepared dataset that look like mistakes.
 
 use std::collections::{BTreeMap, HashMap};
 

@@ -1,4 +1,4 @@
-//! Photographs as they come from a camera: found, cut to the field of view, brought to the working size.
+//! Photographs straight from a camera: found, cropped to the field of view, scaled to the working size.
 
 use std::fs;
 use std::path::Path;

@@ -1,4 +1,4 @@
-//! How a long run tells how far it is.
+//! Progress reports of a long run.
 
 use std::time::Duration;
 

@@ -1,9 +1,9 @@
-//! Which image is trained on, validated on, tested on: iterative stratification.
+//! Which image trains, validates or tests: iterative stratification.
 //!
-//! Sechidis, Tsoumakas, Vlahavas, "On the Stratification of Multi-Label Data" (ECML PKDD 2011): the rarest class is
-//! dealt out first, each image to the split that still wants most of that class. Here the sizes of the splits are
-//! fixed beforehand, so afterwards pairs of images change places while that brings the classes closer to their shares.
-//! The order of images is a hash of seed and id: no random generator is involved, a split can be recomputed anywhere.
+//! Sechidis, Tsoumakas, Vlahavas, "On the Stratification of Multi-Label Data" (ECML PKDD 2011): it deals the rarest
+//! class first, each image to the split that still wants most of that class. Here the sizes of the splits are
+//! fixed beforehand, so afterwards pairs of images swap while that brings the classes closer to their shares.
+//! The order of images is a hash of seed and id: without a random generator, a split is reproducible anywhere.
 
 use crate::{CLASSES, Split};
 

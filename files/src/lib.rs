@@ -1,7 +1,7 @@
-//! A file is whole or it is not there. Every file that Fovea replaces is replaced here: written beside its place,
-//! synced where that was asked for, renamed.
+//! A file is complete or absent. Every file that Fovea replaces is replaced here: written next to its place,
+//! synced if requested, renamed.
 //!
-//! Errors name the action, the path and the system's reason; the rooms turn them into errors of their own, which say what
+//! Errors name the action, the path and the system's reason; the rooms turn them into their own errors, which say what
 //! to do.
 
 use std::fs::{self, File, Permissions};

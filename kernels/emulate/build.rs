@@ -1,5 +1,5 @@
-//! Compiles the very `.cu` files that a GPU runs, as C++ for the CPU: into this crate, and into a library that takes
-//! the place of the CUDA driver.
+//! Compiles the same `.cu` files that a GPU runs, as C++ for the CPU: into this crate, and into a library that
+//! replaces the CUDA driver.
 
 use std::path::{Path, PathBuf};
 

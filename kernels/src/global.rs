@@ -1,4 +1,4 @@
-//! The whole-image branch's input: an image that is already resized, augmented and normalised.
+//! The whole-image branch's input: an image, already resized, augmented and normalised.
 
 use rayon::prelude::*;
 

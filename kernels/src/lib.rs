@@ -1,13 +1,13 @@
 //! Patch crop, resize, focal loss and the passes over flat parameter buffers: the CPU twins, and in
-//! [`cuda`] the GPU's side of them.
+//! [`cuda`] their GPU side.
 //!
-//! Each function outside of [`cuda`] *defines* what a device kernel of the same name must compute. So it is pure
+//! Each function outside [`cuda`] *defines* what a device kernel of the same name must compute. So it is pure
 //! (randomness comes from a counter-based hash of its arguments, see [`philox`]), its result does
 //! not depend on the number of threads, and it gives the same bits with AVX-512, AVX2 and without:
-//! only correctly rounded operations are used (no approximate reciprocal, no libm), in a fixed order,
-//! and a multiply-add is fused everywhere ([`norm`]) or nowhere (all others).
+//! it uses only correctly rounded operations (no approximate reciprocal, no libm), in a fixed order,
+//! and fuses a multiply-add everywhere ([`norm`]) or nowhere (all others).
 //!
-//! This room must not know about files (but for the cache of compiled kernels), models, tensors or ranks.
+//! This room must not know about files (except the cache of compiled kernels), models, tensors or ranks.
 
 #![cfg_attr(
     test,

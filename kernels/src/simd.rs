@@ -1,9 +1,9 @@
 //! Choosing an instruction set at run time.
 //!
 //! A kernel's inner loop is written once, as plain Rust that the compiler can vectorise, and
-//! compiled three times: for AVX-512, for AVX2 and for the baseline. Rust never fuses a multiply
+//! compiled three times: for AVX-512, for AVX2 and for the baseline. Rust neither fuses a multiply
 //! with an add nor reorders floating-point operations, so the three give the same bits; the tests
-//! hold every kernel to that.
+//! check every kernel.
 
 /// An instruction set that this machine was found to have.
 ///

@@ -1,4 +1,4 @@
-//! Processes that this one starts and looks after: their logs, their end, how often they may start again.
+//! Child processes of this one: their logs, their end, how often they may restart.
 
 use std::fs::{self, File};
 use std::os::unix::process::CommandExt;

@@ -1,4 +1,4 @@
-//! Exit codes of all processes of a run: what launchers, scripts and schedulers go by.
+//! Exit codes of all processes of a run, for launchers, scripts and schedulers.
 
 /// Done.
 pub const FINISHED: i32 = 0;

@@ -1,7 +1,7 @@
 //! One task of a job step: keeps one trainer alive.
 //!
-//! `srun` starts each task once. So that a trainer that is killed has a replacement, the task is a small
-//! process of its own that starts the trainer as a child, and again when it is lost.
+//! `srun` starts each task once. To replace a killed trainer, the task is a small
+//! process that starts the trainer as a child, and restarts it when it is lost.
 
 use std::path::PathBuf;
 use std::process::Command;

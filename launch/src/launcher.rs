@@ -1,5 +1,5 @@
-//! One machine's launcher: starts the coordinator and the trainers as processes of their own,
-//! watches them, passes a stop request on, and says how it ended.
+//! One machine's launcher: starts the coordinator and the trainers as separate processes,
+//! watches them, forwards a stop request, and reports the end.
 //!
 //! It decides nothing about training; it only sees processes and the coordinator's [`Status`].
 

@@ -1,8 +1,8 @@
 //! The field of view: the bright disc of a fundus photograph on its black ground.
 //!
-//! A coarse brightness map is cut at a level between ground and disc; the largest bright region is the disc; a circle
-//! is fitted to the part of its edge that does not lie on the picture's border. Photographs cut off at the top and
-//! bottom, with marker notches or with text beside the disc, are the rule and not the exception.
+//! The search cuts a coarse brightness map at a level between ground and disc, takes the largest bright region as the
+//! disc, and fits a circle to the part of its edge off the picture's border. Photographs cut off at the top and
+//! bottom, with marker notches or with text beside the disc, are the rule, not the exception.
 
 use crate::resample::Square;
 use crate::wide::wide;

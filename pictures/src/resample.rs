@@ -1,4 +1,4 @@
-//! Cuts a square out of a picture and brings it to the working size.
+//! Cuts a square out of a picture and scales it to the working size.
 
 use crate::wide::wide;
 

@@ -1,4 +1,4 @@
-//! One line chart: what is on it as data, and how it is laid out as a [`Drawing`].
+//! One line chart: its content as data, and its layout as a [`Drawing`].
 
 use super::palette::Ink;
 use super::shape::{At, Drawing};

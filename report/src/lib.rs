@@ -1,8 +1,8 @@
 //! The report of a run: one HTML file with everything in it, and each figure as a PNG.
 //!
 //! Reads a run directory and writes only `RUN/report.html` and `RUN/report/*.png`. It measures
-//! nothing and has no clock: the same run gives the same bytes. What a run does not have yet is said
-//! in the report; what is damaged is an error.
+//! nothing and has no clock: the same run gives the same bytes. The report says what a run does not
+//! have yet; damaged data is an error.
 
 #![cfg_attr(
     test,

@@ -1,4 +1,4 @@
-//! A line chart as a file of its own, for measurements.
+//! A line chart in its own file, for measurements.
 
 use std::path::Path;
 

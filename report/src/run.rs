@@ -1,4 +1,4 @@
-//! What a run directory holds, read and put in order. What is missing becomes a note, what is damaged
+//! What a run directory holds, read and sorted. Missing data becomes a note, damaged data
 //! an error.
 
 use std::collections::BTreeMap;

@@ -1,4 +1,4 @@
-//! Why a file of a run directory cannot be used. Configuration, metrics and checkpoints have errors of their own.
+//! Why a file of a run directory is unusable. Configuration, metrics and checkpoints have their own errors.
 
 use std::path::PathBuf;
 

@@ -1,4 +1,4 @@
-//! What a run directory holds: its configuration, metrics, checkpoints, steps and predictions. Each record is written
+//! A run directory's contents: configuration, metrics, checkpoints, steps and predictions. Each record is written
 //! and read here, in one place.
 //!
 //! This room knows files and numbers, no tensors: it builds and tests without libtorch.

@@ -1,4 +1,4 @@
-//! What lies where in a run directory.
+//! The layout of a run directory.
 
 use std::fs::{self, OpenOptions};
 use std::io::Write;

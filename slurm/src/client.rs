@@ -1,5 +1,5 @@
-//! Slurm's commands: `sbatch`, `squeue`, `scontrol`, `sinfo`, `scancel`. They are run with a time limit, and their
-//! errors are quoted. What they print is read by pure functions.
+//! Slurm's commands: `sbatch`, `squeue`, `scontrol`, `sinfo`, `scancel`. This module runs them with a time limit and
+//! quotes their errors; pure functions read their output.
 
 use std::io::Read;
 use std::path::Path;

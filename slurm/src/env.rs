@@ -1,6 +1,6 @@
 //! What a process learns from Slurm's environment: which job, which nodes, which task of the step it is.
 //!
-//! Pure over a lookup function, so that it can be read from captured environments.
+//! Pure over a lookup function, so tests can use captured environments.
 
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 

@@ -1,4 +1,4 @@
-//! What kind of file system a path is on, and how much room it has.
+//! The kind of a path's file system, and how much room it has.
 
 use std::io;
 use std::path::Path;

@@ -1,8 +1,8 @@
-//! What happened to a run under the scheduler: every start of it and how that ended, in
+//! A run's history under the scheduler: every start of it and how that ended, in
 //! `RUN/slurm/history.jsonl`, one JSON object a line.
 //!
-//! The file outlives jobs: a requeued job, or one that is submitted again, goes on with it. It answers how
-//! often the run has failed without getting on, and what each restart was for.
+//! The file outlives jobs: a requeued or resubmitted job continues it. It tells how
+//! often the run has failed without progress, and the reason for each restart.
 
 use std::fs::{self, OpenOptions};
 use std::io::Write;

@@ -1,6 +1,6 @@
-//! Slurm's way to write lists of nodes: `n[1-2,05-08],gpu7,rack[1-2]n[01-04]`.
+//! Slurm's notation for lists of nodes: `n[1-2,05-08],gpu7,rack[1-2]n[01-04]`.
 //!
-//! Pure. Names come out in the order in which the list has them, which is the order of the node ids in a job.
+//! Pure. Names come out in the order of the list, which is the order of the node ids in a job.
 
 use std::collections::BTreeMap;
 

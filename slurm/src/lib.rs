@@ -1,8 +1,8 @@
-//! What Fovea knows of SLURM, and nothing of training: the batch script that is submitted, the environment
-//! of a job, how many ranks start on which nodes, what happens when a job has ended, and what to ask the
+//! All that Fovea knows of SLURM, and nothing of training: the batch script, the environment
+//! of a job, how many ranks start on which nodes, what happens after a job's end, and what to ask the
 //! scheduler's commands.
 //!
-//! Pure but for the shells around the scheduler's commands, the system's facts and the files of a run.
+//! Pure, except for shells around the scheduler's commands, the system's facts and a run's files.
 
 #![cfg_attr(
     test,

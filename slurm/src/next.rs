@@ -1,4 +1,4 @@
-//! What comes after the processes of a run are gone: finished, requeue, start again here, or give up.
+//! The next step once a run's processes are gone: finished, requeue, restart here, or give up.
 
 use serde::{Deserialize, Serialize};
 

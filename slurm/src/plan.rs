@@ -1,4 +1,4 @@
-//! How many ranks start where: from the nodes of the job that are up to the words of one `srun`, or one `mpirun` where
+//! How many ranks start where: from the job's available nodes to the arguments of one `srun`, or one `mpirun` where
 //! Slurm cannot start MPI itself.
 
 use std::fmt;

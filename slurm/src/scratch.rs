@@ -1,4 +1,4 @@
-//! Which directory of a node is good for a copy of the dataset.
+//! Which directory of a node suits a copy of the dataset.
 
 use std::path::{Path, PathBuf};
 

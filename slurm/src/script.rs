@@ -1,8 +1,8 @@
 //! The batch script: from a resolved [`Job`] to the text that `sbatch` gets.
 //!
-//! Pure. The header tells Slurm what the job wants; the settings name what runs; the rest is the same for all jobs of
-//! a kind and stands in `script/*.sh`, commented for whoever reads `RUN/slurm/job.sh`. The script alone talks to Slurm,
-//! because inside a container there is none; what it has asked goes to `fovea` as options.
+//! Pure. The header tells Slurm what the job wants; the settings name what runs; the rest is the same for all jobs of a
+//! kind and comes from `script/*.sh`, with comments for readers of `RUN/slurm/job.sh`. Only the script talks to Slurm,
+//! because a container has none; it passes what it learned to `fovea` as options.
 
 use std::collections::BTreeSet;
 use std::fmt::{Display, Write as _};

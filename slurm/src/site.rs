@@ -1,6 +1,6 @@
-//! What one cluster wants of every job: `~/.config/fovea/site.toml`, written once by the user.
+//! One cluster's settings for every job: `~/.config/fovea/site.toml`, written once by the user.
 //!
-//! A missing file is the default, which suits a Slurm without accounts and with one default partition.
+//! Without it, the defaults suit a Slurm without accounts and with one default partition.
 
 use std::path::{Path, PathBuf};
 use std::time::Duration;

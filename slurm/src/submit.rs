@@ -1,4 +1,4 @@
-//! Submission: the script checked and handed to Slurm, and `RUN/slurm/submitted.json` about it.
+//! Submission: checks the script, hands it to Slurm, and writes `RUN/slurm/submitted.json`.
 
 use std::fs;
 use std::path::{Path, PathBuf};

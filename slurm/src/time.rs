@@ -1,6 +1,6 @@
-//! Slurm's way to write durations: `30`, `12:30`, `4:00:00`, `1-12`, `1-12:00:00`, `UNLIMITED`.
+//! Slurm's notation for durations: `30`, `12:30`, `4:00:00`, `1-12`, `1-12:00:00`, `UNLIMITED`.
 //!
-//! Pure. Slurm reads and prints the same text in two ways: what is typed (`--time 90`) counts from minutes,
+//! Pure. Slurm reads and prints the same text in two ways: typed values (`--time 90`) count from minutes,
 //! what `squeue` prints (`1:30`) is minutes and seconds; both are minutes first, seconds after the colon.
 
 use std::time::Duration;

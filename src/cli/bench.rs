@@ -1,4 +1,4 @@
-//! What is typed after `fovea bench`.
+//! The arguments of `fovea bench`.
 
 use std::path::PathBuf;
 use std::time::Duration;

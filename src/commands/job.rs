@@ -1,6 +1,6 @@
 //! `fovea job`: what a batch script cannot decide by itself.
 //!
-//! The script alone talks to the scheduler, since this program may run in a container that has none of its
+//! Only the script talks to the scheduler, since this program may run in a container without its
 //! commands; so their outputs come as arguments.
 
 use std::path::Path;

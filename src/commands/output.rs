@@ -1,4 +1,4 @@
-//! Where a command writes a file that the user named: looked at before the work, so that nothing is lost by it.
+//! Where a command writes a file that the user named: checked before the work, so that no work is lost.
 
 use std::path::{Path, PathBuf};
 

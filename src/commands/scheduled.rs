@@ -1,4 +1,4 @@
-//! What the scheduler has to do with a run: its job, and the starts it had.
+//! A run's state at the scheduler: its job, and the starts it had.
 
 use std::path::Path;
 use std::time::{Duration, UNIX_EPOCH};

@@ -1,7 +1,7 @@
 //! What asks a process to stop: signals, and the end of the process that started it.
 //!
-//! A signal that was ignored when the program started stays ignored: whoever typed `nohup`, or put a job into the
-//! background of a script, wants it so. The end of the parent is therefore not told by a signal here.
+//! A signal that was ignored when the program started stays ignored: a user of `nohup`, or of a
+//! background job in a script, wants that. So the end of the parent does not arrive as a signal here.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};

@@ -1,4 +1,4 @@
-//! The configuration and the directories that `train`, `submit` and `job` work on: from what was typed to what is meant.
+//! Resolves the configuration and the directories that `train`, `submit` and `job` work on from the command line.
 
 use std::path::{Path, PathBuf};
 

@@ -1,4 +1,4 @@
-//! The courses of the eight large vessels: an artery and a vein over and under the fovea, and the
+//! The paths of the eight large vessels: an artery and a vein above and below the fovea, and the
 //! same on the nasal side.
 
 use super::noise::{lerp, smoothstep};

@@ -1,4 +1,4 @@
-//! What resembles a lesion and is none: drusen, pigment, laser scars, new vessels, reflections, dust,
+//! Look-alikes of lesions: drusen, pigment, laser scars, new vessels, reflections, dust,
 //! haze. They carry no mask.
 
 use super::arcades::Kind;

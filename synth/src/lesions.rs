@@ -1,4 +1,4 @@
-//! Where lesions go and how much of them there is. Their shapes are in [`super::shapes`].
+//! Where lesions go, and how many. Their shapes are in [`super::shapes`].
 
 use super::canvas::{Mask, Plane};
 use super::eye::Eye;

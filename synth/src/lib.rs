@@ -1,10 +1,10 @@
 //! Synthetic fundus photographs with lesion masks, as a raw dataset in FGADR's layout.
 //!
-//! For trying the whole system with nothing to download. Rates and sizes of the lesions are those of
+//! For trying the whole system without a download. Rates and sizes of the lesions are those of
 //! FGADR; colours were fitted to photographs. Nothing here is meant for clinical use.
 //!
-//! A picture is painted from the back to the front: retina, optic disc, deep distractors, hard exudates,
-//! vessels, haemorrhages and microaneurysms, cotton-wool spots, reflections and haze, and at the end the
+//! Painting goes from back to front: retina, optic disc, deep distractors, hard exudates,
+//! vessels, haemorrhages and microaneurysms, cotton-wool spots, reflections and haze, and finally the
 //! camera. Every part draws from its own random stream of (seed, image), so the bytes depend on
 //! nothing else: not on the number of threads, not on the other images.
 

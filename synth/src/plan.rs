@@ -1,7 +1,7 @@
 //! Which image carries which lesions, decided for the whole dataset before anything is drawn.
 //!
-//! Rates are FGADR's (1,841 images, 184,100 patches). They are met by quotas and stratified draws, not by
-//! independent coin flips, so that 24 images already look like the whole; who gets what is random.
+//! Rates are FGADR's (1,841 images, 184,100 patches). Quotas and stratified draws meet them, not
+//! independent coin flips, so that even 24 images look like the whole; who gets what is random.
 
 use super::rng::{Draw, Purpose};
 

@@ -1,5 +1,5 @@
-//! Random streams: one per (seed, image, purpose), so that no image depends on another one, on the
-//! thread that draws it or on how many numbers a different part of the same image used.
+//! Random streams: one per (seed, image, purpose), so that no image depends on another, on the
+//! thread that draws it or on how many numbers another part of the same image used.
 
 use rand::{RngCore, SeedableRng};
 use rand_chacha::ChaCha8Rng;

@@ -1,9 +1,9 @@
 //! Arteries and veins: grown in the eye frame, then stamped as density.
 //!
-//! Four arcades leave the disc, each an artery beside a vein, on splines that curve around the
+//! Four arcades leave the disc, each an artery next to a vein, on splines that curve around the
 //! macula. Everything else grows from them by a steered random walk: a branch takes part of its
-//! parent's width (Murray's law: cubes add up), heads for the fovea or for the periphery, and keeps
-//! clear of vessels of its own kind; arteries and veins cross freely, as they do in an eye.
+//! parent's width (Murray's law: cubes add up), heads for the fovea or the periphery, and
+//! avoids vessels of its own kind; arteries and veins cross freely, as they do in an eye.
 
 use super::arcades::{Course, Kind, STEP, Waypoint};
 use super::canvas::{Plane, Rect};

@@ -1,5 +1,5 @@
-//! The means by which faults are made: signals to threads, a proxy before the coordinator, a clock that
-//! can be moved, a small disk.
+//! The means of making faults: signals to threads, a proxy before the coordinator, an adjustable
+//! clock, a small disk.
 
 use std::fs;
 use std::io::{Read, Write};

@@ -1,9 +1,9 @@
 //! Faults in real runs: processes are killed, stopped, hung and asked to leave, connections dropped
 //! and delayed, files damaged, disks filled, clocks moved. Whatever happens, the run must end with the
-//! weights of one that nothing happened to, every sample of every epoch used once.
+//! weights of an undisturbed one, every sample of every epoch used once.
 //!
 //! `make chaos` runs the long storm (`FOVEA_CHAOS_FAULTS`, `FOVEA_CHAOS_SEED`; `FOVEA_CHAOS_ONLY=preemption`
-//! takes those faults alone whose name has the word); `make test` a short one.
+//! takes only faults with that word in their name); `make test` a short one.
 
 #![allow(clippy::unwrap_used, reason = "a panic is how a test fails")]
 

@@ -1,4 +1,4 @@
-//! One run after the other, with faults in them, and what they cost.
+//! One run after another, with faults in them, and what they cost.
 
 use std::fs;
 use std::path::Path;

@@ -1,4 +1,4 @@
-//! What the tests of the whole program share: a small prepared dataset, processes with deadlines,
+//! Shared by the tests of the whole program: a small prepared dataset, processes with deadlines,
 //! runs that leave nothing behind, and the figures of a run directory.
 //!
 //! Everything goes through the `fovea` binary, as a user would.

@@ -1,4 +1,4 @@
-//! Weights and pixels from exact integer hashes, so that no large file is stored: `hybrid.py`
+//! Weights and pixels from exact integer hashes, which saves storing large files: `hybrid.py`
 //! computes the same numbers to the last bit. Included by the tests that compare with PyTorch.
 
 const GOLDEN: u64 = 0x9E37_79B9_7F4A_7C15;

@@ -1,4 +1,4 @@
-//! The test bed with nodes that are machines of their own: that they are, and that they can be lost.
+//! The test bed whose nodes are separate machines: that they are, and that they can be lost.
 
 use std::process::Command;
 use std::time::{Duration, Instant};

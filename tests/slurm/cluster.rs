@@ -1,5 +1,5 @@
 //! A real Slurm of two nodes, brought up for one test and taken down after it: munge, slurmctld, two slurmd,
-//! with a directory, a key and ports of its own. It leaves no process, file or socket, also when the test
+//! with their own directory, key and ports. It leaves no process, file or socket, even when the test
 //! fails, and complains about processes that outlive their job.
 
 use std::collections::BTreeMap;

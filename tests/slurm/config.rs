@@ -1,4 +1,4 @@
-//! The files from which the daemons of a test cluster learn who they are.
+//! The files that tell the daemons of a test cluster who they are.
 
 use std::path::Path;
 

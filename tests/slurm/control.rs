@@ -1,4 +1,4 @@
-//! What is done with a cluster: jobs submitted, waited for and hurried, processes found, nodes looked at.
+//! Operations on a cluster: submit, await and hurry jobs, find processes, look at nodes.
 
 use std::io::Write as _;
 use std::path::Path;

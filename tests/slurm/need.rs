@@ -1,4 +1,4 @@
-//! Whether the tests of this binary can run here. None of them passes by not running without a word.
+//! Whether the tests of this binary can run here. None of them passes by silently not running.
 
 use std::io::Write;
 use std::path::Path;

@@ -1,6 +1,6 @@
-//! Nodes that are machines of their own as far as programs can tell: each has its own network, processes,
-//! mounts, shared memory and host name. They hang on a bridge that is in the head's network, so that nothing
-//! of this machine's own network is touched, and all of it goes when its last process ends.
+//! Nodes that programs cannot tell from separate machines: each has its own network, processes,
+//! mounts, shared memory and host name. They hang on a bridge in the head's network, which leaves
+//! this machine's own network untouched, and all of it goes when its last process ends.
 
 use std::collections::BTreeMap;
 use std::ffi::OsStr;

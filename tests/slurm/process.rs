@@ -1,5 +1,5 @@
-//! Processes of the test bed: daemons in sessions of their own, and whoever belongs to a cluster or a node,
-//! found by the environment that Slurm hands down to everything it starts.
+//! Processes of the test bed: daemons in their own sessions, and the processes of a cluster or a node,
+//! found by the environment that Slurm passes to everything it starts.
 
 use std::ffi::OsStr;
 use std::fmt;

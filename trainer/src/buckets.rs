@@ -1,5 +1,5 @@
-//! Which gradients travel together, and when: backward gives those of the last layers first, and they are on their
-//! way to the other ranks while it goes on with the layers before.
+//! Which gradients travel together, and when: backward gives those of the last layers first, and they
+//! travel to the other ranks while it computes the layers before.
 //!
 //! Pure. Buckets leave in one order, the same on every rank, each as soon as it and all before it are complete.
 

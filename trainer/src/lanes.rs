@@ -1,6 +1,6 @@
 //! Several independent pieces of work at once, each on its own share of this process's threads.
 //!
-//! The virtual shards of a step do not need each other until their sums meet in the reduction tree, and
+//! The virtual shards of a step do not need each other until the reduction tree adds their sums, and
 //! a small shard on one thread uses a core better than two threads on the same shard. It also makes
 //! results independent of the number of threads: oneDNN's sums depend on how many threads a piece of
 //! work has, and that number is fixed when the process starts.

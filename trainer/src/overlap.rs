@@ -1,7 +1,7 @@
-//! Gradients on their way while backward goes on: what lanes hand in is added up bucket by bucket, and a bucket that
-//! is complete is reduced over the ranks at once.
+//! Sends gradients while backward goes on: it adds up what lanes hand in bucket by bucket, and at once reduces
+//! a complete bucket over the ranks.
 //!
-//! The additions are those of the fixed tree, in its order, so nothing of this shows in a bit of the result.
+//! The additions are those of the fixed tree, in its order, so this changes no bit of the result.
 
 use std::collections::BTreeMap;
 use std::sync::mpsc::Receiver;

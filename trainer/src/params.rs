@@ -1,12 +1,12 @@
 //! Parameters in one flat buffer: master copy, working copy, optimizer moments.
 //!
-//! The f32 master copy is what the optimizer moves and what a checkpoint holds. Convolution weights
+//! The optimizer updates the f32 master copy, and a checkpoint holds it. Convolution weights
 //! come first, channels-last, so that a bf16 run's working copy is a prefix of the same layout. The
 //! leaves that autograd sees are views: of the working copy for convolutions of a bf16 run, of the
 //! master copy otherwise. Gradients never live in `.grad`: backward hands them out and [`crate::reduce`]
 //! adds them into its own flat buffers of this same layout.
 //!
-//! All of it lies on one device. What needs it on the host (checkpoints, hashes, other ranks) goes through
+//! All of it lies on one device. Code that needs it on the host (checkpoints, hashes, other ranks) uses
 //! [`Params::read`] and [`Params::edit`], which on the CPU are the buffers themselves.
 
 use std::borrow::Cow;

@@ -1,4 +1,4 @@
-//! Which dtype convolutions run in.
+//! The dtype that convolutions use.
 
 use tch::Kind;
 

@@ -1,4 +1,4 @@
-//! Probabilities for a prepared dataset, or for photographs as they come from the camera.
+//! Probabilities for a prepared dataset, or for photographs straight from the camera.
 
 use std::collections::HashMap;
 use std::path::Path;

@@ -1,6 +1,6 @@
-//! What can be known of a run before its first step: whether configuration and data can make one at all.
+//! Checks a run before its first step: whether configuration and data can make one at all.
 //!
-//! What is refused here would else show after an epoch, in every rank, as a failure. Deciding is pure: [`Facts`] of the
+//! Without these refusals every rank would fail after an epoch. Deciding is pure: [`Facts`] of the
 //! splits in, an error or warnings out.
 
 use fovea_coordinator::order::EpochOrder;

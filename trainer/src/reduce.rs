@@ -1,12 +1,12 @@
 //! Sums over virtual shards in a fixed binary tree.
 //!
-//! What each virtual shard contributes (gradients, batch statistics, loss sums) is a leaf. Leaves are added
-//! pairwise, `((0+1)+(2+3))+..`, like carries of a binary counter: the number of buffers is logarithmic. The
-//! ranks' sums are then added by [`fovea_collectives::Collective::all_reduce`] in the upper part of the same
+//! Each virtual shard contributes a leaf (gradients, batch statistics, loss sums). Leaves are added
+//! pairwise, `((0+1)+(2+3))+..`, like carries of a binary counter: the number of buffers is logarithmic.
+//! [`fovea_collectives::Collective::all_reduce`] then adds the ranks' sums in the upper part of the same
 //! tree, so the bits do not depend on how many ranks share the leaves.
 //!
-//! Every element is summed for itself, so parts of the buffer may be at different leaves: what is complete early
-//! is on its way to the other ranks while the rest is still being computed (see [`crate::buckets`]).
+//! Every element is summed on its own, so parts of the buffer may be at different leaves: early parts
+//! travel to the other ranks while the rest is still being computed (see [`crate::buckets`]).
 
 use std::ops::Range;
 

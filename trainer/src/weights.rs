@@ -1,8 +1,8 @@
-//! Weights as they come in: which file is meant, under which names its tensors are kept, and whether they are those
+//! Loading weights: which file is meant, what its tensors are called, and whether they are those
 //! of the model.
 //!
-//! Every way in (a checkpoint, `eval`, `predict`, `model.init`) goes through [`fitted`], so nothing is computed with
-//! weights that are not finite or not all there. Deciding is pure: tensors in, tensors or an error out.
+//! Every source (a checkpoint, `eval`, `predict`, `model.init`) goes through [`fitted`], so nothing computes with
+//! incomplete or non-finite weights. Deciding is pure: tensors in, tensors or an error out.
 
 use std::collections::BTreeMap;
 use std::fs;

@@ -1,4 +1,4 @@
-//! The CUDA kernels at full size, each beside the same operation composed of libtorch's: `fovea bench kernels`.
+//! The CUDA kernels at full size, each with the same operation composed of libtorch's: `fovea bench kernels`.
 
 mod flat;
 mod pixels;

@@ -3,13 +3,13 @@
 //! Every rank copies a chunk of its buffer into its slot, adds its stripe of the chunk over all slots
 //! in the fixed tree, and copies the whole sum out. Chunks are small enough to stay in the cache and
 //! are pipelined through two halves, with one barrier per chunk; `segment.rs` states the rule that
-//! keeps readers and writers apart. So the segment's size does not depend on the model's.
+//! separates readers from writers. So the segment's size does not depend on the model's.
 //!
-//! Ranks wait by spinning for a moment and then sleeping on a futex, so that more ranks than
+//! Ranks spin for a moment and then sleep on a futex, so that more ranks than
 //! processors do not crawl. An abort changes the word under every such wait.
 //!
-//! Any error, a passed deadline too, aborts the segment for all ranks: a rank that gave up may write
-//! to its slot again, so nobody may go on reading it.
+//! Any error, even a passed deadline, aborts the segment for all ranks: a rank that gave up may write
+//! to its slot again, so nobody may keep reading it.
 
 mod rendezvous;
 mod segment;

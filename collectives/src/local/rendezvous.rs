@@ -1,6 +1,6 @@
-//! How the ranks of a generation come by one segment: rank 0 makes it and hands its file descriptor
+//! How the ranks of a generation get one segment: rank 0 makes it and hands its file descriptor
 //! to the others over a socket in the abstract namespace. Neither the memory nor the socket has a name
-//! in a file system, so a rank that is killed at any moment leaves nothing behind.
+//! in a file system, so a rank killed at any moment leaves nothing behind.
 
 use std::collections::BTreeSet;
 use std::io::{self, IoSlice, IoSliceMut, Read};

@@ -9,12 +9,12 @@
 //! ```
 //!
 //! Arrivals are numbered. Data for arrival `k` live in the halves `k & 1`. A rank writes them before
-//! it arrives at `k`, everybody reads them between the end of wait `k` and its own arrival at `k + 1`,
-//! and the halves are written again only after wait `k + 1`. So no rank ever writes what another may
+//! it arrives at `k`; all ranks read them between the end of wait `k` and their own arrival at `k + 1`,
+//! and write the halves again only after wait `k + 1`. So no rank ever writes what another may
 //! read, and one barrier per chunk is enough.
 //!
-//! The memory is an anonymous file (`memfd`): it has no name anywhere, so it goes when the last rank
-//! goes, however the ranks end. Its size is sealed, so no rank can shrink it under the others.
+//! The memory is an anonymous file (`memfd`): it has no name, so it disappears with the last rank,
+//! however the ranks end. Its size is sealed, so no rank can shrink it under the others.
 
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd};

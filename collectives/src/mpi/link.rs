@@ -1,5 +1,5 @@
 //! The few MPI calls this backend makes, with their errors and their requests kept in one place. The
-//! only file of this backend that calls into the MPI library.
+//! only file of this backend that calls the MPI library.
 
 use std::ffi::{c_int, c_void};
 use std::mem::MaybeUninit;

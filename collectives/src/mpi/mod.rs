@@ -4,13 +4,13 @@
 //! fixed tree, and sends the sum to everybody. No MPI reduction is used, since none promises an order,
 //! so the bits are those of backend `local`.
 //!
-//! Nothing here waits inside MPI: messages are started and then tested in a loop that also looks at
-//! the deadline and at aborts, local and sent. All messages go through buffers of this backend's own,
-//! which are leaked if an operation fails: MPI may write to them at any later time, and there is no
-//! dependable way to make it stop.
+//! Nothing here waits inside MPI: this backend starts messages, then tests them in a loop that also checks
+//! the deadline and aborts, local and sent. All messages go through this backend's own buffers,
+//! which it leaks if an operation fails: MPI may write to them at any later time, and there is no
+//! dependable way to stop it.
 //!
-//! MPI gives speed, not elasticity: after an error the process has to end, and the launcher starts
-//! the job again from the last checkpoint. A broadcast sends `world - 1` copies from the root, which is
+//! MPI gives speed, not elasticity: after an error the process must end, and the launcher restarts
+//! the job from the last checkpoint. A broadcast sends `world - 1` copies from the root, which is
 //! right for the few ranks that virtual shards allow and would not be for hundreds.
 
 mod link;

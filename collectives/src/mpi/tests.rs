@@ -1,5 +1,5 @@
-//! Each test starts this test binary under `mpirun` on one of the ignored tests below, whose ranks say
-//! on standard output what happened to them. Without `mpirun` these tests fail: the feature is on.
+//! Each test starts this test binary under `mpirun` on one of the ignored tests below, whose ranks report
+//! on standard output what happened. Without `mpirun` these tests fail: the feature is on.
 #![expect(clippy::unwrap_used, reason = "a failed unwrap is a failed test")]
 
 use std::fs;

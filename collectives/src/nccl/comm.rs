@@ -1,10 +1,10 @@
 //! One communicator: who may call the library with it when, and how it ends.
 //!
-//! The library wants a communicator to be used by one thread at a time, and by none from the moment it is
+//! The library allows one thread at a time to use a communicator, and none from the moment it is
 //! aborted or destroyed. So every call goes through [`Shared::call`]: under the lock, and only while
-//! the state is `Open`. None of these calls waits (the communicator is a non-blocking one), so the lock is held
-//! for microseconds. An abort may wait, for the GPU or for NCCL's own threads: it gets a thread of its own,
-//! which takes the handle out of the state first, so nobody can reach it any more.
+//! the state is `Open`. None of these calls waits (the communicator is non-blocking), so the lock is held
+//! for microseconds. An abort may wait, for the GPU or for NCCL's own threads: it gets its own thread,
+//! which first takes the handle out of the state, so nobody can reach it any more.
 
 use std::ffi::c_int;
 use std::sync::atomic::{AtomicBool, Ordering};

@@ -1,8 +1,8 @@
 //! The NCCL library: found, opened, and called by the signatures of `nccl.h`.
 //!
-//! Bound by hand, as NVRTC is: `cudarc` opens the first libnccl that the loader finds, not the one beside
-//! libtorch, and panics where there is none. Ten functions, a structure of five numbers and one of
-//! 128 bytes are all that is needed. Results are plain integers: a code that this file does not know
+//! Bound by hand, like NVRTC: `cudarc` opens the first libnccl that the loader finds, not the one next to
+//! libtorch, and panics where there is none. It needs only ten functions, a structure of five numbers and one of
+//! 128 bytes. Results are plain integers: a code that this file does not know
 //! is reported by its number.
 
 use std::ffi::{CStr, c_char, c_int, c_uint, c_void};

@@ -1,21 +1,21 @@
 //! Backend `nccl`: ranks with GPUs, on any hosts, through NVIDIA's library.
 //!
-//! Two ways lead through one communicator. Gradients that lie on the GPU are summed where they are
-//! ([`DeviceCollective`]), in NCCL's order, on a stream of this engine beside the computation. What lies on the
-//! host (figures, checkpoint states, predictions: rare and small) goes through pinned and device memory of this
-//! engine, and only ever as a gather or a broadcast: sums are taken by each rank itself in the fixed tree, so
-//! their bits are those of the other backends.
+//! Two ways lead through one communicator. Gradients on the GPU are summed where they are
+//! ([`DeviceCollective`]), in NCCL's order, on this engine's stream alongside the computation. Data on the
+//! host (figures, checkpoint states, predictions: rare and small) goes through this engine's pinned and device memory,
+//! and only ever as a gather or a broadcast: each rank adds it up itself in the fixed tree, so
+//! the sums have the bits of the other backends.
 //!
-//! Before a host operation all ranks gather what they are about to do, as the other engines do. The device's way has no such
-//! message.
+//! Before a host operation all ranks gather what they are about to do, as with the other engines. Device operations
+//! send no such message.
 //!
-//! Nothing here blocks. NCCL's calls are made on a non-blocking communicator (see `comm.rs`), and every wait looks
-//! in turn at an event, at the library's state, at the abort handle and at the deadline. A rank that is lost shows as
-//! a wait that does not end: the coordinator notices it and ends the generation, the abort handle is raised, the
+//! Nothing here blocks. NCCL's calls go to a non-blocking communicator (see `comm.rs`), and every wait polls
+//! in turn an event, the library's state, the abort handle and the deadline. A lost rank shows as
+//! a wait that does not end: the coordinator notices it and ends the generation, this raises the abort handle, the
 //! communicator is aborted, and the next generation makes a new one.
 //!
-//! Memory that an operation may still write to is not freed before the communicator has ended. Should that
-//! hang, it is given up.
+//! Memory that an operation may still write to is not freed before the communicator has ended. If that
+//! hangs, the memory is given up.
 
 mod comm;
 mod host_id;

@@ -1,4 +1,4 @@
-//! Where NCCL is looked for, and which versions will do.
+//! Where to look for NCCL, and which versions will do.
 
 use std::fmt;
 use std::path::PathBuf;

@@ -1,4 +1,4 @@
-//! What lies on the GPU: sums that run beside the computation.
+//! Data on the GPU: sums that run alongside the computation.
 
 use fovea_kernels::DType;
 use fovea_kernels::cuda::{DeviceBuffer, Event, Stream};

@@ -1,4 +1,4 @@
-//! Ranks that are lost, calls that fail, and what is left afterwards.
+//! Lost ranks, failing calls, and what is left afterwards.
 
 use std::sync::Barrier;
 

@@ -1,4 +1,4 @@
-//! What lies on the host: the operations that all backends have.
+//! Data on the host: the operations that all backends have.
 
 use fovea_collectives::Error;
 use proptest::prelude::*;

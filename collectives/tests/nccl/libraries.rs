@@ -1,4 +1,4 @@
-//! Which libraries are taken, warned of and refused.
+//! Libraries that Fovea takes, warns of or refuses.
 
 use fovea_collectives::Error;
 use fovea_emulate::nccl::Set;

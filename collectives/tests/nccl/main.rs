@@ -1,6 +1,6 @@
 //! Backend `nccl` on the stand-ins for NCCL and the CUDA driver: ranks are threads, device memory is host memory.
 //!
-//! A test binary of its own, for the stand-ins take the place of the libraries in the whole process. What the
+//! A separate test binary, because the stand-ins replace the libraries in the whole process. Anything the
 //! stand-ins find forbidden, at any time, fails the test ([`Turn`]).
 #![expect(clippy::unwrap_used, reason = "a failed unwrap is a failed test")]
 

@@ -1,5 +1,5 @@
-//! Frames from anyone: reading and decoding them neither panics nor takes memory for what they claim,
-//! and what can be decoded is encoded and decoded to the same bytes again.
+//! Frames from anyone: reading and decoding them neither panics nor allocates what they claim,
+//! and whatever decodes also encodes to bytes that decode to the same.
 //!
 //! From `coordinator/`, with a nightly compiler and `cargo install cargo-fuzz`:
 //! `cargo +nightly fuzz run decode -- -max_len=4096`. `coordinator/tests/golden/protocol-v5.txt` has a

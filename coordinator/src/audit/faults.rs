@@ -1,4 +1,4 @@
-//! The journal: what was lost when, what it cost, and whether the ledger says the same.
+//! The journal: what was lost when, what it cost, and whether the ledger agrees.
 
 use std::collections::BTreeSet;
 

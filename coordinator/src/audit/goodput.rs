@@ -1,4 +1,4 @@
-//! Useful time of the time that a run was up.
+//! Useful time as a share of a run's uptime.
 
 use serde::Serialize;
 

@@ -1,12 +1,12 @@
 //! Whether a run kept its promise: every sample of every epoch once, and what each fault cost.
 //!
-//! [`audit`] replays the raw ledger itself; it does not rely on [`crate::ledger::history`], nor on
-//! the coordinator that wrote it having been right. Ledger and journal are also held against each
-//! other, so a ledger that was cut at its end does not pass as one of a shorter run. [`order_problems`]
+//! [`audit`] replays the raw ledger itself; it relies neither on [`crate::ledger::history`] nor on
+//! a correct coordinator. It also checks ledger and journal against each
+//! other, so a ledger cut at its end does not pass as that of a shorter run. [`order_problems`]
 //! does the same for the sample order: it counts what an epoch visits.
 //!
-//! What cannot be told from these files: steps at the very end of a ledger whose coordinator was
-//! killed and never started again. They count as samples that are still to come.
+//! What these files cannot show: steps at the very end of a ledger whose coordinator was
+//! killed and never restarted. They count as samples that are still to come.
 
 mod coverage;
 mod faults;

@@ -1,4 +1,4 @@
-//! The signal that a generation is over, for whoever waits in something else.
+//! The signal that a generation is over, for code that waits elsewhere.
 
 use std::fmt;
 use std::sync::atomic::{AtomicBool, Ordering};

@@ -1,8 +1,8 @@
 //! The blocking clients: [`Client`] for a trainer, [`Observer`] for everyone who watches or steers.
 //!
 //! A trainer's client has two threads of its own. One sends heartbeats, so a training thread that
-//! is busy for minutes is not taken for a dead one. One reads, so that an abort is known at once
-//! also while the training thread waits in a collective.
+//! is busy for minutes does not pass for dead. One reads, so an abort is known at once
+//! even while the training thread waits in a collective.
 
 mod abort;
 mod connect;

@@ -1,4 +1,4 @@
-//! How the loss of a member is noticed, and what it means for the others.
+//! How the coordinator notices a lost member, and the effect on others.
 
 use super::{Done, Effect, Incident, Member, Membership, Outcome, Phase, Transition};
 use crate::journal::JournalEntry;

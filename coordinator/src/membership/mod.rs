@@ -1,8 +1,8 @@
 //! Who takes part and what they agreed on: one pure state machine.
 //!
-//! [`Membership::apply`] takes an event and the time, and returns effects in the order in which
-//! they have to happen, with the reason for them. It does no IO and reads no clock, so any script of
-//! events can be replayed in a test. The shell around it is [`crate::server`].
+//! [`Membership::apply`] takes an event and the time, and returns effects in their required
+//! order, with the reason for them. It does no IO and reads no clock, so a test can replay any script of
+//! events. The shell around it is [`crate::server`].
 //!
 //! ```text
 //!            all there                      a rank is lost, or gave up (`regroup`)

@@ -1,4 +1,4 @@
-//! Random scripts of events, and what has to hold whatever happens.
+//! Random scripts of events, and the invariants that must hold.
 
 use std::collections::BTreeSet;
 

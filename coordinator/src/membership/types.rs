@@ -1,4 +1,4 @@
-//! What goes into the state machine and what comes out of it.
+//! Input and output of the state machine.
 
 use std::collections::BTreeMap;
 

@@ -1,6 +1,6 @@
 //! What connections may cost: how many there are, how fast they talk, and what was turned away.
 //!
-//! Decisions only; time is an argument. The waiting and the closing is in `server/connection.rs`.
+//! Decisions only; time is an argument. `server/connection.rs` waits and closes.
 
 use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicU64, Ordering};

@@ -1,7 +1,7 @@
 //! The thin shell around [`crate::membership`]: sockets, files and the clock.
 //!
-//! One loop owns the state machine and everything outside it that changes. Connections are tasks
-//! that turn bytes into messages for that loop and frames from it into bytes; see
+//! One loop owns the state machine and all mutable state around it. Connections are tasks
+//! that turn bytes into messages for that loop and its frames into bytes; see
 //! `server/connection.rs`. A single-threaded tokio runtime is enough and has the shortest round trip.
 
 mod connection;

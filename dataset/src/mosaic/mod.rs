@@ -1,5 +1,5 @@
-//! Pictures of what is in a dataset: whole images with their grid and black cells, and patches with labels and
-//! lesion outlines. For a person to look at before anything is trained.
+//! Pictures of a dataset's contents: whole images with their grid and black cells, and patches with labels and
+//! lesion outlines. For a person to check before training.
 
 mod draw;
 

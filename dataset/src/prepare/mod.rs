@@ -1,10 +1,10 @@
 //! Raw images to a prepared dataset: parallel, streaming, restartable.
 //!
 //! Images are numbered by id; image `i` goes to row `i % shard_images` of shard `i / shard_images`. Threads take images
-//! one by one and write each at its place in a shard under `OUT/.prepare/`; a shard that is complete is hashed, synced,
-//! renamed into `OUT`, and a record of it is kept beside the unfinished ones. A run that finds such records verifies
-//! the shards and does the rest. Labels and splits are computed at the end from the shards alone, so the bytes of the
-//! result depend on the raw images and the options, and not on threads or on how often the run was killed.
+//! one by one and write each into its row of a shard under `OUT/.prepare/`. A complete shard is hashed, synced and
+//! renamed into `OUT`, and a record of it stays with the unfinished ones. A run that finds such records verifies
+//! the shards and does the rest. It computes labels and splits at the end from the shards alone, so the bytes of the
+//! result depend on the raw images and the options, not on threads or on how often the run was killed.
 
 mod image;
 mod output;

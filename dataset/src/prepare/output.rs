@@ -1,8 +1,8 @@
-//! The output directory: what is in it already, what is finished, what is not.
+//! The output directory: its present content, finished and unfinished.
 //!
-//! While a run is unfinished there is `OUT/.prepare/` with `recipe.json` (the options), `shard-00000.part` (being
-//! written) and `shard-00000.json` (a finished shard: its entry in the manifest to be, and a fingerprint of the raw
-//! files it was made from). The directory goes away after the manifest is written.
+//! While a run is unfinished there is `OUT/.prepare/` with `recipe.json` (the options), `shard-00000.part` (in
+//! progress) and `shard-00000.json` (a finished shard: its future manifest entry, and a fingerprint of its
+//! raw files). The directory is removed once the manifest is written.
 
 use std::fs::{self, File, TryLockError};
 use std::path::{Path, PathBuf};

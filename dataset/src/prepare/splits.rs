@@ -1,4 +1,4 @@
-//! Which image is for training, validation and test: as published where the raw dataset says it, by groups when asked.
+//! Assigns images to training, validation and test: as published if the raw dataset says so, by groups if asked.
 
 use std::collections::{HashMap, HashSet};
 

@@ -1,4 +1,4 @@
-//! A zip archive read in place, and what else is taken for one.
+//! A zip archive read in place, and files mistaken for one.
 
 use std::fs::File;
 use std::io::{self, Read, Seek, SeekFrom};

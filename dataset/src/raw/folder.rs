@@ -1,5 +1,5 @@
-//! `images/` and `masks/{MA,HE,EX,SE}/`: the layout for one's own data. A missing mask file means that the lesion is
-//! absent from that image; a missing class folder is an error, because it may as well mean that nobody looked.
+//! `images/` and `masks/{MA,HE,EX,SE}/`: the layout for your own data. A missing mask file means that the lesion is
+//! absent from that image; a missing class folder is an error, because perhaps nobody looked.
 
 use std::collections::HashMap;
 

@@ -1,6 +1,6 @@
 //! Raw layouts: which files belong to which image.
 //!
-//! Detection looks at names only. A layout is found at the top of the source or below it, so that an archive with or
+//! Detection looks at names only. It finds a layout at the top of the source or below, so an archive with or
 //! without its outer folder works the same.
 
 mod archive;

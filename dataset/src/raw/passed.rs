@@ -1,4 +1,4 @@
-//! Files that are passed over, told so that nobody believes they were used.
+//! Skipped files, reported so that nobody believes they were used.
 
 use std::collections::{BTreeMap, BTreeSet};
 

@@ -1,4 +1,4 @@
-//! What all layouts need: folders by any spelling, the pictures in them, masks joined to images.
+//! Shared by all layouts: folders by any spelling, the pictures in them, masks joined to images.
 
 use std::collections::{BTreeMap, HashMap, HashSet};
 

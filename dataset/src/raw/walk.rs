@@ -1,4 +1,4 @@
-//! The files below a directory, and what stands in the way of some.
+//! The files below a directory, and why some are unreachable.
 
 use std::fs::{self, Metadata};
 use std::io;

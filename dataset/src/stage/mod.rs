@@ -1,16 +1,16 @@
 //! A copy of a prepared dataset on a node's own disk, for one job or several.
 //!
-//! The copy lies in `SCRATCH/fovea-USER-HASH/`, where HASH is of the manifest: another dataset, or the same one prepared
-//! otherwise, has another directory, so a stale copy is never read. Inside are:
+//! The copy lies in `SCRATCH/fovea-USER-HASH/`, where HASH is the manifest's: another dataset, or the same one prepared
+//! differently, has another directory, so nobody reads a stale copy. Inside are:
 //!
 //! | file | |
 //! |---|---|
-//! | `shard-00000.safetensors` | whole: verified by its hash, on disk, with the original's time of modification |
+//! | `shard-00000.safetensors` | whole: verified by its hash, on disk, with the original's modification time |
 //! | `shard-00000.safetensors.part` | being copied; worthless after a crash |
-//! | `in-use` | empty; whoever reads the copy holds a shared lock on it |
+//! | `in-use` | empty; each reader holds a shared lock on it |
 //! | `manifest.json` | written last: with it the directory is a dataset like any other |
 //!
-//! The directory itself is locked by the process that copies.
+//! The copying process locks the directory itself.
 
 mod copy;
 mod lock;

@@ -1,4 +1,4 @@
-//! Archives as tools make them: methods, names, and what is no zip.
+//! Archives as tools make them: methods, names, and fake zips.
 
 use std::fs;
 use std::io::Write;

@@ -1,4 +1,4 @@
-//! IDRiD as it is published.
+//! IDRiD as published.
 
 use std::fs;
 use std::path::Path;

@@ -1,4 +1,4 @@
-//! `prepare` from the outside: layouts, damaged input, interruption, and what a prepared dataset gives back.
+//! `prepare` from the outside: layouts, damaged input, interruption, and what a prepared dataset returns.
 #![allow(clippy::unwrap_used, reason = "in a test a panic is the message")]
 
 mod archives;

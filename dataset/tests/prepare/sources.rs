@@ -1,4 +1,4 @@
-//! Files and names as people have them: every kind of picture, any spelling, nothing passed over in silence.
+//! Files and names as people have them: every kind of picture, any spelling, no file skipped silently.
 
 use std::ffi::OsStr;
 use std::fs;

@@ -1,4 +1,4 @@
-//! Groups, names that look like pairs, and labels that cannot be meant so.
+//! Groups, names that look like pairs, and labels that look like mistakes.
 
 use std::collections::BTreeMap;
 use std::fs;

@@ -1,4 +1,4 @@
-//! Copies of a prepared dataset on a node's own disk: interrupted, damaged, competing, and read while they come.
+//! Copies of a prepared dataset on a node's own disk: interrupted, damaged, competing, and read as they arrive.
 #![allow(clippy::unwrap_used, reason = "in a test a panic is the message")]
 
 #[expect(dead_code, reason = "the tests of `prepare` use the rest")]

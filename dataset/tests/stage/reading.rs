@@ -1,4 +1,4 @@
-//! Training that begins on the original and goes on with the copy.
+//! Training that begins on the original and moves on to the copy.
 
 use std::fs;
 use std::path::Path;

@@ -1,10 +1,10 @@
 //! A stand-in for the CUDA driver in this process, on host memory.
 //!
-//! It has the functions that Fovea calls, runs kernels by the emulator, and looks for what a GPU would not tell:
-//! writes around and after the life of memory, copies beyond its ends, frees of what is not there ([`check`]). New
-//! memory is NaN. In lazy mode work is done as late as CUDA allows, so that a missing wait shows ([`set_lazy`]).
+//! It has the functions that Fovea calls, runs kernels on the emulator, and looks for what a GPU would not report:
+//! writes around and after the life of memory, copies beyond its ends, frees of unknown addresses ([`check`]). New
+//! memory is NaN. Lazy mode works as late as CUDA allows, so that a missing wait shows ([`set_lazy`]).
 //!
-//! All of it, settings included, is one for the process: tests that use it take turns.
+//! There is one stand-in per process, settings included: tests that use it take turns.
 
 use std::ffi::{CStr, c_char, c_int};
 use std::path::Path;

@@ -1,10 +1,10 @@
 //! Runs the CUDA kernels of `fovea-kernels` on the CPU, for their tests.
 //!
-//! The `.cu` files are compiled as C++ (`build.rs`) against a header that supplies what CUDA would
-//! (`cpp/cuda_on_cpu.h`) and run by a scheduler of fibers (`cpp/scheduler.cpp`). It finds threads
+//! `build.rs` compiles the `.cu` files as C++ against a header that supplies what CUDA would
+//! (`cpp/cuda_on_cpu.h`), and a scheduler of fibers runs them (`cpp/scheduler.cpp`). It finds threads
 //! that leave while others wait for them, barriers that not all reach, accesses of 16 bytes that are
 //! misaligned or leave their buffer and arguments of the wrong size; a missing barrier shows as a result
-//! that depends on the seed. Narrower writes out of bounds are for the caller to find, with guard zones.
+//! that depends on the seed. The caller must find narrower writes out of bounds, with guard zones.
 
 pub mod driver;
 pub mod nccl;

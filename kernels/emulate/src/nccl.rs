@@ -1,7 +1,7 @@
 //! A stand-in for NCCL, for ranks that are threads of this process, on the stand-in for the driver.
 //!
-//! It is told here how to misbehave ([`set`]), and says here what was done that NCCL forbids ([`check`]). All of it is one
-//! for the process: tests that use it take turns.
+//! Tests tell it how to misbehave ([`set`]), and it reports what they did that NCCL forbids ([`check`]). There is one
+//! per process: tests that use it take turns.
 
 use std::ffi::{CStr, CString, c_char, c_int};
 use std::path::Path;

@@ -1,8 +1,8 @@
 //! Compiled kernels on disk, so that a process starts in milliseconds rather than seconds.
 //!
-//! An entry is one file, named by what it was made of: the hash of sources, options and NVRTC's version,
+//! An entry is one file, named after its inputs: the hash of sources, options and NVRTC's version,
 //! and the architecture. Content: magic, length, BLAKE3 hash, code. Anything that does not fit is
-//! compiled anew and replaced; a folder that cannot be written costs time, nothing else.
+//! recompiled and replaced; an unwritable folder costs only time.
 
 use std::io::{self, Read};
 use std::path::Path;

@@ -1,4 +1,4 @@
-//! Work that is recorded once and started as a whole, as often as one likes.
+//! Work that is recorded once and launched as a whole, any number of times.
 
 use std::sync::Arc;
 

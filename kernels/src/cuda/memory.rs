@@ -1,5 +1,5 @@
-//! Memory of the device and of the host that both sides can reach, and copies between them. Device memory is
-//! for what libtorch does not hold: tables, records, tests, measurements.
+//! Memory of the device and of the host that both sides can reach, and copies between them. Device memory
+//! holds what libtorch does not: tables, records, tests, measurements.
 
 use std::ffi::c_void;
 use std::sync::Arc;

@@ -1,15 +1,15 @@
 //! The kernels on an NVIDIA GPU: the same contracts as the CPU twins, on raw device pointers.
 //!
 //! An operation is a plain struct ([`PatchCrop`], [`FusedAdam`], ...) that holds device addresses and
-//! sizes. [`Op::launches`] checks it and says what is to be launched, without a GPU; [`Kernels::run`]
-//! launches that on a stream of the caller. Nothing here allocates or synchronises in `run`, and what
-//! changes from step to step (epoch, learning rate, samples, loss scale) is read from device memory, so
-//! a stream that is being captured into a CUDA graph can be passed as well.
+//! sizes. [`Op::launches`] checks it and returns its launches, without a GPU; [`Kernels::run`]
+//! launches them on a stream of the caller. `run` neither allocates nor synchronises, and reads
+//! from device memory what changes from step to step (epoch, learning rate, samples, loss scale), so
+//! it also accepts a stream that is being captured into a CUDA graph.
 //!
-//! The sources (`kernels/cuda/`) are in the binary and compiled by NVRTC when [`Kernels::load`] is
-//! called, for the device found, with a cache on disk. Neither CUDA nor a GPU is needed to build.
+//! The sources (`kernels/cuda/`) are in the binary; [`Kernels::load`] compiles them with NVRTC
+//! for the device found, with a cache on disk. Building needs neither CUDA nor a GPU.
 //!
-//! An address is `u64`, as `CUdeviceptr`; 0 is null. Memory belongs to the caller (libtorch): both use
+//! An address is `u64`, like `CUdeviceptr`; 0 is null. Memory belongs to the caller (libtorch): both use
 //! the device's primary context.
 
 mod arch;

@@ -1,7 +1,7 @@
 //! NVRTC, the CUDA compiler as a library. It needs neither a GPU nor a driver.
 //!
 //! Bound here by hand rather than through `cudarc`: that opens the library by its short name, so on
-//! a machine with several it would not be the one that was chosen here, and it panics where there is
+//! a machine with several it might not be the one chosen here, and it panics if there is
 //! none.
 
 use std::ffi::{CStr, CString, c_char, c_int, c_void};

@@ -1,6 +1,6 @@
-//! Streams of our own, and events: what waits for what.
+//! Our own streams, and events: what waits for what.
 //!
-//! A stream's handle is `usize`, as [`Kernels::run`] takes it, so that libtorch's streams pass as well.
+//! A stream's handle is `usize`, as [`Kernels::run`] takes it, so libtorch's streams work as well.
 
 use std::ffi::{c_int, c_uint};
 use std::sync::Arc;

@@ -1,8 +1,8 @@
 //! Passes over the flat parameter, gradient and moment buffers.
 //!
 //! Every pass works on fixed chunks in parallel, so its bits never depend on the number of threads,
-//! and touches each element once: at 22.5 million parameters these passes are bound by memory
-//! bandwidth.
+//! and touches each element once: at 22.5 million parameters memory bandwidth bounds
+//! these passes.
 
 mod adam;
 mod gate;

@@ -1,5 +1,5 @@
-//! The passes around the convolutions of a ResNet in training: batch normalisation with the residual
-//! add and the ReLU in it, the pooling of the stem, the global average.
+//! The passes around the convolutions of a ResNet in training: batch normalisation including the residual
+//! add and the ReLU, the pooling of the stem, the global average.
 //!
 //! Data is channels-last: an activation `[N, C, H, W]` lies in memory as `[rows, channels]` with
 //! `rows = N * H * W`. Elements are f32 or bf16; statistics and affine parameters are f32; sums over

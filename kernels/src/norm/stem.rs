@@ -1,5 +1,5 @@
-//! Normalisation, ReLU and max pooling of the stem in one: the full-size activation behind the
-//! normalisation is never written, nor is its gradient.
+//! Normalisation, ReLU and max pooling of the stem in one: it writes neither the full-size activation after the
+//! normalisation nor its gradient.
 //!
 //! Per channel the normalised value is monotone in `x`, so each window's maximum is decided on `x`
 //! and the winning `x` is kept. Only winners get a gradient, so the two sums of the backward pass run

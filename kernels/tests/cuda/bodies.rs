@@ -1,4 +1,4 @@
-//! The tests that two binaries have: this one on a GPU, tests/driver on the stand-in for the driver.
+//! Tests shared by two binaries: this one on a GPU, tests/driver on the stand-in for the driver.
 
 /// Hands their bodies to the macro `$tests`.
 macro_rules! device_bodies {

@@ -1,4 +1,4 @@
-//! Buffers with guard zones: what lies around them reads as NaN, and must be there afterwards.
+//! Buffers with guard zones: the surroundings read as NaN, and must stay intact.
 
 use std::marker::PhantomData;
 

@@ -1,5 +1,5 @@
 //! The CUDA kernels against their CPU twins: one body per kernel, run on the emulator in every
-//! `cargo test`, and on a GPU where one is asked for:
+//! `cargo test`, and on a GPU on request:
 //! `cargo test --release -p fovea-kernels --test cuda -- --ignored`.
 
 #![expect(

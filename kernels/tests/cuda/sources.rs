@@ -1,4 +1,4 @@
-//! Every source compiles for every architecture, to what it says.
+//! Every source compiles for every architecture, to its kernels.
 
 use fovea_kernels::cuda::nvrtc::{Nvrtc, Search};
 use fovea_kernels::cuda::source::SOURCES;

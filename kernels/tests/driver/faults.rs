@@ -1,4 +1,4 @@
-//! What the stand-in finds: each test does something that must not be done.
+//! Faults that the stand-in finds: each test does something forbidden.
 
 use cudarc::driver::sys::{self, CUresult};
 use fovea_emulate::driver;

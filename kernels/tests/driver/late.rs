@@ -1,4 +1,4 @@
-//! Lazy mode: a wait that is missing shows, where in eager mode the result is right by luck.
+//! Lazy mode: a missing wait shows, where eager mode gives the right result by luck.
 
 use std::sync::Arc;
 

@@ -1,5 +1,5 @@
 //! Streams, memory, graphs and kernels through the driver's own functions, without a GPU: on the stand-in for the
-//! driver, which is one for the whole process. So these tests have a binary of their own and take turns.
+//! driver, of which a process has one. So these tests have their own binary and take turns.
 
 #![expect(
     clippy::unwrap_used,

@@ -1,8 +1,7 @@
-//! JPEG: its markers are parsed here, its pixels decoded by `zune-jpeg`.
+//! JPEG: this module parses its markers, `zune-jpeg` decodes its pixels.
 //!
-//! A decoder paints grey what a cut file lacks, so whether a file is whole is found out by walking its markers: the
-//! picture is whole when its end mark is reached. What lies behind that mark (padding, a telephone's video, a second
-//! picture) is not looked at.
+//! A decoder paints grey what a cut file lacks, so this module first walks the markers: the picture is whole if it
+//! reaches the end mark. It ignores what follows that mark (padding, a phone's video, a second picture).
 
 use image::metadata::Orientation;
 use zune_jpeg::JpegDecoder;

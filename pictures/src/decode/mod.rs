@@ -1,8 +1,8 @@
 //! Pictures in memory to pixels, as their author meant them.
 //!
-//! What a file is, its first bytes say ([`sniff`]). A format's module decodes it to samples at full depth; [`samples`] makes
-//! RGB of them, [`masks`] a mask; the picture is turned upright at the end. A file with several pictures is refused, and so is
-//! one that is not whole. Reasons are plain text that says what to do where copying the file again does not help: the
+//! A file's first bytes say what it is ([`sniff`]). A format's module decodes it to samples at full depth; [`samples`]
+//! makes RGB of them, [`masks`] a mask; at the end the picture is turned upright. Files with several pictures, or not
+//! whole, are refused. Reasons are plain text that says what to do where copying the file again does not help: the
 //! caller knows the file's name.
 
 mod jpeg;

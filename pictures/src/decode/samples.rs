@@ -1,7 +1,7 @@
-//! Decoded samples at their full depth, and RGB of 8 bits made of them; `masks` makes masks.
+//! Decoded samples at their full depth, and 8-bit RGB made of them; `masks` makes masks.
 //!
 //! A value is judged before it is cut to 8 bits. Cameras store 10, 12 or 14 bits in 16, and tools store two-valued
-//! masks at any depth, so the largest possible value of a type says little about the brightest value of a picture.
+//! masks at any depth, so a type's largest value says little about a picture's brightest one.
 
 use super::Reason;
 

@@ -1,9 +1,9 @@
-//! TIFF and BigTIFF: directories are read here, pixels decoded by the `tiff` crate.
+//! TIFF and BigTIFF: this module reads directories, the `tiff` crate decodes pixels.
 //!
-//! The crate knows colours and depths that are common on screens. Scanners, microscopes and tools for science write
-//! more: palettes, 2, 4, 10, 12 or 14 bits. Such a file is described to the crate as one that it knows (palette indices as
-//! grey, samples of any depth as a row of single bits) by changing the numbers in a copy of the directory; what the
-//! samples mean is applied afterwards.
+//! The crate knows colours and depths that are common on screens. Scanners, microscopes and scientific tools write
+//! more: palettes, 2, 4, 10, 12 or 14 bits. This module describes such a file to the crate as one that it knows
+//! (palette indices as grey, samples of any depth as a row of single bits) by changing the numbers in a copy of the
+//! directory, then interprets the samples.
 
 mod colours;
 mod directory;

@@ -1,4 +1,4 @@
-//! The two tables: all scores beside the constant's, and the ranks.
+//! The two tables: all scores with the constant's, and the ranks.
 
 use fovea_run::config::{Level, MetricName};
 use fovea_run::metrics::{Baseline, MetricsRow};

@@ -1,4 +1,4 @@
-//! What is laid over the photograph in each panel.
+//! The overlay on the photograph in each panel.
 
 use fovea_dataset::CLASS_COLOURS;
 use image::{Rgb, RgbImage};

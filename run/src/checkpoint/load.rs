@@ -1,7 +1,7 @@
 //! Reading checkpoints: whole, checked along the chain COMPLETE -> state.json -> files.
 //!
-//! A checkpoint may be removed while it is being read. So all its files are opened first, through one
-//! directory handle; what is open stays readable.
+//! A checkpoint may be removed during a read. So the reader first opens all its files through one
+//! directory handle; open files stay readable.
 
 use std::collections::BTreeMap;
 use std::fs::{self, File};

@@ -1,4 +1,4 @@
-//! Checkpoints: what a run needs to go on, on disk, so that it can be trusted.
+//! Checkpoints: the trustworthy on-disk state from which a run continues.
 //!
 //! ```text
 //! RUN/checkpoints/step-00001234/weights.safetensors     parameters and buffers, torchvision's names
@@ -8,18 +8,18 @@
 //!                 .tmp-...                              being written or being removed
 //! ```
 //!
-//! A checkpoint is written into a `.tmp-` directory, each file synced and read back, `COMPLETE` last,
-//! and the directory is then renamed: a `step-` directory is whole or it is not there. Whoever reads
-//! one follows the chain of hashes from `COMPLETE`, so a torn file, a flipped bit or a directory
-//! copied half-way is noticed, and [`newest_complete`] falls back to the one before.
+//! The writer puts a checkpoint into a `.tmp-` directory, syncs and reads back each file, `COMPLETE` last,
+//! then renames the directory: a `step-` directory is complete or absent. A reader
+//! follows the chain of hashes from `COMPLETE`, so it notices a torn file, a flipped bit or a directory
+//! copied half-way, and [`newest_complete`] falls back to the one before.
 //!
-//! [`Writer`] does the writing on a thread of its own. A write that fails (a full disk) is reported and
-//! leaves the checkpoints that are there as they were.
+//! [`Writer`] does the writing on its own thread. It reports a write that fails (a full disk) and
+//! leaves existing checkpoints untouched.
 //!
 //! Every function takes `dir`, the `checkpoints` directory of a run, or `path`, one checkpoint in it.
 //!
-//! What this module must not do: decide when to save, or know what the tensors mean. The world size is
-//! in no file: a checkpoint can be resumed with any number of ranks.
+//! This module must not decide when to save, or know what the tensors mean. No file holds the world
+//! size: any number of ranks can resume a checkpoint.
 
 mod error;
 mod load;

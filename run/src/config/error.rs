@@ -1,4 +1,4 @@
-//! What can be wrong with a configuration, said so that it can be put right.
+//! What can be wrong with a configuration, worded so that users can fix it.
 
 use std::fmt;
 use std::path::PathBuf;

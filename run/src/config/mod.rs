@@ -2,9 +2,9 @@
 //!
 //! Everything below the command line reads this struct and nothing else: no flags, no environment.
 //! A file states what differs from the defaults; `--set section.key=value` changes single keys; then
-//! [`Config::validate`] checks what only the whole can tell. The table [`keys::KEYS`] is the one place
-//! that says what a key means, its range and whether it changes the result; reading, `--set`,
-//! `--print-config`, the hash and `docs/configuration.md` are all driven by it.
+//! [`Config::validate`] checks the rules between keys. Only the table [`keys::KEYS`]
+//! says what a key means, its range and whether it changes the result; it drives reading, `--set`,
+//! `--print-config`, the hash and `docs/configuration.md`.
 //!
 //! This room does not look for data, devices or ranks, and holds no clock.
 

@@ -1,8 +1,8 @@
 //! The sections of a training configuration as plain typed structs.
 //!
-//! What each key means, its unit, range and whether it changes the result is written once, in
-//! [`super::keys::KEYS`]; the field comments here only name shape and unit. Defaults live in the
-//! `Default` impls and nowhere else.
+//! [`super::keys::KEYS`] alone says what each key means, its unit, range and whether it changes the
+//! result; the field comments here only name shape and unit. Defaults live only in the
+//! `Default` impls.
 
 use serde::{Deserialize, Serialize};
 

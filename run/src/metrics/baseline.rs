@@ -1,4 +1,4 @@
-//! The best that can be had without looking at a picture: one constant label set for every sample.
+//! The best score without looking at a picture: one constant label set for every sample.
 
 use serde::{Deserialize, Serialize};
 

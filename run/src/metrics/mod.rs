@@ -1,4 +1,4 @@
-//! Scores of multi-label predictions: what is computed, exactly, and how it is logged.
+//! Scores of multi-label predictions: exact definitions, and how they are logged.
 //!
 //! [`compute`] takes one row per sample, gathered from all ranks, and gives the same bits for any
 //! order of the rows: they are sorted by id first, counts are integers, and the few floating-point
@@ -6,8 +6,8 @@
 //!
 //! Everything here is pure except [`log`], the thin shell that appends to `metrics.csv`.
 //!
-//! Conventions, equal to scikit-learn's where it has one (`tests/golden/metrics.py` made the stored
-//! numbers that the tests compare with):
+//! Conventions, equal to scikit-learn's where it has one (the tests compare with numbers stored by
+//! `tests/golden/metrics.py`):
 //! - a class bit is predicted when its probability is `>=` the class's threshold;
 //! - precision, recall and F1 with a zero denominator are 0 (`zero_division=0`);
 //! - IoU (Jaccard) and Dice are averaged over samples; a sample with no class in truth **and** none
@@ -15,7 +15,7 @@
 //! - AUROC is the rank statistic with ties counted half (Mann-Whitney U / (P*N));
 //! - average precision is the step-wise sum of `(R_n - R_(n-1)) * P_n` over distinct scores;
 //! - what the labels leave undefined (AUROC of a class with one kind of label, average precision of
-//!   a class with no positive, Pearson r of a constant) is `None`, and means skip it.
+//!   a class with no positive, Pearson r of a constant) is `None`: skip it.
 
 #![cfg_attr(
     test,

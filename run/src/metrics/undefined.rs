@@ -1,4 +1,4 @@
-//! Why a metric has no value: what the labels of a set leave undefined, in words. Pure.
+//! Why the labels of a set leave a metric undefined, in words. Pure.
 
 use fovea_dataset::CLASSES;
 

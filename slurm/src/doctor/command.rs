@@ -1,4 +1,4 @@
-//! Commands that may not be there, or may never end.
+//! Commands that may be absent, or may never end.
 
 use std::io::Read;
 use std::process::{Command, Stdio};

@@ -1,4 +1,4 @@
-//! MPI, and how its processes are started under Slurm.
+//! MPI, and how Slurm starts its processes.
 
 use serde::Serialize;
 

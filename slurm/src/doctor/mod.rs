@@ -1,7 +1,7 @@
 //! What on this machine stands in the way of a run, and what to do about it.
 //!
-//! [`gather()`](gather::gather) collects facts: it runs commands, opens libraries, writes a small file. [`judge`] makes
-//! lines of them and touches nothing. A fact that cannot be had (no such command, no such library) is a fact too.
+//! [`gather()`](gather::gather) collects facts: it runs commands, opens libraries, writes a small file. [`judge`] turns
+//! them into lines and touches nothing. An unavailable fact (no such command, no such library) is a fact too.
 
 mod command;
 mod cuda;

@@ -1,4 +1,4 @@
-//! Which interface a coordinator would be bound to, and whether the nodes agree about the time.
+//! The interface that a coordinator would bind, and whether the nodes agree about the time.
 
 use serde::Serialize;
 

@@ -1,5 +1,5 @@
-//! Whole scripts against files, in `slurm/tests/scripts`; what they do is tested in `tests/body`.
-//! `FOVEA_UPDATE_SNAPSHOTS=1 cargo test -p fovea-slurm` writes the files anew.
+//! Whole scripts against files, in `slurm/tests/scripts`; `tests/body` tests what they do.
+//! `FOVEA_UPDATE_SNAPSHOTS=1 cargo test -p fovea-slurm` rewrites the files.
 
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};

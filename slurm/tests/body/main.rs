@@ -1,5 +1,5 @@
 //! What the batch script does, without Slurm: bash runs it with stand-ins for Slurm's commands and for fovea, which
-//! write what they were asked into one log.
+//! log their calls in one file.
 
 mod stage;
 

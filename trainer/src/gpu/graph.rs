@@ -1,8 +1,8 @@
-//! Steps as CUDA graphs: what an attempt puts on the stream is recorded once for each shape of a batch and put there as
-//! a whole from then on.
+//! Steps as CUDA graphs: an attempt's work is recorded once for each shape of a batch and from then on
+//! launched as a whole.
 //!
-//! Addresses are part of a graph: what it reads and writes (parameters, sums, blocks, images) stays where it is, or the graphs
-//! are forgotten.
+//! Addresses are part of a graph: its inputs and outputs (parameters, sums, blocks, images) must not move, else
+//! the graphs are dropped.
 
 use std::collections::HashMap;
 use std::ffi::{c_char, c_void};

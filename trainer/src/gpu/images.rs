@@ -1,5 +1,5 @@
-//! The dataset's images in device memory: all of them where there is room, else those of one batch at a time, uploaded
-//! from page-locked memory while the batch before is computed. Measurements have images that are made there.
+//! The dataset's images in device memory: all of them if there is room, else those of one batch at a time, uploaded
+//! from page-locked memory while the GPU computes the batch before. Measurements make their images there.
 
 use std::sync::Arc;
 

@@ -1,5 +1,5 @@
-//! What a virtual shard's pass reads besides images and parameters, packed into one block: one upload per pass, to
-//! addresses that stay.
+//! All that a virtual shard's pass reads besides images and parameters, packed into one block: one upload per pass,
+//! to fixed addresses.
 
 use std::ops::Range;
 use std::sync::Arc;

@@ -1,4 +1,4 @@
-//! libtorch's CUDA side, which is loaded when a GPU is asked for: the program starts without it.
+//! libtorch's CUDA side, loaded when the user asks for a GPU: the program starts without it.
 
 use std::path::{Path, PathBuf};
 

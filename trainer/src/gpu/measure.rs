@@ -1,4 +1,4 @@
-//! What measurements and checks ask of a GPU, beside training.
+//! GPU calls for measurements and checks, besides training.
 
 use fovea_kernels::cuda::Event;
 

@@ -1,9 +1,10 @@
-//! The step on a GPU: everything of an attempt and of its commit is put on one stream, in the order of the CPU's step,
+//! The step on a GPU: one stream runs a whole attempt and its commit, in the order of the CPU's step,
 //! and the host waits once, for the loss and the norm that the ranks vote on.
 //!
-//! The images are in device memory ([`images`]); what changes from step to step is uploaded in one block per virtual shard
-//! ([`inputs`]); patches are cut, and the optimizer moved, by the kernels of `fovea-kernels`, convolutions by libtorch
-//! ([`views`], [`pass`], [`step`]). Tensors may also lie on the CPU: the tests run all of this there, with an emulated driver.
+//! The images are in device memory ([`images`]); one block per virtual shard uploads what changes from step to step
+//! ([`inputs`]); the kernels of `fovea-kernels` cut patches and run the optimizer, libtorch computes convolutions
+//! ([`views`], [`pass`], [`step`]). Tensors may also lie on the CPU: the tests run all of this
+//! there, with an emulated driver.
 
 mod adder;
 mod graph;

@@ -1,9 +1,9 @@
 //! `hybrid`, its loss, its gradients and its optimizer step against PyTorch's numbers, stored by
 //! `tests/golden/hybrid.py`.
 //!
-//! The whole path of a training step is taken: weights by name, two virtual shards, the reduction
+//! The test takes the whole path of a training step: weights by name, two virtual shards, the reduction
 //! tree, clipping, Adam, running statistics. The stored numbers are PyTorch's in f64, so a deviation
-//! is this project's own rounding; `torch_f32` and `torch_bf16` are PyTorch's for the same.
+//! is this project's own rounding; `torch_f32` and `torch_bf16` are PyTorch's.
 
 use std::collections::BTreeMap;
 use std::path::Path;

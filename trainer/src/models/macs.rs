@@ -1,5 +1,5 @@
-//! How much arithmetic a step is: the multiplications of convolutions, linear layers and attention. Everything else is
-//! bound by memory and not counted.
+//! The arithmetic of a step: the multiplications of convolutions, linear layers and attention. Everything else is
+//! memory-bound and not counted.
 
 use std::iter::Sum;
 use std::ops::{Add, Mul};

@@ -1,8 +1,8 @@
 //! Models: what parameters they have and how a microbatch flows through them.
 //!
 //! A model is declared once against a [`Blueprint`] (names, shapes, initialisation) and keeps only
-//! the ids it was given. Where the numbers live (one flat buffer, master and working precision) is
-//! decided in [`crate::params`]; a model never owns a tensor. To add a model: one file here that
+//! the ids it was given. [`crate::params`] decides where the numbers live (one flat buffer, master and
+//! working precision); a model never owns a tensor. To add a model: one file here that
 //! implements [`Model`], one arm in [`build`], one preset.
 
 #[cfg(test)]

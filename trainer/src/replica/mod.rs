@@ -1,6 +1,6 @@
 //! One rank's copy of the model: the forward and backward pass of an attempt, and its commit.
 //!
-//! [`Network`] is what every device has; [`cpu`] and [`crate::gpu`] compute with it.
+//! All devices have a [`Network`]; [`cpu`] and [`crate::gpu`] compute with it.
 
 mod cpu;
 

@@ -1,8 +1,8 @@
 //! The training loop of one rank.
 //!
-//! Read [`Trainer::run`] top to bottom: generations, epochs, steps, and what lies between them. A step
-//! changes nothing before all ranks voted for it; see `Trainer::step`. Whatever ends a generation, the
-//! state stays that of the newest committed step, and the next generation goes on from there.
+//! Read [`Trainer::run`] top to bottom: generations, epochs, steps, and what lies between. A step
+//! changes nothing before all ranks have voted for it; see `Trainer::step`. Whatever ends a generation, the
+//! state stays that of the newest committed step, and the next generation continues there.
 
 mod engine;
 mod epoch_end;

@@ -1,4 +1,4 @@
-//! How far a run is: what a checkpoint holds beside tensors.
+//! How far a run is: a checkpoint without its tensors.
 
 use fovea_coordinator::protocol::StartPoint;
 use serde::{Deserialize, Serialize};

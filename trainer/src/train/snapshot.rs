@@ -1,4 +1,4 @@
-//! Between the state of a run and its checkpoints.
+//! Between a run's state and its checkpoints.
 
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, PoisonError};

@@ -1,7 +1,7 @@
 //! The rows of `throughput.csv` in memory.
 //!
-//! With every attempt the ranks exchange how many samples each of them has and what its time went
-//! into. So every rank knows the rows of all, and when one dies, those of its steps are not lost.
+//! With every attempt the ranks exchange their sample counts and how they spent their
+//! time. So every rank knows the rows of all, and when one dies, those of its steps are not lost.
 
 use std::path::Path;
 use std::time::Duration;

@@ -1,4 +1,4 @@
-//! Ranks are lost and come, and the run goes on.
+//! Ranks go and come, and the run continues.
 
 use super::*;
 use crate::protocol::Cause;

@@ -1,4 +1,4 @@
-//! Single situations; those of elastic runs are in [`elastic`], of what rank 0 publishes in
+//! Single situations; those of elastic runs are in [`elastic`], rank 0's publications in
 //! [`publish`].
 
 mod elastic;

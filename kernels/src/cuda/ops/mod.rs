@@ -1,4 +1,4 @@
-//! The operations, one file per twin: what they need, what is checked, what is launched.
+//! The operations, one file per twin: inputs, checks, launches.
 
 pub(super) mod adam;
 pub(super) mod crop;

@@ -2,7 +2,7 @@
 //! folder up; it says what each field is, and the structures here mirror it.
 //!
 //! Each takes one structure of arguments whose first field is its size in bytes, so that a caller
-//! compiled against another header is refused and not misread. They return [`OK`],
+//! compiled against another header is refused, not misread. They return [`OK`],
 //! [`BAD_ARGUMENT`] or [`INTERNAL`] and never unwind; [`fovea_norm_last_error`] has the words.
 
 mod bn;

@@ -1,5 +1,5 @@
 //! [`Lanes`] with AVX-512 and AVX2: two registers each, so that bf16 split into the even and the odd
-//! elements. What each method does is said at the trait; the SAFETY of every one is the trait's: the
+//! elements. The trait says what each method does, and states the SAFETY of all: the
 //! caller vouches for the instructions and the pointers.
 #![expect(
     clippy::undocumented_unsafe_blocks,

@@ -1,8 +1,8 @@
-//! Max pooling with kernel 3, stride 2, padding 1, alone or behind a normalisation with ReLU.
+//! Max pooling with kernel 3, stride 2, padding 1, alone or after a normalisation with ReLU.
 //!
 //! Window `(i, j)` is centred on pixel `(2i, 2j)`; there are `ceil(h / 2) x ceil(w / 2)` of them. The
 //! position of its maximum is one byte: 1..=9 in row-major order over the window, 0 when the ReLU
-//! behind it is closed. The backward pass gathers, so no two threads write the same element.
+//! after it is closed. The backward pass gathers, so no two threads write the same element.
 
 mod backward;
 mod forward;

@@ -1,4 +1,4 @@
-//! Torn writes, flipped bits, full disks, killed writers and readers that look on.
+//! Torn writes, flipped bits, full disks, killed writers and concurrent readers.
 
 use std::fs;
 use std::os::unix::fs::FileExt;

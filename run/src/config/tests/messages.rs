@@ -1,4 +1,4 @@
-//! Every way a configuration can be wrong, and what the user is told.
+//! Every way a configuration can be wrong, and the user's message.
 
 use super::super::{Config, Error};
 

@@ -1,4 +1,4 @@
-//! Random configurations survive every way of writing them down.
+//! Random configurations survive every way of writing them.
 
 use proptest::prelude::*;
 use proptest::sample::select;

@@ -1,4 +1,4 @@
-//! What a run begins from.
+//! What a run starts from.
 
 #![expect(clippy::unwrap_used, reason = "a failed unwrap is a failed test")]
 
