@@ -1,7 +1,7 @@
 //! The NCCL library: found, opened, and called by the signatures of `nccl.h`.
 //!
 //! Bound by hand, like NVRTC: `cudarc` opens the first libnccl that the loader finds, not the one next to
-//! libtorch, and panics where there is none. It needs only ten functions, a structure of five numbers and one of
+//! libtorch, and panics where there is none. It needs only eleven functions, a structure of five numbers and one of
 //! 128 bytes. Results are plain integers: a code that this file does not know
 //! is reported by its number.
 

@@ -1,7 +1,7 @@
 //! IDRiD segmentation as published: numbered folders, parts a and b, the class after each mask's name.
 //!
-//! Porwal et al., "Indian Diabetic Retinopathy Image Dataset" (Data, 2018). 4288 x 2848 JPEG; masks are TIFFs in which
-//! all but zero is lesion. A missing mask means that the lesion is absent.
+//! Porwal et al., "Indian Diabetic Retinopathy Image Dataset" (Data, 2018). 4288 x 2848 JPEG; masks are two-valued
+//! TIFFs in which all but zero is lesion. A missing mask means that the lesion is absent.
 
 use std::collections::HashMap;
 
