@@ -8,6 +8,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use fovea_dataset::{PrepareOptions, Progress, Silent, prepare};
+use rustix::process::{Signal, getpid, kill_process};
 
 use crate::raw::{dir, failure, fgadr, options, run, tree, write};
 
@@ -22,9 +23,7 @@ impl Progress for Bomb {
 
     fn advance(&self, n: u64) {
         if self.done.fetch_add(n, Ordering::SeqCst) + n >= self.after {
-            let _ = Command::new("kill")
-                .args(["-9", &std::process::id().to_string()])
-                .status();
+            let _ = kill_process(getpid(), Signal::KILL);
         }
     }
 

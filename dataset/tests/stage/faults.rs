@@ -10,6 +10,7 @@ use std::time::Duration;
 
 use fovea_dataset::stage::{StageOptions, StageOutcome, stage};
 use fovea_dataset::{Progress, Silent};
+use rustix::process::{Signal, getpid, kill_process};
 
 use super::{OPTIONS, Place, SHARDS, overwrite, rustix_is_root, shard};
 
@@ -24,9 +25,7 @@ impl Progress for Bomb {
 
     fn advance(&self, n: u64) {
         if self.done.fetch_add(n, Ordering::SeqCst) + n >= self.after {
-            let _ = Command::new("kill")
-                .args(["-9", &std::process::id().to_string()])
-                .status();
+            let _ = kill_process(getpid(), Signal::KILL);
         }
     }
 

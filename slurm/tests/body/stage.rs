@@ -7,6 +7,7 @@ use std::time::{Duration, Instant};
 
 use fovea_slurm::script::{Job, render};
 use fovea_slurm::site::Site;
+use rustix::process::{Pid, Signal, kill_process};
 
 /// Long enough for a busy machine.
 const SOON: Duration = Duration::from_secs(30);
@@ -288,9 +289,17 @@ impl Drop for Stage {
 }
 
 pub fn signal_to(pid: u32, signal: &str) {
-    let status = Command::new("kill")
-        .args(["-s", signal, &pid.to_string()])
-        .stderr(Stdio::null())
-        .status();
-    status.expect("kill");
+    let signal = match signal {
+        "INT" => Signal::INT,
+        "TERM" => Signal::TERM,
+        "USR1" => Signal::USR1,
+        "USR2" => Signal::USR2,
+        "CONT" => Signal::CONT,
+        "KILL" => Signal::KILL,
+        other => panic!("no signal of these tests: {other}"),
+    };
+    // One that is gone already is all right.
+    if let Some(pid) = i32::try_from(pid).ok().and_then(Pid::from_raw) {
+        let _ = kill_process(pid, signal);
+    }
 }
