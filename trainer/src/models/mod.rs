@@ -23,7 +23,7 @@ use fovea_run::config::ModelName;
 use tch::Tensor;
 
 use crate::error::Result;
-use crate::ops::{Engine, NormMode};
+use crate::ops::{NormEngine, NormMode};
 
 /// Index of a parameter in its [`Blueprint`].
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -123,7 +123,7 @@ pub struct Pass<'a> {
     /// Batch statistics (training) or running ones (evaluation).
     pub mode: NormMode<'a>,
     /// What normalisation layers are computed by.
-    pub engine: Engine,
+    pub engine: NormEngine,
 }
 
 impl Pass<'_> {
