@@ -1,7 +1,7 @@
 //! Where the bytes of a shard come from: the file it was opened from, or a copy of it on this node.
 //!
-//! A [`ShardSource`] begins with the original and changes over to the copy, once, when the copy is there. Nobody waits for
-//! that: a reader takes whichever there is, and slices of the original stay valid because its mapping stays.
+//! A [`ShardSource`] begins with the original and changes over to the copy, once, when the copy is there. Nobody waits
+//! for that: a reader takes whichever there is, and slices of the original stay valid because its mapping stays.
 
 use std::fs::File;
 use std::os::unix::fs::MetadataExt;

@@ -10,11 +10,11 @@ use fovea_dataset::{Dataset, PrepareOptions, Silent, Split, prepare};
 use fovea_run::config::{Config, EarlyStoppingConfig, Level};
 use fovea_run::metrics::log::MetricsLog;
 use fovea_run::metrics::{MetricsRow, compute};
-use fovea_run::run_dir::{RunDir, StepRow, append_steps};
+use fovea_run::run_dir::{LabelledPrediction, RunDir, StepRow, append_steps};
 use fovea_synth::{SynthOptions, synth};
 
+use super::predictions;
 use super::predictions::tests::{line, write};
-use super::predictions::{self, Prediction};
 
 /// How large the made-up run is.
 #[derive(Clone, Copy, Debug)]
@@ -69,7 +69,12 @@ pub(crate) fn dataset(dir: &Path, images: u32, size: u32, patch: u32) -> PathBuf
 }
 
 /// Predictions of `split` by a model of some `skill`: the truth, drowned in noise to that degree.
-fn predict(data: &Dataset, split: Split, skill: f64, noise: &mut SplitMix) -> Vec<Prediction> {
+fn predict(
+    data: &Dataset,
+    split: Split,
+    skill: f64,
+    noise: &mut SplitMix,
+) -> Vec<LabelledPrediction> {
     let mut guess = |label: u8, skill: f64| -> [f32; 4] {
         std::array::from_fn(|c| {
             let sign = if label >> c & 1 == 1 { 1.0 } else { -1.0 };

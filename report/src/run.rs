@@ -9,9 +9,9 @@ use fovea_coordinator::status::{STATUS_FILE, Status};
 use fovea_dataset::Split;
 use fovea_run::config::{Config, EarlyStopping, Level};
 use fovea_run::metrics::{self, Baseline, Metrics, MetricsRow};
-use fovea_run::run_dir::RunDir;
+use fovea_run::run_dir::{LabelledPrediction, RunDir};
 
-use super::predictions::{self, Prediction};
+use super::predictions;
 use super::throughput::{self, Throughput};
 use super::{Error, Result};
 
@@ -37,7 +37,7 @@ pub(super) struct Run {
     /// By (epoch, split, level); of a row written twice the later counts.
     pub(super) metrics: Vec<MetricsRow>,
     pub(super) throughput: Option<Throughput>,
-    pub(super) predictions: Vec<Prediction>,
+    pub(super) predictions: Vec<LabelledPrediction>,
     pub(super) patch: Option<LevelScores>,
     pub(super) image: Option<LevelScores>,
     /// What could not be shown, and why.

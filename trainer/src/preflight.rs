@@ -1,7 +1,7 @@
 //! What can be known of a run before its first step: whether configuration and data can make one at all.
 //!
-//! What is refused here would else show after an epoch, in every rank, as a failure. Deciding is pure: [`RunFacts`] of the
-//! splits in, an error or warnings out.
+//! What is refused here would else show after an epoch, in every rank, as a failure. Deciding is pure: [`RunFacts`] of
+//! the splits in, an error or warnings out.
 
 use fovea_coordinator::order::EpochOrder;
 use fovea_dataset::{Dataset, Split};
