@@ -142,7 +142,7 @@ pub struct DataArgs {
 }
 
 #[derive(Clone, Copy, Debug, ValueEnum)]
-pub enum Backend {
+pub enum BackendChoice {
     Auto,
     Local,
     Mpi,
@@ -150,30 +150,30 @@ pub enum Backend {
 }
 
 #[derive(Clone, Copy, Debug, ValueEnum)]
-pub enum Device {
+pub enum DeviceChoice {
     Auto,
     Cpu,
     #[value(alias = "gpu")]
     Cuda,
 }
 
-impl From<Backend> for config::Backend {
-    fn from(backend: Backend) -> Self {
+impl From<BackendChoice> for config::Backend {
+    fn from(backend: BackendChoice) -> Self {
         match backend {
-            Backend::Auto => Self::Auto,
-            Backend::Local => Self::Local,
-            Backend::Mpi => Self::Mpi,
-            Backend::Nccl => Self::Nccl,
+            BackendChoice::Auto => Self::Auto,
+            BackendChoice::Local => Self::Local,
+            BackendChoice::Mpi => Self::Mpi,
+            BackendChoice::Nccl => Self::Nccl,
         }
     }
 }
 
-impl From<Device> for config::Device {
-    fn from(device: Device) -> Self {
+impl From<DeviceChoice> for config::Device {
+    fn from(device: DeviceChoice) -> Self {
         match device {
-            Device::Auto => Self::Auto,
-            Device::Cpu => Self::Cpu,
-            Device::Cuda => Self::Cuda,
+            DeviceChoice::Auto => Self::Auto,
+            DeviceChoice::Cpu => Self::Cpu,
+            DeviceChoice::Cuda => Self::Cuda,
         }
     }
 }
@@ -209,10 +209,10 @@ pub struct TrainArgs {
     pub ranks: Option<u32>,
     /// What computes: the processor, or an NVIDIA GPU per rank (train.device)
     #[arg(long, value_enum)]
-    pub device: Option<Device>,
+    pub device: Option<DeviceChoice>,
     /// How ranks exchange gradients (train.backend)
     #[arg(long, value_enum)]
-    pub backend: Option<Backend>,
+    pub backend: Option<BackendChoice>,
     /// Go on from the newest checkpoint of the run directory
     #[arg(long)]
     pub resume: bool,

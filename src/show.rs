@@ -12,7 +12,7 @@ use crate::say;
 const PLAIN_EVERY: Duration = Duration::from_secs(15);
 
 /// Shows the status of a run as it changes.
-pub struct View {
+pub struct StatusView {
     terminal: Option<Terminal>,
     printed: Option<Instant>,
     epoch_shown: Option<u32>,
@@ -25,7 +25,7 @@ struct Terminal {
     ranks: Vec<ProgressBar>,
 }
 
-impl View {
+impl StatusView {
     /// A bar on a terminal, else plain lines.
     pub fn new() -> Self {
         let terminal = std::io::stderr().is_terminal().then(|| {

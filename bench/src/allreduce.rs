@@ -170,7 +170,7 @@ mod tests {
     fn ranks_measure_together() {
         let meeting = format!("bench-{}", std::process::id());
         let run = |rank: usize| {
-            let seat = super::super::seat::Seat {
+            let seat = super::super::seat::MeetingSeat {
                 meeting: meeting.clone(),
                 rank,
                 world: 3,

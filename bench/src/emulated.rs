@@ -7,10 +7,10 @@ use fovea_emulate::driver;
 use fovea_kernels::cuda::nvrtc::Search;
 use fovea_kernels::cuda::{Kernels, Stream};
 use fovea_trainer::gpu::Gpu;
-use fovea_trainer::ops::Engine;
+use fovea_trainer::ops::NormEngine;
 
 /// A GPU that exists only here. Tensors lie on the CPU.
-pub fn gpu(engine: Engine) -> Gpu {
+pub fn gpu(engine: NormEngine) -> Gpu {
     static KERNELS: OnceLock<(Arc<Kernels>, Stream)> = OnceLock::new();
     let (kernels, stream) = KERNELS.get_or_init(|| {
         driver::load().unwrap();

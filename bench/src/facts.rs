@@ -17,7 +17,7 @@ const PATIENCE: Duration = Duration::from_secs(20);
 
 /// A GPU, its driver and its compiler.
 #[derive(Clone, Debug, Default, PartialEq, Serialize)]
-pub struct Facts {
+pub struct GpuFacts {
     /// The driver's name for it.
     pub name: String,
     /// As `9.0`.
@@ -38,7 +38,7 @@ pub struct Facts {
     pub max_sm_clock_mhz: Option<u32>,
 }
 
-impl Facts {
+impl GpuFacts {
     /// Of this GPU.
     pub fn of(gpu: &Gpu) -> Result<Self> {
         let device = gpu.kernels().device();
@@ -114,7 +114,7 @@ mod tests {
     #[test]
     fn what_nvidia_smi_prints_is_read() {
         let read = |line: &str| {
-            let mut facts = Facts::default();
+            let mut facts = GpuFacts::default();
             facts.take(line);
             (facts.driver, facts.sm_clock_mhz, facts.max_sm_clock_mhz)
         };

@@ -15,7 +15,7 @@ mod times;
 mod training;
 
 pub use check::{Check, CheckReport, check_gpu};
-pub use facts::Facts;
+pub use facts::GpuFacts;
 pub use kernels::{KernelFigure, KernelFigures, measure_kernels};
 pub use synthetic::Work;
 pub use times::Spread;

@@ -10,7 +10,7 @@ use fovea_run::config::Backend;
 use fovea_trainer::{Error, Result};
 use serde::{Deserialize, Serialize};
 
-use super::seat::Seat;
+use super::seat::MeetingSeat;
 use super::synthetic::Work;
 use super::times::Spread;
 use super::training::{Training, take_steps};
@@ -99,7 +99,7 @@ pub fn shared(each: &Work, growth: Growth, world: usize, most: usize) -> Result<
 /// As a training step; a rank that does not come.
 pub fn measure_rank(
     work: &Work,
-    seat: &Seat,
+    seat: &MeetingSeat,
     backend: Backend,
     (warm_up, steps): (u32, u32),
 ) -> Result<Measured> {

@@ -3,11 +3,11 @@
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use fovea_collectives::nccl::{Library, NcclCollective, NcclOptions, Search, UniqueId};
+use fovea_collectives::nccl::{Library, NcclCollective, NcclOptions, NcclSearch, UniqueId};
 use fovea_collectives::{AbortHandle, Collective, Solo, local, mpi_launch_size};
 use fovea_kernels::cuda::{Kernels, nvrtc};
 
-use fovea_trainer::gpu::{Found, cache_folder};
+use fovea_trainer::gpu::{VisibleGpus, cache_folder};
 use fovea_trainer::{Error, Result};
 
 /// How long ranks wait for each other.
@@ -15,7 +15,7 @@ pub(super) const PATIENCE: Duration = Duration::from_secs(300);
 
 /// Where the ranks meet.
 #[derive(Clone, Debug)]
-pub struct Seat {
+pub struct MeetingSeat {
     /// The same for all ranks of a measurement, and for no other.
     pub meeting: String,
     /// `0..world`.
@@ -33,7 +33,7 @@ pub fn mpi_world() -> Option<usize> {
 ///
 /// # Errors
 /// When they do not come, or there is no room for shared memory.
-pub fn join(seat: &Seat) -> Result<Box<dyn Collective>> {
+pub fn join(seat: &MeetingSeat) -> Result<Box<dyn Collective>> {
     let abort = AbortHandle::new();
     #[cfg(feature = "mpi")]
     if mpi_world().is_some() {
@@ -63,7 +63,7 @@ pub fn join_on_gpus(
     mut ranks: Box<dyn Collective>,
     kernels: &Arc<Kernels>,
 ) -> Result<Box<dyn Collective>> {
-    let library = Arc::new(Library::open(&Search::from_env())?);
+    let library = Arc::new(Library::open(&NcclSearch::from_env())?);
     let mut id = UniqueId([0; 128]);
     if ranks.rank() == 0 {
         id = library.unique_id()?;
@@ -105,7 +105,7 @@ pub fn open_gpu(rank: usize) -> Result<Arc<Kernels>> {
 
 /// GPUs that this process may use.
 pub fn gpus() -> usize {
-    Found::here().count() as usize
+    VisibleGpus::here().count() as usize
 }
 
 /// For each measured time, that of the slowest rank. All ranks call it, with as many times.

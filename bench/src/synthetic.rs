@@ -161,7 +161,7 @@ pub(crate) fn objective(config: &Config) -> Objective {
 }
 
 /// Reads the samples that do not exist.
-pub(crate) struct Samples {
+pub(crate) struct SyntheticSamples {
     assembler: Assembler,
     augment: Augment,
     seed: u64,
@@ -176,7 +176,7 @@ struct Host {
     resized: Vec<Arc<Vec<f32>>>,
 }
 
-impl Samples {
+impl SyntheticSamples {
     /// Makes the images, on the CPU.
     pub fn new(work: &Work, config: &Config, precision: Precision, on_gpu: bool) -> Result<Self> {
         let shape = work.shape();
@@ -311,8 +311,8 @@ mod tests {
         let config = work.config(1).expect("a configuration");
         let order = EpochOrder::new(&work.order_input(1), 0).expect("an order");
         let units = &order.units()[..3];
-        let on_cpu = Samples::new(&work, &config, Precision::F32, false).expect("images");
-        let on_gpu = Samples::new(&work, &config, Precision::F32, true).expect("none");
+        let on_cpu = SyntheticSamples::new(&work, &config, Precision::F32, false).expect("images");
+        let on_gpu = SyntheticSamples::new(&work, &config, Precision::F32, true).expect("none");
         let (here, there) = (
             on_cpu.load(units, 0).expect("pixels"),
             on_gpu.load(units, 0).expect("crops"),
@@ -367,7 +367,7 @@ mod tests {
             ..work()
         };
         let config = large.config(1).expect("a configuration");
-        let text = Samples::new(&large, &config, Precision::F32, false)
+        let text = SyntheticSamples::new(&large, &config, Precision::F32, false)
             .err()
             .expect("refused")
             .to_string();

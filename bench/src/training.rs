@@ -10,7 +10,7 @@ use fovea_coordinator::order::{EpochOrder, OrderInput, Unit, rank_shards};
 use fovea_kernels::cuda::Event;
 use fovea_run::config::{Backend, Config};
 use fovea_trainer::gpu::Gpu;
-use fovea_trainer::lanes::Lanes;
+use fovea_trainer::lanes::ThreadLanes;
 use fovea_trainer::models::Sizes;
 use fovea_trainer::precision::{Precision, native_bf16};
 use fovea_trainer::replica::{Denominators, Replica};
@@ -19,12 +19,12 @@ use fovea_trainer::train::{Peers, backend, gpu, lanes};
 use fovea_trainer::{Error, Result};
 use serde::Serialize;
 
-use super::seat::{PATIENCE, Seat, join, join_on_gpus, slowest};
-use super::synthetic::{Samples, Work, objective};
+use super::seat::{MeetingSeat, PATIENCE, join, join_on_gpus, slowest};
+use super::synthetic::{SyntheticSamples, Work, objective};
 use super::times::Spread;
 
 /// One committed step.
-pub(super) struct Step {
+pub(super) struct MeasuredStep {
     /// From the commit before to this one.
     pub ms: f64,
     /// Patches of all ranks.
@@ -39,7 +39,7 @@ pub(super) struct Training {
     pub config: Config,
     pub precision: Precision,
     replica: Replica,
-    samples: Arc<Samples>,
+    samples: Arc<SyntheticSamples>,
     order_input: OrderInput,
     collective: Box<dyn Collective>,
     part: Part,
@@ -53,7 +53,7 @@ pub(super) struct Training {
 impl Training {
     /// This process alone.
     pub fn alone(work: &Work) -> Result<Self> {
-        let seat = Seat {
+        let seat = MeetingSeat {
             meeting: String::new(),
             rank: 0,
             world: 1,
@@ -62,8 +62,8 @@ impl Training {
     }
 
     /// One of several ranks. Each has all images, as in training.
-    pub fn with(work: &Work, seat: &Seat, choice: Backend) -> Result<Self> {
-        let Seat { rank, world, .. } = *seat;
+    pub fn with(work: &Work, seat: &MeetingSeat, choice: Backend) -> Result<Self> {
+        let MeetingSeat { rank, world, .. } = *seat;
         let config = work.config(world as u32)?;
         let gpu = gpu(&config.train, rank as u32)?;
         let collective: Box<dyn Collective> = match (&gpu, world) {
@@ -81,13 +81,13 @@ impl Training {
     fn on(
         work: &Work,
         config: Config,
-        lanes: Lanes,
+        lanes: ThreadLanes,
         mut gpu: Option<Gpu>,
         collective: Box<dyn Collective>,
     ) -> Result<Self> {
         let native = gpu.as_ref().map_or_else(native_bf16, Gpu::native_bf16);
         let precision = Precision::resolve(config.train.precision, native);
-        let samples = Samples::new(work, &config, precision, gpu.is_some())?;
+        let samples = SyntheticSamples::new(work, &config, precision, gpu.is_some())?;
         if let Some(gpu) = &mut gpu {
             gpu.make_images(work.shape())?;
         }
@@ -147,7 +147,7 @@ impl Training {
     }
 
     /// Steps of an epoch, until it is over or `take` has seen enough of them.
-    pub fn epoch(&mut self, epoch: u32, take: &mut dyn FnMut(&Step) -> bool) -> Result<()> {
+    pub fn epoch(&mut self, epoch: u32, take: &mut dyn FnMut(&MeasuredStep) -> bool) -> Result<()> {
         let order = Arc::new(EpochOrder::new(&self.order_input, epoch)?);
         let samples = Arc::clone(&self.samples);
         let load = move |units: &[Unit], epoch| samples.load(units, epoch);
@@ -182,7 +182,7 @@ impl Training {
                 .commit(sums, &self.config, lr, self.step, verdict)?;
             self.on_gpu = begun.zip(self.stamp()?);
             let now = Instant::now();
-            let step = Step {
+            let step = MeasuredStep {
                 ms: (now - last).as_secs_f64() * 1e3,
                 patches: total.patches,
                 loss: verdict.loss,
@@ -307,7 +307,11 @@ fn figures_of(training: &mut Training, warm_up: u32, steps: u32) -> Result<StepF
 }
 
 /// `steps` steps after `warm_up` others, over as many epochs as it takes.
-pub(super) fn take_steps(training: &mut Training, warm_up: u32, steps: u32) -> Result<Vec<Step>> {
+pub(super) fn take_steps(
+    training: &mut Training,
+    warm_up: u32,
+    steps: u32,
+) -> Result<Vec<MeasuredStep>> {
     let mut taken = Vec::new();
     let mut seen = 0;
     let mut epoch = 0;
@@ -315,7 +319,7 @@ pub(super) fn take_steps(training: &mut Training, warm_up: u32, steps: u32) -> R
         training.epoch(epoch, &mut |step| {
             seen += 1;
             if seen > warm_up {
-                taken.push(Step { ..*step });
+                taken.push(MeasuredStep { ..*step });
             }
             seen < warm_up + steps
         })?;
@@ -392,7 +396,7 @@ mod tests {
     use super::*;
     use fovea_emulate::driver;
     use fovea_run::config::{Device, Precision};
-    use fovea_trainer::ops::Engine;
+    use fovea_trainer::ops::NormEngine;
 
     #[test]
     fn the_peak_is_read_from_proc() {
@@ -422,10 +426,10 @@ mod tests {
             even: true,
         };
         let config = work.config(1).expect("a configuration");
-        let gpu = crate::emulated::gpu(Engine::Composed);
+        let gpu = crate::emulated::gpu(NormEngine::Composed);
         let alone = Box::new(Solo::new(&AbortHandle::new()));
         let mut training =
-            Training::on(&work, config, Lanes::one(), Some(gpu), alone).expect("images");
+            Training::on(&work, config, ThreadLanes::one(), Some(gpu), alone).expect("images");
         let gpu = training.replica.gpu().expect("a GPU");
         assert_eq!(gpu.resident(), Some((4, 4)));
         let figures = figures_of(&mut training, 1, 2).expect("steps");

@@ -7,7 +7,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use fovea_bench::allreduce::{Figure, measure_on_gpus};
-use fovea_collectives::nccl::{Library, NcclCollective, NcclOptions, Search};
+use fovea_collectives::nccl::{Library, NcclCollective, NcclOptions, NcclSearch};
 use fovea_collectives::{AbortHandle, Solo};
 use fovea_emulate::{driver, nccl as standin};
 use fovea_kernels::cuda::{Kernels, nvrtc};
@@ -22,7 +22,7 @@ fn kernels() -> Arc<Kernels> {
 
 /// What each of three ranks measures; the measurement checks each sum itself.
 fn measured(kernels: &Arc<Kernels>, sizes: &[u64]) -> Vec<Vec<Figure>> {
-    let search = Search {
+    let search = NcclSearch {
         chosen: Some(standin::path().to_owned()),
         libtorch: None,
     };

@@ -4,7 +4,7 @@ use std::fmt;
 
 /// The operations that have a number in a [`Note`].
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum Op {
+pub(super) enum CollectiveOperation {
     Join = 1,
     AllReduce = 2,
     Broadcast = 3,
@@ -12,7 +12,7 @@ pub(super) enum Op {
     Barrier = 5,
 }
 
-impl Op {
+impl CollectiveOperation {
     fn name(self) -> &'static str {
         match self {
             Self::Join => "join",
@@ -46,7 +46,7 @@ pub(super) struct Note {
 }
 
 impl Note {
-    pub(super) fn new(op: Op, len: usize, root: usize) -> Self {
+    pub(super) fn new(op: CollectiveOperation, len: usize, root: usize) -> Self {
         Self {
             op: op as u64,
             len: len as u64,
@@ -63,12 +63,12 @@ impl Note {
     }
 
     pub(super) fn op_name(self) -> &'static str {
-        Op::from_number(self.op).map_or("nothing", Op::name)
+        CollectiveOperation::from_number(self.op).map_or("nothing", CollectiveOperation::name)
     }
 
     /// Whether two ranks are in the same operation; only all_gather takes any length.
     pub(super) fn matches(self, other: Self) -> bool {
-        let any_len = self.op == Op::AllGather as u64;
+        let any_len = self.op == CollectiveOperation::AllGather as u64;
         self.op == other.op && self.root == other.root && (any_len || self.len == other.len)
     }
 }
@@ -76,11 +76,15 @@ impl Note {
 impl fmt::Display for Note {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let (name, len) = (self.op_name(), self.len);
-        match Op::from_number(self.op) {
-            Some(Op::AllReduce) => write!(f, "{name} of {len} f32"),
-            Some(Op::Broadcast) => write!(f, "{name} of {len} bytes from rank {}", self.root),
-            Some(Op::AllGather) => write!(f, "{name} giving {len} bytes"),
-            Some(Op::Join | Op::Barrier) | None => write!(f, "{name}"),
+        match CollectiveOperation::from_number(self.op) {
+            Some(CollectiveOperation::AllReduce) => write!(f, "{name} of {len} f32"),
+            Some(CollectiveOperation::Broadcast) => {
+                write!(f, "{name} of {len} bytes from rank {}", self.root)
+            }
+            Some(CollectiveOperation::AllGather) => write!(f, "{name} giving {len} bytes"),
+            Some(CollectiveOperation::Join | CollectiveOperation::Barrier) | None => {
+                write!(f, "{name}")
+            }
         }
     }
 }

@@ -17,11 +17,11 @@ use serde::Serialize;
 
 pub use numbers::Latency;
 
-use self::member::{Member, Shared};
+use self::member::{MemberContext, SimulatedMember};
 use crate::client::{Endpoint, Observer};
 use crate::error::{Error, Result};
 use crate::rundir::RunLock;
-use crate::server::{Outcome, Server, ServerOptions};
+use crate::server::{RunOutcome, Server, ServerOptions};
 
 /// Epochs that no measurement gets to the end of.
 const EPOCHS: u32 = 1_000_000;
@@ -45,7 +45,7 @@ pub struct Load {
 
 /// What came out.
 #[derive(Clone, Debug, Serialize)]
-pub struct Measured {
+pub struct LoadMeasurement {
     /// Ranks.
     pub world: usize,
     /// Members beyond them.
@@ -75,7 +75,7 @@ pub struct Measured {
 }
 
 /// The server's part, in a process of its own: serves until the run is over.
-pub fn serve(run_dir: &Path, world: usize) -> Result<Outcome> {
+pub fn serve(run_dir: &Path, world: usize) -> Result<RunOutcome> {
     crate::server::raise_file_limit(2 * world + 256)?;
     let options = ServerOptions::new(run_dir, world, world, EPOCHS);
     let lock = RunLock::acquire(run_dir)?;
@@ -87,14 +87,14 @@ pub fn serve(run_dir: &Path, world: usize) -> Result<Outcome> {
 }
 
 /// The members' part: loads the server of `run_dir`, which is process `pid`, and stops it.
-pub fn load(run_dir: &Path, pid: u32, load: Load) -> Result<Measured> {
+pub fn load(run_dir: &Path, pid: u32, load: Load) -> Result<LoadMeasurement> {
     crate::server::raise_file_limit(load.world + load.spares)?;
     let deadline = Instant::now() + START_TIMEOUT;
     let endpoint = Endpoint::RunDir(run_dir.to_path_buf());
     let mut launcher = Observer::connect_launcher(&endpoint, deadline)?;
     let info = crate::rundir::CoordinatorInfo::load(run_dir)?;
     let token = crate::token::Token::load(run_dir)?;
-    let shared = Arc::new(Shared::new(info.addr, token, load));
+    let shared = Arc::new(MemberContext::new(info.addr, token, load));
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_all()
         .build()?;
@@ -106,13 +106,13 @@ pub fn load(run_dir: &Path, pid: u32, load: Load) -> Result<Measured> {
     Ok(measured)
 }
 
-async fn drive(shared: &Arc<Shared>, pid: u32) -> Result<Measured> {
+async fn drive(shared: &Arc<MemberContext>, pid: u32) -> Result<LoadMeasurement> {
     let load = shared.load;
     let begun = Instant::now();
     let ends = Arc::new(AtomicBool::new(false));
     let mut tasks = tokio::task::JoinSet::new();
     for number in 0..load.world + load.spares {
-        let member = Member::new(number as u32, Arc::clone(shared));
+        let member = SimulatedMember::new(number as u32, Arc::clone(shared));
         tasks.spawn(member.run(Arc::clone(&ends)));
     }
     while shared.generation() == 0 {
@@ -134,7 +134,7 @@ async fn drive(shared: &Arc<Shared>, pid: u32) -> Result<Measured> {
     tasks.shutdown().await;
     let tally = shared.tally();
     let steps = tally.steps;
-    Ok(Measured {
+    Ok(LoadMeasurement {
         world: load.world,
         spares: load.spares,
         steps,

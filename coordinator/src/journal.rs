@@ -8,12 +8,12 @@ use serde::{Deserialize, Serialize};
 
 use crate::error::Result;
 use crate::protocol::{Generation, MemberId, StartPoint};
-use crate::records::{self, Contents, Format, RecordFile};
+use crate::records::{self, Contents, RecordFile, RecordFormat};
 
 /// File name in the run directory.
 pub const JOURNAL_FILE: &str = "journal";
 
-const FORMAT: Format = Format {
+const FORMAT: RecordFormat = RecordFormat {
     magic: *b"FOVEAJNL",
     version: 1,
 };

@@ -10,12 +10,12 @@ use serde::{Deserialize, Serialize};
 
 use crate::error::Result;
 use crate::protocol::{Generation, StartPoint};
-use crate::records::{self, Contents, Format, RecordFile};
+use crate::records::{self, Contents, RecordFile, RecordFormat};
 
 /// File name in the run directory.
 pub const LEDGER_FILE: &str = "ledger";
 
-const FORMAT: Format = Format {
+const FORMAT: RecordFormat = RecordFormat {
     magic: *b"FOVEALGR",
     version: 2,
 };

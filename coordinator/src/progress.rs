@@ -7,14 +7,14 @@ const WINDOW: usize = 64;
 
 /// How fast samples are committed.
 #[derive(Clone, Debug, Default)]
-pub struct Progress {
+pub struct CommitRate {
     /// Epoch and time of the newest commit.
     last: Option<(u32, u64)>,
     /// (milliseconds, samples) of the newest steps.
     steps: VecDeque<(u64, u64)>,
 }
 
-impl Progress {
+impl CommitRate {
     /// A step of `epoch` with `samples` was committed. The time to the first commit of an epoch is
     /// not counted: an evaluation lies in it.
     pub fn commit(&mut self, epoch: u32, samples: u64, now_ms: u64) {
@@ -67,7 +67,7 @@ mod tests {
 
     #[test]
     fn rate_leaves_out_evaluations_and_forgets_old_steps() {
-        let mut progress = Progress::default();
+        let mut progress = CommitRate::default();
         assert_eq!(progress.eta_s(10), None);
         progress.commit(0, 100, 1_000);
         assert_eq!(progress.samples_per_s(), 0.0);

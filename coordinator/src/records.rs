@@ -28,7 +28,7 @@ const MAX_PENDING: usize = 1 << 20;
 
 /// What kind of record file.
 #[derive(Clone, Copy, Debug)]
-pub(crate) struct Format {
+pub(crate) struct RecordFormat {
     pub magic: [u8; 8],
     pub version: u32,
 }
@@ -65,7 +65,7 @@ pub(crate) struct RecordFile<T> {
 
 impl<T: Serialize + DeserializeOwned> RecordFile<T> {
     /// Opens or creates; a torn tail is cut, and told in the log.
-    pub fn open(path: &Path, format: Format) -> Result<(Self, Vec<T>)> {
+    pub fn open(path: &Path, format: RecordFormat) -> Result<(Self, Vec<T>)> {
         let file = OpenOptions::new()
             .create(true)
             .truncate(false)
@@ -162,11 +162,11 @@ impl<T: Serialize + DeserializeOwned> RecordFile<T> {
 }
 
 /// Reads a record file without changing it.
-pub(crate) fn read<T: DeserializeOwned>(path: &Path, format: Format) -> Result<Contents<T>> {
+pub(crate) fn read<T: DeserializeOwned>(path: &Path, format: RecordFormat) -> Result<Contents<T>> {
     scan(path, format).map(|(contents, _)| contents)
 }
 
-fn file_head(format: Format) -> [u8; FILE_HEAD as usize] {
+fn file_head(format: RecordFormat) -> [u8; FILE_HEAD as usize] {
     let mut head = [0u8; FILE_HEAD as usize];
     head[..8].copy_from_slice(&format.magic);
     head[8..12].copy_from_slice(&format.version.to_le_bytes());
@@ -193,7 +193,7 @@ fn head_check(length: u32, offset: u64) -> [u8; 4] {
 }
 
 /// Whether a file shorter than its head is one whose creation was interrupted.
-fn torn_head(file: &File, path: &Path, format: Format) -> Result<bool> {
+fn torn_head(file: &File, path: &Path, format: RecordFormat) -> Result<bool> {
     let mut bytes = Vec::new();
     let mut reader = file;
     reader
@@ -215,7 +215,7 @@ fn refuse_irregular(path: &Path, found: &Metadata) -> Result<()> {
     })
 }
 
-fn scan<T: DeserializeOwned>(path: &Path, format: Format) -> Result<(Contents<T>, u64)> {
+fn scan<T: DeserializeOwned>(path: &Path, format: RecordFormat) -> Result<(Contents<T>, u64)> {
     // Looked at first: to open a pipe would wait for a writer.
     let found = fs::metadata(path).map_err(Error::file("open", path))?;
     refuse_irregular(path, &found)?;
@@ -232,12 +232,12 @@ fn scan<T: DeserializeOwned>(path: &Path, format: Format) -> Result<(Contents<T>
     loop {
         let offset = reader.offset;
         match reader.record()? {
-            Found::Payload(payload) => {
+            NextRecord::Payload(payload) => {
                 let record = codec::from_bytes(&payload)
                     .map_err(|error| reader.corrupt(offset, &error.to_string()))?;
                 records.push(record);
             }
-            Found::End => {
+            NextRecord::End => {
                 return Ok((
                     Contents {
                         records,
@@ -246,7 +246,7 @@ fn scan<T: DeserializeOwned>(path: &Path, format: Format) -> Result<(Contents<T>
                     offset,
                 ));
             }
-            Found::Torn => {
+            NextRecord::Torn => {
                 let torn = Some(Torn {
                     offset,
                     bytes: length - offset,
@@ -257,7 +257,7 @@ fn scan<T: DeserializeOwned>(path: &Path, format: Format) -> Result<(Contents<T>
     }
 }
 
-enum Found {
+enum NextRecord {
     Payload(Vec<u8>),
     End,
     Torn,
@@ -287,7 +287,7 @@ impl Scanner<'_> {
         Ok(())
     }
 
-    fn file_head(&mut self, format: Format) -> Result<()> {
+    fn file_head(&mut self, format: RecordFormat) -> Result<()> {
         if self.length < FILE_HEAD {
             return Err(self.corrupt(self.length, "the file head is not complete"));
         }
@@ -308,14 +308,14 @@ impl Scanner<'_> {
         Ok(())
     }
 
-    fn record(&mut self) -> Result<Found> {
+    fn record(&mut self) -> Result<NextRecord> {
         let offset = self.offset;
         let left = self.length - offset;
         if left == 0 {
-            return Ok(Found::End);
+            return Ok(NextRecord::End);
         }
         if left < RECORD_HEAD as u64 {
-            return Ok(Found::Torn);
+            return Ok(NextRecord::Torn);
         }
         let mut head = [0u8; RECORD_HEAD];
         self.take(&mut head)?;
@@ -323,21 +323,21 @@ impl Scanner<'_> {
         if head[4..8] != head_check(length, offset) || length as usize > MAX_RECORD {
             // A file system may have grown the file before it had written the data.
             return if head == [0; RECORD_HEAD] && self.only_zeros_left()? {
-                Ok(Found::Torn)
+                Ok(NextRecord::Torn)
             } else {
                 Err(self.corrupt(offset, "a record's length does not match its check"))
             };
         }
         if u64::from(length) > self.length - self.offset {
-            return Ok(Found::Torn);
+            return Ok(NextRecord::Torn);
         }
         let mut payload = vec![0u8; length as usize];
         self.take(&mut payload)?;
         if head[8..] == blake3::hash(&payload).as_bytes()[..8] {
-            return Ok(Found::Payload(payload));
+            return Ok(NextRecord::Payload(payload));
         }
         if self.only_zeros_left()? {
-            return Ok(Found::Torn);
+            return Ok(NextRecord::Torn);
         }
         Err(self.corrupt(
             offset,
@@ -369,7 +369,7 @@ mod tests {
 
     use super::*;
 
-    const FORMAT: Format = Format {
+    const FORMAT: RecordFormat = RecordFormat {
         magic: *b"FOVEATST",
         version: 3,
     };
@@ -485,7 +485,7 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("log");
         write(&path, &["x".to_owned()]);
-        let newer = Format {
+        let newer = RecordFormat {
             version: 4,
             ..FORMAT
         };
@@ -494,7 +494,7 @@ mod tests {
             error.contains("version 3") && error.contains("version 4"),
             "{error}"
         );
-        let other = Format {
+        let other = RecordFormat {
             magic: *b"FOVEAXXX",
             ..FORMAT
         };

@@ -15,7 +15,7 @@ use common::{Coordinator, TOTAL, Trainer, on_ranks, options, ready, role_bytes, 
 use fovea_coordinator::client::{Decision, Observer};
 use fovea_coordinator::codec;
 use fovea_coordinator::protocol::{Request, Role, TrainerEvent};
-use fovea_coordinator::server::Outcome;
+use fovea_coordinator::server::RunOutcome;
 use fovea_coordinator::token::Token;
 
 const FRAMES: u64 = 100_000;
@@ -211,7 +211,7 @@ fn a_run_does_not_notice_garbage() {
         last.push(step);
     }
     assert_eq!(last[0], last[1]);
-    assert_eq!(coordinator.outcome(), Outcome::Drained { step: last[0] });
+    assert_eq!(coordinator.outcome(), RunOutcome::Drained { step: last[0] });
     // Every step is in the ledger once, none for what the garbage said.
     let records = fovea_coordinator::ledger::read(&dir.path().join("run")).unwrap();
     let steps = fovea_coordinator::ledger::history(records.records.iter().map(|r| &r.entry));

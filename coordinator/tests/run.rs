@@ -17,7 +17,7 @@ use fovea_coordinator::protocol::{
     Cause, CheckpointInfo, MemberState, Next, PUBLISH_MAX, Role, StartPoint, TrainerEvent, Vote,
 };
 use fovea_coordinator::rundir::{CoordinatorInfo, RunLock};
-use fovea_coordinator::server::{Outcome, ServerOptions};
+use fovea_coordinator::server::{RunOutcome, ServerOptions};
 use fovea_coordinator::status::{RunState, Status};
 use fovea_coordinator::{Error, server};
 
@@ -69,7 +69,7 @@ fn four_ranks_train_two_epochs() {
     });
     let seats: BTreeSet<usize> = ranks.into_iter().map(|rank| rank.join().unwrap()).collect();
     assert_eq!(seats, BTreeSet::from([0, 1, 2, 3]));
-    assert_eq!(coordinator.outcome(), Outcome::Finished { step: 20 });
+    assert_eq!(coordinator.outcome(), RunOutcome::Finished { step: 20 });
 
     let run = dir.path().join("run");
     let steps = committed(&run);
@@ -128,7 +128,7 @@ fn a_launcher_drains_all_ranks_at_one_step() {
     let last: BTreeSet<u64> = ranks.into_iter().map(|rank| rank.join().unwrap()).collect();
     assert_eq!(last.len(), 1);
     let step = *last.first().unwrap();
-    assert_eq!(coordinator.outcome(), Outcome::Drained { step });
+    assert_eq!(coordinator.outcome(), RunOutcome::Drained { step });
     let status = Status::load(&dir.path().join("run")).unwrap();
     assert_eq!((status.state, status.step), (RunState::Stopped, step));
     assert!(status.reason.contains("Ctrl-C"), "{}", status.reason);
@@ -148,7 +148,7 @@ fn a_trainer_drains_all_ranks_too() {
     let last: Vec<u64> = ranks.into_iter().map(|rank| rank.join().unwrap()).collect();
     // Rank 1 asked before it voted for step 2.
     assert_eq!(last, [2, 2]);
-    assert_eq!(coordinator.outcome(), Outcome::Drained { step: 2 });
+    assert_eq!(coordinator.outcome(), RunOutcome::Drained { step: 2 });
 }
 
 #[test]
@@ -159,7 +159,7 @@ fn a_drain_before_the_first_step_ends_the_run_in_order() {
     let waiting = std::thread::spawn(move || client.ready(&ready(), soon()).unwrap_err());
     let mut launcher = Observer::connect_launcher(&coordinator.endpoint, soon()).unwrap();
     launcher.drain("SIGTERM").unwrap();
-    assert_eq!(coordinator.outcome(), Outcome::Drained { step: 0 });
+    assert_eq!(coordinator.outcome(), RunOutcome::Drained { step: 0 });
     let error = waiting.join().unwrap();
     assert!(
         matches!(
@@ -209,7 +209,7 @@ fn a_rank_that_vanishes_is_named_and_the_others_are_aborted_where_they_are() {
         assert_eq!(told.0, Cause::Failed);
         assert!(told.1.starts_with(expected), "{}", told.1);
     }
-    let Outcome::Failed { reason } = coordinator.outcome() else {
+    let RunOutcome::Failed { reason } = coordinator.outcome() else {
         panic!("not failed");
     };
     assert!(reason.starts_with(expected), "{reason}");
@@ -277,7 +277,7 @@ fn a_rank_without_heartbeats_is_lost_after_the_lapse() {
         reason.starts_with("rank 1 (host testhost, pid 1") && reason.contains("limit is 400 ms"),
         "{reason}"
     );
-    assert_eq!(coordinator.outcome(), Outcome::Failed { reason });
+    assert_eq!(coordinator.outcome(), RunOutcome::Failed { reason });
 }
 
 #[test]
@@ -309,7 +309,7 @@ fn heartbeats_alone_keep_a_busy_rank_alive() {
     assert!(seen);
     busy.step();
     busy.finish();
-    assert_eq!(coordinator.outcome(), Outcome::Finished { step: 1 });
+    assert_eq!(coordinator.outcome(), RunOutcome::Finished { step: 1 });
 }
 
 #[test]
@@ -339,7 +339,7 @@ fn a_rank_that_says_why_it_fails_is_quoted() {
     }
     let outcome = coordinator.outcome();
     assert!(
-        matches!(&outcome, Outcome::Failed { reason } if reason.ends_with("failed: shard 3 is damaged")),
+        matches!(&outcome, RunOutcome::Failed { reason } if reason.ends_with("failed: shard 3 is damaged")),
         "{outcome:?}"
     );
 }
@@ -364,7 +364,7 @@ fn a_loss_that_is_not_finite_moves_nobody() {
     for rank in ranks {
         rank.join().unwrap();
     }
-    assert!(matches!(coordinator.outcome(), Outcome::Failed { .. }));
+    assert!(matches!(coordinator.outcome(), RunOutcome::Failed { .. }));
     let steps = committed(&dir.path().join("run"));
     assert_eq!(steps.len(), 1);
 }
@@ -389,7 +389,7 @@ fn a_resumed_run_has_a_new_generation_and_new_ids() {
         .map(|rank| rank.join().unwrap().0)
         .collect();
     // Both vanished without leaving.
-    assert!(matches!(coordinator.outcome(), Outcome::Failed { .. }));
+    assert!(matches!(coordinator.outcome(), RunOutcome::Failed { .. }));
 
     let mut again = options(dir.path(), 1);
     again.start = StartPoint {
@@ -409,7 +409,7 @@ fn a_resumed_run_has_a_new_generation_and_new_ids() {
         trainer.step();
     }
     trainer.finish();
-    assert_eq!(coordinator.outcome(), Outcome::Finished { step: 10 });
+    assert_eq!(coordinator.outcome(), RunOutcome::Finished { step: 10 });
     let steps = committed(&run);
     let from: Vec<u64> = steps.iter().map(|s| s.cursor_start).collect();
     assert_eq!(from, (0..10).map(|i| i * 10).collect::<Vec<_>>());
@@ -433,7 +433,7 @@ fn a_live_run_directory_is_refused() {
         "{error}"
     );
     assert!(
-        matches!(coordinator.stop("second Ctrl-C"), Outcome::Stopped { reason } if reason == "second Ctrl-C")
+        matches!(coordinator.stop("second Ctrl-C"), RunOutcome::Stopped { reason } if reason == "second Ctrl-C")
     );
     RunLock::acquire(&dir.path().join("run")).unwrap();
 }
@@ -455,7 +455,7 @@ fn a_shutdown_reaches_the_ranks_and_the_status() {
     ));
     assert_eq!(
         coordinator.outcome(),
-        Outcome::Stopped {
+        RunOutcome::Stopped {
             reason: "user".to_owned()
         }
     );
@@ -471,7 +471,7 @@ fn a_launcher_fails_a_run_whose_trainer_never_came() {
     launcher.fail("trainer 1 ended with signal 9").unwrap();
     let error = waiting.join().unwrap().to_string();
     assert!(error.contains("trainer 1 ended with signal 9"), "{error}");
-    assert!(matches!(coordinator.outcome(), Outcome::Failed { .. }));
+    assert!(matches!(coordinator.outcome(), RunOutcome::Failed { .. }));
 }
 
 #[test]

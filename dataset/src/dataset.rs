@@ -8,7 +8,7 @@ use rayon::prelude::*;
 use crate::cells;
 use crate::manifest::{ImageEntry, Manifest};
 use crate::shard::{self, Shard};
-use crate::source::{Copies, Source};
+use crate::source::{Copies, ShardSource};
 use crate::{LabelTable, Result, Split, stage};
 
 /// An opened prepared dataset. Cheap to share between threads; pixels stay on disk until they are looked at.
@@ -16,7 +16,7 @@ use crate::{LabelTable, Result, Split, stage};
 pub struct Dataset {
     dir: PathBuf,
     manifest: Manifest,
-    shards: Vec<Source>,
+    shards: Vec<ShardSource>,
     copies: OnceLock<Copies>,
 }
 
@@ -53,7 +53,7 @@ impl Dataset {
 
     fn map(dir: &Path, manifest: Manifest) -> Result<Self> {
         let open = |entry: &crate::manifest::ShardEntry| {
-            Source::open(dir, entry, manifest.shape(entry.images))
+            ShardSource::open(dir, entry, manifest.shape(entry.images))
         };
         let shards = manifest.shards.iter().map(open).collect::<Result<_>>()?;
         Ok(Self {

@@ -71,7 +71,10 @@ pub(crate) fn stratify_groups_by<S: AsRef<str>>(
     }
     // A group is dealt by its first image's id: the order depends neither on the pattern nor on other groups.
     let names: Vec<&str> = units.iter().map(|unit| ids[unit[0]].as_ref()).collect();
-    let kinds: Vec<Kind> = units.iter().map(|unit| Kind::of(unit, labels)).collect();
+    let kinds: Vec<GroupKind> = units
+        .iter()
+        .map(|unit| GroupKind::of(unit, labels))
+        .collect();
     let deal = Deal::new(&kinds, sizes(ids.len(), shares), shares);
     let dealt = deal.run(&kinds, &shuffled(&names, seed));
     let mut splits = vec![Split::Train; ids.len()];
@@ -102,17 +105,17 @@ fn units(groups: &[Option<&str>]) -> Vec<Vec<usize>> {
 
 /// What counts of a group: its images, and how many have each class.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
-struct Kind {
+struct GroupKind {
     images: usize,
     classes: [usize; CLASSES.len()],
 }
 
-const NOTHING: Kind = Kind {
+const NOTHING: GroupKind = GroupKind {
     images: 0,
     classes: [0; CLASSES.len()],
 };
 
-impl Kind {
+impl GroupKind {
     fn of(unit: &[usize], labels: &[u8]) -> Self {
         let with = |class: usize| {
             let has = |image: &&usize| labels[**image] >> class & 1 == 1;
@@ -139,7 +142,7 @@ struct Deal {
 }
 
 impl Deal {
-    fn new(kinds: &[Kind], target: [usize; 3], shares: [f64; 3]) -> Self {
+    fn new(kinds: &[GroupKind], target: [usize; 3], shares: [f64; 3]) -> Self {
         let total = |class: usize| kinds.iter().map(|kind| kind.classes[class]).sum::<usize>();
         let totals: [usize; CLASSES.len()] = std::array::from_fn(total);
         Self {
@@ -151,7 +154,7 @@ impl Deal {
     }
 
     /// A split per group.
-    fn run(mut self, kinds: &[Kind], order: &[usize]) -> Vec<usize> {
+    fn run(mut self, kinds: &[GroupKind], order: &[usize]) -> Vec<usize> {
         let mut by_size = order.to_vec();
         by_size.sort_by_key(|&unit| std::cmp::Reverse(kinds[unit].images));
         let mut splits = vec![0; kinds.len()];
@@ -164,7 +167,7 @@ impl Deal {
     }
 
     /// The split that lacks most images, in relation to its share; of equal ones that which lacks most of the classes.
-    fn best_place(&self, kind: &Kind) -> usize {
+    fn best_place(&self, kind: &GroupKind) -> usize {
         let lack = |split: usize| {
             let (images, classes) = &self.held[split];
             let share = self.shares[split];
@@ -187,7 +190,7 @@ impl Deal {
         .unwrap_or(0)
     }
 
-    fn add(&mut self, split: usize, kind: &Kind, times: i64) {
+    fn add(&mut self, split: usize, kind: &GroupKind, times: i64) {
         let (images, classes) = &mut self.held[split];
         *images += times * kind.images as i64;
         for (held, more) in classes.iter_mut().zip(kind.classes) {
@@ -196,7 +199,7 @@ impl Deal {
     }
 
     /// The cost of `split` if it gave `gives` for `takes`.
-    fn cost(&self, split: usize, gives: &Kind, takes: &Kind) -> Cost {
+    fn cost(&self, split: usize, gives: &GroupKind, takes: &GroupKind) -> Cost {
         let share = self.shares[split];
         let (images, classes) = &self.held[split];
         let images = images - gives.images as i64 + takes.images as i64;
@@ -217,9 +220,9 @@ impl Deal {
 
     /// Moves groups, and exchanges groups of two splits, the best step first, until none makes it better. Groups of one
     /// kind are alike, so kinds are looked at and not groups.
-    fn improve(&mut self, kinds: &[Kind], order: &[usize], splits: &mut [usize]) {
+    fn improve(&mut self, kinds: &[GroupKind], order: &[usize], splits: &mut [usize]) {
         // Groups by split and kind, the first in order last, so that it is taken first.
-        let mut members: [BTreeMap<Kind, Vec<usize>>; 3] = Default::default();
+        let mut members: [BTreeMap<GroupKind, Vec<usize>>; 3] = Default::default();
         for &unit in order.iter().rev() {
             members[splits[unit]]
                 .entry(kinds[unit])
@@ -249,9 +252,9 @@ impl Deal {
     /// The step that gains most: split `i` gives a group to `j` for another, or for nothing.
     fn best_step(
         &self,
-        members: &[BTreeMap<Kind, Vec<usize>>; 3],
+        members: &[BTreeMap<GroupKind, Vec<usize>>; 3],
         looked_at: &mut usize,
-    ) -> Option<(usize, Kind, usize, Kind)> {
+    ) -> Option<(usize, GroupKind, usize, GroupKind)> {
         let mut best = (Cost(0.0, 0.0), None);
         for (i, j) in [(0, 1), (0, 2), (1, 2)] {
             if self.shares[i] <= 0.0 || self.shares[j] <= 0.0 {
@@ -289,7 +292,7 @@ fn is_better(gain: Cost, best: Cost) -> bool {
     }
 }
 
-fn take(members: &mut BTreeMap<Kind, Vec<usize>>, kind: &Kind) -> Option<usize> {
+fn take(members: &mut BTreeMap<GroupKind, Vec<usize>>, kind: &GroupKind) -> Option<usize> {
     let of_kind = members.get_mut(kind)?;
     let unit = of_kind.pop();
     if of_kind.is_empty() {

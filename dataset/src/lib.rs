@@ -35,7 +35,7 @@ pub use classes::{ALL_CLASSES, CLASS_COLOURS, CLASSES, Split, label_names};
 pub use dataset::{Dataset, ImageView};
 pub use error::{BadFile, Error, Result};
 pub use groups::stratify_groups;
-pub use list::{Found, holds_photos, list_photos};
+pub use list::{PhotoFile, holds_photos, list_photos};
 pub use manifest::{
     FORMAT, FORMAT_VERSION, ImageEntry, MANIFEST_FILE, Manifest, Recipe, ShardEntry, SplitCounts,
 };
@@ -43,7 +43,7 @@ pub use mosaic::{MosaicOptions, mosaic, mosaic_photos};
 pub use oddities::oddities;
 pub use photo::{Photo, load_photo, prepare_photo};
 pub use prepare::{MAX_BAD_FILES, PrepareOptions, prepare};
-pub use progress::{Bar, Progress, Silent};
+pub use progress::{Bar, ProgressListener, Silent};
 pub use raw::{Layout, LayoutChoice};
 pub use split::{SHARES, stratify};
 pub use table::LabelTable;

@@ -8,7 +8,7 @@ use crate::{Error, Result};
 
 /// A photograph on disk.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Found {
+pub struct PhotoFile {
     /// The file.
     pub path: PathBuf,
     /// Its path below the folder without extension (`sub/b`), as text also where the name is no UTF-8.
@@ -21,7 +21,7 @@ pub struct Found {
 ///
 /// # Errors
 /// [`Error::Missing`], [`Error::Empty`] without a photograph, [`Error::Layout`] for a raw dataset, whose masks are none.
-pub fn list_photos(dir: &Path) -> Result<Vec<Found>> {
+pub fn list_photos(dir: &Path) -> Result<Vec<PhotoFile>> {
     let (photos, words) = look(dir)?;
     for word in words {
         tracing::warn!("{}: {word}", dir.display());
@@ -35,7 +35,7 @@ pub fn holds_photos(dir: &Path) -> bool {
 }
 
 /// The photographs, and what to say of the other files.
-fn look(dir: &Path) -> Result<(Vec<Found>, Vec<String>)> {
+fn look(dir: &Path) -> Result<(Vec<PhotoFile>, Vec<String>)> {
     if !dir.exists() {
         return Err(Error::Missing {
             what: "directory of photographs",
@@ -55,7 +55,7 @@ fn look(dir: &Path) -> Result<(Vec<Found>, Vec<String>)> {
         let name = crate::raw::names::text(std::os::unix::ffi::OsStrExt::as_bytes(name));
         let id = stem(&name).to_owned();
         let path = dir.to_owned();
-        return Ok((vec![Found { path, id }], Vec::new()));
+        return Ok((vec![PhotoFile { path, id }], Vec::new()));
     }
     let (files, obstructed) = walk(dir)?;
     if let Some((layout, images)) = images_of_dataset(files.iter().map(|file| file.name.clone())) {
@@ -85,7 +85,7 @@ fn look(dir: &Path) -> Result<(Vec<Found>, Vec<String>)> {
             "" => stem(name).to_owned(),
             folder => format!("{folder}/{}", stem(name)),
         };
-        photos.push((file, Found { path, id }));
+        photos.push((file, PhotoFile { path, id }));
     }
     let words = passed::report(&passed, photos.iter().map(|(file, _)| file.name.as_str()));
     if photos.is_empty() {
@@ -100,7 +100,7 @@ fn look(dir: &Path) -> Result<(Vec<Found>, Vec<String>)> {
                 .to_owned(),
         });
     }
-    let mut photos: Vec<Found> = photos.into_iter().map(|(_, found)| found).collect();
+    let mut photos: Vec<PhotoFile> = photos.into_iter().map(|(_, found)| found).collect();
     photos.sort_by(|a, b| (&a.id, &a.path).cmp(&(&b.id, &b.path)));
     Ok((photos, words))
 }
@@ -164,7 +164,7 @@ mod tests {
         let alone = look(&photos[4].path).unwrap().0;
         assert_eq!(
             alone,
-            [photos[4].clone()].map(|found| Found {
+            [photos[4].clone()].map(|found| PhotoFile {
                 id: "müller".to_owned(),
                 ..found
             })

@@ -5,7 +5,7 @@ use std::path::Path;
 
 use serde::{Deserialize, Serialize};
 
-use crate::shard::{self, Shape};
+use crate::shard::{self, ShardShape};
 use crate::{ALL_CLASSES, CLASSES, Error, LabelTable, Result, Split};
 
 /// The version of the prepared form that this program writes and reads.
@@ -197,8 +197,8 @@ impl Manifest {
         bytes
     }
 
-    pub(crate) fn shape(&self, images: u32) -> Shape {
-        Shape {
+    pub(crate) fn shape(&self, images: u32) -> ShardShape {
+        ShardShape {
             images: images as usize,
             size: self.recipe.size as usize,
             grid: self.grid as usize,

@@ -5,7 +5,7 @@ use std::time::Duration;
 use indicatif::{ProgressBar, ProgressStyle};
 
 /// Told about the units (images) done by a long run; called from several threads.
-pub trait Progress: Sync {
+pub trait ProgressListener: Sync {
     /// The run begins and has `total` units to do.
     fn start(&self, total: u64);
     /// `n` more units are done.
@@ -18,7 +18,7 @@ pub trait Progress: Sync {
 #[derive(Clone, Copy, Debug, Default)]
 pub struct Silent;
 
-impl Progress for Silent {
+impl ProgressListener for Silent {
     fn start(&self, _total: u64) {}
     fn advance(&self, _n: u64) {}
     fn finish(&self) {}
@@ -45,7 +45,7 @@ impl Bar {
     }
 }
 
-impl Progress for Bar {
+impl ProgressListener for Bar {
     fn start(&self, total: u64) {
         self.bar.reset();
         self.bar.set_length(total);

@@ -22,7 +22,7 @@ use crate::{CLASSES, Error, Result};
 
 /// What determines every offset in a shard file.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) struct Shape {
+pub(crate) struct ShardShape {
     /// Images in the shard.
     pub images: usize,
     /// Pixels along an edge.
@@ -35,7 +35,7 @@ pub(crate) struct Shape {
 
 /// One image as it goes into a shard.
 #[derive(Clone, Copy, Debug)]
-pub(crate) struct Row<'a> {
+pub(crate) struct ShardRow<'a> {
     pub areas: &'a [u16],
     pub black: &'a [u8],
     pub image: &'a [u8],
@@ -50,7 +50,7 @@ struct Tensor {
     row: usize,
 }
 
-impl Shape {
+impl ShardShape {
     /// The tensors in file order: wide types first, then by name, as the safetensors library writes them.
     fn tensors(self) -> Vec<Tensor> {
         let Self {
@@ -133,8 +133,8 @@ impl Shape {
         (self.header().len() + data) as u64
     }
 
-    /// Writes image number `row` at its places. The header is written by [`Shape::write_header`].
-    pub fn write_row(self, file: &File, row: usize, data: Row) -> std::io::Result<()> {
+    /// Writes image number `row` at its places. The header is written by [`ShardShape::write_header`].
+    pub fn write_row(self, file: &File, row: usize, data: ShardRow) -> std::io::Result<()> {
         let areas: Vec<u8> = data
             .areas
             .iter()
@@ -160,7 +160,7 @@ impl Shape {
 #[derive(Debug)]
 pub(crate) struct Shard {
     map: Mmap,
-    shape: Shape,
+    shape: ShardShape,
     areas: Range<usize>,
     black: Range<usize>,
     images: Range<usize>,
@@ -169,13 +169,13 @@ pub(crate) struct Shard {
 
 impl Shard {
     /// Maps `path` and checks that its tensors are those of `shape`.
-    pub fn open(path: &Path, shape: Shape) -> Result<Self> {
+    pub fn open(path: &Path, shape: ShardShape) -> Result<Self> {
         let file = File::open(path).map_err(|e| Error::io("open", path, e))?;
         Self::map(&file, path, shape)
     }
 
     /// As [`Shard::open`] for a file that is open already; `path` is for messages.
-    pub fn map(file: &File, path: &Path, shape: Shape) -> Result<Self> {
+    pub fn map(file: &File, path: &Path, shape: ShardShape) -> Result<Self> {
         // SAFETY: shards are written aside and renamed when complete, and nothing in this crate changes one afterwards.
         // Another program that truncates a shard while it is mapped would end this process by SIGBUS; it cannot make
         // the bytes invalid, because every value of a u8 is valid.
@@ -298,14 +298,14 @@ pub(crate) fn verify(path: &PathBuf, bytes: u64, hash: Option<&str>) -> Result<(
 mod tests {
     use super::*;
 
-    const SHAPE: Shape = Shape {
+    const SHAPE: ShardShape = ShardShape {
         images: 2,
         size: 8,
         grid: 2,
         mask: true,
     };
 
-    fn written(shape: Shape) -> (tempfile::TempDir, PathBuf) {
+    fn written(shape: ShardShape) -> (tempfile::TempDir, PathBuf) {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join(file_name(0));
         let file = File::create(&path).unwrap();
@@ -313,7 +313,7 @@ mod tests {
             let areas: Vec<u16> = (0..16).map(|i| i * 1000 + row as u16).collect();
             let image: Vec<u8> = (0..192).map(|i| i as u8 ^ row as u8).collect();
             let mask = vec![row as u8 + 1; 64];
-            let row_data = Row {
+            let row_data = ShardRow {
                 areas: &areas,
                 black: &[0, 1, row as u8, 0],
                 image: &image,
@@ -328,7 +328,7 @@ mod tests {
     #[test]
     fn the_safetensors_library_reads_what_is_written_by_hand() {
         for mask in [true, false] {
-            let shape = Shape { mask, ..SHAPE };
+            let shape = ShardShape { mask, ..SHAPE };
             let (_dir, path) = written(shape);
             let bytes = std::fs::read(&path).unwrap();
             assert_eq!(bytes.len() as u64, shape.file_bytes());
@@ -354,7 +354,7 @@ mod tests {
         assert_eq!(shard.black(1), [0, 1, 1, 0]);
         assert_eq!(shard.image(1)[..3], [1, 0, 3]);
         assert_eq!(shard.mask(0), Some(&[1u8; 64][..]));
-        let other = Shape { grid: 4, ..SHAPE };
+        let other = ShardShape { grid: 4, ..SHAPE };
         let text = Shard::open(&path, other).unwrap_err().to_string();
         assert!(
             text.contains(

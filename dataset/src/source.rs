@@ -1,6 +1,6 @@
 //! Where the bytes of a shard come from: the file it was opened from, or a copy of it on this node.
 //!
-//! A [`Source`] begins with the original and switches to the copy, once, when the copy exists. Nobody waits for
+//! A [`ShardSource`] begins with the original and switches to the copy, once, when the copy exists. Nobody waits for
 //! that: a reader takes whichever exists, and slices of the original stay valid because its mapping stays.
 
 use std::fs::File;
@@ -11,7 +11,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant, SystemTime};
 
 use crate::manifest::ShardEntry;
-use crate::shard::{Shape, Shard};
+use crate::shard::{Shard, ShardShape};
 use crate::{Error, Result, stage};
 
 /// How often a reader looks whether the copy of a shard has come.
@@ -49,11 +49,11 @@ impl Copies {
 
 /// One shard of an open dataset.
 #[derive(Debug)]
-pub(crate) struct Source {
+pub(crate) struct ShardSource {
     original: Shard,
     file: String,
     bytes: u64,
-    shape: Shape,
+    shape: ShardShape,
     /// Of the original, when it was opened: a copy is given the same.
     modified: Option<SystemTime>,
     copy: OnceLock<Shard>,
@@ -61,8 +61,8 @@ pub(crate) struct Source {
     next_look_ms: AtomicU64,
 }
 
-impl Source {
-    pub fn open(dir: &Path, entry: &ShardEntry, shape: Shape) -> Result<Self> {
+impl ShardSource {
+    pub fn open(dir: &Path, entry: &ShardEntry, shape: ShardShape) -> Result<Self> {
         let path = dir.join(&entry.file);
         let file = File::open(&path).map_err(|e| Error::io("open", &path, e))?;
         let modified = file.metadata().and_then(|meta| meta.modified()).ok();

@@ -5,7 +5,7 @@ use rayon::prelude::*;
 use crate::augment::{Augment, Draw, draw};
 use crate::error::{Error, Result, check_len, checked_elements};
 use crate::geometry::{BAND, Window};
-use crate::shade::{Element, GREY, Jitter, Shader};
+use crate::shade::{GREY, Jitter, OutputElement, Shader};
 use crate::simd::{Level, multiversion};
 use crate::{BatchMut, ImageU8};
 
@@ -140,7 +140,7 @@ fn window<'a>(image: &ImageU8<'a>, spec: &CropSpec, size: usize, draw: &Draw) ->
     }
 }
 
-fn shade_all<E: Element>(
+fn shade_all<E: OutputElement>(
     level: Level,
     samples: &[(Window<'_, u8>, Draw)],
     size: usize,
@@ -169,7 +169,7 @@ fn shade_all<E: Element>(
 fn mean_grey(level: Level, window: &Window<'_, u8>, brightness: f32) -> f32 {
     // Values above the limit saturate at 1.
     let limit = (255.0 / brightness).min(255.0) as u8;
-    let Sums { below, above } = channel_sums(level, window, limit);
+    let ChannelSums { below, above } = channel_sums(level, window, limit);
     let grey: f64 = (0..3)
         .map(|c| {
             let linear = below[c] as f64 * f64::from(brightness) / 255.0;
@@ -181,19 +181,19 @@ fn mean_grey(level: Level, window: &Window<'_, u8>, brightness: f32) -> f32 {
 
 /// Per channel: the sum of the values up to a limit, and the number of values beyond it.
 #[derive(Clone, Copy, Debug, Default, PartialEq)]
-struct Sums {
+struct ChannelSums {
     below: [u64; 3],
     above: [u64; 3],
 }
 
-/// [`Sums`] that are still spread over byte vectors.
-struct Lanes {
+/// [`ChannelSums`] that are still spread over byte vectors.
+struct ByteLanes {
     below: [u16; BYTES],
     above: [u16; BYTES],
     blocks: usize,
 }
 
-impl Lanes {
+impl ByteLanes {
     /// Blocks that fill 16 bits: 257 * 255 = 65535.
     const FULL: usize = 257;
 
@@ -204,7 +204,7 @@ impl Lanes {
     };
 
     /// Makes room for `blocks` more.
-    fn flush_unless_room(&mut self, blocks: usize, sums: &mut Sums) {
+    fn flush_unless_room(&mut self, blocks: usize, sums: &mut ChannelSums) {
         if self.blocks + blocks > Self::FULL {
             for k in 0..BYTES {
                 sums.below[k % 3] += u64::from(self.below[k]);
@@ -217,12 +217,12 @@ impl Lanes {
 }
 
 multiversion! {
-    fn channel_sums(window: &Window<'_, u8>, limit: u8) -> Sums {
-        let mut sums = Sums::default();
-        let mut lanes = Lanes::EMPTY;
+    fn channel_sums(window: &Window<'_, u8>, limit: u8) -> ChannelSums {
+        let mut sums = ChannelSums::default();
+        let mut lanes = ByteLanes::EMPTY;
         for y in 0..window.size {
             let (blocks, rest) = window.row(y).as_flattened().as_chunks::<BYTES>();
-            for blocks in blocks.chunks(Lanes::FULL) {
+            for blocks in blocks.chunks(ByteLanes::FULL) {
                 lanes.flush_unless_room(blocks.len(), &mut sums);
                 for block in blocks {
                     let lanes = lanes.below.iter_mut().zip(&mut lanes.above);
@@ -239,7 +239,7 @@ multiversion! {
                 sums.above[k % 3] += u64::from(over);
             }
         }
-        lanes.flush_unless_room(Lanes::FULL + 1, &mut sums);
+        lanes.flush_unless_room(ByteLanes::FULL + 1, &mut sums);
         sums
     }
 }

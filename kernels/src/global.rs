@@ -6,7 +6,7 @@ use crate::BatchMut;
 use crate::augment::{Augment, Draw, draw};
 use crate::error::{Error, Result, check_len, checked_elements};
 use crate::geometry::{BAND, Window};
-use crate::shade::{Element, GREY, Jitter, Shader};
+use crate::shade::{GREY, Jitter, OutputElement, Shader};
 use crate::simd::{Level, multiversion};
 
 /// Elements over which channels and f64 lanes line up.
@@ -53,7 +53,7 @@ pub fn global_view(
     Ok(())
 }
 
-fn shade<E: Element>(level: Level, window: Window<'_, f32>, draw: &Draw, out: &mut [E]) {
+fn shade<E: OutputElement>(level: Level, window: Window<'_, f32>, draw: &Draw, out: &mut [E]) {
     let size = window.size;
     let jitter = Jitter::new(draw, |brightness| mean_grey(level, window, brightness));
     out.par_chunks_mut(3 * size * BAND)

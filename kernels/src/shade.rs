@@ -56,36 +56,36 @@ const fn per_channel(values: [f32; 3]) -> [f32; GROUP] {
 }
 
 /// What a pixel value of a source image can be; 0..255 in either type.
-pub(crate) trait Source: Copy + Default + Send + Sync {
+pub(crate) trait SourcePixel: Copy + Default + Send + Sync {
     /// Writes `source / 255` to `unit`.
     fn to_unit(level: Level, source: &[Self], unit: &mut [f32]);
 }
 
-impl Source for u8 {
+impl SourcePixel for u8 {
     fn to_unit(level: Level, source: &[Self], unit: &mut [f32]) {
         unit_from_u8(level, source, unit);
     }
 }
 
-impl Source for f32 {
+impl SourcePixel for f32 {
     fn to_unit(level: Level, source: &[Self], unit: &mut [f32]) {
         unit_from_f32(level, source, unit);
     }
 }
 
 /// What a batch can be made of.
-pub(crate) trait Element: Copy + Send {
+pub(crate) trait OutputElement: Copy + Send {
     /// Writes a row of f32 results.
     fn store(level: Level, out: &mut [Self], scratch: &mut [f32], fill: impl FnOnce(&mut [f32]));
 }
 
-impl Element for f32 {
+impl OutputElement for f32 {
     fn store(_: Level, out: &mut [Self], _: &mut [f32], fill: impl FnOnce(&mut [f32])) {
         fill(out);
     }
 }
 
-impl Element for bf16 {
+impl OutputElement for bf16 {
     fn store(level: Level, out: &mut [Self], scratch: &mut [f32], fill: impl FnOnce(&mut [f32])) {
         fill(scratch);
         round_chunk(level, out, scratch);
@@ -148,7 +148,7 @@ impl Shader {
     }
 
     /// Shades one row of `size` pixels.
-    pub(crate) fn row<S: Source, E: Element>(
+    pub(crate) fn row<S: SourcePixel, E: OutputElement>(
         &mut self,
         source: &[S],
         jitter: Option<&Jitter>,

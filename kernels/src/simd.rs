@@ -10,11 +10,11 @@
 /// Values come from [`Level::detect`] and [`Level::available`] only; that is what makes calling the
 /// specialised code sound.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) struct Level(Isa);
+pub(crate) struct Level(InstructionSet);
 
 /// The instruction sets that loops are compiled for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Isa {
+pub(crate) enum InstructionSet {
     /// What the build targets.
     Portable,
     /// AVX2.
@@ -35,17 +35,17 @@ impl Level {
                 && is_x86_feature_detected!("avx512dq")
                 && is_x86_feature_detected!("avx512vl")
             {
-                return Self(Isa::Avx512);
+                return Self(InstructionSet::Avx512);
             }
             if is_x86_feature_detected!("avx2") {
-                return Self(Isa::Avx2);
+                return Self(InstructionSet::Avx2);
             }
         }
-        Self(Isa::Portable)
+        Self(InstructionSet::Portable)
     }
 
     /// Which of the compiled versions to call.
-    pub(crate) fn isa(self) -> Isa {
+    pub(crate) fn isa(self) -> InstructionSet {
         self.0
     }
 
@@ -54,10 +54,16 @@ impl Level {
     pub(crate) fn available() -> Vec<Self> {
         match Self::detect().0 {
             #[cfg(target_arch = "x86_64")]
-            Isa::Avx512 => vec![Self(Isa::Portable), Self(Isa::Avx2), Self(Isa::Avx512)],
+            InstructionSet::Avx512 => vec![
+                Self(InstructionSet::Portable),
+                Self(InstructionSet::Avx2),
+                Self(InstructionSet::Avx512),
+            ],
             #[cfg(target_arch = "x86_64")]
-            Isa::Avx2 => vec![Self(Isa::Portable), Self(Isa::Avx2)],
-            Isa::Portable => vec![Self(Isa::Portable)],
+            InstructionSet::Avx2 => {
+                vec![Self(InstructionSet::Portable), Self(InstructionSet::Avx2)]
+            }
+            InstructionSet::Portable => vec![Self(InstructionSet::Portable)],
         }
     }
 }
@@ -86,11 +92,11 @@ macro_rules! multiversion {
             match level.isa() {
                 // SAFETY: a Level of this kind exists only where detection found the features.
                 #[cfg(target_arch = "x86_64")]
-                $crate::simd::Isa::Avx512 => unsafe { avx512($($arg),*) },
+                $crate::simd::InstructionSet::Avx512 => unsafe { avx512($($arg),*) },
                 // SAFETY: as above.
                 #[cfg(target_arch = "x86_64")]
-                $crate::simd::Isa::Avx2 => unsafe { avx2($($arg),*) },
-                $crate::simd::Isa::Portable => portable($($arg),*),
+                $crate::simd::InstructionSet::Avx2 => unsafe { avx2($($arg),*) },
+                $crate::simd::InstructionSet::Portable => portable($($arg),*),
             }
         }
     };

@@ -60,7 +60,7 @@ pub struct LaunchOptions {
 
 /// How a launched run ended.
 #[derive(Clone, Debug)]
-pub struct Ended {
+pub struct LaunchOutcome {
     /// The last status.
     pub status: Status,
     /// Drained (resume later) rather than finished.
@@ -69,7 +69,7 @@ pub struct Ended {
 
 /// Runs everything to its end; `show` sees every new status. In an elastic run lost processes are
 /// started again one by one; an MPI world is started again as a whole, from the newest checkpoint.
-pub fn launch(options: &LaunchOptions, mut show: impl FnMut(&Status)) -> Result<Ended> {
+pub fn launch(options: &LaunchOptions, mut show: impl FnMut(&Status)) -> Result<LaunchOutcome> {
     let mut restarts = Restarts::of(options.max_restarts);
     loop {
         let mut launched = Launched::start(options)?;
@@ -120,7 +120,11 @@ impl<'a> Launched<'a> {
         })
     }
 
-    fn watch(&mut self, restarts: &mut Restarts, show: &mut impl FnMut(&Status)) -> Result<Ended> {
+    fn watch(
+        &mut self,
+        restarts: &mut Restarts,
+        show: &mut impl FnMut(&Status),
+    ) -> Result<LaunchOutcome> {
         loop {
             if let Some(ended) = self.coordinator.poll() {
                 let in_order = ended.code().is_some_and(exit_code::is_in_order);
@@ -392,7 +396,7 @@ fn conclude(
     coordinator: &Process,
     trainers: &mut [Process],
     failure: Option<String>,
-) -> Result<Ended> {
+) -> Result<LaunchOutcome> {
     let Some(status) = status else {
         return Err(Error::Child(
             failure.unwrap_or_else(|| coordinator.obituary()),
@@ -400,16 +404,18 @@ fn conclude(
     };
     match status.state {
         // It was told twice, and left at once.
-        state if !state.is_over() && coordinator.code() == Some(exit_code::LEFT) => Ok(Ended {
-            status,
-            drained: true,
-        }),
+        state if !state.is_over() && coordinator.code() == Some(exit_code::LEFT) => {
+            Ok(LaunchOutcome {
+                status,
+                drained: true,
+            })
+        }
         state if !state.is_over() => Err(Error::Child(coordinator.obituary())),
-        RunState::Finished => Ok(Ended {
+        RunState::Finished => Ok(LaunchOutcome {
             status,
             drained: false,
         }),
-        RunState::Stopped => Ok(Ended {
+        RunState::Stopped => Ok(LaunchOutcome {
             status,
             drained: true,
         }),

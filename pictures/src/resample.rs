@@ -40,7 +40,7 @@ pub struct Plane<'a> {
 }
 
 /// The share that each source pixel has in one output pixel.
-struct Taps {
+struct PixelShares {
     /// First source pixel, inside the picture.
     first: usize,
     weights: Vec<f32>,
@@ -48,7 +48,7 @@ struct Taps {
 
 /// Triangle filter of `out` pixels over `side` source pixels from `start`, widened by the scale when it shrinks (the
 /// antialiased bilinear filter). Weights of pixels outside `0..length` count towards the sum: outside is black.
-fn taps(start: i64, side: u32, length: usize, out: usize) -> Vec<Taps> {
+fn taps(start: i64, side: u32, length: usize, out: usize) -> Vec<PixelShares> {
     let scale = f64::from(side) / out as f64;
     let reach = scale.max(1.0);
     (0..out)
@@ -61,7 +61,7 @@ fn taps(start: i64, side: u32, length: usize, out: usize) -> Vec<Taps> {
             let first = from.clamp(0, length as i64);
             let last = to.clamp(first, length as i64);
             let weights = (first..last).map(|j| (weight(j) / sum) as f32).collect();
-            Taps {
+            PixelShares {
                 first: first as usize,
                 weights,
             }
@@ -120,7 +120,7 @@ wide! {
     }
 }
 
-fn shrink_row<const C: usize>(row: &[f32], columns: &[Taps], out: &mut [u8]) {
+fn shrink_row<const C: usize>(row: &[f32], columns: &[PixelShares], out: &mut [u8]) {
     for (taps, pixel) in columns.iter().zip(out.chunks_exact_mut(C)) {
         let mut sum = [0.5f32; C];
         for (weight, source) in taps

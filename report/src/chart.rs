@@ -56,7 +56,7 @@ pub(super) struct Series {
 
 /// The marked point of the best epoch.
 #[derive(Clone, Debug, PartialEq)]
-pub(super) struct Mark {
+pub(super) struct MarkedPoint {
     pub(super) at: At,
     pub(super) label: String,
 }
@@ -88,7 +88,7 @@ pub(super) struct Chart {
     pub(super) bands: Vec<Band>,
     /// The most important first: the legend begins with it, and it is drawn last, on top.
     pub(super) series: Vec<Series>,
-    pub(super) mark: Option<Mark>,
+    pub(super) mark: Option<MarkedPoint>,
     /// Faint vertical lines (epoch starts).
     pub(super) guides: Vec<f64>,
     /// Whether the legend is drawn on the page too; in a picture file it always is.
@@ -100,7 +100,7 @@ const LEGEND_ROW: f64 = 18.0;
 const SWATCH: f64 = 20.0;
 
 /// The rectangle that the data fill, and the mapping into it.
-struct Frame {
+struct PlotArea {
     left: f64,
     top: f64,
     right: f64,
@@ -133,7 +133,7 @@ impl Chart {
             .map(|l| text_width(l, TICK))
             .fold(0.0, f64::max);
         let name_height = if self.y.label.is_empty() { 0.0 } else { 14.0 };
-        let frame = Frame {
+        let frame = PlotArea {
             // A tenth more: the reader's font may run wider than the embedded one.
             left: pad + widest * 1.1 + 8.0,
             top: head + name_height,
@@ -159,7 +159,7 @@ impl Chart {
         drawing
     }
 
-    fn place(&self, frame: &Frame, at: At) -> At {
+    fn place(&self, frame: &PlotArea, at: At) -> At {
         let part = |value: f64, axis: &Axis| {
             let span = axis.max - axis.min;
             if span > 0.0 {
@@ -174,7 +174,7 @@ impl Chart {
         )
     }
 
-    fn draw_bands(&self, drawing: &mut Drawing, frame: &Frame) {
+    fn draw_bands(&self, drawing: &mut Drawing, frame: &PlotArea) {
         for band in &self.bands {
             let (from, to) = (band.from.max(self.y.min), band.to.min(self.y.max));
             if from >= to {
@@ -192,7 +192,7 @@ impl Chart {
         }
     }
 
-    fn draw_grid(&self, drawing: &mut Drawing, frame: &Frame, ys: &[f64], labels: &[String]) {
+    fn draw_grid(&self, drawing: &mut Drawing, frame: &PlotArea, ys: &[f64], labels: &[String]) {
         for (&value, label) in ys.iter().zip(labels) {
             let y = self.place(frame, (0.0, value)).1;
             drawing.line(
@@ -240,7 +240,7 @@ impl Chart {
         drawing.text(middle, self.x.label, TICK, Ink::Muted, Anchor::Middle);
     }
 
-    fn draw_series(&self, drawing: &mut Drawing, frame: &Frame, series: &Series) {
+    fn draw_series(&self, drawing: &mut Drawing, frame: &PlotArea, series: &Series) {
         let points: Vec<At> = series
             .points
             .iter()
@@ -258,7 +258,7 @@ impl Chart {
         }
     }
 
-    fn draw_mark(&self, drawing: &mut Drawing, frame: &Frame) {
+    fn draw_mark(&self, drawing: &mut Drawing, frame: &PlotArea) {
         let Some(mark) = &self.mark else { return };
         let at = self.place(frame, mark.at);
         drawing.line(
@@ -489,7 +489,7 @@ mod tests {
                 series: ["validation", "training", "quadratic trend", "best constant", "another"].map(|name| Series {
                     name: name.to_owned(), ink: Ink::Val, stroke: Stroke::Dotted(2.0), points: points.clone(),
                 }).to_vec(),
-                mark: Some(Mark { at, label: format!("epoch {}: {:.3}", at.0, at.1) }),
+                mark: Some(MarkedPoint { at, label: format!("epoch {}: {:.3}", at.0, at.1) }),
                 guides: vec![],
                 own_legend: true,
             };

@@ -10,11 +10,11 @@ use fovea_dataset::{Dataset, PrepareOptions, Silent, Split, prepare};
 use fovea_run::config::{Config, EarlyStoppingConfig, Level};
 use fovea_run::metrics::log::MetricsLog;
 use fovea_run::metrics::{MetricsRow, compute};
-use fovea_run::run_dir::{RunDir, StepRow, append_steps};
+use fovea_run::run_dir::{LabelledPrediction, RunDir, StepRow, append_steps};
 use fovea_synth::{SynthOptions, synth};
 
+use super::predictions;
 use super::predictions::tests::{line, write};
-use super::predictions::{self, Prediction};
 
 /// How large the made-up run is.
 #[derive(Clone, Copy, Debug)]
@@ -25,9 +25,9 @@ pub(crate) struct Fake {
 }
 
 /// splitmix64: enough to make noise.
-struct Noise(u64);
+struct SplitMix(u64);
 
-impl Noise {
+impl SplitMix {
     fn unit(&mut self) -> f64 {
         self.0 = self.0.wrapping_add(0x9E37_79B9_7F4A_7C15);
         let mut z = self.0;
@@ -69,7 +69,12 @@ pub(crate) fn dataset(dir: &Path, images: u32, size: u32, patch: u32) -> PathBuf
 }
 
 /// Predictions of `split` by a model of some `skill`: the truth, drowned in noise to that degree.
-fn predict(data: &Dataset, split: Split, skill: f64, noise: &mut Noise) -> Vec<Prediction> {
+fn predict(
+    data: &Dataset,
+    split: Split,
+    skill: f64,
+    noise: &mut SplitMix,
+) -> Vec<LabelledPrediction> {
     let mut guess = |label: u8, skill: f64| -> [f32; 4] {
         std::array::from_fn(|c| {
             let sign = if label >> c & 1 == 1 { 1.0 } else { -1.0 };
@@ -105,7 +110,7 @@ pub(crate) fn run(dir: &Path, data_dir: &Path, fake: Fake) {
     let files = RunDir::new(dir);
     fs::write(files.config(), config.to_toml_documented()).unwrap();
     let data = Dataset::open_unverified(data_dir).unwrap();
-    let mut noise = Noise(11);
+    let mut noise = SplitMix(11);
     let mut log = MetricsLog::open(&files.metrics()).unwrap();
     let mut best = f64::MIN;
     for epoch in 1..=fake.epochs {
@@ -143,7 +148,7 @@ pub(crate) fn run(dir: &Path, data_dir: &Path, fake: Fake) {
     .unwrap();
 }
 
-fn throughput(fake: Fake, noise: &mut Noise) -> Vec<StepRow> {
+fn throughput(fake: Fake, noise: &mut SplitMix) -> Vec<StepRow> {
     let mut rows = Vec::new();
     let steps = u64::from(fake.epochs) * fake.steps_per_epoch;
     for step in 0..steps {

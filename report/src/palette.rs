@@ -44,18 +44,18 @@ pub(super) const RANK_COLOURS: usize = 8;
 /// Number of shades of a confusion cell beyond the palest.
 pub(super) const SHADES: u8 = 8;
 
-type Rgb = [u8; 3];
+type RgbBytes = [u8; 3];
 
 // Darker relatives of the hues that outline lesions in pictures (cyan, green, magenta, white), apart
 // from each other in lightness too, so that they stay different without colour vision.
-const CLASSES: [(Rgb, Rgb); 4] = [
+const CLASSES: [(RgbBytes, RgbBytes); 4] = [
     ([0x08, 0x75, 0x99], [0x22, 0xd3, 0xee]),
     ([0x5a, 0xa0, 0x1f], [0x84, 0xcc, 0x16]),
     ([0xc0, 0x26, 0xd3], [0xe8, 0x79, 0xf9]),
     ([0x33, 0x41, 0x55], [0xe2, 0xe8, 0xf0]),
 ];
 
-const RANKS: [(Rgb, Rgb); RANK_COLOURS] = [
+const RANKS: [(RgbBytes, RgbBytes); RANK_COLOURS] = [
     ([0x25, 0x63, 0xeb], [0x60, 0xa5, 0xfa]),
     ([0xea, 0x58, 0x0c], [0xfb, 0x92, 0x3c]),
     ([0x0d, 0x94, 0x88], [0x2d, 0xd4, 0xbf]),
@@ -82,7 +82,7 @@ impl Ink {
     }
 
     /// `(light, dark)`.
-    fn pair(self) -> (Rgb, Rgb) {
+    fn pair(self) -> (RgbBytes, RgbBytes) {
         match self {
             Self::Text => ([0x1b, 0x25, 0x33], [0xe6, 0xea, 0xf0]),
             Self::Muted => ([0x66, 0x70, 0x80], [0x94, 0xa0, 0xb3]),
@@ -110,7 +110,7 @@ impl Ink {
     }
 
     /// The colour on white.
-    pub(super) fn rgb(self) -> Rgb {
+    pub(super) fn rgb(self) -> RgbBytes {
         self.pair().0
     }
 
@@ -126,7 +126,7 @@ impl Ink {
     }
 }
 
-fn mix(from: Rgb, to: Rgb, shade: u8) -> Rgb {
+fn mix(from: RgbBytes, to: RgbBytes, shade: u8) -> RgbBytes {
     let part = f64::from(shade.min(SHADES)) / f64::from(SHADES);
     std::array::from_fn(|i| {
         (f64::from(from[i]) + (f64::from(to[i]) - f64::from(from[i])) * part).round() as u8
@@ -134,13 +134,13 @@ fn mix(from: Rgb, to: Rgb, shade: u8) -> Rgb {
 }
 
 /// `#rrggbb`.
-pub(super) fn hex([r, g, b]: Rgb) -> String {
+pub(super) fn hex([r, g, b]: RgbBytes) -> String {
     format!("#{r:02x}{g:02x}{b:02x}")
 }
 
 /// The variables of both colour schemes as a style sheet.
 pub(super) fn style_sheet() -> String {
-    let variables = |pick: fn((Rgb, Rgb)) -> Rgb| -> String {
+    let variables = |pick: fn((RgbBytes, RgbBytes)) -> RgbBytes| -> String {
         Ink::all()
             .map(|ink| format!("--{}:{};", ink.name(), hex(pick(ink.pair()))))
             .collect()
@@ -165,8 +165,8 @@ mod tests {
     use super::*;
 
     /// WCAG 2.1 contrast ratio.
-    fn contrast(a: Rgb, b: Rgb) -> f64 {
-        let luminance = |rgb: Rgb| {
+    fn contrast(a: RgbBytes, b: RgbBytes) -> f64 {
+        let luminance = |rgb: RgbBytes| {
             let linear = rgb.map(|v| {
                 let v = f64::from(v) / 255.0;
                 if v <= 0.04045 {

@@ -4,54 +4,14 @@ use std::collections::BTreeSet;
 use std::path::Path;
 
 use fovea_run::metrics::{Level, Scored};
-use serde::Deserialize;
+use fovea_run::run_dir::LabelledPrediction;
 
 use super::table::read_table;
 use super::{Error, Result};
 
-/// One line: columns `image_id,row,col,label,p_MA,p_HE,p_EX,p_SE`; a whole image leaves row and col
-/// empty.
-#[derive(Clone, Debug, PartialEq, Deserialize)]
-pub(super) struct Prediction {
-    /// Id of the image in the manifest.
-    pub(super) image_id: String,
-    row: Option<u32>,
-    col: Option<u32>,
-    /// Label byte.
-    pub(super) label: u8,
-    #[serde(rename = "p_MA")]
-    p_ma: f32,
-    #[serde(rename = "p_HE")]
-    p_he: f32,
-    #[serde(rename = "p_EX")]
-    p_ex: f32,
-    #[serde(rename = "p_SE")]
-    p_se: f32,
-}
-
-impl Prediction {
-    /// Probabilities in class order.
-    pub(super) fn probs(&self) -> [f32; 4] {
-        [self.p_ma, self.p_he, self.p_ex, self.p_se]
-    }
-
-    /// `(row, col)` of a patch line, `None` for a whole image.
-    pub(super) fn cell(&self) -> Option<(u32, u32)> {
-        self.row.zip(self.col)
-    }
-
-    fn level(&self) -> Level {
-        if self.row.is_some() {
-            Level::Patch
-        } else {
-            Level::Image
-        }
-    }
-}
-
 /// Reads `path`; empty when there is no such file or nothing in it.
-pub(super) fn read(path: &Path) -> Result<Vec<Prediction>> {
-    let lines = read_table::<Prediction>(path)?.unwrap_or_default();
+pub(super) fn read(path: &Path) -> Result<Vec<LabelledPrediction>> {
+    let lines = read_table::<LabelledPrediction>(path)?.unwrap_or_default();
     let mut seen = BTreeSet::new();
     for (number, line) in &lines {
         let bad = |reason: String| Error::Row {
@@ -73,7 +33,7 @@ pub(super) fn read(path: &Path) -> Result<Vec<Prediction>> {
 }
 
 /// The lines of `level` as rows to score, numbered in file order.
-pub(super) fn scored(lines: &[Prediction], level: Level) -> Vec<Scored> {
+pub(super) fn scored(lines: &[LabelledPrediction], level: Level) -> Vec<Scored> {
     let of_level = lines.iter().filter(|line| line.level() == level);
     of_level
         .enumerate()
@@ -97,10 +57,10 @@ pub(super) mod tests {
         cell: Option<(u32, u32)>,
         label: u8,
         probs: [f32; 4],
-    ) -> Prediction {
+    ) -> LabelledPrediction {
         let [p_ma, p_he, p_ex, p_se] = probs;
         let (row, col) = (cell.map(|c| c.0), cell.map(|c| c.1));
-        Prediction {
+        LabelledPrediction {
             image_id: id.to_owned(),
             row,
             col,
@@ -113,7 +73,7 @@ pub(super) mod tests {
     }
 
     /// Writes lines as the trainer does.
-    pub(in super::super) fn write(path: &Path, lines: &[Prediction]) {
+    pub(in super::super) fn write(path: &Path, lines: &[LabelledPrediction]) {
         let lines: Vec<run_dir::Prediction> = lines
             .iter()
             .map(|line| run_dir::Prediction {

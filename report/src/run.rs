@@ -9,15 +9,15 @@ use fovea_coordinator::status::{STATUS_FILE, Status};
 use fovea_dataset::Split;
 use fovea_run::config::{Config, EarlyStopping, Level};
 use fovea_run::metrics::{self, Baseline, Metrics, MetricsRow};
-use fovea_run::run_dir::RunDir;
+use fovea_run::run_dir::{LabelledPrediction, RunDir};
 
-use super::predictions::{self, Prediction};
+use super::predictions;
 use super::throughput::{self, Throughput};
 use super::{Error, Result};
 
 /// The predictions of one level, with what follows from them.
 #[derive(Clone, Debug)]
-pub(super) struct Scores {
+pub(super) struct LevelScores {
     pub(super) rows: Vec<metrics::Scored>,
     pub(super) metrics: Metrics,
     pub(super) baseline: Baseline,
@@ -37,9 +37,9 @@ pub(super) struct Run {
     /// By (epoch, split, level); of a row written twice the later counts.
     pub(super) metrics: Vec<MetricsRow>,
     pub(super) throughput: Option<Throughput>,
-    pub(super) predictions: Vec<Prediction>,
-    pub(super) patch: Option<Scores>,
-    pub(super) image: Option<Scores>,
+    pub(super) predictions: Vec<LabelledPrediction>,
+    pub(super) patch: Option<LevelScores>,
+    pub(super) image: Option<LevelScores>,
     /// What could not be shown, and why.
     pub(super) notes: Vec<String>,
 }
@@ -91,7 +91,7 @@ impl Run {
         Ok(run)
     }
 
-    fn scores(&self, level: Level) -> Result<Option<Scores>> {
+    fn scores(&self, level: Level) -> Result<Option<LevelScores>> {
         let rows = predictions::scored(&self.predictions, level);
         if rows.is_empty() {
             return Ok(None);
@@ -102,7 +102,7 @@ impl Run {
             .rev()
             .find(|row| same_scores(&row.metrics, &metrics));
         let baseline = metrics::best_constant(&rows)?;
-        Ok(Some(Scores {
+        Ok(Some(LevelScores {
             epoch: same.map(|row| row.epoch),
             rows,
             metrics,
@@ -147,7 +147,7 @@ impl Run {
     }
 
     /// The scores computed from the predictions of `level`.
-    pub(super) fn level(&self, level: Level) -> Option<&Scores> {
+    pub(super) fn level(&self, level: Level) -> Option<&LevelScores> {
         match level {
             Level::Patch => self.patch.as_ref(),
             Level::Image => self.image.as_ref(),

@@ -15,7 +15,7 @@ pub(super) type At = (f64, f64);
 
 /// One element of a drawing.
 #[derive(Clone, Debug, PartialEq)]
-pub(super) enum Shape {
+pub(super) enum DrawingElement {
     Rect {
         from: At,
         to: At,
@@ -47,7 +47,7 @@ pub(super) enum Shape {
 pub(super) struct Drawing {
     pub(super) width: f64,
     pub(super) height: f64,
-    pub(super) shapes: Vec<Shape>,
+    pub(super) shapes: Vec<DrawingElement>,
 }
 
 /// Pixels per unit in a picture file.
@@ -65,12 +65,12 @@ impl Drawing {
     }
 
     pub(super) fn rect(&mut self, from: At, to: At, fill: Ink) {
-        self.shapes.push(Shape::Rect { from, to, fill });
+        self.shapes.push(DrawingElement::Rect { from, to, fill });
     }
 
     pub(super) fn line(&mut self, points: Vec<At>, ink: Ink, width: f64, dash: Option<(f64, f64)>) {
         if points.len() > 1 {
-            self.shapes.push(Shape::Line {
+            self.shapes.push(DrawingElement::Line {
                 points,
                 ink,
                 width,
@@ -80,7 +80,7 @@ impl Drawing {
     }
 
     pub(super) fn disc(&mut self, centre: At, radius: f64, fill: Ink) {
-        self.shapes.push(Shape::Disc {
+        self.shapes.push(DrawingElement::Disc {
             centre,
             radius,
             fill,
@@ -95,7 +95,7 @@ impl Drawing {
         ink: Ink,
         anchor: Anchor,
     ) {
-        self.shapes.push(Shape::Text {
+        self.shapes.push(DrawingElement::Text {
             at,
             text: text.into(),
             size,
@@ -106,7 +106,7 @@ impl Drawing {
     }
 
     pub(super) fn heading(&mut self, at: At, text: impl Into<String>, size: f64, anchor: Anchor) {
-        self.shapes.push(Shape::Text {
+        self.shapes.push(DrawingElement::Text {
             at,
             text: text.into(),
             size,
@@ -140,7 +140,7 @@ impl Drawing {
         }
         // Texts last: nothing may lie on top of them.
         for shape in &self.shapes {
-            if let Shape::Text {
+            if let DrawingElement::Text {
                 at,
                 text,
                 size,
@@ -173,13 +173,13 @@ fn round(value: f64) -> String {
     text.trim_end_matches('0').trim_end_matches('.').to_owned()
 }
 
-fn svg_shape(shape: &Shape) -> Markup {
+fn svg_shape(shape: &DrawingElement) -> Markup {
     match shape {
-        Shape::Rect { from, to, fill } => html! {
+        DrawingElement::Rect { from, to, fill } => html! {
             rect x=(round(from.0)) y=(round(from.1)) width=(round(to.0 - from.0)) height=(round(to.1 - from.1))
                 class=(format!("f-{}", fill.name())) {}
         },
-        Shape::Line {
+        DrawingElement::Line {
             points,
             ink,
             width,
@@ -194,14 +194,14 @@ fn svg_shape(shape: &Shape) -> Markup {
                     stroke-dasharray=[dash.map(|(on, off)| format!("{on} {off}"))] {}
             }
         }
-        Shape::Disc {
+        DrawingElement::Disc {
             centre,
             radius,
             fill,
         } => html! {
             circle cx=(round(centre.0)) cy=(round(centre.1)) r=(round(*radius)) class=(format!("f-{}", fill.name())) {}
         },
-        Shape::Text {
+        DrawingElement::Text {
             at,
             text,
             size,
@@ -226,13 +226,13 @@ fn draw_error(error: impl std::fmt::Display) -> Error {
     Error::Draw(error.to_string())
 }
 
-fn raster_shape(backend: &mut BitMapBackend<'_>, shape: &Shape, scale: f64) -> Result<()> {
+fn raster_shape(backend: &mut BitMapBackend<'_>, shape: &DrawingElement, scale: f64) -> Result<()> {
     let pixel = |at: At| ((at.0 * scale).round() as i32, (at.1 * scale).round() as i32);
     match shape {
-        Shape::Rect { from, to, fill } => backend
+        DrawingElement::Rect { from, to, fill } => backend
             .draw_rect(pixel(*from), pixel(*to), &filled(*fill), true)
             .map_err(draw_error),
-        Shape::Disc {
+        DrawingElement::Disc {
             centre,
             radius,
             fill,
@@ -242,7 +242,7 @@ fn raster_shape(backend: &mut BitMapBackend<'_>, shape: &Shape, scale: f64) -> R
                 .draw_circle(pixel(*centre), radius, &filled(*fill), true)
                 .map_err(draw_error)
         }
-        Shape::Line {
+        DrawingElement::Line {
             points,
             ink,
             width,
@@ -269,7 +269,7 @@ fn raster_shape(backend: &mut BitMapBackend<'_>, shape: &Shape, scale: f64) -> R
             }
             Ok(())
         }
-        Shape::Text { .. } => Ok(()),
+        DrawingElement::Text { .. } => Ok(()),
     }
 }
 
@@ -320,7 +320,7 @@ pub(super) fn assert_texts_fit(drawing: &Drawing, what: &str) {
         .shapes
         .iter()
         .filter_map(|shape| match shape {
-            Shape::Text {
+            DrawingElement::Text {
                 at,
                 text,
                 size,

@@ -204,6 +204,53 @@ impl Prediction {
     }
 }
 
+/// A line of predictions with [`Columns::Label`], as it is read back: what [`write_predictions`] has written, by the
+/// names of its columns.
+#[derive(Clone, Debug, PartialEq, Deserialize)]
+pub struct LabelledPrediction {
+    /// Id of the image in the manifest.
+    pub image_id: String,
+    /// Grid row of a patch; empty for an image.
+    pub row: Option<u32>,
+    /// Grid column of a patch; empty for an image.
+    pub col: Option<u32>,
+    /// Label byte.
+    pub label: u8,
+    /// Probability of MA.
+    #[serde(rename = "p_MA")]
+    pub p_ma: f32,
+    /// Probability of HE.
+    #[serde(rename = "p_HE")]
+    pub p_he: f32,
+    /// Probability of EX.
+    #[serde(rename = "p_EX")]
+    pub p_ex: f32,
+    /// Probability of SE.
+    #[serde(rename = "p_SE")]
+    pub p_se: f32,
+}
+
+impl LabelledPrediction {
+    /// Probabilities in class order.
+    pub fn probs(&self) -> [f32; 4] {
+        [self.p_ma, self.p_he, self.p_ex, self.p_se]
+    }
+
+    /// `(row, col)` of a patch, `None` for an image.
+    pub fn cell(&self) -> Option<(u32, u32)> {
+        self.row.zip(self.col)
+    }
+
+    /// Patch or image.
+    pub fn level(&self) -> Level {
+        if self.row.is_some() {
+            Level::Patch
+        } else {
+            Level::Image
+        }
+    }
+}
+
 /// Writes predictions, in one rename.
 pub fn write_predictions(path: &Path, rows: &[Prediction], columns: Columns) -> Result<()> {
     let (labels, usable) = (columns == Columns::Label, columns == Columns::Usable);

@@ -210,9 +210,9 @@ fn run_command(program: &str, mut command: Command, limit: Duration) -> Result<S
     })
 }
 
-type Reader = std::thread::JoinHandle<String>;
+type PipeReader = std::thread::JoinHandle<String>;
 
-fn reader(pipe: Option<impl Read + Send + 'static>) -> Reader {
+fn reader(pipe: Option<impl Read + Send + 'static>) -> PipeReader {
     std::thread::spawn(move || {
         let mut bytes = Vec::new();
         if let Some(pipe) = pipe {
@@ -222,7 +222,7 @@ fn reader(pipe: Option<impl Read + Send + 'static>) -> Reader {
     })
 }
 
-fn collect(reader: Reader) -> String {
+fn collect(reader: PipeReader) -> String {
     reader.join().unwrap_or_default()
 }
 

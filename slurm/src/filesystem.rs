@@ -21,7 +21,7 @@ pub enum Reach {
 
 /// A kind of file system.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
-pub struct Kind {
+pub struct FilesystemKind {
     /// As `mount` calls it.
     pub name: &'static str,
     /// Who sees its files.
@@ -29,7 +29,7 @@ pub struct Kind {
 }
 
 /// By the magic number that statfs(2) gives: linux/magic.h, and the sources of those that are not in the kernel.
-pub fn kind(magic: u64) -> Kind {
+pub fn kind(magic: u64) -> FilesystemKind {
     let (name, reach) = match magic {
         0xEF53 => ("ext4", Reach::Node),
         0x5846_5342 => ("xfs", Reach::Node),
@@ -55,7 +55,7 @@ pub fn kind(magic: u64) -> Kind {
         0x6573_5546 => ("fuse", Reach::Unknown),
         _ => ("an unknown file system", Reach::Unknown),
     };
-    Kind { name, reach }
+    FilesystemKind { name, reach }
 }
 
 /// A file system as it is now.
@@ -63,7 +63,7 @@ pub fn kind(magic: u64) -> Kind {
 pub struct Mounted {
     /// Its kind.
     #[serde(flatten)]
-    pub kind: Kind,
+    pub kind: FilesystemKind,
     /// Bytes that this user may still write.
     pub free_bytes: u64,
 }

@@ -10,7 +10,7 @@ use std::path::{Path, PathBuf};
 
 use serde::{Deserialize, Serialize};
 
-use crate::next::Verdict;
+use crate::next::NextAction;
 
 /// Folder of the run directory that holds what belongs to the scheduler.
 pub const FOLDER: &str = "slurm";
@@ -21,7 +21,7 @@ const READ_MAX: usize = 4 << 20;
 /// A line.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(tag = "event", rename_all = "snake_case")]
-pub enum Event {
+pub enum HistoryEvent {
     /// The processes of the run are about to start.
     Start {
         /// Milliseconds since 1970 (UTC).
@@ -48,7 +48,7 @@ pub enum Event {
         /// Newest committed step.
         step: u64,
         /// What comes next.
-        verdict: Verdict,
+        verdict: NextAction,
         /// Why.
         why: String,
     },
@@ -56,7 +56,7 @@ pub enum Event {
 
 /// All events of a run, the oldest first.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct History(pub Vec<Event>);
+pub struct History(pub Vec<HistoryEvent>);
 
 impl History {
     /// Of the run in `run`; empty when no job ever started it. Lines that cannot be read, such as a torn
@@ -82,16 +82,16 @@ impl History {
     /// The job that started the run last, as `scontrol` knows it (`17`, `17_3`), and when (milliseconds since 1970).
     pub fn newest_job(&self) -> Option<(&str, u64)> {
         self.0.iter().rev().find_map(|event| match event {
-            Event::Start { job, unix_ms, .. } => Some((job.as_str(), *unix_ms)),
-            Event::End { .. } => None,
+            HistoryEvent::Start { job, unix_ms, .. } => Some((job.as_str(), *unix_ms)),
+            HistoryEvent::End { .. } => None,
         })
     }
 
     /// Where the run was at its last end; 0 before the first.
     pub fn last_step(&self) -> u64 {
         let ends = self.0.iter().rev().filter_map(|event| match event {
-            Event::End { step, .. } => Some(*step),
-            Event::Start { .. } => None,
+            HistoryEvent::End { step, .. } => Some(*step),
+            HistoryEvent::Start { .. } => None,
         });
         ends.into_iter().next().unwrap_or(0)
     }
@@ -102,7 +102,7 @@ impl History {
         let mut at = 0;
         let mut of = None;
         for event in &self.0 {
-            let Event::End {
+            let HistoryEvent::End {
                 step, verdict, job, ..
             } = event
             else {
@@ -124,7 +124,7 @@ impl History {
 ///
 /// # Errors
 /// When the file cannot be written.
-pub fn append(run: &Path, event: &Event) -> std::io::Result<()> {
+pub fn append(run: &Path, event: &HistoryEvent) -> std::io::Result<()> {
     let path = path(run);
     if let Some(folder) = path.parent() {
         fs::create_dir_all(folder)?;
@@ -151,8 +151,8 @@ pub fn path(run: &Path) -> PathBuf {
 mod tests {
     use super::*;
 
-    fn end(step: u64, verdict: Verdict) -> Event {
-        Event::End {
+    fn end(step: u64, verdict: NextAction) -> HistoryEvent {
+        HistoryEvent::End {
             unix_ms: 0,
             job: "7".to_owned(),
             step,
@@ -163,41 +163,50 @@ mod tests {
 
     #[test]
     fn failures_count_from_the_last_progress() {
-        let count = |events: &[Event]| History(events.to_vec()).failures_without_progress();
+        let count = |events: &[HistoryEvent]| History(events.to_vec()).failures_without_progress();
         assert_eq!(count(&[]), 0);
-        assert_eq!(count(&[end(0, Verdict::Again), end(0, Verdict::Again)]), 2);
-        assert_eq!(count(&[end(4, Verdict::Again), end(9, Verdict::Again)]), 1);
         assert_eq!(
-            count(&[end(4, Verdict::Again), end(4, Verdict::Requeue)]),
+            count(&[end(0, NextAction::Again), end(0, NextAction::Again)]),
+            2
+        );
+        assert_eq!(
+            count(&[end(4, NextAction::Again), end(9, NextAction::Again)]),
+            1
+        );
+        assert_eq!(
+            count(&[end(4, NextAction::Again), end(4, NextAction::Requeue)]),
             0
         );
-        let stuck = [end(4, Verdict::Requeue), end(4, Verdict::Again)];
+        let stuck = [end(4, NextAction::Requeue), end(4, NextAction::Again)];
         assert_eq!(count(&stuck), 1);
-        let anew = Event::End {
+        let anew = HistoryEvent::End {
             unix_ms: 0,
             job: "8".to_owned(),
             step: 4,
-            verdict: Verdict::Again,
+            verdict: NextAction::Again,
             why: String::new(),
         };
         assert_eq!(
-            count(&[end(4, Verdict::Again), end(4, Verdict::GiveUp), anew]),
+            count(&[end(4, NextAction::Again), end(4, NextAction::GiveUp), anew]),
             1
         );
         // A run that went back has got nowhere.
-        assert_eq!(count(&[end(9, Verdict::Again), end(6, Verdict::Again)]), 2);
+        assert_eq!(
+            count(&[end(9, NextAction::Again), end(6, NextAction::Again)]),
+            2
+        );
     }
 
     #[test]
     fn torn_lines_are_passed_over() {
         let run = tempfile::tempdir().unwrap();
         assert_eq!(History::load(run.path()).unwrap(), History::default());
-        append(run.path(), &end(3, Verdict::Requeue)).unwrap();
+        append(run.path(), &end(3, NextAction::Requeue)).unwrap();
         let mut bytes = fs::read(path(run.path())).unwrap();
         bytes.extend_from_slice(br#"{"event":"end","unix_"#);
         fs::write(path(run.path()), bytes).unwrap();
-        append(run.path(), &end(5, Verdict::Finished)).unwrap();
-        let expected = vec![end(3, Verdict::Requeue), end(5, Verdict::Finished)];
+        append(run.path(), &end(5, NextAction::Finished)).unwrap();
+        let expected = vec![end(3, NextAction::Requeue), end(5, NextAction::Finished)];
         assert_eq!(History::load(run.path()).unwrap().0, expected);
     }
 }

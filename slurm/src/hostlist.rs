@@ -21,7 +21,7 @@ pub struct Error {
 
 /// All names that a list stands for, in its order.
 pub fn expand(list: &str) -> Result<Vec<String>, Error> {
-    let mut reader = Reader::new(list);
+    let mut reader = HostlistReader::new(list);
     let mut names = Vec::new();
     if list.is_empty() {
         return Ok(names);
@@ -36,14 +36,14 @@ pub fn expand(list: &str) -> Result<Vec<String>, Error> {
     }
 }
 
-struct Reader<'a> {
+struct HostlistReader<'a> {
     list: &'a str,
     chars: Vec<char>,
     /// Characters read so far.
     at: usize,
 }
 
-impl<'a> Reader<'a> {
+impl<'a> HostlistReader<'a> {
     fn new(list: &'a str) -> Self {
         Self {
             list,
@@ -206,15 +206,18 @@ impl<'a> Numbered<'a> {
 }
 
 /// First, last, digits of the first.
-type Range = (u64, u64, usize);
+type NumberRange = (u64, u64, usize);
 
 enum Group<'a> {
     Name(&'a str),
-    Numbers { prefix: &'a str, ranges: Vec<Range> },
+    Numbers {
+        prefix: &'a str,
+        ranges: Vec<NumberRange>,
+    },
 }
 
 /// Lengthens the last range by one where the number follows it and is written as the range would write it.
-fn push(ranges: &mut Vec<Range>, number: u64, width: usize) {
+fn push(ranges: &mut Vec<NumberRange>, number: u64, width: usize) {
     if let Some((_, last, digits)) = ranges.last_mut() {
         let next = *last + 1;
         if number == next && format!("{next:0digits$}").len() == width {

@@ -10,7 +10,7 @@ use serde::Serialize;
 /// What carries an interface's packets; better ones first.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize)]
 #[serde(rename_all = "snake_case")]
-pub enum Kind {
+pub enum LinkKind {
     /// InfiniBand or Omni-Path, as IP over it.
     Infiniband,
     /// A network card, or a bond or VLAN on cards.
@@ -29,7 +29,7 @@ pub struct Interface {
     /// The interface ("ib0").
     pub name: String,
     /// What it is.
-    pub kind: Kind,
+    pub kind: LinkKind,
     /// Whether it is up and has a carrier.
     pub up: bool,
     /// Megabits per second, where the system knows.
@@ -42,7 +42,7 @@ pub struct Interface {
 
 /// The address to listen on, with the reason.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Choice {
+pub struct ListenChoice {
     /// The interface.
     pub name: String,
     /// Its address.
@@ -86,7 +86,7 @@ fn there_are(there: &[String]) -> String {
 
 /// The address that other nodes should use: of the interface that `wish` names (by its name, an address, or a subnet as
 /// `10.1.0.0/16`); without a wish InfiniBand before network cards, the fastest first, and never a bridge to containers.
-pub fn choose(list: &[Interface], wish: Option<&str>) -> Result<Choice, Error> {
+pub fn choose(list: &[Interface], wish: Option<&str>) -> Result<ListenChoice, Error> {
     let usable = |i: &&Interface| i.up && !is_link_local(i.address);
     let there = || {
         let up = list.iter().filter(usable);
@@ -107,7 +107,7 @@ pub fn choose(list: &[Interface], wish: Option<&str>) -> Result<Choice, Error> {
     let best = list
         .iter()
         .filter(usable)
-        .filter(|i| i.kind <= Kind::Virtual)
+        .filter(|i| i.kind <= LinkKind::Virtual)
         // The first of equals: the system lists them in the order of its cards.
         .min_by_key(|i| {
             let speed = u32::MAX - i.speed_mbits.unwrap_or(0);
@@ -122,8 +122,8 @@ pub fn choose(list: &[Interface], wish: Option<&str>) -> Result<Choice, Error> {
         .collect();
     names.dedup();
     let what = match best.kind {
-        Kind::Infiniband => "InfiniBand",
-        Kind::Ethernet => "network card",
+        LinkKind::Infiniband => "InfiniBand",
+        LinkKind::Ethernet => "network card",
         _ => "virtual interface",
     };
     let reason = match names.len() {
@@ -133,8 +133,8 @@ pub fn choose(list: &[Interface], wish: Option<&str>) -> Result<Choice, Error> {
     Ok(chosen(best, reason))
 }
 
-fn chosen(interface: &Interface, reason: String) -> Choice {
-    Choice {
+fn chosen(interface: &Interface, reason: String) -> ListenChoice {
+    ListenChoice {
         name: interface.name.clone(),
         address: interface.address,
         reason,
@@ -240,25 +240,25 @@ const INNER: [&str; 13] = [
     "vmnet", "vnet", "tap",
 ];
 
-fn kind(name: &str, sys: &Sys) -> Kind {
+fn kind(name: &str, sys: &Sys) -> LinkKind {
     const LOOPBACK: i64 = 772;
     const INFINIBAND: i64 = 32;
     match sys {
         Sys {
             arp_type: LOOPBACK, ..
-        } => Kind::Loopback,
+        } => LinkKind::Loopback,
         Sys {
             arp_type: INFINIBAND,
             ..
-        } => Kind::Infiniband,
+        } => LinkKind::Infiniband,
         Sys { device: true, .. }
         | Sys { bond: true, .. }
         | Sys {
             over_device: true, ..
-        } => Kind::Ethernet,
-        Sys { bridge: true, .. } => Kind::Bridge,
-        _ if INNER.iter().any(|prefix| name.starts_with(prefix)) => Kind::Bridge,
-        _ => Kind::Virtual,
+        } => LinkKind::Ethernet,
+        Sys { bridge: true, .. } => LinkKind::Bridge,
+        _ if INNER.iter().any(|prefix| name.starts_with(prefix)) => LinkKind::Bridge,
+        _ => LinkKind::Virtual,
     }
 }
 
@@ -266,7 +266,7 @@ fn kind(name: &str, sys: &Sys) -> Kind {
 mod tests {
     use super::*;
 
-    fn interface(name: &str, kind: Kind, address: &str) -> Interface {
+    fn interface(name: &str, kind: LinkKind, address: &str) -> Interface {
         Interface {
             name: name.to_owned(),
             kind,
@@ -279,16 +279,16 @@ mod tests {
 
     fn node() -> Vec<Interface> {
         vec![
-            interface("lo", Kind::Loopback, "127.0.0.1"),
-            interface("docker0", Kind::Bridge, "172.17.0.1"),
-            interface("eno1", Kind::Ethernet, "fe80::1"),
-            interface("eno1", Kind::Ethernet, "fd00::3"),
-            interface("eno1", Kind::Ethernet, "10.0.0.3"),
+            interface("lo", LinkKind::Loopback, "127.0.0.1"),
+            interface("docker0", LinkKind::Bridge, "172.17.0.1"),
+            interface("eno1", LinkKind::Ethernet, "fe80::1"),
+            interface("eno1", LinkKind::Ethernet, "fd00::3"),
+            interface("eno1", LinkKind::Ethernet, "10.0.0.3"),
             Interface {
                 speed_mbits: Some(100_000),
-                ..interface("ens2", Kind::Ethernet, "10.2.0.3")
+                ..interface("ens2", LinkKind::Ethernet, "10.2.0.3")
             },
-            interface("ib0", Kind::Infiniband, "10.1.0.3"),
+            interface("ib0", LinkKind::Infiniband, "10.1.0.3"),
         ]
     }
 
@@ -320,7 +320,7 @@ mod tests {
             text.contains("there are lo 127.0.0.1, docker0 172.17.0.1\n  help: "),
             "{text}"
         );
-        list.push(interface("eth0", Kind::Virtual, "10.9.0.2"));
+        list.push(interface("eth0", LinkKind::Virtual, "10.9.0.2"));
         assert_eq!(name(&list, None), "eth0 10.9.0.2", "a container's own");
     }
 
@@ -360,7 +360,7 @@ mod tests {
                     ..sys
                 }
             ),
-            Kind::Loopback
+            LinkKind::Loopback
         );
         assert_eq!(
             kind(
@@ -371,7 +371,7 @@ mod tests {
                     ..sys
                 }
             ),
-            Kind::Infiniband
+            LinkKind::Infiniband
         );
         assert_eq!(
             kind(
@@ -381,9 +381,12 @@ mod tests {
                     ..sys
                 }
             ),
-            Kind::Ethernet
+            LinkKind::Ethernet
         );
-        assert_eq!(kind("bond0", &Sys { bond: true, ..sys }), Kind::Ethernet);
+        assert_eq!(
+            kind("bond0", &Sys { bond: true, ..sys }),
+            LinkKind::Ethernet
+        );
         let bridged = Sys {
             bridge: true,
             over_device: true,
@@ -391,7 +394,7 @@ mod tests {
         };
         assert_eq!(
             kind("br0", &bridged),
-            Kind::Ethernet,
+            LinkKind::Ethernet,
             "the node's only way out"
         );
         assert_eq!(
@@ -402,10 +405,10 @@ mod tests {
                     ..sys
                 }
             ),
-            Kind::Bridge
+            LinkKind::Bridge
         );
-        assert_eq!(kind("veth12ab", &sys), Kind::Bridge);
-        assert_eq!(kind("eth0", &sys), Kind::Virtual);
+        assert_eq!(kind("veth12ab", &sys), LinkKind::Bridge);
+        assert_eq!(kind("eth0", &sys), LinkKind::Virtual);
     }
 
     #[test]
@@ -413,7 +416,7 @@ mod tests {
         let list = list().unwrap();
         assert!(
             list.iter()
-                .any(|i| i.kind == Kind::Loopback && i.address.is_loopback()),
+                .any(|i| i.kind == LinkKind::Loopback && i.address.is_loopback()),
             "{list:?}"
         );
     }

@@ -16,7 +16,7 @@ pub const AGAIN: i32 = 75;
 /// What comes next.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
-pub enum Verdict {
+pub enum NextAction {
     /// Training is complete.
     Finished,
     /// The job goes back into the queue.
@@ -29,7 +29,7 @@ pub enum Verdict {
     ConfigError,
 }
 
-impl Verdict {
+impl NextAction {
     /// The exit code that tells the batch script.
     pub fn code(self) -> i32 {
         match self {
@@ -67,7 +67,7 @@ pub struct Ended {
 }
 
 /// What comes next, and why, with numbers.
-pub fn next(ended: &Ended) -> (Verdict, String) {
+pub fn next(ended: &Ended) -> (NextAction, String) {
     let (coordinator, trainers) = (ended.coordinator, ended.trainers);
     let codes = format!(
         "coordinator {}, trainers {}",
@@ -76,13 +76,13 @@ pub fn next(ended: &Ended) -> (Verdict, String) {
     );
     if coordinator == FINISHED {
         return (
-            Verdict::Finished,
+            NextAction::Finished,
             format!("finished at step {}", ended.step),
         );
     }
     if coordinator == WRONG_INPUT || trainers == WRONG_INPUT {
         let why = format!("the configuration or the input is wrong (exit codes: {codes})");
-        return (Verdict::ConfigError, why);
+        return (NextAction::ConfigError, why);
     }
     if let Some(signal) = &ended.noticed {
         let left = match coordinator {
@@ -99,12 +99,12 @@ pub fn next(ended: &Ended) -> (Verdict, String) {
             "{cause} ({signal}) at step {}: {left} ({codes})",
             ended.step
         );
-        return (Verdict::Requeue, why);
+        return (NextAction::Requeue, why);
     }
     // A trainer that the scheduler asked by itself has everybody leave, and all say so.
     if coordinator == LEFT && matches!(trainers, FINISHED | LEFT) {
         let why = format!("left in order at step {} ({codes})", ended.step);
-        return (Verdict::Requeue, why);
+        return (NextAction::Requeue, why);
     }
     let failures = match ended.step > ended.failed_at {
         true => 1,
@@ -115,11 +115,11 @@ pub fn next(ended: &Ended) -> (Verdict, String) {
         let why = format!(
             "failed {failures} times without a step after step {step}, the limit is {most} ({codes})"
         );
-        return (Verdict::GiveUp, why);
+        return (NextAction::GiveUp, why);
     }
     let why =
         format!("failed at step {step} ({codes}); failure {failures} of {most} without progress");
-    (Verdict::Again, why)
+    (NextAction::Again, why)
 }
 
 /// As people read it.
@@ -149,20 +149,20 @@ mod tests {
     #[test]
     fn each_end_has_its_consequence() {
         let verdict = |ended: &Ended| next(ended).0;
-        assert_eq!(verdict(&ended(0, 0)), Verdict::Finished);
+        assert_eq!(verdict(&ended(0, 0)), NextAction::Finished);
         // One trainer was lost on the way, which the others survived.
-        assert_eq!(verdict(&ended(0, 137)), Verdict::Finished);
-        assert_eq!(verdict(&ended(85, 85)), Verdict::Requeue);
-        assert_eq!(verdict(&ended(2, 143)), Verdict::ConfigError);
-        assert_eq!(verdict(&ended(85, 2)), Verdict::ConfigError);
+        assert_eq!(verdict(&ended(0, 137)), NextAction::Finished);
+        assert_eq!(verdict(&ended(85, 85)), NextAction::Requeue);
+        assert_eq!(verdict(&ended(2, 143)), NextAction::ConfigError);
+        assert_eq!(verdict(&ended(85, 2)), NextAction::ConfigError);
         // All trainers died, so the coordinator was asked to end.
-        assert_eq!(verdict(&ended(85, 139)), Verdict::Again);
-        assert_eq!(verdict(&ended(1, 143)), Verdict::Again);
+        assert_eq!(verdict(&ended(85, 139)), NextAction::Again);
+        assert_eq!(verdict(&ended(1, 143)), NextAction::Again);
         let killed_at_the_end = Ended {
             noticed: Some("TERM".to_owned()),
             ..ended(137, 137)
         };
-        assert_eq!(verdict(&killed_at_the_end), Verdict::Requeue);
+        assert_eq!(verdict(&killed_at_the_end), NextAction::Requeue);
         let why = next(&killed_at_the_end).1;
         assert!(why.contains("preempted or cancelled (TERM)"), "{why}");
         assert!(why.contains("trainers 137 (signal 9)"), "{why}");
@@ -177,14 +177,14 @@ mod tests {
                 ..ended(1, 1)
             })
         };
-        assert_eq!(after(0, 10).0, Verdict::Again);
-        assert_eq!(after(1, 10).0, Verdict::Again);
+        assert_eq!(after(0, 10).0, NextAction::Again);
+        assert_eq!(after(1, 10).0, NextAction::Again);
         let (verdict, why) = after(2, 10);
-        assert_eq!(verdict, Verdict::GiveUp);
+        assert_eq!(verdict, NextAction::GiveUp);
         assert!(
             why.contains("3 times") && why.contains("limit is 2"),
             "{why}"
         );
-        assert_eq!(after(2, 11).0, Verdict::Again);
+        assert_eq!(after(2, 11).0, NextAction::Again);
     }
 }

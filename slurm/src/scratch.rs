@@ -19,7 +19,7 @@ pub struct Candidate {
 
 /// What there is.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
-pub struct Facts {
+pub struct ScratchFacts {
     /// The candidate.
     #[serde(flatten)]
     pub candidate: Candidate,
@@ -31,9 +31,9 @@ pub struct Facts {
 
 /// The choice, with the reason against each that was not taken before it.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Choice<'a> {
+pub struct ScratchChoice<'a> {
     /// The directory.
-    pub chosen: Option<&'a Facts>,
+    pub chosen: Option<&'a ScratchFacts>,
     /// "/tmp ($TMPDIR): 3.1 GB free, 12.0 GB needed"
     pub refused: Vec<String>,
 }
@@ -93,10 +93,10 @@ fn expand(text: &str, env: &dyn Fn(&str) -> Option<String>) -> Option<String> {
 }
 
 /// Looks at each candidate.
-pub fn look(candidates: Vec<Candidate>) -> Vec<Facts> {
+pub fn look(candidates: Vec<Candidate>) -> Vec<ScratchFacts> {
     candidates
         .into_iter()
-        .map(|candidate| Facts {
+        .map(|candidate| ScratchFacts {
             writable: is_writable(&candidate.dir),
             mounted: filesystem::look(&candidate.dir).ok(),
             candidate,
@@ -110,12 +110,12 @@ fn is_writable(dir: &Path) -> bool {
 }
 
 /// The first candidate on a disk of the node that has room for `needed` bytes.
-pub fn choose(facts: &[Facts], needed: u64) -> Choice<'_> {
+pub fn choose(facts: &[ScratchFacts], needed: u64) -> ScratchChoice<'_> {
     let mut refused = Vec::new();
     for fact in facts {
         match against(fact, needed) {
             None => {
-                return Choice {
+                return ScratchChoice {
                     chosen: Some(fact),
                     refused,
                 };
@@ -126,13 +126,13 @@ pub fn choose(facts: &[Facts], needed: u64) -> Choice<'_> {
             }
         }
     }
-    Choice {
+    ScratchChoice {
         chosen: None,
         refused,
     }
 }
 
-fn against(fact: &Facts, needed: u64) -> Option<String> {
+fn against(fact: &ScratchFacts, needed: u64) -> Option<String> {
     let Some(Mounted { kind, free_bytes }) = fact.mounted else {
         return Some("does not exist".to_owned());
     };
@@ -164,8 +164,8 @@ mod tests {
 
     const GB: u64 = 1_000_000_000;
 
-    fn fact(dir: &str, magic: u64, free: u64) -> Facts {
-        Facts {
+    fn fact(dir: &str, magic: u64, free: u64) -> ScratchFacts {
+        ScratchFacts {
             candidate: Candidate {
                 dir: dir.into(),
                 origin: "here".to_owned(),
@@ -185,11 +185,11 @@ mod tests {
 
     #[test]
     fn the_first_local_disk_with_room_is_taken() {
-        let absent = Facts {
+        let absent = ScratchFacts {
             mounted: None,
             ..fact("/absent", EXT4, 0)
         };
-        let locked = Facts {
+        let locked = ScratchFacts {
             writable: false,
             ..fact("/locked", EXT4, 90 * GB)
         };

@@ -92,80 +92,80 @@ impl Default for Site {
 }
 
 /// A key of the file: name, what it means with an example, how it is taken over.
-struct Key {
+struct SiteKey {
     name: &'static str,
     example: &'static str,
     take: fn(&mut Site, &DeValue<'_>) -> Result<(), String>,
 }
 
 /// All keys, in the order in which they are explained.
-const KEYS: &[Key] = &[
-    Key {
+const KEYS: &[SiteKey] = &[
+    SiteKey {
         name: "partition",
         example: "\"gpu\"",
         take: |s, v| word(v).map(|w| s.partition = Some(w)),
     },
-    Key {
+    SiteKey {
         name: "account",
         example: "\"lab\"",
         take: |s, v| word(v).map(|w| s.account = Some(w)),
     },
-    Key {
+    SiteKey {
         name: "qos",
         example: "\"normal\"",
         take: |s, v| word(v).map(|w| s.qos = Some(w)),
     },
-    Key {
+    SiteKey {
         name: "constraint",
         example: "\"a100&ib\"",
         take: |s, v| word(v).map(|w| s.constraint = Some(w)),
     },
-    Key {
+    SiteKey {
         name: "modules",
         example: "[\"openmpi/5.0\"]",
         take: |s, v| list(v).map(|l| s.modules = l),
     },
-    Key {
+    SiteKey {
         name: "gpu",
         example: "\"gpus-per-node\", \"gres\", or with a type \"gres:a100\"",
         take: gpu,
     },
-    Key {
+    SiteKey {
         name: "scratch",
         example: "\"$SLURM_TMPDIR\" or [\"$TMPDIR\", \"/scratch/local\"]",
         take: |s, v| list(v).map(|l| s.scratch = l),
     },
-    Key {
+    SiteKey {
         name: "interface",
         example: "\"ib0\"",
         take: |s, v| word(v).map(|w| s.interface = Some(w)),
     },
-    Key {
+    SiteKey {
         name: "requeue",
         example: "\"scontrol\" or \"chain\"",
         take: requeue,
     },
-    Key {
+    SiteKey {
         name: "chain",
         example: "10",
         take: chain,
     },
-    Key {
+    SiteKey {
         name: "container",
         example: "\"apptainer exec --nv --bind /data\"",
         take: |s, v| words(v).map(|w| s.container = w),
     },
-    Key {
+    SiteKey {
         name: "sbatch",
         example: "[\"--mem=0\", \"--exclusive\"]",
         take: sbatch,
     },
-    Key {
+    SiteKey {
         name: "mpi",
         example: "\"pmix_v4\"",
         take: |s, v| word(v).map(|w| s.mpi = Some(w)),
     },
-    Key {
+    SiteKey {
         name: "time",
         example: "\"12:00:00\"",
         take: limit,

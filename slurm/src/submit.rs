@@ -142,7 +142,7 @@ pub fn alive(jobs: &[String]) -> Result<Vec<JobState>, Error> {
 
 /// A submission to make.
 #[derive(Clone, Debug)]
-pub struct Request {
+pub struct Submission {
     /// Directory whose [`FOLDER`] holds the script and the configuration already.
     pub base: PathBuf,
     /// Jobs in a chain; 1 for a job that requeues itself.
@@ -158,7 +158,7 @@ pub struct Request {
 /// Submits what [`client::test_only`] has accepted, and writes down what was submitted.
 ///
 /// When a link of a chain is refused, those before it are taken back.
-pub fn submit(request: &Request) -> Result<Submitted, Error> {
+pub fn submit(request: &Submission) -> Result<Submitted, Error> {
     let script = request.base.join(FOLDER).join(SCRIPT_FILE);
     let mut jobs: Vec<u64> = Vec::new();
     for _ in 0..request.links.max(1) {
@@ -220,7 +220,7 @@ pub fn replace(path: &Path, bytes: &[u8]) -> Result<(), Error> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::history::Event;
+    use crate::history::HistoryEvent;
 
     fn submitted(run: &Path) -> Submitted {
         Submitted {
@@ -253,7 +253,7 @@ mod tests {
 
     #[test]
     fn a_job_that_was_submitted_by_hand_is_one_of_the_runs() {
-        let start = |job: &str, unix_ms| Event::Start {
+        let start = |job: &str, unix_ms| HistoryEvent::Start {
             unix_ms,
             job: job.to_owned(),
             requeues: 0,
@@ -262,7 +262,7 @@ mod tests {
             backend: "local".to_owned(),
             step: 0,
         };
-        let jobs = |submitted: Option<&Submitted>, starts: &[Event]| {
+        let jobs = |submitted: Option<&Submitted>, starts: &[HistoryEvent]| {
             jobs_of(submitted, &History(starts.to_vec()))
         };
         let by_fovea = submitted(Path::new("/run"));

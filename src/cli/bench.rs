@@ -6,7 +6,7 @@ use std::time::Duration;
 use clap::{Args, Subcommand, ValueEnum};
 use fovea_run::config;
 
-use super::{Backend, Device};
+use super::{BackendChoice, DeviceChoice};
 
 #[derive(Args, Debug)]
 pub struct BenchArgs {
@@ -71,18 +71,18 @@ pub struct BenchAllreduceArgs {
 }
 
 #[derive(Clone, Copy, Debug, ValueEnum)]
-pub enum Precision {
+pub enum PrecisionChoice {
     Auto,
     F32,
     Bf16,
 }
 
-impl From<Precision> for config::Precision {
-    fn from(precision: Precision) -> Self {
+impl From<PrecisionChoice> for config::Precision {
+    fn from(precision: PrecisionChoice) -> Self {
         match precision {
-            Precision::Auto => Self::Auto,
-            Precision::F32 => Self::F32,
-            Precision::Bf16 => Self::Bf16,
+            PrecisionChoice::Auto => Self::Auto,
+            PrecisionChoice::F32 => Self::F32,
+            PrecisionChoice::Bf16 => Self::Bf16,
         }
     }
 }
@@ -92,7 +92,7 @@ impl From<Precision> for config::Precision {
 pub struct WorkArgs {
     /// What computes
     #[arg(long, value_enum, default_value = "auto")]
-    pub device: Device,
+    pub device: DeviceChoice,
     /// Side of an image in pixels; a multiple of --patch
     #[arg(long, value_name = "PIXELS", default_value_t = 1280)]
     pub size: u32,
@@ -110,7 +110,7 @@ pub struct WorkArgs {
     pub virtual_shards: u32,
     /// Arithmetic of forward and backward
     #[arg(long, value_enum, default_value = "auto")]
-    pub precision: Precision,
+    pub precision: PrecisionChoice,
     /// Compute threads of a rank; 0 = its share of the cores
     #[arg(long, default_value_t = 0)]
     pub threads: u32,
@@ -203,7 +203,7 @@ pub struct BenchScalingArgs {
     pub work: WorkArgs,
     /// How ranks exchange gradients
     #[arg(long, value_enum, default_value = "auto")]
-    pub backend: Backend,
+    pub backend: BackendChoice,
     /// Steps that are measured, of each number of ranks
     #[arg(long, default_value_t = 30, value_parser = clap::value_parser!(u32).range(1..=1_000_000))]
     pub steps: u32,
@@ -228,7 +228,7 @@ pub struct BenchRankArgs {
     pub world: u32,
     /// How they meet
     #[arg(long, value_enum)]
-    pub backend: Backend,
+    pub backend: BackendChoice,
     /// What is measured, as JSON
     #[arg(long)]
     pub work: String,

@@ -6,7 +6,7 @@ use std::time::{Duration, UNIX_EPOCH};
 
 use anyhow::anyhow;
 use fovea_coordinator::audit::{
-    self, EpochAudit, IncidentAudit, Input, Report, Resume, name_ranges,
+    self, AuditInput, EpochAudit, IncidentAudit, Report, Resume, name_ranges,
 };
 use fovea_coordinator::journal::{self, JOURNAL_FILE, JournalRecord};
 use fovea_coordinator::ledger::{self, LEDGER_FILE, LedgerRecord};
@@ -141,7 +141,7 @@ fn examine(
     let patches = patches(data);
     let order_input = order_input(data, config);
     let order = |epoch| EpochOrder::new(&order_input, epoch);
-    let mut report = audit::audit(&Input {
+    let mut report = audit::audit(&AuditInput {
         ledger: &records.ledger,
         journal: &records.journal,
         samples_per_epoch: order(0)?.total_samples(),

@@ -8,7 +8,9 @@ use std::time::{Duration, Instant};
 use anyhow::Context;
 use fovea_coordinator::client::{Endpoint, Observer};
 use fovea_coordinator::rundir::RunLock;
-use fovea_coordinator::server::{FindCheckpoint, Outcome, Server, ServerOptions, raise_file_limit};
+use fovea_coordinator::server::{
+    FindCheckpoint, RunOutcome, Server, ServerOptions, raise_file_limit,
+};
 use fovea_run::config::{Backend, Config};
 use fovea_run::run_dir::RunDir;
 use fovea_trainer::train::resume_point;
@@ -71,9 +73,9 @@ pub fn run(args: &CoordinatorArgs) -> anyhow::Result<Ending> {
         .build()
         .context("starting tokio")?;
     match runtime.block_on(server.run(std::future::pending()))? {
-        Outcome::Finished { .. } => Ok(Ending::Finished),
-        Outcome::Drained { .. } | Outcome::Stopped { .. } => Ok(Ending::Resume),
-        Outcome::Failed { reason } => Err(fovea_launch::Error::Child(reason).into()),
+        RunOutcome::Finished { .. } => Ok(Ending::Finished),
+        RunOutcome::Drained { .. } | RunOutcome::Stopped { .. } => Ok(Ending::Resume),
+        RunOutcome::Failed { reason } => Err(fovea_launch::Error::Child(reason).into()),
     }
 }
 

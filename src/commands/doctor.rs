@@ -8,7 +8,7 @@ use fovea_dataset::Manifest;
 use fovea_launch::exit_code::FAILED;
 use fovea_run::config::Config;
 use fovea_run::run_dir::RunDir;
-use fovea_slurm::doctor::gather::{Given, gather};
+use fovea_slurm::doctor::gather::{CallerFacts, gather};
 use fovea_slurm::doctor::{Facts, Line, Verdict, judge, page, worst};
 use fovea_slurm::site::Site;
 use serde::Serialize;
@@ -20,7 +20,7 @@ use crate::say;
 
 /// What `--json` prints.
 #[derive(Serialize)]
-struct Answer<'a> {
+struct JsonAnswer<'a> {
     verdict: Verdict,
     lines: &'a [Line],
     facts: &'a Facts,
@@ -37,7 +37,7 @@ pub fn run(args: &DoctorArgs) -> anyhow::Result<Ending> {
         }
     };
     let saved = Status::load(&run).ok().and_then(|status| status.checkpoint);
-    let facts = gather(Given {
+    let facts = gather(CallerFacts {
         libtorch: libtorch(),
         mpi: cfg!(feature = "mpi"),
         data_bytes: data_bytes(&run).unwrap_or(0),
@@ -49,7 +49,7 @@ pub fn run(args: &DoctorArgs) -> anyhow::Result<Ending> {
     let lines = judge(&facts);
     let verdict = worst(&lines);
     if args.json {
-        let answer = Answer {
+        let answer = JsonAnswer {
             verdict,
             lines: &lines,
             facts: &facts,

@@ -1,6 +1,6 @@
 //! `fovea eval`
 
-use fovea_dataset::{Bar, CLASSES, Dataset, Progress, Split};
+use fovea_dataset::{Bar, CLASSES, Dataset, ProgressListener, Split};
 use fovea_run::config::Config;
 use fovea_run::metrics::{Metrics, Scored, best_constant};
 use fovea_trainer::evaluate::Summary;

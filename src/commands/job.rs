@@ -14,10 +14,10 @@ use fovea_launch::exit_code;
 use fovea_run::config::{Backend, Config, Device};
 use fovea_run::run_dir::RunDir;
 use fovea_slurm::env::Allocation;
-use fovea_slurm::history::{self, Event, History};
+use fovea_slurm::history::{self, History, HistoryEvent};
 use fovea_slurm::interfaces;
 use fovea_slurm::launcher;
-use fovea_slurm::next::{self, Ended, Verdict, next};
+use fovea_slurm::next::{self, Ended, NextAction, next};
 use fovea_slurm::plan::{Offer, Plan, Transport, down_nodes, plan};
 use fovea_slurm::script::quote;
 
@@ -94,7 +94,7 @@ fn make_plan(args: &JobPlanArgs) -> anyhow::Result<Ending> {
         }
     };
     let address = address(&plan, args.interface.as_deref())?;
-    let start = Event::Start {
+    let start = HistoryEvent::Start {
         unix_ms: unix_ms(),
         job: job.id_text(),
         requeues: job.restart_count,
@@ -174,7 +174,7 @@ fn say_next(args: &JobNextArgs) -> anyhow::Result<Ending> {
         };
     }
     let job = Allocation::of_process().map_or_else(|_| "none".to_owned(), |job| job.id_text());
-    let end = Event::End {
+    let end = HistoryEvent::End {
         unix_ms: unix_ms(),
         job,
         step,
@@ -190,11 +190,11 @@ fn say_next(args: &JobNextArgs) -> anyhow::Result<Ending> {
 }
 
 fn note_wrong_input(run: &Path, why: &str) {
-    let end = Event::End {
+    let end = HistoryEvent::End {
         unix_ms: unix_ms(),
         job: Allocation::of_process().map_or_else(|_| "none".to_owned(), |job| job.id_text()),
         step: Status::load(run).map_or(0, |status| status.step),
-        verdict: Verdict::ConfigError,
+        verdict: NextAction::ConfigError,
         why: why.to_owned(),
     };
     if let Err(e) = history::append(run, &end) {

@@ -2,7 +2,7 @@
 
 use std::path::Path;
 
-use fovea_dataset::{Bar, Dataset, Progress};
+use fovea_dataset::{Bar, Dataset, ProgressListener};
 use fovea_run::run_dir::{Columns, Prediction, write_predictions};
 use fovea_trainer::predict::{Predictor, photos};
 

@@ -5,7 +5,7 @@ use std::time::{Duration, UNIX_EPOCH};
 
 use fovea_run::run_dir::RunDir;
 use fovea_slurm::client::{self, JobState};
-use fovea_slurm::history::{Event, History};
+use fovea_slurm::history::{History, HistoryEvent};
 use fovea_slurm::script::{elements, quote, run_of_element};
 use fovea_slurm::submit::{Submitted, jobs_of};
 use fovea_slurm::{hostlist, time};
@@ -106,7 +106,7 @@ impl Scheduled {
             .history
             .0
             .iter()
-            .filter(|e| matches!(e, Event::Start { .. }));
+            .filter(|e| matches!(e, HistoryEvent::Start { .. }));
         let starts = starts.count();
         if starts > 0 {
             say!("starts       {starts}")?;
@@ -136,14 +136,16 @@ impl Scheduled {
     }
 
     /// The history of another run, for a table.
-    pub fn history_of(run: &Path) -> Vec<Event> {
+    pub fn history_of(run: &Path) -> Vec<HistoryEvent> {
         History::load(run).unwrap_or_default().0
     }
 
     /// How its last start ended, if it did.
     pub fn last_words(run: &Path) -> String {
         match Self::history_of(run).pop() {
-            Some(Event::End { why, .. }) => why.lines().next().unwrap_or_default().to_owned(),
+            Some(HistoryEvent::End { why, .. }) => {
+                why.lines().next().unwrap_or_default().to_owned()
+            }
             _ => String::new(),
         }
     }
@@ -186,13 +188,13 @@ fn sentence(job: &JobState) -> String {
     text
 }
 
-fn line(event: &Event) -> String {
+fn line(event: &HistoryEvent) -> String {
     let at = |unix_ms: u64| {
         let at = UNIX_EPOCH + Duration::from_millis(unix_ms);
         humantime::format_rfc3339_seconds(at).to_string()
     };
     match event {
-        Event::Start {
+        HistoryEvent::Start {
             unix_ms,
             job,
             requeues,
@@ -207,7 +209,7 @@ fn line(event: &Event) -> String {
             show::counted(*world, "rank"),
             hostlist::compress(nodes)
         ),
-        Event::End {
+        HistoryEvent::End {
             unix_ms, job, why, ..
         } => format!("{} job {job} {why}", at(*unix_ms)),
     }

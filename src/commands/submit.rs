@@ -12,7 +12,7 @@ use fovea_run::run_dir::RunDir;
 use fovea_slurm::history::{self, FOLDER, History};
 use fovea_slurm::script::{self, ELEMENT, Job, elements, render, run_of_element, signal_lead};
 use fovea_slurm::site::{Requeue, Site};
-use fovea_slurm::submit::{self, CONFIG_FILE, Request, SCRIPT_FILE, Submitted};
+use fovea_slurm::submit::{self, CONFIG_FILE, SCRIPT_FILE, Submission, Submitted};
 use fovea_slurm::{client, time};
 use fovea_trainer::preflight::{Moment, preflight};
 use fovea_trainer::weights;
@@ -86,7 +86,7 @@ fn hand_over(
         Requeue::Scontrol => 1,
         Requeue::Chain => job.site.chain,
     };
-    Ok(submit::submit(&Request {
+    Ok(submit::submit(&Submission {
         base: base.to_owned(),
         links,
         array: args.array.clone(),

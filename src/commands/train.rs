@@ -19,7 +19,7 @@ use super::source::{self, Epochs, places};
 use crate::cli::TrainArgs;
 use crate::exit::{Ending, Usage};
 use crate::say;
-use crate::show::{self, View};
+use crate::show::{self, StatusView};
 
 pub fn run(args: &TrainArgs) -> anyhow::Result<Ending> {
     let mut config = resolve(args)?;
@@ -70,7 +70,7 @@ pub fn run(args: &TrainArgs) -> anyhow::Result<Ending> {
             .and_then(|left| Instant::now().checked_add(left)),
         drain_wanted: drain_flag(Again::LeaveAtOnce)?,
     };
-    let mut view = View::new();
+    let mut view = StatusView::new();
     let ended = launch(&options, |status| view.update(status))?;
     view.finish(&ended.status);
     let step = ended.status.step;
@@ -136,7 +136,7 @@ fn resolve(args: &TrainArgs) -> anyhow::Result<Config> {
     config.train.backend = args.backend.map_or(config.train.backend, Into::into);
     if !args.print_config {
         // This launcher starts ranks of one machine.
-        let on_gpus = gpu::choose(config.train.device, &gpu::Found::here(), 0)?.is_some();
+        let on_gpus = gpu::choose(config.train.device, &gpu::VisibleGpus::here(), 0)?.is_some();
         config.train.backend = backend(config.train.backend, on_gpus, None);
         if config.train.backend == config::Backend::Nccl && !on_gpus {
             return Err(Usage(

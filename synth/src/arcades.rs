@@ -2,14 +2,14 @@
 //! same on the nasal side.
 
 use super::noise::{lerp, smoothstep};
-use super::rng::Draw;
+use super::rng::RandomStream;
 
 /// Distance between the points of a vessel, design pixels.
 pub(super) const STEP: f32 = 4.0;
 
 /// Arteries carry bright blood behind a reflecting wall, veins dark blood.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Kind {
+pub(super) enum VesselKind {
     /// Lighter, thinner, with a bright reflex along the middle.
     Artery,
     /// Darker, wider.
@@ -29,7 +29,7 @@ pub(super) struct Course {
 
 impl Course {
     /// A course over (`vertical` -1) or under (1) the fovea.
-    pub(super) fn draw(vertical: f32, draw: &mut Draw) -> Self {
+    pub(super) fn draw(vertical: f32, draw: &mut RandomStream) -> Self {
         let apex = draw.range(0.66, 1.04);
         let lag = draw.range(-0.1, 0.12);
         let end = draw.range(0.35, 1.1);
@@ -57,14 +57,14 @@ impl Course {
     pub(super) fn temporal(
         &self,
         root: [f32; 2],
-        kind: Kind,
+        kind: VesselKind,
         unit: f32,
         tortuosity: f32,
-        draw: &mut Draw,
+        draw: &mut RandomStream,
     ) -> Vec<Waypoint> {
         let (start, weave) = match kind {
-            Kind::Vein => (0.01, 0.0),
-            Kind::Artery => (-0.03, draw.range(0.06, 0.12)),
+            VesselKind::Vein => (0.01, 0.0),
+            VesselKind::Artery => (-0.03, draw.range(0.06, 0.12)),
         };
         let neck = [
             draw.range(start - 0.04, start + 0.02),
@@ -86,12 +86,16 @@ impl Course {
     pub(super) fn nasal(
         &self,
         root: [f32; 2],
-        kind: Kind,
+        kind: VesselKind,
         unit: f32,
         tortuosity: f32,
-        draw: &mut Draw,
+        draw: &mut RandomStream,
     ) -> Vec<Waypoint> {
-        let start = if kind == Kind::Vein { -0.03 } else { -0.06 };
+        let start = if kind == VesselKind::Vein {
+            -0.03
+        } else {
+            -0.06
+        };
         let spread = draw.range(0.7, 1.2);
         let mut at = |x: [f32; 2], y: [f32; 2]| {
             [
@@ -112,7 +116,12 @@ impl Course {
 }
 
 /// A winding line along the curve through `controls` (in `unit` design pixels).
-fn trace(controls: &[[f32; 2]], unit: f32, tortuosity: f32, draw: &mut Draw) -> Vec<Waypoint> {
+fn trace(
+    controls: &[[f32; 2]],
+    unit: f32,
+    tortuosity: f32,
+    draw: &mut RandomStream,
+) -> Vec<Waypoint> {
     let controls: Vec<[f32; 2]> = controls.iter().map(|c| c.map(|v| v * unit)).collect();
     let wiggle = Wiggle::draw(tortuosity * 3.6, draw);
     let path = spline(&controls);
@@ -131,7 +140,7 @@ fn trace(controls: &[[f32; 2]], unit: f32, tortuosity: f32, draw: &mut Draw) -> 
 struct Wiggle([(f32, f32, f32); 4]);
 
 impl Wiggle {
-    fn draw(amplitude: f32, draw: &mut Draw) -> Self {
+    fn draw(amplitude: f32, draw: &mut RandomStream) -> Self {
         Self([320.0, 170.0, 90.0, 48.0].map(|length: f32| {
             let size = amplitude * (length / 170.0).powf(0.8) * draw.range(0.4, 1.0);
             (
@@ -199,10 +208,10 @@ mod tests {
     #[test]
     fn arcades_run_over_and_under_the_fovea_in_even_steps() {
         for index in 0..30 {
-            let mut draw = Draw::new(1, index, Purpose::Vessels);
+            let mut draw = RandomStream::new(1, index, Purpose::Vessels);
             for vertical in [-1.0, 1.0] {
                 let course = Course::draw(vertical, &mut draw);
-                for kind in [Kind::Artery, Kind::Vein] {
+                for kind in [VesselKind::Artery, VesselKind::Vein] {
                     let path = course.temporal([0.0; 2], kind, 450.0, 1.0, &mut draw);
                     let crossing = path.iter().find(|(p, _)| p[0] > 450.0).unwrap().0;
                     assert!(crossing[1] * vertical > 0.4 * 450.0, "{crossing:?}");

@@ -5,10 +5,10 @@ use image::RgbImage;
 use super::canvas::Canvas;
 use super::eye::Eye;
 use super::noise::hash;
-use super::rng::Draw;
+use super::rng::RandomStream;
 
 /// Takes the photograph.
-pub(super) fn expose(eye: &Eye, mut canvas: Canvas, draw: &mut Draw) -> RgbImage {
+pub(super) fn expose(eye: &Eye, mut canvas: Canvas, draw: &mut RandomStream) -> RgbImage {
     blur(&mut canvas, draw.skewed(0.75, 1.7, 1.6) * eye.scale);
     let noise = [
         draw.range(0.8, 2.0),

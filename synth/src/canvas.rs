@@ -38,14 +38,14 @@ impl Rect {
 }
 
 /// One f32 per pixel, `[size, size]`.
-pub(super) struct Plane {
+pub(super) struct ScalarField {
     /// Edge length in pixels.
     pub(super) size: usize,
     /// Row by row.
     pub(super) data: Vec<f32>,
 }
 
-impl Plane {
+impl ScalarField {
     /// All zero.
     pub(super) fn new(size: usize) -> Self {
         Self {
@@ -85,7 +85,7 @@ impl Canvas {
 
     /// Lays an absorbing layer over the picture: colour times `exp(-density * absorption)`
     /// (Beer-Lambert, per channel).
-    pub(super) fn absorb(&mut self, density: &Plane, absorption: [f32; 3]) {
+    pub(super) fn absorb(&mut self, density: &ScalarField, absorption: [f32; 3]) {
         for (pixel, &d) in self.rgb.iter_mut().zip(&density.data) {
             if d > 1e-3 {
                 for (value, k) in pixel.iter_mut().zip(absorption) {
@@ -97,7 +97,7 @@ impl Canvas {
 
     /// Lays a scattering layer over the picture: adds `alpha * gain` in units of the local red
     /// (the retina's brightness there), so that deposits in the shade stay in the shade.
-    pub(super) fn scatter(&mut self, alpha: &Plane, gain: [f32; 3]) {
+    pub(super) fn scatter(&mut self, alpha: &ScalarField, gain: [f32; 3]) {
         for (pixel, &a) in self.rgb.iter_mut().zip(&alpha.data) {
             if a > 1e-3 {
                 let light = pixel[0];
@@ -110,7 +110,7 @@ impl Canvas {
 }
 
 /// A lesion mask: coverage of each pixel in 1/255, `[size, size]`, and the grid cells it touches.
-pub(super) struct Mask {
+pub(super) struct LesionMask {
     /// Edge length in pixels.
     pub(super) size: usize,
     /// Row by row.
@@ -124,7 +124,7 @@ pub(super) const CELLS: usize = 10;
 /// The value from which a pixel counts as lesion (FGADR's masks are anti-aliased).
 pub(super) const POSITIVE: u8 = 128;
 
-impl Mask {
+impl LesionMask {
     /// No lesion anywhere.
     pub(super) fn new(size: usize) -> Self {
         Self {
@@ -174,7 +174,7 @@ mod tests {
 
     #[test]
     fn a_mask_counts_cells_by_positive_pixels_only() {
-        let mut mask = Mask::new(100);
+        let mut mask = LesionMask::new(100);
         mask.cover(5 * 100 + 5, 0.4);
         assert_eq!(mask.cells_touched(), 0);
         mask.cover(5 * 100 + 5, 0.9);

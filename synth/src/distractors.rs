@@ -1,12 +1,12 @@
 //! Look-alikes of lesions: drusen, pigment, laser scars, new vessels, reflections, dust,
 //! haze. They carry no mask.
 
-use super::arcades::Kind;
-use super::canvas::{Canvas, Plane, Rect};
+use super::arcades::VesselKind;
+use super::canvas::{Canvas, Rect, ScalarField};
 use super::eye::Eye;
 use super::noise::{Noise, bell, lerp, smoothstep};
-use super::rng::Draw;
-use super::vessels::{Tree, Vessel};
+use super::rng::RandomStream;
+use super::vessels::{Vessel, VesselTree};
 
 /// Absorption of melanin: brown to grey, not red.
 const MELANIN: [f32; 3] = [0.42, 0.55, 0.4];
@@ -16,8 +16,8 @@ pub(super) fn paint_deep(
     eye: &Eye,
     grade: u8,
     canvas: &mut Canvas,
-    layer: &mut Plane,
-    draw: &mut Draw,
+    layer: &mut ScalarField,
+    draw: &mut RandomStream,
 ) {
     let noise = Noise::new(draw.word());
     if draw.chance(0.35) {
@@ -44,7 +44,7 @@ pub(super) fn paint_deep(
 }
 
 /// Pale, round, blurred spots, gathered around the macula.
-fn drusen(eye: &Eye, noise: Noise, layer: &mut Plane, draw: &mut Draw) {
+fn drusen(eye: &Eye, noise: Noise, layer: &mut ScalarField, draw: &mut RandomStream) {
     let (spread, strength) = (draw.range(60.0, 260.0), draw.range(0.35, 0.9));
     for _ in 0..draw.count(6, 45) {
         let p = [
@@ -65,7 +65,13 @@ fn drusen(eye: &Eye, noise: Noise, layer: &mut Plane, draw: &mut Draw) {
 }
 
 /// Old photocoagulation: rows of pale discs with a dark fleck, away from the macula.
-fn laser_scars(eye: &Eye, noise: Noise, canvas: &mut Canvas, layer: &mut Plane, draw: &mut Draw) {
+fn laser_scars(
+    eye: &Eye,
+    noise: Noise,
+    canvas: &mut Canvas,
+    layer: &mut ScalarField,
+    draw: &mut RandomStream,
+) {
     let pitch = draw.range(62.0, 95.0);
     let (from, towards) = (draw.range(0.85, 1.15), draw.angle());
     let mut scars = Vec::new();
@@ -113,7 +119,7 @@ fn blob(
     radius: f32,
     softness: f32,
     strength: f32,
-    layer: &mut Plane,
+    layer: &mut ScalarField,
 ) {
     let radius = (radius * eye.scale).max(0.8);
     let rect = Rect::around(at[0], at[1], 1.8 * radius + 1.0, layer.size);
@@ -125,7 +131,7 @@ fn blob(
 }
 
 /// A uniform image position within the field of view.
-fn anywhere(eye: &Eye, draw: &mut Draw) -> [f32; 2] {
+fn anywhere(eye: &Eye, draw: &mut RandomStream) -> [f32; 2] {
     let (r, angle) = (0.95 * eye.radius * draw.unit().sqrt(), draw.angle());
     [
         eye.centre[0] + r * angle.cos(),
@@ -134,7 +140,7 @@ fn anywhere(eye: &Eye, draw: &mut Draw) -> [f32; 2] {
 }
 
 /// New vessels of proliferative disease: a tangle of thin loops at the disc or on an arcade.
-pub(super) fn grow_new_vessels(eye: &Eye, tree: &mut Tree, draw: &mut Draw) {
+pub(super) fn grow_new_vessels(eye: &Eye, tree: &mut VesselTree, draw: &mut RandomStream) {
     let unit = eye.fovea[0];
     for _ in 0..draw.count(1, 3) {
         let root = if draw.chance(0.5) {
@@ -164,9 +170,9 @@ pub(super) fn grow_new_vessels(eye: &Eye, tree: &mut Tree, draw: &mut Draw) {
                 })
                 .collect();
             let kind = if draw.chance(0.5) {
-                Kind::Artery
+                VesselKind::Artery
             } else {
-                Kind::Vein
+                VesselKind::Vein
             };
             tree.add(Vessel { kind, points });
         }
@@ -174,7 +180,12 @@ pub(super) fn grow_new_vessels(eye: &Eye, tree: &mut Tree, draw: &mut Draw) {
 }
 
 /// Above everything: reflections of the inner limiting membrane, dust on the lens, haze, flare.
-pub(super) fn paint_surface(eye: &Eye, canvas: &mut Canvas, layer: &mut Plane, draw: &mut Draw) {
+pub(super) fn paint_surface(
+    eye: &Eye,
+    canvas: &mut Canvas,
+    layer: &mut ScalarField,
+    draw: &mut RandomStream,
+) {
     let noise = Noise::new(draw.word());
     if draw.chance(0.3) {
         layer.clear();
@@ -197,7 +208,7 @@ pub(super) fn paint_surface(eye: &Eye, canvas: &mut Canvas, layer: &mut Plane, d
 }
 
 /// Silvery flecks and streaks along the nerve fibres.
-fn reflections(eye: &Eye, noise: Noise, layer: &mut Plane, draw: &mut Draw) {
+fn reflections(eye: &Eye, noise: Noise, layer: &mut ScalarField, draw: &mut RandomStream) {
     let strength = draw.range(0.25, 0.8);
     for _ in 0..draw.count(8, 40) {
         let p = [
@@ -222,7 +233,7 @@ fn reflections(eye: &Eye, noise: Noise, layer: &mut Plane, draw: &mut Draw) {
 }
 
 /// Cloudy media over the whole picture, and in some a bright crescent at the edge.
-fn veil(eye: &Eye, noise: Noise, canvas: &mut Canvas, draw: &mut Draw) {
+fn veil(eye: &Eye, noise: Noise, canvas: &mut Canvas, draw: &mut RandomStream) {
     let haze = draw.skewed(0.0, 0.16, 2.5);
     let flare = if draw.chance(0.22) {
         draw.range(0.08, 0.3)

@@ -4,7 +4,7 @@
 //! design pixels (pixels of a 1280-pixel image). Image positions are in real pixels.
 
 use super::noise::smoothstep;
-use super::rng::Draw;
+use super::rng::RandomStream;
 
 /// Edge length at which all sizes are given; other images scale them.
 pub(super) const DESIGN_SIZE: f32 = 1280.0;
@@ -34,7 +34,7 @@ pub(super) struct Eye {
 
 impl Eye {
     /// A left or right eye, macula-centred more often than not.
-    pub(super) fn draw(size: usize, draw: &mut Draw) -> Self {
+    pub(super) fn draw(size: usize, draw: &mut RandomStream) -> Self {
         let scale = size as f32 / DESIGN_SIZE;
         let middle = size as f32 / 2.0;
         let centre = [
@@ -128,11 +128,11 @@ impl Eye {
 
 #[cfg(test)]
 mod tests {
-    use super::super::rng::{Draw, Purpose};
+    use super::super::rng::{Purpose, RandomStream};
     use super::*;
 
     fn eyes(size: usize) -> impl Iterator<Item = Eye> {
-        (0..40).map(move |i| Eye::draw(size, &mut Draw::new(5, i, Purpose::Geometry)))
+        (0..40).map(move |i| Eye::draw(size, &mut RandomStream::new(5, i, Purpose::Geometry)))
     }
 
     #[test]
@@ -169,7 +169,7 @@ mod tests {
 
     #[test]
     fn nerve_fibres_leave_the_disc_and_arch_over_the_fovea() {
-        let eye = Eye::draw(1280, &mut Draw::new(1, 1, Purpose::Geometry));
+        let eye = Eye::draw(1280, &mut RandomStream::new(1, 1, Purpose::Geometry));
         let near_disc = eye.nerve_fibre([-60.0, 0.0]);
         assert!(near_disc.cos() < -0.9, "nasal fibres run nasally");
         let above = eye.nerve_fibre([eye.fovea[0], eye.fovea[1] - 200.0]);

@@ -3,7 +3,7 @@
 use super::canvas::{Canvas, Rect};
 use super::eye::Eye;
 use super::noise::{Noise, bell, lerp, smoothstep};
-use super::rng::Draw;
+use super::rng::RandomStream;
 
 /// Colour and texture of one eye under one lamp.
 pub(super) struct Tone {
@@ -34,7 +34,7 @@ pub(super) struct Tone {
 
 impl Tone {
     /// A tone in the range that cameras and skins give.
-    pub(super) fn draw(draw: &mut Draw) -> Self {
+    pub(super) fn draw(draw: &mut RandomStream) -> Self {
         let red = draw.range(0.54, 0.76);
         let green = red * (0.445 + 0.035 * draw.normal()).clamp(0.385, 0.52);
         let blue = green * draw.skewed(0.06, 0.46, 1.3);
@@ -143,7 +143,7 @@ impl Tone {
 }
 
 /// Paints the retina and the optic disc into an empty canvas.
-pub(super) fn paint(eye: &Eye, tone: &Tone, canvas: &mut Canvas, draw: &mut Draw) {
+pub(super) fn paint(eye: &Eye, tone: &Tone, canvas: &mut Canvas, draw: &mut RandomStream) {
     paint_retina(eye, tone, canvas);
     paint_disc(eye, tone, canvas, draw);
 }
@@ -190,7 +190,7 @@ fn paint_retina(eye: &Eye, tone: &Tone, canvas: &mut Canvas) {
 
 /// The optic disc: pale ellipse with a brighter cup, a rim that is redder on the nasal side, and in
 /// some eyes a crescent of bare sclera or pigment beside it.
-fn paint_disc(eye: &Eye, tone: &Tone, canvas: &mut Canvas, draw: &mut Draw) {
+fn paint_disc(eye: &Eye, tone: &Tone, canvas: &mut Canvas, draw: &mut RandomStream) {
     let radius = eye.disc_radius;
     let tall = draw.range(1.0, 1.14);
     let lean = 0.05 * draw.normal();

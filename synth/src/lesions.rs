@@ -1,11 +1,11 @@
 //! Where lesions go, and how many. Their shapes are in [`super::shapes`].
 
-use super::canvas::{Mask, Plane};
+use super::canvas::{LesionMask, ScalarField};
 use super::eye::Eye;
 use super::noise::Noise;
-use super::rng::Draw;
+use super::rng::RandomStream;
 use super::shapes::{Brush, Deposit, Flame, Fluff, Spot};
-use super::vessels::Tree;
+use super::vessels::VesselTree;
 
 /// Attempts at filling one class before a picture is left with fewer cells than planned.
 const ATTEMPTS: usize = 600;
@@ -13,18 +13,18 @@ const ATTEMPTS: usize = 600;
 /// Draws the lesions of one eye, class by class.
 pub(super) struct Pathology<'a> {
     eye: &'a Eye,
-    tree: &'a Tree,
+    tree: &'a VesselTree,
     /// Places around which lesions of all classes gather, eye frame.
     foci: Vec<[f32; 2]>,
     /// Where lesions are already: place (eye frame) and radius, design pixels.
     taken: Vec<([f32; 2], f32)>,
-    draw: Draw,
+    draw: RandomStream,
     noise: Noise,
 }
 
 impl<'a> Pathology<'a> {
     /// Decides where this eye is ill.
-    pub(super) fn new(eye: &'a Eye, tree: &'a Tree, mut draw: Draw) -> Self {
+    pub(super) fn new(eye: &'a Eye, tree: &'a VesselTree, mut draw: RandomStream) -> Self {
         let noise = Noise::new(draw.word());
         let mut pathology = Self {
             eye,
@@ -42,7 +42,12 @@ impl<'a> Pathology<'a> {
     }
 
     /// Microaneurysms until they touch `cells` grid cells.
-    pub(super) fn microaneurysms(&mut self, cells: u32, layer: &mut Plane, mask: &mut Mask) {
+    pub(super) fn microaneurysms(
+        &mut self,
+        cells: u32,
+        layer: &mut ScalarField,
+        mask: &mut LesionMask,
+    ) {
         let vivid = self.draw.range(0.75, 1.15);
         self.fill(cells, 1.0, layer, mask, |this, _, layer, mask| {
             let radius = this.draw.skewed(2.5, 7.0, 1.5);
@@ -61,7 +66,12 @@ impl<'a> Pathology<'a> {
     }
 
     /// Haemorrhages (dots, blots, flames) until they touch `cells` grid cells.
-    pub(super) fn haemorrhages(&mut self, cells: u32, layer: &mut Plane, mask: &mut Mask) {
+    pub(super) fn haemorrhages(
+        &mut self,
+        cells: u32,
+        layer: &mut ScalarField,
+        mask: &mut LesionMask,
+    ) {
         let vivid = self.draw.range(0.8, 1.2);
         let flames = self.draw.range(0.1, 0.45);
         self.fill(cells, 1.4, layer, mask, |this, room, layer, mask| {
@@ -88,8 +98,8 @@ impl<'a> Pathology<'a> {
         at: [f32; 2],
         radius: f32,
         strength: f32,
-        layer: &mut Plane,
-        mask: &mut Mask,
+        layer: &mut ScalarField,
+        mask: &mut LesionMask,
     ) {
         let scale = self.eye.scale;
         let lobes = if radius > 14.0 {
@@ -131,8 +141,8 @@ impl<'a> Pathology<'a> {
         at: [f32; 2],
         length: f32,
         strength: f32,
-        layer: &mut Plane,
-        mask: &mut Mask,
+        layer: &mut ScalarField,
+        mask: &mut LesionMask,
     ) {
         let scale = self.eye.scale;
         let direction = self.eye.nerve_fibre(at) + 0.12 * self.draw.normal();
@@ -149,7 +159,12 @@ impl<'a> Pathology<'a> {
 
     /// Hard exudates (scattered, clustered, in rings, in a macular star) until they touch `cells`
     /// grid cells.
-    pub(super) fn hard_exudates(&mut self, cells: u32, layer: &mut Plane, mask: &mut Mask) {
+    pub(super) fn hard_exudates(
+        &mut self,
+        cells: u32,
+        layer: &mut ScalarField,
+        mask: &mut LesionMask,
+    ) {
         let vivid = self.draw.range(0.62, 1.1);
         let coarse = self.draw.range(0.75, 1.5);
         self.fill(cells, 1.8, layer, mask, |this, room, layer, mask| {
@@ -191,8 +206,8 @@ impl<'a> Pathology<'a> {
         centre: [f32; 2],
         coarse: f32,
         vivid: f32,
-        layer: &mut Plane,
-        mask: &mut Mask,
+        layer: &mut ScalarField,
+        mask: &mut LesionMask,
     ) {
         let radius = self.draw.range(38.0, 95.0);
         let squash = self.draw.range(0.65, 1.0);
@@ -210,7 +225,13 @@ impl<'a> Pathology<'a> {
     }
 
     /// Short rows of deposits that point at the fovea.
-    fn macular_star(&mut self, coarse: f32, vivid: f32, layer: &mut Plane, mask: &mut Mask) {
+    fn macular_star(
+        &mut self,
+        coarse: f32,
+        vivid: f32,
+        layer: &mut ScalarField,
+        mask: &mut LesionMask,
+    ) {
         let fovea = self.eye.fovea;
         let rays = self.draw.count(3, 7);
         let towards = self.draw.angle();
@@ -231,9 +252,9 @@ impl<'a> Pathology<'a> {
         count: usize,
         coarse: f32,
         vivid: f32,
-        layer: &mut Plane,
-        mask: &mut Mask,
-        place: impl Fn(&mut Draw) -> [f32; 2],
+        layer: &mut ScalarField,
+        mask: &mut LesionMask,
+        place: impl Fn(&mut RandomStream) -> [f32; 2],
     ) {
         for _ in 0..count {
             let at = place(&mut self.draw);
@@ -267,8 +288,8 @@ impl<'a> Pathology<'a> {
         at: [f32; 2],
         radius: f32,
         vivid: f32,
-        layer: &mut Plane,
-        mask: &mut Mask,
+        layer: &mut ScalarField,
+        mask: &mut LesionMask,
     ) {
         let deposit = Deposit {
             at: self.eye.to_image(at),
@@ -282,7 +303,12 @@ impl<'a> Pathology<'a> {
     }
 
     /// Cotton-wool spots until they touch `cells` grid cells.
-    pub(super) fn soft_exudates(&mut self, cells: u32, layer: &mut Plane, mask: &mut Mask) {
+    pub(super) fn soft_exudates(
+        &mut self,
+        cells: u32,
+        layer: &mut ScalarField,
+        mask: &mut LesionMask,
+    ) {
         let vivid = self.draw.range(0.7, 1.1);
         self.fill(cells, 2.2, layer, mask, |this, room, layer, mask| {
             let across = if room <= 2 {
@@ -322,9 +348,9 @@ impl<'a> Pathology<'a> {
         &mut self,
         wanted: u32,
         typical: f32,
-        layer: &mut Plane,
-        mask: &mut Mask,
-        paint: impl Fn(&mut Self, u32, &mut Plane, &mut Mask),
+        layer: &mut ScalarField,
+        mask: &mut LesionMask,
+        paint: impl Fn(&mut Self, u32, &mut ScalarField, &mut LesionMask),
     ) {
         for _ in 0..ATTEMPTS {
             let have = mask.cells_touched() as u32;
@@ -339,7 +365,7 @@ impl<'a> Pathology<'a> {
         }
     }
 
-    fn brush<'b>(&self, layer: &'b mut Plane, mask: &'b mut Mask) -> Brush<'b>
+    fn brush<'b>(&self, layer: &'b mut ScalarField, mask: &'b mut LesionMask) -> Brush<'b>
     where
         'a: 'b,
     {

@@ -35,15 +35,15 @@ use image::codecs::png::{CompressionType, FilterType, PngEncoder};
 use image::{ExtendedColorType, ImageEncoder, RgbImage};
 use rayon::prelude::*;
 
-use arcades::Kind;
-use canvas::{Canvas, Mask, Plane};
+use arcades::VesselKind;
+use canvas::{Canvas, LesionMask, ScalarField};
 use eye::Eye;
-use fovea_dataset::{Error, Progress, Result};
+use fovea_dataset::{Error, ProgressListener, Result};
 use fundus::Tone;
 use lesions::Pathology;
 use plan::Case;
-use rng::{Draw, Purpose};
-use vessels::Tree;
+use rng::{Purpose, RandomStream};
+use vessels::VesselTree;
 
 /// What [`synth`] makes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -102,7 +102,7 @@ const BLEEDING: [f32; 3] = [0.34, 1.2, 0.76];
 ///
 /// # Errors
 /// Options out of range, an output directory that holds anything else, and whatever the disk refuses.
-pub fn synth(out: &Path, options: &SynthOptions, progress: &dyn Progress) -> Result<()> {
+pub fn synth(out: &Path, options: &SynthOptions, progress: &dyn ProgressListener) -> Result<()> {
     check(options)?;
     let staging = make_directories(out)?;
     let cases = plan::plan(options.images as usize, options.seed);
@@ -190,25 +190,25 @@ fn file_name(index: usize) -> String {
 }
 
 /// A photograph and its masks (MA, HE, EX, SE).
-struct Picture {
+struct PaintedPicture {
     photo: RgbImage,
-    masks: [Mask; 4],
+    masks: [LesionMask; 4],
 }
 
 /// Paints image `index`, from the back to the front.
-fn paint(size: usize, seed: u64, index: usize, case: Case) -> Picture {
-    let stream = |purpose| Draw::new(seed, index as u64, purpose);
+fn paint(size: usize, seed: u64, index: usize, case: Case) -> PaintedPicture {
+    let stream = |purpose| RandomStream::new(seed, index as u64, purpose);
     let eye = Eye::draw(size, &mut stream(Purpose::Geometry));
     let mut toning = stream(Purpose::Tone);
     let tone = Tone::draw(&mut toning);
     let mut extras = stream(Purpose::Distractors);
-    let mut tree = Tree::grow(&eye, &mut stream(Purpose::Vessels));
+    let mut tree = VesselTree::grow(&eye, &mut stream(Purpose::Vessels));
     if case.grade == 4 {
         distractors::grow_new_vessels(&eye, &mut tree, &mut extras);
     }
     let mut pathology = Pathology::new(&eye, &tree, stream(Purpose::Lesions));
-    let [mut ma, mut he, mut ex, mut se] = std::array::from_fn(|_| Mask::new(size));
-    let (mut canvas, mut layer) = (Canvas::new(size), Plane::new(size));
+    let [mut ma, mut he, mut ex, mut se] = std::array::from_fn(|_| LesionMask::new(size));
+    let (mut canvas, mut layer) = (Canvas::new(size), ScalarField::new(size));
 
     fundus::paint(&eye, &tone, &mut canvas, &mut toning);
     distractors::paint_deep(&eye, case.grade, &mut canvas, &mut layer, &mut extras);
@@ -217,7 +217,7 @@ fn paint(size: usize, seed: u64, index: usize, case: Case) -> Picture {
     pathology.hard_exudates(case.cells[2], &mut layer, &mut ex);
     canvas.scatter(&layer, tone.exudate_gain());
 
-    for (kind, absorption) in [(Kind::Vein, VEIN), (Kind::Artery, ARTERY)] {
+    for (kind, absorption) in [(VesselKind::Vein, VEIN), (VesselKind::Artery, ARTERY)] {
         layer.clear();
         tree.paint(&eye, kind, &mut layer);
         canvas.absorb(&layer, absorption);
@@ -225,7 +225,7 @@ fn paint(size: usize, seed: u64, index: usize, case: Case) -> Picture {
         tree.paint_reflex(&eye, kind, &mut layer);
         canvas.scatter(
             &layer,
-            if kind == Kind::Artery {
+            if kind == VesselKind::Artery {
                 [0.08, 0.1, 0.05]
             } else {
                 [0.03, 0.02, 0.01]
@@ -244,13 +244,13 @@ fn paint(size: usize, seed: u64, index: usize, case: Case) -> Picture {
 
     distractors::paint_surface(&eye, &mut canvas, &mut layer, &mut extras);
     let photo = camera::expose(&eye, canvas, &mut stream(Purpose::Camera));
-    Picture {
+    PaintedPicture {
         photo,
         masks: [ma, he, ex, se],
     }
 }
 
-fn write_image(root: &Path, index: usize, picture: &Picture) -> Result<()> {
+fn write_image(root: &Path, index: usize, picture: &PaintedPicture) -> Result<()> {
     let name = file_name(index);
     write_png(
         &root.join(UNFINISHED_PHOTOS).join(&name),

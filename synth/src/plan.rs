@@ -3,7 +3,7 @@
 //! Rates are FGADR's (1,841 images, 184,100 patches). Quotas and stratified draws meet them, not
 //! independent coin flips, so that even 24 images look like the whole; who gets what is random.
 
-use super::rng::{Draw, Purpose};
+use super::rng::{Purpose, RandomStream};
 
 /// Share of images with at least one lesion of MA, HE, EX, SE.
 pub(super) const IMAGE_RATES: [f64; 4] = [0.82, 0.84, 0.73, 0.36];
@@ -33,7 +33,7 @@ pub(super) struct Case {
 /// The cases of a dataset of `images` images. Grade 0 has no lesion, grade 1 microaneurysms only,
 /// grades 2 and up always haemorrhages; each class is in at least one image.
 pub(super) fn plan(images: usize, seed: u64) -> Vec<Case> {
-    let mut draw = Draw::new(seed, u64::MAX, Purpose::Plan);
+    let mut draw = RandomStream::new(seed, u64::MAX, Purpose::Plan);
     let quota = |rate: f64| ((rate * images as f64).round() as usize).clamp(1, images);
     let advanced = quota(IMAGE_RATES[1]);
     let mild = ((GRADE_1 * images as f64).round() as usize).min(images - advanced);
@@ -85,7 +85,7 @@ pub(super) fn plan(images: usize, seed: u64) -> Vec<Case> {
 }
 
 /// `ranks` from mild to severe, shuffled as far as `weight` (0: at random, large: strictly) allows.
-fn by_severity(ranks: &[usize], weight: f32, draw: &mut Draw) -> Vec<usize> {
+fn by_severity(ranks: &[usize], weight: f32, draw: &mut RandomStream) -> Vec<usize> {
     let span = ranks.len().max(1) as f32;
     let mut scored: Vec<(f32, usize)> = ranks
         .iter()
@@ -98,7 +98,13 @@ fn by_severity(ranks: &[usize], weight: f32, draw: &mut Draw) -> Vec<usize> {
 
 /// Gives each image of `ranks` its number of cells: quantiles of a long-tailed distribution, more
 /// for the severe ones, with the sum that [`CELLS_PER_IMAGE`] asks for.
-fn deal_cells(class: usize, images: usize, ranks: &[usize], cases: &mut [Case], draw: &mut Draw) {
+fn deal_cells(
+    class: usize,
+    images: usize,
+    ranks: &[usize],
+    cases: &mut [Case],
+    draw: &mut RandomStream,
+) {
     let mut sorted = ranks.to_vec();
     sorted.sort_unstable();
     let order = by_severity(&sorted, 1.5, draw);

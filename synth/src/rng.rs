@@ -24,9 +24,9 @@ pub(super) enum Purpose {
 }
 
 /// Random numbers of one purpose of one image.
-pub(super) struct Draw(ChaCha8Rng);
+pub(super) struct RandomStream(ChaCha8Rng);
 
-impl Draw {
+impl RandomStream {
     /// The stream of `purpose` for image `index` of the dataset with this `seed`.
     pub(super) fn new(seed: u64, index: u64, purpose: Purpose) -> Self {
         let mut key = [0u8; 32];
@@ -48,7 +48,7 @@ impl Draw {
         low + (high - low) * self.unit()
     }
 
-    /// Like [`Draw::range`], pushed towards `low` as `power` grows above 1.
+    /// Like [`RandomStream::range`], pushed towards `low` as `power` grows above 1.
     pub(super) fn skewed(&mut self, low: f32, high: f32, power: f32) -> f32 {
         low + (high - low) * self.unit().powf(power)
     }

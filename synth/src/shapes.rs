@@ -1,7 +1,7 @@
 //! The shapes of lesions. Each is a depth function - distance in pixels from its outline, positive
 //! inside - from which both the look and the anti-aliased mask follow.
 
-use super::canvas::{Mask, Plane, Rect};
+use super::canvas::{LesionMask, Rect, ScalarField};
 use super::eye::Eye;
 use super::noise::{Noise, smoothstep};
 
@@ -64,8 +64,8 @@ pub(super) struct Fluff {
 pub(super) struct Brush<'a> {
     pub(super) eye: &'a Eye,
     pub(super) noise: Noise,
-    pub(super) layer: &'a mut Plane,
-    pub(super) mask: &'a mut Mask,
+    pub(super) layer: &'a mut ScalarField,
+    pub(super) mask: &'a mut LesionMask,
 }
 
 impl Brush<'_> {

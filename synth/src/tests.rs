@@ -107,7 +107,7 @@ fn the_surround_is_black_and_the_retina_is_not() {
 fn lesions_meet_the_rates_and_show_in_the_picture() {
     let (images, size, seed) = (60, 256, 4);
     let cases = plan::plan(images, seed);
-    let pictures: Vec<Picture> = cases
+    let pictures: Vec<PaintedPicture> = cases
         .par_iter()
         .enumerate()
         .map(|(i, &case)| paint(size, seed, i, case))
@@ -120,7 +120,7 @@ fn lesions_meet_the_rates_and_show_in_the_picture() {
             (positive - wanted).abs() < 0.03,
             "class {class}: image rate {positive}, wanted {wanted}"
         );
-        let cells = masks().map(Mask::cells_touched).sum::<usize>() as f64 / images as f64;
+        let cells = masks().map(LesionMask::cells_touched).sum::<usize>() as f64 / images as f64;
         let wanted = plan::CELLS_PER_IMAGE[class];
         assert!(
             (cells / wanted - 1.0).abs() < 0.15,
@@ -146,7 +146,7 @@ fn lesions_meet_the_rates_and_show_in_the_picture() {
 }
 
 /// Mean green inside the lesions of a class minus the mean of a frame around them.
-fn contrast(picture: &Picture, class: usize) -> Option<f64> {
+fn contrast(picture: &PaintedPicture, class: usize) -> Option<f64> {
     let mask = &picture.masks[class];
     let size = mask.size;
     let (mut inside, mut around) = ((0.0, 0u32), (0.0, 0u32));
@@ -178,7 +178,7 @@ fn lesions_scale_with_the_image() {
     };
     let [small, large] = [256, 640].map(|size| paint(size, 9, 0, case));
     for class in 0..4 {
-        let share = |p: &Picture| {
+        let share = |p: &PaintedPicture| {
             let positive = p.masks[class]
                 .data
                 .iter()

@@ -5,11 +5,11 @@
 //! parent's width (Murray's law: cubes add up), heads for the fovea or the periphery, and
 //! avoids vessels of its own kind; arteries and veins cross freely, as they do in an eye.
 
-use super::arcades::{Course, Kind, STEP, Waypoint};
-use super::canvas::{Plane, Rect};
+use super::arcades::{Course, STEP, VesselKind, Waypoint};
+use super::canvas::{Rect, ScalarField};
 use super::eye::Eye;
 use super::noise::{lerp, smoothstep};
-use super::rng::Draw;
+use super::rng::RandomStream;
 
 /// Vessels end at this diameter, design pixels.
 const THINNEST: f32 = 1.3;
@@ -17,12 +17,12 @@ const THINNEST: f32 = 1.3;
 /// A vessel as a chain of points: eye frame, design pixels, with the diameter at each.
 #[derive(Clone, Debug)]
 pub(super) struct Vessel {
-    pub(super) kind: Kind,
+    pub(super) kind: VesselKind,
     pub(super) points: Vec<([f32; 2], f32)>,
 }
 
 /// All vessels of one eye and where they lie.
-pub(super) struct Tree {
+pub(super) struct VesselTree {
     vessels: Vec<Vessel>,
     occupied: [Occupancy; 2],
 }
@@ -70,7 +70,7 @@ impl Occupancy {
 
 /// A branch that waits to be grown.
 struct Bud {
-    kind: Kind,
+    kind: VesselKind,
     parent: u16,
     at: [f32; 2],
     heading: f32,
@@ -78,9 +78,9 @@ struct Bud {
     depth: u32,
 }
 
-impl Tree {
+impl VesselTree {
     /// Grows the vessels of `eye`.
-    pub(super) fn grow(eye: &Eye, draw: &mut Draw) -> Self {
+    pub(super) fn grow(eye: &Eye, draw: &mut RandomStream) -> Self {
         let mut tree = Self {
             vessels: Vec::new(),
             occupied: [Occupancy::new(), Occupancy::new()],
@@ -90,11 +90,14 @@ impl Tree {
         let clear = 1.3 * eye.disc_radius;
         let mut buds = Vec::new();
         // All vessels of a kind come out of the cup at one place.
-        let roots =
-            [Kind::Artery, Kind::Vein].map(|_| [draw.range(-0.07, 0.0), 0.03 * draw.normal()]);
+        let roots = [VesselKind::Artery, VesselKind::Vein]
+            .map(|_| [draw.range(-0.07, 0.0), 0.03 * draw.normal()]);
         for vertical in [-1.0, 1.0] {
             let course = Course::draw(vertical, draw);
-            for (kind, widths) in [(Kind::Vein, [12.0, 17.0]), (Kind::Artery, [8.5, 12.0])] {
+            for (kind, widths) in [
+                (VesselKind::Vein, [12.0, 17.0]),
+                (VesselKind::Artery, [8.5, 12.0]),
+            ] {
                 let width = calibre * draw.range(widths[0], widths[1]);
                 let root = roots[kind as usize];
                 let path = course.temporal(root, kind, eye.fovea[0], tortuosity, draw);
@@ -122,14 +125,14 @@ impl Tree {
     }
 
     /// Stamps all vessels of one kind as density: about 1 in the middle of a wide vessel.
-    pub(super) fn paint(&self, eye: &Eye, kind: Kind, layer: &mut Plane) {
+    pub(super) fn paint(&self, eye: &Eye, kind: VesselKind, layer: &mut ScalarField) {
         for vessel in self.vessels.iter().filter(|v| v.kind == kind) {
             paint_blood(eye, vessel, layer);
         }
     }
 
     /// Stamps the reflex of the vessels of one kind, 0..1.
-    pub(super) fn paint_reflex(&self, eye: &Eye, kind: Kind, layer: &mut Plane) {
+    pub(super) fn paint_reflex(&self, eye: &Eye, kind: VesselKind, layer: &mut ScalarField) {
         for vessel in self.vessels.iter().filter(|v| v.kind == kind) {
             paint_reflex(eye, vessel, layer);
         }
@@ -147,12 +150,12 @@ impl Tree {
     /// Adds a vessel that runs along `path` from the disc outwards, and its buds.
     fn trunk(
         &mut self,
-        kind: Kind,
+        kind: VesselKind,
         path: &[Waypoint],
         width: f32,
         clear: f32,
         buds: &mut Vec<Bud>,
-        draw: &mut Draw,
+        draw: &mut RandomStream,
     ) {
         let total = path.len().max(2) as f32 - 1.0;
         let mut points = Vec::with_capacity(path.len());
@@ -196,7 +199,7 @@ impl Tree {
         bud: &Bud,
         tortuosity: f32,
         buds: &mut Vec<Bud>,
-        draw: &mut Draw,
+        draw: &mut RandomStream,
     ) {
         let budget = bud.width.powf(0.9) * draw.range(40.0, 90.0);
         let inward = heads_inward(eye, bud);
@@ -251,12 +254,12 @@ impl Tree {
 }
 
 /// Thin vessels that leave the disc by themselves, towards the macula and the nose.
-fn small_disc_vessels(eye: &Eye, buds: &mut Vec<Bud>, draw: &mut Draw) {
+fn small_disc_vessels(eye: &Eye, buds: &mut Vec<Bud>, draw: &mut RandomStream) {
     for _ in 0..draw.count(5, 9) {
         let kind = if draw.chance(0.5) {
-            Kind::Artery
+            VesselKind::Artery
         } else {
-            Kind::Vein
+            VesselKind::Vein
         };
         let temporal = draw.chance(0.5);
         let heading = if temporal {
@@ -309,7 +312,7 @@ impl Walk {
         tortuosity: f32,
         free: impl Fn([f32; 2]) -> bool,
         leaving: bool,
-        draw: &mut Draw,
+        draw: &mut RandomStream,
     ) -> bool {
         let to_fovea = [eye.fovea[0] - self.p[0], eye.fovea[1] - self.p[1]];
         let distance = to_fovea[0].hypot(to_fovea[1]);
@@ -375,7 +378,7 @@ fn for_each_segment(eye: &Eye, vessel: &Vessel, mut stamp: impl FnMut([f32; 2], 
 
 /// Stamps `profile(distance from the segment)` up to `reach` from it.
 fn stamp_segment(
-    layer: &mut Plane,
+    layer: &mut ScalarField,
     a: [f32; 2],
     b: [f32; 2],
     reach: f32,
@@ -392,7 +395,7 @@ fn stamp_segment(
 }
 
 /// The column of blood: darkest in the middle, where it is thickest.
-fn paint_blood(eye: &Eye, vessel: &Vessel, layer: &mut Plane) {
+fn paint_blood(eye: &Eye, vessel: &Vessel, layer: &mut ScalarField) {
     for_each_segment(eye, vessel, |a, b, width| {
         let half = (0.5 * width * eye.scale).max(0.4);
         // A vessel thinner than a pixel is as dark as the part of the pixel that it covers.
@@ -408,7 +411,7 @@ fn paint_blood(eye: &Eye, vessel: &Vessel, layer: &mut Plane) {
 }
 
 /// The light that the wall of a wide vessel throws back along its middle.
-fn paint_reflex(eye: &Eye, vessel: &Vessel, layer: &mut Plane) {
+fn paint_reflex(eye: &Eye, vessel: &Vessel, layer: &mut ScalarField) {
     for_each_segment(eye, vessel, |a, b, width| {
         let shine = smoothstep(4.0, 9.0, width);
         if shine > 0.0 {

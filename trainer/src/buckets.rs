@@ -5,7 +5,7 @@
 
 use std::ops::Range;
 
-use crate::params::Layout;
+use crate::params::FlatLayout;
 
 /// Consecutive elements of the flat buffer that are reduced in one call.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -28,7 +28,7 @@ impl Buckets {
     /// Convolution weights from the last layer to the first, in buckets of at least `bytes`; then, in a last bucket,
     /// all that is small or known only when a pass is through: normalisation and linear layers, batch statistics,
     /// losses. `len`: elements of the whole buffer.
-    pub fn new(layout: &Layout, len: usize, bytes: usize) -> Self {
+    pub fn new(layout: &FlatLayout, len: usize, bytes: usize) -> Self {
         let least = (bytes / size_of::<f32>()).max(1);
         let mut convolutions: Vec<usize> = (0..layout.ranges.len())
             .filter(|param| layout.ranges[*param].start < layout.working_len)
@@ -134,8 +134,8 @@ mod tests {
     use fovea_run::config::ModelName;
     use proptest::prelude::*;
 
-    fn layout() -> Layout {
-        Layout::new(&models::build(ModelName::Hybrid).1.params)
+    fn layout() -> FlatLayout {
+        FlatLayout::new(&models::build(ModelName::Hybrid).1.params)
     }
 
     proptest! {

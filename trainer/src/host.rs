@@ -11,19 +11,19 @@ use tch::{Device, Kind, Tensor};
 use crate::error::{Error, Result};
 
 /// A dtype that both sides know.
-pub trait Element: Copy {
+pub trait HostElement: Copy {
     /// libtorch's name for it.
     const KIND: Kind;
 }
 
-impl Element for f32 {
+impl HostElement for f32 {
     const KIND: Kind = Kind::Float;
 }
-impl Element for bf16 {
+impl HostElement for bf16 {
     const KIND: Kind = Kind::BFloat16;
 }
 
-fn check<T: Element>(tensor: &Tensor) -> Result<()> {
+fn check<T: HostElement>(tensor: &Tensor) -> Result<()> {
     if tensor.device() != Device::Cpu || tensor.kind() != T::KIND || !tensor.is_contiguous() {
         return Err(Error::Internal(format!(
             "expected a contiguous {:?} tensor on the CPU, got {:?} on {:?}, shape {:?}, strides {:?}",
@@ -38,7 +38,7 @@ fn check<T: Element>(tensor: &Tensor) -> Result<()> {
 }
 
 /// All elements of a contiguous CPU tensor.
-pub fn slice<T: Element>(tensor: &Tensor) -> Result<&[T]> {
+pub fn slice<T: HostElement>(tensor: &Tensor) -> Result<&[T]> {
     check::<T>(tensor)?;
     if tensor.numel() == 0 {
         return Ok(&[]);
@@ -49,7 +49,7 @@ pub fn slice<T: Element>(tensor: &Tensor) -> Result<&[T]> {
 }
 
 /// All elements of a contiguous CPU tensor, to be written.
-pub fn slice_mut<T: Element>(tensor: &mut Tensor) -> Result<&mut [T]> {
+pub fn slice_mut<T: HostElement>(tensor: &mut Tensor) -> Result<&mut [T]> {
     check::<T>(tensor)?;
     if tensor.numel() == 0 {
         return Ok(&mut []);

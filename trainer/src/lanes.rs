@@ -11,12 +11,12 @@ use crate::error::{Error, Result};
 
 /// How the threads of this process are shared out.
 #[derive(Debug)]
-pub struct Lanes {
+pub struct ThreadLanes {
     /// `None`: one lane, the calling thread.
     pool: Option<ThreadPool>,
 }
 
-impl Lanes {
+impl ThreadLanes {
     /// One lane that has the threads that libtorch has.
     pub fn one() -> Self {
         Self { pool: None }
@@ -54,7 +54,7 @@ impl Lanes {
             .map_or(1, ThreadPool::current_num_threads)
     }
 
-    /// `work(0)` to `work(n - 1)`, results in this order. More than [`Lanes::count`] at a time are done
+    /// `work(0)` to `work(n - 1)`, results in this order. More than [`ThreadLanes::count`] at a time are done
     /// in turns.
     pub fn run<T: Send>(
         &self,
@@ -108,7 +108,7 @@ mod tests {
 
     #[test]
     fn results_keep_their_order_and_the_first_error_wins() {
-        let lanes = Lanes {
+        let lanes = ThreadLanes {
             pool: Some(ThreadPoolBuilder::new().num_threads(3).build().unwrap()),
         };
         assert_eq!(lanes.count(), 3);
@@ -121,7 +121,7 @@ mod tests {
             _ => Ok(i),
         });
         assert!(failed.unwrap_err().to_string().contains("piece 2"));
-        assert_eq!(Lanes::one().run(2, Ok).unwrap(), [0, 1]);
+        assert_eq!(ThreadLanes::one().run(2, Ok).unwrap(), [0, 1]);
     }
 
     /// Also with rayon inside, whose waiting threads look for other work to do.
@@ -130,7 +130,7 @@ mod tests {
         use rayon::prelude::*;
         use std::cell::Cell;
         thread_local!(static BUSY: Cell<bool> = const { Cell::new(false) });
-        let lanes = Lanes {
+        let lanes = ThreadLanes {
             pool: Some(ThreadPoolBuilder::new().num_threads(2).build().unwrap()),
         };
         for _ in 0..50 {

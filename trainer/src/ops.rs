@@ -1,7 +1,7 @@
 //! Differentiable operations that libtorch lacks or does in too many passes.
 //!
 //! The C++ side (`cpp/ops.cpp`) holds the autograd nodes; the arithmetic is in `fovea-kernels`. On a GPU the same
-//! operations are composed of libtorch's own ([`Engine::Composed`]).
+//! operations are composed of libtorch's own ([`NormEngine::Composed`]).
 
 use std::ffi::{CStr, c_char, c_int, c_void};
 
@@ -155,7 +155,7 @@ pub fn measure_convolutions(on: bool) {
 
 /// What normalisation layers are computed by.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Engine {
+pub enum NormEngine {
     /// The passes of `fovea-kernels`, on the CPU.
     Fused,
     /// Operations of libtorch, on any device.
@@ -278,15 +278,15 @@ fn call_batch_norm(
 /// `x` `[n, c, h, w]`, channels-last, f32 or bf16; same shape and dtype out. Batch statistics are
 /// biased for normalising and unbiased for the running average (Ioffe & Szegedy 2015).
 pub fn batch_norm(
-    engine: Engine,
+    engine: NormEngine,
     x: &Tensor,
     affine: &Affine<'_>,
     relu: bool,
     mode: &NormMode<'_>,
 ) -> Result<Tensor> {
     match engine {
-        Engine::Fused => Ok(call_batch_norm(x, affine, None, relu, mode)?.0),
-        Engine::Composed => {
+        NormEngine::Fused => Ok(call_batch_norm(x, affine, None, relu, mode)?.0),
+        NormEngine::Composed => {
             let mut y = composed_batch_norm(x, affine, mode)?;
             Ok(if relu { y.f_relu_()? } else { y })
         }
@@ -296,15 +296,15 @@ pub fn batch_norm(
 /// `relu(batch_norm(x) + residual)`, the end of a residual block. The result comes twice, for the two
 /// layers that read it: so backward adds their gradients inside its own pass.
 pub fn batch_norm_add_relu(
-    engine: Engine,
+    engine: NormEngine,
     x: &Tensor,
     affine: &Affine<'_>,
     residual: &Tensor,
     mode: &NormMode<'_>,
 ) -> Result<(Tensor, Tensor)> {
     let (first, second) = match engine {
-        Engine::Fused => call_batch_norm(x, affine, Some(residual), true, mode)?,
-        Engine::Composed => {
+        NormEngine::Fused => call_batch_norm(x, affine, Some(residual), true, mode)?,
+        NormEngine::Composed => {
             let mut y = composed_batch_norm(x, affine, mode)?;
             (y.f_add_(residual)?.f_relu_()?, None)
         }
@@ -316,12 +316,12 @@ pub fn batch_norm_add_relu(
 /// `max_pool(relu(batch_norm(x)))`, window 3, stride 2, padding 1: `[n, c, h, w]` ->
 /// `[n, c, ceil(h / 2), ceil(w / 2)]`. The full-size result of the normalisation is never written.
 pub fn stem(
-    engine: Engine,
+    engine: NormEngine,
     x: &Tensor,
     affine: &Affine<'_>,
     mode: &NormMode<'_>,
 ) -> Result<Tensor> {
-    if engine == Engine::Composed {
+    if engine == NormEngine::Composed {
         let y = composed_batch_norm(x, affine, mode)?.f_relu_()?;
         return Ok(y.f_max_pool2d([3, 3], [2, 2], [1, 1], [1, 1], false)?);
     }

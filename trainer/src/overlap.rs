@@ -56,7 +56,7 @@ pub(crate) struct PassSums {
 }
 
 /// What a lane hands in.
-pub(crate) enum Given {
+pub(crate) enum Contribution {
     /// A gradient, complete.
     Gradient {
         /// The place among the passes that run together.
@@ -95,7 +95,7 @@ impl Adder<'_> {
     pub fn run(
         &mut self,
         passes: &Together,
-        given: &Receiver<Given>,
+        given: &Receiver<Contribution>,
         exchange: &mut dyn Exchange,
     ) -> Result<()> {
         let shards = passes.present.iter().filter(|present| **present).count();
@@ -121,7 +121,7 @@ impl Adder<'_> {
                 return Ok(());
             }
             match given.recv() {
-                Ok(Given::Gradient {
+                Ok(Contribution::Gradient {
                     lane,
                     param,
                     gradient,
@@ -129,7 +129,7 @@ impl Adder<'_> {
                     awaited.gradient(param);
                     gradients.insert((param, lane), gradient);
                 }
-                Ok(Given::Rest { lane, sums }) => {
+                Ok(Contribution::Rest { lane, sums }) => {
                     awaited.end_of_pass();
                     rest.insert(lane, sums);
                 }

@@ -31,7 +31,7 @@ const ALIGN: usize = 32;
 
 /// Where each parameter lies in the flat buffers.
 #[derive(Clone, Debug)]
-pub struct Layout {
+pub struct FlatLayout {
     /// Elements of parameter i (by [`crate::models::ParamId`]).
     pub ranges: Vec<Range<usize>>,
     /// Elements of the prefix that a bf16 run keeps a working copy of.
@@ -40,7 +40,7 @@ pub struct Layout {
     pub len: usize,
 }
 
-impl Layout {
+impl FlatLayout {
     /// Convolution weights first, then the rest, each in declaration order.
     pub fn new(specs: &[ParamSpec]) -> Self {
         let mut layout = Self {
@@ -68,7 +68,7 @@ impl Layout {
 
 /// One of the flat f32 buffers that make up a model's state.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Part {
+pub enum StateBuffer {
     /// The parameters.
     Master,
     /// Adam's first moments, in the same layout.
@@ -79,7 +79,7 @@ pub enum Part {
     Running,
 }
 
-impl Part {
+impl StateBuffer {
     /// Everything that a step depends on.
     pub const ALL: [Self; 4] = [
         Self::Master,
@@ -94,7 +94,7 @@ pub struct Params {
     /// What is stored.
     pub blueprint: Blueprint,
     /// Where it is stored.
-    pub layout: Layout,
+    pub layout: FlatLayout,
     device: Device,
     master: Tensor,
     working: Option<Tensor>,
@@ -121,7 +121,7 @@ impl Params {
         seed: u64,
         device: Device,
     ) -> Result<Self> {
-        let layout = Layout::new(&blueprint.params);
+        let layout = FlatLayout::new(&blueprint.params);
         let zeros = |len: usize, kind| Tensor::f_zeros([len as i64], (kind, device));
         let master = zeros(layout.len, Kind::Float)?;
         let working = match precision {
@@ -159,7 +159,7 @@ impl Params {
     fn initialise(&mut self, seed: u64) -> Result<()> {
         let specs = self.blueprint.params.clone();
         let ranges = self.layout.ranges.clone();
-        self.edit(Part::Master, |master| {
+        self.edit(StateBuffer::Master, |master| {
             for (index, (spec, range)) in specs.iter().zip(ranges).enumerate() {
                 let mut rng = ChaCha8Rng::seed_from_u64(seed);
                 rng.set_stream(index as u64 + 1);
@@ -168,7 +168,7 @@ impl Params {
             Ok(())
         })?;
         let norms = self.blueprint.norms.clone();
-        self.edit(Part::Running, |running| {
+        self.edit(StateBuffer::Running, |running| {
             for norm in &norms {
                 running[norm.offset + norm.channels..norm.offset + 2 * norm.channels].fill(1.0);
             }
@@ -187,16 +187,16 @@ impl Params {
     }
 
     /// A buffer where it lies, `[layout.len]` or `[stats_len]` f32.
-    pub fn tensor(&self, part: Part) -> &Tensor {
+    pub fn tensor(&self, part: StateBuffer) -> &Tensor {
         match part {
-            Part::Master => &self.master,
-            Part::FirstMoment => &self.m,
-            Part::SecondMoment => &self.v,
-            Part::Running => &self.running,
+            StateBuffer::Master => &self.master,
+            StateBuffer::FirstMoment => &self.m,
+            StateBuffer::SecondMoment => &self.v,
+            StateBuffer::Running => &self.running,
         }
     }
 
-    /// The bf16 copy of the first [`Layout::working_len`] parameters, in a bf16 run.
+    /// The bf16 copy of the first [`FlatLayout::working_len`] parameters, in a bf16 run.
     pub fn working(&self) -> Option<&Tensor> {
         self.working.as_ref()
     }
@@ -207,7 +207,7 @@ impl Params {
     }
 
     /// A buffer on the host: itself on the CPU, else a copy.
-    pub fn read(&self, part: Part) -> Result<Cow<'_, [f32]>> {
+    pub fn read(&self, part: StateBuffer) -> Result<Cow<'_, [f32]>> {
         let tensor = self.tensor(part);
         if self.device == Device::Cpu {
             return Ok(Cow::Borrowed(host::slice(tensor)?));
@@ -221,15 +221,15 @@ impl Params {
     /// when `change` fails.
     pub fn edit<T>(
         &mut self,
-        part: Part,
+        part: StateBuffer,
         change: impl FnOnce(&mut [f32]) -> Result<T>,
     ) -> Result<T> {
         let device = self.device;
         let tensor = match part {
-            Part::Master => &mut self.master,
-            Part::FirstMoment => &mut self.m,
-            Part::SecondMoment => &mut self.v,
-            Part::Running => &mut self.running,
+            StateBuffer::Master => &mut self.master,
+            StateBuffer::FirstMoment => &mut self.m,
+            StateBuffer::SecondMoment => &mut self.v,
+            StateBuffer::Running => &mut self.running,
         };
         let changed = if device == Device::Cpu {
             change(host::slice_mut(tensor)?)
@@ -240,7 +240,7 @@ impl Params {
             tch::no_grad(|| tensor.f_copy_(&Tensor::from_slice(&copy)))?;
             changed
         };
-        if part == Part::Master {
+        if part == StateBuffer::Master {
             self.refresh_working()?;
         }
         changed
@@ -384,7 +384,7 @@ mod tests {
     #[test]
     fn pytorch_order_round_trips_and_matches_the_view() {
         let params = hybrid(Precision::F32);
-        let flat = &*params.read(Part::Master).expect("master");
+        let flat = &*params.read(StateBuffer::Master).expect("master");
         let mut back = vec![0.0; flat.len()];
         for (index, leaf) in params.leaves().iter().enumerate() {
             let values = params.to_pytorch(index, flat);

@@ -4,7 +4,7 @@ use std::collections::HashMap;
 use std::path::Path;
 use std::sync::Arc;
 
-use fovea_dataset::{BadFile, Dataset, Found, list_photos, load_photo, prepare_photo};
+use fovea_dataset::{BadFile, Dataset, PhotoFile, list_photos, load_photo, prepare_photo};
 use fovea_kernels::{FocalParams, ImageU8};
 use fovea_run::checkpoint;
 use fovea_run::config::Config;
@@ -13,7 +13,7 @@ use fovea_run::run_dir::Prediction;
 
 use crate::error::{Error, Result};
 use crate::evaluate::{self, Row, Summary, sigmoid};
-use crate::lanes::{Lanes, ReadOnly};
+use crate::lanes::{ReadOnly, ThreadLanes};
 use crate::precision::{Precision, native_bf16};
 use crate::replica::{Objective, Replica};
 use crate::samples::{Assembler, SampleSource};
@@ -22,7 +22,7 @@ use crate::weights::checkpoint_in;
 
 /// What images a model was trained on, and photographs are brought to.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-struct Sizes {
+struct ImageSizes {
     /// Working size: pixels along an edge of an image.
     image: u32,
     /// Side of a grid cell in pixels.
@@ -30,7 +30,7 @@ struct Sizes {
 }
 
 /// What weights alone are taken to be trained on: what `prepare` makes when nothing else is asked for.
-const USUAL: Sizes = Sizes {
+const USUAL: ImageSizes = ImageSizes {
     image: 1280,
     patch: 128,
 };
@@ -42,12 +42,12 @@ pub struct Predictor {
     config: Config,
     replica: Replica,
     precision: Precision,
-    sizes: Sizes,
+    sizes: ImageSizes,
 }
 
 /// What became of a folder of photographs.
 #[derive(Debug, Default)]
-pub struct Scored {
+pub struct ScoredPhotographs {
     /// Of those that could be read.
     pub rows: Vec<Prediction>,
     /// The others, in the order given.
@@ -61,13 +61,13 @@ impl Predictor {
     /// before it is used.
     pub fn load(path: &Path, adjust: impl FnOnce(&mut Config) -> Result<()>) -> Result<Self> {
         let threads = std::thread::available_parallelism().map_or(1, usize::from);
-        let lanes = Lanes::over(threads, threads)?;
+        let lanes = ThreadLanes::over(threads, threads)?;
         let path = checkpoint_in(path)?;
         let (mut config, weights, sizes) = if path.is_dir() {
             let loaded = checkpoint::load(&path)?;
             let state = &loaded.state;
             let origin = path.join(checkpoint::STATE).display().to_string();
-            let sizes = Sizes {
+            let sizes = ImageSizes {
                 image: state.image_size,
                 patch: state.patch,
             };
@@ -115,7 +115,7 @@ impl Predictor {
     /// Other sizes than in training are allowed, but the scores are then of another kind of picture.
     fn warn_of_other_sizes(&self, data: &Dataset) {
         let recipe = &data.manifest().recipe;
-        let theirs = Sizes {
+        let theirs = ImageSizes {
             image: recipe.size,
             patch: recipe.patch,
         };
@@ -207,9 +207,9 @@ impl Predictor {
     ///
     /// # Errors
     /// [`Error::Usage`] when two have the same id: their rows could not be told apart; or when an answer is not finite.
-    pub fn photos(&self, paths: &[Found], mut tick: impl FnMut()) -> Result<Scored> {
+    pub fn photos(&self, paths: &[PhotoFile], mut tick: impl FnMut()) -> Result<ScoredPhotographs> {
         distinct_ids(paths)?;
-        let mut scored = Scored::default();
+        let mut scored = ScoredPhotographs::default();
         // SAFETY: an evaluation reads the replica.
         let shared = unsafe { ReadOnly::new(self) };
         let lanes = self.replica.lanes();
@@ -226,9 +226,9 @@ impl Predictor {
     }
 
     /// Scores one photograph: field of view found, squared, resized; its black cells are left out.
-    fn photo(&self, found: &Found) -> Result<std::result::Result<Vec<Prediction>, BadFile>> {
+    fn photo(&self, found: &PhotoFile) -> Result<std::result::Result<Vec<Prediction>, BadFile>> {
         let path = &found.path;
-        let Sizes { image, patch } = self.sizes;
+        let ImageSizes { image, patch } = self.sizes;
         let photo = match load_photo(path) {
             Ok(photo) => prepare_photo(&photo, image, patch)?,
             Err(error) => return Ok(Err(BadFile::of(path, &error))),
@@ -294,9 +294,9 @@ fn not_finite(of: &str) -> Error {
     }
 }
 
-fn distinct_ids(photos: &[Found]) -> Result<()> {
+fn distinct_ids(photos: &[PhotoFile]) -> Result<()> {
     let mut seen: HashMap<&str, &Path> = HashMap::new();
-    for Found { path, id } in photos {
+    for PhotoFile { path, id } in photos {
         if let Some(other) = seen.insert(id, path) {
             return Err(Error::Usage {
                 what: format!(
@@ -312,6 +312,6 @@ fn distinct_ids(photos: &[Found]) -> Result<()> {
 }
 
 /// What a path of photographs holds, by id.
-pub fn photos(path: &Path) -> Result<Vec<Found>> {
+pub fn photos(path: &Path) -> Result<Vec<PhotoFile>> {
     Ok(list_photos(path)?)
 }

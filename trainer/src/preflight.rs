@@ -1,6 +1,6 @@
 //! Checks a run before its first step: whether configuration and data can make one at all.
 //!
-//! Without these refusals every rank would fail after an epoch. Deciding is pure: [`Facts`] of the
+//! Without these refusals every rank would fail after an epoch. Deciding is pure: [`RunFacts`] of the
 //! splits in, an error or warnings out.
 
 use fovea_coordinator::order::EpochOrder;
@@ -29,7 +29,7 @@ pub enum Moment {
 pub fn preflight(config: &Config, data: &Dataset, moment: Moment) -> Result<Vec<String>> {
     let input = order_input(data, config);
     let units = EpochOrder::new(&input, 0)?.units().len();
-    let facts = Facts {
+    let facts = RunFacts {
         data: data.dir().display().to_string(),
         train: SplitFacts::of(config, data, Split::Train),
         val: SplitFacts::of(config, data, Split::Val),
@@ -40,7 +40,7 @@ pub fn preflight(config: &Config, data: &Dataset, moment: Moment) -> Result<Vec<
 
 /// What is decided by.
 #[derive(Clone, Debug)]
-struct Facts {
+struct RunFacts {
     /// The dataset, for messages.
     data: String,
     train: SplitFacts,
@@ -81,7 +81,7 @@ impl SplitFacts {
     }
 }
 
-fn decide(config: &Config, facts: &Facts, moment: Moment) -> Result<Vec<String>> {
+fn decide(config: &Config, facts: &RunFacts, moment: Moment) -> Result<Vec<String>> {
     let data = &facts.data;
     for (split, name) in [(&facts.train, "training"), (&facts.val, "validation")] {
         let why = if split.images.samples == 0 {
@@ -127,8 +127,8 @@ fn decide(config: &Config, facts: &Facts, moment: Moment) -> Result<Vec<String>>
 }
 
 /// A training split that one step, or the virtual shards of a step, would exceed.
-fn too_small(config: &Config, facts: &Facts) -> Vec<Error> {
-    let Facts { data, units, .. } = facts;
+fn too_small(config: &Config, facts: &RunFacts) -> Vec<Error> {
+    let RunFacts { data, units, .. } = facts;
     let (images, most) = (facts.train.images.samples, config.data.patches_per_image);
     let split = format!(
         "the training split of {data} has {units} units ({images} images, each in units of up to data.patches_per_image = {most} of its patches)"
@@ -158,12 +158,12 @@ mod tests {
     use super::*;
     use fovea_run::config::MetricName;
 
-    fn facts() -> Facts {
+    fn facts() -> RunFacts {
         let split = |images: &[u8], patches: &[u8]| SplitFacts {
             images: LabelCounts::of(images.iter().copied()),
             patches: LabelCounts::of(patches.iter().copied()),
         };
-        Facts {
+        RunFacts {
             data: "DATA".to_owned(),
             train: split(&[1, 0], &[1, 0, 0, 0]),
             val: split(&[3], &[0, 1, 2]),
@@ -171,7 +171,7 @@ mod tests {
         }
     }
 
-    fn refused(config: &Config, facts: &Facts) -> String {
+    fn refused(config: &Config, facts: &RunFacts) -> String {
         let error = decide(config, facts, Moment::Beginning).expect_err("refused");
         assert!(error.is_usage());
         error.to_string()

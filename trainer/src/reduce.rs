@@ -36,7 +36,7 @@ pub(crate) struct Surface {
 }
 
 /// A buffer of f32 that can be summed part by part.
-pub trait Buffer {
+pub trait SumBuffer {
     /// One with zeros, on this device if it can be on any.
     fn zeros(len: usize, device: Device) -> Result<Self>
     where
@@ -49,7 +49,7 @@ pub trait Buffer {
     fn add(&mut self, other: &Self, range: Range<usize>) -> Result<()>;
 }
 
-impl Buffer for Vec<f32> {
+impl SumBuffer for Vec<f32> {
     fn zeros(len: usize, _: Device) -> Result<Self> {
         Ok(vec![0.0; len])
     }
@@ -65,7 +65,7 @@ impl Buffer for Vec<f32> {
 }
 
 /// In the order of the stream that is current.
-impl Buffer for Tensor {
+impl SumBuffer for Tensor {
     fn zeros(len: usize, device: Device) -> Result<Self> {
         Ok(Tensor::f_zeros([len as i64], (Kind::Float, device))?)
     }
@@ -113,7 +113,7 @@ impl<B> Default for TreeAccumulator<B> {
     }
 }
 
-impl<B: Buffer> TreeAccumulator<B> {
+impl<B: SumBuffer> TreeAccumulator<B> {
     /// For leaves of `len` elements.
     pub fn new(len: usize) -> Self {
         Self::on(Device::Cpu, len)

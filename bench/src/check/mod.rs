@@ -9,8 +9,8 @@ use rand::{Rng, RngCore, SeedableRng};
 use rand_chacha::ChaCha8Rng;
 use serde::Serialize;
 
-use super::facts::Facts;
-use super::kernels::{ALL, Entry, Shapes};
+use super::facts::GpuFacts;
+use super::kernels::{ALL, KernelEntry, Shapes};
 
 /// Of results in f32.
 const F32_LIMIT: f64 = 1e-5;
@@ -46,7 +46,7 @@ pub struct Check {
 #[derive(Clone, Debug, PartialEq, Serialize)]
 pub struct CheckReport {
     /// What it ran on.
-    pub gpu: Facts,
+    pub gpu: GpuFacts,
     /// Chooses the inputs.
     pub seed: u64,
     /// All comparisons.
@@ -68,7 +68,7 @@ impl CheckReport {
 pub fn check_gpu(ordinal: u32, cases: u32, seed: u64, with_steps: bool) -> Result<CheckReport> {
     let open = || Gpu::open(ordinal, gpu::cache_folder().as_deref());
     let gpu = open()?;
-    let facts = Facts::of(&gpu)?;
+    let facts = GpuFacts::of(&gpu)?;
     let mut checks = kernels(&gpu, cases, seed);
     if with_steps {
         checks.extend(steps::check(Ok(gpu), STEPS, false));
@@ -156,7 +156,7 @@ impl Deviation {
     }
 }
 
-fn compare(gpu: &Gpu, entry: &Entry, cases: u32, rng: &mut dyn RngCore) -> Result<Deviation> {
+fn compare(gpu: &Gpu, entry: &KernelEntry, cases: u32, rng: &mut dyn RngCore) -> Result<Deviation> {
     let mut all = Deviation::NONE;
     for case in 0..cases {
         let shapes = match case % LARGE_EVERY == LARGE_EVERY - 1 {
@@ -238,7 +238,7 @@ fn large() -> Shapes {
 mod tests {
     use super::*;
     use fovea_emulate::driver;
-    use fovea_trainer::ops::Engine;
+    use fovea_trainer::ops::NormEngine;
 
     #[test]
     fn deviations_are_relative_above_one_and_strict_about_what_is_not_finite() {
@@ -257,7 +257,7 @@ mod tests {
     #[test]
     fn kernels_are_compared() {
         let _alone = crate::emulated::alone();
-        let gpu = crate::emulated::gpu(Engine::Fused);
+        let gpu = crate::emulated::gpu(NormEngine::Fused);
         let mut rng = ChaCha8Rng::seed_from_u64(5);
         for entry in &ALL {
             let compared = compare(&gpu, entry, 3, &mut rng).expect("compared");

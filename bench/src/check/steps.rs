@@ -8,7 +8,7 @@ use fovea_dataset::{Dataset, PrepareOptions, Silent, prepare};
 use fovea_run::config::Config;
 use fovea_synth::{SynthOptions, synth};
 use fovea_trainer::gpu::Gpu;
-use fovea_trainer::lanes::Lanes;
+use fovea_trainer::lanes::ThreadLanes;
 use fovea_trainer::precision::Precision;
 use fovea_trainer::replica::{Denominators, Replica};
 use fovea_trainer::samples::{SampleSource, ShardBatch, order_input};
@@ -126,7 +126,7 @@ fn run(config: &Config, data: &Arc<Dataset>, steps: u32, gpu: Option<Gpu>) -> Re
         patches: (IMAGES_PER_STEP * PATCHES_PER_IMAGE) as u64,
     };
     let objective = objective(&config.loss, &source)?;
-    let mut replica = Replica::new(config, precision, objective, Lanes::one(), gpu)?;
+    let mut replica = Replica::new(config, precision, objective, ThreadLanes::one(), gpu)?;
     let mut alone = Solo::new(&AbortHandle::new());
     let mut peers = Peers {
         collective: &mut alone,
@@ -168,12 +168,12 @@ fn distance(a: &[f32], b: &[f32]) -> Deviation {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use fovea_trainer::ops::Engine;
+    use fovea_trainer::ops::NormEngine;
 
     #[test]
     fn steps_on_the_emulated_gpu_are_those_of_the_cpu() {
         let _alone = crate::emulated::alone();
-        let checks = check(Ok(crate::emulated::gpu(Engine::Composed)), 2, false);
+        let checks = check(Ok(crate::emulated::gpu(NormEngine::Composed)), 2, false);
         assert_eq!(checks.len(), 2);
         assert!(checks.iter().all(|check| check.passed), "{checks:?}");
         assert!(
@@ -186,7 +186,7 @@ mod tests {
     #[test]
     fn graphs_that_were_not_recorded_are_no_success() {
         let _alone = crate::emulated::alone();
-        let checks = check(Ok(crate::emulated::gpu(Engine::Fused)), 5, true);
+        let checks = check(Ok(crate::emulated::gpu(NormEngine::Fused)), 5, true);
         assert!(checks.iter().all(|check| !check.passed), "{checks:?}");
         let problem = checks[0].problem.as_deref().unwrap_or_default();
         assert!(problem.contains("no step was recorded"), "{problem}");

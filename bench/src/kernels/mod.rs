@@ -15,9 +15,9 @@ use serde::Serialize;
 use tch::Tensor;
 
 use self::flat::{Adam, Cast, Focal, Squares};
-use self::pixels::{Crop, Resize, View};
+use self::pixels::{Crop, ResizeTrial, View};
 
-use super::facts::Facts;
+use super::facts::GpuFacts;
 use super::times::Spread;
 
 /// Calls before the clock counts.
@@ -84,7 +84,7 @@ pub(super) trait Trial {
 type Make = fn(&Gpu, &Shapes, &mut dyn RngCore) -> Result<Box<dyn Trial>>;
 
 /// A kernel that there are trials of.
-pub(super) struct Entry {
+pub(super) struct KernelEntry {
     /// As `fovea-kernels` calls it, with the element type.
     pub name: &'static str,
     /// Whether what it writes is rounded to bf16.
@@ -94,7 +94,7 @@ pub(super) struct Entry {
 }
 
 /// Every kernel of a step.
-pub(super) const ALL: [Entry; 10] = [
+pub(super) const ALL: [KernelEntry; 10] = [
     entry("patch_crop f32", false, |gpu, s, rng| {
         Ok(Box::new(Crop::new(gpu, s, DType::F32, rng)?))
     }),
@@ -102,7 +102,7 @@ pub(super) const ALL: [Entry; 10] = [
         Ok(Box::new(Crop::new(gpu, s, DType::Bf16, rng)?))
     }),
     entry("resize", false, |gpu, s, rng| {
-        Ok(Box::new(Resize::new(gpu, s, rng)?))
+        Ok(Box::new(ResizeTrial::new(gpu, s, rng)?))
     }),
     entry("global_view f32", false, |gpu, s, rng| {
         Ok(Box::new(View::new(gpu, s, DType::F32, rng)?))
@@ -127,8 +127,8 @@ pub(super) const ALL: [Entry; 10] = [
     }),
 ];
 
-const fn entry(name: &'static str, bf16: bool, make: Make) -> Entry {
-    Entry { name, bf16, make }
+const fn entry(name: &'static str, bf16: bool, make: Make) -> KernelEntry {
+    KernelEntry { name, bf16, make }
 }
 
 /// Where a tensor's elements begin.
@@ -182,7 +182,7 @@ pub struct KernelFigure {
 #[derive(Clone, Debug, PartialEq, Serialize)]
 pub struct KernelFigures {
     /// What it ran on.
-    pub gpu: Facts,
+    pub gpu: GpuFacts,
     /// Bytes read and written by a copy within device memory, 10^9 in a second.
     pub copy_gb_s: f64,
     /// How often each was measured.
@@ -206,7 +206,7 @@ fn measure_on(gpu: &Gpu, shapes: &Shapes, copy: usize, repeats: usize) -> Result
     let copy_ms = clock.median(&mut || clock.copy())?;
     let copy_gb_s = 2.0 * clock.bytes() as f64 / copy_ms / 1e6;
     let mut kernels = Vec::new();
-    for Entry { name, make, .. } in ALL {
+    for KernelEntry { name, make, .. } in ALL {
         let trial = make(gpu, shapes, &mut rng)?;
         let ms = clock.median(&mut || trial.kernel(gpu))?;
         let composed_ms = clock.median(&mut || trial.composed())?;
@@ -224,7 +224,7 @@ fn measure_on(gpu: &Gpu, shapes: &Shapes, copy: usize, repeats: usize) -> Result
         });
     }
     Ok(KernelFigures {
-        gpu: Facts::of(gpu)?,
+        gpu: GpuFacts::of(gpu)?,
         copy_gb_s,
         repeats,
         kernels,
@@ -292,7 +292,7 @@ impl<'a> Clock<'a> {
 mod tests {
     use super::*;
     use fovea_emulate::driver;
-    use fovea_trainer::ops::Engine;
+    use fovea_trainer::ops::NormEngine;
 
     fn small() -> Shapes {
         Shapes {
@@ -311,7 +311,7 @@ mod tests {
     #[test]
     fn bytes_are_counted() {
         let _alone = crate::emulated::alone();
-        let gpu = crate::emulated::gpu(Engine::Fused);
+        let gpu = crate::emulated::gpu(NormEngine::Fused);
         let mut rng = ChaCha8Rng::seed_from_u64(0);
         let bytes = ALL.map(|entry| {
             (entry.make)(&gpu, &small(), &mut rng)
@@ -342,7 +342,7 @@ mod tests {
     #[test]
     fn everything_is_measured() {
         let _alone = crate::emulated::alone();
-        let gpu = crate::emulated::gpu(Engine::Fused);
+        let gpu = crate::emulated::gpu(NormEngine::Fused);
         let figures = measure_on(&gpu, &small(), 1 << 16, 3).expect("figures");
         driver::check().expect("nothing forbidden");
         assert_eq!(figures.kernels.len(), ALL.len());

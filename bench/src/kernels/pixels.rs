@@ -21,7 +21,7 @@ const SEED: u64 = 7;
 const EPOCH: u32 = 3;
 
 /// Random images on the host and on the device.
-struct Images {
+struct RandomImages {
     host: Vec<u8>,
     size: usize,
     count: usize,
@@ -30,7 +30,7 @@ struct Images {
     records: DeviceBuffer,
 }
 
-impl Images {
+impl RandomImages {
     fn new(gpu: &Gpu, count: usize, size: usize, rng: &mut dyn RngCore) -> Result<Self> {
         let bytes = size * size * 3;
         let mut host = vec![0; count * bytes];
@@ -91,7 +91,7 @@ fn written(
 
 /// Patch crop. The composition leaves out turns and colour jitter.
 pub struct Crop {
-    images: Images,
+    images: RandomImages,
     specs: Vec<CropSpec>,
     patch: usize,
     dtype: DType,
@@ -105,7 +105,7 @@ pub struct Crop {
 
 impl Crop {
     pub fn new(gpu: &Gpu, s: &Shapes, dtype: DType, rng: &mut dyn RngCore) -> Result<Self> {
-        let images = Images::new(gpu, s.images, s.size, rng)?;
+        let images = RandomImages::new(gpu, s.images, s.size, rng)?;
         let last = (s.size - s.patch) as u32;
         let specs: Vec<CropSpec> = (0..s.patches)
             .map(|_| CropSpec {
@@ -189,19 +189,19 @@ impl Trial for Crop {
 }
 
 /// Antialiased resize of every image.
-pub struct Resize {
-    images: Images,
+pub struct ResizeTrial {
+    images: RandomImages,
     side: usize,
     selection: DeviceBuffer,
     taps: DeviceBuffer,
     out: Tensor,
 }
 
-impl Resize {
+impl ResizeTrial {
     pub fn new(gpu: &Gpu, s: &Shapes, rng: &mut dyn RngCore) -> Result<Self> {
         let selection: Vec<u32> = (0..s.images as u32).collect();
         Ok(Self {
-            images: Images::new(gpu, s.images, s.size, rng)?,
+            images: RandomImages::new(gpu, s.images, s.size, rng)?,
             side: s.view,
             selection: DeviceBuffer::new(gpu.kernels(), &selection)?,
             taps: DeviceBuffer::new(gpu.kernels(), &resize_table(s.size, s.view)?)?,
@@ -210,7 +210,7 @@ impl Resize {
     }
 }
 
-impl Trial for Resize {
+impl Trial for ResizeTrial {
     fn shape(&self) -> String {
         format!(
             "{} of {} px to {}",

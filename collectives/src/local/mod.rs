@@ -23,8 +23,8 @@ use fovea_coordinator::host::same_machine;
 use fovea_coordinator::protocol::Seated;
 use rustix::fd::AsFd;
 
-use self::segment::{Layout, Seen, Segment};
-use super::note::{Note, Op};
+use self::segment::{Seen, Segment, SegmentLayout};
+use super::note::{CollectiveOperation, Note};
 use super::tree::{stripe, tree_sum_into};
 use super::{AbortHandle, Absent, Collective, Error, Result};
 
@@ -68,7 +68,7 @@ impl LocalCollective {
     pub fn join(options: &LocalOptions, abort: &AbortHandle, deadline: Instant) -> Result<Self> {
         let LocalOptions { rank, world, .. } = *options;
         let layout = (rank < world && world <= MAX_WORLD)
-            .then(|| Layout::new(world, options.chunk_f32))
+            .then(|| SegmentLayout::new(world, options.chunk_f32))
             .flatten()
             .ok_or(Error::BadSeat {
                 rank,
@@ -106,7 +106,7 @@ impl LocalCollective {
             // About 20 us where every rank can have a core; else give the core up almost at once.
             spins: if world <= cores { 1000 } else { 20 },
         };
-        joined.cross(Note::new(Op::Join, 0, 0), deadline)?;
+        joined.cross(Note::new(CollectiveOperation::Join, 0, 0), deadline)?;
         Ok(joined)
     }
 
@@ -268,7 +268,7 @@ impl Collective for LocalCollective {
     }
 
     fn all_reduce(&mut self, buf: &mut [f32], deadline: Instant) -> Result<()> {
-        let note = Note::new(Op::AllReduce, buf.len(), 0);
+        let note = Note::new(CollectiveOperation::AllReduce, buf.len(), 0);
         self.begin(note)?;
         let (chunk, len) = (self.segment.layout().chunk, buf.len());
         let piece = |i: usize| i * chunk..((i + 1) * chunk).min(len);
@@ -297,7 +297,7 @@ impl Collective for LocalCollective {
         if root >= world {
             return Err(Error::BadRoot { root, world });
         }
-        let note = Note::new(Op::Broadcast, buf.len(), root);
+        let note = Note::new(CollectiveOperation::Broadcast, buf.len(), root);
         self.begin(note)?;
         let chunk = self.chunk_bytes();
         if buf.is_empty() {
@@ -316,7 +316,7 @@ impl Collective for LocalCollective {
     }
 
     fn all_gather(&mut self, mine: &[u8], deadline: Instant) -> Result<Vec<Vec<u8>>> {
-        let note = Note::new(Op::AllGather, mine.len(), 0);
+        let note = Note::new(CollectiveOperation::AllGather, mine.len(), 0);
         self.begin(note)?;
         let chunk = self.chunk_bytes();
         let mut all: Vec<Vec<u8>> = Vec::new();
@@ -343,7 +343,7 @@ impl Collective for LocalCollective {
     }
 
     fn barrier(&mut self, deadline: Instant) -> Result<()> {
-        self.cross(Note::new(Op::Barrier, 0, 0), deadline)?;
+        self.cross(Note::new(CollectiveOperation::Barrier, 0, 0), deadline)?;
         Ok(())
     }
 

@@ -17,7 +17,7 @@ use rustix::net::{
 };
 
 use super::LocalOptions;
-use super::segment::{Layout, Segment};
+use super::segment::{Segment, SegmentLayout};
 use crate::{AbortHandle, Absent, Error, Result};
 
 /// The first bytes of a greeting; the last one is the version of the segment's layout.
@@ -34,7 +34,7 @@ const POLL: Duration = Duration::from_micros(500);
 /// Waits until this rank has the generation's segment (rank 0: until all ranks have it).
 pub(super) fn meet(
     options: &LocalOptions,
-    layout: Layout,
+    layout: SegmentLayout,
     abort: &AbortHandle,
     deadline: Instant,
 ) -> Result<(OwnedFd, Segment)> {
@@ -134,7 +134,7 @@ pub(super) fn socket_name(options: &LocalOptions) -> String {
     format!("fovea-{}-g{}", &run[..24], options.generation)
 }
 
-fn host(wait: &Wait<'_>, layout: Layout) -> Result<(OwnedFd, Segment)> {
+fn host(wait: &Wait<'_>, layout: SegmentLayout) -> Result<(OwnedFd, Segment)> {
     let make = || {
         let fd = Segment::create(&layout)?;
         let segment = Segment::map(fd.as_fd(), layout)?;
@@ -218,7 +218,7 @@ fn admit(
 }
 
 /// One try to get the segment from rank 0; None if rank 0 is not there yet.
-fn visit(wait: &Wait<'_>, layout: Layout) -> Result<Option<(OwnedFd, Segment)>> {
+fn visit(wait: &Wait<'_>, layout: SegmentLayout) -> Result<Option<(OwnedFd, Segment)>> {
     wait.check(std::iter::once(0))?;
     let stream = match UnixStream::connect_addr(&wait.address()?) {
         Ok(stream) => stream,

@@ -43,7 +43,7 @@ struct Header {
 }
 
 #[repr(C, align(128))]
-struct Seat {
+struct SegmentSeat {
     arrivals: AtomicU32,
     /// Away from the arrival word, which others poll.
     details: Details,
@@ -57,7 +57,7 @@ struct Details {
 
 /// Where things are, for a world size and a chunk length.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) struct Layout {
+pub(super) struct SegmentLayout {
     pub(super) world: usize,
     /// f32 per half; a multiple of 16, so that stripes start on cache lines.
     pub(super) chunk: usize,
@@ -66,11 +66,11 @@ pub(super) struct Layout {
     pub(super) bytes: usize,
 }
 
-impl Layout {
+impl SegmentLayout {
     /// None if the numbers overflow.
     pub(super) fn new(world: usize, chunk_f32: usize) -> Option<Self> {
         let chunk = chunk_f32.max(1).checked_next_multiple_of(16)?;
-        let seats = world.checked_mul(size_of::<Seat>())?;
+        let seats = world.checked_mul(size_of::<SegmentSeat>())?;
         let floats_at = seats.checked_add(PAGE)?.checked_next_multiple_of(PAGE)?;
         let area_bytes = chunk.checked_mul(8)?.checked_next_multiple_of(PAGE)?;
         let areas = world.checked_add(1)?.checked_mul(area_bytes)?;
@@ -101,7 +101,7 @@ pub(super) enum Seen {
 /// One rank's mapping of the shared memory.
 pub(super) struct Segment {
     base: NonNull<u8>,
-    layout: Layout,
+    layout: SegmentLayout,
 }
 
 // SAFETY: the mapping belongs to this value alone until drop, and through `&Segment` only atomics are
@@ -112,7 +112,7 @@ unsafe impl Sync for Segment {}
 
 impl Segment {
     /// Makes the anonymous file behind a segment, zeroed, its size fixed for ever.
-    pub(super) fn create(layout: &Layout) -> io::Result<rustix::fd::OwnedFd> {
+    pub(super) fn create(layout: &SegmentLayout) -> io::Result<rustix::fd::OwnedFd> {
         use rustix::fs::MemfdFlags;
         let flags = MemfdFlags::CLOEXEC | MemfdFlags::ALLOW_SEALING;
         let fd = rustix::fs::memfd_create("fovea-local", flags)?;
@@ -122,7 +122,7 @@ impl Segment {
     }
 
     /// Maps the segment. Fails if the file has not the layout's size or could shrink.
-    pub(super) fn map(fd: BorrowedFd<'_>, layout: Layout) -> io::Result<Self> {
+    pub(super) fn map(fd: BorrowedFd<'_>, layout: SegmentLayout) -> io::Result<Self> {
         let size = rustix::fs::fstat(fd)?.st_size;
         let sealed = rustix::fs::fcntl_get_seals(fd)?;
         if u64::try_from(size).ok() != Some(layout.bytes as u64)
@@ -169,7 +169,7 @@ impl Segment {
         Ok(())
     }
 
-    pub(super) fn layout(&self) -> &Layout {
+    pub(super) fn layout(&self) -> &SegmentLayout {
         &self.layout
     }
 
@@ -179,10 +179,10 @@ impl Segment {
         unsafe { self.base.cast::<Header>().as_ref() }
     }
 
-    fn seat(&self, rank: usize) -> &Seat {
+    fn seat(&self, rank: usize) -> &SegmentSeat {
         assert!(rank < self.layout.world, "rank {rank} has no seat");
         // SAFETY: the layout has `world` seats from byte PAGE on, aligned, and a seat is all atomics.
-        unsafe { self.base.add(PAGE).cast::<Seat>().add(rank).as_ref() }
+        unsafe { self.base.add(PAGE).cast::<SegmentSeat>().add(rank).as_ref() }
     }
 
     pub(super) fn set_pid(&self, rank: usize, pid: u32) {
@@ -401,22 +401,22 @@ mod tests {
 
     #[test]
     fn layout_keeps_areas_apart_and_refuses_overflow() {
-        let layout = Layout::new(3, 100).unwrap();
+        let layout = SegmentLayout::new(3, 100).unwrap();
         assert_eq!(layout.chunk, 112);
-        assert!(layout.floats_at >= PAGE + 3 * size_of::<Seat>());
+        assert!(layout.floats_at >= PAGE + 3 * size_of::<SegmentSeat>());
         assert!(layout.area(1) - layout.area(0) >= 2 * 4 * layout.chunk);
         assert_eq!(layout.area(4), layout.bytes);
-        assert_eq!(Layout::new(3, usize::MAX), None);
-        assert_eq!(Layout::new(usize::MAX, 16), None);
-        assert_eq!(Layout::new(1 << 40, 1 << 30), None);
+        assert_eq!(SegmentLayout::new(3, usize::MAX), None);
+        assert_eq!(SegmentLayout::new(usize::MAX, 16), None);
+        assert_eq!(SegmentLayout::new(1 << 40, 1 << 30), None);
     }
 
     #[test]
     fn a_segment_of_another_size_or_unsealed_is_refused() {
-        let layout = Layout::new(2, 64).unwrap();
+        let layout = SegmentLayout::new(2, 64).unwrap();
         let fd = Segment::create(&layout).unwrap();
         assert!(Segment::map(fd.as_fd(), layout).is_ok());
-        let other = Layout::new(3, 64).unwrap();
+        let other = SegmentLayout::new(3, 64).unwrap();
         assert!(Segment::map(fd.as_fd(), other).is_err());
         assert!(rustix::fs::ftruncate(&fd, 0).is_err(), "it must not shrink");
         let open = rustix::fs::memfd_create("open", rustix::fs::MemfdFlags::CLOEXEC).unwrap();
@@ -426,7 +426,7 @@ mod tests {
 
     #[test]
     fn a_long_reason_is_cut_between_characters() {
-        let layout = Layout::new(1, 16).unwrap();
+        let layout = SegmentLayout::new(1, 16).unwrap();
         let fd = Segment::create(&layout).unwrap();
         let segment = Segment::map(fd.as_fd(), layout).unwrap();
         segment.abort(0, &"ä".repeat(200));

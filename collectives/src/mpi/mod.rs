@@ -21,7 +21,7 @@ use std::mem::ManuallyDrop;
 use std::time::{Duration, Instant};
 
 use self::link::{Link, Tag};
-use super::note::{Note, Op};
+use super::note::{CollectiveOperation, Note};
 use super::tree::{stripe, tree_sum_into};
 use super::{AbortHandle, Absent, Collective, Error, Result};
 
@@ -186,7 +186,13 @@ impl MpiCollective {
     }
 
     /// Starts sending from one of our buffers, from f32 `start` on.
-    fn send(&mut self, buffer: Buffer, start: usize, bytes: usize, peer: usize) -> Result<()> {
+    fn send(
+        &mut self,
+        buffer: StagingBuffer,
+        start: usize,
+        bytes: usize,
+        peer: usize,
+    ) -> Result<()> {
         let data: *mut [u8] = &raw mut self.buffers.bytes(buffer, start)[..bytes];
         // SAFETY: in `buffers`, which nobody writes to until `complete` is through and which are leaked
         // if it fails.
@@ -194,7 +200,13 @@ impl MpiCollective {
     }
 
     /// Starts receiving into one of our buffers, from f32 `start` on.
-    fn receive(&mut self, buffer: Buffer, start: usize, bytes: usize, peer: usize) -> Result<()> {
+    fn receive(
+        &mut self,
+        buffer: StagingBuffer,
+        start: usize,
+        bytes: usize,
+        peer: usize,
+    ) -> Result<()> {
         let data: *mut [u8] = &raw mut self.buffers.bytes(buffer, start)[..bytes];
         // SAFETY: in `buffers`, which nobody touches until `complete` is through and which are leaked
         // if it fails; the callers receive to places that do not overlap.
@@ -210,8 +222,8 @@ impl MpiCollective {
         self.buffers.chunk[..buf.len()].copy_from_slice(buf);
         for other in self.others() {
             let (from, to) = part(other);
-            self.receive(Buffer::Pieces, other * piece, mine, other)?;
-            self.send(Buffer::Chunk, from, 4 * (to - from), other)?;
+            self.receive(StagingBuffer::Pieces, other * piece, mine, other)?;
+            self.send(StagingBuffer::Chunk, from, 4 * (to - from), other)?;
         }
         self.complete(note, deadline)?;
         let Buffers {
@@ -225,8 +237,8 @@ impl MpiCollective {
         tree_sum_into(&mut sum[..end - start], &parts);
         for other in self.others() {
             let (from, to) = part(other);
-            self.receive(Buffer::Chunk, from, 4 * (to - from), other)?;
-            self.send(Buffer::Sum, 0, mine, other)?;
+            self.receive(StagingBuffer::Chunk, from, 4 * (to - from), other)?;
+            self.send(StagingBuffer::Sum, 0, mine, other)?;
         }
         self.complete(note, deadline)?;
         let Buffers { chunk, sum, .. } = &mut **self.buffers;
@@ -245,15 +257,15 @@ impl MpiCollective {
     ) -> Result<()> {
         let len = buf.len();
         if self.link.rank == root {
-            self.buffers.bytes(Buffer::Chunk, 0)[..len].copy_from_slice(buf);
+            self.buffers.bytes(StagingBuffer::Chunk, 0)[..len].copy_from_slice(buf);
             for other in self.others() {
-                self.send(Buffer::Chunk, 0, len, other)?;
+                self.send(StagingBuffer::Chunk, 0, len, other)?;
             }
             return self.complete(note, deadline);
         }
-        self.receive(Buffer::Chunk, 0, len, root)?;
+        self.receive(StagingBuffer::Chunk, 0, len, root)?;
         self.complete(note, deadline)?;
-        buf.copy_from_slice(&self.buffers.bytes(Buffer::Chunk, 0)[..len]);
+        buf.copy_from_slice(&self.buffers.bytes(StagingBuffer::Chunk, 0)[..len]);
         Ok(())
     }
 
@@ -273,22 +285,22 @@ impl MpiCollective {
         let now: Vec<usize> = notes.map(|words| left(words).min(4 * piece)).collect();
         let now = |rank: usize| now[rank];
         if now(rank) > 0 {
-            self.buffers.bytes(Buffer::Chunk, 0)[..now(rank)]
+            self.buffers.bytes(StagingBuffer::Chunk, 0)[..now(rank)]
                 .copy_from_slice(&mine[start..start + now(rank)]);
         }
         for other in self.others() {
             if now(other) > 0 {
-                self.receive(Buffer::Pieces, other * piece, now(other), other)?;
+                self.receive(StagingBuffer::Pieces, other * piece, now(other), other)?;
             }
             if now(rank) > 0 {
-                self.send(Buffer::Chunk, 0, now(rank), other)?;
+                self.send(StagingBuffer::Chunk, 0, now(rank), other)?;
             }
         }
         self.complete(note, deadline)?;
         for (other, got) in all.iter_mut().enumerate() {
             let (buffer, at) = match other == rank {
-                true => (Buffer::Chunk, 0),
-                false => (Buffer::Pieces, other * piece),
+                true => (StagingBuffer::Chunk, 0),
+                false => (StagingBuffer::Pieces, other * piece),
             };
             got.extend_from_slice(&self.buffers.bytes(buffer, at)[..now(other)]);
         }
@@ -297,7 +309,7 @@ impl MpiCollective {
 }
 
 #[derive(Debug, Clone, Copy)]
-enum Buffer {
+enum StagingBuffer {
     Chunk,
     Pieces,
     Sum,
@@ -305,11 +317,11 @@ enum Buffer {
 
 impl Buffers {
     /// A buffer's bytes from f32 `start` on.
-    fn bytes(&mut self, buffer: Buffer, start: usize) -> &mut [u8] {
+    fn bytes(&mut self, buffer: StagingBuffer, start: usize) -> &mut [u8] {
         let floats = match buffer {
-            Buffer::Chunk => &mut self.chunk,
-            Buffer::Pieces => &mut self.pieces,
-            Buffer::Sum => &mut self.sum,
+            StagingBuffer::Chunk => &mut self.chunk,
+            StagingBuffer::Pieces => &mut self.pieces,
+            StagingBuffer::Sum => &mut self.sum,
         };
         bytemuck::cast_slice_mut(&mut floats[start..])
     }
@@ -342,7 +354,7 @@ impl Collective for MpiCollective {
     }
 
     fn all_reduce(&mut self, buf: &mut [f32], deadline: Instant) -> Result<()> {
-        let note = Note::new(Op::AllReduce, buf.len(), 0);
+        let note = Note::new(CollectiveOperation::AllReduce, buf.len(), 0);
         self.run(note, deadline, |this| {
             let chunk = this.buffers.chunk.len();
             buf.chunks_mut(chunk)
@@ -355,7 +367,7 @@ impl Collective for MpiCollective {
         if root >= world {
             return Err(Error::BadRoot { root, world });
         }
-        let note = Note::new(Op::Broadcast, buf.len(), root);
+        let note = Note::new(CollectiveOperation::Broadcast, buf.len(), root);
         self.run(note, deadline, |this| {
             let chunk = 4 * this.buffers.chunk.len();
             buf.chunks_mut(chunk)
@@ -364,7 +376,7 @@ impl Collective for MpiCollective {
     }
 
     fn all_gather(&mut self, mine: &[u8], deadline: Instant) -> Result<Vec<Vec<u8>>> {
-        let note = Note::new(Op::AllGather, mine.len(), 0);
+        let note = Note::new(CollectiveOperation::AllGather, mine.len(), 0);
         let mut all = vec![Vec::new(); self.link.world];
         self.run(note, deadline, |this| {
             let notes = this.buffers.notes.iter();
@@ -377,7 +389,11 @@ impl Collective for MpiCollective {
     }
 
     fn barrier(&mut self, deadline: Instant) -> Result<()> {
-        self.run(Note::new(Op::Barrier, 0, 0), deadline, |_| Ok(()))
+        self.run(
+            Note::new(CollectiveOperation::Barrier, 0, 0),
+            deadline,
+            |_| Ok(()),
+        )
     }
 
     fn abort_handle(&self) -> AbortHandle {

@@ -1,7 +1,7 @@
 //! One communicator: who may call the library with it when, and how it ends.
 //!
 //! The library allows one thread at a time to use a communicator, and none from the moment it is
-//! aborted or destroyed. So every call goes through [`Shared::call`]: under the lock, and only while
+//! aborted or destroyed. So every call goes through [`SharedCommunicator::call`]: under the lock, and only while
 //! the state is `Open`. None of these calls waits (the communicator is non-blocking), so the lock is held
 //! for microseconds. An abort may wait, for the GPU or for NCCL's own threads: it gets its own thread,
 //! which first takes the handle out of the state, so nobody can reach it any more.
@@ -14,7 +14,7 @@ use std::time::{Duration, Instant};
 use fovea_kernels::cuda::Kernels;
 
 use super::super::{AbortHandle, Error, Result};
-use super::library::{Handle, IN_PROGRESS, Library, SUCCESS, UniqueId};
+use super::library::{CommunicatorHandle, IN_PROGRESS, Library, SUCCESS, UniqueId};
 
 /// How long the ranks may take to leave in order before a rank aborts: the others may be gone.
 const LEAVE: Duration = Duration::from_secs(2);
@@ -29,24 +29,24 @@ const LONG: Duration = Duration::from_millis(20);
 
 /// One rank's communicator, in one generation.
 pub(super) struct Communicator {
-    shared: Arc<Shared>,
+    shared: Arc<SharedCommunicator>,
     abort: AbortHandle,
     pub(super) rank: usize,
     pub(super) world: usize,
 }
 
-struct Shared {
+struct SharedCommunicator {
     library: Arc<Library>,
     kernels: Arc<Kernels>,
     rank: usize,
     /// An abort was begun; its thread may not have got to it yet.
     doomed: AtomicBool,
-    state: Mutex<State>,
+    state: Mutex<CommunicatorState>,
     gone: Condvar,
 }
 
-enum State {
-    Open(Handle),
+enum CommunicatorState {
+    Open(CommunicatorHandle),
     /// A thread destroys or aborts it.
     Ending,
     Gone,
@@ -54,7 +54,7 @@ enum State {
 
 // SAFETY: a handle may be used from any thread, by one at a time: all uses are under the lock, or by the one
 // thread that took it out of the state.
-unsafe impl Send for State {}
+unsafe impl Send for CommunicatorState {}
 
 impl Communicator {
     /// Joins the ranks that have the same id. Returns when all have, with an error after the deadline or an
@@ -74,12 +74,12 @@ impl Communicator {
             // SAFETY: null is allowed.
             return Err(unsafe { library.error("ncclCommInitRankConfig", rank, code, handle) });
         }
-        let shared = Arc::new(Shared {
+        let shared = Arc::new(SharedCommunicator {
             library: Arc::clone(library),
             kernels: Arc::clone(kernels),
             rank,
             doomed: AtomicBool::new(false),
-            state: Mutex::new(State::Open(handle)),
+            state: Mutex::new(CommunicatorState::Open(handle)),
             gone: Condvar::new(),
         });
         let communicator = Self {
@@ -105,7 +105,7 @@ impl Communicator {
         op: &'static str,
         name: &'static str,
         deadline: Instant,
-        call: impl FnOnce(&Library, Handle) -> c_int,
+        call: impl FnOnce(&Library, CommunicatorHandle) -> c_int,
     ) -> Result<()> {
         let code = self
             .shared
@@ -230,28 +230,31 @@ impl Communicator {
 impl Drop for Communicator {
     fn drop(&mut self) {
         // `end` was called, unless joining failed. Nobody waits for this one.
-        if matches!(*self.shared.lock(), State::Open(_)) {
+        if matches!(*self.shared.lock(), CommunicatorState::Open(_)) {
             self.shared.abort();
         }
     }
 }
 
-impl Shared {
+impl SharedCommunicator {
     /// A poisoned lock means that a thread panicked between two calls; the state is whole.
-    fn lock(&self) -> MutexGuard<'_, State> {
+    fn lock(&self) -> MutexGuard<'_, CommunicatorState> {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Runs `body` with the communicator, if there still is one.
-    fn with<T>(&self, body: impl FnOnce(&Library, Handle) -> T) -> Option<T> {
+    fn with<T>(&self, body: impl FnOnce(&Library, CommunicatorHandle) -> T) -> Option<T> {
         match *self.lock() {
-            State::Open(handle) => Some(body(&self.library, handle)),
-            State::Ending | State::Gone => None,
+            CommunicatorState::Open(handle) => Some(body(&self.library, handle)),
+            CommunicatorState::Ending | CommunicatorState::Gone => None,
         }
     }
 
     /// As [`Self::with`], with the device's context current, which NCCL goes by.
-    fn call(&self, call: impl FnOnce(&Library, Handle) -> c_int) -> Option<Result<c_int>> {
+    fn call(
+        &self,
+        call: impl FnOnce(&Library, CommunicatorHandle) -> c_int,
+    ) -> Option<Result<c_int>> {
         self.with(|library, handle| {
             let _current = self.kernels.enter()?;
             Ok(call(library, handle))
@@ -276,21 +279,25 @@ impl Shared {
     }
 
     /// Takes the communicator out of everybody's reach and ends it, on a thread of its own that nobody joins.
-    fn end_by(self: &Arc<Self>, name: &str, end: impl FnOnce(&Library, Handle) + Send + 'static) {
+    fn end_by(
+        self: &Arc<Self>,
+        name: &str,
+        end: impl FnOnce(&Library, CommunicatorHandle) + Send + 'static,
+    ) {
         let shared = Arc::clone(self);
         let spawned = std::thread::Builder::new()
             .name(name.into())
             .spawn(move || {
                 let mut state = shared.lock();
-                let State::Open(handle) = *state else {
+                let CommunicatorState::Open(handle) = *state else {
                     return; // another thread was faster
                 };
-                *state = State::Ending;
+                *state = CommunicatorState::Ending;
                 drop(state);
                 let current = shared.kernels.enter();
                 end(&shared.library, handle);
                 drop(current);
-                *shared.lock() = State::Gone;
+                *shared.lock() = CommunicatorState::Gone;
                 shared.gone.notify_all();
             });
         if let Err(error) = spawned {
@@ -302,9 +309,9 @@ impl Shared {
 
     fn wait_until_gone(&self, deadline: Instant) -> bool {
         let left = deadline.saturating_duration_since(Instant::now());
-        let still_there = |state: &mut State| !matches!(state, State::Gone);
+        let still_there = |state: &mut CommunicatorState| !matches!(state, CommunicatorState::Gone);
         let waited = self.gone.wait_timeout_while(self.lock(), left, still_there);
         let (state, _) = waited.unwrap_or_else(PoisonError::into_inner);
-        matches!(*state, State::Gone)
+        matches!(*state, CommunicatorState::Gone)
     }
 }

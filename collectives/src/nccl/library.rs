@@ -14,7 +14,7 @@ use fovea_kernels::DType;
 use libloading::os::unix::{Library as Loaded, RTLD_LOCAL, RTLD_NOW};
 
 use super::super::{Error, Result};
-use super::search::{Search, Version};
+use super::search::{NcclSearch, NcclVersion};
 
 /// Its own functions come before those of the NCCL that libtorch has loaded, which may be another version (dlfcn.h).
 const RTLD_DEEPBIND: c_int = 8;
@@ -25,13 +25,13 @@ const SUM: c_int = 0;
 
 /// `ncclDataType_t`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum Element {
+pub(super) enum DataType {
     U8 = 1,
     F32 = 7,
     Bf16 = 9,
 }
 
-impl From<DType> for Element {
+impl From<DType> for DataType {
     fn from(dtype: DType) -> Self {
         match dtype {
             DType::F32 => Self::F32,
@@ -41,7 +41,7 @@ impl From<DType> for Element {
 }
 
 /// A live communicator of the library. Which thread uses it when is for [`super::comm`] to see to.
-pub(super) type Handle = *mut c_void;
+pub(super) type CommunicatorHandle = *mut c_void;
 
 /// What rank 0 of a generation makes and gives to the others, so that they find each other.
 #[derive(Clone, Copy, PartialEq, Eq)]
@@ -61,7 +61,7 @@ impl fmt::Debug for UniqueId {
 
 /// `ncclConfig_t` as NCCL 2.14 had it. Newer ones have more at the end, and go by `size` and `version`.
 #[repr(C)]
-struct Config {
+struct CommunicatorConfig {
     size: usize,
     magic: c_uint,
     version: c_uint,
@@ -70,51 +70,57 @@ struct Config {
     unset: c_int,
 }
 
-impl Config {
+impl CommunicatorConfig {
     const NOT_BLOCKING: Self = Self {
         size: size_of::<Self>(),
         magic: 0xcafe_beef,
-        version: Version::OLDEST.0 as c_uint,
+        version: NcclVersion::OLDEST.0 as c_uint,
         blocking: 0,
         unset: c_int::MIN,
     };
 }
 
-type Collective = unsafe extern "C" fn(
+type CollectiveFunction = unsafe extern "C" fn(
     *const c_void,
     *mut c_void,
     usize,
     c_int,
     c_int,
-    Handle,
+    CommunicatorHandle,
     *mut c_void,
 ) -> c_int;
 
 struct Functions {
     get_unique_id: unsafe extern "C" fn(*mut UniqueId) -> c_int,
-    init: unsafe extern "C" fn(*mut Handle, c_int, UniqueId, c_int, *mut Config) -> c_int,
-    finalize: unsafe extern "C" fn(Handle) -> c_int,
-    destroy: unsafe extern "C" fn(Handle) -> c_int,
-    abort: unsafe extern "C" fn(Handle) -> c_int,
-    get_async_error: unsafe extern "C" fn(Handle, *mut c_int) -> c_int,
-    all_reduce: Collective,
-    broadcast: Collective,
+    init: unsafe extern "C" fn(
+        *mut CommunicatorHandle,
+        c_int,
+        UniqueId,
+        c_int,
+        *mut CommunicatorConfig,
+    ) -> c_int,
+    finalize: unsafe extern "C" fn(CommunicatorHandle) -> c_int,
+    destroy: unsafe extern "C" fn(CommunicatorHandle) -> c_int,
+    abort: unsafe extern "C" fn(CommunicatorHandle) -> c_int,
+    get_async_error: unsafe extern "C" fn(CommunicatorHandle, *mut c_int) -> c_int,
+    all_reduce: CollectiveFunction,
+    broadcast: CollectiveFunction,
     all_gather: unsafe extern "C" fn(
         *const c_void,
         *mut c_void,
         usize,
         c_int,
-        Handle,
+        CommunicatorHandle,
         *mut c_void,
     ) -> c_int,
     error_string: unsafe extern "C" fn(c_int) -> *const c_char,
-    last_error: unsafe extern "C" fn(Handle) -> *const c_char,
+    last_error: unsafe extern "C" fn(CommunicatorHandle) -> *const c_char,
 }
 
 /// The loaded library, until the process ends: it has threads of its own.
 pub struct Library {
     path: PathBuf,
-    version: Version,
+    version: NcclVersion,
     functions: Functions,
     /// Never unloaded, so that the functions stay where they are.
     _loaded: ManuallyDrop<Loaded>,
@@ -125,8 +131,8 @@ impl Library {
     ///
     /// # Errors
     ///
-    /// There is none, it lacks a function, or it is older than [`Version::OLDEST`].
-    pub fn open(search: &Search) -> Result<Self> {
+    /// There is none, it lacks a function, or it is older than [`NcclVersion::OLDEST`].
+    pub fn open(search: &NcclSearch) -> Result<Self> {
         let mut tried = Vec::new();
         for path in search.candidates() {
             // SAFETY: loading NCCL runs no code but its own initialisers.
@@ -154,14 +160,14 @@ impl Library {
         }
         // First of all: an older library lacks some of the others.
         let get_version: unsafe extern "C" fn(*mut c_int) -> c_int = function!(b"ncclGetVersion\0");
-        let mut version = Version(0);
+        let mut version = NcclVersion(0);
         // SAFETY: ncclGetVersion(int *version).
         let code = unsafe { get_version(&mut version.0) };
-        if code != SUCCESS || version < Version::OLDEST {
+        if code != SUCCESS || version < NcclVersion::OLDEST {
             return Err(Error::NcclTooOld {
                 path: path.display().to_string(),
                 version: version.to_string(),
-                oldest: Version::OLDEST.to_string(),
+                oldest: NcclVersion::OLDEST.to_string(),
             });
         }
         let functions = Functions {
@@ -197,7 +203,7 @@ impl Library {
 
     /// Its version.
     #[must_use]
-    pub fn version(&self) -> Version {
+    pub fn version(&self) -> NcclVersion {
         self.version
     }
 
@@ -225,9 +231,14 @@ impl Library {
     }
 
     /// A communicator that never blocks, and the code of the call. It is null if the call failed.
-    pub(super) fn init(&self, id: UniqueId, rank: c_int, world: c_int) -> (Handle, c_int) {
+    pub(super) fn init(
+        &self,
+        id: UniqueId,
+        rank: c_int,
+        world: c_int,
+    ) -> (CommunicatorHandle, c_int) {
         let mut handle = std::ptr::null_mut();
-        let mut config = Config::NOT_BLOCKING;
+        let mut config = CommunicatorConfig::NOT_BLOCKING;
         // SAFETY: all are alive for the call, which copies them.
         let code = unsafe { (self.functions.init)(&mut handle, world, id, rank, &mut config) };
         (handle, code)
@@ -236,21 +247,21 @@ impl Library {
     /// # Safety
     /// `handle` must be a communicator that was not destroyed or aborted, used by no other thread now. This
     /// goes for the calls below, too.
-    pub(super) unsafe fn finalize(&self, handle: Handle) -> c_int {
+    pub(super) unsafe fn finalize(&self, handle: CommunicatorHandle) -> c_int {
         // SAFETY: as promised by the caller.
         unsafe { (self.functions.finalize)(handle) }
     }
 
     /// # Safety
     /// As [`Self::finalize`]; nobody may use the handle afterwards.
-    pub(super) unsafe fn destroy(&self, handle: Handle) -> c_int {
+    pub(super) unsafe fn destroy(&self, handle: CommunicatorHandle) -> c_int {
         // SAFETY: as promised by the caller.
         unsafe { (self.functions.destroy)(handle) }
     }
 
     /// # Safety
     /// As [`Self::destroy`].
-    pub(super) unsafe fn abort(&self, handle: Handle) -> c_int {
+    pub(super) unsafe fn abort(&self, handle: CommunicatorHandle) -> c_int {
         // SAFETY: as promised by the caller.
         unsafe { (self.functions.abort)(handle) }
     }
@@ -259,7 +270,7 @@ impl Library {
     ///
     /// # Safety
     /// As [`Self::finalize`].
-    pub(super) unsafe fn state(&self, handle: Handle) -> c_int {
+    pub(super) unsafe fn state(&self, handle: CommunicatorHandle) -> c_int {
         let mut state = SUCCESS;
         // SAFETY: as promised by the caller; the state is written.
         match unsafe { (self.functions.get_async_error)(handle, &mut state) } {
@@ -275,10 +286,10 @@ impl Library {
     /// nobody else touches until the stream is through.
     pub(super) unsafe fn all_reduce(
         &self,
-        handle: Handle,
+        handle: CommunicatorHandle,
         address: u64,
         len: usize,
-        element: Element,
+        element: DataType,
         stream: usize,
     ) -> c_int {
         let at = address as *mut c_void;
@@ -302,14 +313,14 @@ impl Library {
     /// As [`Self::all_reduce`].
     pub(super) unsafe fn broadcast(
         &self,
-        handle: Handle,
+        handle: CommunicatorHandle,
         address: u64,
         len: usize,
         root: usize,
         stream: usize,
     ) -> c_int {
         let at = address as *mut c_void;
-        let (element, root) = (Element::U8 as c_int, root as c_int);
+        let (element, root) = (DataType::U8 as c_int, root as c_int);
         // SAFETY: as promised by the caller.
         unsafe {
             (self.functions.broadcast)(at, at, len, element, root, handle, stream as *mut c_void)
@@ -322,14 +333,14 @@ impl Library {
     /// As [`Self::all_reduce`], for `len` bytes of every rank.
     pub(super) unsafe fn all_gather(
         &self,
-        handle: Handle,
+        handle: CommunicatorHandle,
         address: u64,
         len: usize,
         rank: usize,
         stream: usize,
     ) -> c_int {
         let mine = (address + (rank * len) as u64) as *const c_void;
-        let (all, element) = (address as *mut c_void, Element::U8 as c_int);
+        let (all, element) = (address as *mut c_void, DataType::U8 as c_int);
         // SAFETY: as promised by the caller.
         unsafe {
             (self.functions.all_gather)(mine, all, len, element, handle, stream as *mut c_void)
@@ -345,7 +356,7 @@ impl Library {
         call: &'static str,
         rank: usize,
         code: c_int,
-        handle: Handle,
+        handle: CommunicatorHandle,
     ) -> Error {
         // SAFETY: it gives a literal for any code.
         let text = unsafe { text((self.functions.error_string)(code)) };
@@ -422,7 +433,7 @@ mod tests {
 
     #[test]
     fn a_machine_without_nccl_hears_what_was_tried_and_what_to_do() {
-        let search = Search {
+        let search = NcclSearch {
             chosen: Some("/nowhere/libnccl.so.2".into()),
             libtorch: None,
         };
@@ -437,8 +448,8 @@ mod tests {
 
     #[test]
     fn the_config_is_that_of_2_14() {
-        assert_eq!(size_of::<Config>(), 24);
-        assert_eq!(std::mem::offset_of!(Config, blocking), 16);
-        assert_eq!(Config::NOT_BLOCKING.version, 21_400);
+        assert_eq!(size_of::<CommunicatorConfig>(), 24);
+        assert_eq!(std::mem::offset_of!(CommunicatorConfig, blocking), 16);
+        assert_eq!(CommunicatorConfig::NOT_BLOCKING.version, 21_400);
     }
 }

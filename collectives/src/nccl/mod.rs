@@ -32,8 +32,8 @@ use fovea_kernels::cuda::{DeviceBuffer, Event, Kernels, PinnedBuffer, Stream, wa
 use self::comm::Communicator;
 pub use self::host_id::host_id;
 pub use self::library::{Library, UniqueId};
-pub use self::search::{Search, Version};
-use super::note::{Note, Op};
+pub use self::search::{NcclSearch, NcclVersion};
+use super::note::{CollectiveOperation, Note};
 use super::tree::tree_sum_into;
 use super::{AbortHandle, Collective, DeviceCollective, Error, Result};
 
@@ -188,7 +188,11 @@ impl NcclCollective {
             patience,
             ended: None,
         };
-        joined.run(Note::new(Op::Join, 0, 0), deadline, |_, _| Ok(()))?;
+        joined.run(
+            Note::new(CollectiveOperation::Join, 0, 0),
+            deadline,
+            |_, _| Ok(()),
+        )?;
         Ok(joined)
     }
 
@@ -341,7 +345,7 @@ impl Collective for NcclCollective {
     }
 
     fn all_reduce(&mut self, buf: &mut [f32], deadline: Instant) -> Result<()> {
-        let note = Note::new(Op::AllReduce, buf.len(), 0);
+        let note = Note::new(CollectiveOperation::AllReduce, buf.len(), 0);
         self.run(note, deadline, |this, _| {
             let piece = this.staging.piece / size_of::<f32>();
             buf.chunks_mut(piece)
@@ -354,7 +358,7 @@ impl Collective for NcclCollective {
         if root >= world {
             return Err(Error::BadRoot { root, world });
         }
-        let note = Note::new(Op::Broadcast, buf.len(), root);
+        let note = Note::new(CollectiveOperation::Broadcast, buf.len(), root);
         self.run(note, deadline, |this, _| {
             let whole = this.staging.host.bytes();
             buf.chunks_mut(whole)
@@ -363,7 +367,7 @@ impl Collective for NcclCollective {
     }
 
     fn all_gather(&mut self, mine: &[u8], deadline: Instant) -> Result<Vec<Vec<u8>>> {
-        let note = Note::new(Op::AllGather, mine.len(), 0);
+        let note = Note::new(CollectiveOperation::AllGather, mine.len(), 0);
         let mut all = vec![Vec::new(); self.comm.world];
         self.run(note, deadline, |this, notes| {
             let piece = this.staging.piece;
@@ -385,7 +389,11 @@ impl Collective for NcclCollective {
 
     fn barrier(&mut self, deadline: Instant) -> Result<()> {
         // Nobody gets all notes before all ranks have given theirs.
-        self.run(Note::new(Op::Barrier, 0, 0), deadline, |_, _| Ok(()))
+        self.run(
+            Note::new(CollectiveOperation::Barrier, 0, 0),
+            deadline,
+            |_, _| Ok(()),
+        )
     }
 
     fn abort_handle(&self) -> AbortHandle {

@@ -12,14 +12,14 @@ const BESIDE_LIBTORCH: &str = "../../nvidia/nccl/lib";
 /// Where to look for NCCL, in this order: `chosen` and nothing else if it is set; beside libtorch; the
 /// system's loader.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct Search {
+pub struct NcclSearch {
     /// The library, or the folder that holds it.
     pub chosen: Option<PathBuf>,
     /// The `lib` folder of libtorch.
     pub libtorch: Option<PathBuf>,
 }
 
-impl Search {
+impl NcclSearch {
     /// From the environment: `FOVEA_NCCL`, and the folder of the libtorch that this process has loaded, else
     /// that of `LIBTORCH`.
     #[must_use]
@@ -52,9 +52,9 @@ impl Search {
 
 /// A version as `ncclGetVersion` gives it: 10000 major + 100 minor + patch.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
-pub struct Version(pub i32);
+pub struct NcclVersion(pub i32);
 
-impl Version {
+impl NcclVersion {
     /// The first with communicators that do not block, which is what makes an abort possible at any time.
     pub const OLDEST: Self = Self(2_14_00);
 
@@ -69,7 +69,7 @@ impl Version {
     }
 }
 
-impl fmt::Display for Version {
+impl fmt::Display for NcclVersion {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         // Up to 2.8 the number was 1000 major + 100 minor + patch.
         let unit = if self.0 < 10_000 { 1000 } else { 10_000 };
@@ -85,18 +85,18 @@ mod tests {
     #[test]
     fn versions_read_as_people_write_them() {
         for (number, text) in [(2_27_03, "2.27.3"), (2_14_00, "2.14.0"), (2_708, "2.7.8")] {
-            assert_eq!(Version(number).to_string(), text);
+            assert_eq!(NcclVersion(number).to_string(), text);
         }
-        assert!(Version(2_13_04) < Version::OLDEST);
+        assert!(NcclVersion(2_13_04) < NcclVersion::OLDEST);
     }
 
     #[test]
     fn exactly_the_bad_versions_are_warned_of() {
         let bad: Vec<i32> = (2_14_00..2_31_00)
-            .filter(|number| Version(*number).warning().is_some())
+            .filter(|number| NcclVersion(*number).warning().is_some())
             .collect();
         assert_eq!(bad, (2_28_03..=2_28_08).collect::<Vec<_>>());
-        let warning = Version(2_28_05).warning().unwrap_or_default();
+        let warning = NcclVersion(2_28_05).warning().unwrap_or_default();
         assert!(
             warning.contains("NCCL 2.28.5") && warning.contains("2.27 or 2.29"),
             "{warning}"
@@ -106,7 +106,7 @@ mod tests {
     #[test]
     fn a_chosen_library_is_the_only_candidate() {
         let folder = std::env::temp_dir();
-        let of = |chosen: Option<&str>, libtorch: Option<PathBuf>| Search {
+        let of = |chosen: Option<&str>, libtorch: Option<PathBuf>| NcclSearch {
             chosen: chosen.map(PathBuf::from),
             libtorch,
         };

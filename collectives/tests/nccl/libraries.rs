@@ -6,7 +6,7 @@ use fovea_emulate::nccl::Set;
 use super::*;
 
 fn open() -> Result<Library> {
-    Library::open(&Search {
+    Library::open(&NcclSearch {
         // The folder will do as well.
         chosen: standin::path().parent().map(Into::into),
         libtorch: None,
@@ -43,7 +43,7 @@ fn a_version_that_blocks_is_refused() {
 
 #[test]
 fn another_library_is_no_nccl() {
-    let search = Search {
+    let search = NcclSearch {
         chosen: Some("libc.so.6".into()),
         libtorch: None,
     };

@@ -17,7 +17,7 @@ use std::path::Path;
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 use std::time::{Duration, Instant};
 
-use fovea_collectives::nccl::{Library, NcclCollective, NcclOptions, Search, UniqueId};
+use fovea_collectives::nccl::{Library, NcclCollective, NcclOptions, NcclSearch, UniqueId};
 use fovea_collectives::{AbortHandle, Collective, Result, tree_sum};
 use fovea_emulate::{driver, nccl as standin};
 use fovea_kernels::cuda::{self, Kernels};
@@ -63,7 +63,7 @@ pub fn kernels() -> Arc<Kernels> {
 
 /// The stand-in for NCCL.
 pub fn library() -> Arc<Library> {
-    let search = Search {
+    let search = NcclSearch {
         chosen: Some(standin::path().to_owned()),
         libtorch: None,
     };

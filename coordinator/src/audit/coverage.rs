@@ -2,7 +2,7 @@
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 
-use super::{EpochAudit, Input, SampleRange, name_ranges};
+use super::{AuditInput, EpochAudit, SampleRange, name_ranges};
 use crate::ledger::{CommittedStep, LedgerEntry, LedgerRecord};
 use crate::order::EpochOrder;
 use crate::protocol::{Generation, StartPoint};
@@ -25,7 +25,7 @@ pub(super) struct Taken {
 
 /// What one generation did.
 #[derive(Clone, Copy, Debug)]
-pub(super) struct Run {
+pub(super) struct GenerationRun {
     pub start: StartPoint,
     /// Its newest step, or where it started.
     pub at: StartPoint,
@@ -39,7 +39,7 @@ pub(super) struct Run {
 #[derive(Clone, Debug, Default)]
 pub(super) struct Replay {
     pub taken: Vec<Taken>,
-    pub generations: BTreeMap<Generation, Run>,
+    pub generations: BTreeMap<Generation, GenerationRun>,
     /// Where the ledger ends.
     pub at: StartPoint,
     pub problems: Vec<String>,
@@ -134,7 +134,7 @@ fn begin(
         ));
     }
     replay.at = start;
-    let run = Run {
+    let run = GenerationRun {
         start,
         at: start,
         first_commit_ms: None,
@@ -215,7 +215,7 @@ fn shorten(mut problems: Vec<String>) -> Vec<String> {
 /// How often each sample was used, per epoch. Only ranges are looked at, whatever the steps claim.
 pub(super) fn epochs(
     replay: &Replay,
-    input: &Input<'_>,
+    input: &AuditInput<'_>,
     finished: bool,
     problems: &mut Vec<String>,
 ) -> Vec<EpochAudit> {

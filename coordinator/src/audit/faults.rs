@@ -3,7 +3,7 @@
 use std::collections::BTreeSet;
 
 use super::coverage::{Replay, same_place};
-use super::{IncidentAudit, Input, Lost, Resume};
+use super::{AuditInput, IncidentAudit, Lost, Resume};
 use crate::journal::{JournalEntry, JournalRecord};
 use crate::protocol::Generation;
 
@@ -14,7 +14,7 @@ pub(super) fn starts(journal: &[JournalRecord]) -> impl Iterator<Item = usize> {
 }
 
 /// The journal and the ledger have to tell the same story.
-pub(super) fn against_journal(input: &Input<'_>, replay: &Replay, problems: &mut Vec<String>) {
+pub(super) fn against_journal(input: &AuditInput<'_>, replay: &Replay, problems: &mut Vec<String>) {
     if input.journal.is_empty() {
         return;
     }

@@ -2,7 +2,7 @@
 
 use serde::Serialize;
 
-use super::Input;
+use super::AuditInput;
 use super::coverage::{Replay, Taken};
 use crate::journal::JournalEntry;
 
@@ -36,7 +36,7 @@ pub struct Goodput {
     pub goodput: f64,
 }
 
-pub(super) fn goodput(input: &Input<'_>, replay: &Replay) -> Option<Goodput> {
+pub(super) fn goodput(input: &AuditInput<'_>, replay: &Replay) -> Option<Goodput> {
     let wall_ms = wall_ms(input);
     if wall_ms == 0 {
         return None;
@@ -71,7 +71,7 @@ fn median(mut times: Vec<u64>) -> Option<u64> {
     times.get(times.len().checked_sub(1)? / 2).copied()
 }
 
-fn wall_ms(input: &Input<'_>) -> u64 {
+fn wall_ms(input: &AuditInput<'_>) -> u64 {
     let (mut sum, mut up) = (0u64, None);
     for record in input.journal {
         match &record.entry {

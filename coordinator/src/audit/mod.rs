@@ -28,7 +28,7 @@ const RANGES_NAMED: usize = 6;
 
 /// What an audit looks at.
 #[derive(Clone, Copy, Debug)]
-pub struct Input<'a> {
+pub struct AuditInput<'a> {
     /// All records of the ledger, oldest first.
     pub ledger: &'a [LedgerRecord],
     /// All records of the journal, oldest first.
@@ -160,7 +160,7 @@ pub struct Resume {
 }
 
 /// Replays a run's records. Pure: the same records give the same report.
-pub fn audit(input: &Input<'_>) -> Report {
+pub fn audit(input: &AuditInput<'_>) -> Report {
     let replay = coverage::replay(input.ledger, input.samples_per_epoch);
     let state = state(input.journal);
     let finished = state == "finished";

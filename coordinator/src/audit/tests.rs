@@ -161,7 +161,7 @@ impl Writer {
     }
 
     fn report(&self) -> Report {
-        audit(&Input {
+        audit(&AuditInput {
             ledger: &self.ledger,
             journal: &self.journal,
             samples_per_epoch: self.total,
@@ -479,7 +479,7 @@ fn inconsistent_ledgers_are_told() {
 
 #[test]
 fn nothing_and_long_lists() {
-    let report = audit(&Input {
+    let report = audit(&AuditInput {
         ledger: &[],
         journal: &[],
         samples_per_epoch: 10,

@@ -26,7 +26,7 @@ const RESTART: Duration = Duration::from_secs(2);
 const PAUSE: Duration = Duration::from_millis(200);
 
 /// What all members have in common.
-pub(super) struct Shared {
+pub(super) struct MemberContext {
     addr: String,
     token: Token,
     pub load: Load,
@@ -49,7 +49,7 @@ pub(super) struct Tally {
     failed: Option<Instant>,
 }
 
-impl Shared {
+impl MemberContext {
     pub fn new(addr: String, token: Token, load: Load) -> Self {
         Self {
             addr,
@@ -106,10 +106,10 @@ enum End {
     Lost,
 }
 
-pub(super) struct Member {
+pub(super) struct SimulatedMember {
     number: u32,
     lives: u32,
-    shared: Arc<Shared>,
+    shared: Arc<MemberContext>,
 }
 
 /// A connection with a seat or on the way to one.
@@ -121,8 +121,8 @@ struct Life {
     vote_at: Option<Instant>,
 }
 
-impl Member {
-    pub fn new(number: u32, shared: Arc<Shared>) -> Self {
+impl SimulatedMember {
+    pub fn new(number: u32, shared: Arc<MemberContext>) -> Self {
         Self {
             number,
             lives: 0,

@@ -22,18 +22,18 @@ pub struct AbortNotice {
 
 /// Set once, by the first of: the coordinator's abort, its refusal, the loss of the connection.
 #[derive(Clone, Default)]
-pub struct AbortSignal(Arc<Inner>);
+pub struct AbortSignal(Arc<SharedAbort>);
 
 #[derive(Default)]
-struct Inner {
+struct SharedAbort {
     flag: AtomicBool,
-    state: Mutex<State>,
+    state: Mutex<AbortState>,
 }
 
 type Callback = Box<dyn FnOnce(&AbortNotice) + Send>;
 
 #[derive(Default)]
-struct State {
+struct AbortState {
     notice: Option<AbortNotice>,
     callbacks: Vec<Callback>,
 }

@@ -1,6 +1,6 @@
 //! How the coordinator notices a lost member, and the effect on others.
 
-use super::{Done, Effect, Incident, Member, Membership, Outcome, Phase, Transition};
+use super::{Done, Effect, Incident, Member, Membership, Phase, RunOutcome, Transition};
 use crate::journal::JournalEntry;
 use crate::protocol::{Cause, MemberId, MemberState, Reply};
 
@@ -279,7 +279,7 @@ impl Membership {
             let why = format!(
                 "drained; no rank is left to save more than the newest checkpoint: {asked}"
             );
-            return all.and(self.end(Outcome::Drained { step }, None, &why));
+            return all.and(self.end(RunOutcome::Drained { step }, None, &why));
         }
         if waited <= self.config.join_ms {
             return all;

@@ -28,12 +28,12 @@ mod types;
 mod vote;
 
 pub(crate) use rendezvous::room;
-pub use types::{Config, Effect, Event, Outcome, Ticket, Transition};
+pub use types::{Effect, MembershipConfig, MembershipEvent, RunOutcome, Ticket, Transition};
 
 use std::collections::BTreeMap;
 
 use crate::journal::JournalEntry;
-use crate::progress::Progress;
+use crate::progress::CommitRate;
 use crate::protocol::{
     Cause, CheckpointInfo, Generation, MemberId, MemberState, Ready, Reply, StartPoint, Terms,
     TrainerInfo, Vote,
@@ -47,7 +47,7 @@ const TEXT_MAX: usize = 2000;
 enum Phase {
     Waiting,
     Running,
-    Over(Outcome),
+    Over(RunOutcome),
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -87,7 +87,7 @@ struct Incident {
 /// The state machine.
 #[derive(Clone, Debug)]
 pub struct Membership {
-    config: Config,
+    config: MembershipConfig,
     phase: Phase,
     generation: Generation,
     members: BTreeMap<MemberId, Member>,
@@ -141,7 +141,7 @@ pub struct Membership {
     /// Why the newest one that was tried is not there.
     unsaved: Option<String>,
     last_epoch: Option<EpochSummary>,
-    progress: Progress,
+    progress: CommitRate,
     last_tick_ms: Option<u64>,
     /// Why the run is where it is.
     why: String,
@@ -149,7 +149,7 @@ pub struct Membership {
 
 impl Membership {
     /// Nobody is there yet.
-    pub fn new(config: Config) -> Self {
+    pub fn new(config: MembershipConfig) -> Self {
         Self {
             phase: Phase::Waiting,
             generation: config.last_generation,
@@ -186,7 +186,7 @@ impl Membership {
             checkpoint: None,
             unsaved: None,
             last_epoch: None,
-            progress: Progress::default(),
+            progress: CommitRate::default(),
             last_tick_ms: None,
             why: format!("0 of {} ranks are there", config.world),
             config,
@@ -194,11 +194,11 @@ impl Membership {
     }
 
     /// Takes an event at a time and says what has to be done. Time never goes back.
-    pub fn apply(&mut self, event: Event, now_ms: u64) -> Transition {
+    pub fn apply(&mut self, event: MembershipEvent, now_ms: u64) -> Transition {
         match event {
-            Event::Join { ticket, info } => self.join(ticket, info, now_ms),
-            Event::Ready { member, ready } => self.ready(member, ready, now_ms),
-            Event::Heartbeat {
+            MembershipEvent::Join { ticket, info } => self.join(ticket, info, now_ms),
+            MembershipEvent::Ready { member, ready } => self.ready(member, ready, now_ms),
+            MembershipEvent::Heartbeat {
                 member,
                 state,
                 step,
@@ -218,33 +218,35 @@ impl Membership {
                 }
                 Transition::none()
             }
-            Event::Vote { member, vote } => self.vote(member, vote, now_ms),
-            Event::Trainer { member, event } => self.trainer(member, event, now_ms),
-            Event::Publish {
+            MembershipEvent::Vote { member, vote } => self.vote(member, vote, now_ms),
+            MembershipEvent::Trainer { member, event } => self.trainer(member, event, now_ms),
+            MembershipEvent::Publish {
                 member,
                 generation,
                 bytes,
             } => self.publish(member, generation, bytes, now_ms),
-            Event::Disconnected { member, detail } => self.disconnected(member, &detail, now_ms),
-            Event::Drain { reason } => self.drain(&clip(&reason), now_ms),
-            Event::Shutdown { reason } => {
+            MembershipEvent::Disconnected { member, detail } => {
+                self.disconnected(member, &detail, now_ms)
+            }
+            MembershipEvent::Drain { reason } => self.drain(&clip(&reason), now_ms),
+            MembershipEvent::Shutdown { reason } => {
                 let reason = clip(&reason);
                 self.end(
-                    Outcome::Stopped {
+                    RunOutcome::Stopped {
                         reason: reason.clone(),
                     },
                     Some(Cause::Stopped),
                     &reason,
                 )
             }
-            Event::Fail { reason } => self.fail(&clip(&reason)),
-            Event::Checkpoint(found) => self.checkpoint_found(found, now_ms),
-            Event::Tick => self.tick(now_ms),
+            MembershipEvent::Fail { reason } => self.fail(&clip(&reason)),
+            MembershipEvent::Checkpoint(found) => self.checkpoint_found(found, now_ms),
+            MembershipEvent::Tick => self.tick(now_ms),
         }
     }
 
     /// How the run ended, once it has.
-    pub fn outcome(&self) -> Option<&Outcome> {
+    pub fn outcome(&self) -> Option<&RunOutcome> {
         match &self.phase {
             Phase::Over(outcome) => Some(outcome),
             Phase::Waiting | Phase::Running => None,
@@ -265,7 +267,7 @@ impl Membership {
             Phase::Waiting if !self.formed => {
                 let step = self.at.step;
                 let why = format!("drained at step {step}, before all ranks were there: {reason}");
-                self.end(Outcome::Drained { step }, Some(Cause::Drained), &why)
+                self.end(RunOutcome::Drained { step }, Some(Cause::Drained), &why)
             }
             Phase::Waiting => {
                 self.drain.get_or_insert(reason.to_owned());
@@ -299,7 +301,7 @@ impl Membership {
 
     /// The run cannot go on.
     fn fail(&mut self, reason: &str) -> Transition {
-        let outcome = Outcome::Failed {
+        let outcome = RunOutcome::Failed {
             reason: reason.to_owned(),
         };
         self.end(outcome, Some(Cause::Failed), reason)
@@ -307,7 +309,7 @@ impl Membership {
 
     /// The run is over; with a cause, those who still train are told to abort. Those without a seat
     /// are told in any case.
-    fn end(&mut self, outcome: Outcome, abort: Option<Cause>, reason: &str) -> Transition {
+    fn end(&mut self, outcome: RunOutcome, abort: Option<Cause>, reason: &str) -> Transition {
         if let Phase::Over(_) = self.phase {
             return Transition::because(
                 format!("the run is over already: {}", self.why),
@@ -321,10 +323,10 @@ impl Membership {
             reason: reason.to_owned(),
         })];
         let cause = abort.unwrap_or(match outcome {
-            Outcome::Finished { .. } => Cause::Finished,
-            Outcome::Drained { .. } => Cause::Drained,
-            Outcome::Stopped { .. } => Cause::Stopped,
-            Outcome::Failed { .. } => Cause::Failed,
+            RunOutcome::Finished { .. } => Cause::Finished,
+            RunOutcome::Drained { .. } => Cause::Drained,
+            RunOutcome::Stopped { .. } => Cause::Stopped,
+            RunOutcome::Failed { .. } => Cause::Failed,
         });
         // The one at fault is told as well: it may be alive.
         let to: Vec<MemberId> = self

@@ -1,6 +1,6 @@
 //! The status, as seen from the state machine.
 
-use super::{Membership, Outcome, Phase};
+use super::{Membership, Phase, RunOutcome};
 use crate::protocol::MemberState;
 use crate::status::{RankStatus, RunState, Status, Turned};
 
@@ -73,9 +73,11 @@ impl Membership {
                 RunState::Evaluating
             }
             Phase::Running => RunState::Training,
-            Phase::Over(Outcome::Finished { .. }) => RunState::Finished,
-            Phase::Over(Outcome::Failed { .. }) => RunState::Failed,
-            Phase::Over(Outcome::Drained { .. } | Outcome::Stopped { .. }) => RunState::Stopped,
+            Phase::Over(RunOutcome::Finished { .. }) => RunState::Finished,
+            Phase::Over(RunOutcome::Failed { .. }) => RunState::Failed,
+            Phase::Over(RunOutcome::Drained { .. } | RunOutcome::Stopped { .. }) => {
+                RunState::Stopped
+            }
         }
     }
 }

@@ -13,7 +13,7 @@ type Checked = std::result::Result<(), TestCaseError>;
 
 /// What a random script does; members and kinds are picked by index.
 #[derive(Clone, Copy, Debug)]
-enum Op {
+enum ScriptAction {
     Join(Option<u32>),
     /// With other terms; holding nothing, the newest step, or an older one.
     Ready(usize, bool, u8),
@@ -39,28 +39,28 @@ enum Op {
     Shutdown,
 }
 
-fn op() -> impl Strategy<Value = Op> {
+fn op() -> impl Strategy<Value = ScriptAction> {
     let who = 0usize..5;
     prop_oneof![
-        6 => prop::option::of(0u32..4).prop_map(Op::Join),
+        6 => prop::option::of(0u32..4).prop_map(ScriptAction::Join),
         4 => (who.clone(), prop::bool::weighted(0.98), 0u8..4)
-            .prop_map(|(m, same, have)| Op::Ready(m, same, have)),
-        12 => Just(Op::Meet),
-        4 => Just(Op::Fill),
-        4 => (who.clone(), 0u8..5).prop_map(|(m, s)| Op::Heartbeat(m, MemberState::from_u8(s))),
-        24 => (1u64..15).prop_map(Op::Step),
-        6 => (who.clone(), 1u64..15).prop_map(|(m, n)| Op::Vote(m, n)),
+            .prop_map(|(m, same, have)| ScriptAction::Ready(m, same, have)),
+        12 => Just(ScriptAction::Meet),
+        4 => Just(ScriptAction::Fill),
+        4 => (who.clone(), 0u8..5).prop_map(|(m, s)| ScriptAction::Heartbeat(m, MemberState::from_u8(s))),
+        24 => (1u64..15).prop_map(ScriptAction::Step),
+        6 => (who.clone(), 1u64..15).prop_map(|(m, n)| ScriptAction::Vote(m, n)),
         1 => (who.clone(), 0u64..9, 0u32..3, 0u64..20, 0u64..50, any::<bool>())
-            .prop_map(|(m, g, e, s, c, f)| Op::Wild(m, g, e, s, c, f)),
-        2 => (who.clone(), 0u8..5, 0u64..8).prop_map(|(m, k, s)| Op::Event(m, k, s)),
-        4 => Just(Op::Publish(None)),
+            .prop_map(|(m, g, e, s, c, f)| ScriptAction::Wild(m, g, e, s, c, f)),
+        2 => (who.clone(), 0u8..5, 0u64..8).prop_map(|(m, k, s)| ScriptAction::Event(m, k, s)),
+        4 => Just(ScriptAction::Publish(None)),
         1 => (who.clone(), -1i64..2, prop::sample::select(vec![0, 1, 1024, 1025]))
-            .prop_map(|wild| Op::Publish(Some(wild))),
-        1 => Just(Op::Leave),
-        2 => who.prop_map(Op::Gone),
-        4 => (0u64..600).prop_map(Op::Wait),
-        1 => Just(Op::Drain),
-        1 => Just(Op::Shutdown),
+            .prop_map(|wild| ScriptAction::Publish(Some(wild))),
+        1 => Just(ScriptAction::Leave),
+        2 => who.prop_map(ScriptAction::Gone),
+        4 => (0u64..600).prop_map(ScriptAction::Wait),
+        1 => Just(ScriptAction::Drain),
+        1 => Just(ScriptAction::Shutdown),
     ]
 }
 
@@ -77,13 +77,13 @@ struct Script {
     ledger: Vec<LedgerEntry>,
     generations: BTreeSet<Generation>,
     published: BTreeSet<Generation>,
-    ended: Option<Outcome>,
+    ended: Option<RunOutcome>,
     recovered: bool,
 }
 
 impl Script {
     fn new(world: usize, elastic: bool, min_ranks: usize, checkpoint: usize) -> Self {
-        let config = Config {
+        let config = MembershipConfig {
             elastic,
             min_ranks,
             ..config(world)
@@ -147,7 +147,7 @@ impl Script {
                 .is_some_and(|m| m.seat.is_some() && m.vote.is_none())
             {
                 let vote = self.proper(member, samples);
-                self.apply(&Event::Vote { member, vote })?;
+                self.apply(&MembershipEvent::Vote { member, vote })?;
             }
         }
         Ok(())
@@ -164,7 +164,7 @@ impl Script {
             },
         };
         for member in self.ids.clone() {
-            self.apply(&Event::Trainer {
+            self.apply(&MembershipEvent::Trainer {
                 member,
                 event: event.clone(),
             })?;
@@ -183,28 +183,28 @@ impl Script {
                     have: m.last_seat.and(held),
                     ..ready()
                 };
-                self.apply(&Event::Ready { member, ready })?;
+                self.apply(&MembershipEvent::Ready { member, ready })?;
             }
         }
         Ok(())
     }
 
-    fn play(&mut self, op: Op) -> Checked {
+    fn play(&mut self, op: ScriptAction) -> Checked {
         let event = match op {
-            Op::Join(preferred_rank) => Event::Join {
+            ScriptAction::Join(preferred_rank) => MembershipEvent::Join {
                 ticket: 1,
                 info: info(
                     self.ids.len() as u32,
                     preferred_rank.map(|r| r % self.world as u32),
                 ),
             },
-            Op::Ready(who, same, have) => {
+            ScriptAction::Ready(who, same, have) => {
                 let point = match have {
                     0 => None,
                     1 | 2 => self.points.last().copied(),
                     _ => self.points.get(self.points.len() / 2).copied(),
                 };
-                Event::Ready {
+                MembershipEvent::Ready {
                     member: self.id(who),
                     ready: Ready {
                         terms: Terms {
@@ -216,35 +216,37 @@ impl Script {
                     },
                 }
             }
-            Op::Meet => return self.meet(),
-            Op::Fill => {
+            ScriptAction::Meet => return self.meet(),
+            ScriptAction::Fill => {
                 while self.run.members.len() < self.world && self.ended.is_none() {
                     let info = info(self.ids.len() as u32, None);
-                    self.apply(&Event::Join { ticket: 1, info })?;
+                    self.apply(&MembershipEvent::Join { ticket: 1, info })?;
                 }
                 return self.meet();
             }
-            Op::Heartbeat(who, state) => Event::Heartbeat {
+            ScriptAction::Heartbeat(who, state) => MembershipEvent::Heartbeat {
                 member: self.id(who),
                 state,
                 step: 0,
                 samples_per_s: 1.0,
                 beat: self.now,
             },
-            Op::Step(samples) => return self.step(samples),
-            Op::Vote(who, samples) => Event::Vote {
+            ScriptAction::Step(samples) => return self.step(samples),
+            ScriptAction::Vote(who, samples) => MembershipEvent::Vote {
                 member: self.id(who),
                 vote: self.proper(self.id(who), samples),
             },
-            Op::Wild(who, generation, epoch, step, cursor_after, finite) => Event::Vote {
-                member: self.id(who),
-                vote: Vote {
-                    epoch,
-                    finite,
-                    ..vote(generation, step, cursor_after, 3)
-                },
-            },
-            Op::Event(who, kind, step) => Event::Trainer {
+            ScriptAction::Wild(who, generation, epoch, step, cursor_after, finite) => {
+                MembershipEvent::Vote {
+                    member: self.id(who),
+                    vote: Vote {
+                        epoch,
+                        finite,
+                        ..vote(generation, step, cursor_after, 3)
+                    },
+                }
+            }
+            ScriptAction::Event(who, kind, step) => MembershipEvent::Trainer {
                 member: self.id(who),
                 event: match kind {
                     0 => TrainerEvent::Finished {
@@ -270,7 +272,7 @@ impl Script {
                     },
                 },
             },
-            Op::Publish(wild) => {
+            ScriptAction::Publish(wild) => {
                 let first = self.run.members.iter().find(|(_, m)| m.seat == Some(0));
                 let first = first.map(|(id, _)| *id).filter(|_| !self.run.published);
                 let (member, later, len) = match (wild, first) {
@@ -278,32 +280,32 @@ impl Script {
                     (None, Some(first)) => (first, 0, 128),
                     (None, None) => return Ok(()),
                 };
-                Event::Publish {
+                MembershipEvent::Publish {
                     member,
                     generation: self.run.generation.saturating_add_signed(later),
                     bytes: vec![1; len],
                 }
             }
-            Op::Leave => return self.leave(),
-            Op::Gone(who) => Event::Disconnected {
+            ScriptAction::Leave => return self.leave(),
+            ScriptAction::Gone(who) => MembershipEvent::Disconnected {
                 member: self.id(who),
                 detail: "closed".to_owned(),
             },
-            Op::Wait(ms) => {
+            ScriptAction::Wait(ms) => {
                 self.now += ms;
-                Event::Tick
+                MembershipEvent::Tick
             }
-            Op::Drain => Event::Drain {
+            ScriptAction::Drain => MembershipEvent::Drain {
                 reason: "drain".to_owned(),
             },
-            Op::Shutdown => Event::Shutdown {
+            ScriptAction::Shutdown => MembershipEvent::Shutdown {
                 reason: "stop".to_owned(),
             },
         };
         self.apply(&event)
     }
 
-    fn apply(&mut self, event: &Event) -> Checked {
+    fn apply(&mut self, event: &MembershipEvent) -> Checked {
         let before = self.run.clone();
         let transition = self.run.apply(event.clone(), self.now);
         let effects = &transition.effects;
@@ -363,7 +365,7 @@ impl Script {
         if searched {
             let found = self.points.get(self.checkpoint.min(self.points.len() - 1));
             let found = found.copied().ok_or("none".to_owned());
-            self.apply(&Event::Checkpoint(found))?;
+            self.apply(&MembershipEvent::Checkpoint(found))?;
         }
         Ok(())
     }
@@ -439,7 +441,7 @@ impl Script {
     }
 
     /// A dead member never blocks the others.
-    fn check_dead(&self, before: &Membership, event: &Event) -> Checked {
+    fn check_dead(&self, before: &Membership, event: &MembershipEvent) -> Checked {
         let seated = |id: &MemberId| {
             before
                 .members
@@ -447,11 +449,11 @@ impl Script {
                 .is_some_and(|m| m.seat.is_some() && m.done == Done::No)
         };
         match event {
-            Event::Disconnected { member, .. } if seated(member) => {
+            MembershipEvent::Disconnected { member, .. } if seated(member) => {
                 let gone = !self.run.members.contains_key(member);
                 prop_assert!(self.ended.is_some() || (before.config.elastic && gone));
             }
-            Event::Tick
+            MembershipEvent::Tick
                 if before
                     .last_tick_ms
                     .is_some_and(|t| self.now - t <= LAPSE / 2) =>

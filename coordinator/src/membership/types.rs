@@ -10,7 +10,7 @@ use crate::protocol::{
 
 /// What does not change during a run.
 #[derive(Clone, Debug)]
-pub struct Config {
+pub struct MembershipConfig {
     /// Ranks that the run shall have.
     pub world: usize,
     /// Which numbers of ranks can train: [`crate::order::allowed_world_sizes`].
@@ -56,7 +56,7 @@ pub type Ticket = u64;
 
 /// What happened.
 #[derive(Clone, Debug, PartialEq)]
-pub enum Event {
+pub enum MembershipEvent {
     /// A trainer showed the token.
     Join {
         /// Its connection.
@@ -176,12 +176,12 @@ pub enum Effect {
         reply: Reply,
     },
     /// The run is over.
-    End(Outcome),
+    End(RunOutcome),
 }
 
 /// How a run ended.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Outcome {
+pub enum RunOutcome {
     /// Training is complete.
     Finished {
         /// Committed steps.
@@ -204,13 +204,13 @@ pub enum Outcome {
     },
 }
 
-impl Outcome {
+impl RunOutcome {
     pub(super) fn name(&self) -> &'static str {
         match self {
-            Outcome::Finished { .. } => "finished",
-            Outcome::Drained { .. } => "drained",
-            Outcome::Stopped { .. } => "stopped",
-            Outcome::Failed { .. } => "failed",
+            RunOutcome::Finished { .. } => "finished",
+            RunOutcome::Drained { .. } => "drained",
+            RunOutcome::Stopped { .. } => "stopped",
+            RunOutcome::Failed { .. } => "failed",
         }
     }
 }

@@ -1,6 +1,6 @@
 //! Votes, commits, and how ranks leave.
 
-use super::{Done, Effect, Member, Membership, Outcome, Phase, Transition, clip};
+use super::{Done, Effect, Member, Membership, Phase, RunOutcome, Transition, clip};
 use crate::journal::JournalEntry;
 use crate::ledger::{CommittedStep, LedgerEntry};
 use crate::protocol::{CheckpointInfo, MemberId, Next, Reply, StartPoint, TrainerEvent, Vote};
@@ -463,9 +463,9 @@ impl Membership {
         if left {
             let asked = self.drain.clone().unwrap_or_default();
             let why = format!("drained at step {step}, all ranks have left: {asked}");
-            return self.end(Outcome::Drained { step }, None, &why);
+            return self.end(RunOutcome::Drained { step }, None, &why);
         }
         let why = format!("all ranks finished at step {step}");
-        self.end(Outcome::Finished { step }, None, &why)
+        self.end(RunOutcome::Finished { step }, None, &why)
     }
 }

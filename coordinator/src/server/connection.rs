@@ -10,7 +10,7 @@ use tokio::net::tcp::{OwnedReadHalf, OwnedWriteHalf};
 use tokio::sync::{mpsc, oneshot};
 use tokio::time::{sleep, timeout};
 
-use super::limits::{Bucket, Counters, Gate, Kind, Pass};
+use super::limits::{Admission, AdmissionGate, Counters, PeerKind, TokenBucket};
 use crate::codec;
 use crate::error::{Error, Result};
 use crate::membership::Ticket;
@@ -63,7 +63,7 @@ pub(super) struct Settings {
     /// How long an observer or a launcher may say nothing.
     pub idle: Duration,
     pub counters: Arc<Counters>,
-    pub gate: Gate,
+    pub gate: AdmissionGate,
 }
 
 pub(super) struct Connection {
@@ -98,11 +98,11 @@ impl Connection {
     /// The handshake, as long as it may take. The place is given back when it does not succeed.
     async fn greet(
         &self,
-        mut pass: Pass,
+        mut pass: Admission,
         evicted: oneshot::Receiver<()>,
         reader: &mut BufReader<OwnedReadHalf>,
         writer: &mut OwnedWriteHalf,
-    ) -> Result<(Role, Pass)> {
+    ) -> Result<(Role, Admission)> {
         let handshake = timeout(self.settings.handshake, self.handshake(reader, writer));
         let role = tokio::select! {
             done = handshake => done.map_err(|_| Error::Timeout {
@@ -113,8 +113,8 @@ impl Connection {
             Ok(()) = evicted => return Err(self.settings.gate.evicted()),
         };
         pass.settle(match role {
-            Role::Trainer(_) => Kind::Trainer,
-            Role::Observer | Role::Launcher => Kind::Other,
+            Role::Trainer(_) => PeerKind::Trainer,
+            Role::Observer | Role::Launcher => PeerKind::Other,
         })?;
         Ok((role, pass))
     }
@@ -228,7 +228,7 @@ impl Connection {
         idle: Option<Duration>,
     ) -> Message {
         let ticket = self.ticket;
-        let mut bucket = Bucket::new(self.settings.frames_per_s, Instant::now());
+        let mut bucket = TokenBucket::new(self.settings.frames_per_s, Instant::now());
         loop {
             let request = match read_within(reader, idle).await {
                 Ok(Some(body)) => {

@@ -18,7 +18,7 @@ use crate::codec;
 use crate::error::{Error, Result};
 use crate::journal::{Journal, JournalEntry, JournalRecord};
 use crate::ledger::{Ledger, LedgerEntry, LedgerRecord};
-use crate::membership::{Effect, Event, Membership, Outcome, Ticket, Transition};
+use crate::membership::{Effect, Membership, MembershipEvent, RunOutcome, Ticket, Transition};
 use crate::protocol::{MemberId, Reply, Request, Role};
 use crate::rundir::{self, CoordinatorInfo, INFO_FILE};
 use crate::status::{STATUS_FILE, Status};
@@ -47,7 +47,7 @@ pub(super) struct Core {
     ledger: Ledger,
     peers: HashMap<Ticket, Peer>,
     tickets: BTreeMap<MemberId, Ticket>,
-    outcome: Option<Outcome>,
+    outcome: Option<RunOutcome>,
     status_frame: Option<(Instant, Frame)>,
     status_written: Option<Instant>,
     status_writer: Option<JoinHandle<()>>,
@@ -95,7 +95,7 @@ impl Core {
         }
     }
 
-    pub fn outcome(&self) -> Option<&Outcome> {
+    pub fn outcome(&self) -> Option<&RunOutcome> {
         self.outcome.as_ref()
     }
 
@@ -122,14 +122,14 @@ impl Core {
                 self.closed(ticket, detail);
             }
             Message::Checkpoint(found) => {
-                self.apply(Event::Checkpoint(found));
+                self.apply(MembershipEvent::Checkpoint(found));
             }
         }
         self.close_stuck();
     }
 
     pub fn tick(&mut self) {
-        self.apply(Event::Tick);
+        self.apply(MembershipEvent::Tick);
         if self
             .status_written
             .is_none_or(|last| last.elapsed() >= STATUS_EVERY)
@@ -182,7 +182,7 @@ impl Core {
         );
         match trainer {
             Some(info) => {
-                self.apply(Event::Join { ticket, info });
+                self.apply(MembershipEvent::Join { ticket, info });
             }
             None => self.welcome(ticket, None),
         }
@@ -207,7 +207,7 @@ impl Core {
             && self.tickets.get(&member) == Some(&ticket)
         {
             self.tickets.remove(&member);
-            self.apply(Event::Disconnected { member, detail });
+            self.apply(MembershipEvent::Disconnected { member, detail });
         }
     }
 
@@ -239,28 +239,28 @@ impl Core {
 
     fn trainer_request(&mut self, ticket: Ticket, member: MemberId, request: Request) {
         let event = match request {
-            Request::Ready(ready) => Event::Ready { member, ready },
+            Request::Ready(ready) => MembershipEvent::Ready { member, ready },
             Request::Heartbeat {
                 state,
                 step,
                 samples_per_s,
                 beat,
                 ..
-            } => Event::Heartbeat {
+            } => MembershipEvent::Heartbeat {
                 member,
                 state,
                 step,
                 samples_per_s,
                 beat,
             },
-            Request::Vote(vote) => Event::Vote { member, vote },
-            Request::Event(event) => Event::Trainer { member, event },
-            Request::Publish { generation, bytes } => Event::Publish {
+            Request::Vote(vote) => MembershipEvent::Vote { member, vote },
+            Request::Event(event) => MembershipEvent::Trainer { member, event },
+            Request::Publish { generation, bytes } => MembershipEvent::Publish {
                 member,
                 generation,
                 bytes,
             },
-            Request::Drain { reason } => Event::Drain { reason },
+            Request::Drain { reason } => MembershipEvent::Drain { reason },
             Request::GetStatus => return self.report(ticket),
             Request::Hello { .. } | Request::Shutdown { .. } | Request::Fail { .. } => {
                 self.not_allowed(ticket, "trainer", &request);
@@ -273,9 +273,9 @@ impl Core {
     fn launcher_request(&mut self, ticket: Ticket, request: Request) {
         let event = match request {
             Request::GetStatus => return self.report(ticket),
-            Request::Drain { reason } => Event::Drain { reason },
-            Request::Shutdown { reason } => Event::Shutdown { reason },
-            Request::Fail { reason } => Event::Fail { reason },
+            Request::Drain { reason } => MembershipEvent::Drain { reason },
+            Request::Shutdown { reason } => MembershipEvent::Shutdown { reason },
+            Request::Fail { reason } => MembershipEvent::Fail { reason },
             other => return self.not_allowed(ticket, "launcher", &other),
         };
         let detail = self.apply(event).unwrap_or_default();
@@ -302,7 +302,7 @@ impl Core {
         let member = self.peers.get(&ticket).and_then(|peer| peer.member);
         self.drop_peer(ticket, reason);
         if let Some(member) = member {
-            self.apply(Event::Disconnected { member, detail });
+            self.apply(MembershipEvent::Disconnected { member, detail });
         }
     }
 
@@ -331,7 +331,7 @@ impl Core {
     }
 
     /// Applies an event, and those that its effects lead to. Returns the first one's reason.
-    pub fn apply(&mut self, event: Event) -> Option<String> {
+    pub fn apply(&mut self, event: MembershipEvent) -> Option<String> {
         let mut told = None;
         let mut next = Some(event);
         while let Some(event) = next {
@@ -341,9 +341,12 @@ impl Core {
                 log(&effects, reason);
             }
             told = told.or(reason);
-            next = self.perform(effects).err().map(|error| Event::Fail {
-                reason: error.to_string(),
-            });
+            next = self
+                .perform(effects)
+                .err()
+                .map(|error| MembershipEvent::Fail {
+                    reason: error.to_string(),
+                });
         }
         told
     }
@@ -544,7 +547,7 @@ fn log(effects: &[Effect], reason: &str) {
         .any(|effect| matches!(effect, Effect::Ledger(LedgerEntry::Commit(_))));
     let failed = effects
         .iter()
-        .any(|effect| matches!(effect, Effect::End(Outcome::Failed { .. })));
+        .any(|effect| matches!(effect, Effect::End(RunOutcome::Failed { .. })));
     if failed {
         tracing::error!("{reason}");
     } else if commit {

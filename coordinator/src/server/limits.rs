@@ -28,7 +28,7 @@ const HELP_EVICTED: &str = "answer the challenge at once";
 
 /// A token bucket: how long to wait after a frame before the next one is read.
 #[derive(Debug)]
-pub(super) struct Bucket {
+pub(super) struct TokenBucket {
     /// Frames per second.
     rate: f64,
     /// Frames that may come at once; negative while the peer is ahead of its rate.
@@ -36,7 +36,7 @@ pub(super) struct Bucket {
     filled: Instant,
 }
 
-impl Bucket {
+impl TokenBucket {
     pub fn new(frames_per_s: u32, now: Instant) -> Self {
         let rate = f64::from(frames_per_s.max(1));
         Self {
@@ -101,7 +101,7 @@ impl Counters {
 /// Who has a place. A peer in the handshake gives its place to a newer one when there is no other:
 /// those that never finish it cannot keep a trainer out.
 #[derive(Clone, Debug)]
-pub(super) struct Gate(Arc<Mutex<Places>>);
+pub(super) struct AdmissionGate(Arc<Mutex<Places>>);
 
 #[derive(Debug)]
 struct Places {
@@ -114,19 +114,19 @@ struct Places {
 
 /// What a connection holds while it has a place.
 #[derive(Debug)]
-pub(super) struct Pass {
-    gate: Gate,
+pub(super) struct Admission {
+    gate: AdmissionGate,
     ticket: Ticket,
-    settled: Option<Kind>,
+    settled: Option<PeerKind>,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Kind {
+pub(super) enum PeerKind {
     Trainer,
     Other,
 }
 
-impl Gate {
+impl AdmissionGate {
     /// With room for so many members.
     pub fn new(members: usize) -> Self {
         Self(Arc::new(Mutex::new(Places {
@@ -148,7 +148,7 @@ impl Gate {
     }
 
     /// A place for a new connection, and what tells it that it has to give it up; or why not.
-    pub fn enter(&self, ticket: Ticket) -> Result<(Pass, oneshot::Receiver<()>), Error> {
+    pub fn enter(&self, ticket: Ticket) -> Result<(Admission, oneshot::Receiver<()>), Error> {
         let mut places = self.lock();
         let open = places.handshakes.len() + places.trainers + places.others;
         if open >= places.limit {
@@ -163,7 +163,7 @@ impl Gate {
         }
         let (sender, evicted) = oneshot::channel();
         places.handshakes.insert(ticket, sender);
-        let pass = Pass {
+        let pass = Admission {
             gate: self.clone(),
             ticket,
             settled: None,
@@ -183,17 +183,17 @@ impl Gate {
     }
 }
 
-impl Pass {
+impl Admission {
     /// The handshake is complete.
-    pub fn settle(&mut self, kind: Kind) -> Result<(), Error> {
+    pub fn settle(&mut self, kind: PeerKind) -> Result<(), Error> {
         let mut places = self.gate.lock();
         if places.handshakes.remove(&self.ticket).is_none() {
             drop(places);
             return Err(self.gate.evicted());
         }
         match kind {
-            Kind::Trainer => places.trainers += 1,
-            Kind::Other if places.others >= OTHERS => {
+            PeerKind::Trainer => places.trainers += 1,
+            PeerKind::Other if places.others >= OTHERS => {
                 return Err(Error::Limit {
                     detail: format!(
                         "{} observers and launchers are connected, the limit is {OTHERS}",
@@ -202,19 +202,19 @@ impl Pass {
                     help: HELP_OTHERS,
                 });
             }
-            Kind::Other => places.others += 1,
+            PeerKind::Other => places.others += 1,
         }
         self.settled = Some(kind);
         Ok(())
     }
 }
 
-impl Drop for Pass {
+impl Drop for Admission {
     fn drop(&mut self) {
         let mut places = self.gate.lock();
         match self.settled {
-            Some(Kind::Trainer) => places.trainers -= 1,
-            Some(Kind::Other) => places.others -= 1,
+            Some(PeerKind::Trainer) => places.trainers -= 1,
+            Some(PeerKind::Other) => places.others -= 1,
             None => {
                 places.handshakes.remove(&self.ticket);
             }
@@ -261,7 +261,7 @@ mod tests {
     #[test]
     fn a_fast_peer_is_slowed_to_its_rate_and_a_slow_one_never_waits() {
         let begun = Instant::now();
-        let mut bucket = Bucket::new(100, begun);
+        let mut bucket = TokenBucket::new(100, begun);
         let mut now = begun;
         for _ in 0..1200 {
             now += bucket.take(30, now);
@@ -274,20 +274,24 @@ mod tests {
             assert_eq!(bucket.take(30, now), Duration::ZERO);
         }
         // A large frame costs as many as its bytes.
-        let mut bucket = Bucket::new(100, now);
+        let mut bucket = TokenBucket::new(100, now);
         let wait = bucket.take(1 << 20, now).as_secs_f64();
         assert!((0.5..0.6).contains(&wait), "{wait}");
     }
 
     #[test]
     fn the_handshake_cannot_keep_trainers_out() {
-        let gate = Gate::new(2);
+        let gate = AdmissionGate::new(2);
         let mut waiting: Vec<_> = (0..66).map(|t| gate.enter(t).unwrap()).collect();
         let (mut trainer, _) = gate.enter(66).unwrap();
         assert!(waiting[0].1.try_recv().is_ok(), "the oldest has to go");
         assert!(waiting[1].1.try_recv().is_err());
-        trainer.settle(Kind::Trainer).unwrap();
-        let told = waiting[0].0.settle(Kind::Trainer).unwrap_err().to_string();
+        trainer.settle(PeerKind::Trainer).unwrap();
+        let told = waiting[0]
+            .0
+            .settle(PeerKind::Trainer)
+            .unwrap_err()
+            .to_string();
         assert!(
             told.contains("66 connections") && told.contains("help:"),
             "{told}"
@@ -296,14 +300,14 @@ mod tests {
         // 64 others at most, so that there is a place for both members.
         let mut others: Vec<_> = (100..164).map(|t| gate.enter(t).unwrap().0).collect();
         for other in &mut others {
-            other.settle(Kind::Other).unwrap();
+            other.settle(PeerKind::Other).unwrap();
         }
         let (mut one_more, _) = gate.enter(200).unwrap();
-        let told = one_more.settle(Kind::Other).unwrap_err().to_string();
+        let told = one_more.settle(PeerKind::Other).unwrap_err().to_string();
         assert!(told.contains("64 observers and launchers"), "{told}");
         drop(one_more);
         let (mut second, _) = gate.enter(201).unwrap();
-        second.settle(Kind::Trainer).unwrap();
+        second.settle(PeerKind::Trainer).unwrap();
         let full = gate.enter(202).unwrap_err().to_string();
         assert!(full.contains("66 connections are open"), "{full}");
         drop((trainer, second, others));

@@ -21,14 +21,14 @@ use tokio::time::{Instant, MissedTickBehavior, sleep_until};
 
 use self::connection::Connection;
 use self::core::Core;
-use self::limits::Gate;
+use self::limits::AdmissionGate;
 pub use self::limits::raise_file_limit;
 use crate::client::Endpoint;
 use crate::error::{Error, Result};
 use crate::journal::{Journal, JournalEntry, JournalRecord, Past};
 use crate::ledger::{self, Ledger, LedgerEntry};
-pub use crate::membership::Outcome;
-use crate::membership::{self, Config, Event, Membership};
+pub use crate::membership::RunOutcome;
+use crate::membership::{self, Membership, MembershipConfig, MembershipEvent};
 use crate::order;
 use crate::protocol::{MemberId, PROTOCOL_VERSION, StartPoint};
 use crate::rundir::{self, CoordinatorInfo, RunLock};
@@ -237,7 +237,7 @@ impl Server {
             directory: rundir::directory_id(&run_dir),
         };
         info.store(&run_dir)?;
-        let membership = Membership::new(Config {
+        let membership = Membership::new(MembershipConfig {
             world: options.world,
             virtual_shards: options.virtual_shards,
             elastic: options.elastic,
@@ -287,7 +287,7 @@ impl Server {
 
     /// Serves until the run is over, or until `shutdown` says why to stop. Writes the last status,
     /// removes the address file and only then gives the run directory back.
-    pub async fn run(self, shutdown: impl Future<Output = String>) -> Result<Outcome> {
+    pub async fn run(self, shutdown: impl Future<Output = String>) -> Result<RunOutcome> {
         let Self {
             options,
             lock,
@@ -311,7 +311,7 @@ impl Server {
             frames_per_s: options.frames_per_s,
             idle: Duration::from_millis(options.idle_ms),
             counters: Arc::clone(&core.counters),
-            gate: Gate::new(membership::room(options.world, options.elastic)),
+            gate: AdmissionGate::new(membership::room(options.world, options.elastic)),
         });
         let most = settings.gate.limit() + limits::FAREWELLS;
         core.heartbeat_ms = settings.heartbeat_ms;
@@ -371,7 +371,7 @@ impl Server {
                 _ = tick.tick() => core.tick(),
                 reason = &mut shutdown, if !stopping => {
                     stopping = true;
-                    core.apply(Event::Shutdown { reason });
+                    core.apply(MembershipEvent::Shutdown { reason });
                 }
             }
         };
@@ -394,7 +394,7 @@ impl Server {
 pub async fn run(
     options: ServerOptions,
     shutdown: impl Future<Output = String>,
-) -> Result<Outcome> {
+) -> Result<RunOutcome> {
     let lock = RunLock::acquire(&options.run_dir)?;
     Server::bind(options, lock)?.run(shutdown).await
 }

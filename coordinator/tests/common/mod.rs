@@ -14,7 +14,7 @@ use fovea_coordinator::protocol::{
     Assignment, Next, Ready, Reply, Request, Role, Terms, TrainerEvent, TrainerInfo, Vote,
 };
 use fovea_coordinator::rundir::RunLock;
-use fovea_coordinator::server::{Outcome, Server, ServerOptions};
+use fovea_coordinator::server::{RunOutcome, Server, ServerOptions};
 use fovea_coordinator::token::Token;
 
 /// Samples in an epoch of these tests.
@@ -42,7 +42,7 @@ pub struct Coordinator {
     pub addr: String,
     pub token: Token,
     stop: tokio::sync::oneshot::Sender<String>,
-    outcome: mpsc::Receiver<fovea_coordinator::Result<Outcome>>,
+    outcome: mpsc::Receiver<fovea_coordinator::Result<RunOutcome>>,
     thread: JoinHandle<()>,
 }
 
@@ -79,14 +79,14 @@ impl Coordinator {
         }
     }
 
-    pub fn stop(self, reason: &str) -> Outcome {
+    pub fn stop(self, reason: &str) -> RunOutcome {
         self.stop.send(reason.to_owned()).unwrap();
         let outcome = self.outcome.recv_timeout(Duration::from_secs(20));
         self.thread.join().unwrap();
         outcome.unwrap().unwrap()
     }
 
-    pub fn outcome(self) -> Outcome {
+    pub fn outcome(self) -> RunOutcome {
         let outcome = self.outcome.recv_timeout(Duration::from_secs(20));
         let outcome = outcome.expect("the run ends").unwrap();
         self.thread.join().unwrap();

@@ -11,12 +11,12 @@ use crate::{Error, Result};
 pub(super) type Colour = [u8; 3];
 
 /// A picture being drawn. Everything outside it is ignored.
-pub(super) struct Canvas {
+pub(super) struct MosaicCanvas {
     image: RgbImage,
     font: FontRef<'static>,
 }
 
-impl Canvas {
+impl MosaicCanvas {
     pub fn new(width: u32, height: u32, ground: Colour) -> Self {
         let font = FontRef::try_from_slice(fovea_pictures::font::bytes())
             .expect("the embedded font is a TrueType font");
@@ -142,7 +142,7 @@ mod tests {
 
     #[test]
     fn text_leaves_ink_where_it_stands() {
-        let mut canvas = Canvas::new(120, 30, [0; 3]);
+        let mut canvas = MosaicCanvas::new(120, 30, [0; 3]);
         let end = canvas.text((10, 5), 18.0, [255; 3], "MA 12");
         assert!((end - 10) as f32 >= canvas.text_width(18.0, "MA 12") - 2.0);
         let ink =
@@ -159,7 +159,7 @@ mod tests {
 
     #[test]
     fn drawing_outside_is_ignored() {
-        let mut canvas = Canvas::new(4, 4, [9; 3]);
+        let mut canvas = MosaicCanvas::new(4, 4, [9; 3]);
         canvas.fill((-3, -3), 20, 20, [1, 2, 3], 1.0);
         canvas.frame((-2, 3), 50, 50, [7; 3]);
         assert_eq!(canvas.pixel(2, 2), [1, 2, 3]);

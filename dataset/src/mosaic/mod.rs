@@ -5,11 +5,11 @@ mod draw;
 
 use std::path::Path;
 
-use draw::{Canvas, Colour};
+use draw::{Colour, MosaicCanvas};
 use fovea_pictures::resample::{Plane, Square, resample};
 
 use crate::{
-    BadFile, CLASS_COLOURS, CLASSES, Dataset, Error, Found, ImageView, Result, label_names,
+    BadFile, CLASS_COLOURS, CLASSES, Dataset, Error, ImageView, PhotoFile, Result, label_names,
     list_photos, load_photo, prepare_photo,
 };
 
@@ -117,7 +117,7 @@ pub fn mosaic(data: &Dataset, out: &Path, options: &MosaicOptions) -> Result<()>
         + kinds.len() as i64 * LINE * 2
         + rows * (tile + LINE + GAP)
         + MARGIN;
-    let mut canvas = Canvas::new(options.width() as u32, height as u32, GROUND);
+    let mut canvas = MosaicCanvas::new(options.width() as u32, height as u32, GROUND);
     let mut y = legend(
         &mut canvas,
         &format!("{} images, patches of {} pixels", data.len(), data.patch()),
@@ -172,13 +172,13 @@ pub fn mosaic_photos(
             help: "give a folder with fewer, or prepare them as a dataset".to_owned(),
         });
     }
-    let mut canvas = Canvas::new(options.width() as u32, height as u32, GROUND);
+    let mut canvas = MosaicCanvas::new(options.width() as u32, height as u32, GROUND);
     let top = legend(
         &mut canvas,
         &format!("{} photographs, patches of {patch} pixels", found.len()),
     );
     let mut bad = Vec::new();
-    for (n, Found { path, id: name }) in found.iter().enumerate() {
+    for (n, PhotoFile { path, id: name }) in found.iter().enumerate() {
         let x = MARGIN + (n % columns) as i64 * (big + GAP);
         let y = top + (n / columns) as i64 * (big + LINE + GAP);
         let photo = match load_photo(path) {
@@ -287,7 +287,7 @@ fn spread(total: usize, wanted: usize, seed: u64) -> Vec<usize> {
 }
 
 /// The first line: what this is, and what the colours mean. The y below it.
-fn legend(canvas: &mut Canvas, what: &str) -> i64 {
+fn legend(canvas: &mut MosaicCanvas, what: &str) -> i64 {
     let mut x = canvas.text((MARGIN, MARGIN), TEXT, INK, what) + 40;
     for (name, colour) in CLASSES.iter().zip(CLASS_COLOURS) {
         canvas.fill((x, MARGIN + 3), 14, 14, colour, 1.0);
@@ -299,7 +299,7 @@ fn legend(canvas: &mut Canvas, what: &str) -> i64 {
 }
 
 /// A whole image, shrunk to `edge` pixels, with grid, lesions and black cells, and its caption below.
-fn draw_subject(canvas: &mut Canvas, (x, y): (i64, i64), edge: i64, subject: &Subject) {
+fn draw_subject(canvas: &mut MosaicCanvas, (x, y): (i64, i64), edge: i64, subject: &Subject) {
     let size = subject.view.height;
     let mut plane = resample(
         Plane {
@@ -372,7 +372,7 @@ fn outline_lesions(plane: &mut [u8], mask: &[u8], size: usize, edge: usize) {
 
 /// One patch, enlarged, with the outlines of its lesions, and its place and label below.
 fn draw_patch(
-    canvas: &mut Canvas,
+    canvas: &mut MosaicCanvas,
     (x, y): (i64, i64),
     tile: i64,
     data: &Dataset,

@@ -9,7 +9,7 @@ use crate::CLASSES;
 use crate::cells::Cells;
 use crate::photo;
 use crate::raw::{MaskRule, Raw, RawImage, Reader};
-use crate::shard::Row;
+use crate::shard::ShardRow;
 
 /// The smallest value of 8 bits that counts as lesion in a mask with more than two values.
 const MIDDLE: u8 = 128;
@@ -44,7 +44,7 @@ pub(super) struct Desk {
 }
 
 /// A picture's size and what is cut out of it.
-struct Frame {
+struct Framing {
     width: u32,
     height: u32,
     /// Whether the file holds it turned by a quarter.
@@ -63,8 +63,8 @@ impl Desk {
     }
 
     /// The prepared image.
-    pub fn row(&self) -> Row<'_> {
-        Row {
+    pub fn row(&self) -> ShardRow<'_> {
+        ShardRow {
             areas: &self.areas,
             black: &self.black,
             image: &self.pixels,
@@ -169,7 +169,7 @@ impl Desk {
         Ok(())
     }
 
-    fn picture(&mut self, raw: &Raw, image: &RawImage, size: usize) -> Result<Frame, String> {
+    fn picture(&mut self, raw: &Raw, image: &RawImage, size: usize) -> Result<Framing, String> {
         // Most pictures have the working size: they are decoded where they stay.
         let picture = decode::rgb(&self.file, &mut self.pixels)?;
         if let Some(note) = &picture.note {
@@ -192,7 +192,7 @@ impl Desk {
             }
             fov.square
         };
-        let mut frame = Frame {
+        let mut frame = Framing {
             width: picture.width,
             height: picture.height,
             turned: picture.turned,
@@ -217,7 +217,7 @@ impl Desk {
         &mut self,
         class: usize,
         mask: Mask,
-        frame: Option<&Frame>,
+        frame: Option<&Framing>,
         rule: MaskRule,
         size: usize,
     ) -> Result<Option<Doubt>, String> {
@@ -262,7 +262,7 @@ impl Desk {
 }
 
 /// What is wrong with the size of a mask. One drawn on the picture as it is stored, not as it is to be seen, is told apart.
-fn other_size(mask: Mask, frame: &Frame) -> String {
+fn other_size(mask: Mask, frame: &Framing) -> String {
     let stored = (frame.height, frame.width) == (mask.width, mask.height);
     let why = match frame.turned && stored {
         true => {
@@ -413,7 +413,7 @@ mod tests {
 
     #[test]
     fn a_mask_of_the_picture_as_it_is_stored_is_told() {
-        let frame = Frame {
+        let frame = Framing {
             width: 260,
             height: 360,
             turned: true,

@@ -19,9 +19,9 @@ use crate::manifest::{
     FORMAT, FORMAT_VERSION, ImageEntry, Manifest, Recipe, ShardEntry, SplitCounts,
 };
 use crate::raw::{LayoutChoice, Raw};
-use crate::shard::{Shape, Shard};
-use crate::{CLASSES, Dataset, Progress, Result, Split, cells, oddities, pairs};
-use output::Output;
+use crate::shard::{Shard, ShardShape};
+use crate::{CLASSES, Dataset, ProgressListener, Result, Split, cells, oddities, pairs};
+use output::OutputDirectory;
 use splits::Splitter;
 
 /// `prepare` stops looking for more after this many unusable raw files.
@@ -124,13 +124,13 @@ impl PrepareOptions {
 }
 
 /// What is to be made, all of it known before the first image is read.
-pub(super) struct Plan {
+pub(super) struct PreparePlan {
     pub raw: Raw,
     pub recipe: Recipe,
     pub cells: Cells,
 }
 
-impl Plan {
+impl PreparePlan {
     pub fn shards(&self) -> usize {
         self.raw
             .images
@@ -144,8 +144,8 @@ impl Plan {
         shard * per_shard..((shard + 1) * per_shard).min(self.raw.images.len())
     }
 
-    pub fn shape(&self, shard: usize) -> Shape {
-        Shape {
+    pub fn shape(&self, shard: usize) -> ShardShape {
+        ShardShape {
             images: self.images_of(shard).len(),
             size: self.cells.size,
             grid: self.cells.grid(),
@@ -163,7 +163,7 @@ pub fn prepare(
     src: &Path,
     out: &Path,
     options: &PrepareOptions,
-    progress: &dyn Progress,
+    progress: &dyn ProgressListener,
 ) -> Result<Manifest> {
     options.check()?;
     let raw = Raw::open(src, options.layout)?;
@@ -176,8 +176,8 @@ pub fn prepare(
     for word in raw.words.iter().chain(&splitter.words) {
         tracing::warn!("{word}");
     }
-    let plan = Plan { raw, recipe, cells };
-    let output = Output::open(out, &plan)?;
+    let plan = PreparePlan { raw, recipe, cells };
+    let output = OutputDirectory::open(out, &plan)?;
 
     progress.start(plan.raw.images.len() as u64);
     let shards = output
@@ -208,7 +208,7 @@ pub fn prepare(
 
 /// The manifest, from the shards alone.
 fn describe(
-    plan: &Plan,
+    plan: &PreparePlan,
     splitter: &Splitter,
     out: &Path,
     shards: Vec<ShardEntry>,

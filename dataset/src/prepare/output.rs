@@ -11,7 +11,7 @@ use std::time::{Duration, Instant};
 use rayon::prelude::*;
 use serde::{Deserialize, Serialize};
 
-use super::Plan;
+use super::PreparePlan;
 use crate::manifest::{MANIFEST_FILE, Manifest, Recipe, ShardEntry, WORK_DIR};
 use crate::{Error, Result, shard};
 
@@ -33,7 +33,7 @@ struct Record {
 }
 
 /// The output directory, locked against other runs.
-pub(super) struct Output {
+pub(super) struct OutputDirectory {
     dir: PathBuf,
     work: PathBuf,
     /// The manifest of a complete dataset.
@@ -42,9 +42,9 @@ pub(super) struct Output {
     _lock: File,
 }
 
-impl Output {
+impl OutputDirectory {
     /// Creates `dir`, or takes it over when what is in it was made with the same options.
-    pub fn open(dir: &Path, plan: &Plan) -> Result<Self> {
+    pub fn open(dir: &Path, plan: &PreparePlan) -> Result<Self> {
         fs::create_dir_all(dir).map_err(|e| Error::io("create", dir, e))?;
         let lock = lock(dir, PATIENCE)?;
         let work = dir.join(WORK_DIR);
@@ -67,7 +67,7 @@ impl Output {
         Ok(output)
     }
 
-    fn check_same(&self, plan: &Plan) -> Result<()> {
+    fn check_same(&self, plan: &PreparePlan) -> Result<()> {
         if let Some(manifest) = &self.complete {
             let mut differences = differences(&manifest.recipe, &plan.recipe);
             let source = plan.raw.fingerprint(&plan.raw.images, false);
@@ -114,7 +114,7 @@ impl Output {
     }
 
     /// The shards that are there and whole, by number; the others are `None`. Reads every byte of them.
-    pub fn verified(&self, plan: &Plan) -> Result<Vec<Option<ShardEntry>>> {
+    pub fn verified(&self, plan: &PreparePlan) -> Result<Vec<Option<ShardEntry>>> {
         let verify = |number: usize| {
             let entry = self.recorded(plan, number)?;
             let path = self.dir.join(&entry.file);
@@ -130,7 +130,7 @@ impl Output {
     }
 
     /// What is known of a shard: from its record, or from the manifest of a complete dataset.
-    fn recorded(&self, plan: &Plan, number: usize) -> Option<ShardEntry> {
+    fn recorded(&self, plan: &PreparePlan, number: usize) -> Option<ShardEntry> {
         let expected = |entry: &ShardEntry| {
             let shape = plan.shape(number);
             entry.file == shard::file_name(number)
@@ -161,7 +161,7 @@ impl Output {
     }
 
     /// Makes a written part durable, names it, and keeps a record of it.
-    pub fn keep(&self, plan: &Plan, number: usize, file: &File) -> Result<ShardEntry> {
+    pub fn keep(&self, plan: &PreparePlan, number: usize, file: &File) -> Result<ShardEntry> {
         let (part, shape) = (self.part(number), plan.shape(number));
         file.sync_all()
             .map_err(|e| Error::writing(&part, shape.file_bytes(), e))?;
@@ -203,7 +203,7 @@ impl Output {
     }
 }
 
-fn raw_of(plan: &Plan, shard: usize) -> String {
+fn raw_of(plan: &PreparePlan, shard: usize) -> String {
     plan.raw
         .fingerprint(&plan.raw.images[plan.images_of(shard)], true)
 }

@@ -7,11 +7,11 @@ use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 
 use super::image::Desk;
-use super::output::Output;
-use super::{MAX_BAD_FILES, Plan};
+use super::output::OutputDirectory;
+use super::{MAX_BAD_FILES, PreparePlan};
 use crate::manifest::ShardEntry;
 use crate::raw::names::{counted, first_few};
-use crate::{BadFile, Error, Progress, Result};
+use crate::{BadFile, Error, ProgressListener, Result};
 
 /// Memory that pictures being decoded may take together, whatever the number of threads.
 const MEMORY_BYTES: u64 = 640 << 20;
@@ -30,10 +30,10 @@ struct Open {
 }
 
 /// What the threads share.
-struct Run<'a> {
-    plan: &'a Plan,
-    output: &'a Output,
-    progress: &'a dyn Progress,
+struct Preparation<'a> {
+    plan: &'a PreparePlan,
+    output: &'a OutputDirectory,
+    progress: &'a dyn ProgressListener,
     /// Images to make as (shard, image), in order; `next` is the first that nobody has taken.
     jobs: Vec<(usize, usize)>,
     next: AtomicUsize,
@@ -51,11 +51,11 @@ struct Run<'a> {
 
 /// Makes the shards that are not in `done`; all entries in order.
 pub(super) fn make_shards(
-    plan: &Plan,
-    output: &Output,
+    plan: &PreparePlan,
+    output: &OutputDirectory,
     mut done: Vec<Option<ShardEntry>>,
     workers: usize,
-    progress: &dyn Progress,
+    progress: &dyn ProgressListener,
 ) -> Result<Vec<ShardEntry>> {
     let missing: Vec<usize> = (0..done.len())
         .filter(|&shard| done[shard].is_none())
@@ -67,7 +67,7 @@ pub(super) fn make_shards(
     progress.advance((plan.raw.images.len() - jobs.len()) as u64);
     check_space(plan, output, &missing)?;
     let workers = workers.min(jobs.len());
-    let run = Run {
+    let run = Preparation {
         plan,
         output,
         progress,
@@ -98,7 +98,7 @@ pub(super) fn make_shards(
     Ok(done.into_iter().flatten().collect())
 }
 
-impl Run<'_> {
+impl Preparation<'_> {
     fn work(&self, complete: &SyncSender<Arc<Open>>) {
         let mut desk = Desk::new(self.keep_bytes);
         let mut reader = self.plan.raw.store.reader();
@@ -311,7 +311,7 @@ fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
 }
 
 /// Refuses to begin what the disk cannot hold.
-fn check_space(plan: &Plan, output: &Output, missing: &[usize]) -> Result<()> {
+fn check_space(plan: &PreparePlan, output: &OutputDirectory, missing: &[usize]) -> Result<()> {
     let needed_bytes: u64 = missing
         .iter()
         .map(|&shard| plan.shape(shard).file_bytes())

@@ -8,7 +8,7 @@ use std::sync::Arc;
 
 use zip::{CompressionMethod, ZipArchive};
 
-use super::entry::{Entry, Lock, Place};
+use super::entry::{ContentPlace, Entry, UnpackObstacle};
 use super::names;
 use super::walk::Obstructed;
 use crate::{Error, Result};
@@ -239,8 +239,8 @@ pub(super) fn list(
                 bytes: file.size(),
                 stamp: u64::from(file.crc32()),
                 place: match lock(file.encrypted(), file.compression()) {
-                    Some(lock) => Place::Locked(lock),
-                    None => Place::Packed(position),
+                    Some(lock) => ContentPlace::Locked(lock),
+                    None => ContentPlace::Packed(position),
                 },
             });
         }
@@ -271,19 +271,19 @@ fn entry_name(raw: &[u8], decoded: &str) -> String {
 }
 
 #[expect(deprecated, reason = "the only way to the number of an unknown method")]
-fn lock(encrypted: bool, method: CompressionMethod) -> Option<Lock> {
+fn lock(encrypted: bool, method: CompressionMethod) -> Option<UnpackObstacle> {
     match method {
-        _ if encrypted => Some(Lock::Encrypted),
-        CompressionMethod::Unsupported(number) => Some(Lock::Method(number)),
+        _ if encrypted => Some(UnpackObstacle::Encrypted),
+        CompressionMethod::Unsupported(number) => Some(UnpackObstacle::Method(number)),
         _ => None,
     }
 }
 
 /// Why an entry cannot be read.
-pub(super) fn locked(lock: Lock) -> String {
+pub(super) fn locked(lock: UnpackObstacle) -> String {
     match lock {
-        Lock::Encrypted => "is encrypted".to_owned(),
-        Lock::Method(number) => format!("is packed by {}", method_name(number)),
+        UnpackObstacle::Encrypted => "is encrypted".to_owned(),
+        UnpackObstacle::Method(number) => format!("is packed by {}", method_name(number)),
     }
 }
 
@@ -312,10 +312,10 @@ pub(super) fn refuse_locked<'a>(
     wanted: impl Iterator<Item = &'a Entry>,
 ) -> Result<()> {
     let mut total = 0;
-    let mut locked_files: Vec<(Lock, &str)> = Vec::new();
+    let mut locked_files: Vec<(UnpackObstacle, &str)> = Vec::new();
     for entry in wanted {
         total += 1;
-        if let Place::Locked(lock) = entry.place {
+        if let ContentPlace::Locked(lock) = entry.place {
             locked_files.push((lock, &entry.name));
         }
     }
@@ -328,8 +328,8 @@ pub(super) fn refuse_locked<'a>(
         .count();
     let name = path.file_name().unwrap_or_default().to_string_lossy();
     let (problem, command) = match first {
-        Lock::Encrypted => ("encrypted".to_owned(), "asks for the password"),
-        Lock::Method(number) => (
+        UnpackObstacle::Encrypted => ("encrypted".to_owned(), "asks for the password"),
+        UnpackObstacle::Method(number) => (
             format!(
                 "packed by {}, which fovea does not unpack",
                 method_name(number)

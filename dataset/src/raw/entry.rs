@@ -11,7 +11,7 @@ pub(crate) struct Entry {
     pub bytes: u64,
     /// Changes when the content does: modification time in a directory, CRC-32 in an archive.
     pub stamp: u64,
-    pub(super) place: Place,
+    pub(super) place: ContentPlace,
 }
 
 impl Entry {
@@ -21,14 +21,14 @@ impl Entry {
             name,
             bytes: 0,
             stamp: 0,
-            place: Place::Name,
+            place: ContentPlace::Name,
         }
     }
 }
 
 /// Where the content of a file is.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub(super) enum Place {
+pub(super) enum ContentPlace {
     /// In a directory, at its name.
     Name,
     /// In a directory, at these bytes, which are no UTF-8.
@@ -36,12 +36,12 @@ pub(super) enum Place {
     /// In an archive, at this position.
     Packed(usize),
     /// In an archive, as nothing that can be unpacked.
-    Locked(Lock),
+    Locked(UnpackObstacle),
 }
 
 /// Why an entry of an archive cannot be unpacked.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
-pub(super) enum Lock {
+pub(super) enum UnpackObstacle {
     Encrypted,
     /// Number of a method of compression.
     Method(u16),

@@ -6,9 +6,9 @@
 use std::collections::HashMap;
 
 use super::RawImage;
-use super::grades::{self, Row};
+use super::grades::{self, GradeRow};
 use super::names::{ByStem, first_few, stem};
-use super::scan::{Picture, Scan};
+use super::scan::{PictureName, Scan};
 use super::tree::{Tree, join, last};
 use crate::{CLASSES, Error, Result};
 
@@ -81,7 +81,7 @@ pub(super) fn images(scan: &mut Scan, root: &str) -> Result<Vec<RawImage>> {
         }
     }
     let grades = read_grades(scan, root, &images, &by_stem)?;
-    let raw = |image: &Picture| RawImage {
+    let raw = |image: &PictureName| RawImage {
         grade: grades.get(&image.position).copied(),
         ..image.with(&masks)
     };
@@ -110,7 +110,7 @@ fn class_masks(
         .collect();
     let problem = match found.len() {
         1 => {
-            let with_image = |picture: &Picture| {
+            let with_image = |picture: &PictureName| {
                 let known = images.get(picture.stem).is_some();
                 if !known {
                     let note = "a mask without an image".to_owned();
@@ -118,7 +118,8 @@ fn class_masks(
                 }
                 known
             };
-            let pictures: Vec<Picture> = found.remove(0).into_iter().filter(with_image).collect();
+            let pictures: Vec<PictureName> =
+                found.remove(0).into_iter().filter(with_image).collect();
             return scan.masks(&pictures, class, images, IMAGES_SHOWN);
         }
         0 => format!("no masks of {} in {}", CLASSES[class], shown.join(" or ")),
@@ -138,7 +139,7 @@ fn class_masks(
 fn read_grades(
     scan: &mut Scan,
     root: &str,
-    images: &[Picture],
+    images: &[PictureName],
     by_stem: &ByStem<usize>,
 ) -> Result<HashMap<usize, u8>> {
     let is_table = |path: &str| last(path).eq_ignore_ascii_case(GRADES);
@@ -215,7 +216,7 @@ struct Joined<'a> {
 
 /// Rows joined to images; the line and reason when an image has two grades.
 fn join_rows<'a>(
-    rows: &'a [Row],
+    rows: &'a [GradeRow],
     find: impl Fn(&str) -> Option<usize>,
 ) -> std::result::Result<Joined<'a>, (u64, String)> {
     let mut joined = Joined {

@@ -4,7 +4,7 @@
 use std::collections::HashMap;
 
 use super::names::{ByStem, folder_key};
-use super::scan::{CLASS_FOLDERS, Picture, Scan, class_behind};
+use super::scan::{CLASS_FOLDERS, PictureName, Scan, class_behind};
 use super::tree::{Tree, join, last, parent};
 use super::{RawImage, names};
 use crate::{CLASSES, Error, Result};
@@ -63,7 +63,7 @@ pub(super) fn images(scan: &mut Scan, root: &str) -> Result<Vec<RawImage>> {
     let mut loose = by_class(scan, &loose, &by_stem, images_folder)?;
     let flat = loose.iter().any(|masks| !masks.is_empty());
     if flat {
-        let all: Vec<Picture> = loose.iter().flatten().copied().collect();
+        let all: Vec<PictureName> = loose.iter().flatten().copied().collect();
         scan.refuse_others(masks_folder, &all, true)?;
     }
     let mut masks: Vec<HashMap<usize, usize>> = Vec::new();
@@ -90,11 +90,11 @@ pub(super) fn images(scan: &mut Scan, root: &str) -> Result<Vec<RawImage>> {
 /// Masks that lie in the folder of masks itself, by the class behind their names.
 fn by_class<'a>(
     scan: &Scan<'a>,
-    loose: &[Picture<'a>],
+    loose: &[PictureName<'a>],
     images: &ByStem<usize>,
     images_folder: &str,
-) -> Result<[Vec<Picture<'a>>; 4]> {
-    let mut classes: [Vec<Picture>; 4] = Default::default();
+) -> Result<[Vec<PictureName<'a>>; 4]> {
+    let mut classes: [Vec<PictureName>; 4] = Default::default();
     for picture in loose {
         match class_behind(picture.stem) {
             Some((bare, class)) if images.get(bare).is_some() => classes[class].push(*picture),

@@ -6,7 +6,7 @@ use super::names;
 
 /// One line of the table.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub(super) struct Row {
+pub(super) struct GradeRow {
     /// From 1.
     pub line: u64,
     /// File name, without folders.
@@ -17,7 +17,7 @@ pub(super) struct Row {
 
 /// The rows of a table: UTF-8, UTF-16 or Latin-1, separated by `,` `;` `|` or tabs, quoted or not, with or without a
 /// line of headings. The line and reason when one cannot be read.
-pub(super) fn rows(bytes: &[u8]) -> Result<Vec<Row>, (u64, String)> {
+pub(super) fn rows(bytes: &[u8]) -> Result<Vec<GradeRow>, (u64, String)> {
     let text = decoded(bytes);
     let (separator, text, skipped) = match stated_separator(&text) {
         Some((separator, rest)) => (separator, rest, 1),
@@ -59,7 +59,7 @@ pub(super) fn rows(bytes: &[u8]) -> Result<Vec<Row>, (u64, String)> {
             "" => None,
             field => Some(grade(field).ok_or_else(|| (line, format!("`{field}` is no grade")))?),
         };
-        rows.push(Row { line, name, grade });
+        rows.push(GradeRow { line, name, grade });
     }
     match one_hot.found() {
         Some(line) => Err((

@@ -43,12 +43,12 @@ const BESIDE: [&str; 16] = [
 
 /// A picture by the stem of its name.
 #[derive(Clone, Copy, Debug)]
-pub(super) struct Picture<'a> {
+pub(super) struct PictureName<'a> {
     pub stem: &'a str,
     pub position: usize,
 }
 
-impl Picture<'_> {
+impl PictureName<'_> {
     /// The picture as an image, with its masks: by class, then by the position of their image.
     pub fn with(&self, masks: &[HashMap<usize, usize>]) -> RawImage {
         RawImage {
@@ -124,7 +124,7 @@ impl<'a> Scan<'a> {
 
     /// The pictures directly in `folder`: by their extension, else by their content. Of the others, why they are none
     /// is in `notes`.
-    pub fn pictures(&mut self, folder: &str) -> Vec<Picture<'a>> {
+    pub fn pictures(&mut self, folder: &str) -> Vec<PictureName<'a>> {
         let mut pictures = Vec::new();
         for &position in self.tree.files(folder) {
             let name = last(self.name(position));
@@ -139,7 +139,7 @@ impl<'a> Scan<'a> {
                 }
             }
         }
-        let picture = |position| Picture {
+        let picture = |position| PictureName {
             stem: stem(last(self.name(position))),
             position,
         };
@@ -153,7 +153,11 @@ impl<'a> Scan<'a> {
     }
 
     /// The pictures directly in `folder` as images by stem, which must differ.
-    pub fn images(&mut self, folder: &str, images: &mut ByStem<usize>) -> Result<Vec<Picture<'a>>> {
+    pub fn images(
+        &mut self,
+        folder: &str,
+        images: &mut ByStem<usize>,
+    ) -> Result<Vec<PictureName<'a>>> {
         let pictures = self.pictures(folder);
         for picture in &pictures {
             if let Some(other) = images.insert(picture.stem, picture.position) {
@@ -182,7 +186,7 @@ impl<'a> Scan<'a> {
     /// Masks of `class` among `pictures`, by the position of their image. Each must belong to one.
     pub fn masks(
         &self,
-        pictures: &[Picture<'a>],
+        pictures: &[PictureName<'a>],
         class: usize,
         images: &ByStem<usize>,
         images_folder: &str,
@@ -226,7 +230,7 @@ impl<'a> Scan<'a> {
     pub fn refuse_others(
         &self,
         folder: &str,
-        pictures: &[Picture<'a>],
+        pictures: &[PictureName<'a>],
         direct: bool,
     ) -> Result<()> {
         let masks: HashSet<usize> = pictures.iter().map(|picture| picture.position).collect();

@@ -8,7 +8,7 @@ use fovea_pictures::decode::{Content, HEAD, sniff};
 use zip::ZipArchive;
 
 use super::archive::{self, SharedFile};
-use super::entry::{Entry, Place};
+use super::entry::{ContentPlace, Entry};
 use super::walk::{Obstructed, walk};
 use crate::{Error, Result};
 
@@ -46,7 +46,7 @@ impl Store {
                 name: file.name,
                 bytes: file.bytes,
                 stamp: file.modified,
-                place: file.path.map_or(Place::Name, Place::Path),
+                place: file.path.map_or(ContentPlace::Name, ContentPlace::Path),
             };
             store.entries = files.into_iter().map(entry).collect();
             store.obstructed = obstructed;
@@ -154,15 +154,15 @@ impl Reader<'_> {
             Ok::<_, String>(file.take(limit).read_to_end(out))
         };
         let read = match (&entry.place, &mut self.archive) {
-            (Place::Path(path), _) => from_folder(path, out)?,
+            (ContentPlace::Path(path), _) => from_folder(path, out)?,
             // The archive checks the CRC-32 at the end of an entry.
-            (Place::Packed(position), Some(archive)) => {
+            (ContentPlace::Packed(position), Some(archive)) => {
                 let file = archive
                     .by_index(*position)
                     .map_err(|e| format!("cannot be unpacked: {e}"))?;
                 file.take(limit).read_to_end(out)
             }
-            (Place::Locked(lock), _) => return Err(archive::locked(*lock)),
+            (ContentPlace::Locked(lock), _) => return Err(archive::locked(*lock)),
             _ => from_folder(Path::new(&entry.name), out)?,
         };
         read.map_err(|e| format!("cannot be read: {e}"))

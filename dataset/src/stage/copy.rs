@@ -9,7 +9,7 @@ use std::sync::PoisonError;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 
 use crate::manifest::ShardEntry;
-use crate::{Error, Progress, Result};
+use crate::{Error, ProgressListener, Result};
 
 use super::PART;
 
@@ -19,7 +19,7 @@ const PIECE_BYTES: usize = 4 << 20;
 const ATTEMPTS: u32 = 2;
 
 /// One shard and its copy.
-pub(super) struct Job<'a> {
+pub(super) struct CopyJob<'a> {
     pub entry: &'a ShardEntry,
     pub from: PathBuf,
     pub to: PathBuf,
@@ -28,9 +28,9 @@ pub(super) struct Job<'a> {
 /// Does `work` for each job in some threads; results in order. After the first error no other job begins, and `stop`
 /// tells those under way.
 pub(super) fn each<T: Send>(
-    jobs: &[Job],
+    jobs: &[CopyJob],
     threads: usize,
-    work: impl Fn(&Job, &AtomicBool) -> Result<T> + Sync,
+    work: impl Fn(&CopyJob, &AtomicBool) -> Result<T> + Sync,
 ) -> Result<Vec<T>> {
     let (next, stop) = (AtomicUsize::new(0), AtomicBool::new(false));
     let done: Mutex<Vec<(usize, T)>> = Mutex::new(Vec::new());
@@ -65,7 +65,11 @@ fn locked<T>(mutex: &Mutex<T>) -> std::sync::MutexGuard<'_, T> {
 }
 
 /// Copies a shard under a temporary name, verifies what reached the disk, and names it.
-pub(super) fn copy(job: &Job, stop: &AtomicBool, progress: &dyn Progress) -> Result<()> {
+pub(super) fn copy(
+    job: &CopyJob,
+    stop: &AtomicBool,
+    progress: &dyn ProgressListener,
+) -> Result<()> {
     let mut part = job.to.clone().into_os_string();
     part.push(PART);
     let part = PathBuf::from(part);
@@ -97,7 +101,12 @@ pub(super) fn copy(job: &Job, stop: &AtomicBool, progress: &dyn Progress) -> Res
 }
 
 /// Writes `part` and makes it durable. What is read is hashed on the way: a damaged original is the original's fault.
-fn write(job: &Job, part: &Path, stop: &AtomicBool, progress: &dyn Progress) -> Result<()> {
+fn write(
+    job: &CopyJob,
+    part: &Path,
+    stop: &AtomicBool,
+    progress: &dyn ProgressListener,
+) -> Result<()> {
     let reading = |e| Error::io("read", &job.from, e);
     let writing = |e| Error::writing(part, job.entry.bytes, e);
     let mut source = File::open(&job.from).map_err(|e| Error::io("open", &job.from, e))?;

@@ -20,7 +20,7 @@ use std::path::{Path, PathBuf};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use crate::manifest::{MANIFEST_FILE, Manifest, ShardEntry};
-use crate::{Error, Progress, Result, shard};
+use crate::{Error, ProgressListener, Result, shard};
 
 pub(crate) use lock::hold;
 
@@ -94,7 +94,7 @@ pub fn stage(
     from: &Path,
     scratch: &Path,
     options: &StageOptions,
-    progress: &dyn Progress,
+    progress: &dyn ProgressListener,
 ) -> Result<StageOutcome> {
     let manifest = Manifest::load(from)?;
     let dir = staged_dir(scratch, &manifest);
@@ -117,14 +117,14 @@ fn fill(
     dir: &Path,
     manifest: &Manifest,
     options: &StageOptions,
-    progress: &dyn Progress,
+    progress: &dyn ProgressListener,
 ) -> Result<StageOutcome> {
     let lock = lock::take(dir)?;
     remove_parts(dir)?;
-    let jobs: Vec<copy::Job> = manifest
+    let jobs: Vec<copy::CopyJob> = manifest
         .shards
         .iter()
-        .map(|entry| copy::Job {
+        .map(|entry| copy::CopyJob {
             entry,
             from: from.join(&entry.file),
             to: dir.join(&entry.file),
@@ -132,7 +132,7 @@ fn fill(
         .collect();
     // Who has waited for another process need not read everything that this one has just verified.
     let whole = copy::each(&jobs, options.threads, |job, _| is_whole(job, lock.waited))?;
-    let missing: Vec<copy::Job> = jobs
+    let missing: Vec<copy::CopyJob> = jobs
         .into_iter()
         .zip(whole)
         .filter_map(|(job, whole)| (!whole).then_some(job))
@@ -186,7 +186,7 @@ pub(crate) fn same_time(original: SystemTime, copy: SystemTime) -> bool {
 }
 
 /// Whether the copy of a shard holds what it should; by its length and time only when `quick`.
-fn is_whole(job: &copy::Job, quick: bool) -> Result<bool> {
+fn is_whole(job: &copy::CopyJob, quick: bool) -> Result<bool> {
     let Ok(meta) = fs::metadata(&job.to) else {
         return Ok(false);
     };

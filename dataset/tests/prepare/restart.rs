@@ -7,7 +7,7 @@ use std::sync::Mutex;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
-use fovea_dataset::{PrepareOptions, Progress, Silent, prepare};
+use fovea_dataset::{PrepareOptions, ProgressListener, Silent, prepare};
 use rustix::process::{Signal, getpid, kill_process};
 
 use crate::raw::{dir, failure, fgadr, options, run, tree, write};
@@ -18,7 +18,7 @@ struct Bomb {
     done: AtomicU64,
 }
 
-impl Progress for Bomb {
+impl ProgressListener for Bomb {
     fn start(&self, _total: u64) {}
 
     fn advance(&self, n: u64) {
@@ -141,7 +141,7 @@ fn recipe(dir: &Path) -> Vec<u8> {
 #[derive(Default)]
 struct Heard(Mutex<Vec<(char, u64)>>);
 
-impl Progress for Heard {
+impl ProgressListener for Heard {
     fn start(&self, total: u64) {
         self.0.lock().unwrap().push(('s', total));
     }

@@ -9,7 +9,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use fovea_dataset::stage::{StageOptions, StageOutcome, stage};
-use fovea_dataset::{Progress, Silent};
+use fovea_dataset::{ProgressListener, Silent};
 use rustix::process::{Signal, getpid, kill_process};
 
 use super::{OPTIONS, Place, SHARDS, overwrite, rustix_is_root, shard};
@@ -20,7 +20,7 @@ struct Bomb {
     done: AtomicU64,
 }
 
-impl Progress for Bomb {
+impl ProgressListener for Bomb {
     fn start(&self, _total: u64) {}
 
     fn advance(&self, n: u64) {
@@ -204,7 +204,7 @@ impl Drop for Small<'_> {
 /// Fills the disk as soon as the copy has begun.
 struct Glutton<'a>(&'a Path);
 
-impl Progress for Glutton<'_> {
+impl ProgressListener for Glutton<'_> {
     fn start(&self, _total: u64) {
         let mut file = fs::File::create(self.0.join("glutton")).unwrap();
         let _ = std::io::copy(&mut std::io::repeat(1).take(64 << 20), &mut file);
@@ -258,7 +258,7 @@ struct Vandal {
     times: AtomicU64,
 }
 
-impl Progress for Vandal {
+impl ProgressListener for Vandal {
     fn start(&self, _total: u64) {}
 
     fn advance(&self, _n: u64) {

@@ -4,7 +4,7 @@ use std::fs;
 use std::path::Path;
 
 use fovea_dataset::stage::{UnstageOutcome, unstage};
-use fovea_dataset::{Dataset, Progress};
+use fovea_dataset::{Dataset, ProgressListener};
 
 use super::{Place, SHARDS, overwrite, shard};
 
@@ -42,7 +42,7 @@ struct Reader<'a> {
     expected: &'a [Vec<u8>],
 }
 
-impl Progress for Reader<'_> {
+impl ProgressListener for Reader<'_> {
     fn start(&self, _total: u64) {
         assert_eq!(self.data.look_for_copies(), 0);
     }

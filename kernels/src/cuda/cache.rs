@@ -22,7 +22,7 @@ const LONGEST_BYTES: u64 = 64 << 20;
 
 /// What became of a request.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Outcome {
+pub enum CacheOutcome {
     /// It was there.
     Hit,
     /// It was compiled and stored.
@@ -62,18 +62,18 @@ pub fn get_or_compile(
     folder: &Path,
     name: &str,
     compile: impl FnOnce() -> Result<Vec<u8>>,
-) -> Result<(Vec<u8>, Outcome)> {
+) -> Result<(Vec<u8>, CacheOutcome)> {
     let path = folder.join(name);
     let unusable = match read(&path) {
-        Ok(code) => return Ok((code, Outcome::Hit)),
+        Ok(code) => return Ok((code, CacheOutcome::Hit)),
         Err(error) if error.kind() == io::ErrorKind::NotFound => None,
         Err(error) => Some(format!("{}: {error}", path.display())),
     };
     let code = compile()?;
     let outcome = match (store(folder, &path, &code), unusable) {
-        (Err(error), _) => Outcome::NotStored(format!("{}: {error}", path.display())),
-        (Ok(()), Some(why)) => Outcome::Replaced(why),
-        (Ok(()), None) => Outcome::Stored,
+        (Err(error), _) => CacheOutcome::NotStored(format!("{}: {error}", path.display())),
+        (Ok(()), Some(why)) => CacheOutcome::Replaced(why),
+        (Ok(()), None) => CacheOutcome::Stored,
     };
     Ok((code, outcome))
 }

@@ -111,13 +111,13 @@ impl<'a> Capture<'a> {
     }
 
     /// Ends the capture; the graph is null if nothing good was recorded.
-    fn end(&mut self) -> Result<Recorded> {
+    fn end(&mut self) -> Result<RecordedGraph> {
         self.open = false;
         let mut graph = std::ptr::null_mut();
         let _current = self.kernels.enter()?;
         // SAFETY: a live stream, by the promise of `begin`.
         let code = unsafe { sys::cuStreamEndCapture(self.stream, &mut graph) };
-        let recorded = Recorded(graph);
+        let recorded = RecordedGraph(graph);
         check("cuStreamEndCapture", code).map(|()| recorded)
     }
 }
@@ -132,9 +132,9 @@ impl Drop for Capture<'_> {
 }
 
 /// A graph as it was recorded.
-struct Recorded(sys::CUgraph);
+struct RecordedGraph(sys::CUgraph);
 
-impl Drop for Recorded {
+impl Drop for RecordedGraph {
     fn drop(&mut self) {
         if !self.0.is_null() {
             // SAFETY: made by cuStreamEndCapture, destroyed once; no context is needed.

@@ -8,7 +8,7 @@ use std::sync::Arc;
 use cudarc::driver::sys;
 
 use super::arch::Target;
-use super::cache::{Outcome, entry_name, get_or_compile};
+use super::cache::{CacheOutcome, entry_name, get_or_compile};
 use super::device::Device;
 use super::error::{Error, Result, check};
 use super::launch::{Launch, Op};
@@ -65,11 +65,11 @@ impl Kernels {
                     let name = entry_name(source, target, nvrtc.version());
                     let (code, outcome) = get_or_compile(folder, &name, compile)?;
                     match outcome {
-                        Outcome::Hit | Outcome::Stored => {}
-                        Outcome::Replaced(why) => {
+                        CacheOutcome::Hit | CacheOutcome::Stored => {}
+                        CacheOutcome::Replaced(why) => {
                             tracing::warn!("compiled a GPU kernel again: {why}");
                         }
-                        Outcome::NotStored(why) => tracing::warn!(
+                        CacheOutcome::NotStored(why) => tracing::warn!(
                             "compiled GPU kernels cannot be kept, every start compiles them: {why}"
                         ),
                     }

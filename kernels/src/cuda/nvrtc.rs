@@ -19,7 +19,7 @@ const NAMES: [&str; 3] = ["libnvrtc.so.13", "libnvrtc.so.12", "libnvrtc.so"];
 /// Folders of the PyPI wheels, from libtorch's own.
 const BESIDE_LIBTORCH: [&str; 2] = ["../../nvidia/cu13/lib", "../../nvidia/cuda_nvrtc/lib"];
 
-type Handle = *mut c_void;
+type ProgramHandle = *mut c_void;
 type Code = c_int;
 const SUCCESS: Code = 0;
 const COMPILATION: Code = 6;
@@ -158,7 +158,7 @@ impl Nvrtc {
         let text_pointers: Vec<_> = texts.iter().map(|text| text.as_ptr()).collect();
         let name_pointers: Vec<_> = names.iter().map(|name| name.as_ptr()).collect();
         type Create = unsafe extern "C" fn(
-            *mut Handle,
+            *mut ProgramHandle,
             *const c_char,
             *const c_char,
             c_int,
@@ -166,7 +166,7 @@ impl Nvrtc {
             *const *const c_char,
         ) -> Code;
         let create = self.function::<Create>(b"nvrtcCreateProgram\0")?;
-        let mut handle: Handle = std::ptr::null_mut();
+        let mut handle: ProgramHandle = std::ptr::null_mut();
         // SAFETY: the strings end in NUL and live until the program is destroyed.
         let code = unsafe {
             create(
@@ -226,7 +226,7 @@ impl Nvrtc {
 /// A source handed to the compiler.
 struct Program<'a> {
     nvrtc: &'a Nvrtc,
-    handle: Handle,
+    handle: ProgramHandle,
 }
 
 impl Program<'_> {
@@ -236,7 +236,7 @@ impl Program<'_> {
             .chain([c_string(&target.option())])
             .collect::<Result<_>>()?;
         let pointers: Vec<_> = options.iter().map(|option| option.as_ptr()).collect();
-        type Compile = unsafe extern "C" fn(Handle, c_int, *const *const c_char) -> Code;
+        type Compile = unsafe extern "C" fn(ProgramHandle, c_int, *const *const c_char) -> Code;
         let compile = self.nvrtc.function::<Compile>(b"nvrtcCompileProgram\0")?;
         // SAFETY: a live program and as many options as said.
         match unsafe { compile(self.handle, pointers.len() as c_int, pointers.as_ptr()) } {
@@ -261,7 +261,7 @@ impl Program<'_> {
         let mut bytes = 0usize;
         let symbol = self
             .nvrtc
-            .function::<unsafe extern "C" fn(Handle, *mut usize) -> Code>(size)?;
+            .function::<unsafe extern "C" fn(ProgramHandle, *mut usize) -> Code>(size)?;
         // SAFETY: nvrtcGet...Size(program, size_t *).
         self.nvrtc.check("nvrtcGet...Size", unsafe {
             symbol(self.handle, &mut bytes)
@@ -269,7 +269,7 @@ impl Program<'_> {
         let mut out = vec![0u8; bytes];
         let symbol = self
             .nvrtc
-            .function::<unsafe extern "C" fn(Handle, *mut u8) -> Code>(get)?;
+            .function::<unsafe extern "C" fn(ProgramHandle, *mut u8) -> Code>(get)?;
         // SAFETY: it writes as many bytes as the call before said.
         self.nvrtc.check("nvrtcGet...", unsafe {
             symbol(self.handle, out.as_mut_ptr())
@@ -280,7 +280,7 @@ impl Program<'_> {
 
 impl Drop for Program<'_> {
     fn drop(&mut self) {
-        type Destroy = unsafe extern "C" fn(*mut Handle) -> Code;
+        type Destroy = unsafe extern "C" fn(*mut ProgramHandle) -> Code;
         if let Ok(destroy) = self.nvrtc.function::<Destroy>(b"nvrtcDestroyProgram\0") {
             // SAFETY: a live program, destroyed once. A failure would leak it, no more.
             unsafe { destroy(&mut self.handle) };

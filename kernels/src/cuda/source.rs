@@ -2,7 +2,7 @@
 
 /// A file of `kernels/cuda/`.
 #[derive(Clone, Copy, Debug)]
-pub struct File {
+pub struct SourceFile {
     /// Its name, as in `#include` and in the compiler's messages.
     pub name: &'static str,
     /// Its content.
@@ -13,14 +13,14 @@ pub struct File {
 #[derive(Clone, Copy, Debug)]
 pub struct Source {
     /// The `.cu` file.
-    pub file: File,
+    pub file: SourceFile,
     /// Names of its `extern "C" __global__` functions.
     pub kernels: &'static [&'static str],
 }
 
 macro_rules! file {
     ($name:literal) => {
-        File {
+        SourceFile {
             name: $name,
             text: include_str!(concat!("../../cuda/", $name)),
         }
@@ -28,7 +28,7 @@ macro_rules! file {
 }
 
 /// What a source may include.
-pub const HEADERS: [File; 4] = [
+pub const HEADERS: [SourceFile; 4] = [
     file!("common.cuh"),
     file!("draw.cuh"),
     file!("shade.cuh"),

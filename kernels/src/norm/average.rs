@@ -43,14 +43,14 @@ impl<T: Element> Kernel for Mean<'_, T> {
 }
 
 /// The same share of the gradient for every row of one image.
-struct Spread<'a, T> {
+struct GradientSpread<'a, T> {
     /// `[channels]`
     dy: &'a [T],
     /// `[pixels, channels]`
     dx: &'a mut [T],
 }
 
-impl<T: Element> Kernel for Spread<'_, T> {
+impl<T: Element> Kernel for GradientSpread<'_, T> {
     const TILE_ROWS: usize = usize::MAX;
 
     fn extent(&self) -> (usize, usize) {
@@ -164,7 +164,7 @@ pub(super) fn backward<T: Element>(
         let dy = &dy[image * channels..(image + 1) * channels];
         // SAFETY: one task per image.
         let dx = unsafe { pieces.get(image) };
-        sweep(exec.isa, &mut Spread { dy, dx });
+        sweep(exec.isa, &mut GradientSpread { dy, dx });
     });
     Ok(())
 }

@@ -3,10 +3,10 @@
 use super::forward::TILE_ROWS;
 use super::lanes::{Kernel, Lanes, sweep};
 use super::workers::{Exec, Pieces};
-use super::{Element, Gate, block_rows};
+use super::{Element, ReluGate, block_rows};
 use std::ops::Range;
 
-/// Which [`Gate`], as a constant of the inner loops.
+/// Which [`ReluGate`], as a constant of the inner loops.
 mod gates {
     pub(super) const OPEN: u8 = 0;
     pub(super) const OUTPUT: u8 = 1;
@@ -23,11 +23,11 @@ pub(super) enum BlockGate<'a, T> {
 }
 
 impl<'a, T: Element> BlockGate<'a, T> {
-    pub(super) fn new(gate: Gate<'a, T>, scale: &'a [f32], shift: &'a [f32]) -> Self {
+    pub(super) fn new(gate: ReluGate<'a, T>, scale: &'a [f32], shift: &'a [f32]) -> Self {
         match gate {
-            Gate::Open => Self::Open,
-            Gate::Output(y) => Self::Output(y),
-            Gate::Input { .. } => Self::Input(scale, shift),
+            ReluGate::Open => Self::Open,
+            ReluGate::Output(y) => Self::Output(y),
+            ReluGate::Input { .. } => Self::Input(scale, shift),
         }
     }
 
@@ -180,7 +180,7 @@ impl<T: Element> Kernel for Reduce<'_, T> {
 }
 
 /// Per channel, in f64: `sum(g)` and `sum(g * (x - mean))`.
-pub(super) struct Sums {
+pub(super) struct GradientSums {
     pub(super) sum: Vec<f64>,
     pub(super) dot: Vec<f64>,
 }
@@ -193,7 +193,7 @@ pub(super) fn reduce<T: Element>(
     gate: BlockGate<'_, T>,
     mean: &[f32],
     gated: Option<&mut [T]>,
-) -> Sums {
+) -> GradientSums {
     let channels = mean.len();
     let block = block_rows(channels) * channels;
     let blocks = x.len().div_ceil(block);
@@ -217,7 +217,7 @@ pub(super) fn reduce<T: Element>(
             },
         );
     });
-    let mut sums = Sums {
+    let mut sums = GradientSums {
         sum: vec![0.0; channels],
         dot: vec![0.0; channels],
     };
@@ -252,7 +252,7 @@ impl Factors {
         weight: &[f32],
         mean: &[f32],
         invstd: &[f32],
-        sums: &Sums,
+        sums: &GradientSums,
         rows: usize,
     ) -> Self {
         let channels = weight.len();

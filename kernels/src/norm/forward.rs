@@ -73,7 +73,7 @@ impl<T: Element> Kernel for Moments<'_, T> {
 /// square loses at most `log2(n / 8)` bits, whatever the data. For bf16 the shift is cut to bf16: the
 /// differences then lie on the elements' own grid and their sums are mostly exact. Blocks are joined
 /// in f64, in order.
-pub(super) fn moments<T: Element>(exec: Exec, x: &[T], channels: usize) -> Moment {
+pub(super) fn moments<T: Element>(exec: Exec, x: &[T], channels: usize) -> ChannelMoments {
     let block = block_rows(channels) * channels;
     let blocks = x.len().div_ceil(block);
     let mut sums = vec![0f32; blocks * 3 * channels];
@@ -92,14 +92,14 @@ pub(super) fn moments<T: Element>(exec: Exec, x: &[T], channels: usize) -> Momen
         m2: vec![0.0; channels],
     };
     joined.run();
-    Moment {
+    ChannelMoments {
         mean: joined.mean,
         m2: joined.m2,
     }
 }
 
 /// First two moments per channel.
-pub(super) struct Moment {
+pub(super) struct ChannelMoments {
     /// Mean.
     pub(super) mean: Vec<f64>,
     /// Sum of squared deviations from the mean.

@@ -33,7 +33,7 @@ pub use stem::{
 };
 
 use crate::error::{Error, Result, check_len, checked_elements};
-use backward::{BlockGate, Factors, Sums};
+use backward::{BlockGate, Factors, GradientSums};
 use workers::Exec;
 
 /// Rows of a block. A constant of the shape, because it fixes the order of the sums: about 32,768
@@ -102,7 +102,7 @@ impl BatchStats<'_> {
         )
     }
 
-    fn fill(&mut self, moment: &forward::Moment, rows: usize, eps: f32) {
+    fn fill(&mut self, moment: &forward::ChannelMoments, rows: usize, eps: f32) {
         let n = rows as f64;
         for (i, (mean, m2)) in moment.mean.iter().zip(&moment.m2).enumerate() {
             self.mean[i] = *mean as f32;
@@ -211,7 +211,7 @@ fn running_invstd(running_var: &[f32], eps: f32) -> Vec<f32> {
 
 /// Where the ReLU let the gradient through.
 #[derive(Clone, Copy, Debug)]
-pub enum Gate<'a, T> {
+pub enum ReluGate<'a, T> {
     /// There was no ReLU: everywhere.
     Open,
     /// Where the output `[rows, channels]` of the forward pass is positive.
@@ -239,7 +239,7 @@ pub struct Backward<'a, T> {
     /// one from each; adding them here saves a pass). Needs [`Gradients::dresidual`].
     pub second_dy: Option<&'a [T]>,
     /// The ReLU of the forward pass.
-    pub gate: Gate<'a, T>,
+    pub gate: ReluGate<'a, T>,
     /// Affine factor, `[channels]`.
     pub weight: &'a [f32],
     /// Batch mean from the forward pass, `[channels]`.
@@ -287,9 +287,9 @@ impl<T> Backward<'_, T> {
             (None, _) => {}
         }
         match self.gate {
-            Gate::Open => {}
-            Gate::Output(y) => full("gate output", y.len())?,
-            Gate::Input { bias } => check_len("gate bias", "[channels]", bias.len(), c)?,
+            ReluGate::Open => {}
+            ReluGate::Output(y) => full("gate output", y.len())?,
+            ReluGate::Input { bias } => check_len("gate bias", "[channels]", bias.len(), c)?,
         }
         check_len("weight", "[channels]", self.weight.len(), c)?;
         check_len("mean", "[channels]", self.mean.len(), c)?;
@@ -322,7 +322,7 @@ fn train_backward<T: Element>(
         return Ok(());
     }
     let (scale, shift) = match input.gate {
-        Gate::Input { bias } => scale_shift(input.weight, bias, input.mean, input.invstd),
+        ReluGate::Input { bias } => scale_shift(input.weight, bias, input.mean, input.invstd),
         _ => (Vec::new(), Vec::new()),
     };
     let gate = BlockGate::new(input.gate, &scale, &shift);
@@ -340,7 +340,7 @@ fn train_backward<T: Element>(
     Ok(())
 }
 
-fn affine_gradients(sums: &Sums, invstd: &[f32], dweight: &mut [f32], dbias: &mut [f32]) {
+fn affine_gradients(sums: &GradientSums, invstd: &[f32], dweight: &mut [f32], dbias: &mut [f32]) {
     for i in 0..invstd.len() {
         dbias[i] = sums.sum[i] as f32;
         dweight[i] = (sums.dot[i] * f64::from(invstd[i])) as f32;

@@ -6,7 +6,7 @@
 //! over the pooled size, a quarter.
 
 use super::backward::{BlockGate, Factors, reduce};
-use super::pool::{self, Affine, PoolShape, Pooled, ThroughNorm};
+use super::pool::{self, NormRelu, PoolShape, Pooled, ThroughNorm};
 use super::scale_shift;
 use super::workers::Exec;
 use super::{BatchStats, Element, affine_gradients, check_train_rows, forward, running_invstd};
@@ -42,7 +42,7 @@ impl<T: Element> StemForward<'_, T> {
 
     fn pool(&self, exec: Exec, mean: &[f32], invstd: &[f32], out: Pooled<'_, T>) {
         let (scale, shift) = scale_shift(self.weight, self.bias, mean, invstd);
-        let affine = Affine {
+        let affine = NormRelu {
             scale: &scale,
             shift: &shift,
         };

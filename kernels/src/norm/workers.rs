@@ -9,11 +9,11 @@ use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::atomic::{AtomicBool, Ordering};
 
 /// One task of a caller's parallel loop: `state` as it was given, `index` in `0..tasks`.
-pub type Task = unsafe extern "C" fn(state: *mut c_void, index: i64);
+pub type LoopTask = unsafe extern "C" fn(state: *mut c_void, index: i64);
 
 /// A caller's parallel loop: calls `task(state, i)` exactly once for each `i` in `0..tasks`, from any
 /// threads, and returns when all have returned.
-pub type ParallelFor = unsafe extern "C" fn(tasks: i64, task: Task, state: *mut c_void);
+pub type ParallelFor = unsafe extern "C" fn(tasks: i64, task: LoopTask, state: *mut c_void);
 
 /// Threads that run the blocks of a pass.
 #[derive(Clone, Copy, Debug)]
@@ -72,23 +72,23 @@ impl Exec {
     }
 }
 
-struct Job<'a, F> {
+struct LoopJob<'a, F> {
     task: &'a F,
     panicked: AtomicBool,
 }
 
 fn run_foreign<F: Fn(usize) + Sync>(run: ParallelFor, tasks: usize, task: &F) {
     /// # Safety
-    /// `state` points to the `Job` below, which outlives the loop.
+    /// `state` points to the `LoopJob` below, which outlives the loop.
     unsafe extern "C" fn enter<F: Fn(usize) + Sync>(state: *mut c_void, index: i64) {
         // SAFETY: as stated; shared access only.
-        let job = unsafe { &*state.cast::<Job<'_, F>>() };
+        let job = unsafe { &*state.cast::<LoopJob<'_, F>>() };
         // A panic must not cross the caller's frames; it is raised again below.
         if catch_unwind(AssertUnwindSafe(|| (job.task)(index as usize))).is_err() {
             job.panicked.store(true, Ordering::Relaxed);
         }
     }
-    let job = Job {
+    let job = LoopJob {
         task,
         panicked: AtomicBool::new(false),
     };

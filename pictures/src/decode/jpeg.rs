@@ -10,11 +10,11 @@ use zune_jpeg::zune_core::colorspace::ColorSpace;
 use zune_jpeg::zune_core::options::DecoderOptions;
 
 use super::Reason;
-use super::samples::{Alpha, Colour, Picture, Samples};
+use super::samples::{ColourModel, Opacity, Picture, Samples};
 
 /// What the markers of a whole JPEG say.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) struct Facts {
+pub(super) struct JpegFacts {
     pub width: u32,
     pub height: u32,
     pub orientation: Orientation,
@@ -23,7 +23,7 @@ pub(super) struct Facts {
 const CUT: &str = "the JPEG ends too early (truncated)";
 
 /// Walks from mark to mark up to the end of the picture.
-pub(super) fn facts(bytes: &[u8]) -> Result<Facts, Reason> {
+pub(super) fn facts(bytes: &[u8]) -> Result<JpegFacts, Reason> {
     let mut frame = None;
     let mut orientation = None;
     let mut at = 2;
@@ -57,7 +57,7 @@ pub(super) fn facts(bytes: &[u8]) -> Result<Facts, Reason> {
         }
     }
     let (width, height) = frame.ok_or("damaged JPEG: it has no picture in it")?;
-    Ok(Facts {
+    Ok(JpegFacts {
         width,
         height,
         orientation: orientation.unwrap_or(Orientation::NoTransforms),
@@ -101,7 +101,7 @@ fn size(code: u8, segment: &[u8]) -> Result<(u32, u32), Reason> {
 }
 
 /// Decodes into `out`, of which the memory is used again.
-pub(super) fn decode(bytes: &[u8], facts: Facts, mut out: Vec<u8>) -> Result<Picture, Reason> {
+pub(super) fn decode(bytes: &[u8], facts: JpegFacts, mut out: Vec<u8>) -> Result<Picture, Reason> {
     let reason = |e: zune_jpeg::errors::DecodeErrors| format!("damaged JPEG: {e}");
     let options = DecoderOptions::default()
         .set_strict_mode(false)
@@ -110,8 +110,8 @@ pub(super) fn decode(bytes: &[u8], facts: Facts, mut out: Vec<u8>) -> Result<Pic
     let mut decoder = JpegDecoder::new_with_options(ZCursor::new(bytes), options);
     decoder.decode_headers().map_err(reason)?;
     let (target, colour) = match decoder.input_colorspace() {
-        Some(ColorSpace::Luma | ColorSpace::LumaA) => (ColorSpace::Luma, Colour::Grey),
-        _ => (ColorSpace::RGB, Colour::Rgb),
+        Some(ColorSpace::Luma | ColorSpace::LumaA) => (ColorSpace::Luma, ColourModel::Grey),
+        _ => (ColorSpace::RGB, ColourModel::Rgb),
     };
     decoder.set_options(options.jpeg_set_out_colorspace(target));
     let size = decoder.dimensions().map(|(w, h)| (w as u32, h as u32));
@@ -125,7 +125,7 @@ pub(super) fn decode(bytes: &[u8], facts: Facts, mut out: Vec<u8>) -> Result<Pic
         width: facts.width,
         height: facts.height,
         colour,
-        alpha: Alpha::None,
+        alpha: Opacity::None,
         samples: Samples::U8(out),
         stated: None,
     })

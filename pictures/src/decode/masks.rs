@@ -1,7 +1,7 @@
 //! Masks from decoded samples: one value per pixel, judged at full depth.
 
 use super::Reason;
-use super::samples::{Alpha, Picture, Samples, finite, seen, white_of_floats, white_of_integers};
+use super::samples::{Opacity, Picture, Samples, finite, seen, white_of_floats, white_of_integers};
 use crate::wide::wide;
 
 /// What a plane of mask values is.
@@ -57,7 +57,7 @@ impl Picture {
                 {
                     *value = light[usize::from(*value)];
                 }
-                Ok(byte_mask(data, (1, Alpha::None)))
+                Ok(byte_mask(data, (1, Opacity::None)))
             }
             Samples::U16(data) => {
                 let plane = brightest(&data, shape, 65535.0, |v| f32::from(*v));
@@ -80,16 +80,16 @@ impl Picture {
     }
 }
 
-fn byte_mask(data: Vec<u8>, (colours, alpha): (usize, Alpha)) -> (Vec<u8>, Values) {
+fn byte_mask(data: Vec<u8>, (colours, alpha): (usize, Opacity)) -> (Vec<u8>, Values) {
     let top = |pixel: &[u8]| pixel.iter().copied().max().unwrap_or(0);
     let mut plane: Vec<u8> = match (colours, alpha) {
-        (1, Alpha::None) => data,
-        (3, Alpha::None) => data
+        (1, Opacity::None) => data,
+        (3, Opacity::None) => data
             .chunks_exact(3)
             .map(|p| p[0].max(p[1]).max(p[2]))
             .collect(),
         (n, _) => {
-            let opacity = |a: u8| if alpha == Alpha::Straight { a } else { 255 };
+            let opacity = |a: u8| if alpha == Opacity::Straight { a } else { 255 };
             let pixels = || data.chunks_exact(n + 1);
             match varies(pixels().map(|p| p[n])) && pixels().all(|p| p[..n] == [0; 3][..n]) {
                 true => pixels().map(|p| p[n]).collect(),
@@ -143,24 +143,24 @@ wide! {
 /// One value per pixel at full depth; negative ones count as 0, unless there are no others: some tools cast "true" to -1.
 fn brightest<T>(
     data: &[T],
-    (colours, alpha): (usize, Alpha),
+    (colours, alpha): (usize, Opacity),
     full: f32,
     value: impl Fn(&T) -> f32,
 ) -> Vec<f32> {
-    let channels = colours + usize::from(alpha != Alpha::None);
+    let channels = colours + usize::from(alpha != Opacity::None);
     let opacities = || {
         data.chunks_exact(channels)
             .map(|pixel| &pixel[channels - 1])
     };
     let is_black = |pixel: &[T]| pixel[..colours].iter().all(|v| value(v) == 0.0);
-    if alpha != Alpha::None
+    if alpha != Opacity::None
         && varies(opacities().map(&value))
         && data.chunks_exact(channels).all(is_black)
     {
         return opacities().map(value).collect();
     }
     let opaque = match alpha {
-        Alpha::Straight => data
+        Opacity::Straight => data
             .chunks_exact(channels)
             .fold(full, |opaque, pixel| value(&pixel[colours]).max(opaque)),
         _ => full,
@@ -179,7 +179,7 @@ fn brightest<T>(
                 .iter()
                 .fold(0f32, |top, v| (sign * value(v)).max(top));
             match alpha {
-                Alpha::Straight => top * (value(&pixel[colours]) / opaque).clamp(0.0, 1.0),
+                Opacity::Straight => top * (value(&pixel[colours]) / opaque).clamp(0.0, 1.0),
                 _ => top,
             }
         })
@@ -213,7 +213,7 @@ fn wide_mask(plane: &[f32], largest: f64, white: f64) -> (Vec<u8>, Values) {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::decode::samples::Colour;
+    use crate::decode::samples::ColourModel;
     use crate::decode::samples::tests::{grey16, grey32, picture};
 
     #[test]
@@ -241,7 +241,7 @@ mod tests {
             (vec![0, 255, 0], true)
         );
         for v in [1, 76, 255] {
-            let bytes = picture(Colour::Grey, Alpha::None, Samples::U8(vec![0, v, 0]));
+            let bytes = picture(ColourModel::Grey, Opacity::None, Samples::U8(vec![0, v, 0]));
             assert_eq!(judged(bytes), (vec![0, 255, 0], true));
         }
         assert_eq!(judged(grey16(&[0; 3], None)), (vec![0; 3], false));
@@ -249,15 +249,15 @@ mod tests {
 
     #[test]
     fn black_paint_on_a_transparent_layer_is_the_mask() {
-        for alpha in [Alpha::Straight, Alpha::Premultiplied] {
+        for alpha in [Opacity::Straight, Opacity::Premultiplied] {
             let plane = |colour, samples| picture(colour, alpha, samples).into_mask().unwrap().0;
             let rgba = vec![0, 0, 0, 0, 0, 0, 0, 255, 0, 0, 0, 90];
-            assert_eq!(plane(Colour::Rgb, Samples::U8(rgba)), [0, 255, 90]);
+            assert_eq!(plane(ColourModel::Rgb, Samples::U8(rgba)), [0, 255, 90]);
             let grey = vec![0, 0, 0, 65535];
-            assert_eq!(plane(Colour::Grey, Samples::U16(grey)), [0, 255]);
+            assert_eq!(plane(ColourModel::Grey, Samples::U16(grey)), [0, 255]);
             // Opaque everywhere: a black mask, whose lesion is absent.
             let opaque = vec![0, 0, 0, 255, 0, 0, 0, 255];
-            assert_eq!(plane(Colour::Rgb, Samples::U8(opaque)), [0, 0]);
+            assert_eq!(plane(ColourModel::Rgb, Samples::U8(opaque)), [0, 0]);
         }
     }
 
@@ -278,7 +278,11 @@ mod tests {
             half(grey32(&[0.0, 0.49, 0.5, 1.0], false)),
             [false, false, true, true]
         );
-        let bytes = picture(Colour::Grey, Alpha::None, Samples::U8(vec![1, 127, 128]));
+        let bytes = picture(
+            ColourModel::Grey,
+            Opacity::None,
+            Samples::U8(vec![1, 127, 128]),
+        );
         assert_eq!(half(bytes), [false, false, true]);
         assert!(grey32(&[f32::INFINITY], false).into_mask().is_err());
     }

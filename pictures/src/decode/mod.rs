@@ -154,7 +154,7 @@ fn several(what: &str) -> Reason {
 }
 
 /// A picture in an `image` buffer, to be turned.
-trait Turned {
+trait Turnable {
     fn turned(
         data: Vec<u8>,
         size: (u32, u32),
@@ -164,7 +164,7 @@ trait Turned {
 
 macro_rules! turned {
     ($buffer:ident, $kind:ident, $back:ident) => {
-        impl Turned for $buffer {
+        impl Turnable for $buffer {
             fn turned(
                 data: Vec<u8>,
                 (width, height): (u32, u32),
@@ -184,7 +184,7 @@ turned!(RgbImage, ImageRgb8, into_rgb8);
 turned!(GrayImage, ImageLuma8, into_luma8);
 
 /// Turns pixels upright in place; width and height afterwards.
-fn upright<T: Turned>(
+fn upright<T: Turnable>(
     pixels: &mut Vec<u8>,
     size: (u32, u32),
     orientation: Orientation,

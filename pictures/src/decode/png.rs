@@ -6,7 +6,7 @@ use image::metadata::Orientation;
 use png::{BitDepth, ColorType, Transformations};
 
 use super::Reason;
-use super::samples::{Alpha, Colour, Picture, Samples};
+use super::samples::{ColourModel, Opacity, Picture, Samples};
 
 /// Width, height and bytes of a decoded pixel, by the header.
 pub(super) fn size(bytes: &[u8]) -> Result<(u32, u32, u64), Reason> {
@@ -44,10 +44,10 @@ pub(super) fn decode(bytes: &[u8], mut out: Vec<u8>) -> Result<(Picture, Orienta
     reader.finish().map_err(reason)?;
     let info = reader.info();
     let (colour, alpha) = match colour {
-        ColorType::Grayscale => (Colour::Grey, Alpha::None),
-        ColorType::GrayscaleAlpha => (Colour::Grey, Alpha::Straight),
-        ColorType::Rgba => (Colour::Rgb, Alpha::Straight),
-        ColorType::Rgb | ColorType::Indexed => (Colour::Rgb, Alpha::None),
+        ColorType::Grayscale => (ColourModel::Grey, Opacity::None),
+        ColorType::GrayscaleAlpha => (ColourModel::Grey, Opacity::Straight),
+        ColorType::Rgba => (ColourModel::Rgb, Opacity::Straight),
+        ColorType::Rgb | ColorType::Indexed => (ColourModel::Rgb, Opacity::None),
     };
     let (width, height) = info.size();
     let stated = stated(info.sbit.as_deref(), colour);
@@ -102,10 +102,10 @@ fn raw_profile(info: &png::Info<'_>) -> Option<Orientation> {
 
 /// White by the significant bits of the colour samples. The standard wants samples scaled to the full depth all the
 /// same; whoever does so has values above this, and is scaled by them.
-fn stated(sbit: Option<&[u8]>, colour: Colour) -> Option<f64> {
+fn stated(sbit: Option<&[u8]>, colour: ColourModel) -> Option<f64> {
     let colours = match colour {
-        Colour::Grey => 1,
-        Colour::Rgb => 3,
+        ColourModel::Grey => 1,
+        ColourModel::Rgb => 3,
     };
     let bits = *sbit?.iter().take(colours).max()?;
     (1..=16)

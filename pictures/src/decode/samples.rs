@@ -7,12 +7,12 @@ use super::Reason;
 
 /// How the samples of a pixel make a colour. Samples are interleaved.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Colour {
+pub(super) enum ColourModel {
     Grey,
     Rgb,
 }
 
-impl Colour {
+impl ColourModel {
     /// Samples of a pixel's colour.
     pub fn samples(self) -> usize {
         match self {
@@ -24,7 +24,7 @@ impl Colour {
 
 /// Whether a sample behind the colour says how much of it is to be seen.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Alpha {
+pub(super) enum Opacity {
     /// There is none.
     None,
     /// The colour is that of the opaque pixel.
@@ -38,7 +38,7 @@ pub(super) enum Alpha {
 pub(super) enum Samples {
     U8(Vec<u8>),
     U16(Vec<u16>),
-    /// Numbers of colours (`Colour::Rgb`, no opacity).
+    /// Numbers of colours (`ColourModel::Rgb`, no opacity).
     Indexed {
         data: Vec<u8>,
         palette: Box<[[u8; 3]; 256]>,
@@ -73,8 +73,8 @@ impl Samples {
 pub(super) struct Picture {
     pub width: u32,
     pub height: u32,
-    pub colour: Colour,
-    pub alpha: Alpha,
+    pub colour: ColourModel,
+    pub alpha: Opacity,
     pub samples: Samples,
     /// The brightest possible value, where the file states it (sBIT, MaxSampleValue).
     pub stated: Option<f64>,
@@ -84,7 +84,7 @@ impl Picture {
     /// RGB, `[height, width, 3]`, laid over black where it is transparent; with a word about the scale when the file
     /// leaves it open.
     pub fn into_rgb(self) -> Result<(Vec<u8>, Option<String>), Reason> {
-        let channels = self.colour.samples() + usize::from(self.alpha != Alpha::None);
+        let channels = self.colour.samples() + usize::from(self.alpha != Opacity::None);
         let (bytes, note) = match self.samples {
             Samples::U8(data) => (data, None),
             Samples::Indexed { data, palette } => {
@@ -181,8 +181,13 @@ pub(super) fn white_of_floats(largest: f64, stated: Option<f64>) -> (f64, Option
 }
 
 /// Largest colour value; a transparent pixel's colour counts as well.
-fn largest_colour<T>(data: &[T], channels: usize, alpha: Alpha, value: impl Fn(&T) -> f64) -> f64 {
-    let colours = channels - usize::from(alpha != Alpha::None);
+fn largest_colour<T>(
+    data: &[T],
+    channels: usize,
+    alpha: Opacity,
+    value: impl Fn(&T) -> f64,
+) -> f64 {
+    let colours = channels - usize::from(alpha != Opacity::None);
     data.chunks_exact(channels)
         .flat_map(|pixel| &pixel[..colours])
         .fold(0.0, |largest, v| value(v).max(largest))
@@ -192,12 +197,12 @@ fn largest_colour<T>(data: &[T], channels: usize, alpha: Alpha, value: impl Fn(&
 fn white_of_alpha<T>(
     data: &[T],
     channels: usize,
-    alpha: Alpha,
+    alpha: Opacity,
     white: f64,
     value: impl Fn(&T) -> f64,
     full: f64,
 ) -> f64 {
-    if alpha == Alpha::None {
+    if alpha == Opacity::None {
         return full;
     }
     let opaque = data.chunks_exact(channels).fold(0.0, |largest, pixel| {
@@ -213,14 +218,14 @@ fn white_of_alpha<T>(
 fn to_bytes<T>(
     data: &[T],
     channels: usize,
-    alpha: Alpha,
+    alpha: Opacity,
     white: f64,
     white_alpha: f64,
     value: impl Fn(&T) -> f32,
 ) -> Vec<u8> {
     let scale = (255.0 / white) as f32;
     let scale_alpha = (255.0 / white_alpha) as f32;
-    let last = if alpha == Alpha::None {
+    let last = if alpha == Opacity::None {
         usize::MAX
     } else {
         channels - 1
@@ -237,16 +242,16 @@ fn to_bytes<T>(
 }
 
 /// 8-bit pixels of any kind as RGB.
-fn over_black(bytes: Vec<u8>, colour: Colour, alpha: Alpha) -> Vec<u8> {
-    let opacity = |a: u8| if alpha == Alpha::Straight { a } else { 255 };
+fn over_black(bytes: Vec<u8>, colour: ColourModel, alpha: Opacity) -> Vec<u8> {
+    let opacity = |a: u8| if alpha == Opacity::Straight { a } else { 255 };
     match (colour, alpha) {
-        (Colour::Rgb, Alpha::None) => bytes,
-        (Colour::Grey, Alpha::None) => bytes.iter().flat_map(|grey| [*grey; 3]).collect(),
-        (Colour::Grey, _) => bytes
+        (ColourModel::Rgb, Opacity::None) => bytes,
+        (ColourModel::Grey, Opacity::None) => bytes.iter().flat_map(|grey| [*grey; 3]).collect(),
+        (ColourModel::Grey, _) => bytes
             .chunks_exact(2)
             .flat_map(|p| [seen(p[0], opacity(p[1])); 3])
             .collect(),
-        (Colour::Rgb, _) => bytes
+        (ColourModel::Rgb, _) => bytes
             .chunks_exact(4)
             .flat_map(|p| [p[0], p[1], p[2]].map(|value| seen(value, opacity(p[3]))))
             .collect(),
@@ -284,7 +289,7 @@ pub(super) fn finite(data: &[f32]) -> Result<(), Reason> {
 pub(super) mod tests {
     use super::*;
 
-    pub fn picture(colour: Colour, alpha: Alpha, samples: Samples) -> Picture {
+    pub fn picture(colour: ColourModel, alpha: Opacity, samples: Samples) -> Picture {
         Picture {
             width: 1,
             height: 1,
@@ -298,13 +303,21 @@ pub(super) mod tests {
     pub fn grey16(values: &[u16], stated: Option<f64>) -> Picture {
         Picture {
             stated,
-            ..picture(Colour::Grey, Alpha::None, Samples::U16(values.to_vec()))
+            ..picture(
+                ColourModel::Grey,
+                Opacity::None,
+                Samples::U16(values.to_vec()),
+            )
         }
     }
 
     pub fn grey32(values: &[f32], whole: bool) -> Picture {
         let data = values.to_vec();
-        picture(Colour::Grey, Alpha::None, Samples::Float { data, whole })
+        picture(
+            ColourModel::Grey,
+            Opacity::None,
+            Samples::Float { data, whole },
+        )
     }
 
     fn firsts(rgb: &[u8]) -> Vec<u8> {
@@ -366,8 +379,8 @@ pub(super) mod tests {
     #[test]
     fn transparency_is_laid_over_black() {
         let rgba = picture(
-            Colour::Rgb,
-            Alpha::Straight,
+            ColourModel::Rgb,
+            Opacity::Straight,
             Samples::U8(vec![200, 100, 50, 255, 255, 255, 255, 0, 200, 100, 50, 128]),
         );
         assert_eq!(
@@ -375,27 +388,27 @@ pub(super) mod tests {
             [200, 100, 50, 0, 0, 0, 100, 50, 25]
         );
         let rgba = picture(
-            Colour::Rgb,
-            Alpha::Premultiplied,
+            ColourModel::Rgb,
+            Opacity::Premultiplied,
             Samples::U8(vec![100, 50, 25, 128]),
         );
         assert_eq!(rgba.into_rgb().unwrap().0, [100, 50, 25]);
         let grey = picture(
-            Colour::Grey,
-            Alpha::Straight,
+            ColourModel::Grey,
+            Opacity::Straight,
             Samples::U16(vec![65535, 65535, 65535, 0]),
         );
         assert_eq!(grey.into_rgb().unwrap().0, [255, 255, 255, 0, 0, 0]);
         // 12 bits of colour beside a full alpha.
         let grey = picture(
-            Colour::Grey,
-            Alpha::Straight,
+            ColourModel::Grey,
+            Opacity::Straight,
             Samples::U16(vec![4095, 65535, 4095, 0]),
         );
         assert_eq!(firsts(&grey.into_rgb().unwrap().0), [255, 0]);
         let layer = picture(
-            Colour::Rgb,
-            Alpha::Straight,
+            ColourModel::Rgb,
+            Opacity::Straight,
             Samples::U8(vec![255, 255, 255, 0, 255, 0, 0, 255]),
         );
         assert_eq!(

@@ -14,13 +14,13 @@ use std::io::Cursor;
 use image::metadata::Orientation;
 use tiff::decoder::{Decoder, DecodingResult, Limits};
 
-use self::directory::{Directory, File, tag};
-use super::samples::{Alpha, Colour, Picture, Samples};
+use self::directory::{Directory, TiffFile, tag};
+use super::samples::{ColourModel, Opacity, Picture, Samples};
 use super::{Format, MAX_DECODED_BYTES, Reason, several, usual};
 
 /// What the directory of the one picture says; the names of the fields are those of the standard.
 #[derive(Debug)]
-pub(super) struct Facts {
+pub(super) struct TiffFacts {
     pub width: u32,
     pub height: u32,
     bits: u32,
@@ -85,8 +85,8 @@ fn convert(what: &str) -> Reason {
 
 /// The facts of the one picture in a file, and bytes of a decoded pixel.
 pub(super) fn size(bytes: &[u8]) -> Result<(u32, u32, u64), Reason> {
-    let file = File::read(bytes)?;
-    let facts = Facts::read(&file, file.picture()?)?;
+    let file = TiffFile::read(bytes)?;
+    let facts = TiffFacts::read(&file, file.picture()?)?;
     // As decoded, and as samples in the form that is judged.
     let sample = u64::from(facts.bits.div_ceil(8)) + 4;
     let pixels = u64::from(facts.width) * u64::from(facts.height);
@@ -103,8 +103,8 @@ pub(super) fn size(bytes: &[u8]) -> Result<(u32, u32, u64), Reason> {
     ))
 }
 
-impl Facts {
-    fn read(file: &File<'_>, page: &Directory) -> Result<Self, Reason> {
+impl TiffFacts {
+    fn read(file: &TiffFile<'_>, page: &Directory) -> Result<Self, Reason> {
         let number = |tag: u16, default: Option<u32>| -> Result<u32, Reason> {
             match page.find(tag) {
                 Some(field) => file
@@ -170,7 +170,7 @@ impl Facts {
     }
 
     /// Refuses by name what cannot be decoded.
-    fn check(&self, file: &File<'_>, page: &Directory) -> Result<(), Reason> {
+    fn check(&self, file: &TiffFile<'_>, page: &Directory) -> Result<(), Reason> {
         if self.width == 0 || self.height == 0 {
             return Err(format!(
                 "damaged TIFF: {} x {} pixels",
@@ -210,7 +210,7 @@ impl Facts {
             return Err(convert("is a TIFF of JPEG planes"));
         }
         let grey = enough == 1;
-        let opacity = self.alpha(Colour::Grey) != Alpha::None && self.samples == 2;
+        let opacity = self.alpha(ColourModel::Grey) != Opacity::None && self.samples == 2;
         if grey && self.samples > 1 && !opacity {
             return Err(several(&format!("{} channels of grey", self.samples)));
         }
@@ -230,11 +230,11 @@ impl Facts {
     }
 
     /// What the first sample behind the colour is.
-    fn alpha(&self, colour: Colour) -> Alpha {
+    fn alpha(&self, colour: ColourModel) -> Opacity {
         match self.extra {
-            Some(1) if self.samples as usize > colour.samples() => Alpha::Premultiplied,
-            Some(2) if self.samples as usize > colour.samples() => Alpha::Straight,
-            _ => Alpha::None,
+            Some(1) if self.samples as usize > colour.samples() => Opacity::Premultiplied,
+            Some(2) if self.samples as usize > colour.samples() => Opacity::Straight,
+            _ => Opacity::None,
         }
     }
 
@@ -252,9 +252,9 @@ impl Facts {
 
 /// Decodes the one picture of a file; and how it has to be turned.
 pub(super) fn decode(bytes: &[u8]) -> Result<(Picture, Orientation), Reason> {
-    let file = File::read(bytes)?;
+    let file = TiffFile::read(bytes)?;
     let page = file.picture()?;
-    let facts = Facts::read(&file, page)?;
+    let facts = TiffFacts::read(&file, page)?;
     if facts.bytes() > MAX_DECODED_BYTES {
         return Err(format!(
             "takes {} bytes decoded; the limit is {MAX_DECODED_BYTES}",
@@ -280,7 +280,7 @@ pub(super) fn decode(bytes: &[u8]) -> Result<(Picture, Orientation), Reason> {
 }
 
 /// Refuses parts in WebP that are not whole, or larger than the picture or its tiles.
-fn check_webp(file: &File<'_>, page: &Directory, facts: &Facts) -> Result<(), Reason> {
+fn check_webp(file: &TiffFile<'_>, page: &Directory, facts: &TiffFacts) -> Result<(), Reason> {
     for (offsets, lengths) in [
         (tag::STRIP_OFFSETS, tag::STRIP_BYTE_COUNTS),
         (tag::TILE_OFFSETS, tag::TILE_BYTE_COUNTS),
@@ -307,9 +307,9 @@ fn check_webp(file: &File<'_>, page: &Directory, facts: &Facts) -> Result<(), Re
 /// The file with its picture first, in words that the crate knows; or with one of its planes as a grey picture.
 fn describe<'a>(
     bytes: &'a [u8],
-    file: &File<'_>,
+    file: &TiffFile<'_>,
     page: &Directory,
-    facts: &Facts,
+    facts: &TiffFacts,
     plane: Option<u32>,
 ) -> Result<Cow<'a, [u8]>, Reason> {
     let mut copy = Cow::Borrowed(bytes);
@@ -383,9 +383,9 @@ fn describe<'a>(
 /// The samples of a file with a plane for each, brought together by pixel.
 fn interleaved(
     bytes: &[u8],
-    file: &File<'_>,
+    file: &TiffFile<'_>,
     page: &Directory,
-    facts: &Facts,
+    facts: &TiffFacts,
 ) -> Result<Samples, Reason> {
     fn weave<T: Copy + Default>(woven: &mut Vec<T>, plane: &[T], at: usize, of: usize) {
         woven.resize(plane.len() * of, T::default());
@@ -459,7 +459,7 @@ fn samples(decoded: DecodingResult) -> Samples {
 /// Samples by pixel; those of an unusual depth are taken from rows of bits, and spread over a byte when they fit in one
 /// and are no palette's indices.
 fn unpacked(
-    facts: &Facts,
+    facts: &TiffFacts,
     samples_per_pixel: u32,
     decoded: DecodingResult,
 ) -> Result<Samples, Reason> {

@@ -12,7 +12,7 @@ use image::{
     AnimationDecoder, DynamicImage, ImageDecoder, ImageError, ImageFormat, ImageResult, Limits,
 };
 
-use super::samples::{Alpha, Colour, Picture, Samples};
+use super::samples::{ColourModel, Opacity, Picture, Samples};
 use super::{Format, Reason, several};
 
 /// What a decoder may take for tables and buffers.
@@ -186,16 +186,36 @@ fn is_bitmap(header: &PnmHeader) -> bool {
 fn samples(picture: DynamicImage) -> Result<Picture, Reason> {
     let (width, height) = (picture.width(), picture.height());
     let (colour, alpha, samples) = match picture {
-        DynamicImage::ImageLuma8(p) => (Colour::Grey, Alpha::None, Samples::U8(p.into_raw())),
-        DynamicImage::ImageLumaA8(p) => (Colour::Grey, Alpha::Straight, Samples::U8(p.into_raw())),
-        DynamicImage::ImageRgb8(p) => (Colour::Rgb, Alpha::None, Samples::U8(p.into_raw())),
-        DynamicImage::ImageRgba8(p) => (Colour::Rgb, Alpha::Straight, Samples::U8(p.into_raw())),
-        DynamicImage::ImageLuma16(p) => (Colour::Grey, Alpha::None, Samples::U16(p.into_raw())),
-        DynamicImage::ImageLumaA16(p) => {
-            (Colour::Grey, Alpha::Straight, Samples::U16(p.into_raw()))
+        DynamicImage::ImageLuma8(p) => {
+            (ColourModel::Grey, Opacity::None, Samples::U8(p.into_raw()))
         }
-        DynamicImage::ImageRgb16(p) => (Colour::Rgb, Alpha::None, Samples::U16(p.into_raw())),
-        DynamicImage::ImageRgba16(p) => (Colour::Rgb, Alpha::Straight, Samples::U16(p.into_raw())),
+        DynamicImage::ImageLumaA8(p) => (
+            ColourModel::Grey,
+            Opacity::Straight,
+            Samples::U8(p.into_raw()),
+        ),
+        DynamicImage::ImageRgb8(p) => (ColourModel::Rgb, Opacity::None, Samples::U8(p.into_raw())),
+        DynamicImage::ImageRgba8(p) => (
+            ColourModel::Rgb,
+            Opacity::Straight,
+            Samples::U8(p.into_raw()),
+        ),
+        DynamicImage::ImageLuma16(p) => {
+            (ColourModel::Grey, Opacity::None, Samples::U16(p.into_raw()))
+        }
+        DynamicImage::ImageLumaA16(p) => (
+            ColourModel::Grey,
+            Opacity::Straight,
+            Samples::U16(p.into_raw()),
+        ),
+        DynamicImage::ImageRgb16(p) => {
+            (ColourModel::Rgb, Opacity::None, Samples::U16(p.into_raw()))
+        }
+        DynamicImage::ImageRgba16(p) => (
+            ColourModel::Rgb,
+            Opacity::Straight,
+            Samples::U16(p.into_raw()),
+        ),
         other => {
             return Err(format!(
                 "has pixels of an unusual kind ({:?}): convert it to PNG first",

@@ -10,7 +10,7 @@ use maud::{DOCTYPE, Markup, PreEscaped, html};
 use super::chart::{Chart, Size};
 use super::pictures::{Panels, Scene};
 use super::plots;
-use super::run::{Run, Scores};
+use super::run::{LevelScores, Run};
 use super::{Figures, Result, palette};
 
 /// The whole page.
@@ -124,7 +124,7 @@ fn curves(run: &Run, charts: &[Chart], level: Level) -> Option<Markup> {
 }
 
 /// Which predictions a figure was made from.
-fn source(scores: &Scores, level: Level) -> String {
+fn source(scores: &LevelScores, level: Level) -> String {
     let epoch = match scores.epoch {
         Some(epoch) => format!("epoch {epoch}"),
         None => "an epoch that is not in metrics.csv".to_owned(),
@@ -151,7 +151,7 @@ fn ranking(run: &Run, figures: &Figures) -> Option<Markup> {
 }
 
 fn confusion(run: &Run) -> Option<Markup> {
-    let levels: Vec<(Level, &Scores)> = Level::ALL
+    let levels: Vec<(Level, &LevelScores)> = Level::ALL
         .iter()
         .filter_map(|&level| Some((level, run.level(level)?)))
         .collect();

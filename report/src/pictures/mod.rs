@@ -7,9 +7,9 @@ use std::collections::BTreeMap;
 
 use fovea_dataset::{Dataset, ImageView};
 use fovea_run::metrics::LABEL_MASK;
+use fovea_run::run_dir::LabelledPrediction;
 use image::{RgbImage, imageops};
 
-use super::predictions::Prediction;
 use super::run::Run;
 
 pub(super) use overlay::HEAT_STOPS;
@@ -118,7 +118,7 @@ pub(super) fn scenes(run: &Run) -> Result<Vec<Scene>, String> {
 /// `Err` ends in a preposition that wants the dataset's directory.
 fn from_dataset(run: &Run, data: &Dataset) -> Result<Vec<Scene>, String> {
     let threshold = run.config.eval.threshold;
-    let mut by_image: BTreeMap<&str, Vec<&Prediction>> = BTreeMap::new();
+    let mut by_image: BTreeMap<&str, Vec<&LabelledPrediction>> = BTreeMap::new();
     for line in &run.predictions {
         by_image.entry(&line.image_id).or_default().push(line);
     }
@@ -160,7 +160,7 @@ fn from_dataset(run: &Run, data: &Dataset) -> Result<Vec<Scene>, String> {
         .collect()
 }
 
-fn guess(line: &Prediction) -> Guess {
+fn guess(line: &LabelledPrediction) -> Guess {
     Guess {
         label: line.label,
         probs: line.probs(),
@@ -168,8 +168,8 @@ fn guess(line: &Prediction) -> Guess {
 }
 
 /// Mean share of wrong class bits, over cells if there are any, else of the image.
-fn error_of(lines: &[&Prediction], threshold: f32) -> f64 {
-    let wrong = |line: &&Prediction| {
+fn error_of(lines: &[&LabelledPrediction], threshold: f32) -> f64 {
+    let wrong = |line: &&LabelledPrediction| {
         let guess = guess(line);
         f64::from(((guess.predicted(threshold) ^ guess.label) & LABEL_MASK).count_ones()) / 4.0
     };
@@ -197,7 +197,7 @@ fn evenly(len: usize, count: usize) -> Vec<usize> {
 }
 
 /// `None` when a line names a cell outside the grid.
-fn cells_of(lines: &[&Prediction], grid: usize) -> Option<Vec<Option<Guess>>> {
+fn cells_of(lines: &[&LabelledPrediction], grid: usize) -> Option<Vec<Option<Guess>>> {
     let mut cells = vec![None; grid * grid];
     for line in lines {
         if let Some((row, col)) = line.cell() {

@@ -122,9 +122,9 @@ fn heat_colour(probability: f32) -> [u8; 3] {
 }
 
 /// `(left, top, side)` of a cell in panel pixels.
-type Frame = (f32, f32, f32);
+type CellSquare = (f32, f32, f32);
 
-fn each_cell(scene: &Scene, mut visit: impl FnMut(Frame, &Guess)) {
+fn each_cell(scene: &Scene, mut visit: impl FnMut(CellSquare, &Guess)) {
     let side = PANEL as f32 / scene.grid as f32;
     for (index, cell) in scene.cells.iter().enumerate() {
         if let Some(cell) = cell {
@@ -139,7 +139,7 @@ fn classes(label: u8) -> impl Iterator<Item = usize> {
 }
 
 /// Each class has its own corner of the cell, so that marks never cover each other.
-fn place((left, top, side): Frame, class: usize) -> (f32, f32) {
+fn place((left, top, side): CellSquare, class: usize) -> (f32, f32) {
     let (dx, dy) = [(0.2, 0.2), (0.8, 0.2), (0.2, 0.8), (0.8, 0.8)][class];
     (left + side * dx, top + side * dy)
 }
@@ -175,7 +175,7 @@ pub(super) fn mark(
 }
 
 /// A thin frame just inside a cell.
-fn border(picture: &mut RgbImage, (left, top, side): Frame) {
+fn border(picture: &mut RgbImage, (left, top, side): CellSquare) {
     let (x0, y0) = (left.round() as i64, top.round() as i64);
     let (x1, y1) = (
         (left + side).round() as i64 - 1,

@@ -6,17 +6,17 @@ use fovea_run::metrics::{Ranking, curves};
 
 use super::super::chart::{Chart, Series, Size, Stroke};
 use super::super::palette::Ink;
-use super::super::run::Scores;
+use super::super::run::LevelScores;
 use super::{noun, unit_axis};
 
-fn rankings(scores: &Scores) -> Vec<Ranking> {
+fn rankings(scores: &LevelScores) -> Vec<Ranking> {
     (0..CLASSES.len())
         .map(|class| curves::ranking(&scores.rows, class))
         .collect()
 }
 
 /// ROC of each class; `None` when no class has both kinds of samples.
-pub(in super::super) fn roc(scores: &Scores, level: Level) -> Option<Chart> {
+pub(in super::super) fn roc(scores: &LevelScores, level: Level) -> Option<Chart> {
     let mut series = Vec::new();
     for (class, ranking) in rankings(scores).iter().enumerate() {
         let Some((points, area)) = curves::roc(ranking).zip(ranking.auroc()) else {
@@ -38,7 +38,7 @@ pub(in super::super) fn roc(scores: &Scores, level: Level) -> Option<Chart> {
 }
 
 /// Precision against recall of each class as a staircase; `None` when no class has positives.
-pub(in super::super) fn precision_recall(scores: &Scores, level: Level) -> Option<Chart> {
+pub(in super::super) fn precision_recall(scores: &LevelScores, level: Level) -> Option<Chart> {
     let mut series = Vec::new();
     for (class, ranking) in rankings(scores).iter().enumerate() {
         let Some((points, area)) =

@@ -4,7 +4,7 @@ use fovea_dataset::{CLASSES, Split};
 use fovea_run::config::{Level, MetricName};
 use fovea_run::metrics::{ClassMetrics, MetricsRow, Quadratic};
 
-use super::super::chart::{Axis, Band, Chart, Count, Mark, Series, Size, Stroke};
+use super::super::chart::{Axis, Band, Chart, Count, MarkedPoint, Series, Size, Stroke};
 use super::super::palette::Ink;
 use super::super::run::Run;
 use super::{metric_title, noun, unit_axis, whole_axis};
@@ -99,7 +99,7 @@ fn metric_curve(run: &Run, level: Level, metric: MetricName) -> Option<Chart> {
         x,
         y,
         bands: bands(metric),
-        mark: best.map(|b| Mark {
+        mark: best.map(|b| MarkedPoint {
             at: *b,
             label: format!("epoch {}: {:.3}", b.0, b.1),
         }),

@@ -37,7 +37,7 @@ pub struct Loaded {
 
 /// The checkpoint to go on from.
 #[derive(Debug)]
-pub struct Found {
+pub struct ResumePoint {
     /// Its directory.
     pub path: PathBuf,
     /// Its state; all files were checked against it.
@@ -57,7 +57,7 @@ pub struct Skipped {
 
 /// A `step-` directory.
 #[derive(Debug)]
-pub struct Entry {
+pub struct StepDirectory {
     /// The step in its name.
     pub step: u64,
     /// Its directory.
@@ -67,14 +67,14 @@ pub struct Entry {
 }
 
 /// All checkpoints of a run, oldest first; none if `dir` does not exist yet.
-pub fn list(dir: &Path) -> Result<Vec<Entry>> {
+pub fn list(dir: &Path) -> Result<Vec<StepDirectory>> {
     let entries = step_dirs(dir)?.into_iter();
     let entries = entries.map(|(step, path)| {
-        let state = Opened::new(&path).map(|opened| opened.state);
-        Entry { step, path, state }
+        let state = OpenedCheckpoint::new(&path).map(|opened| opened.state);
+        StepDirectory { step, path, state }
     });
     // One that was removed between listing and opening is not there.
-    let there = |entry: &Entry| !entry.state.as_ref().is_err_and(is_gone);
+    let there = |entry: &StepDirectory| !entry.state.as_ref().is_err_and(is_gone);
     Ok(entries.filter(there).collect())
 }
 
@@ -82,12 +82,12 @@ pub fn list(dir: &Path) -> Result<Vec<Entry>> {
 /// over with a warning. Another format version is an error: going on from an older checkpoint would
 /// silently undo what another fovea has done. So is it when there are checkpoints and none is whole:
 /// beginning anew would throw away what the run has done.
-pub fn newest_complete(dir: &Path) -> Result<Option<Found>> {
+pub fn newest_complete(dir: &Path) -> Result<Option<ResumePoint>> {
     newest_complete_up_to(dir, u64::MAX)
 }
 
 /// As [`newest_complete`], of those up to `last`: what is beyond, the records of the run do not know.
-pub fn newest_complete_up_to(dir: &Path, last: u64) -> Result<Option<Found>> {
+pub fn newest_complete_up_to(dir: &Path, last: u64) -> Result<Option<ResumePoint>> {
     /// A writer removes checkpoints while we look, but never the newest.
     const SCANS: usize = 20;
     let mut scan = 0;
@@ -104,7 +104,7 @@ pub fn newest_complete_up_to(dir: &Path, last: u64) -> Result<Option<Found>> {
             }
             match verify(&path) {
                 Ok(state) => {
-                    return Ok(Some(Found {
+                    return Ok(Some(ResumePoint {
                         path,
                         state,
                         skipped,
@@ -131,10 +131,10 @@ pub fn newest_complete_up_to(dir: &Path, last: u64) -> Result<Option<Found>> {
 
 /// Checks every byte of a checkpoint.
 pub fn verify(path: &Path) -> Result<State> {
-    let mut opened = Opened::new(path)?;
+    let mut opened = OpenedCheckpoint::new(path)?;
     for (name, entry) in &opened.state.files {
         let Some(file) = opened.files.get_mut(&name[..]) else {
-            continue; // `Opened::new` has refused missing files that this version knows
+            continue; // `OpenedCheckpoint::new` has refused missing files that this version knows
         };
         let at = path.join(name);
         let (hash, _) = hash_reader(file).map_err(read_error(&at))?;
@@ -146,12 +146,12 @@ pub fn verify(path: &Path) -> Result<State> {
 /// Whether a checkpoint is there as a whole. Sizes are checked and state.json is hashed; the tensor
 /// files are not, that is [`verify`].
 pub fn is_complete(path: &Path) -> bool {
-    Opened::new(path).is_ok()
+    OpenedCheckpoint::new(path).is_ok()
 }
 
 /// Reads a checkpoint, checking every byte.
 pub fn load(path: &Path) -> Result<Loaded> {
-    let mut opened = Opened::new(path)?;
+    let mut opened = OpenedCheckpoint::new(path)?;
     let weights = opened.tensors(WEIGHTS)?;
     let optimizer = opened.tensors(OPTIMIZER)?;
     Ok(Loaded {
@@ -168,7 +168,7 @@ pub fn load_weights(path: &Path) -> Result<Vec<NamedTensor>> {
         .map_err(Error::io("read", path))?
         .is_dir()
     {
-        return Opened::new(path)?.tensors(WEIGHTS);
+        return OpenedCheckpoint::new(path)?.tensors(WEIGHTS);
     }
     refuse_pipe(path)?;
     let bytes = fs::read(path).map_err(Error::io("read", path))?;
@@ -246,13 +246,13 @@ pub fn decode_weights(path: &Path, bytes: &[u8]) -> Result<Vec<NamedTensor>> {
 }
 
 /// A checkpoint whose COMPLETE and state.json are in order and whose files have the right sizes.
-struct Opened {
+struct OpenedCheckpoint {
     path: PathBuf,
     state: State,
     files: BTreeMap<&'static str, File>,
 }
 
-impl Opened {
+impl OpenedCheckpoint {
     fn new(path: &Path) -> Result<Self> {
         let incomplete = |reason: String| Error::Incomplete {
             path: path.to_path_buf(),
@@ -390,7 +390,7 @@ fn state_hash(path: &Path, complete: &[u8]) -> Result<String> {
 
 fn parse_state(path: &Path, json: &[u8]) -> Result<State> {
     #[derive(Deserialize)]
-    struct Head {
+    struct VersionHeader {
         format_version: u64,
     }
     let damaged = |e: serde_json::Error| Error::Damaged {
@@ -398,7 +398,7 @@ fn parse_state(path: &Path, json: &[u8]) -> Result<State> {
         reason: format!("it cannot be parsed: {e}"),
     };
     // The version first: another format may differ in anything else.
-    let Head { format_version } = serde_json::from_slice(json).map_err(damaged)?;
+    let VersionHeader { format_version } = serde_json::from_slice(json).map_err(damaged)?;
     if format_version != u64::from(FORMAT_VERSION) {
         return Err(Error::Version {
             path: path.to_path_buf(),

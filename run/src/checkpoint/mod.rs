@@ -33,8 +33,8 @@ mod writer;
 
 pub use error::{Error, Result};
 pub use load::{
-    Entry, Found, Loaded, Skipped, decode_weights, is_complete, list, load, load_weights,
-    newest_complete, newest_complete_up_to, refuse_pipe, verify,
+    Loaded, ResumePoint, Skipped, StepDirectory, decode_weights, is_complete, list, load,
+    load_weights, newest_complete, newest_complete_up_to, refuse_pipe, verify,
 };
 pub use retention::{Action, plan};
 pub use state::{FORMAT_VERSION, FileEntry, Snapshot, State};

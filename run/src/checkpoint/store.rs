@@ -19,7 +19,7 @@ use super::{
 const PIECE: usize = 1 << 20;
 
 /// A run's `checkpoints` directory, open for writing by this process alone.
-pub(super) struct Store {
+pub(super) struct CheckpointStore {
     dir: PathBuf,
     /// Bytes that may still be written before the "disk" is full.
     #[cfg(test)]
@@ -34,7 +34,7 @@ pub(super) struct Written {
     pub(super) weights_blake3: String,
 }
 
-impl Store {
+impl CheckpointStore {
     /// Makes the directory if need be and removes what a killed writer has left.
     pub(super) fn open(dir: &Path) -> Result<Self> {
         fs::create_dir_all(dir).map_err(Error::io("create", dir))?;

@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 
 use super::load::list;
 use super::retention::{Action, plan};
-use super::store::Store;
+use super::store::CheckpointStore;
 use super::{Error, Result, Snapshot};
 
 /// Which checkpoints stay.
@@ -36,10 +36,10 @@ pub struct Saved {
     pub removed: Vec<u64>,
 }
 
-type Done = Box<dyn FnOnce(Result<Saved>) + Send>;
+type SaveCallback = Box<dyn FnOnce(Result<Saved>) + Send>;
 
-enum Job {
-    Save(Box<Snapshot>, Done),
+enum WriterJob {
+    Save(Box<Snapshot>, SaveCallback),
     /// Taken up when all saves before it are done.
     Wait,
 }
@@ -48,17 +48,17 @@ enum Job {
 #[derive(Debug)]
 pub struct Writer {
     /// None only while dropping.
-    jobs: Option<SyncSender<Job>>,
+    jobs: Option<SyncSender<WriterJob>>,
     thread: Option<JoinHandle<()>>,
 }
 
 impl Writer {
     /// Starts the thread. Makes `dir` and removes what an earlier writer left unfinished there.
     pub fn spawn(dir: &Path, retention: Retention) -> Result<Self> {
-        Self::start(dir, Store::open(dir)?, retention)
+        Self::start(dir, CheckpointStore::open(dir)?, retention)
     }
 
-    pub(super) fn start(dir: &Path, store: Store, retention: Retention) -> Result<Self> {
+    pub(super) fn start(dir: &Path, store: CheckpointStore, retention: Retention) -> Result<Self> {
         // A channel without room: handing a job over waits until the thread is free.
         let (jobs, inbox) = sync_channel(0);
         let at = dir.to_path_buf();
@@ -78,8 +78,8 @@ impl Writer {
     /// `done` is called from the writer's thread, and the save counts as going until it returns. After
     /// an error (a full disk) the older checkpoints are as they were, and training can go on.
     pub fn save(&mut self, snapshot: Snapshot, done: impl FnOnce(Result<Saved>) + Send + 'static) {
-        let job = Job::Save(Box::new(snapshot), Box::new(done));
-        if let Err(Job::Save(_, done)) = self.hand_over(job) {
+        let job = WriterJob::Save(Box::new(snapshot), Box::new(done));
+        if let Err(WriterJob::Save(_, done)) = self.hand_over(job) {
             done(Err(Error::WriterGone));
         }
     }
@@ -87,11 +87,11 @@ impl Writer {
     /// Waits until nothing is being saved.
     pub fn wait(&mut self) {
         // If the thread is gone, nothing is being saved either.
-        let _ = self.hand_over(Job::Wait);
+        let _ = self.hand_over(WriterJob::Wait);
     }
 
     /// Gives the job back if nobody takes it.
-    fn hand_over(&self, job: Job) -> std::result::Result<(), Job> {
+    fn hand_over(&self, job: WriterJob) -> std::result::Result<(), WriterJob> {
         match &self.jobs {
             Some(jobs) => jobs.send(job).map_err(|refused| refused.0),
             None => Err(job),
@@ -109,9 +109,9 @@ impl Drop for Writer {
     }
 }
 
-fn work(dir: &Path, store: &Store, retention: Retention, inbox: &Receiver<Job>) {
+fn work(dir: &Path, store: &CheckpointStore, retention: Retention, inbox: &Receiver<WriterJob>) {
     for job in inbox {
-        let Job::Save(snapshot, done) = job else {
+        let WriterJob::Save(snapshot, done) = job else {
             continue;
         };
         let started = Instant::now();
@@ -129,7 +129,12 @@ fn work(dir: &Path, store: &Store, retention: Retention, inbox: &Receiver<Job>) 
 }
 
 /// Carries the retention out, after `written` is safe. What cannot be removed is only in the way.
-fn remove_old(dir: &Path, store: &Store, retention: Retention, written: &Snapshot) -> Vec<u64> {
+fn remove_old(
+    dir: &Path,
+    store: &CheckpointStore,
+    retention: Retention,
+    written: &Snapshot,
+) -> Vec<u64> {
     let entries = match list(dir) {
         Ok(entries) => entries,
         Err(error) => {

@@ -25,13 +25,13 @@ pub struct Key {
     /// Its name within the section.
     pub name: &'static str,
     /// Which values its type allows.
-    pub range: Range,
+    pub range: ValueRange,
     /// Whether another value trains other weights or chooses another checkpoint; such keys are hashed.
     pub changes_result: bool,
     /// What it means, with unit.
     pub doc: &'static str,
     /// Its type; the same for every configuration.
-    pub kind: fn(&Config) -> Kind,
+    pub kind: fn(&Config) -> ValueKind,
     /// Its value.
     pub get: fn(&Config) -> Leaf,
     /// Stores a value; returns false, changing nothing, when the leaf is of another type.
@@ -48,7 +48,7 @@ impl Key {
 
 /// The type of a key.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Kind {
+pub enum ValueKind {
     /// `true` or `false`.
     Bool,
     /// A whole number, 0 or more.
@@ -107,7 +107,7 @@ pub enum Bound {
 
 /// Allowed values, beyond what the type says.
 #[derive(Clone, Copy, Debug, PartialEq)]
-pub enum Range {
+pub enum ValueRange {
     /// Whatever the type allows.
     Any,
     /// Whole numbers from .. to, both included.
@@ -116,7 +116,7 @@ pub enum Range {
     Real(Bound, Bound),
 }
 
-impl Range {
+impl ValueRange {
     /// Whether a value lies in the range. NaN and infinities never lie in a range of numbers.
     #[must_use]
     pub fn contains(&self, leaf: &Leaf) -> bool {
@@ -143,7 +143,7 @@ fn inside(value: f32, min: Bound, max: Bound) -> bool {
     above && below
 }
 
-impl fmt::Display for Range {
+impl fmt::Display for ValueRange {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match *self {
             Self::Any => f.write_str("any"),
@@ -165,16 +165,16 @@ impl fmt::Display for Range {
 }
 
 /// A field type that a key can have.
-trait Field: Sized {
-    fn kind() -> Kind;
+trait FieldType: Sized {
+    fn kind() -> ValueKind;
     fn leaf(&self) -> Leaf;
     fn from_leaf(leaf: Leaf) -> Option<Self>;
 }
 
 macro_rules! field {
     ($type:ty, $kind:expr, |$value:ident| $leaf:expr, $pattern:pat => $back:expr) => {
-        impl Field for $type {
-            fn kind() -> Kind {
+        impl FieldType for $type {
+            fn kind() -> ValueKind {
                 $kind
             }
             fn leaf(&self) -> Leaf {
@@ -191,17 +191,17 @@ macro_rules! field {
     };
 }
 
-field!(bool, Kind::Bool, |v| Leaf::Bool(*v), Leaf::Bool(v) => Some(v));
-field!(u32, Kind::Int, |v| Leaf::Int(u64::from(*v)), Leaf::Int(v) => Self::try_from(v).ok());
-field!(u64, Kind::Int, |v| Leaf::Int(*v), Leaf::Int(v) => Some(v));
-field!(f32, Kind::Real, |v| Leaf::Real(*v), Leaf::Real(v) => Some(v));
-field!(String, Kind::Text, |v| Leaf::Text(v.clone()), Leaf::Text(v) => Some(v));
+field!(bool, ValueKind::Bool, |v| Leaf::Bool(*v), Leaf::Bool(v) => Some(v));
+field!(u32, ValueKind::Int, |v| Leaf::Int(u64::from(*v)), Leaf::Int(v) => Self::try_from(v).ok());
+field!(u64, ValueKind::Int, |v| Leaf::Int(*v), Leaf::Int(v) => Some(v));
+field!(f32, ValueKind::Real, |v| Leaf::Real(*v), Leaf::Real(v) => Some(v));
+field!(String, ValueKind::Text, |v| Leaf::Text(v.clone()), Leaf::Text(v) => Some(v));
 
 macro_rules! choice_field {
     ($($type:ty),+) => {
         $(field!(
             $type,
-            Kind::Choice(Self::NAMES),
+            ValueKind::Choice(Self::NAMES),
             |v| Leaf::Text(v.name().into()),
             Leaf::Text(v) => Self::ALL.iter().copied().find(|known| known.name() == v)
         );)+
@@ -221,9 +221,9 @@ choice_field!(
     Level
 );
 
-impl Field for Alpha {
-    fn kind() -> Kind {
-        Kind::ChoiceOrWeights(Self::NAMES)
+impl FieldType for Alpha {
+    fn kind() -> ValueKind {
+        ValueKind::ChoiceOrWeights(Self::NAMES)
     }
 
     fn leaf(&self) -> Leaf {
@@ -244,11 +244,11 @@ impl Field for Alpha {
     }
 }
 
-fn kind_of<F: Field>(_: &F) -> Kind {
+fn kind_of<F: FieldType>(_: &F) -> ValueKind {
     F::kind()
 }
 
-fn assign<F: Field>(field: &mut F, leaf: Leaf) -> bool {
+fn assign<F: FieldType>(field: &mut F, leaf: Leaf) -> bool {
     match F::from_leaf(leaf) {
         Some(value) => {
             *field = value;
@@ -276,29 +276,29 @@ macro_rules! key {
 
 const RESULT: bool = true;
 const PLACE: bool = false;
-const ANY: Range = Range::Any;
+const ANY: ValueRange = ValueRange::Any;
 /// TOML integers are 64-bit signed.
 const MAX_SEED: u64 = i64::MAX as u64;
 const MAX_COUNT: u64 = u32::MAX as u64;
 
-const fn int(min: u64, max: u64) -> Range {
-    Range::Int(min, max)
+const fn int(min: u64, max: u64) -> ValueRange {
+    ValueRange::Int(min, max)
 }
 
-const fn from_to(min: f32, max: f32) -> Range {
-    Range::Real(Bound::Closed(min), Bound::Closed(max))
+const fn from_to(min: f32, max: f32) -> ValueRange {
+    ValueRange::Real(Bound::Closed(min), Bound::Closed(max))
 }
 
-const fn above_to(min: f32, max: f32) -> Range {
-    Range::Real(Bound::Open(min), Bound::Closed(max))
+const fn above_to(min: f32, max: f32) -> ValueRange {
+    ValueRange::Real(Bound::Open(min), Bound::Closed(max))
 }
 
-const fn from_below(min: f32, max: f32) -> Range {
-    Range::Real(Bound::Closed(min), Bound::Open(max))
+const fn from_below(min: f32, max: f32) -> ValueRange {
+    ValueRange::Real(Bound::Closed(min), Bound::Open(max))
 }
 
-const fn above_below(min: f32, max: f32) -> Range {
-    Range::Real(Bound::Open(min), Bound::Open(max))
+const fn above_below(min: f32, max: f32) -> ValueRange {
+    ValueRange::Real(Bound::Open(min), Bound::Open(max))
 }
 
 /// The sections, in the order they are printed.

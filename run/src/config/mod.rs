@@ -26,7 +26,7 @@ use std::path::Path;
 use serde::{Deserialize, Serialize};
 
 pub use error::{Error, Place};
-pub use schedule::{EarlyStopping, PlateauState, Verdict, learning_rate};
+pub use schedule::{EarlyStopping, PlateauState, StopVerdict, learning_rate};
 pub use sections::{
     Alpha, AugmentConfig, Backend, CheckpointConfig, DataConfig, Device, EarlyStoppingConfig,
     ElasticConfig, EvalConfig, Level, LossConfig, LossKind, MetricName, ModelConfig, ModelName,

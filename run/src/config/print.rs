@@ -3,7 +3,7 @@
 use std::fmt::Write as _;
 
 use super::Config;
-use super::keys::{KEYS, Key, Kind, Range, SECTIONS};
+use super::keys::{KEYS, Key, SECTIONS, ValueKind, ValueRange};
 
 /// Width of comment lines, with `# `.
 const WIDTH: usize = 96;
@@ -41,7 +41,7 @@ pub(super) fn documented(config: &Config) -> String {
 /// Type and range of a key in words: `whole number, 1 to 4096`.
 pub(super) fn allowed(key: &Key) -> String {
     let ranged = |what: &str| match key.range {
-        Range::Any => what.to_owned(),
+        ValueRange::Any => what.to_owned(),
         range => format!("{what}, {range}"),
     };
     let words = |known: &[&str]| {
@@ -49,12 +49,12 @@ pub(super) fn allowed(key: &Key) -> String {
         quoted.join(" | ")
     };
     match (key.kind)(&Config::default()) {
-        Kind::Bool => "true | false".into(),
-        Kind::Int => ranged("whole number"),
-        Kind::Real => ranged("number"),
-        Kind::Text => "string".into(),
-        Kind::Choice(known) => words(known),
-        Kind::ChoiceOrWeights(known) => {
+        ValueKind::Bool => "true | false".into(),
+        ValueKind::Int => ranged("whole number"),
+        ValueKind::Real => ranged("number"),
+        ValueKind::Text => "string".into(),
+        ValueKind::Choice(known) => words(known),
+        ValueKind::ChoiceOrWeights(known) => {
             format!("{} | {}", words(known), ranged("list of four numbers"))
         }
     }

@@ -7,7 +7,7 @@ use std::path::Path;
 use toml::de::{DeTable, DeValue};
 
 use super::error::{Error, Place, one_of};
-use super::keys::{self, Key, Kind, Leaf, SECTIONS};
+use super::keys::{self, Key, Leaf, SECTIONS, ValueKind};
 use super::{Config, Result};
 
 /// A configuration is a few kilobytes; a checkpoint named by mistake is not read to its end.
@@ -75,12 +75,12 @@ fn toml_file_in(directory: &Path) -> Option<std::path::PathBuf> {
 }
 
 /// Text with the name it goes by, to turn byte offsets into places.
-struct Source<'a> {
+struct NamedText<'a> {
     text: &'a str,
     origin: &'a str,
 }
 
-impl<'a> Source<'a> {
+impl<'a> NamedText<'a> {
     fn line(&self, offset: usize) -> usize {
         let before = self.text.as_bytes().get(..offset);
         1 + before.map_or(0, |bytes| bytes.iter().filter(|b| **b == b'\n').count())
@@ -100,7 +100,7 @@ impl<'a> Source<'a> {
 
 /// Parses TOML over the defaults and checks each key by itself.
 pub(super) fn parse(text: &str, origin: &str) -> Result<Config> {
-    let source = Source { text, origin };
+    let source = NamedText { text, origin };
     let document = DeTable::parse(text).map_err(|error| syntax_error(&source, &error))?;
     let mut config = Config::default();
     // Keys come in alphabetical order; the error to show is the first one in the file.
@@ -142,7 +142,7 @@ pub(super) fn parse(text: &str, origin: &str) -> Result<Config> {
 }
 
 fn not_a_section(
-    source: &Source<'_>,
+    source: &NamedText<'_>,
     at: usize,
     section: &str,
     content: &toml::Spanned<DeValue<'_>>,
@@ -192,7 +192,7 @@ pub(super) fn set(config: &mut Config, assignment: &str) -> Result<()> {
     };
     let words = matches!(
         (key.kind)(config),
-        Kind::Text | Kind::Choice(_) | Kind::ChoiceOrWeights(_)
+        ValueKind::Text | ValueKind::Choice(_) | ValueKind::ChoiceOrWeights(_)
     );
     let quoted = text.starts_with(['"', '\'', '[']);
     let value = match DeValue::parse(text) {
@@ -257,21 +257,21 @@ fn typed(
         wrong_type(key, config, &given, place.clone())
     };
     match (kind, value) {
-        (Kind::Bool, DeValue::Boolean(value)) => Ok(Leaf::Bool(*value)),
-        (Kind::Int, DeValue::Integer(number)) => {
+        (ValueKind::Bool, DeValue::Boolean(value)) => Ok(Leaf::Bool(*value)),
+        (ValueKind::Int, DeValue::Integer(number)) => {
             // Negative or beyond 64 bits: a whole number, but not one in any range.
             u64::from_str_radix(number.as_str(), number.radix())
                 .map(Leaf::Int)
                 .map_err(|_| out_of_range(key, place.clone(), given.into()))
         }
-        (Kind::Real, value) => real(value).map(Leaf::Real).ok_or_else(wrong),
-        (Kind::Text, DeValue::String(text)) => Ok(Leaf::Text(text.to_string())),
-        (Kind::Choice(known) | Kind::ChoiceOrWeights(known), DeValue::String(word)) => {
+        (ValueKind::Real, value) => real(value).map(Leaf::Real).ok_or_else(wrong),
+        (ValueKind::Text, DeValue::String(text)) => Ok(Leaf::Text(text.to_string())),
+        (ValueKind::Choice(known) | ValueKind::ChoiceOrWeights(known), DeValue::String(word)) => {
             if known.contains(&word.as_ref()) {
                 return Ok(Leaf::Text(word.to_string()));
             }
             let mut help = one_of(word, known);
-            if matches!(kind, Kind::ChoiceOrWeights(_)) {
+            if matches!(kind, ValueKind::ChoiceOrWeights(_)) {
                 help.push_str(", or a list of four numbers");
             }
             Err(Error::UnknownValue {
@@ -281,7 +281,7 @@ fn typed(
                 help,
             })
         }
-        (Kind::ChoiceOrWeights(_), DeValue::Array(items)) => {
+        (ValueKind::ChoiceOrWeights(_), DeValue::Array(items)) => {
             let numbers: Option<Vec<f32>> = items.iter().map(|item| real(item.get_ref())).collect();
             let weights = numbers.and_then(|numbers| <[f32; 4]>::try_from(numbers).ok());
             weights.map(Leaf::Weights).ok_or_else(wrong)
@@ -303,18 +303,21 @@ fn real(value: &DeValue<'_>) -> Option<f32> {
 
 fn wrong_type(key: &Key, config: &Config, given: &str, place: Place) -> Error {
     let (wanted, example) = match (key.kind)(config) {
-        Kind::Bool => ("true or false", "true or false".into()),
-        Kind::Int => ("a whole number", format!("a whole number, {}", key.range)),
-        Kind::Real => ("a number", format!("a number, {}", key.range)),
-        Kind::Text => ("a string", "text in double quotes".into()),
-        Kind::Choice(known) => ("one of a few words", quoted_list(known)),
-        Kind::ChoiceOrWeights(known) => (
+        ValueKind::Bool => ("true or false", "true or false".into()),
+        ValueKind::Int => ("a whole number", format!("a whole number, {}", key.range)),
+        ValueKind::Real => ("a number", format!("a number, {}", key.range)),
+        ValueKind::Text => ("a string", "text in double quotes".into()),
+        ValueKind::Choice(known) => ("one of a few words", quoted_list(known)),
+        ValueKind::ChoiceOrWeights(known) => (
             "one of a few words or a list of four numbers",
             format!("{} or [1.0, 1.0, 1.0, 1.0]", quoted_list(known)),
         ),
     };
     // `epochs = "8"`: the value is right but for its quotes.
-    let is_plain = matches!((key.kind)(config), Kind::Bool | Kind::Int | Kind::Real);
+    let is_plain = matches!(
+        (key.kind)(config),
+        ValueKind::Bool | ValueKind::Int | ValueKind::Real
+    );
     let unquote = if is_plain && given.ends_with("(a string)") {
         "without quotes, "
     } else {
@@ -346,7 +349,7 @@ fn type_name(value: &DeValue<'_>) -> &'static str {
 }
 
 /// The error of the TOML parser in this room's words.
-fn syntax_error(source: &Source<'_>, error: &toml::de::Error) -> Error {
+fn syntax_error(source: &NamedText<'_>, error: &toml::de::Error) -> Error {
     let span = error.span().unwrap_or(0..0);
     let place = source.place(span.start);
     let line = source.text.lines().nth(source.line(span.start) - 1);
@@ -369,7 +372,7 @@ fn syntax_error(source: &Source<'_>, error: &toml::de::Error) -> Error {
     }
 }
 
-fn duplicate(source: &Source<'_>, place: Place, span: Range<usize>, excerpt: &str) -> Error {
+fn duplicate(source: &NamedText<'_>, place: Place, span: Range<usize>, excerpt: &str) -> Error {
     let name = source.slice(span.clone()).trim();
     let is_header = excerpt.starts_with('[');
     let header = |line: &str| {

@@ -103,7 +103,7 @@ impl PlateauState {
 
 /// What one evaluation meant.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Verdict {
+pub struct StopVerdict {
     /// The value is the best so far: keep this checkpoint as the best one.
     pub improved: bool,
     /// The patience is used up: end the run.
@@ -145,7 +145,7 @@ impl EarlyStopping {
     /// It is an improvement when it is finite and beats the best so far by more than `min_delta`
     /// (upwards or downwards as the metric wants it); the first finite value always is. A value that
     /// is not finite (a metric undefined on this split, a diverged loss) counts as no improvement.
-    pub fn observe(&mut self, value: f64) -> Verdict {
+    pub fn observe(&mut self, value: f64) -> StopVerdict {
         let improved = value.is_finite()
             && match self.best {
                 None => true,
@@ -160,7 +160,7 @@ impl EarlyStopping {
             self.waited = self.waited.saturating_add(1);
         }
         self.observed += 1;
-        Verdict {
+        StopVerdict {
             improved,
             stop: self.patience > 0 && self.waited >= self.patience,
         }

@@ -5,7 +5,7 @@ use serde::Deserialize;
 use super::{Scored, best_constant, compute};
 
 #[derive(Deserialize)]
-struct Case {
+struct GoldenCase {
     name: String,
     thresholds: [f32; 4],
     labels: Vec<u8>,
@@ -49,10 +49,11 @@ fn close_option(case: &str, what: &str, got: Option<f64>, want: Option<f64>) {
 
 #[test]
 fn scikit_learn_agrees() {
-    let cases: Vec<Case> = serde_json::from_str(include_str!("../../../tests/golden/metrics.json"))
-        .expect("the stored numbers parse");
+    let cases: Vec<GoldenCase> =
+        serde_json::from_str(include_str!("../../../tests/golden/metrics.json"))
+            .expect("the stored numbers parse");
     assert!(cases.len() >= 5);
-    for Case {
+    for GoldenCase {
         name,
         thresholds,
         labels,

@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 
 /// How a command ended.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub(super) enum Ran {
+pub(super) enum CommandOutcome {
     /// There is no such command, or it may not be run.
     Missing,
     /// It was ended because it took too long.
@@ -23,7 +23,7 @@ pub(super) enum Ran {
     },
 }
 
-impl Ran {
+impl CommandOutcome {
     /// Standard output of a command that went well.
     pub fn good(self) -> Option<String> {
         match self {
@@ -41,7 +41,7 @@ const MOST_BYTES: u64 = 1 << 20;
 const TICK: Duration = Duration::from_millis(10);
 
 /// Runs `program`, for at most `limit`.
-pub(super) fn run(program: &str, arguments: &[&str], limit: Duration) -> Ran {
+pub(super) fn run(program: &str, arguments: &[&str], limit: Duration) -> CommandOutcome {
     let started = Command::new(program)
         .args(arguments)
         .stdin(Stdio::null())
@@ -49,7 +49,7 @@ pub(super) fn run(program: &str, arguments: &[&str], limit: Duration) -> Ran {
         .stderr(Stdio::piped())
         .spawn();
     let Ok(mut child) = started else {
-        return Ran::Missing;
+        return CommandOutcome::Missing;
     };
     let out = reader(child.stdout.take());
     let err = reader(child.stderr.take());
@@ -62,7 +62,7 @@ pub(super) fn run(program: &str, arguments: &[&str], limit: Duration) -> Ran {
                 // Ended already, or about to be.
                 let _ = child.kill();
                 let _ = child.wait();
-                return Ran::TooLong;
+                return CommandOutcome::TooLong;
             }
         }
     };
@@ -71,7 +71,7 @@ pub(super) fn run(program: &str, arguments: &[&str], limit: Duration) -> Ran {
         let left = deadline.saturating_duration_since(Instant::now());
         stream.recv_timeout(left.max(TICK)).unwrap_or_default()
     };
-    Ran::Ended {
+    CommandOutcome::Ended {
         good: status.success(),
         out: text(out),
         err: text(err),
@@ -100,13 +100,16 @@ mod tests {
 
     #[test]
     fn commands_end_well_badly_never_or_are_not_there() {
-        assert_eq!(run("fovea-no-such-command", &[], LONG), Ran::Missing);
+        assert_eq!(
+            run("fovea-no-such-command", &[], LONG),
+            CommandOutcome::Missing
+        );
         assert_eq!(
             run("sleep", &["1000"], Duration::from_millis(30)),
-            Ran::TooLong
+            CommandOutcome::TooLong
         );
         let ended = run("sh", &["-c", "echo out; echo err >&2; exit 3"], LONG);
-        let expected = Ran::Ended {
+        let expected = CommandOutcome::Ended {
             good: false,
             out: "out\n".to_owned(),
             err: "err\n".to_owned(),

@@ -60,7 +60,7 @@ pub struct Libtorch {
 
 /// One GPU, by nvidia-smi.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
-pub struct Gpu {
+pub struct InstalledGpu {
     /// "NVIDIA H200"
     pub name: String,
     /// Megabytes (2^20) of memory.
@@ -75,7 +75,7 @@ pub struct Cuda {
     /// The newest CUDA that the driver takes, by libcuda; none without a driver.
     pub driver: Option<Version>,
     /// The GPUs; none when nvidia-smi does not tell.
-    pub gpus: Option<Vec<Gpu>>,
+    pub gpus: Option<Vec<InstalledGpu>>,
     /// GPUs that Slurm says this job has on this node.
     pub promised: Option<u32>,
 }
@@ -210,8 +210,8 @@ fn gpus(torch: &Libtorch, cuda: &Cuda) -> Line {
 }
 
 /// "2 x NVIDIA H200 (140 GiB, compute capability 9.0)"
-fn summary(gpus: &[Gpu]) -> String {
-    let mut kinds: Vec<(&Gpu, usize)> = Vec::new();
+fn summary(gpus: &[InstalledGpu]) -> String {
+    let mut kinds: Vec<(&InstalledGpu, usize)> = Vec::new();
     for gpu in gpus {
         match kinds.iter_mut().find(|(kind, _)| kind == &gpu) {
             Some((_, count)) => *count += 1,
@@ -279,7 +279,7 @@ mod tests {
     }
 
     fn h200(n: usize) -> Cuda {
-        let gpu = Gpu {
+        let gpu = InstalledGpu {
             name: "NVIDIA H200".to_owned(),
             memory_mib: 143_771,
             capability: Some(Version(9, 0, 0)),

@@ -7,11 +7,11 @@ use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use libloading::{Library, Symbol};
 
-use super::command::{Ran, run};
+use super::command::{CommandOutcome, run};
 use super::scheduler::{field, parse_config, parse_partitions};
 use super::{
-    Controller, Cuda, Facts, Gpu, Libtorch, Mpi, Nccl, Network, RunDirectory, Scheduler, Scratch,
-    Skew, Version,
+    Controller, Cuda, Facts, InstalledGpu, Libtorch, Mpi, Nccl, NodeNetwork, RunDirectory,
+    Scheduler, Scratch, Skew, Version,
 };
 use crate::launcher;
 use crate::{filesystem, interfaces, scratch};
@@ -25,7 +25,7 @@ const MOST_CLOCKS: usize = 16;
 
 /// What only the caller knows.
 #[derive(Clone, Debug, Default)]
-pub struct Given {
+pub struct CallerFacts {
     /// libtorch, which this process has loaded.
     pub libtorch: Libtorch,
     /// Whether MPI is built in.
@@ -43,7 +43,7 @@ pub struct Given {
 }
 
 /// Looks at this machine. Takes some seconds where commands are slow to answer.
-pub fn gather(given: Given) -> Facts {
+pub fn gather(given: CallerFacts) -> Facts {
     let env = |name: &str| std::env::var(name).ok().filter(|value| !value.is_empty());
     let nodes = nodes(&env);
     let torch_dir = given.libtorch.dir.clone();
@@ -67,7 +67,7 @@ pub fn gather(given: Given) -> Facts {
             candidates: scratch::look(scratch::candidates(&given.scratch, true, &env)),
             needed: given.data_bytes,
         },
-        network: Network {
+        network: NodeNetwork {
             interfaces: interfaces::list().unwrap_or_default(),
             wish: given.interface,
             several_nodes: nodes.len() > 1,
@@ -111,7 +111,7 @@ fn driver() -> Option<Version> {
     if code == 0 { of_cuda(version) } else { None }
 }
 
-fn gpus() -> Option<Vec<Gpu>> {
+fn gpus() -> Option<Vec<InstalledGpu>> {
     let query = [
         "--query-gpu=name,memory.total,compute_cap",
         "--format=csv,noheader,nounits",
@@ -121,11 +121,11 @@ fn gpus() -> Option<Vec<Gpu>> {
         .map(|text| parse_gpus(&text))
 }
 
-fn parse_gpus(text: &str) -> Vec<Gpu> {
+fn parse_gpus(text: &str) -> Vec<InstalledGpu> {
     text.lines()
         .filter_map(|line| {
             let mut parts = line.split(',').map(str::trim);
-            Some(Gpu {
+            Some(InstalledGpu {
                 name: parts.next()?.to_owned(),
                 memory_mib: parts.next()?.parse().ok()?,
                 capability: parts.next().and_then(|c| c.parse().ok()),
@@ -186,16 +186,16 @@ fn mpirun() -> Option<String> {
 
 fn mpi_plugins() -> Option<Vec<String>> {
     match run("srun", &["--mpi=list"], SHORT) {
-        Ran::Missing => None,
-        Ran::TooLong => Some(Vec::new()),
+        CommandOutcome::Missing => None,
+        CommandOutcome::TooLong => Some(Vec::new()),
         // Some versions answer on standard error.
-        Ran::Ended { out, err, .. } => Some(launcher::plugins(&format!("{out}\n{err}"))),
+        CommandOutcome::Ended { out, err, .. } => Some(launcher::plugins(&format!("{out}\n{err}"))),
     }
 }
 
 fn scheduler(env: &dyn Fn(&str) -> Option<String>, save_s: Option<f64>) -> Option<Scheduler> {
     let version = match run("scontrol", &["--version"], SHORT) {
-        Ran::Missing => return None,
+        CommandOutcome::Missing => return None,
         ran => ran.good(),
     };
     let mut slurm = Scheduler {
@@ -206,15 +206,15 @@ fn scheduler(env: &dyn Fn(&str) -> Option<String>, save_s: Option<f64>) -> Optio
         ..Scheduler::default()
     };
     match run("scontrol", &["show", "config"], SHORT) {
-        Ran::Ended {
+        CommandOutcome::Ended {
             good: true, out, ..
         } => slurm.config = parse_config(&out),
-        Ran::Ended { err, .. } => {
+        CommandOutcome::Ended { err, .. } => {
             let last = err.lines().last().unwrap_or("no answer");
             slurm.controller = Controller::Silent(last.trim().to_owned());
             return Some(slurm);
         }
-        Ran::Missing | Ran::TooLong => {
+        CommandOutcome::Missing | CommandOutcome::TooLong => {
             let said = format!("no answer in {} s", SHORT.as_secs());
             slurm.controller = Controller::Silent(said);
             return Some(slurm);
@@ -372,9 +372,9 @@ mod tests {
     #[test]
     fn this_machine_gets_a_page() {
         let dir = tempfile::tempdir().unwrap();
-        let facts = gather(Given {
+        let facts = gather(CallerFacts {
             run: dir.path().to_owned(),
-            ..Given::default()
+            ..CallerFacts::default()
         });
         let lines = judge(&facts);
         println!("{}\n{:?}", page("here", &lines, false), worst(&lines));

@@ -14,9 +14,9 @@ mod storage;
 
 use serde::Serialize;
 
-pub use cuda::{Cuda, Gpu, Libtorch, Nccl, Version};
+pub use cuda::{Cuda, InstalledGpu, Libtorch, Nccl, Version};
 pub use launch::Mpi;
-pub use network::{Network, Skew};
+pub use network::{NodeNetwork, Skew};
 pub use page::page;
 pub use scheduler::{Controller, Partition, Scheduler};
 pub use storage::{RunDirectory, Scratch};
@@ -92,7 +92,7 @@ pub struct Facts {
     /// Disks of the node.
     pub scratch: Scratch,
     /// Interfaces and clocks.
-    pub network: Network,
+    pub network: NodeNetwork,
 }
 
 /// The page's lines, in order.

@@ -3,7 +3,7 @@
 use serde::Serialize;
 
 use super::Line;
-use crate::interfaces::{self, Interface, Kind};
+use crate::interfaces::{self, Interface, LinkKind};
 
 /// The clock of another node against this one's.
 #[derive(Clone, Debug, PartialEq, Serialize)]
@@ -18,7 +18,7 @@ pub struct Skew {
 
 /// The network, as this node sees it.
 #[derive(Clone, Debug, Default, Serialize)]
-pub struct Network {
+pub struct NodeNetwork {
     /// Interfaces with an address.
     pub interfaces: Vec<Interface>,
     /// The interface that the site asks for.
@@ -34,13 +34,13 @@ const FELT_S: f64 = 2.0;
 /// Seconds at which the credentials of munge, and with them Slurm, come near to their end (300 s).
 const HARMFUL_S: f64 = 60.0;
 
-pub(super) fn judge(network: &Network) -> Vec<Line> {
+pub(super) fn judge(network: &NodeNetwork) -> Vec<Line> {
     let mut lines = vec![interface(network)];
     lines.extend(network.clocks.as_deref().map(clocks));
     lines
 }
 
-fn interface(network: &Network) -> Line {
+fn interface(network: &NodeNetwork) -> Line {
     const TOPIC: &str = "network";
     let choice = match interfaces::choose(&network.interfaces, network.wish.as_deref()) {
         Ok(choice) => choice,
@@ -58,7 +58,7 @@ fn interface(network: &Network) -> Line {
     let mut others: Vec<&str> = network
         .interfaces
         .iter()
-        .filter(|i| i.up && i.name != choice.name && i.kind != Kind::Loopback)
+        .filter(|i| i.up && i.name != choice.name && i.kind != LinkKind::Loopback)
         .map(|i| i.name.as_str())
         .collect();
     others.dedup();
@@ -73,7 +73,7 @@ fn interface(network: &Network) -> Line {
     let down = network
         .interfaces
         .iter()
-        .find(|i| i.kind == Kind::Infiniband && !i.up);
+        .find(|i| i.kind == LinkKind::Infiniband && !i.up);
     match down {
         Some(ib) if network.wish.is_none() => Line::warn(
             TOPIC,
@@ -132,7 +132,7 @@ mod tests {
     use super::super::tests::about;
     use super::*;
 
-    fn interface(name: &str, kind: Kind, up: bool) -> Interface {
+    fn interface(name: &str, kind: LinkKind, up: bool) -> Interface {
         Interface {
             name: name.to_owned(),
             kind,
@@ -143,28 +143,28 @@ mod tests {
         }
     }
 
-    fn network(interfaces: Vec<Interface>) -> Network {
-        Network {
+    fn network(interfaces: Vec<Interface>) -> NodeNetwork {
+        NodeNetwork {
             interfaces,
-            ..Network::default()
+            ..NodeNetwork::default()
         }
     }
 
     #[test]
     fn the_interface_is_named_with_those_that_are_not_taken() {
         let lines = judge(&network(vec![
-            interface("lo", Kind::Loopback, true),
-            interface("docker0", Kind::Bridge, true),
-            interface("eth0", Kind::Ethernet, true),
+            interface("lo", LinkKind::Loopback, true),
+            interface("docker0", LinkKind::Bridge, true),
+            interface("eth0", LinkKind::Ethernet, true),
         ]));
         let found = about(&lines, "network");
         assert_eq!(found, (Good, "eth0 10.0.0.3 (network card); not docker0"));
         let down = network(vec![
-            interface("eth0", Kind::Ethernet, true),
-            interface("ib0", Kind::Infiniband, false),
+            interface("eth0", LinkKind::Ethernet, true),
+            interface("ib0", LinkKind::Infiniband, false),
         ]);
         assert_eq!(about(&judge(&down), "network").0, Warn);
-        let asked = Network {
+        let asked = NodeNetwork {
             wish: Some("eth0".to_owned()),
             ..down
         };
@@ -173,14 +173,14 @@ mod tests {
 
     #[test]
     fn no_way_out_is_red_where_others_must_come_in() {
-        let alone = network(vec![interface("lo", Kind::Loopback, true)]);
+        let alone = network(vec![interface("lo", LinkKind::Loopback, true)]);
         assert_eq!(about(&judge(&alone), "network").0, Warn);
-        let needed = Network {
+        let needed = NodeNetwork {
             several_nodes: true,
             ..alone.clone()
         };
         assert_eq!(about(&judge(&needed), "network").0, Fail);
-        let wished = Network {
+        let wished = NodeNetwork {
             wish: Some("ib0".to_owned()),
             ..alone
         };
@@ -198,9 +198,9 @@ mod tests {
                     ahead_s: *ahead_s,
                     within_s: *within_s,
                 });
-            let network = Network {
+            let network = NodeNetwork {
                 clocks: Some(skews.collect()),
-                ..network(vec![interface("eth0", Kind::Ethernet, true)])
+                ..network(vec![interface("eth0", LinkKind::Ethernet, true)])
             };
             let lines = judge(&network);
             let (verdict, text) = about(&lines, "clocks");

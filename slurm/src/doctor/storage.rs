@@ -28,7 +28,7 @@ pub struct RunDirectory {
 #[derive(Clone, Debug, Default, Serialize)]
 pub struct Scratch {
     /// Directories in order of preference.
-    pub candidates: Vec<scratch::Facts>,
+    pub candidates: Vec<scratch::ScratchFacts>,
     /// Bytes that the run's dataset takes; 0 when it is not known.
     pub needed: u64,
 }
@@ -143,7 +143,7 @@ mod tests {
     use super::super::tests::about;
     use super::*;
     use crate::filesystem::kind;
-    use crate::scratch::{Candidate, Facts};
+    use crate::scratch::{Candidate, ScratchFacts};
 
     const EXT4: u64 = 0xEF53;
     const LUSTRE: u64 = 0x0BD0_0BD0;
@@ -207,7 +207,7 @@ mod tests {
 
     #[test]
     fn a_disk_of_the_node_is_named_or_missed() {
-        let disk = |magic| Facts {
+        let disk = |magic| ScratchFacts {
             candidate: Candidate {
                 dir: "/local".into(),
                 origin: "$TMPDIR".to_owned(),

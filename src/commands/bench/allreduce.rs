@@ -4,10 +4,10 @@ use std::process::{Command, Stdio};
 
 use anyhow::Context;
 use fovea_bench::allreduce::{measure, measure_on_gpus};
-use fovea_bench::seat::{Seat, gpus, join, join_on_gpus, mpi_world, open_gpu};
+use fovea_bench::seat::{MeetingSeat, gpus, join, join_on_gpus, mpi_world, open_gpu};
 use fovea_launch::{NCCL_HOST_ID, nccl_host_id};
 
-use super::{Ended, meeting};
+use super::{ChildGuard, meeting};
 use crate::cli::BenchAllreduceArgs;
 use crate::commands::signals::die_with_parent;
 use crate::exit::{Ending, Usage};
@@ -23,7 +23,7 @@ pub fn run(args: &BenchAllreduceArgs) -> anyhow::Result<Ending> {
         ))
         .into());
     }
-    let mut seat = Seat {
+    let mut seat = MeetingSeat {
         meeting: meeting(),
         rank: 0,
         world: args.ranks as usize,
@@ -84,7 +84,11 @@ pub fn run(args: &BenchAllreduceArgs) -> anyhow::Result<Ending> {
     Ok(Ending::Finished)
 }
 
-fn another_rank(args: &BenchAllreduceArgs, rank: usize, meeting: &str) -> anyhow::Result<Ended> {
+fn another_rank(
+    args: &BenchAllreduceArgs,
+    rank: usize,
+    meeting: &str,
+) -> anyhow::Result<ChildGuard> {
     let program = std::env::current_exe().context("finding this program")?;
     let mut command = Command::new(program);
     command.args(["bench", "allreduce"]);
@@ -104,5 +108,5 @@ fn another_rank(args: &BenchAllreduceArgs, rank: usize, meeting: &str) -> anyhow
     }
     command.arg("--seat").arg(rank.to_string()).arg(meeting);
     let child = command.stdin(Stdio::null()).spawn();
-    Ok(Ended(child.context("starting another rank")?))
+    Ok(ChildGuard(child.context("starting another rank")?))
 }

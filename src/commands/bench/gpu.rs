@@ -1,6 +1,6 @@
 //! `fovea bench kernels`, `fovea gpu-check`
 
-use fovea_bench::{Check, CheckReport, Facts, KernelFigures, check_gpu, measure_kernels};
+use fovea_bench::{Check, CheckReport, GpuFacts, KernelFigures, check_gpu, measure_kernels};
 use fovea_launch::exit_code::FAILED;
 
 use crate::cli::{BenchKernelsArgs, GpuCheckArgs};
@@ -46,7 +46,7 @@ fn libtorch() -> String {
     )
 }
 
-fn print_facts(gpu: &Facts) -> Result<(), Unsaid> {
+fn print_facts(gpu: &GpuFacts) -> Result<(), Unsaid> {
     let told = |mhz: Option<u32>| mhz.map_or_else(|| "?".to_owned(), |mhz| mhz.to_string());
     say!(
         "gpu       {}, compute capability {}, {}, {} multiprocessors",

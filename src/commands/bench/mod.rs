@@ -9,7 +9,7 @@ use std::path::Path;
 use std::process::{Child, Command, Stdio};
 
 use anyhow::Context;
-use fovea_coordinator::bench::{self, Latency, Load, Measured};
+use fovea_coordinator::bench::{self, Latency, Load, LoadMeasurement};
 
 use crate::cli::{BenchArgs, BenchCommand, BenchCoordinatorArgs, BenchServerArgs};
 use crate::exit::{Ending, Usage};
@@ -82,7 +82,7 @@ fn load(args: &BenchCoordinatorArgs) -> anyhow::Result<Load> {
     })
 }
 
-fn measure(dir: &Path, load: Load) -> anyhow::Result<Measured> {
+fn measure(dir: &Path, load: Load) -> anyhow::Result<LoadMeasurement> {
     let program = std::env::current_exe().context("finding this program")?;
     let child = Command::new(program)
         .args(["bench", "server"])
@@ -91,23 +91,23 @@ fn measure(dir: &Path, load: Load) -> anyhow::Result<Measured> {
         .stdin(Stdio::null())
         .spawn()
         .context("starting the server's process")?;
-    let mut child = Ended(child);
+    let mut child = ChildGuard(child);
     let measured = bench::load(dir, child.0.id(), load)?;
     child.0.wait().context("waiting for the server's process")?;
     Ok(measured)
 }
 
 /// A child that does not outlive its measurement.
-struct Ended(Child);
+struct ChildGuard(Child);
 
-impl Drop for Ended {
+impl Drop for ChildGuard {
     fn drop(&mut self) {
         let _ = self.0.kill();
         let _ = self.0.wait();
     }
 }
 
-fn print(m: &Measured) -> Result<(), Unsaid> {
+fn print(m: &LoadMeasurement) -> Result<(), Unsaid> {
     let latency = |l: &Latency| {
         format!(
             "p50 {:.1} ms, p99 {:.1} ms, max {:.1} ms ({} times)",

@@ -9,12 +9,12 @@ use fovea_bench::Work;
 use fovea_bench::scaling::{
     Growth, Measured, ScalingPoint, measure_rank, plot, points, shared, worlds,
 };
-use fovea_bench::seat::{Seat, gpus};
+use fovea_bench::seat::{MeetingSeat, gpus};
 use fovea_launch::{NCCL_HOST_ID, nccl_host_id};
 use fovea_run::config::{Backend, Device};
 
 use super::training::work;
-use super::{Ended, meeting};
+use super::{ChildGuard, meeting};
 use crate::cli::{BenchRankArgs, BenchScalingArgs};
 use crate::commands::signals::die_with_parent;
 use crate::exit::{Ending, Usage};
@@ -107,7 +107,7 @@ fn together(
         if let Some(id) = nccl_host_id(gpus, world, rank) {
             command.env(NCCL_HOST_ID, id);
         }
-        ranks.push(Ended(command.spawn().context("starting a rank")?));
+        ranks.push(ChildGuard(command.spawn().context("starting a rank")?));
     }
     wait_for_all(&mut ranks)?;
     let mut told = String::new();
@@ -121,7 +121,7 @@ fn together(
 }
 
 /// The others are not waited for when one has failed: they would wait for it.
-fn wait_for_all(ranks: &mut [Ended]) -> anyhow::Result<()> {
+fn wait_for_all(ranks: &mut [ChildGuard]) -> anyhow::Result<()> {
     loop {
         let mut running = 0;
         for (rank, child) in ranks.iter_mut().enumerate() {
@@ -150,7 +150,7 @@ pub fn rank(args: &BenchRankArgs) -> anyhow::Result<Ending> {
         )
         .into());
     };
-    let seat = Seat {
+    let seat = MeetingSeat {
         meeting: meeting.clone(),
         rank: rank.parse().context("the rank of a child")?,
         world: args.world as usize,

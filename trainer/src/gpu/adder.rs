@@ -17,7 +17,7 @@ use crate::reduce::{Fill, TreeAccumulator, part};
 use crate::replica::Network;
 
 /// Adds what one virtual shard gives to the sums, and sends what is complete.
-pub struct Adder<'a, 'b> {
+pub struct ShardAdder<'a, 'b> {
     pub net: &'a Network,
     pub tree: &'a mut TreeAccumulator<Tensor>,
     /// Number of the virtual shard.
@@ -28,7 +28,7 @@ pub struct Adder<'a, 'b> {
     pub sender: &'a mut Sender<'b>,
 }
 
-impl Adder<'_, '_> {
+impl ShardAdder<'_, '_> {
     /// A virtual shard without samples: the tree has the same shape for every batch and world size.
     pub fn zeros(&mut self) -> Result<()> {
         let all = 0..self.net.surface.scalars.end;

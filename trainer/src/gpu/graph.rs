@@ -13,7 +13,7 @@ use crate::error::Result;
 use crate::ops::succeeded;
 
 /// Patches of each image of each virtual shard.
-pub type Shape = Vec<Option<Vec<usize>>>;
+pub type PatchCounts = Vec<Option<Vec<usize>>>;
 
 /// Steps of a shape that are run plainly before it is recorded: cuDNN measures its algorithms in the first.
 const PLAIN: u32 = 2;
@@ -30,8 +30,8 @@ unsafe extern "C" {
 /// What was recorded, by shape.
 pub struct Graphs {
     is_on: bool,
-    seen: HashMap<Shape, u32>,
-    recorded: HashMap<Shape, Recorded>,
+    seen: HashMap<PatchCounts, u32>,
+    recorded: HashMap<PatchCounts, Recorded>,
 }
 
 impl Graphs {
@@ -45,7 +45,7 @@ impl Graphs {
     }
 
     /// Counts a step, and says whether a graph is there or is to be recorded for it.
-    pub fn is_due(&mut self, shape: &Shape) -> bool {
+    pub fn is_due(&mut self, shape: &PatchCounts) -> bool {
         if !self.is_on || self.recorded.contains_key(shape) {
             return self.is_on;
         }
@@ -64,12 +64,12 @@ impl Graphs {
     }
 
     /// The graph of a shape, if it is recorded.
-    pub fn get(&self, shape: &Shape) -> Option<&Recorded> {
+    pub fn get(&self, shape: &PatchCounts) -> Option<&Recorded> {
         self.recorded.get(shape)
     }
 
     /// Keeps what was recorded.
-    pub fn keep(&mut self, shape: Shape, recorded: Recorded) -> &Recorded {
+    pub fn keep(&mut self, shape: PatchCounts, recorded: Recorded) -> &Recorded {
         self.recorded.entry(shape).or_insert(recorded)
     }
 

@@ -56,19 +56,19 @@ impl SetShape {
 /// Images in device memory.
 pub struct Images {
     shape: SetShape,
-    store: Store,
+    store: ImageStore,
 }
 
-enum Store {
+enum ImageStore {
     All {
         records: DeviceBuffer,
         /// Keeps the pixels.
         _pixels: DeviceBuffer,
     },
-    Some(Box<Staging>),
+    Some(Box<ImageStaging>),
 }
 
-struct Staging {
+struct ImageStaging {
     data: Arc<Dataset>,
     kernels: Arc<Kernels>,
     copies: Stream,
@@ -100,7 +100,7 @@ impl Images {
             all(kernels, &data)?
         } else {
             let slots = (0..SLOTS).map(|_| Slot::new(kernels, 0, shape.size));
-            Store::Some(Box::new(Staging {
+            ImageStore::Some(Box::new(ImageStaging {
                 data,
                 kernels: Arc::clone(kernels),
                 copies: Stream::new(kernels)?,
@@ -126,7 +126,7 @@ impl Images {
         let records = records(pixels.address(), shape.count, shape.size);
         Ok(Self {
             shape,
-            store: Store::All {
+            store: ImageStore::All {
                 records: DeviceBuffer::new(kernels, &records)?,
                 _pixels: pixels,
             },
@@ -147,8 +147,8 @@ impl Images {
     pub fn resident(&self) -> (usize, usize) {
         let all = self.shape.count;
         match self.store {
-            Store::All { .. } => (all, all),
-            Store::Some(_) => (0, all),
+            ImageStore::All { .. } => (all, all),
+            ImageStore::Some(_) => (0, all),
         }
     }
 
@@ -160,18 +160,18 @@ impl Images {
             return Err(Error::Internal(format!("image {beyond} of {count}")));
         }
         match &mut self.store {
-            Store::All { records, .. } => Ok(Placed {
+            ImageStore::All { records, .. } => Ok(Placed {
                 records: records.address(),
                 count,
                 index: images.to_vec(),
             }),
-            Store::Some(staging) => staging.place(images, stream),
+            ImageStore::Some(staging) => staging.place(images, stream),
         }
     }
 
     /// What was placed last has been read by the work that `stream` holds now.
     pub fn cut(&mut self, stream: usize) -> Result<()> {
-        if let Store::Some(staging) = &mut self.store {
+        if let ImageStore::Some(staging) = &mut self.store {
             let last = (staging.next + SLOTS - 1) % SLOTS;
             // SAFETY: the caller's stream, which lives as long as the process.
             unsafe { staging.slots[last].free.record(stream) }?;
@@ -191,7 +191,7 @@ fn records(first: u64, count: usize, size: usize) -> Vec<ImageRecord> {
         .collect()
 }
 
-fn all(kernels: &Arc<Kernels>, data: &Dataset) -> Result<Store> {
+fn all(kernels: &Arc<Kernels>, data: &Dataset) -> Result<ImageStore> {
     let bytes = SetShape::of(data).image_bytes();
     let pixels = DeviceBuffer::uninit(kernels, data.len() * bytes)?;
     let uploads = Stream::new(kernels)?;
@@ -217,7 +217,7 @@ fn all(kernels: &Arc<Kernels>, data: &Dataset) -> Result<Store> {
         }
     }
     uploads.synchronize()?;
-    Ok(Store::All {
+    Ok(ImageStore::All {
         records: DeviceBuffer::new(kernels, &records(pixels.address(), data.len(), data.size()))?,
         _pixels: pixels,
     })
@@ -237,7 +237,7 @@ impl Slot {
     }
 }
 
-impl Staging {
+impl ImageStaging {
     fn place(&mut self, images: &[u32], stream: usize) -> Result<Placed> {
         let data = &self.data;
         let bytes = SetShape::of(data).image_bytes();

@@ -18,7 +18,7 @@ const ALIGN: usize = 16;
 
 /// Where the parts of a block are, in bytes.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Layout {
+pub struct BlockLayout {
     /// One [`StepRecord`].
     pub step: Range<usize>,
     /// Factors on the dlogits of images and patches, f32.
@@ -50,7 +50,7 @@ pub struct Layout {
 /// Bytes of a [`fovea_kernels::cuda::SpecRecord`].
 const SPEC_BYTES: usize = size_of::<fovea_kernels::cuda::SpecRecord>();
 
-impl Layout {
+impl BlockLayout {
     /// For `b` images and `n` patches.
     pub fn new(b: usize, n: usize) -> Self {
         let mut end = 0usize;
@@ -84,7 +84,7 @@ pub struct Block {
     host: PinnedBuffer,
     device: Tensor,
     /// Of what is in it now.
-    layout: Layout,
+    layout: BlockLayout,
 }
 
 impl Block {
@@ -93,14 +93,14 @@ impl Block {
         Ok(Self {
             host: PinnedBuffer::new(kernels, 0)?,
             device: Tensor::f_zeros([0], (Kind::Uint8, device))?,
-            layout: Layout::new(0, 0),
+            layout: BlockLayout::new(0, 0),
         })
     }
 
     /// Makes room for a batch, and forgets what was there: nothing that was started may still use it. Returns whether
     /// addresses have changed.
     pub fn begin(&mut self, kernels: &Arc<Kernels>, batch: &ShardBatch) -> Result<bool> {
-        let layout = Layout::new(batch.image_labels.len(), batch.patch_labels.len());
+        let layout = BlockLayout::new(batch.image_labels.len(), batch.patch_labels.len());
         let grows = layout.bytes > self.host.bytes();
         if grows {
             self.host = PinnedBuffer::new(kernels, layout.bytes)?;
@@ -160,7 +160,7 @@ impl Block {
     }
 
     /// Where the parts are.
-    pub fn layout(&self) -> &Layout {
+    pub fn layout(&self) -> &BlockLayout {
         &self.layout
     }
 
@@ -189,7 +189,7 @@ mod tests {
     proptest! {
         #[test]
         fn parts_do_not_overlap_and_are_aligned(b in 0usize..70, n in 0usize..700) {
-            let layout = Layout::new(b, n);
+            let layout = BlockLayout::new(b, n);
             let parts = [
                 &layout.step, &layout.scales, &layout.image_weights, &layout.patch_weights, &layout.image_ids,
                 &layout.images, &layout.order, &layout.specs, &layout.image_labels, &layout.patch_labels,

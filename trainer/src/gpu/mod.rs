@@ -33,20 +33,20 @@ pub use self::step::GpuStep;
 
 use self::images::Images;
 use crate::error::{Error, Result};
-use crate::ops::{self, Engine};
+use crate::ops::{self, NormEngine};
 
 /// From this architecture on bf16 is multiplied natively.
 const NATIVE_BF16: Arch = Arch(80);
 
 /// The GPUs of this machine that this process may use, or why there are none.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Found {
+pub struct VisibleGpus {
     count: u32,
     /// What the driver says instead of a number.
     problem: Option<String>,
 }
 
-impl Found {
+impl VisibleGpus {
     /// How many there are.
     pub fn count(&self) -> u32 {
         self.count
@@ -68,7 +68,7 @@ impl Found {
 }
 
 /// Which GPU process `local_rank` of this machine computes on; none for the CPU. More processes than GPUs share them.
-pub fn choose(choice: Choice, found: &Found, local_rank: u32) -> Result<Option<u32>> {
+pub fn choose(choice: Choice, found: &VisibleGpus, local_rank: u32) -> Result<Option<u32>> {
     match (choice, found.count) {
         (Choice::Cpu, _) | (Choice::Auto, 0) => Ok(None),
         (Choice::Auto | Choice::Cuda, count @ 1..) => Ok(Some(local_rank % count)),
@@ -106,13 +106,13 @@ pub struct Gpu {
     /// What all work goes to.
     stream: usize,
     /// What libtorch computes normalisation with.
-    engine: Engine,
+    engine: NormEngine,
     images: RefCell<Option<Images>>,
 }
 
 impl Gpu {
     /// A GPU whose tensors lie in host memory: what an emulated driver is.
-    pub fn on_host(kernels: Arc<Kernels>, stream: usize, engine: Engine) -> Self {
+    pub fn on_host(kernels: Arc<Kernels>, stream: usize, engine: NormEngine) -> Self {
         Self {
             kernels,
             device: Device::Cpu,
@@ -131,7 +131,7 @@ impl Gpu {
             kernels,
             device: Device::Cuda(ordinal as usize),
             stream: ops::own_stream(ordinal)?,
-            engine: Engine::Composed,
+            engine: NormEngine::Composed,
             images: RefCell::new(None),
         })
     }

@@ -6,7 +6,7 @@ use fovea_kernels::FocalParams;
 use fovea_kernels::cuda::FocalLoss;
 use tch::{Kind, Tensor};
 
-use super::adder::Adder;
+use super::adder::ShardAdder;
 use super::inputs::Block;
 use super::{Gpu, address};
 use crate::error::{Error, Result};
@@ -25,7 +25,7 @@ pub fn pass(
     tokens: &Tokens,
     views: &Views,
     block: &Block,
-    adder: Adder<'_, '_>,
+    adder: ShardAdder<'_, '_>,
 ) -> Result<()> {
     let float = (Kind::Float, gpu.device);
     let batch_stats = Tensor::f_zeros([net.stats_len as i64], float)?;
@@ -47,7 +47,7 @@ pub fn pass(
         };
         let out = net.model.forward(&net.pass(mode, gpu.engine), &input)?;
         let head = |logits: &Tensor, which: usize, params: &FocalParams, labels, weights| {
-            let at = Focal {
+            let at = FocalAddresses {
                 targets: block.address(labels),
                 weights: block.address(weights),
                 scale: block.address(&layout.scales) + 4 * which as u64,
@@ -91,7 +91,7 @@ pub fn pass(
 
 /// Addresses of one head's loss.
 #[derive(Clone, Copy)]
-struct Focal {
+struct FocalAddresses {
     targets: u64,
     weights: u64,
     scale: u64,
@@ -99,7 +99,7 @@ struct Focal {
 }
 
 /// Writes the summed loss, and gives the scaled dlogits `[n, 4]`.
-fn focal(gpu: &Gpu, logits: &Tensor, gamma: f32, at: Focal) -> Result<Tensor> {
+fn focal(gpu: &Gpu, logits: &Tensor, gamma: f32, at: FocalAddresses) -> Result<Tensor> {
     let values = logits.f_detach()?.f_contiguous()?;
     let n = values.size()[0] as usize;
     let dlogits = Tensor::f_empty(values.size(), (Kind::Float, gpu.device))?;

@@ -10,17 +10,17 @@ use fovea_kernels::flat::{AdamParams, AdamScalars};
 use fovea_run::config::{Config, ReduceDtype};
 use tch::{Device, Tensor};
 
-use super::adder::{Adder, Sender};
-use super::graph::{Graphs, Recorded, Shape};
+use super::adder::{Sender, ShardAdder};
+use super::graph::{Graphs, PatchCounts, Recorded};
 use super::inputs::Block;
 use super::pass::pass;
-use super::views::{Cutter, Ready};
+use super::views::{Cutter, ReadyBatch};
 use super::{Gpu, address};
 use crate::error::{Error, Result};
 use crate::models::Tokens;
-use crate::ops::{self, Engine};
+use crate::ops::{self, NormEngine};
 use crate::overlap::Exchange;
-use crate::params::{Params, Part};
+use crate::params::{Params, StateBuffer};
 use crate::reduce::{TreeAccumulator, part};
 use crate::replica::{Denominators, NORM_MOMENTUM, Network, Totals};
 use crate::samples::{ShardBatch, Views};
@@ -41,11 +41,11 @@ pub struct GpuStep {
     blocks: Vec<Block>,
     /// For evaluation.
     spare: RefCell<Block>,
-    answer: Answer,
+    answer: StepReadback,
     /// The optimizer's scalars on the host and on the device.
     adam: (PinnedBuffer, DeviceBuffer),
     tokens: Layouts,
-    measured: Measured,
+    measured: MeasuredSizes,
     graphs: Graphs,
     works: bool,
 }
@@ -83,13 +83,13 @@ impl Layouts {
 /// The sizes of batches for which cuDNN measures which algorithm is fastest: those that recur, and not many, for
 /// measuring takes seconds.
 #[derive(Default)]
-struct Measured {
+struct MeasuredSizes {
     /// How often images and patches came in these numbers.
     seen: HashMap<(usize, usize), u32>,
     chosen: HashSet<(usize, usize)>,
 }
 
-impl Measured {
+impl MeasuredSizes {
     fn is_worth_it(&mut self, size: (usize, usize)) -> bool {
         let seen = self.seen.entry(size).or_insert(0);
         *seen += 1;
@@ -101,7 +101,7 @@ impl Measured {
 }
 
 /// What the host waits for.
-struct Answer {
+struct StepReadback {
     /// Two losses f32, then, 8 bytes on, one f64.
     host: PinnedBuffer,
     sum_squares: DeviceBuffer,
@@ -126,7 +126,7 @@ impl GpuStep {
             tree: TreeAccumulator::on(gpu.device, net.surface.scalars.end),
             blocks: Vec::new(),
             spare: RefCell::new(Block::new(kernels, gpu.device)?),
-            answer: Answer {
+            answer: StepReadback {
                 host: PinnedBuffer::new(kernels, SQUARES_AT + 8)?,
                 sum_squares: DeviceBuffer::uninit(kernels, 8)?,
                 scratch: DeviceBuffer::uninit(kernels, scratch)?,
@@ -138,7 +138,7 @@ impl GpuStep {
                 DeviceBuffer::uninit(kernels, size_of::<AdamScalars>())?,
             ),
             tokens: Layouts::default(),
-            measured: Measured::default(),
+            measured: MeasuredSizes::default(),
             works: true,
             graphs: Graphs::new(config.train.cuda_graphs),
             gpu,
@@ -151,7 +151,7 @@ impl GpuStep {
     }
 
     /// What libtorch computes normalisation with.
-    pub fn engine(&self) -> Engine {
+    pub fn engine(&self) -> NormEngine {
         self.gpu.engine
     }
 
@@ -257,7 +257,7 @@ impl GpuStep {
         }
         let counts = shards.iter().flatten().map(|batch| &batch.counts);
         self.tokens.prepare(counts, gpu.device)?;
-        let shape: Shape = shards
+        let shape: PatchCounts = shards
             .iter()
             .map(|batch| batch.as_ref().map(|batch| batch.counts.clone()))
             .collect();
@@ -301,7 +301,7 @@ impl GpuStep {
         net: &Network,
         shards: &[Option<ShardBatch>],
         exchange: &mut dyn Exchange,
-        ready: Option<Vec<Option<Ready<'_>>>>,
+        ready: Option<Vec<Option<ReadyBatch<'_>>>>,
     ) -> Result<Tensor> {
         let Self {
             gpu,
@@ -323,7 +323,7 @@ impl GpuStep {
         };
         for (leaf, (shard, block)) in shards.iter().zip(blocks).enumerate() {
             let ready = ready.as_mut().and_then(Iterator::next).flatten();
-            let mut adder = Adder {
+            let mut adder = ShardAdder {
                 net,
                 tree,
                 leaf,
@@ -417,7 +417,7 @@ impl GpuStep {
             &(net.surface.scalars.end - 1..net.surface.scalars.end),
         )?;
         let new = part(&sums, &net.surface.stats)?.f_div(&shards)?;
-        let mut running = params.tensor(Part::Running).shallow_clone();
+        let mut running = params.tensor(StateBuffer::Running).shallow_clone();
         let new = new.f_mul_scalar(f64::from(NORM_MOMENTUM))?;
         let mut kept = running.f_mul_scalar_(f64::from(1.0 - NORM_MOMENTUM))?;
         let _ = kept.f_add_(&new)?;
@@ -426,7 +426,7 @@ impl GpuStep {
     }
 }
 
-impl Answer {
+impl StepReadback {
     /// Puts the copies to the host on the stream.
     fn put(&self, gpu: &Gpu, net: &Network, sums: &Tensor) -> Result<()> {
         let squares = SumSquares {
@@ -457,10 +457,10 @@ fn moves(params: &Params, sums: &Tensor, scalars: u64) -> [FusedAdam; 2] {
     let over = |range: Range<usize>, working: Option<&Tensor>| {
         let at = |tensor: &Tensor| address(tensor) + 4 * range.start as u64;
         FusedAdam {
-            params: at(params.tensor(Part::Master)),
+            params: at(params.tensor(StateBuffer::Master)),
             grads: at(sums),
-            m: at(params.tensor(Part::FirstMoment)),
-            v: at(params.tensor(Part::SecondMoment)),
+            m: at(params.tensor(StateBuffer::FirstMoment)),
+            v: at(params.tensor(StateBuffer::SecondMoment)),
             working: working.map_or(0, address),
             n: range.len(),
             scalars,

@@ -24,9 +24,9 @@ use super::images::Images;
 use super::inputs::Block;
 use super::*;
 use crate::host;
-use crate::lanes::Lanes;
+use crate::lanes::ThreadLanes;
 use crate::overlap::Exchange;
-use crate::params::Part;
+use crate::params::StateBuffer;
 use crate::precision::Precision;
 use crate::replica::{Denominators, Replica, Sums};
 use crate::samples::{Pixels, SampleSource, ShardBatch, order_input};
@@ -34,7 +34,7 @@ use crate::train::objective;
 
 impl Gpu {
     /// One that exists only here. Tensors lie on the CPU.
-    pub(crate) fn emulated(engine: Engine) -> Self {
+    pub(crate) fn emulated(engine: NormEngine) -> Self {
         static KERNELS: OnceLock<(Arc<Kernels>, Stream)> = OnceLock::new();
         let (kernels, stream) = KERNELS.get_or_init(|| {
             driver::load().unwrap();
@@ -97,7 +97,7 @@ impl Setup {
         SampleSource::new(Arc::clone(&self.data), &self.config, precision, on_gpu)
     }
 
-    fn gpu(&self, engine: Engine) -> Gpu {
+    fn gpu(&self, engine: NormEngine) -> Gpu {
         let mut gpu = Gpu::emulated(engine);
         gpu.load_images(Arc::clone(&self.data)).unwrap();
         gpu
@@ -106,7 +106,7 @@ impl Setup {
     fn replica(&self, precision: Precision, gpu: Option<Gpu>) -> Replica {
         let source = self.source(precision, false);
         let objective = objective(&self.config.loss, &source).unwrap();
-        Replica::new(&self.config, precision, objective, Lanes::one(), gpu).unwrap()
+        Replica::new(&self.config, precision, objective, ThreadLanes::one(), gpu).unwrap()
     }
 
     /// The units of the first step, by virtual shard; the second shard is empty.
@@ -160,7 +160,7 @@ fn pixels_are_those_of_the_cpu_bit_for_bit() {
     let _alone = alone();
     let setup = Setup::new();
     for precision in [Precision::F32, Precision::Bf16] {
-        let gpu = setup.gpu(Engine::Fused);
+        let gpu = setup.gpu(NormEngine::Fused);
         let replica = setup.replica(precision, None);
         let cutter = views::Cutter::new(&gpu, &replica.net, &setup.config).unwrap();
         for epoch in [Some(3), None] {
@@ -191,7 +191,7 @@ fn pixels_are_those_of_the_cpu_bit_for_bit() {
 fn images_that_come_batch_by_batch_are_the_same() {
     let _alone = alone();
     let setup = Setup::new();
-    let gpu = Gpu::emulated(Engine::Fused);
+    let gpu = Gpu::emulated(NormEngine::Fused);
     let (patch, size) = (setup.data.patch(), setup.data.size());
     let step = DeviceBuffer::new(&gpu.kernels, &[StepRecord::new(1, 2)]).unwrap();
     let cut = |room: usize| -> (usize, Vec<Vec<u8>>) {
@@ -257,7 +257,7 @@ fn steps_are_those_of_the_cpu() {
     let cpu_shards = setup.shards(&setup.source(Precision::F32, false), Some(0));
     let gpu_shards = setup.shards(&setup.source(Precision::F32, true), Some(0));
     let mut cpu = setup.replica(Precision::F32, None);
-    for engine in [Engine::Fused, Engine::Composed] {
+    for engine in [NormEngine::Fused, NormEngine::Composed] {
         let mut gpu = setup.replica(Precision::F32, Some(setup.gpu(engine)));
         let want = cpu
             .attempt(&cpu_shards, 0, total, &mut alone_in_the_world, &mut || ())
@@ -274,8 +274,8 @@ fn steps_are_those_of_the_cpu() {
         assert!(off < 1e-5, "{engine:?}: loss deviates by {off:e}");
         // Backward divides by standard deviations over as few as 8 rows, which enlarges roundings.
         let limit = match engine {
-            Engine::Fused => 1e-5,
-            Engine::Composed => 1e-3,
+            NormEngine::Fused => 1e-5,
+            NormEngine::Composed => 1e-3,
         };
         let off = (got_verdict.grad_norm / want_verdict.grad_norm - 1.0).abs();
         assert!(off < limit, "{engine:?}: norm deviates by {off:e}");
@@ -298,7 +298,11 @@ fn steps_are_those_of_the_cpu() {
             verdict,
         )
         .unwrap();
-        for part in [Part::Master, Part::FirstMoment, Part::SecondMoment] {
+        for part in [
+            StateBuffer::Master,
+            StateBuffer::FirstMoment,
+            StateBuffer::SecondMoment,
+        ] {
             let (got, want) = (
                 gpu.net.params.read(part).unwrap(),
                 twin.net.params.read(part).unwrap(),
@@ -306,8 +310,8 @@ fn steps_are_those_of_the_cpu() {
             assert!(got == want, "{part:?}");
         }
         let off = deviation(
-            &gpu.net.params.read(Part::Running).unwrap(),
-            &twin.net.params.read(Part::Running).unwrap(),
+            &gpu.net.params.read(StateBuffer::Running).unwrap(),
+            &twin.net.params.read(StateBuffer::Running).unwrap(),
         );
         assert!(off < 1e-7, "running statistics deviate by {off:e}");
         let image = setup.data.indices(Split::Val).first().copied().unwrap_or(0);
@@ -394,7 +398,7 @@ fn buckets_are_summed_in_gpu_memory() {
     let shards = setup.shards(&setup.source(Precision::F32, true), Some(0));
     let mut attempt = |dtype: ReduceDtype, exchange: &mut dyn Exchange| {
         setup.config.train.reduce_dtype = dtype;
-        let mut gpu = setup.replica(Precision::F32, Some(setup.gpu(Engine::Fused)));
+        let mut gpu = setup.replica(Precision::F32, Some(setup.gpu(NormEngine::Fused)));
         let sums = gpu
             .attempt(&shards, 0, total, exchange, &mut || ())
             .unwrap();
@@ -440,7 +444,7 @@ fn after_an_attempt_that_failed_the_next_gives_the_same() {
     let setup = Setup::new();
     let total = setup.total();
     let shards = setup.shards(&setup.source(Precision::F32, true), Some(0));
-    let mut gpu = setup.replica(Precision::F32, Some(setup.gpu(Engine::Fused)));
+    let mut gpu = setup.replica(Precision::F32, Some(setup.gpu(NormEngine::Fused)));
     let mut attempt = |exchange: &mut dyn Exchange| {
         let sums = gpu.attempt(&shards, 0, total, exchange, &mut || ())?;
         sums.to_host()
@@ -461,7 +465,7 @@ fn after_an_attempt_that_failed_the_next_gives_the_same() {
 
 #[test]
 fn each_process_of_a_machine_gets_a_gpu() {
-    let found = |count| Found {
+    let found = |count| VisibleGpus {
         count,
         problem: None,
     };
@@ -470,7 +474,7 @@ fn each_process_of_a_machine_gets_a_gpu() {
     assert_eq!(gpu(Choice::Auto, 4, 3), Some(3));
     assert_eq!(gpu(Choice::Cuda, 4, 5), Some(1), "shared");
     assert_eq!(gpu(Choice::Cpu, 4, 0), None);
-    let none = Found {
+    let none = VisibleGpus {
         count: 0,
         problem: Some("no CUDA driver on this machine\n  help: other help".to_owned()),
     };

@@ -29,7 +29,7 @@ pub struct Cutter {
 }
 
 /// A batch whose block is on its way to the device.
-pub enum Ready<'a> {
+pub enum ReadyBatch<'a> {
     /// Its pixels are made.
     Views(Views),
     /// They are to be cut from images at these places.
@@ -71,9 +71,9 @@ impl Cutter {
         gpu: &Gpu,
         block: &mut Block,
         batch: &'a ShardBatch,
-    ) -> Result<Ready<'a>> {
+    ) -> Result<ReadyBatch<'a>> {
         let ready = match &batch.pixels {
-            Pixels::Views(views) => Ready::Views(Views {
+            Pixels::Views(views) => ReadyBatch::Views(Views {
                 globals: views.globals.f_to_device(gpu.device)?,
                 patches: views.patches.f_to_device(gpu.device)?,
             }),
@@ -82,7 +82,7 @@ impl Cutter {
                 let images = images.as_mut().ok_or_else(no_images)?;
                 let placed = images.place(&crops.images, gpu.stream)?;
                 self.put_crops(block, batch, crops, &placed, images.size())?;
-                Ready::Crops(crops, placed)
+                ReadyBatch::Crops(crops, placed)
             }
         };
         // SAFETY: whoever fills the block again has waited for the stream.
@@ -91,10 +91,10 @@ impl Cutter {
     }
 
     /// Puts the cutting on the stream, before the next batch is uploaded.
-    pub fn views(&self, gpu: &Gpu, block: &Block, ready: Ready<'_>) -> Result<Views> {
+    pub fn views(&self, gpu: &Gpu, block: &Block, ready: ReadyBatch<'_>) -> Result<Views> {
         let (crops, placed) = match ready {
-            Ready::Views(views) => return Ok(views),
-            Ready::Crops(crops, placed) => (crops, placed),
+            ReadyBatch::Views(views) => return Ok(views),
+            ReadyBatch::Crops(crops, placed) => (crops, placed),
         };
         let mut images = gpu.images.borrow_mut();
         let images = images.as_mut().ok_or_else(no_images)?;

@@ -14,10 +14,10 @@ use serde::Deserialize;
 use tch::{Kind, Tensor};
 
 use crate::gpu::{self, Gpu};
-use crate::lanes::Lanes;
+use crate::lanes::ThreadLanes;
 use crate::models::Blueprint;
-use crate::ops::Engine;
-use crate::params::Part;
+use crate::ops::NormEngine;
+use crate::params::StateBuffer;
 use crate::precision::Precision;
 use crate::replica::{Denominators, Objective, Replica};
 use crate::samples::{Pixels, ShardBatch, Views};
@@ -32,7 +32,7 @@ struct Golden {
     torch_bf16: Deviations,
     setup: Setup,
     eval: Evaluated,
-    steps: Vec<Step>,
+    steps: Vec<GoldenStep>,
     gradients: Digests,
     running: Digests,
     moved: Digests,
@@ -45,7 +45,7 @@ struct Setup {
     loss: Loss,
     optimizer: Optimizer,
     steps: usize,
-    shards: Vec<Shard>,
+    shards: Vec<GoldenShard>,
 }
 
 #[derive(Deserialize)]
@@ -68,7 +68,7 @@ struct Optimizer {
 }
 
 #[derive(Deserialize)]
-struct Shard {
+struct GoldenShard {
     global_size: usize,
     patch_size: usize,
     counts: Vec<usize>,
@@ -98,7 +98,7 @@ impl Evaluated {
 }
 
 #[derive(Deserialize)]
-struct Step {
+struct GoldenStep {
     loss: f64,
     grad_norm: f64,
 }
@@ -204,7 +204,7 @@ fn pictures(name: &str, n: usize, side: usize, kind: Kind) -> Tensor {
         .to_kind(kind)
 }
 
-impl Shard {
+impl GoldenShard {
     fn batch(&self, index: usize, salt: u64, kind: Kind) -> ShardBatch {
         let (images, patches) = (self.counts.len(), self.counts.iter().sum());
         ShardBatch {
@@ -255,7 +255,7 @@ fn configured(setup: &Setup, precision: Precision, gpu: Option<Gpu>) -> (Config,
         patch_weight: loss.patch_weight,
     };
     let mut replica =
-        Replica::new(&config, precision, objective, Lanes::one(), gpu).expect("a replica");
+        Replica::new(&config, precision, objective, ThreadLanes::one(), gpu).expect("a replica");
     let weights = hashed(&replica.net.params.blueprint);
     restore_weights(&mut replica.net.params, &weights, Path::new("hashed"))
         .expect("PyTorch's names and shapes");
@@ -309,7 +309,7 @@ fn running(replica: &Replica) -> Digests {
     let flat = &*replica
         .net
         .params
-        .read(Part::Running)
+        .read(StateBuffer::Running)
         .expect("f32 statistics");
     let named = replica.net.params.blueprint.norms.iter().flat_map(|norm| {
         let part = |suffix: &str, start: usize| {
@@ -345,7 +345,7 @@ fn run(golden: &Golden, precision: Precision, gpu: Option<Gpu>) -> Deviations {
     let start = replica
         .net
         .params
-        .read(Part::Master)
+        .read(StateBuffer::Master)
         .expect("master")
         .to_vec();
     let (mut loss, mut grad_norm) = (Vec::new(), Vec::new());
@@ -382,7 +382,7 @@ fn run(golden: &Golden, precision: Precision, gpu: Option<Gpu>) -> Deviations {
             let difference: Vec<f32> = replica
                 .net
                 .params
-                .read(Part::Master)
+                .read(StateBuffer::Master)
                 .expect("master")
                 .iter()
                 .zip(&start)
@@ -442,7 +442,7 @@ fn f32_steps_are_pytorchs() {
 fn f32_steps_on_a_gpu_are_pytorchs() {
     let _alone = gpu::tests::alone();
     let golden = load();
-    for engine in [Engine::Fused, Engine::Composed] {
+    for engine in [NormEngine::Fused, NormEngine::Composed] {
         let gpu = Gpu::emulated(engine);
         f32_is_near(&golden, &run(&golden, Precision::F32, Some(gpu)));
     }
@@ -477,7 +477,7 @@ fn bf16_steps_are_as_near_as_pytorchs_autocast() {
 fn bf16_steps_on_a_gpu_are_as_near() {
     let _alone = gpu::tests::alone();
     let golden = load();
-    let gpu = Gpu::emulated(Engine::Composed);
+    let gpu = Gpu::emulated(NormEngine::Composed);
     bf16_is_near(&golden, &run(&golden, Precision::Bf16, Some(gpu)));
 }
 

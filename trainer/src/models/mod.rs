@@ -24,7 +24,7 @@ use tch::Tensor;
 
 pub use crate::blueprint::{Blueprint, Init, NormId, NormSpec, ParamId, ParamSpec};
 use crate::error::Result;
-use crate::ops::{Engine, NormMode};
+use crate::ops::{NormEngine, NormMode};
 
 /// One pass through a model: the parameters to use and what batch normalisation does.
 pub struct Pass<'a> {
@@ -35,7 +35,7 @@ pub struct Pass<'a> {
     /// Batch statistics (training) or running ones (evaluation).
     pub mode: NormMode<'a>,
     /// What normalisation layers are computed by.
-    pub engine: Engine,
+    pub engine: NormEngine,
 }
 
 impl Pass<'_> {

@@ -18,7 +18,7 @@ struct ConvNorm {
 
 /// Kernel size and stride of a convolution.
 #[derive(Clone, Copy)]
-struct Window {
+struct ConvolutionWindow {
     kernel: i64,
     stride: i64,
 }
@@ -29,10 +29,10 @@ impl ConvNorm {
         conv: &str,
         norm: String,
         channels: (i64, i64),
-        window: Window,
+        window: ConvolutionWindow,
     ) -> Self {
         let (inputs, outputs) = channels;
-        let Window { kernel, stride } = window;
+        let ConvolutionWindow { kernel, stride } = window;
         Self {
             weight: b.param(
                 format!("{conv}.weight"),
@@ -106,7 +106,7 @@ struct BasicBlock {
 
 impl BasicBlock {
     fn declare(b: &mut Blueprint, name: &str, inputs: i64, outputs: i64, stride: i64) -> Self {
-        let three = |stride| Window { kernel: 3, stride };
+        let three = |stride| ConvolutionWindow { kernel: 3, stride };
         let first = ConvNorm::declare(
             b,
             &format!("{name}.conv1"),
@@ -122,7 +122,7 @@ impl BasicBlock {
             three(1),
         );
         let downsample = (stride != 1 || inputs != outputs).then(|| {
-            let one = Window { kernel: 1, stride };
+            let one = ConvolutionWindow { kernel: 1, stride };
             ConvNorm::declare(
                 b,
                 &format!("{name}.downsample.0"),
@@ -179,7 +179,7 @@ impl ResNet18 {
 
     /// Declares the network under `prefix` (for example `local_branch`).
     pub fn declare(b: &mut Blueprint, prefix: &str) -> Self {
-        let seven = Window {
+        let seven = ConvolutionWindow {
             kernel: 7,
             stride: 2,
         };

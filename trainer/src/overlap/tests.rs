@@ -8,7 +8,7 @@ use fovea_run::config::Config;
 use tch::{Device, Kind, Tensor};
 
 use crate::error::Error;
-use crate::lanes::Lanes;
+use crate::lanes::ThreadLanes;
 use crate::precision::Precision;
 use crate::replica::{Denominators, Objective, Replica};
 use crate::samples::{Pixels, ShardBatch, Views};
@@ -51,7 +51,7 @@ fn replica(bucket_mb: u32) -> Replica {
         patch: focal(),
         patch_weight: 1.0,
     };
-    Replica::new(&config, Precision::F32, objective, Lanes::one(), None).unwrap()
+    Replica::new(&config, Precision::F32, objective, ThreadLanes::one(), None).unwrap()
 }
 
 const TOTAL: Denominators = Denominators {

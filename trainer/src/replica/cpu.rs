@@ -11,11 +11,11 @@ use super::{Denominators, NORM_MOMENTUM, Network, no_pixels};
 use crate::dropout::{self, HEAD_WIDTH};
 use crate::error::{Error, Result};
 use crate::host;
-use crate::lanes::{Lanes, ReadOnly};
+use crate::lanes::{ReadOnly, ThreadLanes};
 use crate::models::{Input, Tokens};
-use crate::ops::{self, Engine, NormMode};
-use crate::overlap::{Adder, Exchange, Given, PassSums, Together};
-use crate::params::Part;
+use crate::ops::{self, NormEngine, NormMode};
+use crate::overlap::{Adder, Contribution, Exchange, PassSums, Together};
+use crate::params::StateBuffer;
 use crate::reduce::TreeAccumulator;
 use crate::samples::{Pixels, ShardBatch};
 
@@ -36,7 +36,7 @@ impl CpuStep {
     pub fn attempt(
         &mut self,
         net: &Network,
-        lanes: &Lanes,
+        lanes: &ThreadLanes,
         shards: &[Option<ShardBatch>],
         when: (u32, Denominators),
         exchange: &mut dyn Exchange,
@@ -74,7 +74,7 @@ impl CpuStep {
         net.params.adam(&sums[net.surface.grads.clone()], adam)?;
         let shards = sums[net.surface.scalars.end - 1];
         let stats = &sums[net.surface.stats.clone()];
-        net.params.edit(Part::Running, |running| {
+        net.params.edit(StateBuffer::Running, |running| {
             for (running, sum) in running.iter_mut().zip(stats) {
                 *running = (1.0 - NORM_MOMENTUM) * *running + NORM_MOMENTUM * (sum / shards);
             }
@@ -88,7 +88,7 @@ impl CpuStep {
 /// Passes that run together, one on each lane, while another thread adds up what they give.
 struct Passes<'a> {
     net: &'a Network,
-    lanes: &'a Lanes,
+    lanes: &'a ThreadLanes,
     /// Epoch, and how often the samples of the step count.
     when: (u32, Denominators),
     tree: &'a mut TreeAccumulator,
@@ -153,7 +153,7 @@ impl Network {
         batch: &ShardBatch,
         when: (u32, Denominators),
         lane: usize,
-        give: &Sender<Given>,
+        give: &Sender<Contribution>,
     ) -> Result<()> {
         let batch_stats = Tensor::f_zeros([self.stats_len as i64], (Kind::Float, Device::Cpu))?;
         let (root, image_loss, patch_loss) = self.trace.time(
@@ -165,7 +165,7 @@ impl Network {
         // The adder has hung up when all-reduce failed: its error is the one to tell.
         let hand_in = |param: usize, gradient: Tensor| {
             left.set(left.get() - 1);
-            let _ = give.send(Given::Gradient {
+            let _ = give.send(Contribution::Gradient {
                 lane,
                 param,
                 gradient,
@@ -187,7 +187,7 @@ impl Network {
             image_loss,
             patch_loss,
         };
-        let _ = give.send(Given::Rest { lane, sums });
+        let _ = give.send(Contribution::Rest { lane, sums });
         Ok(())
     }
 
@@ -211,7 +211,7 @@ impl Network {
             tokens: &Tokens::new(&batch.counts, Device::Cpu)?,
             dropout: Some((&image_mask, &patch_mask)),
         };
-        let pass = self.pass(NormMode::Train { batch_stats }, Engine::Fused);
+        let pass = self.pass(NormMode::Train { batch_stats }, NormEngine::Fused);
         let out = self.model.forward(&pass, &input)?;
         let [image_scale, patch_scale] = self.scales(total);
         let (image_loss, image_dlogits) = focal(

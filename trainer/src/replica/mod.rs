@@ -14,9 +14,9 @@ use crate::buckets::Buckets;
 use crate::error::{Error, Result};
 use crate::gpu::{Gpu, GpuStep};
 use crate::host;
-use crate::lanes::Lanes;
+use crate::lanes::ThreadLanes;
 use crate::models::{self, Input, Model, Pass, Tokens};
-use crate::ops::{Engine, NormMode};
+use crate::ops::{NormEngine, NormMode};
 use crate::overlap::Exchange;
 use crate::params::Params;
 use crate::precision::Precision;
@@ -53,14 +53,14 @@ pub struct Denominators {
 
 /// What a reduced attempt says about itself, the same on every rank.
 #[derive(Clone, Copy, Debug)]
-pub struct Verdict {
+pub struct StepVerdict {
     /// Global mean loss (image part + weighted patch part).
     pub loss: f64,
     /// Norm of the global gradient.
     pub grad_norm: f64,
 }
 
-impl Verdict {
+impl StepVerdict {
     /// Whether the optimizer may move.
     pub fn is_finite(&self) -> bool {
         self.loss.is_finite() && self.grad_norm.is_finite()
@@ -150,7 +150,7 @@ impl Network {
     }
 
     /// A pass with these parameters.
-    pub(crate) fn pass<'a>(&'a self, mode: NormMode<'a>, engine: Engine) -> Pass<'a> {
+    pub(crate) fn pass<'a>(&'a self, mode: NormMode<'a>, engine: NormEngine) -> Pass<'a> {
         Pass {
             params: self.params.leaves(),
             norms: &self.params.blueprint.norms,
@@ -168,7 +168,7 @@ impl Network {
     }
 
     /// Logits of a batch, on its device, with running statistics and without dropout.
-    fn evaluate(&self, views: &Views, counts: &[usize], engine: Engine) -> Result<Scores> {
+    fn evaluate(&self, views: &Views, counts: &[usize], engine: NormEngine) -> Result<Scores> {
         let _guard = tch::no_grad_guard();
         let mode = NormMode::Eval {
             running: self.params.running(),
@@ -201,7 +201,7 @@ enum Step {
 pub struct Replica {
     /// The model's state.
     pub net: Network,
-    lanes: Lanes,
+    lanes: ThreadLanes,
     step: Step,
 }
 
@@ -211,7 +211,7 @@ impl Replica {
         config: &Config,
         precision: Precision,
         objective: Objective,
-        lanes: Lanes,
+        lanes: ThreadLanes,
         gpu: Option<Gpu>,
     ) -> Result<Self> {
         let device = gpu.as_ref().map_or(Device::Cpu, Gpu::device);
@@ -283,7 +283,7 @@ impl Replica {
     }
 
     /// Reads the loss and the gradient norm out of the reduced sums.
-    pub fn verdict(&self, sums: &Sums, total: Denominators) -> Verdict {
+    pub fn verdict(&self, sums: &Sums, total: Denominators) -> StepVerdict {
         let Totals {
             losses: [image, patch],
             sum_squares,
@@ -298,7 +298,7 @@ impl Replica {
             Sums::Gpu(_, totals) => *totals,
         };
         let patch_weight = f64::from(self.net.objective.patch_weight);
-        Verdict {
+        StepVerdict {
             loss: f64::from(image) / total.images as f64
                 + patch_weight * f64::from(patch) / total.patches as f64,
             grad_norm: sum_squares.sqrt(),
@@ -319,7 +319,7 @@ impl Replica {
         config: &Config,
         lr: f32,
         step: u64,
-        verdict: Verdict,
+        verdict: StepVerdict,
     ) -> Result<()> {
         let o = &config.optimizer;
         let adam = AdamParams {
@@ -343,7 +343,7 @@ impl Replica {
     pub fn evaluate(&self, batch: &ShardBatch) -> Result<Scores> {
         match (&self.step, &batch.pixels) {
             (Step::Cpu(_), Pixels::Views(views)) => {
-                self.net.evaluate(views, &batch.counts, Engine::Fused)
+                self.net.evaluate(views, &batch.counts, NormEngine::Fused)
             }
             (Step::Gpu(step), _) => {
                 let views = step.views(batch)?;
@@ -367,7 +367,7 @@ impl Replica {
     }
 
     /// How the threads of this process are shared out.
-    pub fn lanes(&self) -> &Lanes {
+    pub fn lanes(&self) -> &ThreadLanes {
         &self.lanes
     }
 

@@ -49,7 +49,7 @@ pub(super) enum Engine {
     /// Shared memory.
     Local,
     /// GPUs.
-    Nccl(Nccl),
+    Nccl(NcclEngine),
     /// The world that MPI started; good for one generation.
     #[cfg(feature = "mpi")]
     Mpi {
@@ -59,7 +59,7 @@ pub(super) enum Engine {
 }
 
 /// What all generations have in common.
-pub(super) struct Nccl {
+pub(super) struct NcclEngine {
     library: Arc<nccl::Library>,
     kernels: Arc<Kernels>,
     patience: Duration,
@@ -79,7 +79,7 @@ impl Engine {
         match backend(config.backend, gpu.is_some(), launched) {
             // It never has anybody to meet.
             Backend::Nccl if config.ranks == 1 => Ok(Self::Local),
-            Backend::Nccl => Nccl::open(config, gpu).map(Self::Nccl),
+            Backend::Nccl => NcclEngine::open(config, gpu).map(Self::Nccl),
             Backend::Local | Backend::Auto => Ok(Self::Local),
             #[cfg(feature = "mpi")]
             Backend::Mpi => {
@@ -168,14 +168,14 @@ impl Engine {
     }
 }
 
-impl Nccl {
+impl NcclEngine {
     /// Finds NCCL first, so that a machine without it says so at the start.
     fn open(config: &TrainConfig, gpu: Option<&Gpu>) -> Result<Self> {
         let gpu = gpu.ok_or_else(|| Error::Usage {
             what: "backend nccl joins GPUs, and this rank computes on the CPU".to_owned(),
             help: "train with --device cuda, or leave train.backend at \"auto\"".to_owned(),
         })?;
-        let library = nccl::Library::open(&nccl::Search::from_env())?;
+        let library = nccl::Library::open(&nccl::NcclSearch::from_env())?;
         tracing::info!("NCCL {} ({})", library.version(), library.path().display());
         Ok(Self {
             library: Arc::new(library),

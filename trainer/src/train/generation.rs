@@ -54,7 +54,7 @@ impl Trainer {
                         return Err(error.into());
                     }
                     tracing::warn!("connecting again: {error}");
-                    if self.reconnect()? == Found::Leave {
+                    if self.reconnect()? == SearchOutcome::Leave {
                         return Ok(Some(Outcome::Drained));
                     }
                 }
@@ -87,7 +87,7 @@ impl Trainer {
     }
 
     /// The coordinator may be one that was started again: address and token are read again.
-    fn reconnect(&mut self) -> Result<Found> {
+    fn reconnect(&mut self) -> Result<SearchOutcome> {
         let patience = Duration::from_secs(self.config.elastic.coordinator_timeout_s.into());
         let mut info = self.info.clone();
         info.member = Some(self.client.member());
@@ -96,10 +96,10 @@ impl Trainer {
         match found {
             Ok(client) => {
                 self.adopt(client);
-                Ok(Found::Coordinator)
+                Ok(SearchOutcome::Coordinator)
             }
             // The newest complete checkpoint is what there is to go on with.
-            Err(_) if self.drain_wanted.load(Ordering::Relaxed) => Ok(Found::Leave),
+            Err(_) if self.drain_wanted.load(Ordering::Relaxed) => Ok(SearchOutcome::Leave),
             Err(error) => Err(error),
         }
     }
@@ -221,7 +221,7 @@ impl Trainer {
 
 /// What a search for the coordinator led to.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Found {
+enum SearchOutcome {
     Coordinator,
     /// A signal came instead.
     Leave,

@@ -19,7 +19,7 @@ use super::step_rows::StepRows;
 use super::{Progress, Trainer};
 use crate::error::{Error, Result};
 use crate::gpu::{self, Gpu};
-use crate::lanes::Lanes;
+use crate::lanes::ThreadLanes;
 use crate::precision::{Precision, native_bf16};
 use crate::replica::{Objective, Replica};
 use crate::samples::{SampleSource, order_input};
@@ -159,7 +159,7 @@ fn cores() -> usize {
 
 /// This rank's GPU, if it is to have one.
 pub fn gpu(config: &TrainConfig, local_rank: u32) -> Result<Option<Gpu>> {
-    let gpus = gpu::Found::here();
+    let gpus = gpu::VisibleGpus::here();
     let Some(ordinal) = gpu::choose(config.device, &gpus, local_rank)? else {
         return Ok(None);
     };
@@ -167,12 +167,12 @@ pub fn gpu(config: &TrainConfig, local_rank: u32) -> Result<Option<Gpu>> {
 }
 
 /// One lane per virtual shard of a rank, as far as there are threads; on a GPU they take turns.
-pub fn lanes(config: &TrainConfig, on_gpu: bool) -> Result<Lanes> {
+pub fn lanes(config: &TrainConfig, on_gpu: bool) -> Result<ThreadLanes> {
     let shards = match on_gpu {
         true => 1,
         false => config.virtual_shards / config.ranks.max(1),
     };
-    Lanes::over(config.threads(cores()), shards as usize)
+    ThreadLanes::over(config.threads(cores()), shards as usize)
 }
 
 /// All ranks must train the same thing on the same data in the same arithmetic.

@@ -14,12 +14,15 @@ use fovea_run::run_dir::RunDir;
 
 use super::{Progress, Trainer};
 use crate::error::{Error, Result};
-use crate::params::{Params, Part};
+use crate::params::{Params, StateBuffer};
 use crate::replica::Replica;
 use crate::weights;
 
 /// Optimizer moments and what their tensors' names begin with.
-const MOMENTS: [(Part, &str); 2] = [(Part::FirstMoment, "m."), (Part::SecondMoment, "v.")];
+const MOMENTS: [(StateBuffer, &str); 2] = [
+    (StateBuffer::FirstMoment, "m."),
+    (StateBuffer::SecondMoment, "v."),
+];
 
 /// Where a run goes on: its newest complete checkpoint, or the beginning.
 ///
@@ -132,8 +135,8 @@ fn progress_in(state: &State) -> Option<Progress> {
 
 /// Parameters and running statistics with PyTorch's names, shapes and element order.
 fn weights_of(params: &Params, steps: u64) -> Result<Vec<NamedTensor>> {
-    let mut tensors = named(params, &params.read(Part::Master)?, "");
-    let running = params.read(Part::Running)?;
+    let mut tensors = named(params, &params.read(StateBuffer::Master)?, "");
+    let running = params.read(StateBuffer::Running)?;
     for norm in &params.blueprint.norms {
         let (mean, var) = (norm.offset, norm.offset + norm.channels);
         for (suffix, start) in [("running_mean", mean), ("running_var", var)] {
@@ -176,12 +179,12 @@ pub fn restore_weights(params: &mut Params, tensors: &[NamedTensor], origin: &Pa
     for (index, spec) in params.blueprint.params.iter().enumerate() {
         params.put_pytorch(index, tensors.values(&spec.name)?, &mut flat)?;
     }
-    params.edit(Part::Master, |master| {
+    params.edit(StateBuffer::Master, |master| {
         master.copy_from_slice(&flat);
         Ok(())
     })?;
     let norms = params.blueprint.norms.clone();
-    params.edit(Part::Running, |running| {
+    params.edit(StateBuffer::Running, |running| {
         for norm in &norms {
             for (suffix, start) in [
                 ("running_mean", norm.offset),
@@ -245,7 +248,7 @@ fn copy_state(
     root: usize,
     deadline: Instant,
 ) -> Result<()> {
-    for part in Part::ALL {
+    for part in StateBuffer::ALL {
         replica.net.params.edit(part, |values| {
             Ok(collective.broadcast(bytemuck::cast_slice_mut(values), root, deadline)?)
         })?;
@@ -331,7 +334,7 @@ impl Trainer {
     pub(super) fn state_blake3(&self) -> Result<String> {
         let params = &self.replica.net.params;
         let mut hasher = blake3::Hasher::new();
-        for part in Part::ALL {
+        for part in StateBuffer::ALL {
             hasher.update(bytemuck::cast_slice(&params.read(part)?));
         }
         Ok(hasher.finalize().to_hex().to_string())

@@ -3,8 +3,8 @@
 use super::*;
 use crate::protocol::Cause;
 
-fn elastic(world: usize) -> Config {
-    Config {
+fn elastic(world: usize) -> MembershipConfig {
+    MembershipConfig {
         elastic: true,
         ..config(world)
     }
@@ -12,7 +12,7 @@ fn elastic(world: usize) -> Config {
 
 fn gone(run: &mut Membership, member: MemberId, now_ms: u64) -> Transition {
     let detail = "it closed the connection".to_owned();
-    run.apply(Event::Disconnected { member, detail }, now_ms)
+    run.apply(MembershipEvent::Disconnected { member, detail }, now_ms)
 }
 
 /// Says that it is ready and what it holds; the assignments that follow, by member.
@@ -22,7 +22,7 @@ fn meets(
     have: Option<StartPoint>,
 ) -> (Transition, Vec<(MemberId, crate::protocol::Assignment)>) {
     let ready = Ready { have, ..ready() };
-    let transition = run.apply(Event::Ready { member, ready }, 0);
+    let transition = run.apply(MembershipEvent::Ready { member, ready }, 0);
     let assigned = transition.effects.iter().filter_map(|effect| match effect {
         Effect::Send {
             to,
@@ -43,7 +43,7 @@ fn point(step: u64, cursor: u64) -> StartPoint {
 }
 
 fn joins(run: &mut Membership, pid: u32) -> MemberId {
-    let join = Event::Join {
+    let join = MembershipEvent::Join {
         ticket: 0,
         info: info(pid, None),
     };
@@ -144,7 +144,7 @@ fn without_a_survivor_the_newest_checkpoint_is_looked_for() {
     let new = joins(&mut run, 9);
     let (looking, _) = meets(&mut run, new, None);
     assert_eq!(looking.effects, [Effect::FindCheckpoint]);
-    let found = run.apply(Event::Checkpoint(Ok(point(1, 8))), 5);
+    let found = run.apply(MembershipEvent::Checkpoint(Ok(point(1, 8))), 5);
     let reason = found.reason.unwrap();
     assert!(
         reason.contains("nobody holds steps 2 to 2 any more"),
@@ -164,7 +164,7 @@ fn without_a_survivor_the_newest_checkpoint_is_looked_for() {
 #[test]
 fn ranks_of_a_lost_coordinator_are_waited_for() {
     let restarted = || {
-        Membership::new(Config {
+        Membership::new(MembershipConfig {
             absent: BTreeMap::from([(MemberId(1 << 32), 0), (MemberId((1 << 32) + 1), 1)]),
             newest: point(3, 24),
             start: point(1, 8),
@@ -177,7 +177,7 @@ fn ranks_of_a_lost_coordinator_are_waited_for() {
             member: Some(member),
             ..info(id as u32, None)
         };
-        run.apply(Event::Join { ticket: 0, info }, 0);
+        run.apply(MembershipEvent::Join { ticket: 0, info }, 0);
         member
     };
     let mut run = restarted();
@@ -196,7 +196,7 @@ fn ranks_of_a_lost_coordinator_are_waited_for() {
     let first = back(&mut run, 0);
     meets(&mut run, first, Some(point(3, 24)));
     let heartbeat = |run: &mut Membership, now| {
-        let heartbeat = Event::Heartbeat {
+        let heartbeat = MembershipEvent::Heartbeat {
             member: first,
             state: MemberState::Waiting,
             step: 3,
@@ -204,7 +204,7 @@ fn ranks_of_a_lost_coordinator_are_waited_for() {
             beat: now,
         };
         run.apply(heartbeat, now);
-        run.apply(Event::Tick, now)
+        run.apply(MembershipEvent::Tick, now)
     };
     let formed = (0..=REJOIN + 200)
         .step_by(100)
@@ -240,7 +240,7 @@ fn hangs(state: MemberState, limit: u64) {
     let mut suspects = Vec::new();
     for now in (0..=limit + 300).step_by(100) {
         for (id, state) in [(ids[0], MemberState::Waiting), (ids[1], state)] {
-            let heartbeat = Event::Heartbeat {
+            let heartbeat = MembershipEvent::Heartbeat {
                 member: id,
                 state,
                 step: 0,
@@ -249,7 +249,7 @@ fn hangs(state: MemberState, limit: u64) {
             };
             run.apply(heartbeat, now);
         }
-        suspects.extend(run.apply(Event::Tick, now).effects);
+        suspects.extend(run.apply(MembershipEvent::Tick, now).effects);
     }
     let incidents: Vec<&Effect> = suspects
         .iter()
@@ -268,7 +268,7 @@ fn hangs(state: MemberState, limit: u64) {
 
 #[test]
 fn too_few_ranks_save_what_they_hold_and_leave() {
-    let (mut run, ids) = running_as(Config {
+    let (mut run, ids) = running_as(MembershipConfig {
         min_ranks: 2,
         ..elastic(2)
     });
@@ -276,7 +276,7 @@ fn too_few_ranks_save_what_they_hold_and_leave() {
     assert!(meets(&mut run, ids[0], Some(point(0, 0))).1.is_empty());
     let mut last = Transition::none();
     for now in (0..=JOIN + 200).step_by(100) {
-        let heartbeat = Event::Heartbeat {
+        let heartbeat = MembershipEvent::Heartbeat {
             member: ids[0],
             state: MemberState::Waiting,
             step: 0,
@@ -284,7 +284,7 @@ fn too_few_ranks_save_what_they_hold_and_leave() {
             beat: now,
         };
         run.apply(heartbeat, now);
-        last = last.and(run.apply(Event::Tick, now));
+        last = last.and(run.apply(MembershipEvent::Tick, now));
     }
     let assigned = last.effects.iter().find_map(|effect| match effect {
         Effect::Send {
@@ -294,21 +294,21 @@ fn too_few_ranks_save_what_they_hold_and_leave() {
         _ => None,
     });
     assert_eq!(assigned, Some(true), "{last:?}");
-    let left = Event::Trainer {
+    let left = MembershipEvent::Trainer {
         member: ids[0],
         event: TrainerEvent::Left { step: 0 },
     };
     let end = run.apply(left, JOIN + 300);
     assert!(matches!(
         end.effects.last(),
-        Some(Effect::End(Outcome::Drained { step: 0 }))
+        Some(Effect::End(RunOutcome::Drained { step: 0 }))
     ));
 }
 
 #[test]
 fn a_rank_lost_after_the_others_have_left_costs_nothing() {
     let (mut run, ids) = running_as(elastic(2));
-    let finished = |member| Event::Trainer {
+    let finished = |member| MembershipEvent::Trainer {
         member,
         event: TrainerEvent::Finished {
             step: 0,
@@ -319,14 +319,14 @@ fn a_rank_lost_after_the_others_have_left_costs_nothing() {
     let end = gone(&mut run, ids[1], 0);
     assert!(matches!(
         end.effects.last(),
-        Some(Effect::End(Outcome::Finished { .. }))
+        Some(Effect::End(RunOutcome::Finished { .. }))
     ));
 }
 
 #[test]
 fn a_drain_does_not_wait_for_an_evaluation() {
     let (mut run, ids) = running_as(elastic(1));
-    let heartbeat = Event::Heartbeat {
+    let heartbeat = MembershipEvent::Heartbeat {
         member: ids[0],
         state: MemberState::Evaluating,
         step: 0,
@@ -335,7 +335,7 @@ fn a_drain_does_not_wait_for_an_evaluation() {
     };
     run.apply(heartbeat, 0);
     let reason = "SIGTERM".to_owned();
-    let told = run.apply(Event::Drain { reason }, 0);
+    let told = run.apply(MembershipEvent::Drain { reason }, 0);
     assert!(matches!(
         told.effects[0],
         Effect::Send {
@@ -352,14 +352,14 @@ fn a_drain_does_not_wait_for_an_evaluation() {
 
 #[test]
 fn no_step_is_begun_that_would_end_after_the_deadline() {
-    let (mut run, ids) = running_as(Config {
+    let (mut run, ids) = running_as(MembershipConfig {
         deadline_ms: Some(30_000),
         ..elastic(1)
     });
     let mut last = None;
     for step in 1..=20 {
         let cast = run.apply(
-            Event::Vote {
+            MembershipEvent::Vote {
                 member: ids[0],
                 vote: vote(7, step, step, 1),
             },
@@ -381,7 +381,7 @@ fn when_all_wait_the_one_that_does_not_come_back_is_lost() {
     let mut met = false;
     for now in (0..=3 * WATCHDOG).step_by(100) {
         for (id, beat) in [(ids[0], u64::from(met) * now), (ids[1], 7)] {
-            let heartbeat = Event::Heartbeat {
+            let heartbeat = MembershipEvent::Heartbeat {
                 member: id,
                 state: MemberState::Waiting,
                 step: 0,
@@ -390,7 +390,7 @@ fn when_all_wait_the_one_that_does_not_come_back_is_lost() {
             };
             run.apply(heartbeat, now);
         }
-        let tick = run.apply(Event::Tick, now);
+        let tick = run.apply(MembershipEvent::Tick, now);
         let abort = tick.effects.iter().any(|effect| {
             matches!(effect, Effect::Send { to, reply: Reply::Abort { cause: Cause::Regroup, .. } } if *to == ids)
         });
@@ -400,7 +400,7 @@ fn when_all_wait_the_one_that_does_not_come_back_is_lost() {
                 ..ready()
             };
             let member = ids[0];
-            run.apply(Event::Ready { member, ready }, now);
+            run.apply(MembershipEvent::Ready { member, ready }, now);
             met = true;
         }
         told = told.and(tick);

@@ -14,8 +14,8 @@ pub(in crate::membership) const WATCHDOG: u64 = 3000;
 pub(in crate::membership) const JOIN: u64 = 60_000;
 pub(in crate::membership) const REJOIN: u64 = 5000;
 
-pub(in crate::membership) fn config(world: usize) -> Config {
-    Config {
+pub(in crate::membership) fn config(world: usize) -> MembershipConfig {
+    MembershipConfig {
         world,
         virtual_shards: world,
         elastic: false,
@@ -81,19 +81,19 @@ fn running(world: usize) -> (Membership, Vec<MemberId>) {
     running_as(config(world))
 }
 
-fn running_as(config: Config) -> (Membership, Vec<MemberId>) {
+fn running_as(config: MembershipConfig) -> (Membership, Vec<MemberId>) {
     let world = config.world;
     let mut run = Membership::new(config);
     let mut assigned = Vec::new();
     for pid in 0..world {
-        let join = Event::Join {
+        let join = MembershipEvent::Join {
             ticket: pid as u64,
             info: info(pid as u32, None),
         };
         let Some(Effect::Admit { member, .. }) = run.apply(join, 0).effects.pop() else {
             panic!("not admitted");
         };
-        let ready = Event::Ready {
+        let ready = MembershipEvent::Ready {
             member,
             ready: ready(),
         };
@@ -108,7 +108,7 @@ fn running_as(config: Config) -> (Membership, Vec<MemberId>) {
 }
 
 fn cast(run: &mut Membership, member: MemberId, vote: Vote) -> Transition {
-    run.apply(Event::Vote { member, vote }, 0)
+    run.apply(MembershipEvent::Vote { member, vote }, 0)
 }
 
 fn commit_of(transition: &Transition) -> Option<(u64, bool)> {
@@ -123,7 +123,7 @@ fn commit_of(transition: &Transition) -> Option<(u64, bool)> {
 
 fn failure(transition: &Transition) -> &str {
     let ends = transition.effects.last();
-    let Some(Effect::End(Outcome::Failed { reason })) = ends else {
+    let Some(Effect::End(RunOutcome::Failed { reason })) = ends else {
         panic!("no failure: {transition:?}");
     };
     reason
@@ -135,7 +135,7 @@ fn seats_follow_preferences_then_ids() {
     let preferences = [Some(2), None, Some(2), Some(0)];
     let mut last = Transition::none();
     for (pid, preferred) in preferences.into_iter().enumerate() {
-        let join = Event::Join {
+        let join = MembershipEvent::Join {
             ticket: 0,
             info: info(pid as u32, preferred),
         };
@@ -144,7 +144,7 @@ fn seats_follow_preferences_then_ids() {
     let ids: Vec<MemberId> = run.members.keys().copied().collect();
     for member in &ids {
         last = run.apply(
-            Event::Ready {
+            MembershipEvent::Ready {
                 member: *member,
                 ready: ready(),
             },
@@ -275,7 +275,7 @@ fn a_drain_is_the_same_step_for_all() {
     let (mut run, ids) = running(2);
     cast(&mut run, ids[0], vote(7, 1, 8, 4));
     let noted = run.apply(
-        Event::Drain {
+        MembershipEvent::Drain {
             reason: "SIGTERM".to_owned(),
         },
         0,
@@ -289,12 +289,12 @@ fn a_drain_is_the_same_step_for_all() {
         commit_of(&cast(&mut run, ids[1], vote(7, 1, 8, 4))),
         Some((1, true))
     );
-    let left = |member| Event::Trainer {
+    let left = |member| MembershipEvent::Trainer {
         member,
         event: TrainerEvent::Left { step: 1 },
     };
     assert!(run.apply(left(ids[0]), 0).effects.is_empty());
-    let gone = Event::Disconnected {
+    let gone = MembershipEvent::Disconnected {
         member: ids[0],
         detail: String::new(),
     };
@@ -302,7 +302,7 @@ fn a_drain_is_the_same_step_for_all() {
     let end = run.apply(left(ids[1]), 0);
     assert_eq!(
         end.effects.last(),
-        Some(&Effect::End(Outcome::Drained { step: 1 }))
+        Some(&Effect::End(RunOutcome::Drained { step: 1 }))
     );
 }
 
@@ -311,7 +311,7 @@ fn nobody_may_vote_or_vanish_after_the_last_step() {
     let drained = || {
         let (mut run, ids) = running(1);
         run.apply(
-            Event::Drain {
+            MembershipEvent::Drain {
                 reason: "x".to_owned(),
             },
             0,
@@ -324,7 +324,7 @@ fn nobody_may_vote_or_vanish_after_the_last_step() {
         failure(&cast(&mut run, id, vote(7, 2, 16, 8))).contains("step 1 was agreed as the last")
     );
     let (mut run, member) = drained();
-    let gone = Event::Disconnected {
+    let gone = MembershipEvent::Disconnected {
         member,
         detail: "it closed".to_owned(),
     };
@@ -336,7 +336,7 @@ fn a_lost_rank_is_named() {
     let (mut run, ids) = running(2);
     cast(&mut run, ids[0], vote(7, 1, 8, 4));
     cast(&mut run, ids[1], vote(7, 1, 8, 4));
-    let gone = Event::Disconnected {
+    let gone = MembershipEvent::Disconnected {
         member: ids[1],
         detail: "it closed the connection".to_owned(),
     };
@@ -348,7 +348,7 @@ fn a_lost_rank_is_named() {
 #[test]
 fn a_silent_rank_is_lost_but_not_while_the_coordinator_was_away() {
     let (mut run, ids) = running(2);
-    let alive = |member| Event::Heartbeat {
+    let alive = |member| MembershipEvent::Heartbeat {
         member,
         state: MemberState::Training,
         step: 0,
@@ -357,17 +357,21 @@ fn a_silent_rank_is_lost_but_not_while_the_coordinator_was_away() {
     };
     for now in (0..=LAPSE).step_by(100) {
         run.apply(alive(ids[0]), now);
-        assert_eq!(run.apply(Event::Tick, now), Transition::none(), "at {now}");
+        assert_eq!(
+            run.apply(MembershipEvent::Tick, now),
+            Transition::none(),
+            "at {now}"
+        );
     }
     // The coordinator stands still for a minute; that is not held against anyone.
     let back = LAPSE + 60_000;
-    let away = run.apply(Event::Tick, back);
+    let away = run.apply(MembershipEvent::Tick, back);
     assert_eq!(
         away.reason.as_deref(),
         Some("the coordinator was away for 60000 ms")
     );
     run.apply(alive(ids[0]), back + 100);
-    let transition = run.apply(Event::Tick, back + 100);
+    let transition = run.apply(MembershipEvent::Tick, back + 100);
     let expected = "rank 1 (host node1, pid 1, last step 0) was not heard of for 1100 ms, the limit is 1000 ms";
     assert!(failure(&transition).starts_with(expected), "{transition:?}");
 }
@@ -375,7 +379,7 @@ fn a_silent_rank_is_lost_but_not_while_the_coordinator_was_away() {
 #[test]
 fn trainers_that_do_not_fit_are_told() {
     let mut run = Membership::new(config(2));
-    let join = |pid, rank| Event::Join {
+    let join = |pid, rank| MembershipEvent::Join {
         ticket: 9,
         info: info(pid, rank),
     };
@@ -388,7 +392,7 @@ fn trainers_that_do_not_fit_are_told() {
     run.apply(join(2, None), 0);
     assert!(refusal(run.apply(join(3, None), 0)).contains("2 of 2 members are here"));
     let ids: Vec<MemberId> = run.members.keys().copied().collect();
-    let say = |member, samples_per_epoch| Event::Ready {
+    let say = |member, samples_per_epoch| MembershipEvent::Ready {
         member,
         ready: Ready {
             terms: Terms {
@@ -420,7 +424,7 @@ fn trainers_that_do_not_fit_are_told() {
 #[test]
 fn ranks_that_end_with_other_weights_are_a_failure() {
     let (mut run, ids) = running(2);
-    let finished = |member, weights: &str| Event::Trainer {
+    let finished = |member, weights: &str| MembershipEvent::Trainer {
         member,
         event: TrainerEvent::Finished {
             step: 0,
@@ -440,7 +444,7 @@ fn a_checkpoint_that_failed_is_in_the_status_until_one_stands() {
     let (mut run, ids) = running(1);
     let mut tell = |event: TrainerEvent| {
         let member = ids[0];
-        run.apply(Event::Trainer { member, event }, 0);
+        run.apply(MembershipEvent::Trainer { member, event }, 0);
         run.status(0).unsaved
     };
     let reason = "no space left".to_owned();

@@ -4,14 +4,14 @@ use super::*;
 use crate::protocol::PUBLISH_MAX;
 
 fn elastic() -> (Membership, Vec<MemberId>) {
-    running_as(Config {
+    running_as(MembershipConfig {
         elastic: true,
         ..config(4)
     })
 }
 
 fn publish(run: &mut Membership, member: MemberId, generation: u64, len: usize) -> Transition {
-    let event = Event::Publish {
+    let event = MembershipEvent::Publish {
         member,
         generation,
         bytes: vec![7; len],
@@ -79,7 +79,7 @@ fn what_nobody_may_publish_costs_the_seat() {
 fn once_per_generation_and_forgotten_with_it() {
     let (mut run, ids) = elastic();
     publish(&mut run, ids[0], 7, 8);
-    let lost = Event::Disconnected {
+    let lost = MembershipEvent::Disconnected {
         member: ids[3],
         detail: "killed".to_owned(),
     };
@@ -87,7 +87,7 @@ fn once_per_generation_and_forgotten_with_it() {
     // On its way when the generation ended: no harm, and nobody hears of it.
     assert_eq!(publish(&mut run, ids[0], 7, 8), Transition::none());
     for member in &ids[..3] {
-        let ready = Event::Ready {
+        let ready = MembershipEvent::Ready {
             member: *member,
             ready: Ready {
                 have: Some(StartPoint::default()),

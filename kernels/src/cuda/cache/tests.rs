@@ -1,12 +1,12 @@
 use super::*;
-use crate::cuda::source::{File, SOURCES};
+use crate::cuda::source::{SOURCES, SourceFile};
 use crate::cuda::{Arch, Error};
 
 const NAME: &str = "kernel-sm_90-00.cubin";
 const CODE: &[u8] = b"code of a kernel";
 
 /// Asks for the entry; says what came and whether the compiler ran.
-fn get(folder: &Path) -> (Vec<u8>, Outcome, bool) {
+fn get(folder: &Path) -> (Vec<u8>, CacheOutcome, bool) {
     let mut compiled = false;
     let (code, outcome) = get_or_compile(folder, NAME, || {
         compiled = true;
@@ -20,8 +20,8 @@ fn get(folder: &Path) -> (Vec<u8>, Outcome, bool) {
 fn the_second_request_does_not_compile() {
     let folder = tempfile::tempdir().unwrap();
     let inner = folder.path().join("made/when/needed");
-    assert_eq!(get(&inner), (CODE.to_vec(), Outcome::Stored, true));
-    assert_eq!(get(&inner), (CODE.to_vec(), Outcome::Hit, false));
+    assert_eq!(get(&inner), (CODE.to_vec(), CacheOutcome::Stored, true));
+    assert_eq!(get(&inner), (CODE.to_vec(), CacheOutcome::Hit, false));
     let files: Vec<_> = std::fs::read_dir(&inner).unwrap().collect();
     assert_eq!(files.len(), 1, "nothing is left aside: {files:?}");
 }
@@ -42,7 +42,7 @@ fn every_damage_is_noticed_and_repaired() {
     for bytes in damaged {
         std::fs::write(&path, &bytes).unwrap();
         let (code, outcome, compiled) = get(folder.path());
-        assert!(matches!(outcome, Outcome::Replaced(_)), "{outcome:?}");
+        assert!(matches!(outcome, CacheOutcome::Replaced(_)), "{outcome:?}");
         assert!(compiled && code == CODE);
         assert_eq!(std::fs::read(&path).unwrap(), good);
     }
@@ -56,7 +56,7 @@ fn a_folder_that_cannot_be_written_costs_only_time() {
     std::fs::write(&file, "").unwrap();
     let (code, outcome, compiled) = get(&file.join("cache"));
     assert!(compiled && code == CODE);
-    let Outcome::NotStored(why) = outcome else {
+    let CacheOutcome::NotStored(why) = outcome else {
         panic!("{outcome:?}")
     };
     assert!(why.contains(NAME), "{why}");
@@ -74,7 +74,7 @@ fn a_failed_compilation_stores_nothing() {
 fn names_tell_sources_targets_and_versions_apart() {
     let source = SOURCES[0];
     let changed = Source {
-        file: File {
+        file: SourceFile {
             text: "other",
             ..source.file
         },

@@ -38,7 +38,7 @@ fn the_system_loader_is_asked_last() {
 fn a_mistake_in_a_source_is_shown_with_its_line() {
     let nvrtc = Nvrtc::open(&Search::from_env()).unwrap();
     let source = Source {
-        file: super::super::source::File {
+        file: super::super::source::SourceFile {
             name: "wrong.cu",
             text: "#include \"common.cuh\"\nextern \"C\" __global__ void k() { oops(); }\n",
         },

@@ -3,7 +3,7 @@
 use super::{answer, arguments, by_dtype, extent, input, on, optional, output};
 use crate::error::{Result, checked_elements};
 use crate::norm::workers::ParallelFor;
-use crate::norm::{self, Backward, BatchStats, Element, Forward, Gate, Gradients};
+use crate::norm::{self, Backward, BatchStats, Element, Forward, Gradients, ReluGate};
 use std::ffi::c_void;
 
 /// `fovea_bn_forward`
@@ -152,9 +152,9 @@ unsafe fn bn_backward<T: Element>(args: &BnBackwardArgs) -> Result<()> {
     unsafe {
         let y = optional("y", args.y.cast::<T>(), elements)?;
         let gate = match (args.relu != 0, y) {
-            (false, _) => Gate::Open,
-            (true, Some(y)) => Gate::Output(y),
-            (true, None) => Gate::Input {
+            (false, _) => ReluGate::Open,
+            (true, Some(y)) => ReluGate::Output(y),
+            (true, None) => ReluGate::Input {
                 bias: input("bias", args.bias, c)?,
             },
         };

@@ -8,7 +8,7 @@
 mod bn;
 mod pool;
 
-pub use super::workers::{ParallelFor, Task};
+pub use super::workers::{LoopTask, ParallelFor};
 pub use bn::{
     BnBackwardArgs, BnForwardArgs, fovea_bn_eval_forward, fovea_bn_train_backward,
     fovea_bn_train_forward,

@@ -16,7 +16,7 @@ pub(in crate::norm) struct ThroughNorm<'a, T> {
 }
 
 /// The input rows under the windows of the output rows `rows`; all in one image or not.
-struct Backward<'a, T> {
+struct PoolBackward<'a, T> {
     shape: PoolShape,
     dy: &'a [T],
     codes: &'a [u8],
@@ -28,8 +28,8 @@ struct Backward<'a, T> {
     dx: &'a mut [T],
 }
 
-/// Where [`Backward`] writes, from the first pixel and channel of a strip on.
-struct Target<T, L, const N: usize, const NORM: bool> {
+/// Where [`PoolBackward`] writes, from the first pixel and channel of a strip on.
+struct GradientTarget<T, L, const N: usize, const NORM: bool> {
     dx: *mut T,
     /// Read only with `NORM`, as the factors.
     x: *const T,
@@ -38,7 +38,7 @@ struct Target<T, L, const N: usize, const NORM: bool> {
     c: [L; N],
 }
 
-impl<T: Element, L: Lanes, const N: usize, const NORM: bool> Target<T, L, N, NORM> {
+impl<T: Element, L: Lanes, const N: usize, const NORM: bool> GradientTarget<T, L, N, NORM> {
     /// Writes the gradient of vector `k` of the strip, `at` elements on.
     ///
     /// # Safety
@@ -57,7 +57,7 @@ impl<T: Element, L: Lanes, const N: usize, const NORM: bool> Target<T, L, N, NOR
     }
 }
 
-impl<T: Element> Backward<'_, T> {
+impl<T: Element> PoolBackward<'_, T> {
     /// # Safety
     /// As [`Kernel::strip`]; `NORM` says whether `norm` is there.
     #[inline(always)]
@@ -87,7 +87,7 @@ impl<T: Element> Backward<'_, T> {
             };
             let dx = self.dx.as_mut_ptr();
             let zeros = [L::splat(0.0); N];
-            let mut out = Target::<T, L, N, NORM> {
+            let mut out = GradientTarget::<T, L, N, NORM> {
                 dx: dx.add((input_row - start) * w * channels + channel),
                 x: std::ptr::null(),
                 a: zeros,
@@ -148,7 +148,7 @@ unsafe fn pick<T: Element, L: Lanes>((dy, codes): (*const T, *const u8), code: u
     unsafe { T::pick(dy, codes, code) }
 }
 
-impl<T: Element> Kernel for Backward<'_, T> {
+impl<T: Element> Kernel for PoolBackward<'_, T> {
     const TILE_ROWS: usize = 1;
 
     fn extent(&self) -> (usize, usize) {
@@ -206,7 +206,7 @@ pub(in crate::norm) fn backward<T: Element>(
         let closed = &closed;
         sweep(
             exec.isa,
-            &mut Backward {
+            &mut PoolBackward {
                 shape,
                 dy,
                 codes,

@@ -8,7 +8,7 @@ use std::ops::Range;
 
 /// Normalisation and ReLU in front of the pooling, per channel.
 #[derive(Clone, Copy)]
-pub(in crate::norm) struct Affine<'a> {
+pub(in crate::norm) struct NormRelu<'a> {
     pub(in crate::norm) scale: &'a [f32],
     pub(in crate::norm) shift: &'a [f32],
 }
@@ -24,16 +24,16 @@ mod modes {
 }
 
 /// Pools `rows` output rows of `x` `[n, h, w, channels]` from `first_row` on.
-struct Forward<'a, T> {
+struct PoolForward<'a, T> {
     shape: PoolShape,
     x: &'a [T],
-    affine: Option<Affine<'a>>,
+    affine: Option<NormRelu<'a>>,
     first_row: usize,
     rows: usize,
     out: Pooled<'a, T>,
 }
 
-impl<T: Element> Forward<'_, T> {
+impl<T: Element> PoolForward<'_, T> {
     /// # Safety
     /// As [`Kernel::strip`]; `MODE` says which fields are there.
     #[inline(always)]
@@ -135,7 +135,7 @@ unsafe fn keys<T: Element, L: Lanes, const MODE: u8>(
     }
 }
 
-impl<T: Element> Kernel for Forward<'_, T> {
+impl<T: Element> Kernel for PoolForward<'_, T> {
     const TILE_ROWS: usize = 1;
 
     fn extent(&self) -> (usize, usize) {
@@ -147,7 +147,7 @@ impl<T: Element> Kernel for Forward<'_, T> {
         assert!(self.first_row + self.rows <= shape.n * shape.out_h());
         assert_eq!(self.x.len(), inputs);
         let out = &self.out;
-        if let Some(Affine { scale, shift }) = self.affine {
+        if let Some(NormRelu { scale, shift }) = self.affine {
             assert_eq!(out.y.len(), elements);
             assert!(scale.len() == channels && shift.len() == channels);
         }
@@ -187,7 +187,7 @@ pub(in crate::norm) fn forward<T: Element>(
     exec: Exec,
     shape: PoolShape,
     x: &[T],
-    affine: Option<Affine<'_>>,
+    affine: Option<NormRelu<'_>>,
     out: Pooled<'_, T>,
 ) {
     let piece = TASK_ROWS * shape.out_row();
@@ -203,7 +203,7 @@ pub(in crate::norm) fn forward<T: Element>(
         let first_row = task * TASK_ROWS;
         sweep(
             exec.isa,
-            &mut Forward {
+            &mut PoolForward {
                 shape,
                 x,
                 affine,

@@ -8,7 +8,7 @@ mod backward;
 mod forward;
 
 pub(super) use backward::{ThroughNorm, backward};
-pub(super) use forward::{Affine, Pooled, forward};
+pub(super) use forward::{NormRelu, Pooled, forward};
 
 use super::Element;
 use super::workers::Exec;

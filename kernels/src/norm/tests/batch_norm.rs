@@ -2,7 +2,7 @@
 
 use super::{Numbers, PLAIN, Sample, assert_close, bits, everywhere, wide};
 use crate::norm::{
-    Backward, BatchStats, Forward, Gate, Gradients, bn_train_backward, bn_train_forward,
+    Backward, BatchStats, Forward, Gradients, ReluGate, bn_train_backward, bn_train_forward,
     eval_forward, train_backward, train_forward,
 };
 use crate::{Error, Result};
@@ -59,7 +59,7 @@ impl<T: Sample> Case<T> {
         }
     }
 
-    fn backward<'a>(&'a self, stats: &'a Stats, gate: Gate<'a, T>) -> Backward<'a, T> {
+    fn backward<'a>(&'a self, stats: &'a Stats, gate: ReluGate<'a, T>) -> Backward<'a, T> {
         Backward {
             x: &self.x,
             rows: self.rows,
@@ -247,9 +247,9 @@ fn check_backward<T: Sample>(rows: usize, channels: usize, residual: bool, relu:
     )
     .expect("good shapes");
     let gate = match (relu, residual) {
-        (false, _) => Gate::Open,
-        (true, true) => Gate::Output(y.as_slice()),
-        (true, false) => Gate::Input { bias: &case.bias },
+        (false, _) => ReluGate::Open,
+        (true, true) => ReluGate::Output(y.as_slice()),
+        (true, false) => ReluGate::Input { bias: &case.bias },
     };
     let run = |exec, gate| {
         let mut grads = Outcome::new(rows * channels, channels, residual);
@@ -260,7 +260,7 @@ fn check_backward<T: Sample>(rows: usize, channels: usize, residual: bool, relu:
     };
     let actual = everywhere(|exec| run(exec, gate));
     if relu {
-        let from_output = run(PLAIN, Gate::Output(&y));
+        let from_output = run(PLAIN, ReluGate::Output(&y));
         assert!(from_output == actual, "the two gates differ");
     }
     for c in 0..channels {
@@ -420,11 +420,11 @@ fn wrong_calls_are_refused_in_words() {
     assert!(matches!(result, Err(Error::Overflow { .. })));
 
     let mut grads = Outcome::new(12, 3, false);
-    let mut backward = case.backward(&stats, Gate::Open);
+    let mut backward = case.backward(&stats, ReluGate::Open);
     backward.second_dy = Some(&case.second);
     let result = bn_train_backward(&backward, &mut grads.borrow());
     assert!(refusal(result).starts_with("second_dy is given without it"));
-    let short = Gate::Input {
+    let short = ReluGate::Input {
         bias: &case.bias[..2],
     };
     let result = bn_train_backward(&case.backward(&stats, short), &mut grads.borrow());
@@ -446,7 +446,7 @@ proptest! {
             let forward = case.forward(false, true);
             train_forward(exec, &forward, &mut y, &mut stats.borrow()).expect("shapes");
             let mut grads = Outcome::new(rows * channels, channels, false);
-            let gate = Gate::Input { bias: &case.bias };
+            let gate = ReluGate::Input { bias: &case.bias };
             let backward = case.backward(&stats, gate);
             train_backward(exec, &backward, &mut grads.borrow()).expect("shapes");
             (bits(&y), stats, grads)

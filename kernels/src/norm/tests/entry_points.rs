@@ -3,7 +3,7 @@
 use super::{Numbers, Sample, bits, three_threads};
 use crate::norm::ffi::{self, BnBackwardArgs, BnForwardArgs, PoolArgs};
 use crate::norm::{
-    Backward, BatchStats, Forward, Gate, Gradients, PoolShape, StemBackward, StemForward,
+    Backward, BatchStats, Forward, Gradients, PoolShape, ReluGate, StemBackward, StemForward,
     StemOutput, bn_eval_forward, bn_train_backward, bn_train_forward, maxpool3x3s2_backward,
     maxpool3x3s2_forward, stem_eval_forward, stem_train_backward, stem_train_forward,
 };
@@ -80,7 +80,7 @@ fn direct() -> Layer {
         channels: CHANNELS,
         dy: &l.dy,
         second_dy: None,
-        gate: Gate::Input { bias: &l.bias },
+        gate: ReluGate::Input { bias: &l.bias },
         weight: &l.weight,
         mean,
         invstd,

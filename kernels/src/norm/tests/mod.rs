@@ -7,7 +7,7 @@ mod pooling;
 
 use super::Element;
 use super::lanes::Isa;
-use super::workers::{Exec, Task, Workers};
+use super::workers::{Exec, LoopTask, Workers};
 use half::bf16;
 use std::ffi::c_void;
 use std::fmt::Debug;
@@ -115,7 +115,7 @@ pub(super) fn assert_close(
 ///
 /// # Safety
 /// As the contract of `ParallelFor` has it.
-pub(super) unsafe extern "C" fn three_threads(tasks: i64, task: Task, state: *mut c_void) {
+pub(super) unsafe extern "C" fn three_threads(tasks: i64, task: LoopTask, state: *mut c_void) {
     struct Shared(*mut c_void);
     // SAFETY: a task may be called from any thread.
     unsafe impl Sync for Shared {}

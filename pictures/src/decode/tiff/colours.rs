@@ -1,18 +1,18 @@
 //! What the decoded samples of a TIFF mean: grey, colours, palette indices, luma and chroma, inks.
 
-use super::directory::{Directory, File, tag};
-use super::{Facts, OTHER_COUNT, convert, photometric};
+use super::directory::{Directory, TiffFile, tag};
+use super::{OTHER_COUNT, TiffFacts, convert, photometric};
 use crate::decode::Reason;
-use crate::decode::samples::{Alpha, Colour, Picture, Samples};
+use crate::decode::samples::{ColourModel, Opacity, Picture, Samples};
 
 fn finish(
-    facts: &Facts,
-    colour: Colour,
-    alpha: Alpha,
+    facts: &TiffFacts,
+    colour: ColourModel,
+    alpha: Opacity,
     samples: Samples,
     stated: Option<f64>,
 ) -> Result<Picture, Reason> {
-    let channels = colour.samples() + usize::from(alpha != Alpha::None);
+    let channels = colour.samples() + usize::from(alpha != Opacity::None);
     let found = match &samples {
         Samples::U8(data) => data.len(),
         Samples::Indexed { data, .. } => 3 * data.len(),
@@ -33,13 +33,13 @@ fn finish(
 }
 
 /// Grey and RGB, perhaps with opacity and other samples behind the colour.
-pub(super) fn plain(facts: &Facts, samples: Samples) -> Result<Picture, Reason> {
+pub(super) fn plain(facts: &TiffFacts, samples: Samples) -> Result<Picture, Reason> {
     let colour = match facts.photometric {
-        photometric::RGB => Colour::Rgb,
-        _ => Colour::Grey,
+        photometric::RGB => ColourModel::Rgb,
+        _ => ColourModel::Grey,
     };
     let alpha = facts.alpha(colour);
-    let keep = colour.samples() + usize::from(alpha != Alpha::None);
+    let keep = colour.samples() + usize::from(alpha != Opacity::None);
     let pixels = facts.width as usize * facts.height as usize;
     let samples = match samples {
         Samples::U8(all) => Samples::U8(first_of_each(all, pixels, keep)),
@@ -68,9 +68,9 @@ fn first_of_each<T: Copy>(all: Vec<T>, pixels: usize, keep: usize) -> Vec<T> {
 
 /// Palette indices with their colours.
 pub(super) fn palette(
-    file: &File<'_>,
+    file: &TiffFile<'_>,
     page: &Directory,
-    facts: &Facts,
+    facts: &TiffFacts,
     samples: Samples,
 ) -> Result<Picture, Reason> {
     let map = page
@@ -116,14 +116,14 @@ pub(super) fn palette(
             )));
         }
     };
-    finish(facts, Colour::Rgb, Alpha::None, samples, None)
+    finish(facts, ColourModel::Rgb, Opacity::None, samples, None)
 }
 
 /// ITU-R BT.601 with the coefficients and the range of the file (TIFF 6.0, section 21).
 pub(super) fn ycbcr(
-    file: &File<'_>,
+    file: &TiffFile<'_>,
     page: &Directory,
-    facts: &Facts,
+    facts: &TiffFacts,
     samples: Samples,
 ) -> Result<Picture, Reason> {
     let Samples::U8(all) = samples else {
@@ -160,11 +160,17 @@ pub(super) fn ycbcr(
             *out = (value + 0.5) as u8;
         }
     }
-    finish(facts, Colour::Rgb, Alpha::None, Samples::U8(data), None)
+    finish(
+        facts,
+        ColourModel::Rgb,
+        Opacity::None,
+        Samples::U8(data),
+        None,
+    )
 }
 
 /// Ink over white paper, without a colour profile.
-pub(super) fn cmyk(facts: &Facts, samples: Samples) -> Result<Picture, Reason> {
+pub(super) fn cmyk(facts: &TiffFacts, samples: Samples) -> Result<Picture, Reason> {
     let pixels = facts.width as usize * facts.height as usize;
     let bytes = match samples {
         Samples::U8(all) => all,
@@ -178,5 +184,11 @@ pub(super) fn cmyk(facts: &Facts, samples: Samples) -> Result<Picture, Reason> {
         .chunks_exact(4)
         .flat_map(|p| [p[0], p[1], p[2]].map(|ink| light(ink, p[3]) as u8))
         .collect();
-    finish(facts, Colour::Rgb, Alpha::None, Samples::U8(data), None)
+    finish(
+        facts,
+        ColourModel::Rgb,
+        Opacity::None,
+        Samples::U8(data),
+        None,
+    )
 }

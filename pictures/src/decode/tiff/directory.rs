@@ -98,7 +98,7 @@ impl Directory {
 }
 
 /// A file with its directories.
-pub(super) struct File<'a> {
+pub(super) struct TiffFile<'a> {
     bytes: &'a [u8],
     little: bool,
     /// BigTIFF: positions and counts of 64 bits.
@@ -106,7 +106,7 @@ pub(super) struct File<'a> {
     directories: Vec<Directory>,
 }
 
-impl<'a> File<'a> {
+impl<'a> TiffFile<'a> {
     pub fn read(bytes: &'a [u8]) -> Result<Self, Reason> {
         let little = bytes.starts_with(b"II");
         let mut file = Self {

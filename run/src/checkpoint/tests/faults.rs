@@ -8,7 +8,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use tempfile::TempDir;
 
 use super::*;
-use crate::checkpoint::store::Store;
+use crate::checkpoint::store::CheckpointStore;
 
 /// The command that runs one ignored test of this test binary as a process of its own. A caller must see the child's
 /// work in something else than its exit code: a filter that matches nothing passes.
@@ -147,7 +147,7 @@ fn a_writer_killed_at_any_moment_leaves_whole_checkpoints() {
 #[test]
 fn a_disk_that_fills_up_at_any_point_costs_only_that_checkpoint() {
     let run = run_with(&[1]);
-    let store = Store::open(run.path()).unwrap();
+    let store = CheckpointStore::open(run.path()).unwrap();
     let whole: u64 = {
         let written = store.write(&snapshot(2)).unwrap();
         store.remove(2).unwrap();
@@ -201,7 +201,7 @@ fn a_full_disk_is_reported_and_training_can_go_on() {
     let tmpfs = Tmpfs::mount(1 << 20);
     let plain = TempDir::new().unwrap();
     let run = tmpfs.as_ref().map_or(plain.path(), |t| t.0.path());
-    let store = Store::open(run).unwrap();
+    let store = CheckpointStore::open(run).unwrap();
     if tmpfs.is_none() {
         store.room.set(Some(1 << 20));
     }
@@ -236,7 +236,7 @@ fn a_concurrent_reader_never_sees_half_a_checkpoint() {
             let (mut last, mut looks) = (0, 0);
             while !done.load(Ordering::Relaxed) || looks == 0 {
                 let found = newest_complete(run.path()).unwrap().unwrap();
-                let Found {
+                let ResumePoint {
                     state,
                     skipped,
                     path,

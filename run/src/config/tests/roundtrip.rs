@@ -4,11 +4,11 @@ use proptest::prelude::*;
 use proptest::sample::select;
 
 use super::super::Config;
-use super::super::keys::{Bound, KEYS, Key, Kind, Leaf, Range};
+use super::super::keys::{Bound, KEYS, Key, Leaf, ValueKind, ValueRange};
 
 /// A number in the range: anywhere, near zero on a logarithmic scale, or at an end.
-fn real(range: Range) -> BoxedStrategy<f32> {
-    let Range::Real(min, max) = range else {
+fn real(range: ValueRange) -> BoxedStrategy<f32> {
+    let ValueRange::Real(min, max) = range else {
         panic!("a number without bounds")
     };
     let end = |bound: Bound| match bound {
@@ -29,27 +29,27 @@ fn leaf(key: &Key) -> BoxedStrategy<Leaf> {
     let word =
         |known: &'static [&'static str]| select(known).prop_map(|word| Leaf::Text(word.into()));
     match ((key.kind)(&Config::default()), key.range) {
-        (Kind::Bool, _) => any::<bool>().prop_map(Leaf::Bool).boxed(),
-        (Kind::Int, Range::Int(min, max)) => {
+        (ValueKind::Bool, _) => any::<bool>().prop_map(Leaf::Bool).boxed(),
+        (ValueKind::Int, ValueRange::Int(min, max)) => {
             prop_oneof![min..=max, min..=max.min(min + 9), Just(min), Just(max)]
                 .prop_map(Leaf::Int)
                 .boxed()
         }
-        (Kind::Real, range) => real(range).prop_map(Leaf::Real).boxed(),
-        (Kind::Text, _) => prop_oneof![
+        (ValueKind::Real, range) => real(range).prop_map(Leaf::Real).boxed(),
+        (ValueKind::Text, _) => prop_oneof![
             any::<String>(),
             "[ -~]{0,12}",
             "['\"\\\\\n\r\t#=\\[\\]]{0,8}"
         ]
         .prop_map(Leaf::Text)
         .boxed(),
-        (Kind::Choice(known), _) => word(known).boxed(),
-        (Kind::ChoiceOrWeights(known), range) => {
+        (ValueKind::Choice(known), _) => word(known).boxed(),
+        (ValueKind::ChoiceOrWeights(known), range) => {
             let number = || real(range);
             let four = [number(), number(), number(), number()];
             prop_oneof![word(known), four.prop_map(Leaf::Weights)].boxed()
         }
-        (Kind::Int, range) => panic!("{}: {range:?}", key.path()),
+        (ValueKind::Int, range) => panic!("{}: {range:?}", key.path()),
     }
 }
 

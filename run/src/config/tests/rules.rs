@@ -2,7 +2,7 @@
 
 use std::collections::BTreeSet;
 
-use super::super::keys::{KEYS, Kind, Leaf, Range, SECTIONS};
+use super::super::keys::{KEYS, Leaf, SECTIONS, ValueKind, ValueRange};
 use super::super::*;
 
 #[test]
@@ -37,17 +37,17 @@ fn every_key_reads_and_writes_its_own_field() {
         let other = match (&before, (key.kind)(&config), key.range) {
             (Leaf::Bool(value), ..) => Leaf::Bool(!value),
             // The largest allowed value must fit the field.
-            (Leaf::Int(_), _, Range::Int(_, max)) => Leaf::Int(max),
-            (Leaf::Real(value), _, Range::Real(..)) => Leaf::Real(value / 2.0 + 0.03125),
+            (Leaf::Int(_), _, ValueRange::Int(_, max)) => Leaf::Int(max),
+            (Leaf::Real(value), _, ValueRange::Real(..)) => Leaf::Real(value / 2.0 + 0.03125),
             (
                 Leaf::Text(word),
-                Kind::Choice(known) | Kind::ChoiceOrWeights(known),
-                Range::Any | Range::Real(..),
+                ValueKind::Choice(known) | ValueKind::ChoiceOrWeights(known),
+                ValueRange::Any | ValueRange::Real(..),
             ) => match known.iter().find(|name| *name != word) {
                 Some(name) => Leaf::Text((*name).into()),
                 None => continue,
             },
-            (Leaf::Text(_), Kind::Text, Range::Any) => Leaf::Text("elsewhere".into()),
+            (Leaf::Text(_), ValueKind::Text, ValueRange::Any) => Leaf::Text("elsewhere".into()),
             wrong => panic!(
                 "{}: kind, value and range do not fit: {wrong:?}",
                 key.path()
@@ -202,7 +202,7 @@ fn numbers_set_in_code_are_checked_too() {
     // Every real number of the table refuses what is not finite.
     for key in KEYS
         .iter()
-        .filter(|key| matches!(key.range, Range::Real(..)))
+        .filter(|key| matches!(key.range, ValueRange::Real(..)))
     {
         for bad in [f32::NAN, f32::INFINITY, f32::NEG_INFINITY] {
             assert!(!key.range.contains(&Leaf::Real(bad)), "{}", key.path());

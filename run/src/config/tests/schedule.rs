@@ -142,21 +142,21 @@ fn stops_after_patience_evaluations_without_improvement() {
     let mut loss = watch(MetricName::Loss, 1, 0.0);
     assert_eq!(
         loss.observe(0.5),
-        Verdict {
+        StopVerdict {
             improved: true,
             stop: false
         }
     );
     assert_eq!(
         loss.observe(0.4),
-        Verdict {
+        StopVerdict {
             improved: true,
             stop: false
         }
     );
     assert_eq!(
         loss.observe(0.45),
-        Verdict {
+        StopVerdict {
             improved: false,
             stop: true
         }
