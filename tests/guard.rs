@@ -46,7 +46,7 @@ fn hash(bytes: impl AsRef<[u8]>) -> String {
     blake3::hash(bytes.as_ref()).to_hex().to_string()
 }
 
-/// Vendor, family and model: what libtorch's libraries choose their code by.
+/// Vendor, family and model, by which libtorch's libraries choose their code, and what holds them to older instructions.
 fn kind() -> String {
     let text = fs::read_to_string("/proc/cpuinfo").unwrap_or_default();
     let field = |name: &str| {
@@ -56,7 +56,15 @@ fn kind() -> String {
             .to_owned()
     };
     let [vendor, family, model] = ["vendor_id", "cpu family", "model\t"].map(field);
-    format!("{vendor} {family} {model}")
+    let held = [
+        "ONEDNN_MAX_CPU_ISA",
+        "ATEN_CPU_CAPABILITY",
+        "MKL_ENABLE_INSTRUCTIONS",
+    ];
+    let held = held.map(|name| std::env::var(name).unwrap_or_default());
+    format!("{vendor} {family} {model} {}", held.join(" "))
+        .trim_end()
+        .to_owned()
 }
 
 /// The manifest without pixels and their hashes: what does not depend on how a processor rounds.
