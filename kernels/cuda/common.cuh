@@ -47,10 +47,6 @@ __device__ __forceinline__ float quiet_nan() {
     return __uint_as_float(0x7FC00000u);
 }
 
-__device__ __forceinline__ bool is_finite(double x) {
-    return x - x == 0.0;
-}
-
 __device__ __forceinline__ uint4 load16(const void *at) {
     FOVEA_ACCESS(at, 16);
     return *(const uint4 *)at;

@@ -1,5 +1,5 @@
-// Passes over flat buffers: casts, sums in a fixed order, the decision whether a step may be taken.
-// Twin: flat/mod.rs; casts and the decision bit for bit, sums in another fixed order.
+// Passes over flat buffers: casts, sums in a fixed order.
+// Twin: flat/mod.rs; casts bit for bit, sums in another fixed order.
 #include "common.cuh"
 
 #define PER_THREAD 8u
@@ -83,26 +83,4 @@ extern "C" __global__ void __launch_bounds__(256)
     if (threadIdx.x == 0) {
         *total = sum;
     }
-}
-
-struct Gate {
-    u32 go;
-    float grad_scale;
-};
-
-// One thread: may the optimizer move, and by what are gradients scaled (`flat::gate` of the twin)?
-extern "C" __global__ void __launch_bounds__(32)
-    fovea_step_gate(const double *sum_squares, const double *loss, const double *base_scale,
-                    double clip_norm, Gate *gate) {
-    if (threadIdx.x != 0) {
-        return;
-    }
-    double base = *base_scale, squares = *sum_squares;
-    double scale = base;
-    if (clip_norm > 0.0) {
-        double norm = sqrt(squares) * fabs(base);
-        scale = base * fmin(clip_norm / (norm + 1e-6), 1.0);
-    }
-    gate->go = is_finite(squares) && (loss == 0 || is_finite(*loss));
-    gate->grad_scale = (float)scale;
 }

@@ -10,12 +10,6 @@ struct Scalars {
         eps, minus_step_size;
 };
 
-// What `fovea_step_gate` decided.
-struct Gate {
-    u32 go;
-    float grad_scale;
-};
-
 __device__ __forceinline__ void update(float &param, float grad, float &m, float &v,
                                        const Scalars &s) {
     grad = grad * s.grad_scale + s.l2 * param;
@@ -44,17 +38,11 @@ __device__ __forceinline__ u32 pair(float low, float high) {
     return round_bf16(low) | round_bf16(high) << 16;
 }
 
-// `working` may be null, and so may `gate`, which then lets everything pass.
+// `working` may be null.
 extern "C" __global__ void __launch_bounds__(256)
     fovea_fused_adam(float *params, const float *grads, float *m, float *v, bf16 *working, u64 n,
-                     const Scalars *scalars, const Gate *gate, u32 wide) {
+                     const Scalars *scalars, u32 wide) {
     Scalars s = *scalars;
-    if (gate) {
-        if (!gate->go) {
-            return;
-        }
-        s.grad_scale = gate->grad_scale;
-    }
     u64 first = ((u64)blockIdx.x * blockDim.x + threadIdx.x) * PER_THREAD;
     if (wide && first + PER_THREAD <= n) {
         float p[PER_THREAD], g[PER_THREAD], m8[PER_THREAD], v8[PER_THREAD];

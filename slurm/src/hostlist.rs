@@ -2,8 +2,6 @@
 //!
 //! Pure. Names come out in the order of the list, which is the order of the node ids in a job.
 
-use std::collections::BTreeMap;
-
 /// Most names that a list may stand for: a typing error must not take all memory.
 pub const MAX_NAMES: usize = 65_536;
 
@@ -275,20 +273,6 @@ pub fn expand_counts(list: &str) -> Result<Vec<u32>, Error> {
     Ok(counts)
 }
 
-/// Nodes by the number of tasks on them, for messages: `2 on n[1-3], 1 on n4`.
-pub fn describe_counts(names: &[String], counts: &[u32]) -> String {
-    let mut by_count: BTreeMap<u32, Vec<&String>> = BTreeMap::new();
-    for (name, count) in names.iter().zip(counts) {
-        by_count.entry(*count).or_default().push(name);
-    }
-    let parts: Vec<String> = by_count
-        .iter()
-        .rev()
-        .map(|(count, names)| format!("{count} on {}", compress(names)))
-        .collect();
-    parts.join(", ")
-}
-
 #[cfg(test)]
 mod tests {
     use proptest::prelude::*;
@@ -369,10 +353,6 @@ mod tests {
         ] {
             assert_eq!(expand_counts(wrong).expect_err(wrong).at, at, "{wrong}");
         }
-        assert_eq!(
-            describe_counts(&names("n[1-4]"), &[2, 2, 2, 1]),
-            "2 on n[1-3], 1 on n4"
-        );
     }
 
     proptest! {

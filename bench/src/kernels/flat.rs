@@ -176,7 +176,6 @@ impl Trial for Adam {
             working: self.working.as_ref().map_or(0, address),
             n: self.host[0].len(),
             scalars: self.scalars.address(),
-            gate: 0,
         };
         // SAFETY: as for `Focal`.
         unsafe { gpu.run(&op) }

@@ -77,7 +77,6 @@ const emulator::Entry TABLE[] = {
     KERNEL(flat_module, fovea_accumulate_bf16),
     KERNEL(flat_module, fovea_sum_squares),
     KERNEL(flat_module, fovea_sum),
-    KERNEL(flat_module, fovea_step_gate),
 };
 
 }  // namespace

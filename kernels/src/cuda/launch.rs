@@ -71,10 +71,6 @@ impl Launch {
         self.u32(value.to_bits())
     }
 
-    pub(super) fn f64(self, value: f64) -> Self {
-        self.u64(value.to_bits())
-    }
-
     pub(super) fn flag(self, value: bool) -> Self {
         self.u32(u32::from(value))
     }

@@ -34,7 +34,7 @@ pub use launch::{Launch, Op};
 pub use memory::{DeviceBuffer, PinnedBuffer};
 pub use ops::adam::FusedAdam;
 pub use ops::crop::{ImageRecord, PatchCrop, SpecRecord, StepRecord, spec_records};
-pub use ops::flat::{AccumulateBf16, StepGate, SumSquares, ToBf16};
+pub use ops::flat::{AccumulateBf16, SumSquares, ToBf16};
 pub use ops::focal::{FocalLoss, FocalWeights};
 pub use ops::resize::{Resize, resize_table};
 pub use ops::view::GlobalView;

@@ -69,7 +69,6 @@ pub const SOURCES: [Source; 6] = [
             "fovea_accumulate_bf16",
             "fovea_sum_squares",
             "fovea_sum",
-            "fovea_step_gate",
         ],
     },
 ];

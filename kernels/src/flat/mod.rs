@@ -5,10 +5,10 @@
 //! these passes.
 
 mod adam;
-mod gate;
+mod clip;
 
 pub use adam::{AdamParams, AdamScalars, adam};
-pub use gate::{Gate, clip_scale, gate};
+pub use clip::clip_scale;
 
 use half::bf16;
 use rayon::prelude::*;

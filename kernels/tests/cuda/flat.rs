@@ -1,7 +1,7 @@
-//! Casts, sums, the step's gate, Adam.
+//! Casts, sums, Adam.
 
-use fovea_kernels::cuda::{AccumulateBf16, FusedAdam, StepGate, SumSquares, ToBf16};
-use fovea_kernels::flat::{self, AdamParams, AdamScalars, Gate};
+use fovea_kernels::cuda::{AccumulateBf16, FusedAdam, SumSquares, ToBf16};
+use fovea_kernels::flat::{self, AdamParams, AdamScalars};
 use half::bf16;
 use proptest::prelude::*;
 
@@ -123,40 +123,6 @@ pub fn sums_are_those_of_the_twin<R: Runner>(r: &R) {
     assert!(sum(r, &vec![f32::MAX; 3000], 0).is_finite());
 }
 
-pub fn gates_have_the_bits_of_the_twin<R: Runner>(r: &R) {
-    let special = || {
-        prop_oneof![
-            4 => 0.0f64..1e6,
-            1 => Just(0.0),
-            1 => Just(f64::NAN),
-            1 => Just(f64::INFINITY)
-        ]
-    };
-    let clip = prop_oneof![Just(0.0f64), 0.01f64..100.0];
-    let strategy = (special(), prop::option::of(special()), 1e-4f64..2.0, clip);
-    for_all(150, &strategy, |(squares, loss, base, clip_norm)| {
-        let squares_on_device = Guarded::input(r, &[squares], 0);
-        let loss_on_device = Guarded::input(r, &[loss.unwrap_or(0.0)], 0);
-        let base_on_device = Guarded::input(r, &[base], 0);
-        let gate = Guarded::<R, Gate>::output(r, 1, 0);
-        r.run(&StepGate {
-            sum_squares: squares_on_device.address(),
-            loss: loss.map_or(0, |_| loss_on_device.address()),
-            base_scale: base_on_device.address(),
-            clip_norm,
-            gate: gate.address(),
-        });
-        let (got, want) = (
-            gate.read()[0],
-            flat::gate(squares, loss.unwrap_or(0.0), base, clip_norm),
-        );
-        assert_eq!(got.go, want.go);
-        if want.go == 1 {
-            assert_bits("scale", &[got.grad_scale], &[want.grad_scale]);
-        }
-    });
-}
-
 /// Buffers of an optimizer: parameters, gradients, moments.
 fn state(n: usize) -> [Vec<f32>; 4] {
     let mut state = [1, 2, 3, 4].map(|salt| values(n, salt));
@@ -169,7 +135,6 @@ struct Case {
     n: usize,
     params: AdamParams,
     working: Option<usize>,
-    gate: Option<f32>,
     shift: usize,
 }
 
@@ -181,11 +146,10 @@ fn cases() -> impl Strategy<Value = Case> {
         (1e-5f64..0.1, beta(), beta(), 1e-10f64..1e-3, decay),
         (any::<bool>(), 1u64..2000, 1e-3f64..2.0),
         prop::option::of(shifts()),
-        prop::option::of(1e-3f32..2.0),
         shifts(),
     )
         .prop_map(
-            |(n, (lr, beta1, beta2, eps, weight_decay), rest, working, gate, shift)| Case {
+            |(n, (lr, beta1, beta2, eps, weight_decay), rest, working, shift)| Case {
                 n,
                 params: AdamParams {
                     lr,
@@ -198,7 +162,6 @@ fn cases() -> impl Strategy<Value = Case> {
                     grad_scale: rest.2,
                 },
                 working,
-                gate,
                 shift,
             },
         )
@@ -212,8 +175,6 @@ pub fn adam_has_the_bits_of_the_twin<R: Runner>(r: &R) {
         let grads_on_device = Guarded::input(r, &grads, case.shift);
         let working = Guarded::<R, bf16>::output(r, n, case.working.unwrap_or(0));
         let scalars = Guarded::input(r, &[AdamScalars::new(&case.params).unwrap()], 0);
-        let grad_scale = case.gate.unwrap_or(0.0);
-        let gate = Guarded::input(r, &[Gate { go: 1, grad_scale }], 0);
         r.run(&FusedAdam {
             params: on_device[0].address(),
             grads: grads_on_device.address(),
@@ -222,15 +183,11 @@ pub fn adam_has_the_bits_of_the_twin<R: Runner>(r: &R) {
             working: case.working.map_or(0, |_| working.address()),
             n,
             scalars: scalars.address(),
-            gate: case.gate.map_or(0, |_| gate.address()),
         });
         let (mut params, mut m, mut v) = (params, m, v);
         let mut copy = vec![bf16::ZERO; n];
-        let hyper = AdamParams {
-            grad_scale: case.gate.map_or(case.params.grad_scale, f64::from),
-            ..case.params
-        };
-        flat::adam(&mut params, &grads, &mut m, &mut v, Some(&mut copy), &hyper).unwrap();
+        let copied = Some(&mut copy[..]);
+        flat::adam(&mut params, &grads, &mut m, &mut v, copied, &case.params).unwrap();
         assert_bits("params", &on_device[0].read(), &params);
         assert_bits("m", &on_device[1].read(), &m);
         assert_bits("v", &on_device[2].read(), &v);
@@ -238,39 +195,4 @@ pub fn adam_has_the_bits_of_the_twin<R: Runner>(r: &R) {
             assert_bits("working", &working.read(), &copy);
         }
     });
-}
-
-pub fn a_closed_gate_leaves_everything_as_it_was<R: Runner>(r: &R) {
-    for n in [5, 3000] {
-        let [params, grads, m, v] = state(n);
-        let on_device = [&params, &m, &v, &grads].map(|x| Guarded::input(r, x, 0));
-        let working = Guarded::input(r, &vec![bf16::ONE; n], 0);
-        let hyper = AdamParams {
-            lr: 0.1,
-            beta1: 0.9,
-            beta2: 0.999,
-            eps: 1e-8,
-            weight_decay: 0.1,
-            decoupled: true,
-            step: 3,
-            grad_scale: 1.0,
-        };
-        let scalars = Guarded::input(r, &[AdamScalars::new(&hyper).unwrap()], 0);
-        let closed = Gate {
-            go: 0,
-            grad_scale: 1.0,
-        };
-        let gate = Guarded::input(r, &[closed], 0);
-        r.run(&FusedAdam {
-            params: on_device[0].address(),
-            grads: on_device[3].address(),
-            m: on_device[1].address(),
-            v: on_device[2].address(),
-            working: working.address(),
-            n,
-            scalars: scalars.address(),
-            gate: gate.address(),
-        });
-        // Inputs are compared with what they were when they are dropped.
-    }
 }

@@ -64,9 +64,7 @@ on_both! {
     flat::casts_have_the_bits_of_the_twin,
     flat::casts_of_every_kind_of_number,
     flat::sums_are_those_of_the_twin,
-    flat::gates_have_the_bits_of_the_twin,
     flat::adam_has_the_bits_of_the_twin,
-    flat::a_closed_gate_leaves_everything_as_it_was,
 }
 
 /// What needs a device and no twin: here on a GPU, in tests/driver on the stand-in for its driver.

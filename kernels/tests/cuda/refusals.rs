@@ -3,7 +3,7 @@
 use fovea_kernels::cuda::nvrtc::Search;
 use fovea_kernels::cuda::{
     Error, FocalLoss, FocalWeights, FusedAdam, GlobalView, Kernels, Op, PatchCrop, Resize,
-    StepGate, SumSquares, ToBf16, resize_table, spec_records,
+    SumSquares, ToBf16, resize_table, spec_records,
 };
 use fovea_kernels::{Augment, CropSpec, DType, FocalParams};
 
@@ -189,7 +189,6 @@ fn other_operations_refuse_what_does_not_fit() {
         working: 0,
         n: 1,
         scalars: 64,
-        gate: 0,
     };
     assert!(refusal(&FusedAdam { m: 66, ..adam }).contains("FusedAdam::m is 0x42, 2 beyond"));
     assert!(
@@ -207,14 +206,6 @@ fn other_operations_refuse_what_does_not_fit() {
         scratch: 0,
     };
     assert!(refusal(&sum).contains("scratch is null"));
-    let gate = StepGate {
-        sum_squares: 64,
-        loss: 0,
-        base_scale: 64,
-        clip_norm: -1.0,
-        gate: 64,
-    };
-    assert!(refusal(&gate).contains("clip_norm is -1"));
 }
 
 /// On a machine with a GPU this loads the kernels; elsewhere the error names the driver.

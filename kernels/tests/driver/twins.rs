@@ -8,7 +8,7 @@ use half::bf16;
 use crate::Turn;
 use crate::runner::Device;
 
-/// The bodies of the other binary: casts, sums, gates, Adam, the loss.
+/// The bodies of the other binary: casts, sums, Adam, the loss.
 macro_rules! through_the_driver {
     ($($module:ident :: $body:ident),* $(,)?) => {
         $(
@@ -30,9 +30,7 @@ through_the_driver! {
     flat::casts_have_the_bits_of_the_twin,
     flat::casts_of_every_kind_of_number,
     flat::sums_are_those_of_the_twin,
-    flat::gates_have_the_bits_of_the_twin,
     flat::adam_has_the_bits_of_the_twin,
-    flat::a_closed_gate_leaves_everything_as_it_was,
 }
 
 #[test]

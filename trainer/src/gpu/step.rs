@@ -464,7 +464,6 @@ fn moves(params: &Params, sums: &Tensor, scalars: u64) -> [FusedAdam; 2] {
             working: working.map_or(0, address),
             n: range.len(),
             scalars,
-            gate: 0,
         }
     };
     [

@@ -7,7 +7,7 @@ use crate::cuda::launch::{Launch, Op, address, wide};
 
 /// [`crate::flat::adam`]: one step over `[n]` parameters in a single pass, with the same bits.
 ///
-/// Everything that changes from step to step is in `scalars` and `gate`.
+/// Everything that changes from step to step is in `scalars`.
 #[derive(Clone, Copy, Debug)]
 pub struct FusedAdam {
     /// `[n]` f32, updated.
@@ -24,9 +24,6 @@ pub struct FusedAdam {
     pub n: usize,
     /// One [`crate::flat::AdamScalars`].
     pub scalars: u64,
-    /// One [`crate::flat::Gate`] as [`crate::cuda::StepGate`] writes it: its scale replaces that of
-    /// `scalars`, and where it does not let the step pass, nothing changes. 0 for none.
-    pub gate: u64,
 }
 
 impl Op for FusedAdam {
@@ -42,9 +39,6 @@ impl Op for FusedAdam {
         if self.working != 0 {
             address("FusedAdam::working", self.working, 2)?;
         }
-        if self.gate != 0 {
-            address("FusedAdam::gate", self.gate, 4)?;
-        }
         let buffers = [self.params, self.grads, self.m, self.v, self.working];
         let grid = [elementwise_blocks(self.n), 1, 1];
         Ok(vec![
@@ -56,7 +50,6 @@ impl Op for FusedAdam {
                 .u64(self.working)
                 .u64(self.n as u64)
                 .u64(self.scalars)
-                .u64(self.gate)
                 .flag(wide(&buffers)),
         ])
     }

@@ -3,7 +3,6 @@
 use super::THREADS;
 use crate::cuda::error::Result;
 use crate::cuda::launch::{Launch, Op, address, index32, wide};
-use crate::error;
 
 /// Elements of a thread in the passes that write as much as they read.
 const PER_THREAD: usize = 8;
@@ -138,49 +137,5 @@ impl Op for SumSquares {
         }
         launches.push(sum_partials(self.scratch, blocks, self.total)?);
         Ok(launches)
-    }
-}
-
-/// [`crate::flat::gate`], with the same bits: whether the optimizer may move, and by what it scales the
-/// gradients, decided on the device.
-#[derive(Clone, Copy, Debug)]
-pub struct StepGate {
-    /// One f64: the gradient's [`SumSquares`].
-    pub sum_squares: u64,
-    /// One f64 that has to be finite as well; 0 for none.
-    pub loss: u64,
-    /// One f64: factor on every gradient before clipping.
-    pub base_scale: u64,
-    /// Largest norm of the scaled gradient, 0 for no clipping.
-    pub clip_norm: f64,
-    /// One [`crate::flat::Gate`], written.
-    pub gate: u64,
-}
-
-impl Op for StepGate {
-    fn launches(&self) -> Result<Vec<Launch>> {
-        if !(self.clip_norm.is_finite() && self.clip_norm >= 0.0) {
-            return Err(error::Error::Argument {
-                what: "StepGate::clip_norm",
-                limit: "0 or more, finite",
-                actual: self.clip_norm.to_string(),
-                help: "use 0 for no clipping",
-            }
-            .into());
-        }
-        address("StepGate::sum_squares", self.sum_squares, 8)?;
-        address("StepGate::base_scale", self.base_scale, 8)?;
-        address("StepGate::gate", self.gate, 4)?;
-        if self.loss != 0 {
-            address("StepGate::loss", self.loss, 8)?;
-        }
-        Ok(vec![
-            Launch::new("fovea_step_gate", "StepGate", [1, 1, 1], 32)?
-                .u64(self.sum_squares)
-                .u64(self.loss)
-                .u64(self.base_scale)
-                .f64(self.clip_norm)
-                .u64(self.gate),
-        ])
     }
 }
