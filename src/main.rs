@@ -3,6 +3,7 @@
 mod cli;
 mod commands;
 mod exit;
+mod inherited;
 mod libtorch;
 mod say;
 mod show;
@@ -11,6 +12,7 @@ mod version;
 use clap::Parser;
 
 fn main() -> std::process::ExitCode {
+    inherited::restore();
     let cli = cli::Cli::parse();
     exit::init_logging(cli.verbose);
     exit::code(commands::dispatch(cli.command))

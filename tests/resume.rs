@@ -131,8 +131,8 @@ fn killed_processes_cost_no_more_than_a_step() {
     assert_eq!(outcome(&run), reference);
 }
 
-/// MPI ends all of its processes with one of them: the launcher starts the world again, from the
-/// newest checkpoint.
+/// MPI ends all of its processes with one of them: the launcher starts the world again, from the newest checkpoint. Ranks
+/// whose `mpirun` is killed save their last step first, which the new world waits for.
 #[cfg(feature = "mpi")]
 #[test]
 fn an_mpi_world_that_loses_a_rank_is_started_again() {
@@ -143,10 +143,30 @@ fn an_mpi_world_that_loses_a_rank_is_started_again() {
     run.wait_until(&mut process, "a checkpoint", |s| {
         s.checkpoint.is_some() && s.step >= 3
     });
-    let trainers = common::processes_of(&run.path);
-    let is_rank = |line: &str| line.contains(" trainer ") && !line.contains("mpirun");
-    let victim = trainers.iter().find(|(_, line)| is_rank(line));
-    common::send(victim.expect("a rank").0, Signal::KILL);
+    let kill = |is_rank: bool| {
+        let program = |line: &str| {
+            line.split(' ')
+                .next()
+                .unwrap_or_default()
+                .ends_with("/fovea")
+        };
+        let all = common::processes_of(&run.path);
+        let victim = all
+            .iter()
+            .find(|(_, line)| line.contains(" trainer ") && program(line) == is_rank);
+        common::send(
+            victim.unwrap_or_else(|| panic!("{is_rank}: {all:?}")).0,
+            Signal::KILL,
+        );
+    };
+    kill(true);
+    let first = run.wait_until(&mut process, "another generation", |s| {
+        s.generation > 1 && s.step >= 5
+    });
+    kill(false);
+    run.wait_until(&mut process, "a third generation", |s| {
+        s.generation > first.generation
+    });
     process.wait().with_code(FINISHED);
     assert_eq!(outcome(&run), reference);
 }

@@ -15,6 +15,7 @@ use fovea_coordinator::host::hostname;
 use fovea_coordinator::rundir::CoordinatorInfo;
 use fovea_coordinator::status::{RunState, Status};
 use fovea_run::run_dir::RunDir;
+use rustix::process::{Pid, Signal, kill_process};
 
 use crate::child::{Process, Restarts};
 use crate::error::{Error, Result};
@@ -83,7 +84,38 @@ pub fn launch(options: &LaunchOptions, mut show: impl FnMut(&Status)) -> Result<
         if !wanted || !restarts.allow(step) {
             return Err(error);
         }
+        let ranks = launched.ranks_here();
+        drop(launched);
+        wait_for_ranks(&ranks, &options.run);
         tracing::warn!("starting the MPI world again from the newest checkpoint: {error}");
+    }
+}
+
+/// Waits until the ranks of a lost MPI world have left, and ends those that do not. `mpirun` ends them with itself, unless it
+/// was killed: then they notice that it is gone, and save their last step. A new world that looked for the newest
+/// checkpoint meanwhile would find one that they are about to replace.
+fn wait_for_ranks(pids: &[u32], run: &RunDir) {
+    let run = run.path().display().to_string();
+    let is_there = |pid: &&u32| {
+        let line = std::fs::read(format!("/proc/{pid}/cmdline")).unwrap_or_default();
+        String::from_utf8_lossy(&line).contains(&run)
+    };
+    let deadline = Instant::now() + GRACE;
+    while pids.iter().any(|pid| is_there(&pid)) {
+        if Instant::now() > deadline {
+            for pid in pids.iter().filter(is_there) {
+                tracing::warn!("rank of the lost MPI world (pid {pid}) does not leave: ending it");
+                send(*pid, Signal::KILL);
+            }
+        }
+        std::thread::sleep(TICK);
+    }
+}
+
+fn send(pid: u32, signal: Signal) {
+    if let Some(pid) = i32::try_from(pid).ok().and_then(Pid::from_raw) {
+        // One that is gone already is all right.
+        let _ = kill_process(pid, signal);
     }
 }
 
@@ -118,6 +150,16 @@ impl<'a> Launched<'a> {
             failure: None,
             hopeless: false,
         })
+    }
+
+    /// The processes of the ranks on this machine, as the coordinator last knew them.
+    fn ranks_here(&self) -> Vec<u32> {
+        let here = hostname();
+        let ranks = self.last.iter().flat_map(|status| &status.ranks);
+        ranks
+            .filter(|rank| rank.host == here)
+            .map(|rank| rank.pid)
+            .collect()
     }
 
     fn watch(

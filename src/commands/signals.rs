@@ -11,6 +11,8 @@ use anyhow::Context;
 use fovea_launch::exit_code::LEFT;
 use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM, SIGUSR1, SIGUSR2};
 
+use crate::inherited::is_ignored;
+
 /// What a second signal means.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Again {
@@ -33,7 +35,7 @@ pub(super) fn drain_flag(again: Again) -> anyhow::Result<Arc<AtomicBool>> {
     let first_ms = Arc::new(AtomicU64::new(0));
     let begun = Instant::now();
     for signal in [SIGINT, SIGTERM, SIGUSR1, SIGUSR2] {
-        if is_ignored(signal)? {
+        if is_ignored(signal) {
             continue;
         }
         let (flag, first_ms) = (Arc::clone(&flag), Arc::clone(&first_ms));
@@ -54,26 +56,11 @@ pub(super) fn drain_flag(again: Again) -> anyhow::Result<Arc<AtomicBool>> {
             .context("installing signal handlers")?;
     }
     // The terminal is gone. That may be said more than once: by the shell, and by the kernel.
-    if !is_ignored(SIGHUP)? {
+    if !is_ignored(SIGHUP) {
         signal_hook::flag::register(SIGHUP, Arc::clone(&flag))
             .context("installing signal handlers")?;
     }
     Ok(flag)
-}
-
-/// Whether this process was started with `signal` ignored. To be asked before a handler is installed.
-fn is_ignored(signal: i32) -> anyhow::Result<bool> {
-    let mut now = std::mem::MaybeUninit::<libc::sigaction>::uninit();
-    // SAFETY: without a new action the call changes nothing; it fills `now`, which is large enough, when it returns 0,
-    // and is read only then.
-    let action = unsafe {
-        if libc::sigaction(signal, std::ptr::null(), now.as_mut_ptr()) != 0 {
-            let error = std::io::Error::last_os_error();
-            return Err(error).with_context(|| format!("asking what signal {signal} does"));
-        }
-        now.assume_init()
-    };
-    Ok(action.sa_sigaction == libc::SIG_IGN)
 }
 
 /// The process that started this one.
