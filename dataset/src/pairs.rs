@@ -6,13 +6,18 @@ use crate::Split;
 use crate::groups::groups;
 
 /// Words for the sides, as pairs of left and right.
-const SIDES: [(&str, &str); 6] = [
+const SIDES: [(&str, &str); 11] = [
     ("left", "right"),
     ("lefteye", "righteye"),
     ("l", "r"),
     ("os", "od"),
     ("oi", "od"),
     ("le", "re"),
+    ("og", "od"),
+    ("la", "ra"),
+    ("links", "rechts"),
+    ("sin", "dex"),
+    ("izq", "der"),
 ];
 
 /// Groups named in a warning.
@@ -24,7 +29,7 @@ struct Name {
     patient: Vec<String>,
     /// The word for the side, lower case.
     side: Option<String>,
-    /// A single digit or letter at the end.
+    /// A single digit or letter at the end, or a digit behind a zero.
     count: Option<String>,
 }
 
@@ -116,7 +121,8 @@ fn take_apart(id: &str) -> Name {
     let is_side = |word: &String| SIDES.iter().any(|(l, r)| word == l || word == r);
     let side = words.iter().rposition(is_side).map(|at| words.remove(at));
     let has_number = |words: &[String]| words.iter().any(|w| w.as_bytes()[0].is_ascii_digit());
-    let is_count = |word: &str| matches!(word.as_bytes(), [b'0'..=b'9' | b'a'..=b'f']);
+    let is_count =
+        |word: &str| matches!(word.as_bytes(), [b'0'..=b'9' | b'a'..=b'f'] | [b'0', b'0'..=b'9']);
     let count = match words.split_last() {
         Some((last, rest)) if is_count(last) && has_number(rest) => words.pop(),
         _ => None,
@@ -176,6 +182,7 @@ fn pattern(ids: &[&str], patients: &[Vec<usize>]) -> Option<String> {
     }
     shapes.extend([
         format!("^(.+){between}[0-9a-f]$"),
+        format!("^(.+){between}0[0-9]$"),
         "^(.*[0-9])[a-f]$".to_owned(),
         "^([^0-9]*[0-9]+)".to_owned(),
     ]);
@@ -230,6 +237,15 @@ mod tests {
                 "(?i)^(.+)\\-(?:od|os)$",
             ),
             (["0921_1", "0921_2", "0922_1", "0922_2"], "^(.+)_[0-9a-f]$"),
+            (
+                ["P000_01", "P000_02", "P001_01", "P001_02"],
+                "^(.+)_0[0-9]$",
+            ),
+            (["7_OG", "7_OD", "8_OG", "8_OD"], "(?i)^(.+)_(?:od|og)$"),
+            (
+                ["7_links", "7_rechts", "8_links", "8_rechts"],
+                "^(.+)_(?:links|rechts)$",
+            ),
             (["7a", "7b", "8a", "8b"], "^(.*[0-9])[a-f]$"),
             (
                 ["Anna_Left", "Anna_Right", "Ben_Left", "Ben_Right"],

@@ -19,9 +19,6 @@ const FEW_LEVELS: usize = 8;
 const SOME_DIM: f64 = 0.1;
 const MOST_DIM: f64 = 0.75;
 
-/// A mask without lesions that was stored as a JPEG has values up to about this.
-const NOISE: u8 = 8;
-
 /// Buffers of one thread, reused from image to image, and the image that was made last.
 #[derive(Default)]
 pub(super) struct Desk {
@@ -146,7 +143,7 @@ impl Desk {
             match done {
                 Ok(None) => {}
                 Ok(Some(doubt)) => {
-                    if matches!(doubt, Doubt::Empty { .. }) {
+                    if !matches!(doubt, Doubt::Dim { .. }) {
                         self.faint_masks += 1;
                     }
                     tracing::warn!("{}: {doubt}", path());
@@ -225,8 +222,8 @@ impl Desk {
         if (mask.width, mask.height) != (frame.width, frame.height) {
             return Err(other_size(mask, frame));
         }
-        if !counts(mask.values, rule) {
-            return Ok(faint(mask.values, mask.lossy));
+        if !counts(mask.values, rule, mask.lossy) {
+            return Ok(faint(mask.values));
         }
         // FGADR's edges are soft; that their dark part does not count is its published rule.
         let doubt = match rule {
@@ -281,6 +278,8 @@ fn other_size(mask: Mask, frame: &Framing) -> String {
 enum Doubt {
     /// It is not black and yet has no lesion.
     Empty { largest: f64, least: f64 },
+    /// It has no lesion, because all that is not black is transparent.
+    Transparent,
     /// Some pixels count as lesion, and this share of those that are not black does not.
     Dim { share: f64, least: f64 },
 }
@@ -292,6 +291,9 @@ impl std::fmt::Display for Doubt {
                 f,
                 "this mask counts as empty: its largest value is {largest}, lesions begin at {least}; store lesions as white"
             ),
+            Self::Transparent => f.write_str(
+                "this mask counts as empty: all of it that is not black is transparent; save it without transparency, with lesions in white",
+            ),
             Self::Dim { share, least } => write!(
                 f,
                 "{:.0} % of the pixels of this mask that are not black do not count: lesions begin at {least}; if its values are numbers of lesions or classes, store lesions as white",
@@ -302,10 +304,12 @@ impl std::fmt::Display for Doubt {
 }
 
 /// Whether any pixel counts as lesion: one of at least half of white, or the other value of two. In FGADR, whose edges
-/// are anti-aliased, a lone dark value is the edge of nothing; only 1 is a value that people store for yes.
-fn counts(values: Values, rule: MaskRule) -> bool {
+/// are anti-aliased, a lone dark value is the edge of nothing; only 1 is a value that people store for yes. A lossy format
+/// makes several dark values of one, and keeps none reliably.
+fn counts(values: Values, rule: MaskRule, lossy: bool) -> bool {
     let bright = values.largest >= half(values.white);
     match rule {
+        _ if lossy => bright,
         MaskRule::HalfOrTwoValued => bright || values.two_valued,
         MaskRule::Half => bright || (values.two_valued && values.largest == 1.0),
     }
@@ -319,14 +323,12 @@ fn half(white: f64) -> f64 {
     }
 }
 
-/// What is to be said of a mask that counts as empty; nothing when its values are mere noise of a lossy format.
-fn faint(values: Values, lossy: bool) -> Option<Doubt> {
-    let noise = if lossy {
-        f64::from(NOISE) / 255.0 * values.white
-    } else {
-        0.0
-    };
-    (values.two_valued || values.largest > noise).then(|| Doubt::Empty {
+/// What is to be said of a mask that counts as empty; nothing when it is black.
+fn faint(values: Values) -> Option<Doubt> {
+    if values.hidden {
+        return Some(Doubt::Transparent);
+    }
+    (values.largest > 0.0).then(|| Doubt::Empty {
         largest: values.largest,
         least: half(values.white),
     })
@@ -355,6 +357,7 @@ mod tests {
             white,
             dim: 0.0,
             levels: 1,
+            hidden: false,
         }
     }
 
@@ -362,34 +365,43 @@ mod tests {
     fn masks_count_from_the_middle_or_from_their_only_value() {
         use MaskRule::{Half, HalfOrTwoValued};
         for rule in [Half, HalfOrTwoValued] {
-            assert!(counts(values(254.0, 255.0, false), rule));
-            assert!(counts(values(128.0, 255.0, false), rule));
-            assert!(counts(values(32768.0, 65535.0, false), rule));
-            assert!(counts(values(0.5, 1.0, false), rule));
-            assert!(!counts(values(127.0, 255.0, false), rule));
+            assert!(counts(values(254.0, 255.0, false), rule, false));
+            assert!(counts(values(128.0, 255.0, false), rule, false));
+            assert!(counts(values(32768.0, 65535.0, false), rule, false));
+            assert!(counts(values(0.5, 1.0, false), rule, false));
+            assert!(!counts(values(127.0, 255.0, false), rule, false));
             // The noise of a JPEG without lesions has many values.
-            assert!(!counts(values(3.0, 255.0, false), rule));
-            assert!(!counts(values(0.0, 255.0, false), rule));
+            assert!(!counts(values(3.0, 255.0, false), rule, false));
+            assert!(!counts(values(0.0, 255.0, false), rule, false));
             // 255 in 16 bits is all of the 8 bits that are used; 1 is what people store for yes.
-            assert!(counts(values(255.0, 255.0, true), rule));
-            assert!(counts(values(1.0, 255.0, true), rule));
+            assert!(counts(values(255.0, 255.0, true), rule, false));
+            assert!(counts(values(1.0, 255.0, true), rule, false));
         }
-        assert!(counts(values(76.0, 255.0, true), HalfOrTwoValued));
-        assert!(!counts(values(76.0, 255.0, true), Half));
+        assert!(counts(values(76.0, 255.0, true), HalfOrTwoValued, false));
+        assert!(!counts(values(76.0, 255.0, true), Half, false));
+        assert!(
+            !counts(values(1.0, 255.0, true), HalfOrTwoValued, true),
+            "a JPEG"
+        );
     }
 
     #[test]
     fn masks_that_are_too_dark_to_count_are_told_from_empty_ones() {
-        let told = |largest, white, two| match faint(values(largest, white, two), true)? {
+        let told = |largest, white, two| match faint(values(largest, white, two))? {
             Doubt::Empty { largest, least } => Some((largest, least)),
-            Doubt::Dim { .. } => None,
+            Doubt::Dim { .. } | Doubt::Transparent => None,
         };
         assert_eq!(told(100.0, 255.0, false), Some((100.0, 128.0)));
         assert_eq!(told(60.0, 255.0, true), Some((60.0, 128.0)));
         assert_eq!(told(300.0, 1023.0, false), Some((300.0, 512.0)));
         assert_eq!(told(0.4, 1.0, false), Some((0.4, 0.5)));
-        assert_eq!(told(3.0, 255.0, false), None);
+        assert_eq!(told(3.0, 255.0, false), Some((3.0, 128.0)));
         assert_eq!(told(0.0, 255.0, false), None);
+        let hidden = Values {
+            hidden: true,
+            ..values(0.0, 255.0, false)
+        };
+        assert_eq!(faint(hidden), Some(Doubt::Transparent));
     }
 
     #[test]
@@ -407,8 +419,6 @@ mod tests {
         assert!(!told(0.95, 60, false), "a small lesion with a wide one");
         assert!(!told(0.4, 2, true));
         assert!(told(0.8, 60, true), "dark red as a JPEG");
-        // Without loss, 1 and 2 are no noise.
-        assert!(faint(values(2.0, 255.0, false), false).is_some());
     }
 
     #[test]

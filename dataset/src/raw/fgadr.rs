@@ -171,10 +171,16 @@ fn read_grades(
         reason,
     };
     let bytes = scan.read(table).map_err(|reason| bad((1, reason)))?;
-    let rows = grades::rows(&bytes).map_err(bad)?;
+    let grades::GradeTable { rows, doubt } = grades::table(&bytes).map_err(bad)?;
     let find = |name: &str| by_stem.get(name).or_else(|| by_stem.get(stem(name)));
     let joined = join_rows(&rows, find).map_err(bad)?;
     scan.notes.insert(table, String::new());
+    if let Some(column) = doubt {
+        let name = scan.name(table);
+        scan.words.push(format!(
+            "{name}: grades are taken from column {column}: no heading is called `grade`; if another column holds them, name it so"
+        ));
+    }
     if joined.grades.is_empty() && !rows.is_empty() {
         return Err(scan.error(
             format!(

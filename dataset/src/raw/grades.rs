@@ -2,6 +2,8 @@
 
 use std::collections::BTreeSet;
 
+use fovea_pictures::decode::{Content, HEAD, sniff};
+
 use super::names;
 
 /// One line of the table.
@@ -17,7 +19,10 @@ pub(super) struct GradeRow {
 
 /// The rows of a table: UTF-8, UTF-16 or Latin-1, separated by `,` `;` `|` or tabs, quoted or not, with or without a
 /// line of headings. The line and reason when one cannot be read.
-pub(super) fn rows(bytes: &[u8]) -> Result<Vec<GradeRow>, (u64, String)> {
+pub(super) fn table(bytes: &[u8]) -> Result<GradeTable, (u64, String)> {
+    if let Content::Other { what, help } = sniff(&bytes[..bytes.len().min(HEAD)]) {
+        return Err((1, format!("is {what}, not a table as text: {help}")));
+    }
     let text = decoded(bytes);
     let (separator, text, skipped) = match stated_separator(&text) {
         Some((separator, rest)) => (separator, rest, 1),
@@ -32,6 +37,7 @@ pub(super) fn rows(bytes: &[u8]) -> Result<Vec<GradeRow>, (u64, String)> {
     let mut columns = (0, 1);
     let mut rows = Vec::new();
     let mut one_hot = OneHot::default();
+    let (mut is_certain, mut widest) = (false, 0);
     let mut lines = Lines::new(text, skipped);
     for (number, record) in reader.records().enumerate() {
         let record = record.map_err(|e| (lines.of(e.position()), e.to_string()))?;
@@ -47,10 +53,12 @@ pub(super) fn rows(bytes: &[u8]) -> Result<Vec<GradeRow>, (u64, String)> {
             && let Some(named) = headings(&record)
         {
             one_hot.is_excluded = named.is_certain;
+            is_certain = named.is_certain;
             columns = named.columns;
             continue;
         }
         one_hot.look_at(&record, columns.0, line);
+        widest = widest.max(record.len());
         let (Some(&name), Some(&field)) = (record.get(columns.0), record.get(columns.1)) else {
             return Err((line, format!("has {} fields", record.len())));
         };
@@ -66,8 +74,19 @@ pub(super) fn rows(bytes: &[u8]) -> Result<Vec<GradeRow>, (u64, String)> {
             line,
             "each of its lines has a single 1 in one of several columns, and which column means which grade is not known: make it one column `grade` with 0 to 4".to_owned(),
         )),
-        None => Ok(rows),
+        None => Ok(GradeTable {
+            doubt: (!is_certain && widest > 2).then_some(columns.1 + 1),
+            rows,
+        }),
     }
+}
+
+/// A table that was read.
+#[derive(Debug)]
+pub(super) struct GradeTable {
+    pub rows: Vec<GradeRow>,
+    /// The column that grades are taken from, from 1, where there are others and no heading says which one holds them.
+    pub doubt: Option<usize>,
 }
 
 /// Whether a table has a column per grade: in every line a single 1 among zeros, not always in the same column.
@@ -174,7 +193,19 @@ fn headings(record: &[&str]) -> Option<Headings> {
     };
     let names = [&["image", "name", "file"][..], &["id"]].map(with);
     let name = names.iter().flatten().next().copied();
-    let grades = with(&["grade", "grading", "level", "label", "diagnosis"]);
+    let words = ["grade", "grading", "level", "label", "diagnosis"];
+    // Grades of something else, and who gave them.
+    let others = with(&[
+        "dme", "macula", "edema", "oedema", "quality", "grader", "gradable",
+    ]);
+    let exact: Vec<usize> = (0..record.len())
+        .filter(|column| words.contains(&record[*column].to_lowercase().as_str()))
+        .collect();
+    let fitting: Vec<usize> = with(&words)
+        .into_iter()
+        .filter(|column| !others.contains(column))
+        .collect();
+    let grades = if exact.len() == 1 { exact } else { fitting };
     let is_certain = grades.len() == 1;
     let columns = match (name, grades.first()) {
         (Some(name), Some(&grade)) if name != grade => (name, grade),
@@ -259,8 +290,9 @@ mod tests {
     use super::*;
 
     fn read(bytes: &[u8]) -> Vec<(String, Option<u8>)> {
-        rows(bytes)
+        table(bytes)
             .unwrap()
+            .rows
             .into_iter()
             .map(|row| (row.name, row.grade))
             .collect()
@@ -311,24 +343,24 @@ mod tests {
     #[test]
     fn what_is_no_grade_is_told_with_its_line() {
         assert_eq!(
-            rows(b"a.png,1\n\nb.png,7\n").unwrap_err(),
+            table(b"a.png,1\n\nb.png,7\n").unwrap_err(),
             (3, "`7` is no grade".to_owned())
         );
         assert_eq!(
-            rows(b"a.png,x\n").unwrap_err(),
+            table(b"a.png,x\n").unwrap_err(),
             (1, "`x` is no grade".to_owned())
         );
         assert_eq!(
-            rows(b"sep=,\na.png\n").unwrap_err(),
+            table(b"sep=,\na.png\n").unwrap_err(),
             (2, "has 1 fields".to_owned())
         );
         let one_hot = "each of its lines has a single 1";
-        for table in [
+        for text in [
             "a.png,1,0,0,0,0\nb.png,0,0,1,0,0\n",
             "image,none,mild,severe\na.png,1,0,0\nb.png,0,1.0,0\n",
             "image,grade 0,grade 1,grade 2\na.png,1,0,0\nb.png,0,1,0\n",
         ] {
-            let (_, reason) = rows(table.as_bytes()).unwrap_err();
+            let (_, reason) = table(text.as_bytes()).unwrap_err();
             assert!(reason.starts_with(one_hot), "{reason}");
         }
         // Grades beside other columns of 0 and 1.
@@ -336,13 +368,35 @@ mod tests {
         assert_eq!(read(beside.as_bytes()).len(), 2);
         assert_eq!(read(b"a.png,1,0,1\nb.png,0,1,0\n").len(), 2);
         assert_eq!(read(b"a.png,\n"), [("a.png".to_owned(), None)]);
+        let excel = table(b"PK\x03\x04 and more").unwrap_err();
+        assert!(excel.1.contains("not a table as text"), "{excel:?}");
         assert_eq!(read(b""), []);
+    }
+
+    #[test]
+    fn the_column_of_grades_is_that_of_its_very_name() {
+        let first = |text: &str| {
+            let table = table(text.as_bytes()).unwrap();
+            (table.rows[0].grade, table.doubt)
+        };
+        for (headings, doubt) in [
+            ("image,DME grade,DR grade", None),
+            ("image,grader,grade", None),
+            ("image,quality,level", None),
+            ("image,stage 1,stage 2", Some(2)),
+        ] {
+            let grade = if doubt.is_some() { 1 } else { 3 };
+            let text = format!("{headings}\na.png,1,3\n");
+            assert_eq!(first(&text), (Some(grade), doubt), "{headings}");
+        }
+        assert_eq!(first("a.png,1,3\n"), (Some(1), Some(2)));
+        assert_eq!(first("a.png,1\n"), (Some(1), None));
     }
 
     proptest! {
         #[test]
         fn no_bytes_panic(bytes in prop::collection::vec(any::<u8>(), 0..400)) {
-            let _ = rows(&bytes);
+            let _ = table(&bytes);
         }
     }
 }

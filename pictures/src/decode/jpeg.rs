@@ -37,6 +37,7 @@ pub(super) fn facts(bytes: &[u8]) -> Result<JpegFacts, Reason> {
         at += 1;
         match code {
             0xd9 => break,
+            0xf7 => return Err(unread("a JPEG-LS picture")),
             // Marks without content, and a 0xff in compressed data.
             0x00 | 0x01 | 0xd0..=0xd8 => {}
             _ => {
@@ -49,7 +50,7 @@ pub(super) fn facts(bytes: &[u8]) -> Result<JpegFacts, Reason> {
                     0xe1 if orientation.is_none() => {
                         orientation = segment
                             .strip_prefix(b"Exif\0\0")
-                            .and_then(Orientation::from_exif_chunk);
+                            .and_then(super::exif::orientation);
                     }
                     _ => {}
                 }
@@ -76,6 +77,10 @@ fn segment(bytes: &[u8], at: usize) -> Result<&[u8], Reason> {
     Ok(bytes.get(at + 2..at + length).ok_or(CUT)?)
 }
 
+fn unread(kind: &str) -> Reason {
+    format!("is {kind}, which is not read: convert it to PNG or TIFF first")
+}
+
 /// Width and height of a frame header; kinds of JPEG that the decoder does not know are named.
 fn size(code: u8, segment: &[u8]) -> Result<(u32, u32), Reason> {
     let [depth, h1, h0, w1, w0, ..] = *segment else {
@@ -89,9 +94,7 @@ fn size(code: u8, segment: &[u8]) -> Result<(u32, u32), Reason> {
         _ => None,
     };
     if let Some(kind) = kind {
-        return Err(format!(
-            "is {kind}, which is not read: convert it to PNG or TIFF first"
-        ));
+        return Err(unread(&kind));
     }
     let [width, height] = [[w1, w0], [h1, h0]].map(|pair| u32::from(u16::from_be_bytes(pair)));
     if width == 0 || height == 0 {
@@ -188,10 +191,31 @@ mod tests {
     }
 
     #[test]
+    fn the_orientation_may_have_any_whole_type() {
+        let mut long = exif(6);
+        // LONG: the value takes all four bytes.
+        let at = long.len() - 8;
+        long[at - 5] = 4;
+        long[at..at + 4].copy_from_slice(&[0, 0, 0, 6]);
+        let mut byte = exif(6);
+        byte[at - 5] = 1;
+        byte[at..at + 4].copy_from_slice(&[6, 0, 0, 0]);
+        for segment in [exif(6), long, byte] {
+            let bytes = [b"\xff\xd8", &segment[..], &marks()[2..]].concat();
+            assert_eq!(
+                facts(&bytes).unwrap().orientation,
+                Orientation::Rotate90,
+                "{segment:?}"
+            );
+        }
+    }
+
+    #[test]
     fn kinds_that_are_not_read_are_named() {
         for (code, depth, word) in [
             (0xc3, 8, "lossless"),
             (0xc9, 8, "arithmetic"),
+            (0xf7, 8, "JPEG-LS"),
             (0xc1, 12, "12 bits"),
         ] {
             let mut bytes = marks();

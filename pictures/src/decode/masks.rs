@@ -17,6 +17,8 @@ pub struct Values {
     pub dim: f64,
     /// How many values there are besides 0, in 8 bits.
     pub levels: usize,
+    /// Nothing is left because all that is not black is transparent.
+    pub hidden: bool,
 }
 
 impl Values {
@@ -29,6 +31,7 @@ impl Values {
             white,
             dim,
             levels,
+            hidden: false,
         }
     }
 }
@@ -46,6 +49,9 @@ impl Picture {
             Samples::U8(data) => Ok(byte_mask(data, shape)),
             Samples::Indexed { mut data, palette } => {
                 let light = palette.map(|[r, g, b]| r.max(g).max(b));
+                if light.iter().all(|light| *light == 0) && varies(data.iter()) {
+                    return Ok(of_bytes(data));
+                }
                 // Most of a mask is ground, eight pixels at a time.
                 let ground = [0; 8];
                 let (eights, rest) = data.as_chunks_mut::<8>();
@@ -80,8 +86,17 @@ impl Picture {
     }
 }
 
+/// A mask of one byte per pixel.
+pub(super) fn of_bytes(data: Vec<u8>) -> (Vec<u8>, Values) {
+    byte_mask(data, (1, Opacity::None))
+}
+
 fn byte_mask(data: Vec<u8>, (colours, alpha): (usize, Opacity)) -> (Vec<u8>, Values) {
     let top = |pixel: &[u8]| pixel.iter().copied().max().unwrap_or(0);
+    let data_has_colour = alpha != Opacity::None
+        && data
+            .chunks_exact(colours + 1)
+            .any(|pixel| top(&pixel[..colours]) > 0);
     let mut plane: Vec<u8> = match (colours, alpha) {
         (1, Opacity::None) => data,
         (3, Opacity::None) => data
@@ -89,8 +104,15 @@ fn byte_mask(data: Vec<u8>, (colours, alpha): (usize, Opacity)) -> (Vec<u8>, Val
             .map(|p| p[0].max(p[1]).max(p[2]))
             .collect(),
         (n, _) => {
-            let opacity = |a: u8| if alpha == Opacity::Straight { a } else { 255 };
             let pixels = || data.chunks_exact(n + 1);
+            let most = pixels().map(|p| p[n]).max().unwrap_or(0);
+            // Opacity of 0 all over: there is none. Of 0 and 1: a mask was stored in it.
+            let opacity = |a: u8| match alpha {
+                Opacity::Straight if most == 0 => 255,
+                Opacity::Straight if most == 1 => 255 * a,
+                Opacity::Straight => a,
+                _ => 255,
+            };
             match varies(pixels().map(|p| p[n])) && pixels().all(|p| p[..n] == [0; 3][..n]) {
                 true => pixels().map(|p| p[n]).collect(),
                 false => pixels()
@@ -100,13 +122,20 @@ fn byte_mask(data: Vec<u8>, (colours, alpha): (usize, Opacity)) -> (Vec<u8>, Val
         }
     };
     let largest = largest_byte(&plane);
-    let two_valued = largest > 0 && others(&plane, largest) == 0;
+    let hidden = largest == 0 && data_has_colour;
+    // One value all over is two-valued only as a whole mask of lesions: 1, or white.
+    let is_one = !plane.contains(&0);
+    let two_valued =
+        largest > 0 && others(&plane, largest) == 0 && (!is_one || matches!(largest, 1 | 255));
     if two_valued && largest < 255 {
         for value in &mut plane {
             *value = if *value == 0 { 0 } else { 255 };
         }
     }
-    let values = Values::of(&plane, two_valued, f64::from(largest), 255.0);
+    let values = Values {
+        hidden,
+        ..Values::of(&plane, two_valued, f64::from(largest), 255.0)
+    };
     (plane, values)
 }
 
@@ -166,10 +195,9 @@ fn brightest<T>(
         _ => full,
     };
     let colour = |pixel: &[T]| pixel[..colours].iter().map(&value).fold(f32::MIN, f32::max);
-    let sign = match data
-        .chunks_exact(channels)
-        .all(|pixel| colour(pixel) <= 0.0)
-    {
+    // Negative all over, without a zero, is the ground of a map of scores.
+    let pixels = || data.chunks_exact(channels).map(colour);
+    let sign = match pixels().all(|value| value <= 0.0) && pixels().any(|value| value == 0.0) {
         true => -1.0,
         false => 1.0,
     };
@@ -192,7 +220,10 @@ fn largest(plane: &[f32]) -> f64 {
 
 fn wide_mask(plane: &[f32], largest: f64, white: f64) -> (Vec<u8>, Values) {
     let top = largest as f32;
-    let two_valued = largest > 0.0 && plane.iter().all(|value| *value == 0.0 || *value == top);
+    let is_one = plane.iter().all(|value| *value != 0.0);
+    let two_valued = largest > 0.0
+        && plane.iter().all(|value| *value == 0.0 || *value == top)
+        && (!is_one || largest == 1.0 || largest == white);
     let bytes: Vec<u8> = if two_valued {
         plane
             .iter()
@@ -259,6 +290,46 @@ mod tests {
             let opaque = vec![0, 0, 0, 255, 0, 0, 0, 255];
             assert_eq!(plane(ColourModel::Rgb, Samples::U8(opaque)), [0, 0]);
         }
+    }
+
+    #[test]
+    fn one_value_all_over_is_no_mask_of_lesions_unless_it_is_one_or_white() {
+        let two = |picture: Picture| picture.into_mask().unwrap().1.two_valued;
+        let bytes = |v: u8| picture(ColourModel::Grey, Opacity::None, Samples::U8(vec![v; 3]));
+        assert!(two(bytes(1)) && two(bytes(255)) && !two(bytes(76)));
+        assert!(two(grey32(&[1.0; 3], false)) && !two(grey32(&[0.02; 3], false)));
+        assert!(two(grey16(&[65535; 3], None)) && !two(grey16(&[300; 3], None)));
+        // Scores below zero everywhere: nothing was found.
+        let (plane, values) = grey32(&[-6.1; 3], false).into_mask().unwrap();
+        assert_eq!((plane, values.largest), (vec![0; 3], 0.0));
+    }
+
+    #[test]
+    fn lesions_that_are_transparent_are_told_or_seen() {
+        let rgba = |pixels: &[[u8; 4]]| {
+            let samples = Samples::U8(pixels.concat());
+            picture(ColourModel::Rgb, Opacity::Straight, samples)
+                .into_mask()
+                .unwrap()
+        };
+        // No opacity anywhere: it was never meant.
+        let (plane, values) = rgba(&[[255, 255, 255, 0], [0, 0, 0, 0]]);
+        assert_eq!((plane, values.hidden), (vec![255, 0], false));
+        let (plane, _) = rgba(&[[1, 1, 1, 1], [0, 0, 0, 0]]);
+        assert_eq!(plane, [255, 0]);
+        let (plane, values) = rgba(&[[255, 255, 255, 0], [0, 0, 0, 255]]);
+        assert_eq!((plane, values.hidden), (vec![0, 0], true));
+    }
+
+    #[test]
+    fn indices_of_a_black_palette_are_the_values() {
+        let palette = Box::new([[0; 3]; 256]);
+        let data = vec![0, 1, 0];
+        let indexed = Samples::Indexed { data, palette };
+        let (plane, values) = picture(ColourModel::Rgb, Opacity::None, indexed)
+            .into_mask()
+            .unwrap();
+        assert_eq!((plane, values.two_valued), (vec![0, 255, 0], true));
     }
 
     #[test]

@@ -5,6 +5,7 @@
 //! whole, are refused. Reasons are plain text that says what to do where copying the file again does not help: the
 //! caller knows the file's name.
 
+mod exif;
 mod jpeg;
 mod masks;
 mod png;
@@ -88,7 +89,16 @@ pub fn rgb(bytes: &[u8], out: &mut Vec<u8>) -> Result<Rgb, Reason> {
 pub fn mask(bytes: &[u8], out: &mut Vec<u8>) -> Result<Mask, Reason> {
     let (picture, orientation) = decode(bytes, out)?;
     let size = (picture.width, picture.height);
-    let (plane, values) = picture.into_mask()?;
+    let (mut plane, mut values) = picture.into_mask()?;
+    // Some programs write numbers as palette indices, and a palette that lacks them: everything is black then.
+    if values.largest == 0.0
+        && let Ok(Format::Png) = format(bytes)
+        && let Some(indices) = png::indices(bytes)
+        && indices.len() == plane.len()
+        && indices.iter().any(|index| *index != indices[0])
+    {
+        (plane, values) = masks::of_bytes(indices);
+    }
     *out = plane;
     let (width, height) = upright::<GrayImage>(out, size, orientation)?;
     Ok(Mask {

@@ -21,6 +21,28 @@ pub(super) fn size(bytes: &[u8]) -> Result<(u32, u32, u64), Reason> {
     Ok((info.width, info.height, 4 * deep))
 }
 
+/// The palette indices of a picture that has some, a byte each: what a mask means whose palette is black all over.
+pub(super) fn indices(bytes: &[u8]) -> Option<Vec<u8>> {
+    let mut decoder = png::Decoder::new(Cursor::new(bytes));
+    decoder.set_transformations(Transformations::IDENTITY);
+    let mut reader = decoder.read_info().ok()?;
+    let (colour, depth) = reader.output_color_type();
+    if colour != ColorType::Indexed {
+        return None;
+    }
+    let mut packed = vec![0; reader.output_buffer_size()?];
+    let frame = reader.next_frame(&mut packed).ok()?;
+    let bits = depth as usize;
+    let row = |row: &[u8]| -> Vec<u8> {
+        let index = |x: usize| {
+            let (byte, shift) = (row[x * bits / 8], 8 - bits - x * bits % 8);
+            byte >> shift & (0xff >> (8 - bits))
+        };
+        (0..frame.width as usize).map(index).collect()
+    };
+    Some(packed.chunks_exact(frame.line_size).flat_map(row).collect())
+}
+
 /// Decodes with palette, small depths and transparent colours expanded; and how the picture has to be turned. The memory of
 /// `out` is used again.
 pub(super) fn decode(bytes: &[u8], mut out: Vec<u8>) -> Result<(Picture, Orientation), Reason> {
@@ -54,7 +76,7 @@ pub(super) fn decode(bytes: &[u8], mut out: Vec<u8>) -> Result<(Picture, Orienta
     let orientation = info
         .exif_metadata
         .as_deref()
-        .and_then(Orientation::from_exif_chunk)
+        .and_then(super::exif::orientation)
         .or_else(|| raw_profile(info));
     let samples = match depth {
         BitDepth::Sixteen => Samples::U16(
@@ -97,7 +119,7 @@ fn raw_profile(info: &png::Info<'_>) -> Option<Orientation> {
         .chunks_exact(2)
         .map(|pair| (pair[0] << 4 | pair[1]) as u8)
         .collect();
-    Orientation::from_exif_chunk(bytes.strip_prefix(b"Exif\0\0").unwrap_or(&bytes))
+    super::exif::orientation(bytes.strip_prefix(b"Exif\0\0").unwrap_or(&bytes))
 }
 
 /// White by the significant bits of the colour samples. The standard wants samples scaled to the full depth all the
