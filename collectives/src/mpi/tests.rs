@@ -23,11 +23,16 @@ fn mpirun(world: usize, name: &str) -> (String, bool) {
     let mut output = tempfile::tempfile().unwrap();
     let leaving = tempfile::TempDir::new().unwrap();
     let mut mpirun = Command::new("mpirun")
-        .args(["-n", &world.to_string()])
+        // More ranks than processors, and root in a container, are both fine for a test.
+        .args([
+            "-n",
+            &world.to_string(),
+            "--oversubscribe",
+            "--bind-to",
+            "none",
+        ])
         .arg(child.get_program())
         .args(child.get_args())
-        // More ranks than processors, and root in a container, are both fine for a test.
-        .env("OMPI_MCA_rmaps_base_oversubscribe", "1")
         .env("OMPI_ALLOW_RUN_AS_ROOT", "1")
         .env("OMPI_ALLOW_RUN_AS_ROOT_CONFIRM", "1")
         .env("FOVEA_TEST_DIR", leaving.path())

@@ -20,6 +20,10 @@ pub(super) struct GradeRow {
 /// The rows of a table: UTF-8, UTF-16 or Latin-1, separated by `,` `;` `|` or tabs, quoted or not, with or without a
 /// line of headings. The line and reason when one cannot be read.
 pub(super) fn table(bytes: &[u8]) -> Result<GradeTable, (u64, String)> {
+    if bytes.starts_with(b"PK\x03\x04") || bytes.starts_with(b"\xd0\xcf\x11\xe0") {
+        let reason = "is an Excel workbook, not a table as text: open it and save it as CSV";
+        return Err((1, reason.to_owned()));
+    }
     if let Content::Other { what, help } = sniff(&bytes[..bytes.len().min(HEAD)]) {
         return Err((1, format!("is {what}, not a table as text: {help}")));
     }
@@ -369,7 +373,12 @@ mod tests {
         assert_eq!(read(b"a.png,1,0,1\nb.png,0,1,0\n").len(), 2);
         assert_eq!(read(b"a.png,\n"), [("a.png".to_owned(), None)]);
         let excel = table(b"PK\x03\x04 and more").unwrap_err();
-        assert!(excel.1.contains("not a table as text"), "{excel:?}");
+        assert!(excel.1.contains("save it as CSV"), "{excel:?}");
+        let dicom = table(&[&[0; 128][..], b"DICM"].concat()).unwrap_err();
+        assert!(
+            dicom.1.starts_with("is a DICOM file, not a table as text"),
+            "{dicom:?}"
+        );
         assert_eq!(read(b""), []);
     }
 
