@@ -86,7 +86,7 @@ impl<T: Serialize + DeserializeOwned> RecordFile<T> {
             file.write_all_at(&file_head(format), 0)
                 .map_err(Error::file("write", path))?;
             file.sync_all().map_err(Error::file("sync", path))?;
-            fovea_files::sync_dir(path.parent().unwrap_or(Path::new(".")))?;
+            fovea_files::sync_parent(path)?;
         } else {
             (contents, end) = scan(path, format)?;
         }

@@ -156,7 +156,15 @@ pub fn replace_alone(path: &Path, bytes: &[u8]) -> Result<()> {
 /// When the system refuses.
 pub fn rename(from: &Path, to: &Path) -> Result<()> {
     fs::rename(from, to).map_err(Error::of("rename", from))?;
-    sync_dir(parent(to))
+    sync_parent(to)
+}
+
+/// Makes the name of a file durable.
+///
+/// # Errors
+/// When the system refuses.
+pub fn sync_parent(path: &Path) -> Result<()> {
+    sync_dir(parent(path))
 }
 
 /// Makes the names in a directory durable.

@@ -11,7 +11,7 @@ use fovea_coordinator::status::Status;
 use fovea_run::run_dir::RunDir;
 use rustix::process::{Pid, Signal};
 
-use crate::error::{Error, Result};
+use crate::error::Result;
 
 /// How long a trainer that was given up may take to come back by itself.
 const COME_BACK: Duration = Duration::from_secs(10);
@@ -35,7 +35,7 @@ impl Process {
     pub fn start(command: &mut Command, name: &str, run: &RunDir) -> Result<Self> {
         let log = run.log(name);
         let failed = |path: &Path, e: &std::io::Error| {
-            Error::file(path, e, "check the program and the run directory")
+            fovea_run::Error::file(path, e, "check the program and the run directory")
         };
         if let Some(directory) = log.parent() {
             fs::create_dir_all(directory).map_err(|e| failed(directory, &e))?;

@@ -72,9 +72,8 @@ fn hand_over(
     script: &str,
 ) -> anyhow::Result<Submitted> {
     let folder = base.join(FOLDER);
-    std::fs::create_dir_all(&folder).map_err(|e| {
-        fovea_trainer::Error::file(&folder, &e, "check the place and its permissions")
-    })?;
+    std::fs::create_dir_all(&folder)
+        .map_err(|e| fovea_run::Error::file(&folder, &e, "check the place and its permissions"))?;
     let path = folder.join(SCRIPT_FILE);
     submit::replace(
         &folder.join(CONFIG_FILE),

@@ -63,16 +63,6 @@ pub enum Error {
         /// Global gradient norm.
         norm: f64,
     },
-    /// A file of the run directory cannot be used.
-    #[error("{path}: {what}\n  help: {help}", path = path.display())]
-    File {
-        /// The file or directory.
-        path: PathBuf,
-        /// What is wrong with it, with the operating system's words.
-        what: String,
-        /// What to do.
-        help: String,
-    },
     /// A checkpoint or weights file does not fit the model or the run.
     #[error("{path}: {what}\n  help: {help}", path = path.display())]
     Mismatch {
@@ -94,15 +84,6 @@ pub enum Error {
 }
 
 impl Error {
-    /// Shorthand for [`Error::File`] from an IO error.
-    pub fn file(path: impl Into<PathBuf>, error: &std::io::Error, help: &str) -> Self {
-        Self::File {
-            path: path.into(),
-            what: error.to_string(),
-            help: help.to_owned(),
-        }
-    }
-
     /// Whether the user's input (configuration, arguments, dataset layout) is to blame: no retry helps.
     pub fn is_usage(&self) -> bool {
         match self {

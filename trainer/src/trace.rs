@@ -7,7 +7,7 @@ use std::time::Instant;
 
 use serde_json::{Value, json};
 
-use crate::error::{Error, Result};
+use crate::error::Result;
 
 /// Something that took a while.
 #[derive(Clone, Debug, PartialEq)]
@@ -79,7 +79,8 @@ impl Trace {
             }
             std::fs::write(path, text)
         };
-        write().map_err(|e| Error::file(path, &e, "check free space and permissions"))
+        Ok(write()
+            .map_err(|e| fovea_run::Error::file(path, &e, "check free space and permissions"))?)
     }
 
     fn lock(&self) -> MutexGuard<'_, Vec<Span>> {

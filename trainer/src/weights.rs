@@ -292,7 +292,7 @@ pub fn pin(config: &mut Config) -> Result<()> {
         found
     };
     let file = std::path::absolute(&file)
-        .map_err(|e| Error::file(&file, &e, "give the weights by another path"))?;
+        .map_err(|e| fovea_run::Error::file(&file, &e, "give the weights by another path"))?;
     let Some(text) = file.to_str() else {
         return Err(Error::Usage {
             what: format!("{}: the name is not UTF-8", file.display()),

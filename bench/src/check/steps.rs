@@ -49,7 +49,7 @@ pub(super) fn check(gpu: Result<Gpu>, steps: u32, graphs: bool) -> Vec<Check> {
 
 fn compare(mut gpu: Gpu, steps: u32, graphs: bool) -> Result<(Deviation, Deviation)> {
     let dir = tempfile::tempdir().map_err(|e| {
-        Error::file(
+        fovea_run::Error::file(
             std::env::temp_dir(),
             &e,
             "set TMPDIR to a directory with 10 MB of space",

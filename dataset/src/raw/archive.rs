@@ -246,16 +246,6 @@ pub(super) fn list(
         }
     }
     obstructed.sort_by(|a, b| a.name.cmp(&b.name));
-    entries.sort_by(|a, b| a.name.cmp(&b.name));
-    // `a/b` and `./a/b`, `a\\b`.
-    if let Some(pair) = entries.windows(2).find(|pair| pair[0].name == pair[1].name) {
-        return Err(Error::Layout {
-            path: path.to_owned(),
-            problem: format!("holds two files that unpack as {}", pair[0].name),
-            help: "remove one of them from the archive, or unpack it and give the folder"
-                .to_owned(),
-        });
-    }
     Ok((entries, obstructed))
 }
 

@@ -98,8 +98,7 @@ pub(super) struct GradeTable {
 struct OneHot {
     /// The headings name one column of grades.
     is_excluded: bool,
-    first_line: u64,
-    lines: usize,
+    first_line: Option<u64>,
     hot: BTreeSet<usize>,
 }
 
@@ -117,17 +116,15 @@ impl OneHot {
             self.is_excluded = true;
             return;
         }
-        if self.lines == 0 {
-            self.first_line = line;
-        }
-        self.lines += 1;
+        self.first_line.get_or_insert(line);
         self.hot
             .extend(values.iter().position(|value| *value == Some(1)));
     }
 
     /// The first line of such a table.
     fn found(&self) -> Option<u64> {
-        (!self.is_excluded && self.hot.len() > 1).then_some(self.first_line)
+        self.first_line
+            .filter(|_| !self.is_excluded && self.hot.len() > 1)
     }
 }
 

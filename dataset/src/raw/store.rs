@@ -62,6 +62,18 @@ impl Store {
             store.archive = Some(archive);
         }
         store.entries.sort_by(|a, b| a.name.cmp(&b.name));
+        // `a/b` and `./a/b`, `a\\b`. In a directory, names that only look alike are told with what they are.
+        let mut pairs = store.entries.windows(2);
+        if store.archive.is_some()
+            && let Some(pair) = pairs.find(|pair| pair[0].name == pair[1].name)
+        {
+            return Err(Error::Layout {
+                path: path.to_owned(),
+                problem: format!("holds two files that unpack as {}", pair[0].name),
+                help: "remove one of them from the archive, or unpack it and give the folder"
+                    .to_owned(),
+            });
+        }
         Ok(store)
     }
 

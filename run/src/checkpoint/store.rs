@@ -284,9 +284,7 @@ fn read_back(path: &Path, entry: &FileEntry) -> Result<()> {
 }
 
 fn sync_dir(dir: &Path) -> Result<()> {
-    File::open(dir)
-        .and_then(|dir| dir.sync_all())
-        .map_err(Error::io("sync", dir))
+    fovea_files::sync_dir(dir).map_err(|e| Error::io(e.action, dir)(e.source))
 }
 
 /// Renames every checkpoint of a step after `step` to `abandoned-step-...`, and says which. For a run

@@ -131,7 +131,7 @@ impl MetricsLog {
             log.file.sync_all().map_err(failed)?;
         }
         if !existed {
-            sync_parent(path).map_err(failed)?;
+            fovea_files::sync_parent(path).map_err(|e| failed(e.source))?;
         }
         Ok(log)
     }
@@ -183,15 +183,6 @@ fn io_error(path: &Path, action: &'static str, source: io::Error) -> Error {
         action,
         source,
     }
-}
-
-/// Makes a created or renamed name durable.
-fn sync_parent(path: &Path) -> io::Result<()> {
-    let parent = path
-        .parent()
-        .filter(|p| !p.as_os_str().is_empty())
-        .unwrap_or(Path::new("."));
-    File::open(parent)?.sync_all()
 }
 
 #[cfg(test)]
