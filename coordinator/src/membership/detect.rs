@@ -181,7 +181,22 @@ impl Membership {
                 return all;
             }
         }
-        all.and(self.stall(now_ms)).and(self.patience(now_ms))
+        all.and(self.stall(now_ms))
+            .and(self.patience(now_ms))
+            .and(self.evaluation_over_time(now_ms))
+    }
+
+    /// An evaluation may take longer than a step, and nothing is committed while it runs: without this
+    /// check, a deadline would pass unseen until the step after it.
+    fn evaluation_over_time(&mut self, now_ms: u64) -> Transition {
+        let evaluates = self.phase == Phase::Running
+            && self.drain.is_none()
+            && self.first_done.is_none()
+            && self.members.values().any(|m| m.state == MemberState::Evaluating);
+        match self.out_of_time(now_ms).filter(|_| evaluates) {
+            Some(reason) => self.drain(&reason, now_ms),
+            None => Transition::none(),
+        }
     }
 
     /// All wait for each other, so one of them hangs in what the others take for waiting. Who does not

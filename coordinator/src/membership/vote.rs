@@ -9,7 +9,7 @@ use crate::status::EpochSummary;
 /// A checkpoint before the first one was measured, in milliseconds.
 const UNKNOWN_SAVE_MS: u64 = 5_000;
 /// What leaving takes besides, in milliseconds.
-const MARGIN_MS: u64 = 1_000;
+const MARGIN_MS: u64 = 2_000;
 
 /// Figures of an epoch that are kept, and the longest name of one in bytes: the status has to fit
 /// into a frame.
@@ -257,7 +257,7 @@ impl Membership {
     }
 
     /// Why no further step may be begun: another one and the save after it would end too late.
-    fn out_of_time(&self, now_ms: u64) -> Option<String> {
+    pub(super) fn out_of_time(&self, now_ms: u64) -> Option<String> {
         let deadline = self.config.deadline_ms?;
         let step = self.progress.median_step_ms().unwrap_or(0);
         let save = self

@@ -370,8 +370,45 @@ fn no_step_is_begun_that_would_end_after_the_deadline() {
             break;
         }
     }
-    // 2 x (1 s + 5 s for a checkpoint that was never measured) + 1 s before 30 s.
-    assert_eq!(last, Some((18, true)));
+    // 2 x (1 s + 5 s for a checkpoint that was never measured) + 2 s before 30 s.
+    assert_eq!(last, Some((17, true)));
+}
+
+#[test]
+fn an_evaluation_is_given_up_before_the_deadline() {
+    let (mut run, ids) = running_as(MembershipConfig {
+        deadline_ms: Some(30_000),
+        ..elastic(1)
+    });
+    let gave_up = |effect: &Effect| {
+        matches!(
+            effect,
+            Effect::Send {
+                reply: Reply::Abort { .. },
+                ..
+            }
+        )
+    };
+    let mut at = None;
+    for now in (0..30_000).step_by(100) {
+        let heartbeat = MembershipEvent::Heartbeat {
+            member: ids[0],
+            state: MemberState::Evaluating,
+            step: 0,
+            samples_per_s: 0.0,
+            beat: now,
+        };
+        run.apply(heartbeat, now);
+        let tick = run.apply(MembershipEvent::Tick, now);
+        if tick.effects.iter().any(gave_up) {
+            at = Some(now);
+            break;
+        }
+    }
+    // 2 x 5 s for a checkpoint that was never measured + 2 s before 30 s.
+    assert_eq!(at, Some(18_100));
+    let (_, assigned) = meets(&mut run, ids[0], Some(point(0, 0)));
+    assert!(assigned[0].1.last);
 }
 
 #[test]
