@@ -1,8 +1,9 @@
 //! A prepared dataset, opened: pixels and labels by image index, straight from mapped shards.
 
 use std::path::{Path, PathBuf};
-use std::sync::OnceLock;
+use std::sync::{LazyLock, OnceLock};
 
+use fovea_task::{Label, Task};
 use rayon::prelude::*;
 
 use crate::cells;
@@ -157,6 +158,25 @@ impl Dataset {
     /// cell have it. Pass the manifest's own value for the labels that its figures describe.
     pub fn cell_labels(&self, i: usize, min_lesion_pixels: u32) -> Vec<u8> {
         cells::labels(&self.areas(i), min_lesion_pixels)
+    }
+
+    /// The questions that its labels answer.
+    pub fn task(&self) -> &Task {
+        static LESIONS: LazyLock<Task> = LazyLock::new(Task::lesions);
+        &LESIONS
+    }
+
+    /// Labels of the cells of image `i`, `[grid, grid]`, for the task's target at patch level; empty without one. A class
+    /// counts when at least `min_lesion_pixels` of the cell have it.
+    pub fn patch_labels(&self, i: usize, min_lesion_pixels: u32) -> Vec<Label> {
+        let labels = self.cell_labels(i, min_lesion_pixels);
+        labels.into_iter().map(|l| Label(u64::from(l))).collect()
+    }
+
+    /// Label of image `i` by the manifest, for target `target` of the task, which is one at image level.
+    pub fn label(&self, i: usize, target: usize) -> Label {
+        debug_assert_eq!(self.task().targets()[target].level, fovea_task::Level::Image);
+        Label(u64::from(self.image_label(i)))
     }
 
     /// Label byte of image `i` by the manifest: OR of its cells.

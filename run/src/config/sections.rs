@@ -158,15 +158,7 @@ impl MetricName {
     }
 }
 
-choice! {
-    /// Which predictions a metric is computed on.
-    Level {
-        /// One row per grid cell.
-        Patch = "patch",
-        /// One row per whole image.
-        Image = "image",
-    }
-}
+pub use fovea_task::Level;
 
 /// Per-class weights `alpha_c` of the focal loss, classes in the order MA, HE, EX, SE.
 #[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
