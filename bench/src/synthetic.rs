@@ -2,17 +2,17 @@
 
 use std::sync::Arc;
 
-use fovea_coordinator::order::{OrderInput, Unit};
+use fovea_coordinator::order::{AllSamples, Grain, OrderInput, Unit};
 use fovea_dataset::{MAX_PATCH, MAX_SIZE};
-use fovea_kernels::{Augment, FocalParams, ImageU8, resize_antialias};
+use fovea_kernels::{Augment, ImageU8, resize_antialias};
 use fovea_run::config::{Config, Device, Precision as PrecisionChoice};
+use fovea_task::Label;
 use rand::{RngCore, SeedableRng};
 use rand_chacha::ChaCha8Rng;
 use serde::{Deserialize, Serialize};
 
 use fovea_trainer::gpu::SetShape;
 use fovea_trainer::precision::Precision;
-use fovea_trainer::replica::Objective;
 use fovea_trainer::samples::{Assembler, Randomness, ShardBatch, augment};
 use fovea_trainer::{Error, Result};
 
@@ -139,24 +139,11 @@ impl Work {
             images: (0..self.images)
                 .map(|image| (image, cells.clone()))
                 .collect(),
+            grain: Grain::Cell,
+            sampler: &AllSamples,
             seed,
             patches_per_image: self.patches_per_image as usize,
         }
-    }
-}
-
-/// What is minimised: every class weighs the same.
-pub(crate) fn objective(config: &Config) -> Objective {
-    let focal = FocalParams {
-        gamma: config.loss.gamma,
-        alpha: vec![1.0; 4],
-        pos_weight: 1.0,
-        neg_weight: 1.0,
-    };
-    Objective {
-        image: focal.clone(),
-        patch: focal,
-        patch_weight: config.loss.patch_weight,
     }
 }
 
@@ -216,8 +203,8 @@ impl SyntheticSamples {
                     .assemble(units, &images, &resized, Some(random))?
             }
         };
-        batch.image_labels = batch.image_ids.iter().map(|id| label(*id)).collect();
-        batch.patch_labels = batch.patch_ids.iter().map(|id| label(*id)).collect();
+        let labels = |ids: &[u64]| ids.iter().map(|id| label(*id)).collect();
+        batch.labels = vec![labels(&batch.image_ids), labels(&batch.patch_ids)];
         Ok(batch)
     }
 }
@@ -264,9 +251,9 @@ impl Host {
 }
 
 /// Four classes, each on a quarter of the samples (the multiplier is splitmix64's).
-fn label(id: u64) -> u8 {
+fn label(id: u64) -> Label {
     let bits = id.wrapping_mul(0x9E37_79B9_7F4A_7C15);
-    ((bits >> 60) & (bits >> 56)) as u8 & 15
+    Label((bits >> 60) & (bits >> 56) & 15)
 }
 
 #[cfg(test)]
@@ -318,13 +305,11 @@ mod tests {
             on_gpu.load(units, 0).expect("crops"),
         );
         let patches: usize = units.iter().map(|unit| unit.cells.len()).sum();
-        assert_eq!(
-            (here.image_labels.len(), here.patch_labels.len()),
-            (3, patches)
-        );
-        assert_eq!(here.patch_labels, there.patch_labels);
+        let rows: Vec<usize> = here.labels.iter().map(Vec::len).collect();
+        assert_eq!(rows, [3, patches]);
+        assert_eq!(here.labels, there.labels);
         assert_eq!(here.patch_ids, there.patch_ids);
-        let positive: u32 = (0..4000).map(|id| label(id).count_ones()).sum();
+        let positive: u32 = (0..4000).map(|id| label(id).0.count_ones()).sum();
         assert!((3600..4400).contains(&positive), "{positive} of 16000");
     }
 

@@ -9,18 +9,20 @@ use fovea_collectives::{AbortHandle, Collective, Solo};
 use fovea_coordinator::order::{EpochOrder, OrderInput, Unit, rank_shards};
 use fovea_kernels::cuda::Event;
 use fovea_run::config::{Backend, Config};
+use fovea_task::Task;
 use fovea_trainer::gpu::Gpu;
 use fovea_trainer::lanes::ThreadLanes;
 use fovea_trainer::models::Sizes;
 use fovea_trainer::precision::{Precision, native_bf16};
-use fovea_trainer::replica::{Denominators, Replica};
+use fovea_trainer::objective::{Denominators, unweighted};
+use fovea_trainer::replica::Replica;
 use fovea_trainer::samples::{Loader, Part};
 use fovea_trainer::train::{Peers, backend, gpu, lanes};
 use fovea_trainer::{Error, Result};
 use serde::Serialize;
 
 use super::seat::{MeetingSeat, PATIENCE, join, join_on_gpus, slowest};
-use super::synthetic::{SyntheticSamples, Work, objective};
+use super::synthetic::{SyntheticSamples, Work};
 use super::times::Spread;
 
 /// One committed step.
@@ -97,10 +99,12 @@ impl Training {
             virtual_shards,
             images_per_step: config.train.images_per_step as usize,
         };
+        let task = Task::lesions();
+        let objective = unweighted(&config.loss, &task)?;
         Ok(Self {
             work: work.clone(),
             precision,
-            replica: Replica::new(&config, precision, objective(&config), lanes, gpu)?,
+            replica: Replica::configured(&config, &task, precision, objective, lanes, gpu)?,
             samples: Arc::new(samples),
             order_input: work.order_input(config.train.seed),
             collective,
@@ -156,7 +160,7 @@ impl Training {
         while let Some(batch) = loader.next_batch()? {
             let total = Denominators {
                 images: batch.images,
-                patches: batch.global.samples,
+                patches: batch.patches,
             };
             let begun = self.stamp()?;
             let mut peers = Peers {

@@ -1,6 +1,7 @@
 //! The sample order: pure, and the same for every world size.
 //!
-//! An epoch visits every non-black patch of every training image exactly once. The cells of an
+//! A [`Sampler`] lists the samples of an epoch; the only one so far lists every non-black patch of every training
+//! image exactly once, or every image for a model that reads only whole images ([`Grain`]). The cells of an
 //! image are permuted and cut into *units* of at most `patches_per_image` cells (the last unit of
 //! an image may be smaller); then all units of all images are permuted. A global batch is the next
 //! `images_per_step` units. The number of ranks enters only when a batch is split into virtual shards and
@@ -10,6 +11,8 @@
 //! ties by id. No random number crate is involved, so the order is stable forever; a golden test
 //! checks it.
 
+use std::borrow::Cow;
+use std::fmt;
 use std::ops::Range;
 
 use crate::error::{Error, Result};
@@ -19,8 +22,47 @@ const KEY_CONTEXT: &str = "fovea-coordinator 2026 sample order v1";
 const TAG_CELL: u8 = 0;
 const TAG_UNIT: u8 = 1;
 
-/// One image with up to `patches_per_image` of its non-black patches: what enters the model
-/// together. Never empty.
+/// What the cursor, the ledger and the audit count as one sample.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Grain {
+    /// A cell of the grid over an image; images come with some of their cells.
+    Cell,
+    /// A whole image.
+    Image,
+}
+
+/// An image and, at [`Grain::Cell`], one of its cells.
+pub type SampleName = (u32, Option<u16>);
+
+/// Chooses the samples of an epoch: a pure function of its arguments, so that every rank, a resumed run and the audit
+/// know the list. Every epoch must have the same number of samples.
+pub trait Sampler: fmt::Debug + Sync {
+    /// The name in configurations and messages.
+    fn name(&self) -> &'static str;
+
+    /// The images of `epoch` with their cells. No image and no cell may be listed twice.
+    fn epoch<'a>(&self, input: &'a OrderInput, epoch: u32) -> Cow<'a, [(u32, Vec<u16>)]>;
+}
+
+/// Lists each sample once.
+#[derive(Debug)]
+pub struct AllSamples;
+
+impl Sampler for AllSamples {
+    fn name(&self) -> &'static str {
+        "all"
+    }
+
+    fn epoch<'a>(&self, input: &'a OrderInput, _epoch: u32) -> Cow<'a, [(u32, Vec<u16>)]> {
+        Cow::Borrowed(&input.images)
+    }
+}
+
+/// Every sampler; to add one, implement [`Sampler`] and add its row here.
+pub static SAMPLERS: &[&dyn Sampler] = &[&AllSamples];
+
+/// What enters the model together: one image with up to `patches_per_image` of its non-black patches, or, at
+/// [`Grain::Image`], the image alone, without cells.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Unit {
     /// Image index (position in the manifest).
@@ -29,12 +71,33 @@ pub struct Unit {
     pub cells: Vec<u16>,
 }
 
+impl Unit {
+    /// Samples in it, at least 1: its cells, or the image.
+    #[must_use]
+    pub fn count(&self) -> u64 {
+        self.cells.len().max(1) as u64
+    }
+
+    /// Its samples, in the order in which they are used.
+    #[must_use]
+    pub fn samples(&self) -> Vec<SampleName> {
+        match self.cells.is_empty() {
+            true => vec![(self.image, None)],
+            false => self.cells.iter().map(|c| (self.image, Some(*c))).collect(),
+        }
+    }
+}
+
 /// What an epoch's order is made from. The order does not depend on the order of `images` or of
 /// the cells in them.
 #[derive(Clone, Debug)]
 pub struct OrderInput {
-    /// Training images: (image index, its non-black cells). An image without cells has no units.
+    /// Training images: (image index, its non-black cells). At [`Grain::Cell`], an image without cells has no units.
     pub images: Vec<(u32, Vec<u16>)>,
+    /// What a sample is.
+    pub grain: Grain,
+    /// What chooses the samples of an epoch.
+    pub sampler: &'static dyn Sampler,
     /// Seed of the run.
     pub seed: u64,
     /// Most patches of one image in one unit, at least 1.
@@ -57,7 +120,7 @@ pub struct GlobalBatch {
     pub cursor: u64,
     /// Range into [`EpochOrder::units`].
     pub units: Range<usize>,
-    /// Samples (patches) in the batch.
+    /// Samples in the batch.
     pub samples: u64,
 }
 
@@ -83,7 +146,8 @@ impl EpochOrder {
         }
         let key = epoch_key(input.seed, epoch);
         let mut units = Vec::new();
-        let mut images: Vec<&(u32, Vec<u16>)> = input.images.iter().collect();
+        let listed = input.sampler.epoch(input, epoch);
+        let mut images: Vec<&(u32, Vec<u16>)> = listed.iter().collect();
         images.sort_by_key(|(image, _)| *image);
         for pair in images.windows(2) {
             if pair[0].0 == pair[1].0 {
@@ -91,14 +155,18 @@ impl EpochOrder {
             }
         }
         for (image, cells) in images {
-            let cells = permuted_cells(&key, *image, cells)?;
-            for (index, chunk) in (0u32..).zip(cells.chunks(input.patches_per_image)) {
+            let chunks: Vec<Vec<u16>> = match input.grain {
+                Grain::Cell => {
+                    let cells = permuted_cells(&key, *image, cells)?;
+                    let chunks = cells.chunks(input.patches_per_image);
+                    chunks.map(<[u16]>::to_vec).collect()
+                }
+                Grain::Image => vec![Vec::new()],
+            };
+            for (index, cells) in (0u32..).zip(chunks) {
                 let rank = hash64(&key, TAG_UNIT, *image, index);
-                let unit = Unit {
-                    image: *image,
-                    cells: chunk.to_vec(),
-                };
-                units.push((rank, index, unit));
+                let image = *image;
+                units.push((rank, index, Unit { image, cells }));
             }
         }
         units.sort_by_key(|(rank, index, unit)| (*rank, unit.image, *index));
@@ -107,7 +175,7 @@ impl EpochOrder {
         let mut samples = 0u64;
         for unit in &units {
             starts.push(samples);
-            samples += unit.cells.len() as u64;
+            samples += unit.count();
         }
         starts.push(samples);
         Ok(Self {
@@ -127,7 +195,7 @@ impl EpochOrder {
         &self.units
     }
 
-    /// Samples (patches) in the epoch: the cursor at its end.
+    /// Samples in the epoch: the cursor at its end.
     pub fn total_samples(&self) -> u64 {
         self.starts[self.units.len()]
     }
@@ -270,6 +338,8 @@ mod tests {
                 .zip(images)
                 .map(|(i, n)| (i * 7, cells(*n)))
                 .collect(),
+            grain: Grain::Cell,
+            sampler: &AllSamples,
             seed,
             patches_per_image,
         }
@@ -311,6 +381,34 @@ mod tests {
 
     proptest! {
         #![proptest_config(ProptestConfig::with_cases(256))]
+
+        /// At the grain of images, every training image exactly once, those without a cell that is not black too; each
+        /// step takes `images_per_step` of them.
+        #[test]
+        fn every_image_once(
+            images in prop::collection::vec(0usize..3, 0..20),
+            seed in any::<u64>(),
+            images_per_step in 1usize..12,
+            (world, shards) in world_and_shards(),
+        ) {
+            let input = OrderInput { grain: Grain::Image, ..input(&images, seed, 4) };
+            let order = EpochOrder::new(&input, 3).unwrap();
+            let (mut seen, mut cursor) = (Vec::new(), 0);
+            while let Some(batch) = order.batch(cursor, images_per_step).unwrap() {
+                prop_assert!(batch.samples == images_per_step as u64 || batch.cursor_after() == order.total_samples());
+                for rank in 0..world {
+                    for v in rank_shards(rank, world, shards).unwrap() {
+                        let units = &order.units()[batch.shard(v, shards)];
+                        seen.extend(units.iter().flat_map(Unit::samples));
+                    }
+                }
+                cursor = batch.cursor_after();
+            }
+            prop_assert_eq!(cursor, images.len() as u64);
+            seen.sort_unstable();
+            let all: Vec<SampleName> = (0u32..).zip(&images).map(|(i, _)| (i * 7, None)).collect();
+            prop_assert_eq!(seen, all);
+        }
 
         /// Every non-black training patch exactly once per epoch, tails included, and the same
         /// global sequence for every number of ranks.
@@ -451,8 +549,7 @@ mod tests {
         assert!(EpochOrder::new(&input(&[6], 0, 0), 0).is_err());
         let twice = OrderInput {
             images: vec![(1, vec![1]), (1, vec![2])],
-            seed: 0,
-            patches_per_image: 1,
+            ..input(&[], 0, 1)
         };
         assert!(matches!(
             EpochOrder::new(&twice, 0),
@@ -460,8 +557,7 @@ mod tests {
         ));
         let twice = OrderInput {
             images: vec![(1, vec![4, 3, 4])],
-            seed: 0,
-            patches_per_image: 1,
+            ..input(&[], 0, 1)
         };
         assert!(matches!(
             EpochOrder::new(&twice, 0),

@@ -10,11 +10,12 @@ use fovea_coordinator::audit::{
 };
 use fovea_coordinator::journal::{self, JOURNAL_FILE, JournalRecord};
 use fovea_coordinator::ledger::{self, LEDGER_FILE, LedgerRecord};
-use fovea_coordinator::order::EpochOrder;
+use fovea_coordinator::order::{EpochOrder, Grain, SampleName};
 use fovea_coordinator::{Contents, Error};
 use fovea_dataset::{Dataset, Split};
 use fovea_run::config::Config;
 use fovea_run::run_dir::RunDir;
+use fovea_trainer::models;
 use fovea_trainer::train::{order_input, resume_from};
 
 use super::scheduled::refuse_not_begun;
@@ -138,8 +139,9 @@ fn examine(
     records: &Records,
 ) -> anyhow::Result<Report> {
     // From the dataset itself, not from what the sample order is made from.
-    let patches = patches(data);
-    let order_input = order_input(data, config);
+    let grain = models::find(&config.model.name)?.grain;
+    let samples = samples(data, grain);
+    let order_input = order_input(data, grain, config);
     let order = |epoch| EpochOrder::new(&order_input, epoch);
     let mut report = audit::audit(&AuditInput {
         ledger: &records.ledger,
@@ -149,7 +151,7 @@ fn examine(
     });
     for epoch in &report.epochs {
         let order = order(epoch.epoch.saturating_sub(1))?;
-        let problems = audit::order_problems(&order, &patches, &records.ledger);
+        let problems = audit::order_problems(&order, &samples, &records.ledger);
         report.problems.extend(problems);
     }
     report.notes.extend_from_slice(&records.notes);
@@ -157,17 +159,21 @@ fn examine(
     Ok(report)
 }
 
-/// Every patch of the training split that is not black: (image, cell).
-fn patches(data: &Dataset) -> BTreeSet<(u32, u16)> {
-    let mut patches = BTreeSet::new();
+/// The samples of the training split: every patch that is not black, or every image.
+fn samples(data: &Dataset, grain: Grain) -> BTreeSet<SampleName> {
+    let mut samples = BTreeSet::new();
     for image in data.indices(Split::Train) {
-        for (cell, black) in (0u16..).zip(data.black(image)) {
-            if *black == 0 {
-                patches.insert((image as u32, cell));
+        let name = image as u32;
+        match grain {
+            Grain::Cell => {
+                let cells = (0u16..).zip(data.black(image));
+                let kept = cells.filter(|(_, black)| **black == 0);
+                samples.extend(kept.map(|(cell, _)| (name, Some(cell))));
             }
+            Grain::Image => _ = samples.insert((name, None)),
         }
     }
-    patches
+    samples
 }
 
 fn failure(run: &Path, report: &Report) -> anyhow::Error {

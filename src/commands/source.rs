@@ -99,7 +99,7 @@ pub fn keep_initial_weights(
     }
     let mut moved = config.clone();
     moved.model.init_blake3.clear();
-    weights::pin(&mut moved)?;
+    weights::pin(&mut moved, None)?;
     if moved.model.init_blake3 != begun.init_blake3 {
         return Err(other(&moved.model.init).into());
     }

@@ -249,7 +249,7 @@ fn check(args: &SubmitArgs, config: &Config, data: &Path, begun: bool) -> anyhow
             tracing::warn!("{warning}");
         }
         // Looked at only: the job notes what it begins from.
-        weights::pin(&mut config)?;
+        weights::pin(&mut config, Some(data.task()))?;
     }
     Ok(())
 }

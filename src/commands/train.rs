@@ -176,7 +176,7 @@ pub(super) fn enter(
         // Before the lock makes the directory: what cannot train leaves nothing behind.
         warn(preflight(config, data, Moment::Beginning)?);
         warn(fovea_dataset::oddities(data));
-        weights::pin(config)?;
+        weights::pin(config, Some(data.task()))?;
     }
     // Refused while another run is going on here; the coordinator takes it again for the run's life.
     let _lock = RunLock::acquire(run.path())?;

@@ -1,5 +1,7 @@
-//! What a model declares before it has numbers: names, shapes and initial values of its parameters, and its batch
-//! normalisation layers, in declaration order.
+//! What a model declares before it has numbers: names, shapes and initial values of its parameters, its batch
+//! normalisation layers and its dropout sites, in declaration order.
+
+use fovea_task::Level;
 
 /// Index of a parameter in its [`Blueprint`].
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -8,6 +10,23 @@ pub struct ParamId(pub usize);
 /// Index of a batch normalisation layer in its [`Blueprint`].
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct NormId(pub usize);
+
+/// Index of a dropout site in its [`Blueprint`].
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct DropoutId(pub usize);
+
+/// A layer whose outputs are dropped at random in training.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct DropoutSpec {
+    /// What has one row of the layer: an image or a patch, whose id seeds the row's mask.
+    pub level: Level,
+    /// Outputs per row, a multiple of 4 (the hash gives four words at a time).
+    pub width: usize,
+    /// Probability that an output is dropped, in `[0, 1)`.
+    pub p: f32,
+    /// Part of the hash key. Two sites of a model must not share it: their masks would be the same.
+    pub stream: u32,
+}
 
 /// How a parameter is drawn before the first step.
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -59,6 +78,8 @@ pub struct Blueprint {
     pub params: Vec<ParamSpec>,
     /// Batch normalisation layers.
     pub norms: Vec<NormSpec>,
+    /// Dropout sites.
+    pub dropouts: Vec<DropoutSpec>,
 }
 
 impl Blueprint {
@@ -82,6 +103,12 @@ impl Blueprint {
             offset,
         });
         NormId(self.norms.len() - 1)
+    }
+
+    /// Declares a dropout site.
+    pub fn dropout(&mut self, spec: DropoutSpec) -> DropoutId {
+        self.dropouts.push(spec);
+        DropoutId(self.dropouts.len() - 1)
     }
 
     /// Elements of the flat statistics buffer (a mean and a variance per channel).

@@ -131,11 +131,10 @@ impl Awaited<'_> {
 mod tests {
     use super::*;
     use crate::models;
-    use fovea_run::config::ModelName;
     use proptest::prelude::*;
 
     fn layout() -> FlatLayout {
-        FlatLayout::new(&models::build(ModelName::Hybrid).1.params)
+        FlatLayout::new(&models::hybrid_for_lesions().1.params)
     }
 
     proptest! {

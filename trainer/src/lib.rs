@@ -13,6 +13,7 @@ pub mod gpu;
 mod host;
 pub mod lanes;
 pub mod models;
+pub mod objective;
 pub mod ops;
 mod overlap;
 mod params;

@@ -51,8 +51,8 @@ impl<F: FnMut(&mut [f32]) -> Result<()> + Send> Exchange for F {
 pub(crate) struct PassSums {
     /// f32, `[stats_len]`.
     pub batch_stats: Tensor,
-    pub image_loss: f32,
-    pub patch_loss: f32,
+    /// Summed loss of each head.
+    pub losses: Vec<f32>,
 }
 
 /// What a lane hands in.
@@ -179,7 +179,7 @@ impl Adder<'_> {
                     return add_zeros(&mut target[both], fill);
                 };
                 add_values(host::slice(&sums.batch_stats)?, &mut target[ranges.0], fill)?;
-                let scalars = [sums.image_loss, sums.patch_loss, 1.0];
+                let scalars = [&sums.losses[..], &[1.0]].concat();
                 add_values(&scalars, &mut target[ranges.1], fill)
             })?;
         }

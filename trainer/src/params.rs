@@ -339,11 +339,10 @@ fn draw(spec: &ParamSpec, rng: &mut ChaCha8Rng, out: &mut [f32]) -> Result<()> {
 mod tests {
     use super::*;
     use crate::models;
-    use fovea_run::config::ModelName;
 
     fn hybrid(precision: Precision) -> Params {
         Params::new(
-            models::build(ModelName::Hybrid).1,
+            models::hybrid_for_lesions().1,
             precision,
             7,
             Device::Cpu,

@@ -9,6 +9,8 @@ use fovea_run::config::{Config, Level};
 use fovea_run::metrics::{LabelCounts, never_defined, poor};
 
 use crate::error::{Error, Result};
+use crate::models;
+use crate::objective;
 use crate::samples::{non_black_cells, order_input};
 
 /// When it is asked.
@@ -27,7 +29,10 @@ pub enum Moment {
 /// split that is smaller than one step, more virtual shards than it can fill, and a watched metric that the labels of
 /// the validation split leave undefined.
 pub fn preflight(config: &Config, data: &Dataset, moment: Moment) -> Result<Vec<String>> {
-    let input = order_input(data, config);
+    objective::check(&config.loss, data.task())?;
+    let model = models::find(&config.model.name)?;
+    model.build(data.task())?;
+    let input = order_input(data, model.grain, config);
     let units = EpochOrder::new(&input, 0)?.units().len();
     let facts = RunFacts {
         data: data.dir().display().to_string(),

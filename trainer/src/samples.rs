@@ -5,12 +5,13 @@ use std::ops::Range;
 use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
 use std::sync::{Arc, Mutex};
 
-use fovea_coordinator::order::{EpochOrder, GlobalBatch, OrderInput, Unit};
+use fovea_coordinator::order::{AllSamples, EpochOrder, Grain, GlobalBatch, OrderInput, Unit};
 use fovea_dataset::{Dataset, Split};
 use fovea_kernels::{
     Augment, BatchMut, CropSpec, ImageU8, global_view, patch_crop, resize_antialias,
 };
 use fovea_run::config::Config;
+use fovea_task::{Label, Level, Task};
 use half::bf16;
 use tch::{Device, Kind, Tensor};
 
@@ -31,10 +32,8 @@ pub struct ShardBatch {
     pub pixels: Pixels,
     /// Patches per image, sums to n.
     pub counts: Vec<usize>,
-    /// Label byte per image `[b]`.
-    pub image_labels: Vec<u8>,
-    /// Label byte per patch `[n]`.
-    pub patch_labels: Vec<u8>,
+    /// Labels by target of the task, in its order: one per image `[b]` or per patch `[n]`. No lists without labels.
+    pub labels: Vec<Vec<Label>>,
     /// What seeds each image's draws `[b]`.
     pub image_ids: Vec<u64>,
     /// Sample ids of the patches `[n]`.
@@ -42,6 +41,14 @@ pub struct ShardBatch {
 }
 
 impl ShardBatch {
+    /// Ids of what has one row at `level`.
+    pub fn ids(&self, level: Level) -> &[u64] {
+        match level {
+            Level::Image => &self.image_ids,
+            Level::Patch => &self.patch_ids,
+        }
+    }
+
     /// Whether it is left to a GPU to make the pixels.
     pub fn is_cut_on_gpu(&self) -> bool {
         matches!(self.pixels, Pixels::Crops(_))
@@ -75,13 +82,15 @@ pub struct Crops {
 }
 
 /// What the epochs of the training split are ordered from.
-pub fn order_input(data: &Dataset, config: &Config) -> OrderInput {
+pub fn order_input(data: &Dataset, grain: Grain, config: &Config) -> OrderInput {
     let images = data.indices(Split::Train);
     OrderInput {
         images: images
             .into_iter()
             .map(|i| (i as u32, non_black_cells(data, i)))
             .collect(),
+        grain,
+        sampler: &AllSamples,
         seed: config.train.seed,
         patches_per_image: config.data.patches_per_image as usize,
     }
@@ -119,17 +128,25 @@ pub struct SampleSource {
     precision: Precision,
     /// Pixels are left to a GPU.
     on_gpu: bool,
-    /// Label byte per cell, per image.
-    labels: Vec<Vec<u8>>,
+    grain: Grain,
+    /// By image of the dataset: labels of its cells, `[grid, grid]`, for the task's target at patch level.
+    cell_labels: Vec<Vec<Label>>,
     /// Whole images resized to the global branch's size, `[S, S, 3]` in 0..255.
     resized: Mutex<HashMap<u32, Arc<Vec<f32>>>>,
 }
 
 impl SampleSource {
-    /// `config` says sizes, label rule, augmentation and seed. `on_gpu`: batches are without pixels.
-    pub fn new(data: Arc<Dataset>, config: &Config, precision: Precision, on_gpu: bool) -> Self {
-        let labels = (0..data.len())
-            .map(|i| data.cell_labels(i, config.data.min_lesion_pixels))
+    /// `config` says sizes, label rule, augmentation and seed, `grain` what the model reads. `on_gpu`: batches are without
+    /// pixels.
+    pub fn new(
+        data: Arc<Dataset>,
+        config: &Config,
+        grain: Grain,
+        precision: Precision,
+        on_gpu: bool,
+    ) -> Self {
+        let cell_labels = (0..data.len())
+            .map(|i| data.patch_labels(i, config.data.min_lesion_pixels))
             .collect();
         Self {
             data,
@@ -138,7 +155,8 @@ impl SampleSource {
             global_size: config.data.global_size as usize,
             precision,
             on_gpu,
-            labels,
+            grain,
+            cell_labels,
             resized: Mutex::new(HashMap::new()),
         }
     }
@@ -148,22 +166,34 @@ impl SampleSource {
         &self.data
     }
 
-    /// Label byte per grid cell of an image, under the configured rule.
-    pub fn cell_labels(&self, image: usize) -> &[u8] {
-        &self.labels[image]
+    /// What its labels answer.
+    pub fn task(&self) -> &Task {
+        self.data.task()
     }
 
-    /// Label byte of an image: the union of its cells, or the layout's own label where it has no masks.
-    pub fn image_label(&self, image: usize) -> u8 {
-        self.labels[image].iter().fold(0, |all, cell| all | cell)
+    /// Labels of target `target` of the task for a unit: one of its image, or one per cell of it. The label of a cell, and of
+    /// an image that has the classes of its cells, follows the configured rule.
+    pub fn labels(&self, target: usize, unit: &Unit) -> Vec<Label> {
+        let cells = &self.cell_labels[unit.image as usize];
+        let asked = &self.task().targets()[target];
+        match asked.level {
+            Level::Patch => unit.cells.iter().map(|&c| cells[c as usize]).collect(),
+            Level::Image if asked.union_of_cells => {
+                vec![Label(cells.iter().fold(0, |all, cell| all | cell.0))]
+            }
+            Level::Image => vec![self.data.label(unit.image as usize, target)],
+        }
     }
 
-    /// Grid cells of an image that are not black, in row order.
+    /// Grid cells of an image that the model reads, in row order: those that are not black, or none.
     pub fn cells(&self, image: usize) -> Vec<u16> {
-        non_black_cells(&self.data, image)
+        match self.grain {
+            Grain::Cell => non_black_cells(&self.data, image),
+            Grain::Image => Vec::new(),
+        }
     }
 
-    /// The unit that holds every non-black patch of an image, for evaluation.
+    /// The unit that holds all that the model reads of an image, for evaluation.
     pub fn whole_image(&self, image: usize) -> Unit {
         Unit {
             image: image as u32,
@@ -178,18 +208,8 @@ impl SampleSource {
         } else {
             self.views(units, epoch)?
         };
-        batch.image_labels = units
-            .iter()
-            .map(|u| self.image_label(u.image as usize))
-            .collect();
-        batch.patch_labels = units
-            .iter()
-            .flat_map(|u| {
-                u.cells
-                    .iter()
-                    .map(|&cell| self.labels[u.image as usize][cell as usize])
-            })
-            .collect();
+        let of_target = |target| units.iter().flat_map(|u| self.labels(target, u)).collect();
+        batch.labels = (0..self.task().targets().len()).map(of_target).collect();
         Ok(batch)
     }
 
@@ -287,10 +307,7 @@ impl Assembler {
             self.global_size,
             self.global_size,
         )?);
-        let mut batch = self.assemble(&[Unit { image: 0, cells }], &[image], &[resized], None)?;
-        batch.image_labels = vec![0];
-        batch.patch_labels = vec![0; batch.patch_ids.len()];
-        Ok(batch)
+        self.assemble(&[Unit { image: 0, cells }], &[image], &[resized], None)
     }
 
     /// For a GPU: without labels and pixels, with what they are to be cut from. A unit's image is one of the dataset.
@@ -310,8 +327,7 @@ impl Assembler {
                 epoch,
             }),
             counts: units.iter().map(|u| u.cells.len()).collect(),
-            image_labels: Vec::new(),
-            patch_labels: Vec::new(),
+            labels: Vec::new(),
             image_ids,
             patch_ids,
         }
@@ -352,8 +368,7 @@ impl Assembler {
         Ok(ShardBatch {
             pixels,
             counts: units.iter().map(|u| u.cells.len()).collect(),
-            image_labels: Vec::new(),
-            patch_labels: Vec::new(),
+            labels: Vec::new(),
             image_ids,
             patch_ids,
         })
@@ -407,19 +422,12 @@ pub struct RankBatch {
     pub global: GlobalBatch,
     /// Images of the global batch.
     pub images: usize,
+    /// Patches of the global batch.
+    pub patches: u64,
     /// This rank's virtual shards, in order; an entry is none when the shard is empty.
     pub shards: Vec<Option<ShardBatch>>,
-}
-
-impl RankBatch {
-    /// Patches of this rank.
-    pub fn samples(&self) -> u64 {
-        self.shards
-            .iter()
-            .flatten()
-            .map(|s| s.patch_labels.len() as u64)
-            .sum()
-    }
+    /// Samples of this rank, as the order counts them.
+    pub samples: u64,
 }
 
 /// Which part of each global batch a rank reads.
@@ -490,21 +498,24 @@ fn read_batch(
     global: GlobalBatch,
     part: &Part,
 ) -> Result<RankBatch> {
+    let units = |v| &order.units()[global.shard(v, part.virtual_shards)];
     let shards = part
         .shards
         .clone()
-        .map(|v| {
-            let units = &order.units()[global.shard(v, part.virtual_shards)];
-            if units.is_empty() {
-                Ok(None)
-            } else {
-                load(units, order.epoch()).map(Some)
-            }
+        .map(|v| match units(v) {
+            [] => Ok(None),
+            units => load(units, order.epoch()).map(Some),
         })
         .collect::<Result<Vec<_>>>()?;
+    let samples = part.shards.clone().flat_map(units).map(Unit::count).sum();
     Ok(RankBatch {
         images: global.units.len(),
+        patches: order.units()[global.units.clone()]
+            .iter()
+            .map(|unit| unit.cells.len() as u64)
+            .sum(),
         global,
         shards,
+        samples,
     })
 }

@@ -279,7 +279,7 @@ pub fn checkpoint_in(path: &Path) -> Result<PathBuf> {
 ///
 /// # Errors
 /// There is no such file, it does not fit, or the hash that was given is of another one.
-pub fn pin(config: &mut Config) -> Result<()> {
+pub fn pin(config: &mut Config, task: Option<&Task>) -> Result<()> {
     if config.model.init.is_empty() {
         return Ok(());
     }
@@ -302,7 +302,10 @@ pub fn pin(config: &mut Config) -> Result<()> {
     config.model.init = text.to_owned();
     let (tensors, hash) = read(&file)?;
     same_content(config, &file, &hash)?;
-    fitted(&models::build(config.model.name).1, &tensors, &file)?;
+    if let Some(task) = task {
+        let (_, blueprint) = models::find(&config.model.name)?.build(task)?;
+        fitted(&blueprint, &tensors, &file)?;
+    }
     config.model.init_blake3 = hash;
     Ok(())
 }
@@ -347,7 +350,6 @@ mod tests {
     use proptest::prelude::*;
 
     use super::*;
-    use fovea_run::config::ModelName;
 
     fn plain(given: &[&str]) -> (Vec<String>, usize) {
         let known = |name: &str| ["a.weight", "b.conv.bias"].contains(&name);
@@ -426,7 +428,7 @@ mod tests {
 
     #[test]
     fn what_does_not_fit_is_told_all_at_once() {
-        let blueprint = models::build(ModelName::Hybrid).1;
+        let blueprint = models::hybrid_for_lesions().1;
         let mut all = tensors(&blueprint);
         fitted(&blueprint, &all, Path::new("w")).expect("all there");
         let gone = all.remove(0).name;
@@ -459,7 +461,7 @@ mod tests {
 
     #[test]
     fn values_that_are_not_finite_are_counted() {
-        let blueprint = models::build(ModelName::Hybrid).1;
+        let blueprint = models::hybrid_for_lesions().1;
         let mut all = tensors(&blueprint);
         let name = all[5].name.clone();
         let TensorData::F32(values) = &mut all[5].data else {

@@ -10,9 +10,11 @@ use fovea_synth::{SynthOptions, synth};
 use fovea_trainer::gpu::Gpu;
 use fovea_trainer::lanes::ThreadLanes;
 use fovea_trainer::precision::Precision;
-use fovea_trainer::replica::{Denominators, Replica};
+use fovea_trainer::models;
+use fovea_trainer::objective::{Denominators, objective};
+use fovea_trainer::replica::Replica;
 use fovea_trainer::samples::{SampleSource, ShardBatch, order_input};
-use fovea_trainer::train::{Peers, objective};
+use fovea_trainer::train::Peers;
 use fovea_trainer::{Error, Result};
 
 use super::{Check, Deviation};
@@ -102,8 +104,9 @@ struct Ran {
 /// before shows.
 fn run(config: &Config, data: &Arc<Dataset>, steps: u32, gpu: Option<Gpu>) -> Result<Ran> {
     let precision = Precision::F32;
-    let source = SampleSource::new(Arc::clone(data), config, precision, gpu.is_some());
-    let order = EpochOrder::new(&order_input(data, config), 0)?;
+    let (grain, on_gpu) = (models::find(&config.model.name)?.grain, gpu.is_some());
+    let source = SampleSource::new(Arc::clone(data), config, grain, precision, on_gpu);
+    let order = EpochOrder::new(&order_input(data, grain, config), 0)?;
     let is_full = |unit: &&Unit| unit.cells.len() == PATCHES_PER_IMAGE;
     let units: Vec<Unit> = order.units().iter().filter(is_full).cloned().collect();
     if units.len() < 2 * IMAGES_PER_STEP {
@@ -126,7 +129,8 @@ fn run(config: &Config, data: &Arc<Dataset>, steps: u32, gpu: Option<Gpu>) -> Re
         patches: (IMAGES_PER_STEP * PATCHES_PER_IMAGE) as u64,
     };
     let objective = objective(&config.loss, &source)?;
-    let mut replica = Replica::new(config, precision, objective, ThreadLanes::one(), gpu)?;
+    let (task, lanes) = (source.task(), ThreadLanes::one());
+    let mut replica = Replica::configured(config, task, precision, objective, lanes, gpu)?;
     let mut alone = Solo::new(&AbortHandle::new());
     let mut peers = Peers {
         collective: &mut alone,

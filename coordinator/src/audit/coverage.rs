@@ -4,7 +4,7 @@ use std::collections::{BTreeMap, BTreeSet, HashMap};
 
 use super::{AuditInput, EpochAudit, SampleRange, name_ranges};
 use crate::ledger::{CommittedStep, LedgerEntry, LedgerRecord};
-use crate::order::EpochOrder;
+use crate::order::{EpochOrder, SampleName};
 use crate::protocol::{Generation, StartPoint};
 
 /// Problems of one kind that are worth a sentence each.
@@ -308,32 +308,36 @@ fn length(ranges: &[SampleRange]) -> u64 {
     ranges.iter().map(|range| range.end - range.start).sum()
 }
 
-/// Whether an epoch's order visits every one of `patches` (image, cell) once and nothing else, and
+/// Whether an epoch's order visits every one of `expected` once and nothing else, and
 /// whether the ledger's steps of this epoch begin and end between two units of it.
 pub fn order_problems(
     order: &EpochOrder,
-    patches: &BTreeSet<(u32, u16)>,
+    expected: &BTreeSet<SampleName>,
     ledger: &[LedgerRecord],
 ) -> Vec<String> {
-    let mut visits: HashMap<(u32, u16), u64> = HashMap::with_capacity(patches.len());
+    let mut visits: HashMap<SampleName, u64> = HashMap::with_capacity(expected.len());
     let mut bounds = BTreeSet::from([0]);
     let mut samples = 0;
     for unit in order.units() {
-        for cell in &unit.cells {
-            *visits.entry((unit.image, *cell)).or_default() += 1;
+        for sample in unit.samples() {
+            *visits.entry(sample).or_default() += 1;
         }
-        samples += unit.cells.len() as u64;
+        samples += unit.count();
         bounds.insert(samples);
     }
     let epoch = u64::from(order.epoch()) + 1;
-    let missed = patches.iter().filter(|p| !visits.contains_key(p)).count();
+    let missed = expected.iter().filter(|s| !visits.contains_key(s)).count();
     let twice = visits.values().filter(|times| **times > 1).count();
-    let foreign = visits.keys().filter(|p| !patches.contains(p)).count();
+    let foreign = visits.keys().filter(|s| !expected.contains(s)).count();
     let mut problems = Vec::new();
     if (missed, twice, foreign) != (0, 0, 0) {
         problems.push(format!(
-            "the order of epoch {epoch} misses {missed} of the {} training patches that are not black, visits {twice} more than once and {foreign} that are none",
-            patches.len()
+            "the order of epoch {epoch} misses {missed} of the {} training {}, visits {twice} more than once and {foreign} that are none",
+            expected.len(),
+            match expected.iter().any(|(_, cell)| cell.is_none()) {
+                true => "images",
+                false => "patches that are not black",
+            }
         ));
     }
     let inside = ledger.iter().filter_map(|record| match &record.entry {

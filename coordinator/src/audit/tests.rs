@@ -7,7 +7,7 @@ use proptest::prelude::*;
 use super::*;
 use crate::journal::Seat;
 use crate::ledger::{CommittedStep, LedgerEntry};
-use crate::order::{EpochOrder, OrderInput};
+use crate::order::{AllSamples, EpochOrder, Grain, OrderInput};
 use crate::protocol::{MemberId, StartPoint};
 
 /// Writes both files as the coordinator does.
@@ -503,18 +503,21 @@ fn nothing_and_long_lists() {
 fn orders_are_counted() {
     let input = OrderInput {
         images: vec![(0, vec![0, 1, 2]), (4, vec![5, 6])],
+        grain: Grain::Cell,
+        sampler: &AllSamples,
         seed: 1,
         patches_per_image: 2,
     };
     let order = EpochOrder::new(&input, 0).unwrap();
-    let all = BTreeSet::from([(0, 0), (0, 1), (0, 2), (4, 5), (4, 6)]);
+    let names = |cells: [(u32, u16); 5]| BTreeSet::from(cells.map(|(i, c)| (i, Some(c))));
+    let all = names([(0, 0), (0, 1), (0, 2), (4, 5), (4, 6)]);
     let mut writer = Writer::new(5, 1);
     let first = order.units()[0].cells.len() as u64;
     writer.commit(first);
     assert_eq!(order_problems(&order, &all, &writer.ledger), [""; 0]);
     writer.commit(4);
     assert_eq!(order_problems(&order, &all, &writer.ledger), [""; 0]);
-    let other = BTreeSet::from([(0, 0), (0, 1), (0, 2), (4, 5), (7, 6)]);
+    let other = names([(0, 0), (0, 1), (0, 2), (4, 5), (7, 6)]);
     let problems = order_problems(&order, &other, &[]);
     assert!(problems[0].contains("misses 1 of the 5"), "{problems:?}");
     assert!(problems[0].contains("and 1 that are none"), "{problems:?}");
@@ -533,6 +536,18 @@ fn orders_are_counted() {
     let problems = order_problems(&order, &all, &writer.ledger);
     assert!(
         problems[0].contains("not between two units"),
+        "{problems:?}"
+    );
+
+    let grain = Grain::Image;
+    let order = EpochOrder::new(&OrderInput { grain, ..input }, 0).unwrap();
+    let images = BTreeSet::from([(0, None), (4, None)]);
+    let mut writer = Writer::new(2, 1);
+    writer.commit(1);
+    assert_eq!(order_problems(&order, &images, &writer.ledger), [""; 0]);
+    let problems = order_problems(&order, &BTreeSet::from([(0, None)]), &[]);
+    assert!(
+        problems[0].contains("of the 1 training images"),
         "{problems:?}"
     );
 }

@@ -4,7 +4,7 @@ use std::fmt;
 
 use super::Config;
 use super::sections::{
-    Alpha, Backend, Device, Level, LossKind, MetricName, ModelName, OptimizerKind, Precision,
+    Alpha, Backend, Device, Level, MetricName, OptimizerKind, Precision,
     ReduceDtype, ScheduleKind,
 };
 
@@ -209,8 +209,6 @@ macro_rules! choice_field {
 }
 
 choice_field!(
-    ModelName,
-    LossKind,
     Device,
     Precision,
     Backend,
@@ -361,11 +359,11 @@ pub static KEYS: &[Key] = &[
     key!(data.global_size, int(64, 4096), RESULT, "Side in pixels of the whole image as the global branch sees it. At least 64: below, the last stage of ResNet18 has one value per channel and BatchNorm has nothing to average."),
     key!(data.min_lesion_pixels, int(1, 16384), RESULT, "Lesion pixels from which a 128 x 128 patch counts as positive for a class. 1 is the published rule."),
 
-    key!(model.name, ANY, RESULT, "The network."),
+    key!(model.name, ANY, RESULT, "The network; an unknown name is answered with the known ones (docs/models.md)."),
     key!(model.init, ANY, PLACE, "Weights that training begins from: a .safetensors file, a checkpoint directory, or a run directory (its best checkpoint); `--init` overrides it. Empty = random initial weights. A relative path is relative to the current directory. Read at the beginning of a run only."),
     key!(model.init_blake3, ANY, RESULT, "blake3 of the file that model.init names, as 64 hex digits. `fovea train` writes it into RUN/config.toml; given beforehand, another file is refused. Left out of the hash when empty."),
 
-    key!(loss.kind, ANY, RESULT, "The loss function: multi-hot focal loss (Lin et al., ICCV 2017)."),
+    key!(loss.kind, ANY, RESULT, "The loss function, focal: multi-label focal loss (Lin et al., ICCV 2017); an unknown name is answered with the known ones."),
     key!(loss.gamma, from_to(0.0, 10.0), RESULT, "Focusing exponent of (1 - p_t)^gamma; 0 gives weighted binary cross-entropy."),
     key!(loss.alpha, from_to(0.0, 1000.0), RESULT, "Weight per class: inverse frequency in the training split normalised to mean 1, none, or four numbers for MA, HE, EX, SE."),
     key!(loss.balance, ANY, RESULT, "Weigh positive and negative labels differently, with the two weights below."),

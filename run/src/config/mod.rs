@@ -29,7 +29,7 @@ pub use error::{Error, Place};
 pub use schedule::{EarlyStopping, PlateauState, StopVerdict, learning_rate};
 pub use sections::{
     Alpha, AugmentConfig, Backend, CheckpointConfig, DataConfig, Device, EarlyStoppingConfig,
-    ElasticConfig, EvalConfig, Level, LossConfig, LossKind, MetricName, ModelConfig, ModelName,
+    ElasticConfig, EvalConfig, Level, LossConfig, MetricName, ModelConfig,
     OptimizerConfig, OptimizerKind, Precision, ReduceDtype, RunConfig, ScheduleConfig,
     ScheduleKind, TrainConfig,
 };
@@ -67,11 +67,8 @@ pub struct Config {
     pub run: RunConfig,
 }
 
-/// Presets that come with the program: name and TOML text.
-pub const PRESETS: &[(&str, &str)] = &[
-    ("hybrid", include_str!("presets/hybrid.toml")),
-    ("demo", include_str!("presets/demo.toml")),
-];
+/// Presets that come with the program: name and TOML text of each file in `run/src/config/presets`.
+pub const PRESETS: &[(&str, &str)] = include!(concat!(env!("OUT_DIR"), "/presets.rs"));
 
 /// One key on which two configurations differ.
 #[derive(Clone, Debug, PartialEq, Eq)]

@@ -39,22 +39,6 @@ macro_rules! choice {
 }
 
 choice! {
-    /// A model that `fovea train` can build.
-    ModelName {
-        /// Dual-branch ResNet18 with attention fusion.
-        Hybrid = "hybrid",
-    }
-}
-
-choice! {
-    /// The loss function.
-    LossKind {
-        /// Multi-hot focal loss (Lin et al., ICCV 2017).
-        Focal = "focal",
-    }
-}
-
-choice! {
     /// Arithmetic of the forward and backward pass; parameters are always kept in f32.
     Precision {
         /// bf16 where the processor or the GPU has it natively, f32 elsewhere.
@@ -237,8 +221,8 @@ impl Default for DataConfig {
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct ModelConfig {
-    /// The network.
-    pub name: ModelName,
+    /// The network: a name that `fovea_trainer::models::MODELS` has, which knows it better than this crate.
+    pub name: String,
     /// Weights to begin from: a `.safetensors` file, a checkpoint or a run directory; empty = random ones.
     pub init: String,
     /// blake3 of the file that [`Self::init`] names, 64 hex digits; empty = not known yet.
@@ -248,7 +232,7 @@ pub struct ModelConfig {
 impl Default for ModelConfig {
     fn default() -> Self {
         Self {
-            name: ModelName::Hybrid,
+            name: "hybrid".to_owned(),
             init: String::new(),
             init_blake3: String::new(),
         }
@@ -259,8 +243,8 @@ impl Default for ModelConfig {
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct LossConfig {
-    /// The loss function.
-    pub kind: LossKind,
+    /// The loss function: a name that `fovea_kernels::loss::LOSSES` has.
+    pub kind: String,
     /// Focusing exponent.
     pub gamma: f32,
     /// Per-class weights.
@@ -278,7 +262,7 @@ pub struct LossConfig {
 impl Default for LossConfig {
     fn default() -> Self {
         Self {
-            kind: LossKind::Focal,
+            kind: "focal".to_owned(),
             gamma: 2.0,
             alpha: Alpha::InverseFrequency,
             balance: false,

@@ -5,28 +5,48 @@ use std::ops::Range;
 use std::sync::Arc;
 
 use bytemuck::Pod;
-use fovea_kernels::cuda::{FocalWeights, Kernels, PinnedBuffer, StepRecord};
+use fovea_kernels::cuda::{Kernels, PinnedBuffer, StepRecord};
+use fovea_task::Level;
 use tch::{Device, Kind, Tensor};
 
-use crate::dropout::{self, HEAD_WIDTH};
+use crate::dropout;
 use crate::error::{Error, Result};
-use crate::replica::Objective;
+use crate::replica::Network;
 use crate::samples::ShardBatch;
 
 /// Every part starts on a multiple of this: what the widest access needs.
 const ALIGN: usize = 16;
+
+/// What a network needs in a block besides what every batch has.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct BlockShape {
+    /// By head: what has one of its labels, and bytes of its loss's record.
+    heads: Vec<(Level, usize)>,
+    /// By dropout site: what has one row of its mask, and elements of a row.
+    masks: Vec<(Level, usize)>,
+}
+
+impl BlockShape {
+    /// The parts that `net`'s heads and dropout sites read.
+    pub fn of(net: &Network) -> Self {
+        let heads = net.objective.iter();
+        let sites = net.params.blueprint.dropouts.iter();
+        Self {
+            heads: heads.map(|h| (h.level, h.loss.record().len())).collect(),
+            masks: sites.map(|site| (site.level, site.width)).collect(),
+        }
+    }
+}
 
 /// Where the parts of a block are, in bytes.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct BlockLayout {
     /// One [`StepRecord`].
     pub step: Range<usize>,
-    /// Factors on the dlogits of images and patches, f32.
+    /// Factor on the dlogits of each head, f32.
     pub scales: Range<usize>,
-    /// [`FocalWeights`] of images.
-    pub image_weights: Range<usize>,
-    /// [`FocalWeights`] of patches.
-    pub patch_weights: Range<usize>,
+    /// By head: the record of its loss.
+    pub records: Vec<Range<usize>>,
     /// `[b]` u64.
     pub image_ids: Range<usize>,
     /// `[b]` u32: record of each image.
@@ -35,14 +55,10 @@ pub struct BlockLayout {
     pub order: Range<usize>,
     /// `[n]` spec records.
     pub specs: Range<usize>,
-    /// `[b]` u8.
-    pub image_labels: Range<usize>,
-    /// `[n]` u8.
-    pub patch_labels: Range<usize>,
-    /// `[b, HEAD_WIDTH]` f32.
-    pub image_mask: Range<usize>,
-    /// `[n, HEAD_WIDTH]` f32.
-    pub patch_mask: Range<usize>,
+    /// By head: its labels, `[b]` or `[n]` u64.
+    pub labels: Vec<Range<usize>>,
+    /// By dropout site: its mask, `[b, width]` or `[n, width]` f32.
+    pub masks: Vec<Range<usize>>,
     /// Length of the block.
     pub bytes: usize,
 }
@@ -52,7 +68,11 @@ const SPEC_BYTES: usize = size_of::<fovea_kernels::cuda::SpecRecord>();
 
 impl BlockLayout {
     /// For `b` images and `n` patches.
-    pub fn new(b: usize, n: usize) -> Self {
+    pub fn new(shape: &BlockShape, b: usize, n: usize) -> Self {
+        let rows = |level| match level {
+            Level::Image => b,
+            Level::Patch => n,
+        };
         let mut end = 0usize;
         let mut part = |bytes: usize| {
             let start = end.next_multiple_of(ALIGN);
@@ -61,17 +81,14 @@ impl BlockLayout {
         };
         let mut layout = Self {
             step: part(size_of::<StepRecord>()),
-            scales: part(8),
-            image_weights: part(size_of::<FocalWeights>()),
-            patch_weights: part(size_of::<FocalWeights>()),
+            scales: part(4 * shape.heads.len()),
+            records: shape.heads.iter().map(|head| part(head.1)).collect(),
             image_ids: part(8 * b),
             images: part(4 * b),
             order: part(4 * b),
             specs: part(SPEC_BYTES * n),
-            image_labels: part(b),
-            patch_labels: part(n),
-            image_mask: part(4 * HEAD_WIDTH * b),
-            patch_mask: part(4 * HEAD_WIDTH * n),
+            labels: shape.heads.iter().map(|h| part(8 * rows(h.0))).collect(),
+            masks: shape.masks.iter().map(|m| part(4 * m.1 * rows(m.0))).collect(),
             bytes: 0,
         };
         layout.bytes = end.next_multiple_of(ALIGN);
@@ -83,24 +100,26 @@ impl BlockLayout {
 pub struct Block {
     host: PinnedBuffer,
     device: Tensor,
+    shape: BlockShape,
     /// Of what is in it now.
     layout: BlockLayout,
 }
 
 impl Block {
     /// An empty one.
-    pub fn new(kernels: &Arc<Kernels>, device: Device) -> Result<Self> {
+    pub fn new(kernels: &Arc<Kernels>, device: Device, shape: &BlockShape) -> Result<Self> {
         Ok(Self {
             host: PinnedBuffer::new(kernels, 0)?,
             device: Tensor::f_zeros([0], (Kind::Uint8, device))?,
-            layout: BlockLayout::new(0, 0),
+            layout: BlockLayout::new(shape, 0, 0),
+            shape: shape.clone(),
         })
     }
 
     /// Makes room for a batch, and forgets what was there: nothing that was started may still use it. Returns whether
     /// addresses have changed.
     pub fn begin(&mut self, kernels: &Arc<Kernels>, batch: &ShardBatch) -> Result<bool> {
-        let layout = BlockLayout::new(batch.image_labels.len(), batch.patch_labels.len());
+        let layout = BlockLayout::new(&self.shape, batch.counts.len(), batch.patch_ids.len());
         let grows = layout.bytes > self.host.bytes();
         if grows {
             self.host = PinnedBuffer::new(kernels, layout.bytes)?;
@@ -114,22 +133,23 @@ impl Block {
     /// Labels, loss weights and, in training, dropout masks.
     pub fn put_targets(
         &mut self,
+        net: &Network,
         batch: &ShardBatch,
-        objective: &Objective,
-        scales: [f32; 2],
-        (seed, epoch): (u64, u32),
+        scales: &[f32],
+        epoch: u32,
     ) -> Result<()> {
         let layout = self.layout.clone();
-        let (image_mask, patch_mask) = dropout::masks(seed, epoch, batch);
-        let image_weights = FocalWeights::new(&objective.image)?;
-        let patch_weights = FocalWeights::new(&objective.patch)?;
-        self.put(layout.scales, &scales)?;
-        self.put(layout.image_weights, &[image_weights])?;
-        self.put(layout.patch_weights, &[patch_weights])?;
-        self.put(layout.image_labels, &batch.image_labels)?;
-        self.put(layout.patch_labels, &batch.patch_labels)?;
-        self.put(layout.image_mask, &image_mask)?;
-        self.put(layout.patch_mask, &patch_mask)
+        self.put(layout.scales, scales)?;
+        for (part, head) in layout.records.into_iter().zip(&net.objective) {
+            self.put(part, &head.loss.record())?;
+        }
+        for (part, labels) in layout.labels.into_iter().zip(&batch.labels) {
+            self.put(part, labels)?;
+        }
+        for (part, site) in layout.masks.into_iter().zip(&net.params.blueprint.dropouts) {
+            self.put(part, &dropout::mask(net.seed, epoch, site, batch))?;
+        }
+        Ok(())
     }
 
     /// Writes one part on the host.
@@ -169,15 +189,15 @@ impl Block {
         self.device.data_ptr() as u64 + part.start as u64
     }
 
-    /// A dropout mask as the heads want it, `[rows, HEAD_WIDTH]` f32.
-    pub fn mask(&self, part: &Range<usize>) -> Result<Tensor> {
-        let bytes = self
-            .device
-            .f_narrow(0, part.start as i64, part.len() as i64)?;
-        let rows = (part.len() / (4 * HEAD_WIDTH)) as i64;
-        Ok(bytes
-            .f_view_dtype(Kind::Float)?
-            .f_view([rows, HEAD_WIDTH as i64])?)
+    /// The mask of each dropout site, `[rows, width]` f32.
+    pub fn masks(&self) -> Result<Vec<Tensor>> {
+        let parts = self.layout.masks.iter().zip(&self.shape.masks);
+        let mask = |(part, (_, width)): (&Range<usize>, &(Level, usize))| {
+            let (start, bytes) = (part.start as i64, part.len() as i64);
+            let values = self.device.f_narrow(0, start, bytes)?.f_view_dtype(Kind::Float)?;
+            Ok(values.f_view([-1, *width as i64])?)
+        };
+        parts.map(mask).collect()
     }
 }
 
@@ -189,20 +209,23 @@ mod tests {
     proptest! {
         #[test]
         fn parts_do_not_overlap_and_are_aligned(b in 0usize..70, n in 0usize..700) {
-            let layout = BlockLayout::new(b, n);
-            let parts = [
-                &layout.step, &layout.scales, &layout.image_weights, &layout.patch_weights, &layout.image_ids,
-                &layout.images, &layout.order, &layout.specs, &layout.image_labels, &layout.patch_labels,
-                &layout.image_mask, &layout.patch_mask,
-            ];
+            let shape = BlockShape {
+                heads: vec![(Level::Image, 24), (Level::Patch, 64)],
+                masks: vec![(Level::Patch, 128)],
+            };
+            let layout = BlockLayout::new(&shape, b, n);
+            let parts = [&layout.step, &layout.scales].into_iter().chain(&layout.records).chain([
+                &layout.image_ids, &layout.images, &layout.order, &layout.specs,
+            ]);
             let mut end = 0;
-            for part in parts {
+            for part in parts.chain(&layout.labels).chain(&layout.masks) {
                 prop_assert!(part.start >= end && part.start.is_multiple_of(ALIGN));
                 end = part.end;
             }
             prop_assert!(layout.bytes >= end && layout.bytes < end + ALIGN);
             prop_assert_eq!(layout.specs.len(), SPEC_BYTES * n);
-            prop_assert_eq!(layout.patch_mask.len(), 4 * HEAD_WIDTH * n);
+            prop_assert_eq!((layout.labels[0].len(), layout.labels[1].len()), (8 * b, 8 * n));
+            prop_assert_eq!(layout.masks[0].len(), 4 * 128 * n);
         }
     }
 }

@@ -2,8 +2,7 @@
 
 use std::cell::RefCell;
 
-use fovea_kernels::FocalParams;
-use fovea_kernels::cuda::FocalLoss;
+use fovea_kernels::loss::{Loss, LossAt};
 use tch::{Kind, Tensor};
 
 use super::adder::ShardAdder;
@@ -14,9 +13,6 @@ use crate::models::{Input, Tokens};
 use crate::ops::{self, NormMode};
 use crate::replica::Network;
 use crate::samples::Views;
-
-/// Label classes.
-const CLASSES: usize = 4;
 
 /// Forward and backward of one virtual shard; the adder gets each gradient when it is complete.
 pub fn pass(
@@ -29,39 +25,36 @@ pub fn pass(
 ) -> Result<()> {
     let float = (Kind::Float, gpu.device);
     let batch_stats = Tensor::f_zeros([net.stats_len as i64], float)?;
-    let losses = Tensor::f_zeros([2], (Kind::Double, gpu.device))?;
+    let losses = Tensor::f_zeros([net.objective.len() as i64], (Kind::Double, gpu.device))?;
     let layout = block.layout();
     let forward = || -> Result<Tensor> {
-        let (image_mask, patch_mask) = (
-            block.mask(&layout.image_mask)?,
-            block.mask(&layout.patch_mask)?,
-        );
+        let masks = block.masks()?;
         let input = Input {
             globals: &views.globals,
             patches: &views.patches,
             tokens,
-            dropout: Some((&image_mask, &patch_mask)),
+            dropout: Some(&masks),
         };
         let mode = NormMode::Train {
             batch_stats: &batch_stats,
         };
         let out = net.model.forward(&net.pass(mode, gpu.engine), &input)?;
-        let head = |logits: &Tensor, which: usize, params: &FocalParams, labels, weights| {
-            let at = FocalAddresses {
-                targets: block.address(labels),
-                weights: block.address(weights),
+        let mut root = None::<Tensor>;
+        for (which, (logits, head)) in out.iter().zip(&net.objective).enumerate() {
+            let at = HeadAddresses {
+                labels: block.address(&layout.labels[which]),
+                record: block.address(&layout.records[which]),
                 scale: block.address(&layout.scales) + 4 * which as u64,
                 loss: address(&losses) + 8 * which as u64,
             };
-            let dlogits = focal(gpu, logits, params.gamma, at)?;
-            Ok::<_, Error>(logits.f_mul(&dlogits)?.f_sum(Kind::Float)?)
-        };
-        let objective = &net.objective;
-        let (labels, weights) = (&layout.image_labels, &layout.image_weights);
-        let image = head(&out.image, 0, &objective.image, labels, weights)?;
-        let (labels, weights) = (&layout.patch_labels, &layout.patch_weights);
-        let patch = head(&out.patch, 1, &objective.patch, labels, weights)?;
-        Ok(image.f_add(&patch)?)
+            let dlogits = head_loss(gpu, head.loss.as_ref(), logits, at)?;
+            let part = logits.f_mul(&dlogits)?.f_sum(Kind::Float)?;
+            root = Some(match root {
+                Some(sum) => sum.f_add(&part)?,
+                None => part,
+            });
+        }
+        root.ok_or_else(|| Error::Internal("a model without heads".to_owned()))
     };
     let root = net.trace.time(|| "forward".to_owned(), forward)?;
     let adder = RefCell::new((adder, Ok(0usize)));
@@ -89,37 +82,35 @@ pub fn pass(
     adder.rest(&Tensor::f_cat(&[&batch_stats, &scalars], 0)?)
 }
 
-/// Addresses of one head's loss.
+/// Addresses of what one head's loss reads and writes, besides logits.
 #[derive(Clone, Copy)]
-struct FocalAddresses {
-    targets: u64,
-    weights: u64,
+struct HeadAddresses {
+    labels: u64,
+    record: u64,
     scale: u64,
     loss: u64,
 }
 
-/// Writes the summed loss, and gives the scaled dlogits `[n, 4]`.
-fn focal(gpu: &Gpu, logits: &Tensor, gamma: f32, at: FocalAddresses) -> Result<Tensor> {
+/// Writes the summed loss, and gives the scaled dlogits `[rows, classes]`.
+fn head_loss(gpu: &Gpu, loss: &dyn Loss, logits: &Tensor, at: HeadAddresses) -> Result<Tensor> {
     let values = logits.f_detach()?.f_contiguous()?;
     let n = values.size()[0] as usize;
     let dlogits = Tensor::f_empty(values.size(), (Kind::Float, gpu.device))?;
     let scratch = Tensor::f_empty(
-        [FocalLoss::scratch_bytes(n, CLASSES) as i64],
+        [loss.scratch_bytes(n) as i64],
         (Kind::Uint8, gpu.device),
     )?;
-    let op = FocalLoss {
+    let op = loss.op(LossAt {
         logits: address(&values),
-        targets: at.targets,
+        labels: at.labels,
         n,
-        classes: CLASSES,
-        gamma,
-        weights: at.weights,
+        record: at.record,
         scale: at.scale,
         dlogits: address(&dlogits),
         loss: at.loss,
         scratch: address(&scratch),
-    };
+    });
     // SAFETY: contiguous tensors of these lengths. libtorch reuses their memory in the stream's order only.
-    unsafe { gpu.run(&op) }?;
+    unsafe { gpu.run(op.as_ref()) }?;
     Ok(dlogits)
 }

@@ -12,7 +12,7 @@ use tch::{Device, Tensor};
 
 use super::adder::{Sender, ShardAdder};
 use super::graph::{Graphs, PatchCounts, Recorded};
-use super::inputs::Block;
+use super::inputs::{Block, BlockShape};
 use super::pass::pass;
 use super::views::{Cutter, ReadyBatch};
 use super::{Gpu, address};
@@ -37,6 +37,7 @@ pub struct GpuStep {
     cutter: Cutter,
     reduce_dtype: ReduceDtype,
     tree: TreeAccumulator<Tensor>,
+    shape: BlockShape,
     /// By virtual shard of this rank.
     blocks: Vec<Block>,
     /// For evaluation.
@@ -102,8 +103,10 @@ impl MeasuredSizes {
 
 /// What the host waits for.
 struct StepReadback {
-    /// Two losses f32, then, 8 bytes on, one f64.
+    /// The loss of each head f32, then, on a multiple of 8 bytes, one f64.
     host: PinnedBuffer,
+    /// Heads.
+    losses: usize,
     sum_squares: DeviceBuffer,
     scratch: DeviceBuffer,
     /// The passes are through.
@@ -112,22 +115,22 @@ struct StepReadback {
     done: Event,
 }
 
-/// Where the sum of squares is in the answer, in bytes.
-const SQUARES_AT: usize = 8;
-
 impl GpuStep {
     /// Takes the GPU, with its images.
     pub fn new(gpu: Gpu, net: &Network, config: &Config) -> Result<Self> {
         let kernels = &gpu.kernels;
         let scratch = SumSquares::scratch_bytes(net.surface.grads.len());
+        let (shape, losses) = (BlockShape::of(net), net.objective.len());
         Ok(Self {
             cutter: Cutter::new(&gpu, net, config)?,
             reduce_dtype: config.train.reduce_dtype,
             tree: TreeAccumulator::on(gpu.device, net.surface.scalars.end),
             blocks: Vec::new(),
-            spare: RefCell::new(Block::new(kernels, gpu.device)?),
+            spare: RefCell::new(Block::new(kernels, gpu.device, &shape)?),
+            shape,
             answer: StepReadback {
-                host: PinnedBuffer::new(kernels, SQUARES_AT + 8)?,
+                host: PinnedBuffer::new(kernels, StepReadback::squares_at(losses) + 8)?,
+                losses,
                 sum_squares: DeviceBuffer::uninit(kernels, 8)?,
                 scratch: DeviceBuffer::uninit(kernels, scratch)?,
                 computed: Event::new(kernels)?,
@@ -245,15 +248,15 @@ impl GpuStep {
     ) -> Result<(Tensor, How)> {
         let gpu = &self.gpu;
         while self.blocks.len() < shards.len() {
-            self.blocks.push(Block::new(&gpu.kernels, gpu.device)?);
+            let block = Block::new(&gpu.kernels, gpu.device, &self.shape)?;
+            self.blocks.push(block);
         }
         for (batch, block) in shards.iter().zip(&mut self.blocks) {
             let Some(batch) = batch else { continue };
             if block.begin(&gpu.kernels, batch)? {
                 self.graphs.forget();
             }
-            let scales = net.scales(total);
-            block.put_targets(batch, &net.objective, scales, (net.seed, epoch))?;
+            block.put_targets(net, batch, &net.scales(total), epoch)?;
         }
         let counts = shards.iter().flatten().map(|batch| &batch.counts);
         self.tokens.prepare(counts, gpu.device)?;
@@ -340,7 +343,7 @@ impl GpuStep {
                 None => cutter.upload(gpu, block, batch)?,
             };
             let views = cutter.views(gpu, block, ready)?;
-            let patches = batch.patch_labels.len();
+            let patches = batch.patch_ids.len();
             ops::measure_convolutions(measured.is_worth_it((batch.counts.len(), patches)));
             let tokens = tokens.0.get(&batch.counts).ok_or_else(|| {
                 Error::Internal(format!("no tokens for {} images", batch.counts.len()))
@@ -382,10 +385,10 @@ impl GpuStep {
             }
         }
         exchange.wait(&answer.done)?;
-        let losses = answer.host.as_slice::<f32>();
+        let squares_at = StepReadback::squares_at(answer.losses) / 8;
         Ok(Totals {
-            losses: [losses[0], losses[1]],
-            sum_squares: answer.host.as_slice::<f64>()[SQUARES_AT / 8],
+            losses: answer.host.as_slice::<f32>()[..answer.losses].to_vec(),
+            sum_squares: answer.host.as_slice::<f64>()[squares_at],
         })
     }
 
@@ -427,6 +430,11 @@ impl GpuStep {
 }
 
 impl StepReadback {
+    /// Where the sum of squares is in the host's memory, in bytes.
+    fn squares_at(losses: usize) -> usize {
+        (4 * losses).next_multiple_of(8)
+    }
+
     /// Puts the copies to the host on the stream.
     fn put(&self, gpu: &Gpu, net: &Network, sums: &Tensor) -> Result<()> {
         let squares = SumSquares {
@@ -442,10 +450,11 @@ impl StepReadback {
         unsafe {
             gpu.run(&squares)?;
             gpu.kernels
-                .copy_to_host_async(gpu.stream, host, losses, SQUARES_AT)?;
-            let (host, device) = (host.add(SQUARES_AT), self.sum_squares.address());
+                .copy_to_host_async(gpu.stream, host, losses, 4 * self.losses)?;
+            let squares_host = host.add(Self::squares_at(self.losses));
+            let device = self.sum_squares.address();
             gpu.kernels
-                .copy_to_host_async(gpu.stream, host, device, 8)?;
+                .copy_to_host_async(gpu.stream, squares_host, device, 8)?;
         }
         Ok(())
     }

@@ -6,7 +6,7 @@ use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 use std::time::Instant;
 
 use fovea_collectives::{self as collectives, DeviceCollective};
-use fovea_coordinator::order::{EpochOrder, Unit};
+use fovea_coordinator::order::{EpochOrder, Grain, Unit};
 use fovea_dataset::{Dataset, PrepareOptions, Silent, Split, prepare};
 use fovea_emulate::driver;
 use fovea_kernels::CropSpec;
@@ -21,16 +21,16 @@ use half::bf16;
 use tch::Tensor;
 
 use super::images::Images;
-use super::inputs::Block;
+use super::inputs::{Block, BlockShape};
 use super::*;
 use crate::host;
 use crate::lanes::ThreadLanes;
 use crate::overlap::Exchange;
 use crate::params::StateBuffer;
 use crate::precision::Precision;
-use crate::replica::{Denominators, Replica, Sums};
+use crate::objective::{Denominators, objective};
+use crate::replica::{Replica, Sums};
 use crate::samples::{Pixels, SampleSource, ShardBatch, order_input};
-use crate::train::objective;
 
 impl Gpu {
     /// One that exists only here. Tensors lie on the CPU.
@@ -94,7 +94,8 @@ impl Setup {
     }
 
     fn source(&self, precision: Precision, on_gpu: bool) -> SampleSource {
-        SampleSource::new(Arc::clone(&self.data), &self.config, precision, on_gpu)
+        let data = Arc::clone(&self.data);
+        SampleSource::new(data, &self.config, Grain::Cell, precision, on_gpu)
     }
 
     fn gpu(&self, engine: NormEngine) -> Gpu {
@@ -106,12 +107,13 @@ impl Setup {
     fn replica(&self, precision: Precision, gpu: Option<Gpu>) -> Replica {
         let source = self.source(precision, false);
         let objective = objective(&self.config.loss, &source).unwrap();
-        Replica::new(&self.config, precision, objective, ThreadLanes::one(), gpu).unwrap()
+        let (task, lanes) = (source.task(), ThreadLanes::one());
+        Replica::configured(&self.config, task, precision, objective, lanes, gpu).unwrap()
     }
 
     /// The units of the first step, by virtual shard; the second shard is empty.
     fn units(&self) -> Vec<Vec<Unit>> {
-        let order = EpochOrder::new(&order_input(&self.data, &self.config), 0).unwrap();
+        let order = EpochOrder::new(&order_input(&self.data, Grain::Cell, &self.config), 0).unwrap();
         let mut shards: Vec<Vec<Unit>> =
             order.units()[..4].chunks(2).map(<[Unit]>::to_vec).collect();
         shards.insert(1, Vec::new());
@@ -167,7 +169,8 @@ fn pixels_are_those_of_the_cpu_bit_for_bit() {
             let there = setup.shards(&setup.source(precision, true), epoch);
             let here = setup.shards(&setup.source(precision, false), epoch);
             for (there, here) in there.iter().flatten().zip(here.iter().flatten()) {
-                let mut block = Block::new(&gpu.kernels, gpu.device).unwrap();
+                let shape = BlockShape::of(&replica.net);
+                let mut block = Block::new(&gpu.kernels, gpu.device, &shape).unwrap();
                 block.begin(&gpu.kernels, there).unwrap();
                 let got = {
                     let ready = cutter.upload(&gpu, &mut block, there).unwrap();
@@ -178,7 +181,7 @@ fn pixels_are_those_of_the_cpu_bit_for_bit() {
                 };
                 assert_eq!(bits(&got.globals), bits(&want.globals));
                 assert_eq!(bits(&got.patches), bits(&want.patches));
-                assert_eq!(there.patch_labels, here.patch_labels);
+                assert_eq!(there.labels, here.labels);
                 assert_eq!(there.image_ids, here.image_ids);
             }
         }

@@ -9,7 +9,9 @@ use std::collections::BTreeMap;
 use std::path::Path;
 
 use fovea_run::checkpoint::{NamedTensor, TensorData};
+use fovea_kernels::loss::LossSettings;
 use fovea_run::config::Config;
+use fovea_task::{Label, Level, Task};
 use serde::Deserialize;
 use tch::{Kind, Tensor};
 
@@ -19,7 +21,8 @@ use crate::models::Blueprint;
 use crate::ops::NormEngine;
 use crate::params::StateBuffer;
 use crate::precision::Precision;
-use crate::replica::{Denominators, Objective, Replica};
+use crate::objective::{Denominators, HeadLoss};
+use crate::replica::Replica;
 use crate::samples::{Pixels, ShardBatch, Views};
 use crate::train::restore_weights;
 
@@ -74,8 +77,8 @@ struct GoldenShard {
     counts: Vec<usize>,
     image_ids: Vec<u64>,
     patch_ids: Vec<u64>,
-    image_labels: Vec<u8>,
-    patch_labels: Vec<u8>,
+    image_labels: Vec<Label>,
+    patch_labels: Vec<Label>,
 }
 
 #[derive(Deserialize)]
@@ -223,8 +226,7 @@ impl GoldenShard {
                 ),
             }),
             counts: self.counts.clone(),
-            image_labels: self.image_labels.clone(),
-            patch_labels: self.patch_labels.clone(),
+            labels: vec![self.image_labels.clone(), self.patch_labels.clone()],
             image_ids: self.image_ids.clone(),
             patch_ids: self.patch_ids.clone(),
         }
@@ -243,19 +245,21 @@ fn configured(setup: &Setup, precision: Precision, gpu: Option<Gpu>) -> (Config,
     config.optimizer.eps = optimizer.eps;
     config.optimizer.weight_decay = optimizer.weight_decay;
     config.optimizer.clip_norm = optimizer.clip_norm;
-    let focal = || fovea_kernels::FocalParams {
+    let settings = LossSettings {
         gamma: loss.gamma,
         alpha: loss.alpha.clone(),
         pos_weight: loss.positive,
         neg_weight: loss.negative,
     };
-    let objective = Objective {
-        image: focal(),
-        patch: focal(),
-        patch_weight: loss.patch_weight,
+    let head = |level, weight| HeadLoss {
+        level,
+        loss: fovea_kernels::loss::build("focal", &settings).expect("a focal loss"),
+        weight,
     };
-    let mut replica =
-        Replica::new(&config, precision, objective, ThreadLanes::one(), gpu).expect("a replica");
+    let objective = vec![head(Level::Image, 1.0), head(Level::Patch, loss.patch_weight)];
+    let (task, lanes) = (Task::lesions(), ThreadLanes::one());
+    let mut replica = Replica::configured(&config, &task, precision, objective, lanes, gpu)
+        .expect("a replica");
     let weights = hashed(&replica.net.params.blueprint);
     restore_weights(&mut replica.net.params, &weights, Path::new("hashed"))
         .expect("PyTorch's names and shapes");
@@ -274,22 +278,16 @@ fn evaluate(replica: &Replica, batch: &ShardBatch) -> Vec<f64> {
             patches: views.patches.narrow(0, 0, 0),
         }),
         counts: vec![0],
-        image_labels: vec![0],
-        patch_labels: vec![],
+        labels: Vec::new(),
         image_ids: vec![0],
         patch_ids: vec![],
     };
     let alone = replica
         .evaluate(&alone)
         .expect("evaluation without patches");
-    assert!(alone.patch.is_empty());
-    scores
-        .image
-        .iter()
-        .chain(&scores.patch)
-        .chain(&alone.image)
-        .map(|&z| f64::from(z))
-        .collect()
+    assert!(alone.heads[1].is_empty());
+    let heads = scores.heads.iter().chain(&alone.heads[..1]);
+    heads.flatten().map(|&z| f64::from(z)).collect()
 }
 
 /// A flat buffer's parameters as digests.

@@ -6,45 +6,62 @@
 //! | `local_branch` | `[n, 3, 128, 128]` -> `[n, 512]` |
 //! | `global_proj`, `local_proj` | 512 -> 256 |
 //! | `attn`, residual, `norm` | `[b, 1 + P, 256]`, token 0 is the image |
-//! | `image_head` | token 0 -> `[b, 4]` |
-//! | `patch_head` | tokens 1.. -> `[n, 4]` |
+//! | `image_head` | token 0 -> `[b, C]` |
+//! | `patch_head` | tokens 1.. -> `[n, C]` |
+//!
+//! One head per target of the task, called after it: `NAME_head`.
 
+use fovea_task::{Level, Target, Task};
 use tch::{Kind, Tensor};
 
 use super::{
-    Blueprint, Input, LayerNorm, Linear, Macs, Model, Output, Pass, ResNet18, SelfAttention, Sizes,
-    Tokens,
+    Blueprint, DropoutId, DropoutSpec, Input, LayerNorm, Linear, Macs, Model, Pass, ResNet18,
+    SelfAttention, Sizes, Tokens,
 };
-use crate::error::Result;
+use crate::error::{Error, Result};
 
 const WIDTH: i64 = 256;
 const HIDDEN: i64 = 128;
-const HEADS: i64 = 4;
-const CLASSES: i64 = 4;
-/// Dropout probability in the image head.
-pub const IMAGE_DROPOUT: f32 = 0.3;
-/// Dropout probability in the patch head.
-pub const PATCH_DROPOUT: f32 = 0.3;
+const ATTENTION_HEADS: i64 = 4;
+/// Dropout probability in a head.
+const DROPOUT: f32 = 0.3;
 
-/// `Linear 256->128, ReLU, Dropout, Linear 128->4`, named `.0` and `.3` as in a PyTorch `Sequential`.
+/// `Linear 256->128, ReLU, Dropout, Linear 128->C`, named `.0` and `.3` as in a PyTorch `Sequential`.
 struct Head {
+    level: Level,
     hidden: Linear,
+    dropout: DropoutId,
     logits: Linear,
 }
 
 impl Head {
-    fn declare(b: &mut Blueprint, name: &str) -> Self {
+    fn declare(b: &mut Blueprint, target: &Target) -> Self {
+        let name = format!("{}_head", target.name);
+        let site = DropoutSpec {
+            level: target.level,
+            width: HIDDEN as usize,
+            p: DROPOUT,
+            stream: match target.level {
+                Level::Image => u32::from_be_bytes(*b"\0IMG"),
+                Level::Patch => u32::from_be_bytes(*b"\0PAT"),
+            },
+        };
         Self {
+            level: target.level,
             hidden: Linear::declare(b, &format!("{name}.0"), WIDTH, HIDDEN),
-            logits: Linear::declare(b, &format!("{name}.3"), HIDDEN, CLASSES),
+            dropout: b.dropout(site),
+            logits: Linear::declare(
+                b,
+                &format!("{name}.3"),
+                HIDDEN,
+                target.classes.len() as i64,
+            ),
         }
     }
 
-    fn forward(&self, pass: &Pass<'_>, x: &Tensor, dropout: Option<&Tensor>) -> Result<Tensor> {
-        let mut hidden = self.hidden.forward(pass, x)?.f_relu()?;
-        if let Some(mask) = dropout {
-            hidden = hidden.f_mul(mask)?;
-        }
+    fn forward(&self, pass: &Pass<'_>, input: &Input<'_>, x: &Tensor) -> Result<Tensor> {
+        let hidden = self.hidden.forward(pass, x)?.f_relu()?;
+        let hidden = input.dropped(hidden, self.dropout)?;
         self.logits.forward(pass, &hidden)
     }
 
@@ -61,28 +78,39 @@ pub struct Hybrid {
     local_proj: Linear,
     attn: SelfAttention,
     norm: LayerNorm,
-    image_head: Head,
-    patch_head: Head,
+    heads: Vec<Head>,
 }
 
 impl Hybrid {
     /// Declares all parameters.
-    pub fn declare(b: &mut Blueprint) -> Self {
-        Self {
+    ///
+    /// # Errors
+    /// [`Error::Usage`] unless the task has a question about patches, and at most one about whole images.
+    pub fn declare(b: &mut Blueprint, task: &Task) -> Result<Box<dyn Model>> {
+        let images = task.at(Level::Image).count();
+        if task.cells().is_none() || images > 1 {
+            return Err(Error::Usage {
+                what: format!(
+                    "model.name = \"hybrid\": this dataset has {images} targets at image level and {} at patch level",
+                    task.at(Level::Patch).count()
+                ),
+                help: "hybrid learns one target at patch level, and one or none at image level: choose another model, or prepare a dataset with masks".to_owned(),
+            });
+        }
+        Ok(Box::new(Self {
             global_branch: ResNet18::declare(b, "global_branch"),
             local_branch: ResNet18::declare(b, "local_branch"),
             global_proj: Linear::declare(b, "global_proj", ResNet18::FEATURES, WIDTH),
             local_proj: Linear::declare(b, "local_proj", ResNet18::FEATURES, WIDTH),
-            attn: SelfAttention::declare(b, "attn", WIDTH, HEADS),
+            attn: SelfAttention::declare(b, "attn", WIDTH, ATTENTION_HEADS),
             norm: LayerNorm::declare(b, "norm", WIDTH),
-            image_head: Head::declare(b, "image_head"),
-            patch_head: Head::declare(b, "patch_head"),
-        }
+            heads: task.targets().iter().map(|t| Head::declare(b, t)).collect(),
+        }))
     }
 }
 
 impl Model for Hybrid {
-    fn forward(&self, pass: &Pass<'_>, input: &Input<'_>) -> Result<Output> {
+    fn forward(&self, pass: &Pass<'_>, input: &Input<'_>) -> Result<Vec<Tensor>> {
         let Tokens {
             images,
             per_image: tokens,
@@ -110,13 +138,11 @@ impl Model for Hybrid {
         let patch = x
             .f_reshape([images * tokens, WIDTH])?
             .f_index_select(0, &input.tokens.patches)?; // [n, 256]
-        let (image_mask, patch_mask) = input
-            .dropout
-            .map_or((None, None), |(i, p)| (Some(i), Some(p)));
-        Ok(Output {
-            image: self.image_head.forward(pass, &image, image_mask)?,
-            patch: self.patch_head.forward(pass, &patch, patch_mask)?,
-        })
+        let answer = |head: &Head| match head.level {
+            Level::Image => head.forward(pass, input, &image),
+            Level::Patch => head.forward(pass, input, &patch),
+        };
+        self.heads.iter().map(answer).collect()
     }
 
     fn macs(&self, b: &Blueprint, sizes: &Sizes) -> Macs {
@@ -126,7 +152,13 @@ impl Model for Hybrid {
             + self.global_proj.macs(b, images)
             + self.local_proj.macs(b, patches)
             + self.attn.macs(b, images, 1 + sizes.patches)
-            + self.image_head.macs(b, images)
-            + self.patch_head.macs(b, patches)
+            + self
+                .heads
+                .iter()
+                .map(|head| match head.level {
+                    Level::Image => head.macs(b, images),
+                    Level::Patch => head.macs(b, patches),
+                })
+                .sum()
     }
 }

@@ -90,8 +90,7 @@ impl Blueprint {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::models::{ResNet18, build};
-    use fovea_run::config::ModelName;
+    use crate::models::{ResNet18, hybrid_for_lesions};
 
     /// He et al. (CVPR 2016, table 1) give 1.8e9 for 224 x 224, torchvision 1.81 GMACs with the classifier (0.0005).
     #[test]
@@ -107,7 +106,7 @@ mod tests {
 
     #[test]
     fn the_hybrid_model_is_its_parts() {
-        let (model, blueprint) = build(ModelName::Hybrid);
+        let (model, blueprint) = hybrid_for_lesions();
         let of = |images, patches| {
             let sizes = Sizes {
                 images,

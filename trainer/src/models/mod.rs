@@ -3,7 +3,7 @@
 //! A model is declared once against a [`Blueprint`] (names, shapes, initialisation) and keeps only
 //! the ids it was given. [`crate::params`] decides where the numbers live (one flat buffer, master and
 //! working precision); a model never owns a tensor. To add a model: one file here that
-//! implements [`Model`], one arm in [`build`], one preset.
+//! implements [`Model`], its row in [`MODELS`], and a preset.
 
 #[cfg(test)]
 mod golden;
@@ -13,17 +13,20 @@ mod macs;
 mod resnet;
 mod tokens;
 
-pub use hybrid::{Hybrid, IMAGE_DROPOUT, PATCH_DROPOUT};
+pub use hybrid::Hybrid;
 pub use layers::{LayerNorm, Linear, SelfAttention};
 pub use macs::{Macs, Sizes};
 pub use resnet::ResNet18;
 pub use tokens::Tokens;
 
-use fovea_run::config::ModelName;
+use fovea_coordinator::order::Grain;
+use fovea_task::Task;
 use tch::Tensor;
 
-pub use crate::blueprint::{Blueprint, Init, NormId, NormSpec, ParamId, ParamSpec};
-use crate::error::Result;
+pub use crate::blueprint::{
+    Blueprint, DropoutId, DropoutSpec, Init, NormId, NormSpec, ParamId, ParamSpec,
+};
+use crate::error::{Error, Result};
 use crate::ops::{NormEngine, NormMode};
 
 /// One pass through a model: the parameters to use and what batch normalisation does.
@@ -49,36 +52,86 @@ impl Pass<'_> {
 pub struct Input<'a> {
     /// Whole images, `[b, 3, S, S]`, working dtype, channels-last.
     pub globals: &'a Tensor,
-    /// Patches of all images one after the other, `[n, 3, patch, patch]`, working dtype, channels-last.
+    /// Patches of all images one after the other, `[n, 3, patch, patch]`, working dtype, channels-last; n is 0 for a model
+    /// of [`Grain::Image`].
     pub patches: &'a Tensor,
     /// Where the tokens of each image come from.
     pub tokens: &'a Tokens,
-    /// Dropout masks, already scaled by `1 / (1 - p)`: `[b, 128]` and `[n, 128]` f32; none outside training.
-    pub dropout: Option<(&'a Tensor, &'a Tensor)>,
+    /// The mask of each dropout site, by [`DropoutId`], `[rows, width]` f32, scaled by `1 / (1 - p)`; none outside training.
+    pub dropout: Option<&'a [Tensor]>,
 }
 
-/// What a model answers, in f32.
-pub struct Output {
-    /// Image-level logits `[b, 4]`.
-    pub image: Tensor,
-    /// Patch-level logits `[n, 4]`, in the order of [`Input::patches`].
-    pub patch: Tensor,
+impl Input<'_> {
+    /// `x` `[rows, width]` with its site's mask applied; as it is outside training.
+    pub fn dropped(&self, x: Tensor, site: DropoutId) -> Result<Tensor> {
+        match self.dropout {
+            Some(masks) => Ok(x.f_mul(&masks[site.0])?),
+            None => Ok(x),
+        }
+    }
 }
 
-/// A network of this project: images and patches in, lesion logits out.
+/// A network of this project: images and patches in, one set of logits per target of the task out.
 pub trait Model: Send + Sync {
     /// Forward pass of one virtual shard (training) or of one image (evaluation).
-    fn forward(&self, pass: &Pass<'_>, input: &Input<'_>) -> Result<Output>;
+    ///
+    /// Returns the logits of each target in the task's order, f32 `[rows, classes]`: a row per image, `b`, or per patch, `n`,
+    /// in the order of [`Input::patches`].
+    fn forward(&self, pass: &Pass<'_>, input: &Input<'_>) -> Result<Vec<Tensor>>;
 
     /// The arithmetic of a training step; `blueprint` is the one that the model was declared in.
     fn macs(&self, blueprint: &Blueprint, sizes: &Sizes) -> Macs;
 }
 
-/// Declares the named model.
-pub fn build(name: ModelName) -> (Box<dyn Model>, Blueprint) {
-    let mut blueprint = Blueprint::default();
-    let model: Box<dyn Model> = match name {
-        ModelName::Hybrid => Box::new(Hybrid::declare(&mut blueprint)),
-    };
-    (model, blueprint)
+/// A model as it can be chosen.
+pub struct ModelEntry {
+    /// Its value of `model.name`.
+    pub name: &'static str,
+    /// What its samples are.
+    pub grain: Grain,
+    /// Declares its parameters for a task.
+    ///
+    /// # Errors
+    /// [`Error::Usage`] when the model cannot answer the task's questions.
+    pub declare: fn(&mut Blueprint, &Task) -> Result<Box<dyn Model>>,
+}
+
+/// Every model that `model.name` can choose.
+pub static MODELS: &[ModelEntry] = &[ModelEntry {
+    name: "hybrid",
+    grain: Grain::Cell,
+    declare: Hybrid::declare,
+}];
+
+/// The model that a configuration names.
+///
+/// # Errors
+/// [`Error::Usage`] with the known names when there is none.
+pub fn find(name: &str) -> Result<&'static ModelEntry> {
+    MODELS.iter().find(|entry| entry.name == name).ok_or_else(|| {
+        let known: Vec<&str> = MODELS.iter().map(|entry| entry.name).collect();
+        Error::Usage {
+            what: format!("model.name = {name:?}: there is no such model"),
+            help: format!("known are: {}", known.join(", ")),
+        }
+    })
+}
+
+impl ModelEntry {
+    /// The model for a task, and what it declared.
+    ///
+    /// # Errors
+    /// As [`ModelEntry::declare`].
+    pub fn build(&self, task: &Task) -> Result<(Box<dyn Model>, Blueprint)> {
+        let mut blueprint = Blueprint::default();
+        let model = (self.declare)(&mut blueprint, task)?;
+        Ok((model, blueprint))
+    }
+}
+
+/// The model and blueprint that most tests of parameters use.
+#[cfg(test)]
+#[expect(clippy::expect_used, reason = "a test fails here")]
+pub(crate) fn hybrid_for_lesions() -> (Box<dyn Model>, Blueprint) {
+    MODELS[0].build(&Task::lesions()).expect("hybrid answers the lesion task")
 }

@@ -3,14 +3,15 @@
 
 use std::sync::atomic::{AtomicBool, Ordering};
 
-use fovea_kernels::FocalParams;
 use fovea_run::config::Config;
+use fovea_task::{Label, Task};
 use tch::{Device, Kind, Tensor};
 
 use crate::error::Error;
 use crate::lanes::ThreadLanes;
 use crate::precision::Precision;
-use crate::replica::{Denominators, Objective, Replica};
+use crate::objective::{Denominators, unweighted};
+use crate::replica::Replica;
 use crate::samples::{Pixels, ShardBatch, Views};
 
 /// A virtual shard of one image with `n` of its patches.
@@ -29,8 +30,10 @@ fn shard(number: u64, n: usize, side: i64) -> ShardBatch {
             patches: picture(n as i64, number as f64 + 0.5),
         }),
         counts: vec![n],
-        image_labels: vec![(number % 16) as u8],
-        patch_labels: (0..n).map(|i| ((number as usize + i) % 16) as u8).collect(),
+        labels: vec![
+            vec![Label(number % 16)],
+            (0..n as u64).map(|i| Label((number + i) % 16)).collect(),
+        ],
         image_ids: vec![number],
         patch_ids: (0..n as u64).map(|i| 1000 * number + i).collect(),
     }
@@ -40,18 +43,9 @@ fn replica(bucket_mb: u32) -> Replica {
     let mut config = Config::preset("hybrid").unwrap();
     config.train.bucket_mb = bucket_mb;
     config.train.trace_steps = 1;
-    let focal = || FocalParams {
-        gamma: 2.0,
-        alpha: vec![1.0; 4],
-        pos_weight: 1.0,
-        neg_weight: 1.0,
-    };
-    let objective = Objective {
-        image: focal(),
-        patch: focal(),
-        patch_weight: 1.0,
-    };
-    Replica::new(&config, Precision::F32, objective, ThreadLanes::one(), None).unwrap()
+    let (task, lanes) = (Task::lesions(), ThreadLanes::one());
+    let objective = unweighted(&config.loss, &task).unwrap();
+    Replica::configured(&config, &task, Precision::F32, objective, lanes, None).unwrap()
 }
 
 const TOTAL: Denominators = Denominators {

@@ -4,11 +4,12 @@ use std::cell::Cell;
 use std::sync::mpsc::{self, Sender};
 
 use fovea_kernels::flat::AdamParams;
-use fovea_kernels::{FocalParams, focal_loss};
+use fovea_kernels::loss::Loss;
+use fovea_task::Label;
 use tch::{Device, Kind, Tensor};
 
 use super::{Denominators, NORM_MOMENTUM, Network, no_pixels};
-use crate::dropout::{self, HEAD_WIDTH};
+use crate::dropout;
 use crate::error::{Error, Result};
 use crate::host;
 use crate::lanes::{ReadOnly, ThreadLanes};
@@ -156,7 +157,7 @@ impl Network {
         give: &Sender<Contribution>,
     ) -> Result<()> {
         let batch_stats = Tensor::f_zeros([self.stats_len as i64], (Kind::Float, Device::Cpu))?;
-        let (root, image_loss, patch_loss) = self.trace.time(
+        let (root, losses) = self.trace.time(
             || "forward".to_owned(),
             || self.loss(batch, when, &batch_stats),
         )?;
@@ -184,69 +185,65 @@ impl Network {
         }
         let sums = PassSums {
             batch_stats,
-            image_loss,
-            patch_loss,
+            losses,
         };
         let _ = give.send(Contribution::Rest { lane, sums });
         Ok(())
     }
 
-    /// Forward: a scalar whose gradient with respect to the logits is dlogits, where backward starts; the losses of
-    /// images and patches, summed.
+    /// Forward: a scalar whose gradient with respect to the logits is dlogits, where backward starts; the summed loss of
+    /// each head.
     fn loss(
         &self,
         batch: &ShardBatch,
         (epoch, total): (u32, Denominators),
         batch_stats: &Tensor,
-    ) -> Result<(Tensor, f32, f32)> {
+    ) -> Result<(Tensor, Vec<f32>)> {
         let Pixels::Views(views) = &batch.pixels else {
             return Err(no_pixels());
         };
-        let (image_mask, patch_mask) = dropout::masks(self.seed, epoch, batch);
-        let mask = |values: Vec<f32>| Tensor::from_slice(&values).f_view([-1, HEAD_WIDTH as i64]);
-        let (image_mask, patch_mask) = (mask(image_mask)?, mask(patch_mask)?);
+        let sites = self.params.blueprint.dropouts.iter();
+        let mask = |site| {
+            let values = dropout::mask(self.seed, epoch, site, batch);
+            Ok(Tensor::from_slice(&values).f_view([-1, site.width as i64])?)
+        };
+        let masks: Vec<Tensor> = sites.map(mask).collect::<Result<_>>()?;
         let input = Input {
             globals: &views.globals,
             patches: &views.patches,
             tokens: &Tokens::new(&batch.counts, Device::Cpu)?,
-            dropout: Some((&image_mask, &patch_mask)),
+            dropout: Some(&masks),
         };
         let pass = self.pass(NormMode::Train { batch_stats }, NormEngine::Fused);
         let out = self.model.forward(&pass, &input)?;
-        let [image_scale, patch_scale] = self.scales(total);
-        let (image_loss, image_dlogits) = focal(
-            &out.image,
-            &batch.image_labels,
-            &self.objective.image,
-            image_scale,
-        )?;
-        let (patch_loss, patch_dlogits) = focal(
-            &out.patch,
-            &batch.patch_labels,
-            &self.objective.patch,
-            patch_scale,
-        )?;
-        let root = (out.image.f_mul(&image_dlogits)?.f_sum(Kind::Float)?)
-            .f_add(&out.patch.f_mul(&patch_dlogits)?.f_sum(Kind::Float)?)?;
-        Ok((root, image_loss, patch_loss))
+        let (mut root, mut losses) = (None::<Tensor>, Vec::with_capacity(out.len()));
+        let scales = self.scales(total);
+        for (((logits, labels), head), scale) in
+            out.iter().zip(&batch.labels).zip(&self.objective).zip(scales)
+        {
+            let (loss, dlogits) = head_loss(head.loss.as_ref(), logits, labels, scale)?;
+            let part = logits.f_mul(&dlogits)?.f_sum(Kind::Float)?;
+            root = Some(match root {
+                Some(sum) => sum.f_add(&part)?,
+                None => part,
+            });
+            losses.push(loss);
+        }
+        let root = root.ok_or_else(|| Error::Internal("a model without heads".to_owned()))?;
+        Ok((root, losses))
     }
 }
 
 /// Loss sum and scaled dlogits of one head.
-fn focal(
+fn head_loss(
+    loss: &dyn Loss,
     logits: &Tensor,
-    targets: &[u8],
-    params: &FocalParams,
+    labels: &[Label],
     scale: f32,
 ) -> Result<(f32, Tensor)> {
     let values = logits.f_detach()?.f_contiguous()?;
     let mut dlogits = Tensor::f_empty(logits.size(), (Kind::Float, Device::Cpu))?;
-    let loss = focal_loss(
-        host::slice(&values)?,
-        targets,
-        params,
-        scale,
-        host::slice_mut(&mut dlogits)?,
-    )?;
-    Ok((loss as f32, dlogits))
+    let (logits, target) = (host::slice(&values)?, host::slice_mut(&mut dlogits)?);
+    let sum = loss.host(logits, labels, scale, target)?;
+    Ok((sum as f32, dlogits))
 }

@@ -4,9 +4,9 @@
 
 mod cpu;
 
-use fovea_kernels::FocalParams;
 use fovea_kernels::flat::{self, AdamParams};
 use fovea_run::config::{Config, OptimizerKind};
+use fovea_task::Task;
 use tch::{Device, Tensor};
 
 use self::cpu::CpuStep;
@@ -15,8 +15,9 @@ use crate::error::{Error, Result};
 use crate::gpu::{Gpu, GpuStep};
 use crate::host;
 use crate::lanes::ThreadLanes;
-use crate::models::{self, Input, Model, Pass, Tokens};
+use crate::models::{self, Blueprint, Input, Model, Pass, Tokens};
 use crate::ops::{NormEngine, NormMode};
+use crate::objective::{Denominators, HeadLoss, Objective};
 use crate::overlap::Exchange;
 use crate::params::Params;
 use crate::precision::Precision;
@@ -26,35 +27,11 @@ use crate::trace::Trace;
 
 /// Weight of the newest batch in the running statistics (torchvision's default).
 pub(crate) const NORM_MOMENTUM: f32 = 0.1;
-/// Sums that travel with the gradients: image loss, patch loss, virtual shards with samples.
-const SCALARS: usize = 3;
-
-/// What is minimised: `focal(image) + patch_weight * focal(patch)`, each a mean over samples of the
-/// sum over classes.
-#[derive(Clone, Debug)]
-pub struct Objective {
-    /// Focal loss over image labels.
-    pub image: FocalParams,
-    /// Focal loss over patch labels.
-    pub patch: FocalParams,
-    /// Weight of the patch part.
-    pub patch_weight: f32,
-}
-
-/// How often the samples of a step count: sums are divided by the *global* numbers, so that uneven
-/// tails are exact.
-#[derive(Clone, Copy, Debug)]
-pub struct Denominators {
-    /// Images of the global batch.
-    pub images: usize,
-    /// Patches of the global batch.
-    pub patches: u64,
-}
 
 /// What a reduced attempt says about itself, the same on every rank.
 #[derive(Clone, Copy, Debug)]
 pub struct StepVerdict {
-    /// Global mean loss (image part + weighted patch part).
+    /// The objective over the global batch.
     pub loss: f64,
     /// Norm of the global gradient.
     pub grad_norm: f64,
@@ -87,20 +64,18 @@ impl Sums {
 }
 
 /// What the verdict over an attempt is made of.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Debug)]
 pub struct Totals {
-    /// Summed loss of images and of patches.
-    pub losses: [f32; 2],
+    /// Summed loss of each head.
+    pub losses: Vec<f32>,
     /// Squares of the gradient, summed.
     pub sum_squares: f64,
 }
 
 /// Logits of one virtual shard or image.
 pub struct Scores {
-    /// Image-level logits `[b, 4]`, row-major.
-    pub image: Vec<f32>,
-    /// Patch-level logits `[n, 4]`, row-major.
-    pub patch: Vec<f32>,
+    /// By target of the task, `[rows, classes]`, row-major: a row per image or per patch.
+    pub heads: Vec<Vec<f32>>,
 }
 
 /// Model, parameters, and how their sums travel.
@@ -122,16 +97,17 @@ pub struct Network {
 impl Network {
     fn new(
         config: &Config,
+        (model, blueprint): (Box<dyn Model>, Blueprint),
         precision: Precision,
         objective: Objective,
         device: Device,
     ) -> Result<Self> {
-        let (model, blueprint) = models::build(config.model.name);
         let stats_len = blueprint.stats_len();
         let params = Params::new(blueprint, precision, config.train.seed, device)?;
         let grads = 0..params.layout.len;
         let stats = grads.end..grads.end + stats_len;
-        let scalars = stats.end..stats.end + SCALARS;
+        // The loss of each head, and how many virtual shards have samples.
+        let scalars = stats.end..stats.end + objective.len() + 1;
         let bucket_bytes = (config.train.bucket_mb as usize) << 20;
         Ok(Self {
             buckets: Buckets::new(&params.layout, scalars.end, bucket_bytes),
@@ -159,12 +135,12 @@ impl Network {
         }
     }
 
-    /// Factors on the dlogits of images and patches.
-    pub(crate) fn scales(&self, total: Denominators) -> [f32; 2] {
-        [
-            1.0 / total.images as f32,
-            self.objective.patch_weight / total.patches as f32,
-        ]
+    /// Factors on the dlogits of each head.
+    pub(crate) fn scales(&self, total: Denominators) -> Vec<f32> {
+        let heads = self.objective.iter();
+        heads
+            .map(|head| head.weight / total.rows(head.level) as f32)
+            .collect()
     }
 
     /// Logits of a batch, on its device, with running statistics and without dropout.
@@ -185,8 +161,7 @@ impl Network {
             Ok(host::slice(&scores)?.to_vec())
         };
         Ok(Scores {
-            image: logits(&out.image)?,
-            patch: logits(&out.patch)?,
+            heads: out.iter().map(logits).collect::<Result<_>>()?,
         })
     }
 }
@@ -206,16 +181,33 @@ pub struct Replica {
 }
 
 impl Replica {
-    /// Builds the configured model with its initial parameters, on the GPU if there is one given.
+    /// The configured model for a task; see [`Replica::new`].
+    ///
+    /// # Errors
+    /// There is no such model, or it cannot answer the task's questions.
+    pub fn configured(
+        config: &Config,
+        task: &Task,
+        precision: Precision,
+        objective: Objective,
+        lanes: ThreadLanes,
+        gpu: Option<Gpu>,
+    ) -> Result<Self> {
+        let model = models::find(&config.model.name)?.build(task)?;
+        Self::new(config, model, precision, objective, lanes, gpu)
+    }
+
+    /// A model with its initial parameters, on the GPU if there is one given. `objective` has an entry for each of its heads.
     pub fn new(
         config: &Config,
+        model: (Box<dyn Model>, Blueprint),
         precision: Precision,
         objective: Objective,
         lanes: ThreadLanes,
         gpu: Option<Gpu>,
     ) -> Result<Self> {
         let device = gpu.as_ref().map_or(Device::Cpu, Gpu::device);
-        let net = Network::new(config, precision, objective, device)?;
+        let net = Network::new(config, model, precision, objective, device)?;
         let len = net.surface.scalars.end;
         let step = match gpu {
             None => Step::Cpu(CpuStep::new(len)),
@@ -284,30 +276,20 @@ impl Replica {
 
     /// Reads the loss and the gradient norm out of the reduced sums.
     pub fn verdict(&self, sums: &Sums, total: Denominators) -> StepVerdict {
-        let Totals {
-            losses: [image, patch],
-            sum_squares,
-        } = match sums {
-            Sums::Host(sums) => {
-                let [image, patch, _] = self.scalars(sums);
-                Totals {
-                    losses: [image, patch],
-                    sum_squares: flat::sum_squares(&sums[self.net.surface.grads.clone()]),
-                }
-            }
-            Sums::Gpu(_, totals) => *totals,
+        let (losses, sum_squares) = match sums {
+            Sums::Host(sums) => (
+                &sums[self.net.surface.scalars.clone()],
+                flat::sum_squares(&sums[self.net.surface.grads.clone()]),
+            ),
+            Sums::Gpu(_, totals) => (&totals.losses[..], totals.sum_squares),
         };
-        let patch_weight = f64::from(self.net.objective.patch_weight);
+        let mean = |(head, &loss): (&HeadLoss, &f32)| {
+            f64::from(head.weight) * f64::from(loss) / total.rows(head.level) as f64
+        };
         StepVerdict {
-            loss: f64::from(image) / total.images as f64
-                + patch_weight * f64::from(patch) / total.patches as f64,
+            loss: self.net.objective.iter().zip(losses).map(mean).sum(),
             grad_norm: sum_squares.sqrt(),
         }
-    }
-
-    fn scalars(&self, reduced: &[f32]) -> [f32; SCALARS] {
-        let s = &reduced[self.net.surface.scalars.clone()];
-        [s[0], s[1], s[2]]
     }
 
     /// Moves parameters and running statistics. Takes the sums back.

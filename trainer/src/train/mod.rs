@@ -31,7 +31,7 @@ pub use crate::samples::order_input;
 pub use engine::{backend, gpus};
 pub(crate) use epoch_end::predictions;
 pub use progress::{Best, Progress};
-pub use session::{TrainerOptions, gpu, join, lanes, objective};
+pub use session::{TrainerOptions, gpu, join, lanes};
 pub use snapshot::{best_of, restore_weights, resume_from, resume_point};
 
 use self::engine::Engine;
@@ -176,14 +176,14 @@ impl Trainer {
     fn step(&mut self, batch: &RankBatch) -> Result<Flow> {
         let total = Denominators {
             images: batch.images,
-            patches: batch.global.samples,
+            patches: batch.patches,
         };
         let step = self.progress.step + 1;
         let sums = self.attempt(batch, total)?;
         self.ask_to_drain_if_wanted()?;
 
         let waiting = Instant::now();
-        let shares = self.exchange_shares(batch.samples())?;
+        let shares = self.exchange_shares(batch.samples)?;
         let verdict = self.replica.verdict(&sums, total);
         let vote = Vote {
             generation: self.assignment.generation,
@@ -192,7 +192,7 @@ impl Trainer {
             cursor_after: batch.global.cursor_after(),
             loss: verdict.loss,
             finite: verdict.is_finite(),
-            samples: batch.samples(),
+            samples: batch.samples,
             step_ms: millis(self.last_commit.elapsed()),
         };
         let deadline = self.deadline();
@@ -234,7 +234,7 @@ impl Trainer {
         self.client.heartbeat_state(
             MemberState::Training,
             step,
-            batch.samples() as f32 / step_time.as_secs_f32().max(1e-6),
+            batch.samples as f32 / step_time.as_secs_f32().max(1e-6),
         );
         let epoch = self.progress.epoch + 1;
         let row = |(rank, share): (usize, &step_rows::Share)| StepRow {

@@ -9,9 +9,8 @@ use fovea_collectives::{AbortHandle, Solo};
 use fovea_coordinator::client::{Client, Endpoint};
 use fovea_coordinator::order::EpochOrder;
 use fovea_coordinator::protocol::{Assignment, StartPoint, Terms, TrainerInfo};
-use fovea_dataset::{Dataset, Split};
-use fovea_kernels::FocalParams;
-use fovea_run::config::{Alpha, Config, LossConfig, TrainConfig};
+use fovea_dataset::Dataset;
+use fovea_run::config::{Config, TrainConfig};
 use fovea_run::run_dir::RunDir;
 
 use super::engine::Engine;
@@ -21,7 +20,9 @@ use crate::error::{Error, Result};
 use crate::gpu::{self, Gpu};
 use crate::lanes::ThreadLanes;
 use crate::precision::{Precision, native_bf16};
-use crate::replica::{Objective, Replica};
+use crate::models;
+use crate::objective::objective;
+use crate::replica::Replica;
 use crate::samples::{SampleSource, order_input};
 
 /// How long a trainer waits for its coordinator and for the other ranks. (The coordinator gives up
@@ -55,13 +56,15 @@ pub fn join(options: TrainerOptions) -> Result<Trainer> {
     let data = Arc::new(Dataset::open_unverified(config.data.path.as_ref())?);
     data.prefer(&options.staged);
     let fingerprint = fingerprint(&config, &data, precision);
+    let entry = models::find(&config.model.name)?;
     let source = Arc::new(SampleSource::new(
         Arc::clone(&data),
         &config,
+        entry.grain,
         precision,
         gpu.is_some(),
     ));
-    let order_input = order_input(source.data(), &config);
+    let order_input = order_input(source.data(), entry.grain, &config);
     let first = EpochOrder::new(&order_input, 0)?;
     let total_steps =
         first.steps(config.train.images_per_step as usize) as u64 * u64::from(config.train.epochs);
@@ -95,7 +98,8 @@ pub fn join(options: TrainerOptions) -> Result<Trainer> {
             Some(gpu)
         }
     };
-    let replica = Replica::new(&config, precision, objective, lanes, gpu)?;
+    let task = source.task();
+    let replica = Replica::configured(&config, task, precision, objective, lanes, gpu)?;
     Ok(Trainer {
         progress: Progress::new(&config),
         config,
@@ -186,68 +190,4 @@ fn fingerprint(config: &Config, data: &Dataset, precision: Precision) -> String 
         hasher.update(part.as_bytes());
     }
     hasher.finalize().to_hex().to_string()
-}
-
-/// The configured loss, with class weights from the training split's label counts.
-pub fn objective(config: &LossConfig, source: &SampleSource) -> Result<Objective> {
-    let (mut patches, mut images) = ([0u64; 4], [0u64; 4]);
-    let count = |label: u8, counts: &mut [u64; 4]| {
-        counts
-            .iter_mut()
-            .enumerate()
-            .for_each(|(c, n)| *n += u64::from(label >> c & 1));
-    };
-    for image in source.data().indices(Split::Train) {
-        count(source.image_label(image), &mut images);
-        for cell in source.cells(image) {
-            count(source.cell_labels(image)[cell as usize], &mut patches);
-        }
-    }
-    let focal = |counts: [u64; 4]| FocalParams {
-        gamma: config.gamma,
-        alpha: match config.alpha {
-            Alpha::InverseFrequency => inverse_frequency(counts).to_vec(),
-            Alpha::None => vec![1.0; 4],
-            Alpha::Weights(weights) => weights.to_vec(),
-        },
-        pos_weight: if config.balance {
-            config.positive_weight
-        } else {
-            1.0
-        },
-        neg_weight: if config.balance {
-            config.negative_weight
-        } else {
-            1.0
-        },
-    };
-    Ok(Objective {
-        image: focal(images),
-        patch: focal(patches),
-        patch_weight: config.patch_weight,
-    })
-}
-
-/// `alpha_c` proportional to `1 / count_c`, mean 1. A class that never occurs weighs as much as the
-/// rarest one that does.
-fn inverse_frequency(counts: [u64; 4]) -> [f32; 4] {
-    let rarest = counts.iter().copied().filter(|&n| n > 0).min().unwrap_or(1);
-    let inverse = counts.map(|n| 1.0 / if n == 0 { rarest } else { n } as f64);
-    let mean = inverse.iter().sum::<f64>() / 4.0;
-    inverse.map(|a| (a / mean) as f32)
-}
-
-#[cfg(test)]
-mod tests {
-    use super::inverse_frequency;
-
-    #[test]
-    fn rare_classes_weigh_more_and_the_mean_is_one() {
-        let alpha = inverse_frequency([11_993, 28_829, 17_647, 3_448]);
-        assert!((alpha.iter().sum::<f32>() - 4.0).abs() < 1e-5);
-        assert!(alpha[3] > alpha[0] && alpha[0] > alpha[2] && alpha[2] > alpha[1]);
-        assert!((alpha[0] / alpha[1] - 28_829.0 / 11_993.0).abs() < 1e-4);
-        let absent = inverse_frequency([10, 20, 40, 0]);
-        assert_eq!(absent[3], absent[0]);
-    }
 }

@@ -185,8 +185,6 @@ fn an_unknown_word() {
             "constant, cosine, plateau",
         ],
     );
-    let message = refused("[model]\nname = \"resnet\"\n");
-    says(&message, &["`model.name`", "known are: hybrid"]);
     let message = refused("[loss]\nalpha = \"inverse_frequency\"\n");
     says(
         &message,

@@ -104,7 +104,7 @@ fn preset_hybrid_is_the_published_recipe() {
         ),
         (16, 512, 1)
     );
-    assert_eq!(c.model.name, ModelName::Hybrid);
+    assert_eq!(c.model.name, "hybrid");
     assert_eq!(
         (c.loss.gamma, c.loss.alpha, c.loss.balance),
         (2.0, Alpha::InverseFrequency, false)

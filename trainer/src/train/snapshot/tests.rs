@@ -4,7 +4,8 @@
 
 use std::collections::HashMap;
 
-use fovea_run::config::{Config, ModelName};
+use fovea_run::config::Config;
+use fovea_task::Task;
 use safetensors::tensor::{Dtype, TensorView};
 use tch::Device;
 
@@ -13,7 +14,7 @@ use crate::models;
 use crate::precision::Precision;
 
 fn params(seed: u64) -> Params {
-    let blueprint = models::build(ModelName::Hybrid).1;
+    let blueprint = models::hybrid_for_lesions().1;
     Params::new(blueprint, Precision::Bf16, seed, Device::Cpu).unwrap()
 }
 
@@ -49,7 +50,7 @@ fn a_run_begins_from_the_weights_that_were_given() {
     write(&file, &given, "module.");
     let mut config = Config::default();
     config.model.init = file.to_str().unwrap().to_owned();
-    weights::pin(&mut config).unwrap();
+    weights::pin(&mut config, Some(&Task::lesions())).unwrap();
     let hash = blake3::hash(&std::fs::read(&file).unwrap()).to_hex();
     assert_eq!(config.model.init_blake3, hash.as_str());
     config.validate().unwrap();
@@ -62,7 +63,7 @@ fn a_run_begins_from_the_weights_that_were_given() {
     write(&file, &weights_of(&params(3), 0).unwrap(), "");
     for refused in [
         weights::pinned(&config).err(),
-        weights::pin(&mut config).err(),
+        weights::pin(&mut config, Some(&Task::lesions())).err(),
     ] {
         let error = refused.unwrap();
         assert!(
