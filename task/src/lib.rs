@@ -4,6 +4,7 @@
 use std::collections::HashSet;
 use std::fmt;
 
+use bytemuck::{Pod, Zeroable};
 use serde::{Deserialize, Serialize};
 
 /// Most classes of a target: one bit each of a label, which has one more for [`Label::UNKNOWN`].
@@ -92,8 +93,23 @@ struct Unchecked {
 }
 
 /// A label of one image or cell, as its [`Target`] reads it: the set of its classes, bit `c` for class `c`, where any number
-/// is allowed; the index of its class where there is exactly one.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
+/// is allowed; the index of its class where there is exactly one. In memory a u64, also for a GPU.
+#[repr(transparent)]
+#[derive(
+    Clone,
+    Copy,
+    Debug,
+    Default,
+    PartialEq,
+    Eq,
+    Hash,
+    PartialOrd,
+    Ord,
+    Pod,
+    Zeroable,
+    Serialize,
+    Deserialize,
+)]
 #[serde(transparent)]
 pub struct Label(pub u64);
 
@@ -348,7 +364,10 @@ mod tests {
             level: Level::Patch,
             ..grade()
         };
-        refused(vec![cells("a"), cells("b")], "at most one target at patch level");
+        refused(
+            vec![cells("a"), cells("b")],
+            "at most one target at patch level",
+        );
         let union = Target {
             union_of_cells: true,
             ..target(Kind::AnyOf, 5)
