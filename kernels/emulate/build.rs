@@ -6,7 +6,12 @@ use std::path::{Path, PathBuf};
 fn main() {
     println!("cargo:rerun-if-changed=../cuda");
     println!("cargo:rerun-if-changed=cpp");
+    // The list of losses: a new one has a row in it.
+    println!("cargo:rerun-if-changed=../src/loss/mod.rs");
+    let generated = folder("kernels");
+    modules(&generated);
     let emulator = compiler()
+        .include(&generated)
         .file("cpp/broken.cpp")
         .file("cpp/kernels.cpp")
         .file("cpp/scheduler.cpp")
@@ -26,6 +31,64 @@ fn main() {
     nccl();
     // Last, as it tells cargo what to link.
     compiler().objects(&emulator).compile("fovea_emulate");
+}
+
+/// Writes what `cpp/kernels.cpp` includes: each `.cu` file in a namespace of its own, and a row for each of its kernels.
+fn modules(out: &Path) {
+    let losses = entries(Path::new("../src/loss"));
+    let folders = losses.into_iter().filter(|path| path.is_dir());
+    let (mut modules, mut table) = (String::new(), String::new());
+    for folder in std::iter::once(PathBuf::from("../cuda")).chain(folders) {
+        for file in entries(&folder) {
+            if file.extension().is_some_and(|ext| ext == "cu") {
+                println!("cargo:rerun-if-changed={}", file.display());
+                module(&file, &mut modules, &mut table);
+            }
+        }
+    }
+    let write = |name, text| std::fs::write(out.join(name), text).expect("OUT_DIR can be written");
+    write("modules.inc", modules);
+    write("table.inc", table);
+}
+
+/// Adds the file's namespace to `modules` and its kernels to `table`.
+fn module(file: &Path, modules: &mut String, table: &mut String) {
+    let text = std::fs::read_to_string(file).expect("a kernel's source can be read");
+    let path = file.canonicalize().expect("it exists");
+    let stem = file.file_stem().expect("it has a name").display();
+    *modules += &format!(
+        "namespace {stem}_module {{\n#include \"{}\"\n",
+        path.display()
+    );
+    // Macros know no namespace.
+    let defines = text
+        .lines()
+        .filter_map(|line| line.strip_prefix("#define "));
+    for name in defines.filter_map(|line| line.split([' ', '(']).next()) {
+        *modules += &format!("#undef {name}\n");
+    }
+    *modules += "}\n";
+    for declaration in text.split("extern \"C\" __global__").skip(1) {
+        let start = declaration
+            .find("fovea_")
+            .expect("a kernel's name begins with fovea_");
+        let name = declaration[start..]
+            .split('(')
+            .next()
+            .expect("a split has a first part");
+        *table += &format!("KERNEL({stem}_module, {name}),\n");
+    }
+}
+
+/// What is in a folder, in order of name.
+fn entries(folder: &Path) -> Vec<PathBuf> {
+    let entries = std::fs::read_dir(folder).expect("a folder of kernels can be read");
+    let path = |entry: std::io::Result<std::fs::DirEntry>| entry.map(|entry| entry.path());
+    let mut paths: Vec<_> = entries
+        .map(|entry| path(entry).expect("a folder of kernels can be read"))
+        .collect();
+    paths.sort();
+    paths
 }
 
 /// A library that takes the place of NCCL. It finds the stand-in for the driver in the process.

@@ -7,10 +7,11 @@ use std::hint::black_box;
 use std::time::Instant;
 
 use fovea_kernels::flat::{self, AdamParams};
+use fovea_kernels::loss::{self, LossSettings};
 use fovea_kernels::{
-    Augment, BatchMut, CropSpec, FocalParams, ImageU8, focal_loss, global_view, patch_crop,
-    resize_antialias,
+    Augment, BatchMut, CropSpec, ImageU8, global_view, patch_crop, resize_antialias,
 };
+use fovea_task::Label;
 use half::bf16;
 use rayon::prelude::*;
 
@@ -138,20 +139,21 @@ fn focal() -> fovea_kernels::Result<()> {
         let logits: Vec<f32> = (0..rows * 4)
             .map(|i| ((i * 37) % 101) as f32 / 10.0 - 5.0)
             .collect();
-        let targets: Vec<u8> = (0..rows).map(|i| (i % 16) as u8).collect();
-        let params = FocalParams {
+        let labels: Vec<Label> = (0..rows).map(|i| Label(i % 16)).collect();
+        let settings = LossSettings {
             gamma,
             alpha: vec![1.0; 4],
             pos_weight: 0.25,
             neg_weight: 0.75,
         };
+        let focal = loss::build("focal", &settings)?;
         let mut dlogits = vec![0.0; logits.len()];
         let mut result = Ok(0.0);
         measure(
-            &format!("focal_loss {rows} x 4, gamma {gamma}"),
+            &format!("focal loss {rows} x 4, gamma {gamma}"),
             logits.len() * 8,
             || {
-                result = focal_loss(&logits, &targets, &params, 1.0, &mut dlogits);
+                result = focal.host(&logits, &labels, 1.0, &mut dlogits);
             },
         );
         result.clone()?;

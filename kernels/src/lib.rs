@@ -1,4 +1,4 @@
-//! Patch crop, resize, focal loss and the passes over flat parameter buffers: the CPU twins, and in
+//! Patch crop, resize, losses and the passes over flat parameter buffers: the CPU twins, and in
 //! [`cuda`] their GPU side.
 //!
 //! Each function outside [`cuda`] *defines* what a device kernel of the same name must compute. So it is pure
@@ -19,11 +19,11 @@ pub mod crop;
 pub mod cuda;
 mod error;
 pub mod flat;
-pub mod focal;
 mod geometry;
 mod global;
 #[cfg(test)]
 mod golden;
+pub mod loss;
 pub mod norm;
 pub mod philox;
 pub mod resize;
@@ -33,7 +33,6 @@ mod simd;
 pub use augment::{Augment, Draw, draw};
 pub use crop::{CropSpec, patch_crop};
 pub use error::{Error, Result};
-pub use focal::{FocalParams, focal_loss};
 pub use global::global_view;
 pub use resize::resize_antialias;
 

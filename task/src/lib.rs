@@ -4,6 +4,7 @@
 use std::collections::HashSet;
 use std::fmt;
 
+use bytemuck::{Pod, Zeroable};
 use serde::{Deserialize, Serialize};
 
 /// Most classes of a target: one bit each of a label, which has one more for [`Label::UNKNOWN`].
@@ -92,9 +93,22 @@ struct Unchecked {
 }
 
 /// A label of one image or cell, as its [`Target`] reads it: the set of its classes, bit `c` for class `c`, where any number
-/// is allowed; the index of its class where there is exactly one.
+/// is allowed; the index of its class where there is exactly one. In memory a u64, also for a GPU.
+#[repr(transparent)]
 #[derive(
-    Clone, Copy, Debug, Default, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize,
+    Clone,
+    Copy,
+    Debug,
+    Default,
+    PartialEq,
+    Eq,
+    Hash,
+    PartialOrd,
+    Ord,
+    Pod,
+    Zeroable,
+    Serialize,
+    Deserialize,
 )]
 #[serde(transparent)]
 pub struct Label(pub u64);

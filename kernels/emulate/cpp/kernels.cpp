@@ -1,4 +1,4 @@
-// The kernels, compiled for the CPU, and the table by which they are found.
+// The kernels, compiled for the CPU, and the table by which they are found. build.rs writes both includes.
 #include "cuda_on_cpu.h"
 
 #include <utility>
@@ -11,32 +11,7 @@
 #include "shade.cuh"
 #include "tile.cuh"
 
-namespace patch_crop_module {
-#include "patch_crop.cu"
-#undef CHUNKS
-#undef PITCH
-}  // namespace patch_crop_module
-namespace resize_module {
-#include "resize.cu"
-#undef COLUMNS
-#undef CHANNELS
-#undef WINDOW
-}  // namespace resize_module
-namespace global_view_module {
-#include "global_view.cu"
-#undef LANES
-#undef PITCH
-}  // namespace global_view_module
-namespace focal_loss_module {
-#include "focal_loss.cu"
-}  // namespace focal_loss_module
-namespace fused_adam_module {
-#include "fused_adam.cu"
-#undef PER_THREAD
-}  // namespace fused_adam_module
-namespace flat_module {
-#include "flat.cu"
-}  // namespace flat_module
+#include "modules.inc"
 
 namespace {
 
@@ -64,19 +39,7 @@ struct Thunk<F> {
 #define KERNEL(module, name) Thunk<&module::name>::entry(#name)
 
 const emulator::Entry TABLE[] = {
-    KERNEL(patch_crop_module, fovea_patch_crop_f32),
-    KERNEL(patch_crop_module, fovea_patch_crop_bf16),
-    KERNEL(resize_module, fovea_resize),
-    KERNEL(global_view_module, fovea_view_rows),
-    KERNEL(global_view_module, fovea_view_mean),
-    KERNEL(global_view_module, fovea_view_f32),
-    KERNEL(global_view_module, fovea_view_bf16),
-    KERNEL(focal_loss_module, fovea_focal_loss),
-    KERNEL(fused_adam_module, fovea_fused_adam),
-    KERNEL(flat_module, fovea_to_bf16),
-    KERNEL(flat_module, fovea_accumulate_bf16),
-    KERNEL(flat_module, fovea_sum_squares),
-    KERNEL(flat_module, fovea_sum),
+#include "table.inc"
 };
 
 }  // namespace

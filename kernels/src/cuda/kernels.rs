@@ -13,7 +13,7 @@ use super::device::Device;
 use super::error::{Error, Result, check};
 use super::launch::{Launch, Op};
 use super::nvrtc::{Nvrtc, Search};
-use super::source::SOURCES;
+use super::source::sources;
 
 /// Driver version from which functions can be loaded before their first launch.
 const WITH_FUNC_LOAD: u32 = 12_040;
@@ -57,7 +57,7 @@ impl Kernels {
             modules: Vec::new(),
             functions: HashMap::new(),
         };
-        for source in &SOURCES {
+        for source in sources() {
             let compile = || nvrtc.compile(source, target);
             let code = match cache {
                 None => compile()?,
@@ -169,7 +169,7 @@ impl Kernels {
         let Some(&function) = self.functions.get(launch.kernel()) else {
             return Err(crate::Error::Argument {
                 what: "a launch's kernel",
-                limit: "those in cuda::source::SOURCES",
+                limit: "those of cuda::source::sources",
                 actual: launch.kernel().into(),
                 help: "list the kernel with its source",
             }

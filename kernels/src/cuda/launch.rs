@@ -30,7 +30,7 @@ pub struct Launch {
 
 impl Launch {
     /// `kernel` on a grid of blocks of `threads` threads each.
-    pub(super) fn new(
+    pub(crate) fn new(
         kernel: &'static str,
         what: &'static str,
         grid: [usize; 3],
@@ -55,23 +55,23 @@ impl Launch {
         })
     }
 
-    pub(super) fn u64(mut self, value: u64) -> Self {
+    pub(crate) fn u64(mut self, value: u64) -> Self {
         self.values.push(value);
         self.sizes.push(8);
         self
     }
 
-    pub(super) fn u32(mut self, value: u32) -> Self {
+    pub(crate) fn u32(mut self, value: u32) -> Self {
         self.values.push(u64::from(value));
         self.sizes.push(4);
         self
     }
 
-    pub(super) fn f32(self, value: f32) -> Self {
+    pub(crate) fn f32(self, value: f32) -> Self {
         self.u32(value.to_bits())
     }
 
-    pub(super) fn flag(self, value: bool) -> Self {
+    pub(crate) fn flag(self, value: bool) -> Self {
         self.u32(u32::from(value))
     }
 
@@ -107,7 +107,7 @@ impl Launch {
 }
 
 /// Refuses a null or misaligned address.
-pub(super) fn address(what: &'static str, address: u64, alignment: u64) -> Result<()> {
+pub(crate) fn address(what: &'static str, address: u64, alignment: u64) -> Result<()> {
     let problem = if address == 0 {
         "null".to_owned()
     } else if !address.is_multiple_of(alignment) {
@@ -128,7 +128,7 @@ pub(super) fn address(what: &'static str, address: u64, alignment: u64) -> Resul
 }
 
 /// `value` as u32; what it counts does not fit a kernel's index otherwise.
-pub(super) fn index32(what: &'static str, value: usize) -> Result<u32> {
+pub(crate) fn index32(what: &'static str, value: usize) -> Result<u32> {
     match u32::try_from(value) {
         Ok(value) if value <= i32::MAX as u32 => Ok(value),
         _ => Err(Error::Argument {
@@ -142,6 +142,6 @@ pub(super) fn index32(what: &'static str, value: usize) -> Result<u32> {
 }
 
 /// Whether 16-byte accesses can be made at all of these addresses.
-pub(super) fn wide(addresses: &[u64]) -> bool {
+pub(crate) fn wide(addresses: &[u64]) -> bool {
     addresses.iter().all(|address| address.is_multiple_of(16))
 }

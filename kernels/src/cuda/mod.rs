@@ -6,7 +6,7 @@
 //! from device memory what changes from step to step (epoch, learning rate, samples, loss scale), so
 //! it also accepts a stream that is being captured into a CUDA graph.
 //!
-//! The sources (`kernels/cuda/`) are in the binary; [`Kernels::load`] compiles them with NVRTC
+//! The sources (`kernels/cuda/`, and one beside each [loss](crate::loss)) are in the binary; [`Kernels::load`] compiles them with NVRTC
 //! for the device found, with a cache on disk. Building needs neither CUDA nor a GPU.
 //!
 //! An address is `u64`, like `CUdeviceptr`; 0 is null. Memory belongs to the caller (libtorch): both use
@@ -18,10 +18,10 @@ mod device;
 mod error;
 mod graph;
 mod kernels;
-mod launch;
+pub(crate) mod launch;
 mod memory;
 pub mod nvrtc;
-mod ops;
+pub(crate) mod ops;
 pub mod source;
 mod stream;
 
@@ -35,7 +35,6 @@ pub use memory::{DeviceBuffer, PinnedBuffer};
 pub use ops::adam::FusedAdam;
 pub use ops::crop::{ImageRecord, PatchCrop, SpecRecord, StepRecord, spec_records};
 pub use ops::flat::{AccumulateBf16, SumSquares, ToBf16};
-pub use ops::focal::{FocalLoss, FocalWeights};
 pub use ops::resize::{Resize, resize_table};
 pub use ops::view::GlobalView;
 pub use stream::{Event, Stream, wait_event};

@@ -1,6 +1,8 @@
 //! The kernel sources, as they are in the binary.
 
-/// A file of `kernels/cuda/`.
+use crate::loss::LOSSES;
+
+/// A file of `kernels/cuda/` or of a loss.
 #[derive(Clone, Copy, Debug)]
 pub struct SourceFile {
     /// Its name, as in `#include` and in the compiler's messages.
@@ -35,8 +37,15 @@ pub const HEADERS: [SourceFile; 4] = [
     file!("tile.cuh"),
 ];
 
-/// Everything that is compiled.
-pub const SOURCES: [Source; 6] = [
+/// Everything that is compiled: the files of `kernels/cuda/`, then those of the losses.
+pub fn sources() -> impl Iterator<Item = &'static Source> {
+    SOURCES
+        .iter()
+        .chain(LOSSES.iter().map(|entry| &entry.source))
+}
+
+/// The files of `kernels/cuda/`.
+static SOURCES: [Source; 5] = [
     Source {
         file: file!("patch_crop.cu"),
         kernels: &["fovea_patch_crop_f32", "fovea_patch_crop_bf16"],
@@ -53,10 +62,6 @@ pub const SOURCES: [Source; 6] = [
             "fovea_view_f32",
             "fovea_view_bf16",
         ],
-    },
-    Source {
-        file: file!("focal_loss.cu"),
-        kernels: &["fovea_focal_loss"],
     },
     Source {
         file: file!("fused_adam.cu"),

@@ -1,7 +1,9 @@
 //! Focal loss.
 
-use fovea_kernels::cuda::{FocalLoss, FocalWeights};
-use fovea_kernels::{FocalParams, focal_loss};
+use std::sync::Arc;
+
+use fovea_kernels::loss::{self, Loss, LossAt, LossSettings};
+use fovea_task::{Label, MAX_CLASSES};
 use proptest::prelude::*;
 
 use crate::guarded::{Guarded, assert_bits};
@@ -17,20 +19,44 @@ const ABSOLUTE: f64 = 1e-8;
 #[derive(Clone, Debug)]
 struct Case {
     logits: Vec<f32>,
-    targets: Vec<u8>,
-    params: FocalParams,
+    labels: Vec<Label>,
+    params: LossSettings,
     scale: f32,
     shift: (usize, usize),
+}
+
+impl Case {
+    fn loss(&self) -> Arc<dyn Loss> {
+        loss::build("focal", &self.params).unwrap()
+    }
+
+    /// The loss and dlogits of the twin.
+    fn twin(&self) -> (f64, Vec<f32>) {
+        let mut dlogits = vec![0.0; self.logits.len()];
+        let Self {
+            logits,
+            labels,
+            scale,
+            ..
+        } = self;
+        let loss = self.loss().host(logits, labels, *scale, &mut dlogits);
+        (loss.unwrap(), dlogits)
+    }
 }
 
 fn cases(rows: impl Strategy<Value = usize> + 'static) -> impl Strategy<Value = Case> {
     let gamma = prop_oneof![Just(2.0f32), Just(0.0), Just(1.0), 0.0f32..5.0];
     let weight = || prop_oneof![3 => 0.1f32..4.0, 1 => Just(0.0f32)];
-    (rows, 1usize..9).prop_flat_map(move |(n, classes)| {
+    let classes = prop_oneof![3 => 1usize..9, 1 => 9..=MAX_CLASSES];
+    (rows, classes).prop_flat_map(move |(n, classes)| {
         let logit = prop_oneof![4 => -6.0f32..6.0, 1 => -120.0f32..120.0, 1 => Just(0.0f32)];
+        let label = prop_oneof![
+            7 => (0..1u64 << classes).prop_map(Label),
+            1 => Just(Label::UNKNOWN),
+        ];
         (
             prop::collection::vec(logit, n * classes),
-            prop::collection::vec(0..=u8::MAX >> (8 - classes), n),
+            prop::collection::vec(label, n),
             (
                 gamma.clone(),
                 prop::collection::vec(weight(), classes),
@@ -41,10 +67,10 @@ fn cases(rows: impl Strategy<Value = usize> + 'static) -> impl Strategy<Value = 
             (0usize..4, 0usize..4),
         )
             .prop_map(
-                |(logits, targets, (gamma, alpha, pos_weight, neg_weight), scale, shift)| Case {
+                |(logits, labels, (gamma, alpha, pos_weight, neg_weight), scale, shift)| Case {
                     logits,
-                    targets,
-                    params: FocalParams {
+                    labels,
+                    params: LossSettings {
                         gamma,
                         alpha,
                         pos_weight,
@@ -58,40 +84,32 @@ fn cases(rows: impl Strategy<Value = usize> + 'static) -> impl Strategy<Value = 
 }
 
 fn run<R: Runner>(r: &R, case: &Case) -> (f64, Vec<f32>) {
-    let (n, classes) = (case.targets.len(), case.params.alpha.len());
+    let n = case.labels.len();
+    let focal = case.loss();
     let logits = Guarded::input(r, &case.logits, case.shift.0);
-    let targets = Guarded::input(r, &case.targets, case.shift.1);
-    let weights = Guarded::input(r, &[FocalWeights::new(&case.params).unwrap()], 0);
+    let labels = Guarded::input(r, &case.labels, case.shift.1);
+    let record = Guarded::input(r, focal.record(), 0);
     let scale = Guarded::input(r, &[case.scale], 0);
-    let dlogits = Guarded::output(r, n * classes, case.shift.0);
+    let dlogits = Guarded::output(r, n * focal.classes(), case.shift.0);
     let loss = Guarded::<R, f64>::output(r, 1, 0);
-    let scratch = Guarded::<R, u8>::output(r, FocalLoss::scratch_bytes(n, classes), 0);
-    r.run(&FocalLoss {
+    let scratch = Guarded::<R, u8>::output(r, focal.scratch_bytes(n), 0);
+    let op = focal.op(LossAt {
         logits: logits.address(),
-        targets: targets.address(),
+        labels: labels.address(),
         n,
-        classes,
-        gamma: case.params.gamma,
-        weights: weights.address(),
+        record: record.address(),
         scale: scale.address(),
         dlogits: dlogits.address(),
         loss: loss.address(),
         scratch: scratch.address(),
     });
+    r.run(&*op);
     (loss.read()[0], dlogits.read())
 }
 
 fn compare<R: Runner>(r: &R, case: &Case) {
     let (loss, dlogits) = run(r, case);
-    let mut want = vec![0.0; dlogits.len()];
-    let want_loss = focal_loss(
-        &case.logits,
-        &case.targets,
-        &case.params,
-        case.scale,
-        &mut want,
-    )
-    .unwrap();
+    let (want_loss, want) = case.twin();
     let p = &case.params;
     let weight = |k: usize| {
         f64::from(p.alpha[k % p.alpha.len()]) * f64::from(p.pos_weight.max(p.neg_weight))
@@ -127,8 +145,10 @@ pub fn large_batches<R: Runner>(r: &R) {
         logits: (0..(n * classes) as u32)
             .map(|k| (word(k)[0] as f32 / u32::MAX as f32 - 0.6) * 9.0)
             .collect(),
-        targets: (0..n as u32).map(|k| word(k)[1] as u8 & 15).collect(),
-        params: FocalParams {
+        labels: (0..n as u32)
+            .map(|k| Label(u64::from(word(k)[1]) & 15))
+            .collect(),
+        params: LossSettings {
             gamma: 2.0,
             alpha: vec![0.5, 1.0, 0.75, 2.0],
             pos_weight: 3.0,
@@ -144,11 +164,11 @@ pub fn large_batches<R: Runner>(r: &R) {
 pub fn single_terms_are_accurate<R: Runner>(r: &R) {
     let n = 3001;
     for gamma in [0.0, 1.0] {
-        for target in [0, 1] {
+        for label in [0, 1] {
             let case = Case {
                 logits: (0..n).map(|k| (k as f32 - 1500.0) / 250.0).collect(),
-                targets: vec![target; n],
-                params: FocalParams {
+                labels: vec![Label(label); n],
+                params: LossSettings {
                     gamma,
                     alpha: vec![1.0],
                     pos_weight: 1.0,
@@ -158,9 +178,7 @@ pub fn single_terms_are_accurate<R: Runner>(r: &R) {
                 shift: (0, 0),
             };
             let (loss, dlogits) = run(r, &case);
-            let mut want = vec![0.0; n];
-            let (logits, targets) = (&case.logits, &case.targets);
-            let want_loss = focal_loss(logits, targets, &case.params, 1.0, &mut want).unwrap();
+            let (want_loss, want) = case.twin();
             assert!((loss / want_loss - 1.0).abs() < 2e-7, "{loss} {want_loss}");
             for (k, (&got, &want)) in dlogits.iter().zip(&want).enumerate() {
                 let error = (f64::from(got) / f64::from(want) - 1.0).abs();
@@ -181,8 +199,8 @@ pub fn nan_and_infinity_come_through<R: Runner>(r: &R) {
         for bad in [f32::NAN, f32::INFINITY, f32::NEG_INFINITY] {
             let mut case = Case {
                 logits: vec![0.5; 30],
-                targets: vec![0; 10],
-                params: FocalParams {
+                labels: vec![Label(0); 10],
+                params: LossSettings {
                     gamma,
                     alpha: vec![1.0; 3],
                     pos_weight: 1.0,
@@ -193,9 +211,7 @@ pub fn nan_and_infinity_come_through<R: Runner>(r: &R) {
             };
             case.logits[17] = bad;
             let (loss, dlogits) = run(r, &case);
-            let mut want = vec![0.0; 30];
-            let want_loss =
-                focal_loss(&case.logits, &case.targets, &case.params, 1.0, &mut want).unwrap();
+            let (want_loss, want) = case.twin();
             let kind = |x: f64| (x.is_nan(), x.is_finite());
             assert_eq!(
                 kind(loss),
@@ -206,6 +222,36 @@ pub fn nan_and_infinity_come_through<R: Runner>(r: &R) {
             assert_eq!(kind(got), kind(want), "dlogit, gamma {gamma}, logit {bad}");
             assert!((0..30).all(|k| k == 17 || dlogits[k].is_finite()));
         }
+    }
+}
+
+/// Also where their logits are NaN: a factor of 0 would let those through.
+pub fn unlabelled_rows_count_for_nothing<R: Runner>(r: &R) {
+    let classes = 7;
+    let labelled = |row: usize| row % 3 == 1;
+    let mut case = Case {
+        logits: (0..300 * classes)
+            .map(|k| (k % 83) as f32 / 9.0 - 4.0)
+            .collect(),
+        labels: (0..300).map(|row| Label(row % 128)).collect(),
+        params: LossSettings {
+            gamma: 2.0,
+            alpha: vec![0.5; classes],
+            pos_weight: 1.0,
+            neg_weight: 0.5,
+        },
+        scale: 0.1,
+        shift: (0, 0),
+    };
+    for row in (0..300).filter(|&row| !labelled(row)) {
+        case.labels[row] = Label::UNKNOWN;
+        case.logits[row * classes..][..classes].fill(f32::NAN);
+    }
+    compare(r, &case);
+    let (_, dlogits) = run(r, &case);
+    for (row, dlogits) in dlogits.chunks(classes).enumerate() {
+        let zero = dlogits.iter().all(|d| d.to_bits() == 0);
+        assert_eq!(zero, !labelled(row), "row {row}: {dlogits:?}");
     }
 }
 

@@ -60,6 +60,7 @@ on_both! {
     focal::large_batches,
     focal::single_terms_are_accurate,
     focal::nan_and_infinity_come_through,
+    focal::unlabelled_rows_count_for_nothing,
     focal::bits_are_the_same_in_every_run,
     flat::casts_have_the_bits_of_the_twin,
     flat::casts_of_every_kind_of_number,

@@ -2,10 +2,11 @@
 
 use fovea_kernels::cuda::nvrtc::Search;
 use fovea_kernels::cuda::{
-    Error, FocalLoss, FocalWeights, FusedAdam, GlobalView, Kernels, Op, PatchCrop, Resize,
-    SumSquares, ToBf16, resize_table, spec_records,
+    Error, FusedAdam, GlobalView, Kernels, Op, PatchCrop, Resize, SumSquares, ToBf16, resize_table,
+    spec_records,
 };
-use fovea_kernels::{Augment, CropSpec, DType, FocalParams};
+use fovea_kernels::loss::{self, LossAt, LossSettings};
+use fovea_kernels::{Augment, CropSpec, DType};
 
 /// The refusal's text; its second line has to say what to do.
 fn refusal(op: &dyn Op) -> String {
@@ -152,34 +153,28 @@ fn other_operations_refuse_what_does_not_fit() {
     };
     assert_eq!(plain.launches().unwrap().len(), 1);
 
-    let loss = FocalLoss {
-        logits: 64,
-        targets: 1,
-        n: 1,
-        classes: 4,
+    let settings = LossSettings {
         gamma: 2.0,
-        weights: 64,
+        alpha: vec![1.0; 4],
+        pos_weight: 1.0,
+        neg_weight: 1.0,
+    };
+    let focal = loss::build("focal", &settings).unwrap();
+    let at = LossAt {
+        logits: 64,
+        labels: 64,
+        n: 1,
+        record: 64,
         scale: 64,
         dlogits: 64,
         loss: 64,
         scratch: 64,
     };
-    assert!(refusal(&FocalLoss { classes: 9, ..loss }).contains("classes is 9"));
-    assert!(
-        refusal(&FocalLoss {
-            gamma: f32::NAN,
-            ..loss
-        })
-        .contains("gamma is NaN")
-    );
-    assert!(refusal(&FocalLoss { n: 1 << 30, ..loss }).contains("4294967296"));
-    let params = FocalParams {
-        gamma: 2.0,
-        alpha: vec![-1.0],
-        pos_weight: 1.0,
-        neg_weight: 1.0,
-    };
-    assert!(FocalWeights::new(&params).is_err());
+    assert_eq!(focal.op(at).launches().unwrap().len(), 2);
+    let refused = |at: LossAt| refusal(&*focal.op(at));
+    assert!(refused(LossAt { n: 1 << 30, ..at }).contains("4294967296"));
+    assert!(refused(LossAt { labels: 4, ..at }).contains("labels is 0x4, 4 beyond"));
+    assert!(refused(LossAt { record: 0, ..at }).contains("LossAt::record is null"));
 
     let adam = FusedAdam {
         params: 64,

@@ -155,7 +155,7 @@ fn what_is_dropped_is_gone() {
         "of the graph only what can be launched"
     );
     let again = load(0).unwrap();
-    let modules = fovea_kernels::cuda::source::SOURCES.len();
+    let modules = fovea_kernels::cuda::source::sources().count();
     assert_eq!(driver::alive(), before + 5 + modules);
     drop((all, again));
     assert_eq!(driver::alive(), before);

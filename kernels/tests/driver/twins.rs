@@ -26,6 +26,7 @@ through_the_driver! {
     focal::large_batches,
     focal::single_terms_are_accurate,
     focal::nan_and_infinity_come_through,
+    focal::unlabelled_rows_count_for_nothing,
     focal::bits_are_the_same_in_every_run,
     flat::casts_have_the_bits_of_the_twin,
     flat::casts_of_every_kind_of_number,
@@ -54,7 +55,7 @@ fn kernels_come_from_the_cache_the_second_time() {
     let load = || drop(Kernels::load(0, &Search::from_env(), Some(cache.path())).unwrap());
     load();
     let stored = entries();
-    assert_eq!(stored.len(), fovea_kernels::cuda::source::SOURCES.len());
+    assert_eq!(stored.len(), fovea_kernels::cuda::source::sources().count());
     let names: Vec<_> = stored
         .iter()
         .map(|(name, _)| name.to_string_lossy())

@@ -1,5 +1,5 @@
 use super::*;
-use crate::cuda::source::{SOURCES, SourceFile};
+use crate::cuda::source::{SourceFile, sources};
 use crate::cuda::{Arch, Error};
 
 const NAME: &str = "kernel-sm_90-00.cubin";
@@ -72,7 +72,8 @@ fn a_failed_compilation_stores_nothing() {
 
 #[test]
 fn names_tell_sources_targets_and_versions_apart() {
-    let source = SOURCES[0];
+    let all: Vec<_> = sources().collect();
+    let source = *all[0];
     let changed = Source {
         file: SourceFile {
             text: "other",
@@ -89,7 +90,7 @@ fn names_tell_sources_targets_and_versions_apart() {
     assert_eq!(base, entry_name(&source, Target::Cubin(arch), "13.0"));
     for other in [
         entry_name(&changed, Target::Cubin(arch), "13.0"),
-        entry_name(&SOURCES[1], Target::Cubin(arch), "13.0"),
+        entry_name(all[1], Target::Cubin(arch), "13.0"),
         entry_name(&source, Target::Cubin(Arch(80)), "13.0"),
         entry_name(&source, Target::Ptx(arch), "13.0"),
         entry_name(&source, Target::Cubin(arch), "13.1"),

@@ -10,13 +10,13 @@ const PER_THREAD: usize = 8;
 const PER_LOAD: usize = 4;
 
 /// Loads per thread in the passes that sum: more for large buffers, whose partial sums would be many.
-pub(super) fn loads(elements: usize) -> u32 {
+pub(crate) fn loads(elements: usize) -> u32 {
     if elements >= 1 << 20 { 4 } else { 1 }
 }
 
 /// Blocks, and partial sums, of a pass that sums `elements`. It depends on nothing else, so the order of
 /// additions is the same on every GPU.
-pub(super) fn partial_blocks(elements: usize) -> usize {
+pub(crate) fn partial_blocks(elements: usize) -> usize {
     elements.div_ceil(THREADS as usize * PER_LOAD * loads(elements) as usize)
 }
 
@@ -26,7 +26,7 @@ pub(super) fn elementwise_blocks(n: usize) -> usize {
 }
 
 /// Adds up partial sums; none give 0.
-pub(super) fn sum_partials(partials: u64, count: usize, total: u64) -> Result<Launch> {
+pub(crate) fn sum_partials(partials: u64, count: usize, total: u64) -> Result<Launch> {
     Ok(
         Launch::new("fovea_sum", "partial sums", [1, 1, 1], THREADS)?
             .u64(partials)

@@ -2,8 +2,7 @@
 
 pub(super) mod adam;
 pub(super) mod crop;
-pub(super) mod flat;
-pub(super) mod focal;
+pub(crate) mod flat;
 pub(super) mod resize;
 pub(super) mod view;
 
@@ -11,7 +10,7 @@ use crate::augment::Augment;
 use crate::cuda::launch::Launch;
 
 /// Threads of a block, in all kernels but the resize.
-const THREADS: u32 = 256;
+pub(crate) const THREADS: u32 = 256;
 
 /// Side of the tiles that images are turned in, pixels.
 const TILE: usize = 32;

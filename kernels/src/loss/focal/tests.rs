@@ -2,8 +2,8 @@ use super::*;
 use crate::golden::{values, values_f32, with_threads};
 use proptest::prelude::*;
 
-fn params(gamma: f32, alpha: &[f32], pos_weight: f32, neg_weight: f32) -> FocalParams {
-    FocalParams {
+fn params(gamma: f32, alpha: &[f32], pos_weight: f32, neg_weight: f32) -> LossSettings {
+    LossSettings {
         gamma,
         alpha: alpha.to_vec(),
         pos_weight,
@@ -11,9 +11,11 @@ fn params(gamma: f32, alpha: &[f32], pos_weight: f32, neg_weight: f32) -> FocalP
     }
 }
 
-fn run(logits: &[f32], targets: &[u8], params: &FocalParams, scale: f32) -> (f64, Vec<f32>) {
+fn run(logits: &[f32], labels: &[u64], params: &LossSettings, scale: f32) -> (f64, Vec<f32>) {
     let mut dlogits = vec![f32::NAN; logits.len()];
-    let loss = focal_loss(logits, targets, params, scale, &mut dlogits).unwrap();
+    let labels: &[Label] = bytemuck::cast_slice(labels);
+    let focal = Focal::new(params).unwrap();
+    let loss = focal.host(logits, labels, scale, &mut dlogits).unwrap();
     (loss, dlogits)
 }
 
@@ -27,7 +29,7 @@ fn textbook(z: f64, positive: bool, gamma: f64, weight: f64) -> f64 {
 #[test]
 fn loss_and_gradient_are_those_of_torchvision() {
     let logits = values_f32("focal.logits");
-    let targets: Vec<u8> = values("focal.targets").iter().map(|&t| t as u8).collect();
+    let targets: Vec<u64> = values("focal.targets").iter().map(|&t| t as u64).collect();
     let cases = [
         ("lin", params(2.0, &[1.0; 4], 0.25, 0.75)),
         ("gamma1.5", params(1.5, &[1.0; 4], 0.25, 0.75)),
@@ -60,7 +62,7 @@ fn gradient_is_the_slope_of_the_loss() {
         let params = params(gamma, &[0.7, 1.3], 0.25, 0.75);
         for i in -60..=60 {
             let z = f64::from(i) / 4.0;
-            for label in 0..4u8 {
+            for label in 0..4u64 {
                 let (_, grad) = run(&[z as f32; 2], &[label], &params, 2.0);
                 for c in 0..2 {
                     let positive = label >> c & 1 == 1;
@@ -78,13 +80,14 @@ fn gradient_is_the_slope_of_the_loss() {
     }
 }
 
-type Kernel = fn(Level, &[f32], &[u8], &Weights, &mut [f32]) -> f64;
+type Kernel = fn(Level, &[f32], &[Label], &Weights<'_>, &mut [f32]) -> f64;
 
-fn batches() -> impl Strategy<Value = (usize, Vec<u8>, Vec<f32>, f32)> {
-    (1usize..=8, 0usize..1200).prop_flat_map(|(classes, rows)| {
+fn batches() -> impl Strategy<Value = (usize, Vec<u64>, Vec<f32>, f32)> {
+    let classes = prop_oneof![3 => 1usize..=8, 1 => 9..=MAX_CLASSES];
+    (classes, 0usize..1200).prop_flat_map(|(classes, rows)| {
         (
             Just(classes),
-            prop::collection::vec(0..=u8::MAX >> (8 - classes), rows),
+            prop::collection::vec(0..1u64 << classes, rows),
             prop::collection::vec(-20f32..20.0, rows * classes),
             prop_oneof![Just(2.0f32), 0f32..4.0],
         )
@@ -121,14 +124,13 @@ proptest! {
         }
         let rows = targets.len().min(BLOCK_ROWS);
         let weights = Weights {
-            classes,
             gamma: f64::from(gamma),
-            by_label: [[0.75, 0.25]; MAX_CLASSES],
+            by_label: &vec![[0.75, 0.25]; classes],
             scale: 1.0,
         };
         let block = |level: Level, kernel: Kernel| {
             let mut grad = vec![0.0; rows * classes];
-            let loss = kernel(level, &logits[..rows * classes], &targets[..rows], &weights, &mut grad);
+            let loss = kernel(level, &logits[..rows * classes], bytemuck::cast_slice(&targets[..rows]), &weights, &mut grad);
             bits((loss, grad))
         };
         for level in Level::available() {
@@ -188,22 +190,52 @@ fn no_rows_give_zero() {
 
 #[test]
 fn bad_arguments_are_errors() {
-    let fail = |logits: usize, targets: &[u8], params: &FocalParams, dlogits: usize| {
+    let fail = |logits: usize, labels: &[u64], params: &LossSettings, dlogits: usize| {
+        let labels: &[Label] = bytemuck::cast_slice(labels);
         let mut dlogits = vec![0.0; dlogits];
-        focal_loss(&vec![0.0; logits], targets, params, 1.0, &mut dlogits)
+        Focal::new(params)
+            .and_then(|focal| focal.host(&vec![0.0; logits], labels, 1.0, &mut dlogits))
             .unwrap_err()
             .to_string()
     };
     let good = params(2.0, &[1.0; 4], 1.0, 1.0);
     assert!(fail(7, &[0, 0], &good, 8).starts_with("logits has 7 elements, its shape needs 8"));
     assert!(fail(8, &[0, 0], &good, 9).starts_with("dlogits has 9 elements"));
-    assert!(fail(0, &[0], &params(2.0, &[], 1.0, 1.0), 0).contains("is 0, the limit is 1 to 8"));
-    assert!(fail(9, &[0], &params(2.0, &[1.0; 9], 1.0, 1.0), 9).contains("is 9"));
+    assert!(fail(0, &[0], &params(2.0, &[], 1.0, 1.0), 0).contains("is 0, the limit is 1 to 63"));
+    assert!(fail(64, &[0], &params(2.0, &[1.0; 64], 1.0, 1.0), 64).contains("is 64"));
     assert!(fail(8, &[0, 16], &good, 8).contains("0b00010000 in row 1 with 4 classes"));
+    let widest = params(2.0, &[1.0; MAX_CLASSES], 1.0, 1.0);
+    assert!(fail(63, &[1 << 63], &widest, 63).contains("in row 0 with 63 classes"));
     for bad in [f32::NAN, -1.0, f32::INFINITY] {
         assert!(fail(4, &[0], &params(bad, &[1.0; 4], 1.0, 1.0), 4).contains("gamma"));
         assert!(fail(4, &[0], &params(2.0, &[1.0, bad, 1.0, 1.0], 1.0, 1.0), 4).contains("alpha"));
         assert!(fail(4, &[0], &params(2.0, &[1.0; 4], bad, 1.0), 4).contains("pos_weight"));
         assert!(fail(4, &[0], &params(2.0, &[1.0; 4], 1.0, bad), 4).contains("neg_weight"));
+    }
+}
+
+/// Wider tiles give the same bits: classes of weight 0 add nothing to the sums.
+#[test]
+fn classes_without_weight_change_no_bit() {
+    let rows = 600;
+    let labels: Vec<u64> = (0..rows).map(|row| row % 16).collect();
+    let logit = |row: u64, c: u64| ((row * 37 + c * 11) % 101) as f32 / 10.0 - 5.0;
+    let logits = |classes: u64| -> Vec<f32> {
+        let row = |row| (0..classes).map(move |c| logit(row, c));
+        (0..rows).flat_map(row).collect()
+    };
+    for gamma in [2.0, 1.5] {
+        let narrow = params(gamma, &[0.5, 1.0, 0.75, 2.0], 0.25, 0.75);
+        let (loss, grad) = run(&logits(4), &labels, &narrow, 0.5);
+        for classes in [5, 8, 9, 17, 63] {
+            let mut alpha = narrow.alpha.clone();
+            alpha.resize(classes, 0.0);
+            let wide = params(gamma, &alpha, 0.25, 0.75);
+            let (sum, wide) = run(&logits(classes as u64), &labels, &wide, 0.5);
+            assert_eq!(sum.to_bits(), loss.to_bits(), "{classes} classes");
+            for (row, grad) in wide.chunks(classes).zip(grad.chunks(4)) {
+                assert!(row[..4] == *grad && row[4..].iter().all(|&g| g == 0.0));
+            }
+        }
     }
 }

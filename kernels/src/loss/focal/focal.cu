@@ -1,14 +1,15 @@
-// Multi-hot focal loss: the summed loss and dlogits in one pass. Twin: focal.rs.
+// Multi-label focal loss: the summed loss and dlogits in one pass. Twin: mod.rs.
 //
 // The twin computes each term in f64; a GPU has too few f64 units for that at memory speed, so here a
 // term is f32 (relative error below 1e-6) and the sum of the terms f64, in a fixed tree.
 #include "common.cuh"
 
-#define MAX_CLASSES 8
+#define MAX_CLASSES 63
+#define UNKNOWN 0xFFFFFFFFFFFFFFFFull  // no label: loss 0, gradient 0
 #define PER_LOAD 4u
 
 struct Weights {
-    float negative[MAX_CLASSES], positive[MAX_CLASSES];
+    float negative[MAX_CLASSES], positive[MAX_CLASSES];  // for labels without and with the class
 };
 
 // exp(x) for x <= 0; below -87 it is exp(-87), about 1.6e-38. NaN stays NaN.
@@ -71,8 +72,11 @@ __device__ __forceinline__ Term term(float x, float gamma) {
 }
 
 // Adds one element's loss; returns its gradient.
-__device__ __forceinline__ float element(float logit, u32 label, u32 c, const Weights &weights,
+__device__ __forceinline__ float element(float logit, u64 label, u32 c, const Weights &weights,
                                          float gamma, float scale, double &loss) {
+    if (label == UNKNOWN) {
+        return 0.0f;
+    }
     bool positive = label >> c & 1u;
     float sign = positive ? -1.0f : 1.0f;
     float weight = positive ? weights.positive[c] : weights.negative[c];
@@ -81,16 +85,17 @@ __device__ __forceinline__ float element(float logit, u32 label, u32 c, const We
     return sign * weight * t.slope * scale;
 }
 
-// `logits`, `dlogits` [rows, classes]; a block takes `loads` loads of 4 elements per thread.
+// `logits`, `dlogits` [rows, classes]; `labels` [rows]; `class_weights` [2, classes], for labels without and with the
+// class. A block takes `loads` loads of 4 elements per thread.
 extern "C" __global__ void __launch_bounds__(256)
-    fovea_focal_loss(const float *logits, const u8 *targets, u32 elements, u32 classes,
-                     const Weights *class_weights, float gamma, const float *scale, u32 loads,
+    fovea_focal_loss(const float *logits, const u64 *labels, u32 elements, u32 classes,
+                     const float *class_weights, float gamma, const float *scale, u32 loads,
                      u32 wide, float *dlogits, double *partials) {
     __shared__ Weights weights;
     __shared__ double scratch[WARP];
-    if (threadIdx.x < MAX_CLASSES) {
-        weights.negative[threadIdx.x] = class_weights->negative[threadIdx.x];
-        weights.positive[threadIdx.x] = class_weights->positive[threadIdx.x];
+    if (threadIdx.x < classes) {
+        weights.negative[threadIdx.x] = class_weights[threadIdx.x];
+        weights.positive[threadIdx.x] = class_weights[classes + threadIdx.x];
     }
     __syncthreads();
     float factor = *scale;
@@ -112,11 +117,11 @@ extern "C" __global__ void __launch_bounds__(256)
             }
         }
         u32 row = first / classes, c = first % classes;
-        u32 label = targets[row];
+        u64 label = labels[row];
         for (u32 n = 0; n < there; ++n) {
             if (c == classes) {
                 c = 0;
-                label = targets[++row];
+                label = labels[++row];
             }
             gradient[n] = element(in[n], label, c++, weights, gamma, factor, loss);
         }

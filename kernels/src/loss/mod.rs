@@ -1,0 +1,189 @@
+//! Losses over one head's logits: the summed loss and its gradient in one pass.
+//!
+//! A loss is a folder here, with its definition on the CPU (the twin), its kernel and its tests, and a row of
+//! [`LOSSES`]. Whoever trains or evaluates uses the trait alone.
+
+mod focal;
+
+use std::fmt::Debug;
+use std::sync::Arc;
+
+use fovea_task::{Kind, Label};
+
+use crate::cuda::Op;
+use crate::cuda::source::Source;
+use crate::error::{Error, Result, check_len, checked_elements};
+
+/// Every loss. A configuration chooses one by its name.
+pub static LOSSES: &[&LossEntry] = &[&focal::ENTRY];
+
+/// A row of [`LOSSES`].
+#[derive(Debug)]
+pub struct LossEntry {
+    /// Its spelling in configurations; unique.
+    pub name: &'static str,
+    /// The kind of target whose labels it reads.
+    pub kind: Kind,
+    /// Makes it of settings; refuses those it cannot compute with.
+    pub build: fn(&LossSettings) -> Result<Arc<dyn Loss>>,
+    /// Its kernel.
+    pub source: Source,
+}
+
+/// What a configuration and a dataset can say about a loss. Each loss takes what it needs.
+#[derive(Clone, Debug, PartialEq)]
+pub struct LossSettings {
+    /// Focusing exponent, 0 or more; 0 weighs easy and hard samples alike.
+    pub gamma: f32,
+    /// One weight per class, 0 or more; the length is the number of classes C, 1 to [`fovea_task::MAX_CLASSES`].
+    pub alpha: Vec<f32>,
+    /// Factor where the label has the class, 0 or more.
+    pub pos_weight: f32,
+    /// Factor where the label does not have the class, 0 or more.
+    pub neg_weight: f32,
+}
+
+/// One loss over one head's logits, with its settings.
+pub trait Loss: Send + Sync + Debug {
+    /// Its row of [`LOSSES`].
+    fn entry(&self) -> &'static LossEntry;
+
+    /// C, the number of classes.
+    fn classes(&self) -> usize;
+
+    /// Returns the loss summed over rows, and writes `scale` times its gradient to `dlogits`. This defines the loss.
+    ///
+    /// `logits` and `dlogits` are `[n, C]` row-major, `labels` is `[n]`. `scale` multiplies `dlogits`, not the loss. A
+    /// row with [`Label::UNKNOWN`] has loss 0 and gradient 0, whatever its logits; NaN in other rows gives a NaN loss
+    /// and gradient. No rows give 0. The bits depend neither on the number of threads nor on the processor.
+    ///
+    /// # Errors
+    ///
+    /// A buffer of another length; a label that a target with C classes does not allow.
+    fn host(
+        &self,
+        logits: &[f32],
+        labels: &[Label],
+        scale: f32,
+        dlogits: &mut [f32],
+    ) -> Result<f64>;
+
+    /// The record of settings that the kernel reads, as bytes on the device; it is the same in every step.
+    fn record(&self) -> &[u8];
+
+    /// Bytes of scratch memory that the kernel needs for `n` rows.
+    fn scratch_bytes(&self, n: usize) -> usize;
+
+    /// The kernel that computes [`Loss::host`] on device memory. It does not look for labels that are not allowed.
+    fn op(&self, at: LossAt) -> Box<dyn Op>;
+
+    /// Its name in configurations.
+    fn name(&self) -> &'static str {
+        self.entry().name
+    }
+
+    /// The kind of target whose labels it reads.
+    fn kind(&self) -> Kind {
+        self.entry().kind
+    }
+
+    /// Writes the probabilities of logits `[n, C]` to `out` of the same shape: [`probabilities`] of its kind.
+    ///
+    /// # Errors
+    ///
+    /// A buffer whose length is no multiple of C, or two of different lengths.
+    fn probabilities(&self, logits: &[f32], out: &mut [f32]) -> Result<()> {
+        probabilities(self.kind(), self.classes(), logits, out)
+    }
+}
+
+/// Where a loss's kernel finds its inputs and puts its results: device addresses, and the number of rows.
+#[derive(Clone, Copy, Debug)]
+pub struct LossAt {
+    /// `[n, C]` f32.
+    pub logits: u64,
+    /// `[n]` [`Label`], 8-byte aligned.
+    pub labels: u64,
+    /// Rows; `n * C` is at most 2147483647.
+    pub n: usize,
+    /// The bytes of [`Loss::record`], 4-byte aligned.
+    pub record: u64,
+    /// One f32: factor on `dlogits`, not on the loss.
+    pub scale: u64,
+    /// `[n, C]` f32, written.
+    pub dlogits: u64,
+    /// One f64, written: the summed loss, 0 without rows.
+    pub loss: u64,
+    /// [`Loss::scratch_bytes`] bytes, 8-byte aligned.
+    pub scratch: u64,
+}
+
+/// The loss called `name`.
+///
+/// # Errors
+///
+/// There is none of this name; settings it cannot compute with.
+pub fn build(name: &str, settings: &LossSettings) -> Result<Arc<dyn Loss>> {
+    match LOSSES.iter().find(|entry| entry.name == name) {
+        Some(entry) => (entry.build)(settings),
+        None => Err(Error::Argument {
+            what: "the name of a loss",
+            limit: "those in loss::LOSSES",
+            actual: name.to_owned(),
+            help: "correct the name, or add its row to kernels/src/loss/mod.rs",
+        }),
+    }
+}
+
+/// Writes the probabilities of logits `[n, classes]` to `out` of the same shape: a sigmoid of each logit where any
+/// number of classes is allowed, a softmax over each row where there is exactly one. Computed in f64, so that nothing
+/// overflows; NaN gives NaN.
+///
+/// # Errors
+///
+/// A buffer whose length is no multiple of `classes`, or two of different lengths.
+pub fn probabilities(kind: Kind, classes: usize, logits: &[f32], out: &mut [f32]) -> Result<()> {
+    let rows = logits.len().checked_div(classes).unwrap_or(0);
+    check_len("logits", "[n, C]", logits.len(), rows * classes)?;
+    check_len("out", "as many elements as logits", out.len(), logits.len())?;
+    match kind {
+        Kind::AnyOf => {
+            for (out, &z) in out.iter_mut().zip(logits) {
+                *out = sigmoid(z);
+            }
+        }
+        Kind::OneOf => {
+            let rows = logits.chunks(classes.max(1));
+            for (out, logits) in out.chunks_mut(classes.max(1)).zip(rows) {
+                softmax(logits, out);
+            }
+        }
+    }
+    Ok(())
+}
+
+/// `1 / (1 + exp(-z))`, in f64 so that it never overflows.
+#[must_use]
+pub fn sigmoid(z: f32) -> f32 {
+    (1.0 / (1.0 + (-f64::from(z)).exp())) as f32
+}
+
+/// `exp(z_c - max z) / sum over c of exp(z_c - max z)` of one row, in f64.
+fn softmax(logits: &[f32], out: &mut [f32]) {
+    let highest = logits.iter().copied().fold(f32::NEG_INFINITY, f32::max);
+    let power = |z: f32| (f64::from(z) - f64::from(highest)).exp();
+    let sum: f64 = logits.iter().map(|&z| power(z)).sum();
+    for (out, &z) in out.iter_mut().zip(logits) {
+        *out = (power(z) / sum) as f32;
+    }
+}
+
+/// Refuses buffers that are not `[n, classes]` for the `n` of `labels`.
+fn check_shapes(classes: usize, logits: &[f32], labels: &[Label], dlogits: &[f32]) -> Result<()> {
+    let elements = checked_elements("logits", &[labels.len(), classes])?;
+    check_len("logits", "[labels.len(), C]", logits.len(), elements)?;
+    check_len("dlogits", "[labels.len(), C]", dlogits.len(), elements)
+}
+
+#[cfg(test)]
+mod tests;
