@@ -97,10 +97,8 @@ pub struct Totals {
 
 /// Logits of one virtual shard or image.
 pub struct Scores {
-    /// Image-level logits `[b, 4]`, row-major.
-    pub image: Vec<f32>,
-    /// Patch-level logits `[n, 4]`, row-major.
-    pub patch: Vec<f32>,
+    /// Logits per head, in the order of the task's targets: `[images or patches, classes]`, row-major.
+    pub heads: Vec<Vec<f32>>,
 }
 
 /// Model, parameters, and how their sums travel.
@@ -185,8 +183,7 @@ impl Network {
             Ok(host::slice(&scores)?.to_vec())
         };
         Ok(Scores {
-            image: logits(&out.image)?,
-            patch: logits(&out.patch)?,
+            heads: vec![logits(&out.image)?, logits(&out.patch)?],
         })
     }
 }
