@@ -7,6 +7,7 @@ pub mod checkpoint;
 pub mod config;
 mod error;
 pub mod metrics;
+pub mod predictions;
 pub mod run_dir;
 
 pub use error::{Error, Result};

@@ -5,44 +5,80 @@ use std::io::Write;
 use std::path::{Path, PathBuf};
 
 use fovea_files::{Durability, Mode};
+use fovea_task::Task;
 use serde::{Deserialize, Serialize};
 
 use crate::error::{Error, Result};
-use crate::metrics::Level;
 
 /// Paths of a run directory.
 #[derive(Clone, Debug)]
 pub struct RunDir(PathBuf);
 
 impl RunDir {
-    /// Names an existing or future run directory.
+    /// Names a run directory, whether or not it exists.
     pub fn new(path: impl Into<PathBuf>) -> Self {
         Self(path.into())
     }
 
-    /// The directory itself.
+    /// The directory itself, as it was given.
     pub fn path(&self) -> &Path {
         &self.0
     }
 
-    /// The resolved configuration.
+    /// The resolved configuration, written before the first process starts.
     pub fn config(&self) -> PathBuf {
         self.0.join("config.toml")
     }
 
-    /// Metrics per epoch, split and level.
+    /// Metrics per epoch, split and target; rank 0 appends after each validation.
     pub fn metrics(&self) -> PathBuf {
         self.0.join("metrics.csv")
     }
 
-    /// What the threads of a rank did when, in the first steps.
+    /// Timeline of a rank's threads over the first `train.trace_steps` steps.
     pub fn trace(&self, rank: usize) -> PathBuf {
         self.0.join("trace").join(format!("rank-{rank}.json"))
     }
 
-    /// Steps per rank.
+    /// Time, loss and samples of each step and rank.
     pub fn throughput(&self) -> PathBuf {
         self.0.join("throughput.csv")
+    }
+
+    /// What the model was asked, as JSON; absent from a run over [`Task::lesions`].
+    fn task_file(&self) -> PathBuf {
+        self.0.join("task.json")
+    }
+
+    /// The task whose records the run holds.
+    ///
+    /// # Errors
+    /// The file is there and cannot be read, or holds no task.
+    pub fn task(&self) -> Result<Task> {
+        let path = self.task_file();
+        let failed = |what: String| Error::File {
+            path: path.clone(),
+            what,
+            help: "copy `task` from the manifest.json of the dataset into this file".to_owned(),
+        };
+        match fs::read(&path) {
+            Err(e) if e.kind() == std::io::ErrorKind::NotFound => Ok(Task::lesions()),
+            Err(e) => Err(failed(e.to_string())),
+            Ok(bytes) => serde_json::from_slice(&bytes).map_err(|e| failed(e.to_string())),
+        }
+    }
+
+    /// Writes the task beside the records of a run, once, unless it is [`Task::lesions`].
+    ///
+    /// # Errors
+    /// The file cannot be written.
+    pub fn keep_task(&self, task: &Task) -> Result<()> {
+        if self.task().is_ok_and(|kept| kept == *task) {
+            return Ok(());
+        }
+        let bytes = serde_json::to_vec_pretty(task)
+            .map_err(|e| Error::Internal(format!("task.json: {e}")))?;
+        replace(&self.task_file(), &bytes)
     }
 
     /// Validation predictions of the best epoch so far.
@@ -55,7 +91,7 @@ impl RunDir {
         self.0.join("logs").join(format!("{name}.log"))
     }
 
-    /// Where checkpoints are.
+    /// The directory of checkpoints, one directory per step.
     pub fn checkpoints(&self) -> PathBuf {
         self.0.join("checkpoints")
     }
@@ -64,24 +100,24 @@ impl RunDir {
 /// One rank's share of one step, as `throughput.csv` has it.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct StepRow {
-    /// Epoch, from 1.
+    /// The pass over the data that it belongs to, from 1.
     pub epoch: u32,
-    /// Committed step, from 1.
+    /// Number of the committed step, from 1.
     pub step: u64,
-    /// Rank.
+    /// The rank that reports, from 0.
     pub rank: usize,
-    /// Patches of this rank.
+    /// Patches that this rank computed for the step.
     pub samples: u64,
     /// Wall time from the previous commit to this one, milliseconds.
     pub step_ms: f32,
     /// Time in forward, backward and optimizer since the ranks exchanged gradients for the step
     /// before, milliseconds.
     pub compute_ms: f32,
-    /// Time spent waiting since then: for data, other ranks, the coordinator.
+    /// Time spent waiting since then for data, other ranks or the coordinator, milliseconds.
     pub wait_ms: f32,
-    /// Global mean loss.
+    /// Mean loss per sample over all ranks.
     pub loss: f64,
-    /// Learning rate.
+    /// Learning rate of the step.
     pub lr: f32,
     /// Generation that committed the step; of a step that was void and taken again, the last one's count.
     #[serde(default)]
@@ -169,113 +205,28 @@ pub fn replace(path: &Path, bytes: &[u8]) -> Result<()> {
     Ok(())
 }
 
-/// A prediction as CSV: `image_id,row,col,[label,]p_MA,p_HE,p_EX,p_SE[,usable,note]`; images leave row and col empty.
-#[derive(Clone, Debug)]
-pub struct Prediction {
-    /// Image id as in the manifest, or a photograph's file stem.
-    pub image_id: String,
-    /// Grid position of a patch.
-    pub cell: Option<(u32, u32)>,
-    /// True labels, where known.
-    pub label: Option<u8>,
-    /// Probabilities MA, HE, EX, SE.
-    pub probs: [f32; 4],
-    /// Why they mean nothing, of a photograph that a model has no answer to; `None` when nothing speaks against them.
-    pub note: Option<String>,
-}
+#[cfg(test)]
+#[expect(clippy::unwrap_used, reason = "in a test a panic is the message")]
+mod tests {
+    use super::*;
+    use crate::metrics::fixture::grade;
 
-/// Columns of predictions besides those that all have.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Columns {
-    /// `label`, the label byte, after the place.
-    Label,
-    /// `usable` (1 or 0) and `note` (why not) at the end.
-    Usable,
-}
-
-impl Prediction {
-    /// Patch or image.
-    pub fn level(&self) -> Level {
-        if self.cell.is_some() {
-            Level::Patch
-        } else {
-            Level::Image
-        }
+    #[test]
+    fn only_another_task_than_lesions_is_kept() {
+        let dir = tempfile::tempdir().unwrap();
+        let run = RunDir::new(dir.path());
+        run.keep_task(&Task::lesions()).unwrap();
+        assert_eq!(fs::read_dir(dir.path()).unwrap().count(), 0);
+        assert_eq!(run.task().unwrap(), Task::lesions());
+        let task = Task::new(vec![grade(5)]).unwrap();
+        run.keep_task(&task).unwrap();
+        assert_eq!(run.task().unwrap(), task);
+        fs::write(run.task_file(), "{\"targets\": []}").unwrap();
+        let message = run.task().unwrap_err().to_string();
+        assert!(
+            message.contains("task.json: a task needs a target"),
+            "{message}"
+        );
+        assert!(message.contains("\n  help: "), "{message}");
     }
-}
-
-/// A line of predictions with [`Columns::Label`], as it is read back: what [`write_predictions`] has written, by the
-/// names of its columns.
-#[derive(Clone, Debug, PartialEq, Deserialize)]
-pub struct LabelledPrediction {
-    /// Id of the image in the manifest.
-    pub image_id: String,
-    /// Grid row of a patch; empty for an image.
-    pub row: Option<u32>,
-    /// Grid column of a patch; empty for an image.
-    pub col: Option<u32>,
-    /// Label byte.
-    pub label: u8,
-    /// Probability of MA.
-    #[serde(rename = "p_MA")]
-    pub p_ma: f32,
-    /// Probability of HE.
-    #[serde(rename = "p_HE")]
-    pub p_he: f32,
-    /// Probability of EX.
-    #[serde(rename = "p_EX")]
-    pub p_ex: f32,
-    /// Probability of SE.
-    #[serde(rename = "p_SE")]
-    pub p_se: f32,
-}
-
-impl LabelledPrediction {
-    /// Probabilities in class order.
-    pub fn probs(&self) -> [f32; 4] {
-        [self.p_ma, self.p_he, self.p_ex, self.p_se]
-    }
-
-    /// `(row, col)` of a patch, `None` for an image.
-    pub fn cell(&self) -> Option<(u32, u32)> {
-        self.row.zip(self.col)
-    }
-
-    /// Patch or image.
-    pub fn level(&self) -> Level {
-        if self.row.is_some() {
-            Level::Patch
-        } else {
-            Level::Image
-        }
-    }
-}
-
-/// Writes predictions, in one rename.
-pub fn write_predictions(path: &Path, rows: &[Prediction], columns: Columns) -> Result<()> {
-    let (labels, usable) = (columns == Columns::Label, columns == Columns::Usable);
-    let broken = |e: &dyn std::fmt::Display| Error::Internal(format!("predictions: {e}"));
-    let mut writer = csv::Writer::from_writer(Vec::new());
-    let mut header = vec!["image_id", "row", "col"];
-    header.extend(labels.then_some("label"));
-    header.extend(["p_MA", "p_HE", "p_EX", "p_SE"]);
-    header.extend(usable.then_some(["usable", "note"]).into_iter().flatten());
-    writer.write_record(&header).map_err(|e| broken(&e))?;
-    for row in rows {
-        let mut record = vec![row.image_id.clone()];
-        match row.cell {
-            Some((r, c)) => record.extend([r.to_string(), c.to_string()]),
-            None => record.extend([String::new(), String::new()]),
-        }
-        if labels {
-            record.push(row.label.map_or_else(String::new, |l| l.to_string()));
-        }
-        record.extend(row.probs.iter().map(|p| p.to_string()));
-        if usable {
-            record.push(u8::from(row.note.is_none()).to_string());
-            record.push(row.note.clone().unwrap_or_default());
-        }
-        writer.write_record(&record).map_err(|e| broken(&e))?;
-    }
-    replace(path, &writer.into_inner().map_err(|e| broken(&e))?)
 }

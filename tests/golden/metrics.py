@@ -1,4 +1,4 @@
-"""Makes metrics.json: inputs and scikit-learn's scores of them, for the tests of run/src/metrics.
+"""Makes metrics.json and metrics_one_of.json: inputs and scikit-learn's scores of them, for the tests of run/src/metrics.
 
     pip install scikit-learn && python tests/golden/metrics.py
 
@@ -52,11 +52,69 @@ def expected(labels, probs, thresholds):
     }
 
 
+def expected_one_of(labels, probs):
+    y = np.asarray(labels)
+    p = np.asarray(probs, dtype=np.float64)
+    classes = list(range(p.shape[1]))
+    guess = p.argmax(axis=1)
+    hot = np.eye(len(classes), dtype=int)[y]
+    per_class = {
+        name: [float(v) for v in score(y, guess, labels=classes, average=None, zero_division=0)]
+        for name, score in (("precision", sk.precision_score), ("recall", sk.recall_score), ("f1", sk.f1_score))
+    }
+    kappa = float(sk.cohen_kappa_score(y, guess, labels=classes))
+    return {
+        "accuracy": float(sk.accuracy_score(y, guess)),
+        "kappa": kappa if np.isfinite(kappa) else None,
+        "confusion": sk.confusion_matrix(y, guess, labels=classes).tolist(),
+        "f1_micro": float(sk.f1_score(y, guess, average="micro", zero_division=0)),
+        "f1_macro": float(sk.f1_score(y, guess, labels=classes, average="macro", zero_division=0)),
+        "hamming": float(sk.hamming_loss(y, guess)),
+        "pearson_r": optional(p.std() > 0 and hot.std() > 0, lambda: np.corrcoef(p.ravel(), hot.ravel())[0, 1]),
+        **per_class,
+        "auroc": [optional(0 < hot[:, c].sum() < len(y), lambda: sk.roc_auc_score(hot[:, c], p[:, c])) for c in classes],
+        "ap": [optional(hot[:, c].any(), lambda: sk.average_precision_score(hot[:, c], p[:, c])) for c in classes],
+        "constant_f1_micro": max(float(sk.f1_score(y, np.full(len(y), c), average="micro", zero_division=0)) for c in classes),
+    }
+
+
 def draw(rng, count, rates, skill, steps):
     y = (rng.random((count, CLASSES)) < rates).astype(int)
     z = rng.normal(size=(count, CLASSES)) + skill * (2 * y - 1) - 0.5
     p = np.round(steps / (1 + np.exp(-z))) / steps
     return (y << np.arange(CLASSES)).sum(axis=1), p
+
+
+def draw_one_of(rng, count, rates, skill, steps):
+    y = rng.choice(len(rates), size=count, p=rates)
+    z = rng.normal(size=(count, len(rates)))
+    z[np.arange(count), y] += skill
+    p = np.exp(z) / np.exp(z).sum(axis=1, keepdims=True)
+    return y, np.round(steps * p) / steps
+
+
+def one_of():
+    rng = np.random.default_rng(20240608)
+    cases = []
+
+    def add(name, labels, probs):
+        labels = [int(v) for v in labels]
+        probs = [[float(v) for v in row] for row in probs]
+        cases.append({"name": name, "labels": labels, "probs": probs, "expected": expected_one_of(labels, probs)})
+
+    add("five grades, few ties", *draw_one_of(rng, 120, (0.49, 0.1, 0.27, 0.06, 0.08), 1.0, 2**16))
+    add("many ties", *draw_one_of(rng, 150, (0.4, 0.3, 0.2, 0.1), 0.8, 4))
+    add("a class that never occurs", *draw_one_of(rng, 60, (0.5, 0.0, 0.5), 0.7, 32))
+    add("worse than chance", *draw_one_of(rng, 60, (0.5, 0.25, 0.25), -1.5, 2**16))
+    add("two classes", *draw_one_of(rng, 40, (0.7, 0.3), 1.0, 64))
+    add("constant scores", [0, 1, 2, 1], [[0.25] * 3] * 4)
+    add("one class only, and right", [1, 1], [[0.25, 0.75], [0, 1]])
+    return cases
+
+
+def write(name, cases):
+    path = pathlib.Path(__file__).with_name(name)
+    path.write_text("[\n" + ",\n".join(json.dumps(c, separators=(",", ":")) for c in cases) + "\n]\n")
 
 
 def main():
@@ -78,8 +136,8 @@ def main():
     add("constant scores", [0, 1, 3, 2, 8], [[0.5] * CLASSES] * 5)
     add("one healthy sample", [0], [[0.125, 0.25, 0.5, 0.75]])
     add("scores of 0 and 1", [1, 2, 4, 8, 0, 15], [[1, 0, 0, 0], [0, 1, 0, 1], [0, 0, 0, 0], [1, 1, 1, 1], [0, 0, 0, 0], [1, 1, 1, 0]])
-    path = pathlib.Path(__file__).with_name("metrics.json")
-    path.write_text("[\n" + ",\n".join(json.dumps(c, separators=(",", ":")) for c in cases) + "\n]\n")
+    write("metrics.json", cases)
+    write("metrics_one_of.json", one_of())
 
 
 if __name__ == "__main__":

@@ -2,6 +2,7 @@
 
 use std::collections::BTreeMap;
 
+use fovea_task::Task;
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
@@ -33,6 +34,8 @@ pub struct Snapshot {
     pub image_size: u32,
     /// Side of their grid cells in pixels.
     pub patch: u32,
+    /// The task of the dataset; `None` for lesions.
+    pub task: Option<Task>,
     /// What schedule, early stopping and metrics remember. Floats come back with the same bits, but JSON
     /// has no NaN and no infinity (they come back as null): use `Option` for what can be either.
     pub progress: Value,
@@ -80,6 +83,9 @@ pub struct State {
     pub image_size: u32,
     /// See [`Snapshot::patch`].
     pub patch: u32,
+    /// See [`Snapshot::task`].
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub task: Option<Task>,
     /// [`super::weights_blake3`] of the weights.
     pub weights_blake3: String,
     /// The tensor files, by name.

@@ -116,6 +116,7 @@ impl CheckpointStore {
             config_blake3: snapshot.config_blake3.clone(),
             dataset_blake3: snapshot.dataset_blake3.clone(),
             image_size: snapshot.image_size,
+            task: snapshot.task.clone(),
             patch: snapshot.patch,
             weights_blake3: weights_blake3.clone(),
             files,

@@ -59,7 +59,7 @@ pub enum ValueKind {
     Text,
     /// One of these words.
     Choice(&'static [&'static str]),
-    /// One of these words, or four numbers.
+    /// One of these words, or one number per class.
     ChoiceOrWeights(&'static [&'static str]),
 }
 
@@ -74,8 +74,8 @@ pub enum Leaf {
     Real(f32),
     /// Text or a word.
     Text(String),
-    /// One number per class.
-    Weights([f32; 4]),
+    /// One number per class, in class order; as many as the task has, which [`Config::fits`] checks.
+    Weights(Vec<f32>),
 }
 
 impl fmt::Display for Leaf {
@@ -89,7 +89,8 @@ impl fmt::Display for Leaf {
             Self::Real(value) => write!(f, "{value:?}"),
             Self::Text(value) => write!(f, "{}", toml::Value::String(value.clone())),
             Self::Weights(values) => {
-                let texts = values.map(|value| Self::Real(value).to_string());
+                let texts = values.iter().map(|&value| Self::Real(value).to_string());
+                let texts: Vec<String> = texts.collect();
                 write!(f, "[{}]", texts.join(", "))
             }
         }
@@ -228,7 +229,7 @@ impl FieldType for Alpha {
         match self {
             Self::InverseFrequency => Leaf::Text("inverse-frequency".into()),
             Self::None => Leaf::Text("none".into()),
-            Self::Weights(weights) => Leaf::Weights(*weights),
+            Self::Weights(weights) => Leaf::Weights(weights.clone()),
         }
     }
 

@@ -23,6 +23,7 @@ mod tests;
 
 use std::path::Path;
 
+use fovea_task::Task;
 use serde::{Deserialize, Serialize};
 
 pub use error::{Error, Place};
@@ -129,6 +130,14 @@ impl Config {
     /// The first broken rule, with the numbers and what is allowed.
     pub fn validate(&self) -> Result<()> {
         validate::validate(self)
+    }
+
+    /// Checks what depends on the dataset's task: that there are as many class weights as classes.
+    ///
+    /// # Errors
+    /// [`Error::WrongType`] with the number of weights that a target needs.
+    pub fn fits(&self, task: &Task) -> Result<()> {
+        validate::fits(self, task)
     }
 
     /// The whole configuration as TOML with every key explained: what `--print-config` shows and

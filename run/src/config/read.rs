@@ -10,6 +10,9 @@ use super::error::{Error, Place, one_of};
 use super::keys::{self, Key, Leaf, SECTIONS, ValueKind};
 use super::{Config, Result};
 
+/// Class weights that messages speak of where the task is not known: those of the lesions.
+const LESIONS: usize = 4;
+
 /// A configuration is a few kilobytes; a checkpoint named by mistake is not read to its end.
 const MAX_FILE_BYTES: u64 = 1 << 20;
 
@@ -202,7 +205,7 @@ pub(super) fn set(config: &mut Config, assignment: &str) -> Result<()> {
         _ if words => DeValue::String(text.to_owned().into()),
         _ => {
             let given = format!("{:?}", shorten(text));
-            return Err(wrong_type(key, config, &given, place));
+            return Err(wrong_type(key, config, &given, place, LESIONS));
         }
     };
     apply(config, (section, name), &value, &shorten(text), &place)
@@ -254,7 +257,7 @@ fn typed(
     let kind = (key.kind)(config);
     let wrong = || {
         let given = format!("{given} ({})", type_name(value));
-        wrong_type(key, config, &given, place.clone())
+        wrong_type(key, config, &given, place.clone(), LESIONS)
     };
     match (kind, value) {
         (ValueKind::Bool, DeValue::Boolean(value)) => Ok(Leaf::Bool(*value)),
@@ -283,7 +286,8 @@ fn typed(
         }
         (ValueKind::ChoiceOrWeights(_), DeValue::Array(items)) => {
             let numbers: Option<Vec<f32>> = items.iter().map(|item| real(item.get_ref())).collect();
-            let weights = numbers.and_then(|numbers| <[f32; 4]>::try_from(numbers).ok());
+            // How many there must be is known with the task: `Config::fits`.
+            let weights = numbers.filter(|numbers| !numbers.is_empty());
             weights.map(Leaf::Weights).ok_or_else(wrong)
         }
         _ => Err(wrong()),
@@ -301,7 +305,26 @@ fn real(value: &DeValue<'_>) -> Option<f32> {
     }
 }
 
-fn wrong_type(key: &Key, config: &Config, given: &str, place: Place) -> Error {
+/// The number of class weights in messages: `four` as the documentation has it, else digits.
+pub(super) fn in_words(count: usize) -> String {
+    match count {
+        LESIONS => "four".to_owned(),
+        count => count.to_string(),
+    }
+}
+
+/// `classes`: how many numbers a list of class weights must have.
+pub(super) fn wrong_type(
+    key: &Key,
+    config: &Config,
+    given: &str,
+    place: Place,
+    classes: usize,
+) -> Error {
+    let list = format!(
+        "one of a few words or a list of {} numbers",
+        in_words(classes)
+    );
     let (wanted, example) = match (key.kind)(config) {
         ValueKind::Bool => ("true or false", "true or false".into()),
         ValueKind::Int => ("a whole number", format!("a whole number, {}", key.range)),
@@ -309,8 +332,12 @@ fn wrong_type(key: &Key, config: &Config, given: &str, place: Place) -> Error {
         ValueKind::Text => ("a string", "text in double quotes".into()),
         ValueKind::Choice(known) => ("one of a few words", quoted_list(known)),
         ValueKind::ChoiceOrWeights(known) => (
-            "one of a few words or a list of four numbers",
-            format!("{} or [1.0, 1.0, 1.0, 1.0]", quoted_list(known)),
+            list.as_str(),
+            format!(
+                "{} or [{}]",
+                quoted_list(known),
+                vec!["1.0"; classes].join(", ")
+            ),
         ),
     };
     // `epochs = "8"`: the value is right but for its quotes.

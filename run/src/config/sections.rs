@@ -144,20 +144,20 @@ impl MetricName {
 
 pub use fovea_task::Level;
 
-/// Per-class weights `alpha_c` of the focal loss, classes in the order MA, HE, EX, SE.
-#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
+/// Per-class weights `alpha_c` of the focal loss, in class order (MA, HE, EX, SE of lesions).
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(try_from = "AlphaText", into = "AlphaText")]
 pub enum Alpha {
     /// Inverse frequency of the training split's labels, normalised to mean 1.
     InverseFrequency,
     /// 1 for every class.
     None,
-    /// These weights, used as they are.
-    Weights([f32; 4]),
+    /// These weights, one per class, used as they are.
+    Weights(Vec<f32>),
 }
 
 impl Alpha {
-    /// The accepted words; a list of four numbers is accepted beside them.
+    /// The accepted words; a list with one number per class is accepted too.
     pub const NAMES: &'static [&'static str] = &["inverse-frequency", "none"];
 }
 
@@ -166,7 +166,7 @@ impl Alpha {
 #[serde(untagged)]
 enum AlphaText {
     Word(String),
-    Weights([f32; 4]),
+    Weights(Vec<f32>),
 }
 
 impl From<Alpha> for AlphaText {

@@ -1,23 +1,45 @@
 //! Rules that need more than one key.
 
 use fovea_coordinator::order::allowed_world_sizes;
+use fovea_task::{Target, Task};
 
 use super::error::{Error, Place};
-use super::keys::KEYS;
-use super::read::out_of_range;
-use super::sections::Level;
+use super::keys::{self, KEYS};
+use super::read::{in_words, out_of_range, wrong_type};
+use super::sections::{Alpha, Level};
 use super::{Config, Result};
+
+/// Where a value stands that was read before.
+fn configuration() -> Place {
+    Place {
+        origin: "configuration".into(),
+        line: None,
+    }
+}
+
+/// What the task alone decides: the number of class weights.
+pub(super) fn fits(config: &Config, task: &Task) -> Result<()> {
+    let Alpha::Weights(weights) = &config.loss.alpha else {
+        return Ok(());
+    };
+    let other = |target: &&Target| target.classes.len() != weights.len();
+    let (Some(target), Some(key)) = (
+        task.targets().iter().find(other),
+        keys::find("loss", "alpha"),
+    ) else {
+        return Ok(());
+    };
+    let given = format!("{} (a list)", (key.get)(config));
+    let classes = target.classes.len();
+    Err(wrong_type(key, config, &given, configuration(), classes))
+}
 
 /// Every range, then every rule between keys.
 pub(super) fn validate(config: &Config) -> Result<()> {
     for key in KEYS {
         let value = (key.get)(config);
         if !key.range.contains(&value) {
-            let place = Place {
-                origin: "configuration".into(),
-                line: None,
-            };
-            return Err(out_of_range(key, place, value.to_string()));
+            return Err(out_of_range(key, configuration(), value.to_string()));
         }
     }
     ranks_fit(config)?;
@@ -78,10 +100,16 @@ fn weights_fit(config: &Config) -> Result<()> {
             "set at least one of them above 0, or loss.balance = false",
         );
     }
-    if let super::Alpha::Weights([0.0, 0.0, 0.0, 0.0]) = loss.alpha {
+    if let Alpha::Weights(weights) = &loss.alpha
+        && weights.iter().all(|&weight| weight == 0.0)
+    {
+        let zeros = vec!["0"; weights.len()].join(", ");
         return conflict(
-            "loss.alpha = [0, 0, 0, 0] gives no class any weight: the loss is always 0".into(),
-            "set at least one of the four above 0, or use \"inverse-frequency\" or \"none\"",
+            format!("loss.alpha = [{zeros}] gives no class any weight: the loss is always 0"),
+            format!(
+                "set at least one of the {} above 0, or use \"inverse-frequency\" or \"none\"",
+                in_words(weights.len())
+            ),
         );
     }
     Ok(())

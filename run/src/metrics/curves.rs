@@ -3,24 +3,13 @@
 use std::cmp::Reverse;
 use std::collections::BinaryHeap;
 
-use super::{CLASS_COUNT, Ranking, Scored};
+use super::Ranking;
 
 /// No curve has more points than this.
 pub const MAX_POINTS: usize = 500;
 
 /// `(x, y)`, both in `[0, 1]`.
 pub type Point = (f64, f64);
-
-/// The ranking of `class` among `rows`; probabilities must not be NaN.
-#[must_use]
-pub fn ranking(rows: &[Scored], class: usize) -> Ranking {
-    debug_assert!(class < CLASS_COUNT);
-    Ranking::new(
-        rows.iter()
-            .map(|r| (r.probs[class], r.label >> class & 1 == 1))
-            .collect(),
-    )
-}
 
 /// `(false positive rate, true positive rate)` from (0, 0) to (1, 1), joined by straight lines.
 /// `None` unless there are positives and negatives.

@@ -22,19 +22,43 @@ pub enum Error {
         /// Sample id.
         id: u64,
         /// Class name.
-        class: &'static str,
+        class: String,
         /// What was found.
         value: f32,
     },
-    /// A label byte with bits that mean no class.
+    /// A label that means no class of the target.
     #[error(
-        "sample {id}: label byte {label} has bits beyond the 4 classes (largest is 15)\n  help: run `fovea prepare` again, the prepared labels are not of this version"
+        "sample {id}: {reason}\n  help: run `fovea prepare` again, the prepared labels are not of this version"
     )]
     BadLabel {
         /// Sample id.
         id: u64,
-        /// What was found.
-        label: u8,
+        /// The label, and which there are.
+        reason: String,
+    },
+    /// Columns of a table that do not belong together.
+    #[error(
+        "{ids} ids have {labels} labels and {probabilities} probabilities of {classes} classes\n  help: this is a defect of the caller, please report it"
+    )]
+    Shape {
+        /// Ids in the table.
+        ids: usize,
+        /// Labels in the table.
+        labels: usize,
+        /// Probabilities in the table.
+        probabilities: usize,
+        /// Classes of the target.
+        classes: usize,
+    },
+    /// Another number of thresholds than of classes.
+    #[error(
+        "{thresholds} thresholds were given for {classes} classes\n  help: this is a defect of the caller, please report it"
+    )]
+    Thresholds {
+        /// Thresholds given.
+        thresholds: usize,
+        /// Classes of the target.
+        classes: usize,
     },
     /// The same id twice: the set was not gathered exactly.
     #[error(
@@ -57,9 +81,19 @@ pub enum Error {
     )]
     BadThreshold {
         /// Class name.
-        class: &'static str,
+        class: String,
         /// What was found.
         value: f32,
+    },
+    /// Scores of a target that the task does not have, or not with as many classes.
+    #[error(
+        "scores of {target:?} with {classes} classes are not of this task\n  help: this is a defect of the caller, please report it"
+    )]
+    Foreign {
+        /// The target's name.
+        target: String,
+        /// Classes that were scored.
+        classes: usize,
     },
     /// The file could not be read or written.
     #[error(

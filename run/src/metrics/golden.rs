@@ -2,7 +2,10 @@
 
 use serde::Deserialize;
 
-use super::{Scored, best_constant, compute};
+use fovea_task::Label;
+
+use super::fixture::{grade, lesions};
+use super::{Table, best_constant, compute};
 
 #[derive(Deserialize)]
 struct GoldenCase {
@@ -61,17 +64,12 @@ fn scikit_learn_agrees() {
         expected: want,
     } in cases
     {
-        let rows: Vec<_> = labels
-            .iter()
-            .zip(&probs)
-            .enumerate()
-            .map(|(i, (&label, &probs))| Scored {
-                id: i as u64,
-                label,
-                probs,
-            })
+        let rows = labels.iter().zip(&probs).enumerate();
+        let rows: Vec<_> = rows
+            .map(|(i, (&label, &probs))| (i as u64, label, probs))
             .collect();
-        let got = compute(&rows, thresholds, 0.0).unwrap();
+        let (target, table) = (lesions(), Table::of(&rows));
+        let got = compute(&target, &table, &thresholds, 0.0).unwrap();
         close(&name, "f1_micro", got.f1_micro, want.f1_micro);
         close(&name, "f1_macro", got.f1_macro, want.f1_macro);
         close(&name, "hamming", got.hamming, want.hamming);
@@ -94,8 +92,67 @@ fn scikit_learn_agrees() {
         close(
             &name,
             "constant",
-            best_constant(&rows).unwrap().f1_micro,
+            best_constant(&target, &table).unwrap().f1_micro,
             want.constant_f1_micro,
         );
+    }
+}
+
+#[derive(Deserialize)]
+struct OneOfCase {
+    name: String,
+    labels: Vec<u64>,
+    probs: Vec<Vec<f32>>,
+    expected: OneOfExpected,
+}
+
+#[derive(Deserialize)]
+struct OneOfExpected {
+    accuracy: f64,
+    kappa: Option<f64>,
+    confusion: Vec<Vec<u64>>,
+    f1_micro: f64,
+    f1_macro: f64,
+    hamming: f64,
+    pearson_r: Option<f64>,
+    precision: Vec<f64>,
+    recall: Vec<f64>,
+    f1: Vec<f64>,
+    auroc: Vec<Option<f64>>,
+    ap: Vec<Option<f64>>,
+    constant_f1_micro: f64,
+}
+
+#[test]
+fn scikit_learn_agrees_on_one_class_per_sample() {
+    let cases: Vec<OneOfCase> =
+        serde_json::from_str(include_str!("../../../tests/golden/metrics_one_of.json"))
+            .expect("the stored numbers parse");
+    assert!(cases.len() >= 5);
+    for case in cases {
+        let (name, want) = (&case.name, &case.expected);
+        let target = grade(case.probs[0].len());
+        let mut table = Table::default();
+        for (id, (&label, probs)) in case.labels.iter().zip(&case.probs).enumerate() {
+            table.push(id as u64, Label(label), probs);
+        }
+        let got = compute(&target, &table, &[], 0.0).unwrap();
+        let agreement = got.agreement.as_ref().unwrap();
+        close(name, "accuracy", agreement.accuracy, want.accuracy);
+        close_option(name, "kappa", agreement.kappa, want.kappa);
+        assert_eq!(agreement.confusion, want.confusion, "{name}");
+        close(name, "f1_micro", got.f1_micro, want.f1_micro);
+        close(name, "f1_macro", got.f1_macro, want.f1_macro);
+        close(name, "hamming", got.hamming, want.hamming);
+        close_option(name, "pearson_r", got.pearson_r, want.pearson_r);
+        for (c, class) in got.per_class.iter().enumerate() {
+            close(name, "precision", class.precision, want.precision[c]);
+            close(name, "recall", class.recall, want.recall[c]);
+            close(name, "f1", class.f1, want.f1[c]);
+            close_option(name, "auroc", class.auroc, want.auroc[c]);
+            close_option(name, "ap", class.ap, want.ap[c]);
+        }
+        let constant = best_constant(&target, &table).unwrap();
+        close(name, "constant", constant.f1_micro, want.constant_f1_micro);
     }
 }

@@ -1,4 +1,4 @@
-//! `metrics.csv`: one line per (epoch, split, level), appended and fsync'd, readable by anything.
+//! `metrics.csv`: one line per (epoch, split, target), appended and fsync'd, readable by anything.
 //!
 //! The columns begin with those of the published training log. An undefined score is an empty
 //! field. Floats are written in their shortest exact form, so reading gives the same bits back.
@@ -11,6 +11,7 @@ use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 
 use fovea_files::{Durability, Mode};
+use fovea_task::Task;
 
 pub use super::columns::columns;
 use super::columns::{csv_line, fields, parse_row};
@@ -23,8 +24,8 @@ pub fn whole_lines(bytes: &[u8]) -> &[u8] {
 }
 
 /// Parses a metrics file. `path` is for messages.
-fn parse(path: &Path, bytes: &[u8]) -> Result<Vec<MetricsRow>> {
-    let names = columns();
+fn parse(path: &Path, task: &Task, bytes: &[u8]) -> Result<Vec<MetricsRow>> {
+    let names = columns(task);
     let mut reader = csv::ReaderBuilder::new()
         .has_headers(false)
         .flexible(true)
@@ -48,7 +49,7 @@ fn parse(path: &Path, bytes: &[u8]) -> Result<Vec<MetricsRow>> {
         if index == 0 {
             check_header(path, &names, &record)?;
         } else {
-            rows.push(parse_row(&names, &record).map_err(|reason| bad(line, reason))?);
+            rows.push(parse_row(task, &names, &record).map_err(|reason| bad(line, reason))?);
         }
     }
     Ok(rows)
@@ -71,18 +72,19 @@ fn check_header(path: &Path, names: &[String], record: &csv::StringRecord) -> Re
     })
 }
 
-/// Reads every whole row of `path`, in file order. A torn last line is skipped.
+/// Reads every whole row of `path`, the log of a run with this task, in file order. A torn last line is skipped.
 ///
 /// # Errors
 /// The file cannot be read, has other columns, or a whole line that does not parse.
-pub fn read(path: &Path) -> Result<Vec<MetricsRow>> {
+pub fn read(path: &Path, task: &Task) -> Result<Vec<MetricsRow>> {
     let bytes = fs::read(path).map_err(|source| io_error(path, "read", source))?;
-    parse(path, &bytes)
+    parse(path, task, &bytes)
 }
 
 /// The open `metrics.csv` of a run. One process writes it (rank 0).
 #[derive(Debug)]
 pub struct MetricsLog {
+    task: Task,
     path: PathBuf,
     file: File,
 }
@@ -93,7 +95,7 @@ impl MetricsLog {
     ///
     /// # Errors
     /// The file cannot be opened or written, or has other columns or an unreadable whole line.
-    pub fn open(path: &Path) -> Result<Self> {
+    pub fn open(path: &Path, task: &Task) -> Result<Self> {
         let failed = |source| io_error(path, "open", source);
         let existed = path.exists();
         let mut file = OpenOptions::new()
@@ -106,7 +108,7 @@ impl MetricsLog {
         let mut bytes = Vec::new();
         file.read_to_end(&mut bytes).map_err(failed)?;
         let whole = whole_lines(&bytes).len();
-        let header = csv_line(columns());
+        let header = csv_line(columns(task));
         if whole == 0 {
             // Only a torn header of ours may be overwritten, never somebody else's file.
             if !header.as_bytes().starts_with(&bytes) {
@@ -117,9 +119,10 @@ impl MetricsLog {
                 });
             }
         } else {
-            parse(path, &bytes)?;
+            parse(path, task, &bytes)?;
         }
         let mut log = Self {
+            task: task.clone(),
             path: path.to_owned(),
             file,
         };
@@ -139,10 +142,15 @@ impl MetricsLog {
     /// Appends `rows` with one write and one fsync.
     ///
     /// # Errors
-    /// The write or the fsync failed.
+    /// A row is not of the log's task, or the write or the fsync failed.
     pub fn append(&mut self, rows: &[MetricsRow]) -> Result<()> {
-        let text: String = rows.iter().map(|row| csv_line(fields(row))).collect();
+        let text = self.lines(rows.iter())?;
         self.write(&text)
+    }
+
+    fn lines<'a>(&self, rows: impl Iterator<Item = &'a MetricsRow>) -> Result<String> {
+        rows.map(|row| Ok(csv_line(fields(&self.task, row)?)))
+            .collect()
     }
 
     /// Drops every row with `row.epoch >= epoch`: what a run resumed at the start of `epoch` (or in
@@ -151,14 +159,12 @@ impl MetricsLog {
     /// # Errors
     /// The file cannot be read or replaced.
     pub fn truncate_after(&mut self, epoch: u32) -> Result<()> {
-        let rows = read(&self.path)?;
+        let rows = read(&self.path, &self.task)?;
         if rows.iter().all(|row| row.epoch < epoch) {
             return Ok(());
         }
         let kept = rows.iter().filter(|row| row.epoch < epoch);
-        let text: String = std::iter::once(csv_line(columns()))
-            .chain(kept.map(|r| csv_line(fields(r))))
-            .collect();
+        let text = csv_line(columns(&self.task)) + &self.lines(kept)?;
         let failed = |source| io_error(&self.path, "replace", source);
         // The log keeps the mode it had.
         let mode = self.file.metadata().map_err(failed)?.permissions().mode();
@@ -188,38 +194,92 @@ fn io_error(path: &Path, action: &'static str, source: io::Error) -> Error {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::metrics::{Level, Scored, compute};
+    use crate::metrics::fixture::grade;
+    use crate::metrics::{Table, compute, table_order};
     use fovea_dataset::Split;
+    use fovea_task::{Label, Target};
 
-    fn row(epoch: u32, split: Split, level: Level) -> MetricsRow {
-        let rows: Vec<_> = (0..50u64)
-            .map(|id| Scored {
-                id,
-                label: (id * 7 % 8) as u8, // SE never occurs: its areas are undefined
-                probs: std::array::from_fn(|c| {
-                    ((id + u64::from(epoch)) * (c as u64 + 3) % 17) as f32 / 17.0
-                }),
-            })
-            .collect();
-        let metrics = compute(&rows, [0.5; 4], 0.1 / f64::from(epoch + 1)).unwrap();
+    fn row(epoch: u32, split: Split, target: &Target) -> MetricsRow {
+        let classes = target.classes.len();
+        let mut table = Table::default();
+        for id in 0..50u64 {
+            let score = |c: u64| ((id + u64::from(epoch)) * (c + 3) % 17) as f32 / 17.0;
+            let scores: Vec<f32> = (0..classes as u64).map(score).collect();
+            // SE, or the last two grades, never occur: their areas are undefined.
+            let label = if classes == 5 { id % 3 } else { id * 7 % 8 };
+            table.push(id, Label(label), &scores);
+        }
+        let loss = 0.1 / f64::from(epoch + 1);
+        let metrics = compute(target, &table, &vec![0.5; classes], loss).unwrap();
         MetricsRow {
             timestamp: format!("2025-01-0{}T00:00:00Z", epoch + 1),
             epoch,
             split,
-            level,
+            target: target.name.clone(),
             metrics,
         }
     }
 
+    fn open(path: &Path) -> Result<MetricsLog> {
+        MetricsLog::open(path, &Task::lesions())
+    }
+
+    fn read(path: &Path) -> Result<Vec<MetricsRow>> {
+        super::read(path, &Task::lesions())
+    }
+
     fn history(epochs: std::ops::Range<u32>) -> Vec<MetricsRow> {
-        epochs
-            .flat_map(|e| {
-                [
-                    row(e, Split::Val, Level::Patch),
-                    row(e, Split::Val, Level::Image),
-                ]
-            })
-            .collect()
+        let task = Task::lesions();
+        let of = |e| table_order(&task).map(move |(_, target)| row(e, Split::Val, target));
+        epochs.flat_map(of).collect()
+    }
+
+    #[test]
+    fn targets_with_other_classes_share_a_table() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("metrics.csv");
+        let mut targets = Task::lesions().targets().to_vec();
+        targets.push(grade(5));
+        targets[2].classes[1] = targets[0].classes[2].clone(); // EX, as the lesions have
+        let task = Task::new(targets).unwrap();
+        let names = columns(&task);
+        assert_eq!(names.len(), 15 + 9 * 8 + 3);
+        assert_eq!(names[..51], columns(&Task::lesions()));
+        let tail = ["g0_precision", "g4_tn", "accuracy", "kappa", "confusion"];
+        assert_eq!([&names[51], &names[86]], tail[..2]);
+        assert_eq!(names[87..], tail[2..]);
+
+        let rows: Vec<_> = table_order(&task)
+            .map(|(_, target)| row(1, Split::Val, target))
+            .collect();
+        let mut log = MetricsLog::open(&path, &task).unwrap();
+        log.append(&rows).unwrap();
+        assert_eq!(super::read(&path, &task).unwrap(), rows);
+        assert!(rows[2].metrics.agreement.is_some());
+        assert!(matches!(read(&path), Err(Error::Header { .. })));
+        let stranger = MetricsRow {
+            target: "other".to_owned(),
+            ..rows[0].clone()
+        };
+        assert!(matches!(
+            log.append(&[stranger]),
+            Err(Error::Foreign { .. })
+        ));
+
+        let good = fs::read_to_string(&path).unwrap();
+        for (from, to, expected) in [
+            (",image,", ",retina,", "column level: \"retina\" is none of"),
+            (" 0 0;", " 0;", "is no 5 x 5 matrix of counts"),
+            (
+                ",,,\n",
+                ",,1,\n",
+                "column kappa: \"1\", where nothing belongs",
+            ),
+        ] {
+            fs::write(&path, good.replacen(from, to, 1)).unwrap();
+            let message = super::read(&path, &task).unwrap_err().to_string();
+            assert!(message.contains(expected), "{message}");
+        }
     }
 
     #[test]
@@ -227,8 +287,8 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("metrics.csv");
         let rows = history(1..4);
-        MetricsLog::open(&path).unwrap().append(&rows[..2]).unwrap();
-        MetricsLog::open(&path).unwrap().append(&rows[2..]).unwrap();
+        open(&path).unwrap().append(&rows[..2]).unwrap();
+        open(&path).unwrap().append(&rows[2..]).unwrap();
         assert_eq!(read(&path).unwrap(), rows);
         assert_eq!(rows[0].metrics.per_class[3].auroc, None);
         let text = fs::read_to_string(&path).unwrap();
@@ -243,7 +303,7 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("metrics.csv");
         let rows = history(1..3);
-        MetricsLog::open(&path).unwrap().append(&rows).unwrap();
+        open(&path).unwrap().append(&rows).unwrap();
         let whole = fs::read(&path).unwrap();
         for cut in 0..whole.len() {
             fs::write(&path, &whole[..cut]).unwrap();
@@ -254,10 +314,7 @@ mod tests {
                 .saturating_sub(1);
             assert_eq!(read(&path).unwrap(), rows[..survivors], "cut at {cut}");
             if cut % 397 == 0 || cut == 1 {
-                MetricsLog::open(&path)
-                    .unwrap()
-                    .append(&rows[survivors..])
-                    .unwrap();
+                open(&path).unwrap().append(&rows[survivors..]).unwrap();
                 assert_eq!(fs::read(&path).unwrap(), whole, "cut at {cut}");
             }
         }
@@ -268,7 +325,7 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("metrics.csv");
         let rows = history(1..6);
-        let mut log = MetricsLog::open(&path).unwrap();
+        let mut log = open(&path).unwrap();
         log.append(&rows).unwrap();
         log.truncate_after(9).unwrap();
         assert_eq!(read(&path).unwrap(), rows);
@@ -291,24 +348,18 @@ mod tests {
         let path = dir.path().join("metrics.csv");
         assert!(read(&path).unwrap_err().to_string().contains("cannot read"));
         fs::write(&path, "epoch,loss\n1,2\n").unwrap();
-        for error in [
-            read(&path).unwrap_err(),
-            MetricsLog::open(&path).unwrap_err(),
-        ] {
+        for error in [read(&path).unwrap_err(), open(&path).unwrap_err()] {
             assert!(
                 error.to_string().contains("found \"epoch,loss\""),
                 "{error}"
             );
         }
         fs::write(&path, "a letter to my mother").unwrap();
-        assert!(matches!(MetricsLog::open(&path), Err(Error::Header { .. })));
+        assert!(matches!(open(&path), Err(Error::Header { .. })));
         assert_eq!(fs::read_to_string(&path).unwrap(), "a letter to my mother");
 
         fs::remove_file(&path).unwrap();
-        MetricsLog::open(&path)
-            .unwrap()
-            .append(&history(1..2))
-            .unwrap();
+        open(&path).unwrap().append(&history(1..2)).unwrap();
         let good = fs::read_to_string(&path).unwrap();
         fs::write(&path, good.replacen(",val,", ",vel,", 1)).unwrap();
         let message = read(&path).unwrap_err().to_string();

@@ -1,14 +1,18 @@
-//! Scores of multi-label predictions: exact definitions, and how they are logged.
+//! Scores of a target's predictions: exact definitions, and how they are logged.
 //!
 //! [`compute`] takes one row per sample, gathered from all ranks, and gives the same bits for any
-//! order of the rows: they are sorted by id first, counts are integers, and the few floating-point
-//! sums run in id order. A sample that appears twice is an error, not a weight.
+//! order of the rows: it sorts them by id first, counts are integers, and the few floating-point
+//! sums run in id order. A sample that appears twice is an error, not a weight. A sample without a
+//! label ([`Label::UNKNOWN`](fovea_task::Label::UNKNOWN)) counts in no score.
 //!
 //! Everything here is pure except [`log`], the thin shell that appends to `metrics.csv`.
 //!
 //! Conventions, equal to scikit-learn's where it has one (the tests compare with numbers stored by
 //! `tests/golden/metrics.py`):
-//! - a class bit is predicted when its probability is `>=` the class's threshold;
+//! - [`Kind::AnyOf`](fovea_task::Kind::AnyOf): a class is predicted when its probability is `>=` the class's threshold;
+//!   [`Kind::OneOf`](fovea_task::Kind::OneOf): the class of the highest probability is predicted, the first of equal ones;
+//! - scores of sets (micro-F1, subset accuracy, IoU, Dice) read the one class of a `OneOf` target as a set of one, so all
+//!   of them equal the accuracy; its Hamming loss is the share of wrong samples; macro-F1 is over all classes;
 //! - precision, recall and F1 with a zero denominator are 0 (`zero_division=0`);
 //! - IoU (Jaccard) and Dice are averaged over samples; a sample with no class in truth **and** none
 //!   in the prediction counts as 1 (`zero_division=1`), since healthy-and-called-healthy is right;
@@ -29,40 +33,28 @@ pub mod curves;
 mod error;
 pub mod log;
 mod ranking;
+mod table;
 mod trend;
 mod undefined;
 
 #[cfg(test)]
+pub(crate) mod fixture;
+#[cfg(test)]
 mod golden;
 
 pub use baseline::{Baseline, best_constant, best_constant_from_counts};
-pub use compute::compute;
+pub use compute::{compute, predicted};
 pub use error::{Error, Result};
 pub use ranking::Ranking;
+pub use table::Table;
 pub use trend::Quadratic;
 pub use undefined::{LabelCounts, never_defined, poor, undefined};
 
 use fovea_dataset::Split;
+use fovea_task::{Target, Task};
 use serde::{Deserialize, Serialize};
 
 pub use crate::config::{Level, MetricName};
-
-/// Number of classes, in the order `MA, HE, EX, SE`.
-pub const CLASS_COUNT: usize = 4;
-
-/// The bits of a label byte that mean a class; a label with any other bit set is refused.
-pub const LABEL_MASK: u8 = (1 << CLASS_COUNT) - 1;
-
-/// One scored sample (a patch or an image).
-#[derive(Clone, Copy, Debug, PartialEq)]
-pub struct Scored {
-    /// Unique within the set that is scored: the sample id of a patch, the index of an image.
-    pub id: u64,
-    /// Label byte, bit `c` set when class `c` is present.
-    pub label: u8,
-    /// Probability per class, in `[0, 1]`.
-    pub probs: [f32; CLASS_COUNT],
-}
 
 /// Scores of one class against the rest.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Serialize, Deserialize)]
@@ -109,16 +101,28 @@ impl ClassMetrics {
     }
 }
 
-/// Scores of one split at one level after one epoch. All are fractions except `loss` and `samples`.
+/// Scores that only a target with exactly one class per sample has.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+pub struct Agreement {
+    /// Share of samples whose class is predicted.
+    pub accuracy: f64,
+    /// Cohen's kappa, unweighted: `(accuracy - chance) / (1 - chance)`; `None` when truth and prediction are one and the
+    /// same class throughout.
+    pub kappa: Option<f64>,
+    /// Samples by true class (row) and predicted class (column), `[C][C]`.
+    pub confusion: Vec<Vec<u64>>,
+}
+
+/// Scores of one target on one split after one epoch. All are fractions except `loss` and `samples`.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 pub struct Metrics {
     /// F1 of the counts pooled over classes.
     pub f1_micro: f64,
     /// Mean of the per-class F1.
     pub f1_macro: f64,
-    /// Fraction of wrong class bits (lower is better).
+    /// Fraction of wrong class bits, or, with exactly one class per sample, of wrong samples (lower is better).
     pub hamming: f64,
-    /// Fraction of samples with every bit right.
+    /// Fraction of samples with every class right.
     pub subset_acc: f64,
     /// Jaccard index averaged over samples; both sets empty counts as 1.
     pub iou: f64,
@@ -130,13 +134,16 @@ pub struct Metrics {
     /// Mean loss per sample, as the caller measured it.
     pub loss: f64,
     /// Per class, in class order.
-    pub per_class: [ClassMetrics; CLASS_COUNT],
+    pub per_class: Vec<ClassMetrics>,
     /// Mean of the defined per-class AUROCs.
     pub mean_auroc: Option<f64>,
     /// Mean of the defined per-class average precisions.
     pub mean_ap: Option<f64>,
     /// Samples scored.
     pub samples: u64,
+    /// `None` where a sample has any number of classes.
+    #[serde(flatten, skip_serializing_if = "Option::is_none")]
+    pub agreement: Option<Agreement>,
 }
 
 impl Metrics {
@@ -167,10 +174,37 @@ pub struct MetricsRow {
     pub epoch: u32,
     /// Part of the dataset that was scored.
     pub split: Split,
-    /// Patches or images.
-    pub level: Level,
+    /// Name of the target that was scored; it stands in the column `level`.
+    pub target: String,
     /// The scores.
     pub metrics: Metrics,
+}
+
+/// A task's targets in the order of tables, patches before images, each with its index in the task.
+pub fn table_order(task: &Task) -> impl Iterator<Item = (usize, &Target)> {
+    let of = |level: &'static Level| {
+        let targets = task.targets().iter().enumerate();
+        targets.filter(move |(_, target)| target.level == *level)
+    };
+    Level::ALL.iter().flat_map(of)
+}
+
+/// The target whose metric is watched where a configuration names `level`: the first one there, and its index in the task.
+#[must_use]
+pub fn watched(task: &Task, level: Level) -> Option<(usize, &Target)> {
+    table_order(task).find(|(_, target)| target.level == level)
+}
+
+/// The names of all classes of a task, once each, in order of first appearance: the columns of tables over targets.
+#[must_use]
+pub fn class_names(task: &Task) -> Vec<&str> {
+    let mut names: Vec<&str> = Vec::new();
+    for class in table_order(task).flat_map(|(_, target)| &target.classes) {
+        if !names.contains(&class.name.as_str()) {
+            names.push(&class.name);
+        }
+    }
+    names
 }
 
 /// `a / b`, and 0 for an empty denominator.

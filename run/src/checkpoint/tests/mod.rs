@@ -47,6 +47,7 @@ fn snapshot(step: u64) -> Snapshot {
         dataset_blake3: "da7a".to_string(),
         image_size: 1280,
         patch: 128,
+        task: None,
         progress: serde_json::json!({
             "plateau": { "best": 0.1 + 0.2, "reductions": 2 },
             "history": [{ "epoch": 0, "f1_micro": 0.25 }],
@@ -111,6 +112,7 @@ fn what_is_saved_comes_back_bit_for_bit() {
         dataset_blake3: state.dataset_blake3.clone(),
         image_size: state.image_size,
         patch: state.patch,
+        task: state.task.clone(),
         progress: state.progress.clone(),
         best_step: state.best_step,
         weights: loaded.weights.clone(),
@@ -126,6 +128,8 @@ fn what_is_saved_comes_back_bit_for_bit() {
     assert_eq!(load_weights(&path).unwrap(), sorted.weights);
     assert_eq!(load_weights(&path.join(WEIGHTS)).unwrap(), sorted.weights);
     assert_eq!(names(&path), [COMPLETE, OPTIMIZER, STATE, WEIGHTS]);
+    let text = fs::read_to_string(path.join(STATE)).unwrap();
+    assert!(!text.contains("task"), "lesions leave no trace: {text}");
     assert!(is_complete(&path) && !is_complete(run.path()));
     assert_eq!(verify(&path).unwrap(), loaded.state);
 }

@@ -1,5 +1,7 @@
 //! Every way a configuration can be wrong, and the user's message.
 
+use fovea_task::Task;
+
 use super::super::{Config, Error};
 
 /// The message for a file `t.toml` with this text.
@@ -270,13 +272,6 @@ fn a_value_of_another_type() {
             "\"cosine\"",
         ),
         (
-            "[loss]\nalpha = [1, 2, 3]",
-            "loss.alpha",
-            "[1, 2, 3] (a list)",
-            "four numbers",
-            "[1.0, 1.0, 1.0, 1.0]",
-        ),
-        (
             "[loss]\nalpha = [1, 2, 3, \"4\"]",
             "loss.alpha",
             "(a list)",
@@ -300,6 +295,37 @@ fn a_value_of_another_type() {
     ] {
         says(&refused(text), &["t.toml:2", key, given, must, help]);
     }
+}
+
+#[test]
+fn as_many_class_weights_as_classes() {
+    let mut config = Config::default();
+    let lesions = Task::lesions();
+    config.fits(&lesions).unwrap();
+    config.set("loss.alpha=[1, 2, 3, 4]").unwrap();
+    config.fits(&lesions).unwrap();
+    for (weights, given) in [
+        ("[1,2]", "[1.0, 2.0] (a list)"),
+        ("[1,2,3,4,5]", "5.0] (a list)"),
+    ] {
+        config.set(&format!("loss.alpha={weights}")).unwrap();
+        let message = checked(&config.fits(&lesions).unwrap_err());
+        says(
+            &message,
+            &[
+                "`loss.alpha`",
+                given,
+                "four numbers",
+                "[1.0, 1.0, 1.0, 1.0]",
+            ],
+        );
+    }
+    let mut image = lesions.targets()[0].clone();
+    image.union_of_cells = false;
+    image.classes.pop();
+    let three = Task::new(vec![image]).unwrap();
+    let message = checked(&config.fits(&three).unwrap_err());
+    says(&message, &["list of 3 numbers", "or [1.0, 1.0, 1.0]"]);
 }
 
 #[test]

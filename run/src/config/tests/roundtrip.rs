@@ -46,8 +46,8 @@ fn leaf(key: &Key) -> BoxedStrategy<Leaf> {
         (ValueKind::Choice(known), _) => word(known).boxed(),
         (ValueKind::ChoiceOrWeights(known), range) => {
             let number = || real(range);
-            let four = [number(), number(), number(), number()];
-            prop_oneof![word(known), four.prop_map(Leaf::Weights)].boxed()
+            let weights = proptest::collection::vec(number(), 1..8);
+            prop_oneof![word(known), weights.prop_map(Leaf::Weights)].boxed()
         }
         (ValueKind::Int, range) => panic!("{}: {range:?}", key.path()),
     }

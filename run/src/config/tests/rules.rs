@@ -69,7 +69,7 @@ fn every_key_reads_and_writes_its_own_field() {
                 check.path()
             );
         }
-        assert!(!(key.set)(&mut config, Leaf::Weights([0.0; 4])) || key.name == "alpha");
+        assert!(!(key.set)(&mut config, Leaf::Weights(vec![0.0; 4])) || key.name == "alpha");
     }
 }
 
@@ -207,7 +207,7 @@ fn numbers_set_in_code_are_checked_too() {
         for bad in [f32::NAN, f32::INFINITY, f32::NEG_INFINITY] {
             assert!(!key.range.contains(&Leaf::Real(bad)), "{}", key.path());
             assert!(
-                !key.range.contains(&Leaf::Weights([1.0, 1.0, 1.0, bad])),
+                !key.range.contains(&Leaf::Weights(vec![1.0, 1.0, 1.0, bad])),
                 "{}",
                 key.path()
             );
@@ -227,7 +227,7 @@ fn keys_that_do_not_fit_each_other() {
         (c.loss.positive_weight, c.loss.negative_weight) = (0.0, 0.0);
     });
     assert!(message.contains("loss.positive_weight"), "{message}");
-    let message = broken(|c| c.loss.alpha = Alpha::Weights([0.0; 4]));
+    let message = broken(|c| c.loss.alpha = Alpha::Weights(vec![0.0; 4]));
     assert!(message.contains("loss.alpha"), "{message}");
     let message = broken(|c| c.loss.patch_weight = 0.0);
     assert!(
