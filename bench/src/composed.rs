@@ -2,7 +2,8 @@
 //! memory. Any device. The tests compare them with the twins.
 
 use fovea_kernels::flat::AdamParams;
-use fovea_kernels::{FocalParams, IMAGENET_MEAN, IMAGENET_STD};
+use fovea_kernels::loss::LossSettings;
+use fovea_kernels::{IMAGENET_MEAN, IMAGENET_STD};
 use tch::{Kind, Reduction, Tensor};
 
 use fovea_trainer::Result;
@@ -47,9 +48,9 @@ pub fn view(resized: &Tensor, flip: &Tensor, kind: Kind) -> Result<Tensor> {
     normalise(&mirrored, kind)
 }
 
-/// Labels `[n]` u8 as `[n, classes]` f32, bit by bit.
+/// Labels `[n]` i64 as `[n, classes]` f32, bit by bit.
 fn bits(targets: &Tensor, classes: usize) -> Result<Tensor> {
-    let masks: Vec<u8> = (0..classes).map(|class| 1 << class).collect();
+    let masks: Vec<i64> = (0..classes).map(|class| 1 << class).collect();
     let masks = Tensor::from_slice(&masks).f_to_device(targets.device())?;
     let bits = targets.f_unsqueeze(1)?.f_bitwise_and_tensor(&masks)?;
     Ok(bits.f_ne(0)?.f_to_kind(Kind::Float)?)
@@ -59,7 +60,7 @@ fn bits(targets: &Tensor, classes: usize) -> Result<Tensor> {
 pub fn focal(
     logits: &Tensor,
     targets: &Tensor,
-    params: &FocalParams,
+    params: &LossSettings,
     scale: f64,
 ) -> Result<(Tensor, Tensor)> {
     let z = logits.f_detach()?.f_set_requires_grad(true)?;
@@ -116,7 +117,7 @@ pub fn adam(
 mod tests {
     use super::*;
     use fovea_kernels::{
-        Augment, BatchMut, CropSpec, ImageU8, flat, focal_loss, global_view, patch_crop,
+        Augment, BatchMut, CropSpec, ImageU8, flat, global_view, patch_crop,
         resize_antialias,
     };
     use half::bf16;
@@ -228,19 +229,21 @@ mod tests {
     fn focal_loss_and_gradient_are_those_of_the_twin() {
         let n = 57;
         let logits: Vec<f32> = noise(n * 4, 2).iter().map(|x| x * 5.0).collect();
-        let targets: Vec<u8> = (0..n).map(|k| (k * 7 % 16) as u8).collect();
+        let labels: Vec<Label> = (0..n as u64).map(|k| Label(k * 7 % 16)).collect();
+        let targets: Vec<i64> = labels.iter().map(|label| label.0 as i64).collect();
         for gamma in [2.0, 1.5, 0.0] {
-            let params = FocalParams {
+            let settings = LossSettings {
                 gamma,
                 alpha: vec![0.5, 1.0, 2.0, 0.25],
                 pos_weight: 0.8,
                 neg_weight: 0.3,
             };
             let mut want = vec![0.0; n * 4];
-            let want_loss = focal_loss(&logits, &targets, &params, 0.125, &mut want).unwrap();
+            let loss = loss::build("focal", &settings).unwrap();
+            let want_loss = loss.host(&logits, &labels, 0.125, &mut want).unwrap();
             let z = Tensor::from_slice(&logits).view([n as i64, 4]);
             let (loss, gradient) =
-                focal(&z, &Tensor::from_slice(&targets), &params, 0.125).unwrap();
+                focal(&z, &Tensor::from_slice(&targets), &settings, 0.125).unwrap();
             assert!((loss.double_value(&[]) / want_loss - 1.0).abs() < 1e-5);
             assert!(off(&values(&gradient), &want) < 1e-6);
         }

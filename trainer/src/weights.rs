@@ -11,6 +11,7 @@ use std::path::{Path, PathBuf};
 use fovea_run::checkpoint::{self, NamedTensor, TensorData};
 use fovea_run::config::Config;
 use fovea_run::run_dir::RunDir;
+use fovea_task::Task;
 
 use crate::error::{Error, Result};
 use crate::models::{self, Blueprint};
@@ -275,7 +276,8 @@ pub fn checkpoint_in(path: &Path) -> Result<PathBuf> {
 }
 
 /// Makes `model.init` name one file, looks whether it fits the model, and notes what it holds in `model.init_blake3`:
-/// what a run begins from stays known. Without `model.init` nothing happens.
+/// what a run begins from stays known. Without `model.init` nothing happens. Without a task, whether the weights fit is not
+/// looked at.
 ///
 /// # Errors
 /// There is no such file, it does not fit, or the hash that was given is of another one.

@@ -1,8 +1,12 @@
 //! Trials of the loss and of the passes over flat buffers.
 
-use fovea_kernels::cuda::{DeviceBuffer, FocalLoss, FocalWeights, FusedAdam, SumSquares, ToBf16};
+use std::sync::Arc;
+
+use fovea_kernels::DType;
+use fovea_kernels::cuda::{DeviceBuffer, FusedAdam, SumSquares, ToBf16};
 use fovea_kernels::flat::{self, AdamParams, AdamScalars};
-use fovea_kernels::{DType, FocalParams, focal_loss};
+use fovea_kernels::loss::{self, Loss, LossAt, LossSettings};
+use fovea_task::Label;
 use fovea_trainer::Result;
 use fovea_trainer::gpu::Gpu;
 use half::bf16;
@@ -22,12 +26,14 @@ fn noise(n: usize, rng: &mut dyn RngCore) -> Vec<f32> {
 
 /// Focal loss with its gradient.
 pub struct Focal {
-    params: FocalParams,
+    settings: LossSettings,
+    focal: Arc<dyn Loss>,
     scale: f32,
-    host: (Vec<f32>, Vec<u8>),
+    host: (Vec<f32>, Vec<Label>),
     logits: Tensor,
-    targets: Tensor,
-    weights: DeviceBuffer,
+    /// `[n]` i64.
+    labels: Tensor,
+    record: DeviceBuffer,
     scale_on_device: DeviceBuffer,
     dlogits: Tensor,
     loss: Tensor,
@@ -37,7 +43,7 @@ pub struct Focal {
 impl Focal {
     pub fn new(gpu: &Gpu, s: &Shapes, rng: &mut dyn RngCore) -> Result<Self> {
         let n = s.rows;
-        let params = FocalParams {
+        let settings = LossSettings {
             gamma: 2.0,
             alpha: vec![0.7, 0.3, 0.5, 2.5],
             pos_weight: 1.0,
@@ -47,19 +53,21 @@ impl Focal {
         let logits: Vec<f32> = (0..n * CLASSES)
             .map(|_| rng.random_range(-6.0..6.0))
             .collect();
-        let targets: Vec<u8> = (0..n).map(|_| rng.random_range(0..16)).collect();
+        let labels: Vec<i64> = (0..n).map(|_| rng.random_range(0..16)).collect();
         let shape = [n as i64, CLASSES as i64];
-        let scratch = FocalLoss::scratch_bytes(n, CLASSES);
+        let focal = loss::build("focal", &settings)?;
+        let scratch = focal.scratch_bytes(n);
         Ok(Self {
             logits: on(gpu, &logits)?.f_view(shape)?,
-            targets: on(gpu, &targets)?,
-            weights: DeviceBuffer::new(gpu.kernels(), &[FocalWeights::new(&params)?])?,
+            labels: on(gpu, &labels)?,
+            record: DeviceBuffer::new(gpu.kernels(), focal.record())?,
             scale_on_device: DeviceBuffer::new(gpu.kernels(), &[scale])?,
             dlogits: Tensor::f_zeros(shape, (Kind::Float, gpu.device()))?,
             loss: Tensor::f_zeros([1], (Kind::Double, gpu.device()))?,
             scratch: DeviceBuffer::uninit(gpu.kernels(), scratch)?,
-            host: (logits, targets),
-            params,
+            host: (logits, labels.iter().map(|&bits| Label(bits as u64)).collect()),
+            settings,
+            focal,
             scale,
         })
     }
@@ -70,31 +78,29 @@ impl Trial for Focal {
         format!("[{} x {CLASSES}]", self.host.1.len())
     }
 
-    /// f32 logits in, as many gradients out, a byte of labels per row.
+    /// f32 logits in, as many gradients out, 8 bytes of labels per row.
     fn bytes(&self) -> usize {
-        8 * self.host.0.len() + self.host.1.len()
+        8 * self.host.0.len() + 8 * self.host.1.len()
     }
 
     fn kernel(&self, gpu: &Gpu) -> Result<()> {
-        let op = FocalLoss {
+        let op = self.focal.op(LossAt {
             logits: address(&self.logits),
-            targets: address(&self.targets),
+            labels: address(&self.labels),
             n: self.host.1.len(),
-            classes: CLASSES,
-            gamma: self.params.gamma,
-            weights: self.weights.address(),
+            record: self.record.address(),
             scale: self.scale_on_device.address(),
             dlogits: address(&self.dlogits),
             loss: address(&self.loss),
             scratch: self.scratch.address(),
-        };
+        });
         // SAFETY: self's buffers, made for these numbers; whoever has self waits for the work before dropping it.
-        unsafe { gpu.run(&op) }
+        unsafe { gpu.run(&*op) }
     }
 
     fn composed(&self) -> Result<()> {
         let scale = f64::from(self.scale);
-        composed::focal(&self.logits, &self.targets, &self.params, scale).map(drop)
+        composed::focal(&self.logits, &self.labels, &self.settings, scale).map(drop)
     }
 
     /// The mean loss, then gradients of the sum.
@@ -108,9 +114,9 @@ impl Trial for Focal {
     }
 
     fn twin(&self) -> Result<Vec<f64>> {
-        let (logits, targets) = &self.host;
+        let (logits, labels) = &self.host;
         let mut dlogits = vec![0.0; logits.len()];
-        let loss = focal_loss(logits, targets, &self.params, self.scale, &mut dlogits)?;
+        let loss = self.focal.host(logits, labels, self.scale, &mut dlogits)?;
         let scale = f64::from(self.scale);
         let dlogits = dlogits.into_iter().map(|d| f64::from(d) / scale);
         Ok([loss * scale].into_iter().chain(dlogits).collect())

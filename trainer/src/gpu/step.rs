@@ -22,7 +22,8 @@ use crate::ops::{self, NormEngine};
 use crate::overlap::Exchange;
 use crate::params::{Params, StateBuffer};
 use crate::reduce::{TreeAccumulator, part};
-use crate::replica::{Denominators, NORM_MOMENTUM, Network, Totals};
+use crate::objective::Denominators;
+use crate::replica::{NORM_MOMENTUM, Network, Totals};
 use crate::samples::{ShardBatch, Views};
 
 /// How long the stream may need to come to its end after an error.

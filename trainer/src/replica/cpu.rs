@@ -8,12 +8,13 @@ use fovea_kernels::loss::Loss;
 use fovea_task::Label;
 use tch::{Device, Kind, Tensor};
 
-use super::{Denominators, NORM_MOMENTUM, Network, no_pixels};
+use super::{NORM_MOMENTUM, Network, no_pixels};
 use crate::dropout;
 use crate::error::{Error, Result};
 use crate::host;
 use crate::lanes::{ReadOnly, ThreadLanes};
 use crate::models::{Input, Tokens};
+use crate::objective::Denominators;
 use crate::ops::{self, NormEngine, NormMode};
 use crate::overlap::{Adder, Contribution, Exchange, PassSums, Together};
 use crate::params::StateBuffer;

@@ -39,7 +39,8 @@ use self::step_rows::StepRows;
 use crate::error::{Error, Result};
 use crate::overlap::Exchange;
 use crate::precision::Precision;
-use crate::replica::{Denominators, Replica, Sums};
+use crate::objective::Denominators;
+use crate::replica::{Replica, Sums};
 use crate::samples::{Loader, Part, RankBatch, SampleSource};
 
 /// How a trainer left the run.
