@@ -120,6 +120,8 @@ mod tests {
         Augment, BatchMut, CropSpec, ImageU8, flat, global_view, patch_crop,
         resize_antialias,
     };
+    use fovea_kernels::loss;
+    use fovea_task::Label;
     use half::bf16;
 
     /// Numbers from -1 to 1.
