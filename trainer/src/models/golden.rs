@@ -282,12 +282,11 @@ fn evaluate(replica: &Replica, batch: &ShardBatch) -> Vec<f64> {
     let alone = replica
         .evaluate(&alone)
         .expect("evaluation without patches");
-    assert!(alone.patch.is_empty());
-    scores
-        .image
+    assert!(alone.heads[1].is_empty());
+    scores.heads[0]
         .iter()
-        .chain(&scores.patch)
-        .chain(&alone.image)
+        .chain(&scores.heads[1])
+        .chain(&alone.heads[0])
         .map(|&z| f64::from(z))
         .collect()
 }

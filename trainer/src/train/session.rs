@@ -205,10 +205,10 @@ pub fn objective(config: &LossConfig, source: &SampleSource) -> Result<Objective
     }
     let focal = |counts: [u64; 4]| FocalParams {
         gamma: config.gamma,
-        alpha: match config.alpha {
+        alpha: match &config.alpha {
             Alpha::InverseFrequency => inverse_frequency(counts).to_vec(),
             Alpha::None => vec![1.0; 4],
-            Alpha::Weights(weights) => weights.to_vec(),
+            Alpha::Weights(weights) => weights.clone(),
         },
         pos_weight: if config.balance {
             config.positive_weight
