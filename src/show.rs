@@ -89,15 +89,25 @@ impl StatusView {
                 .get(name)
                 .map_or_else(|| "-".to_owned(), |x| format!("{x:.3}"))
         };
+        // By name from the last to the first: patches in front of images.
+        let targets = last.metrics.keys().rev();
+        let targets = targets.filter_map(|name| name.strip_suffix("_f1_micro"));
+        let told = targets.enumerate().map(|(place, target)| {
+            let scores = format!(
+                "{target} micro-F1 {} mean AUROC {}",
+                figure(&format!("{target}_f1_micro")),
+                figure(&format!("{target}_mean_auroc"))
+            );
+            match place {
+                0 => format!("{scores} loss {}", figure(&format!("{target}_loss"))),
+                _ => scores,
+            }
+        });
         self.line(format!(
-            "epoch {}/{}  validation: patch micro-F1 {} mean AUROC {} loss {} | image micro-F1 {} mean AUROC {}",
+            "epoch {}/{}  validation: {}",
             last.epoch,
             status.epochs,
-            figure("patch_f1_micro"),
-            figure("patch_mean_auroc"),
-            figure("patch_loss"),
-            figure("image_f1_micro"),
-            figure("image_mean_auroc"),
+            told.collect::<Vec<_>>().join(" | ")
         ));
         if let Some(why) = &last.undefined {
             self.line(format!(

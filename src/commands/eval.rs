@@ -1,9 +1,11 @@
 //! `fovea eval`
 
-use fovea_dataset::{Bar, CLASSES, Dataset, ProgressListener, Split};
+use fovea_dataset::{Bar, Dataset, ProgressListener, Split};
 use fovea_run::config::Config;
-use fovea_run::metrics::{Metrics, Scored, best_constant};
-use fovea_trainer::evaluate::Summary;
+use fovea_run::metrics::{
+    Baseline, ClassMetrics, MetricName, Metrics, best_constant, class_names, table_order,
+};
+use fovea_task::Target;
 use fovea_trainer::predict::Predictor;
 use serde_json::json;
 
@@ -23,27 +25,29 @@ pub fn run(args: &EvalArgs) -> anyhow::Result<Ending> {
     let data = Dataset::open(&args.data)?;
     let bar = Bar::new("images");
     bar.start(data.indices(split).len() as u64);
-    let (rows, summary) = predictor.evaluate(data, split, || bar.advance(1))?;
+    let (answers, summary) = predictor.evaluate(data, split, || bar.advance(1))?;
     bar.finish();
-    let level = |wanted: u32| -> Vec<Scored> {
-        rows.iter()
-            .filter(|r| r.level == wanted)
-            .map(fovea_trainer::evaluate::Row::scored)
-            .collect()
-    };
-    let baselines = [best_constant(&level(0)), best_constant(&level(1))];
-    let [patch, image] = baselines.map(|b| b);
-    let (patch, image) = (patch?, image?);
+    let task = predictor.task();
+    let mut scored = Vec::new();
+    for (index, target) in table_order(task) {
+        if let Some(metrics) = &summary[index] {
+            let constant = best_constant(target, &answers[index].table(target))?;
+            scored.push(ScoredTarget {
+                target,
+                metrics,
+                constant,
+            });
+        }
+    }
     if args.json {
-        let value = json!({
-            "split": split.to_string(),
-            "patch": summary.patch,
-            "image": summary.image,
-            "best_constant": { "patch": patch, "image": image },
-        });
+        let mut value = json!({ "split": split.to_string(), "best_constant": {} });
+        for of in &scored {
+            value[&of.target.name] = json!(of.metrics);
+            value["best_constant"][&of.target.name] = json!(of.constant);
+        }
         say!("{}", serde_json::to_string_pretty(&value)?)?;
     } else {
-        print(split, &summary, [patch.f1_micro, image.f1_micro])?;
+        print(split, class_names(task), &scored)?;
     }
     Ok(Ending::Finished)
 }
@@ -56,37 +60,66 @@ pub fn apply(config: &mut Config, assignments: &[String]) -> fovea_trainer::Resu
     Ok(())
 }
 
-fn print(split: Split, summary: &Summary, constant_f1: [f64; 2]) -> Result<(), Unsaid> {
+/// A column of the table.
+struct ScoredTarget<'a> {
+    target: &'a Target,
+    metrics: &'a Metrics,
+    constant: Baseline,
+}
+
+fn print(split: Split, classes: Vec<&str>, scored: &[ScoredTarget<'_>]) -> Result<(), Unsaid> {
     let optional = |x: Option<f64>| x.map_or_else(|| "-".to_owned(), |x| format!("{x:.4}"));
-    say!("{split:<16} {:>10} {:>10}", "patch", "image")?;
-    let line = |name: &str, value: &dyn Fn(&Metrics) -> String| {
-        say!(
-            "{name:<16} {:>10} {:>10}",
-            value(&summary.patch),
-            value(&summary.image)
-        )
+    let line = |name: &str, value: &dyn Fn(&ScoredTarget<'_>) -> String| {
+        let cells: Vec<String> = scored
+            .iter()
+            .map(|of| format!("{:>10}", value(of)))
+            .collect();
+        say!("{name:<16} {}", cells.join(" "))
     };
-    line("samples", &|m| m.samples.to_string())?;
-    line("micro-F1", &|m| format!("{:.4}", m.f1_micro))?;
-    say!(
-        "  best constant  {:>10.4} {:>10.4}",
-        constant_f1[0],
-        constant_f1[1]
-    )?;
-    line("macro-F1", &|m| format!("{:.4}", m.f1_macro))?;
-    line("mean AUROC", &|m| optional(m.mean_auroc))?;
-    line("mean AP", &|m| optional(m.mean_ap))?;
-    line("Hamming", &|m| format!("{:.4}", m.hamming))?;
-    line("subset accuracy", &|m| format!("{:.4}", m.subset_acc))?;
-    line("IoU", &|m| format!("{:.4}", m.iou))?;
-    line("Dice", &|m| format!("{:.4}", m.dice))?;
-    line("Pearson r", &|m| optional(m.pearson_r))?;
-    line("loss", &|m| format!("{:.4}", m.loss))?;
-    for (c, name) in CLASSES.iter().enumerate() {
-        let class = |m: &Metrics| m.per_class[c];
-        line(&format!("{name} F1"), &|m| format!("{:.4}", class(m).f1))?;
-        line(&format!("{name} AUROC"), &|m| optional(class(m).auroc))?;
-        line(&format!("{name} AP"), &|m| optional(class(m).ap))?;
+    let metric =
+        |name: &str, metric: MetricName| line(name, &|of| optional(of.metrics.get(metric)));
+    line(&split.to_string(), &|of| of.target.name.clone())?;
+    line("samples", &|of| of.metrics.samples.to_string())?;
+    metric("micro-F1", MetricName::F1Micro)?;
+    line("  best constant", &|of| {
+        optional(Some(of.constant.f1_micro))
+    })?;
+    metric("macro-F1", MetricName::F1Macro)?;
+    metric("mean AUROC", MetricName::MeanAuroc)?;
+    metric("mean AP", MetricName::MeanAp)?;
+    metric("Hamming", MetricName::Hamming)?;
+    metric("subset accuracy", MetricName::SubsetAcc)?;
+    metric("IoU", MetricName::Iou)?;
+    metric("Dice", MetricName::Dice)?;
+    metric("Pearson r", MetricName::PearsonR)?;
+    metric("loss", MetricName::Loss)?;
+    if scored.iter().any(|of| of.metrics.agreement.is_some()) {
+        let agreement = |of: &ScoredTarget<'_>| of.metrics.agreement.clone();
+        line("accuracy", &|of| {
+            optional(agreement(of).map(|it| it.accuracy))
+        })?;
+        line("Cohen's kappa", &|of| {
+            optional(agreement(of).and_then(|it| it.kappa))
+        })?;
+    }
+    for name in classes {
+        let class = |of: &ScoredTarget<'_>| -> Option<ClassMetrics> {
+            let place = of
+                .target
+                .classes
+                .iter()
+                .position(|class| class.name == name)?;
+            of.metrics.per_class.get(place).copied()
+        };
+        line(&format!("{name} F1"), &|of| {
+            optional(class(of).map(|c| c.f1))
+        })?;
+        line(&format!("{name} AUROC"), &|of| {
+            optional(class(of).and_then(|c| c.auroc))
+        })?;
+        line(&format!("{name} AP"), &|of| {
+            optional(class(of).and_then(|c| c.ap))
+        })?;
     }
     Ok(())
 }

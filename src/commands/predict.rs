@@ -1,9 +1,10 @@
 //! `fovea predict`
 
+use std::collections::HashSet;
 use std::path::Path;
 
 use fovea_dataset::{Bar, Dataset, ProgressListener};
-use fovea_run::run_dir::{Columns, Prediction, write_predictions};
+use fovea_run::predictions::{self, Columns, Prediction};
 use fovea_trainer::predict::{Predictor, photos};
 
 use super::eval::apply;
@@ -34,17 +35,21 @@ pub fn run(args: &PredictArgs) -> anyhow::Result<Ending> {
     {
         return Err(bad.into());
     }
-    write_predictions(&out, &rows, Columns::Usable)?;
-    let images = rows.iter().filter(|r| r.cell.is_none()).count();
-    let unusable = rows
-        .iter()
-        .filter(|row| row.cell.is_none() && row.note.is_some())
-        .count();
+    predictions::write(&out, predictor.task(), &rows, Columns::Usable)?;
+    // Several targets may be asked of one image or patch.
+    let places = |wanted: &dyn Fn(&Prediction) -> bool| {
+        let places = rows.iter().filter(|row| wanted(row));
+        let places: HashSet<_> = places.map(|row| (&row.image_id, row.cell)).collect();
+        places.len()
+    };
+    let images = places(&|row| row.cell.is_none());
+    let patches = places(&|row| row.cell.is_some());
+    let unusable = places(&|row| row.cell.is_none() && row.note.is_some());
     say!(
         "{}: {}, {} patches{}",
         args.out.display(),
         show::counted(images, "image"),
-        rows.len() - images,
+        patches,
         match unusable {
             0 => String::new(),
             n => format!(

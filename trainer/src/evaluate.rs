@@ -1,57 +1,150 @@
 //! Scores of a split: every image with all its non-black patches at once, each sample once.
 
-use bytemuck::{Pod, Zeroable};
+use bytemuck::pod_collect_to_vec;
 use fovea_dataset::Split;
 use fovea_kernels::{FocalParams, focal_loss};
-use fovea_run::metrics::{self, Level, Metrics, Scored};
+use fovea_run::metrics::{self, Metrics, Table};
+use fovea_task::{Kind, Label, Level, Target, Task};
 
-use crate::error::Result;
+use crate::error::{Error, Result};
 use crate::lanes::ReadOnly;
 use crate::replica::Replica;
 use crate::samples::SampleSource;
 
-/// One scored sample as ranks exchange it.
-#[repr(C)]
-#[derive(Clone, Copy, Debug, PartialEq, Pod, Zeroable)]
-pub struct Row {
-    /// Sample id of a patch, index of an image.
-    pub id: u64,
-    /// Logits, class order MA, HE, EX, SE.
-    pub logits: [f32; 4],
-    /// Label byte.
-    pub label: u32,
-    /// 0 patch, 1 image.
-    pub level: u32,
+/// A model's answers for one target, in columns.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct Answers {
+    /// Sample ids of patches, or indices of images.
+    pub ids: Vec<u64>,
+    /// As many; [`Label::UNKNOWN`] where there is none.
+    pub labels: Vec<Label>,
+    /// `[n, C]`, row-major.
+    pub logits: Vec<f32>,
 }
 
-impl Row {
-    /// Level as an enum.
-    pub fn level(&self) -> Level {
-        if self.level == 1 {
-            Level::Image
-        } else {
-            Level::Patch
+impl Answers {
+    /// One without rows per target.
+    pub fn none(task: &Task) -> Vec<Self> {
+        vec![Self::default(); task.targets().len()]
+    }
+
+    fn extend(&mut self, more: Self) {
+        self.ids.extend(more.ids);
+        self.labels.extend(more.labels);
+        self.logits.extend(more.logits);
+    }
+
+    /// `(id, label, logits)` of each row; `classes` are those of the target.
+    pub fn rows(&self, classes: usize) -> impl Iterator<Item = (u64, Label, &[f32])> {
+        let labelled = self.ids.iter().zip(&self.labels);
+        let rows = labelled.zip(self.logits.chunks_exact(classes));
+        rows.map(|((&id, &label), logits)| (id, label, logits))
+    }
+
+    /// Ids of the rows in which an answer is NaN or infinite.
+    pub fn not_finite(&self, classes: usize) -> impl Iterator<Item = u64> {
+        self.rows(classes)
+            .filter(|(.., logits)| !logits.iter().all(|x| x.is_finite()))
+            .map(|(id, ..)| id)
+    }
+
+    /// The same rows with probabilities.
+    pub fn table(&self, target: &Target) -> Table {
+        let rows = self.logits.chunks_exact(target.classes.len());
+        Table {
+            ids: self.ids.clone(),
+            labels: self.labels.clone(),
+            probabilities: rows.flat_map(|row| probabilities(target, row)).collect(),
         }
     }
 
-    /// Whether the model's answer is a number at all.
-    pub fn is_finite(&self) -> bool {
-        self.logits.iter().all(|x| x.is_finite())
-    }
-
-    /// Sigmoid of the logits.
-    pub fn scored(&self) -> Scored {
-        Scored {
-            id: self.id,
-            label: self.label as u8,
-            probs: self.logits.map(sigmoid),
+    /// The labelled rows by rising id.
+    fn labelled(&self, classes: usize) -> Self {
+        let mut rows: Vec<_> = self.rows(classes).filter(|row| row.1.is_known()).collect();
+        rows.sort_by_key(|row| row.0);
+        Self {
+            ids: rows.iter().map(|row| row.0).collect(),
+            labels: rows.iter().map(|row| row.1).collect(),
+            logits: rows.iter().flat_map(|row| row.2).copied().collect(),
         }
+    }
+}
+
+/// What ranks exchange: per target the number of rows, then ids, labels and logits, in the machine's byte order.
+pub fn encode(answers: &[Answers]) -> Vec<u8> {
+    let mut bytes = Vec::new();
+    for of_target in answers {
+        let labels: Vec<u64> = of_target.labels.iter().map(|label| label.0).collect();
+        bytes.extend((of_target.ids.len() as u64).to_ne_bytes());
+        bytes.extend(bytemuck::cast_slice::<u64, u8>(&of_target.ids));
+        bytes.extend(bytemuck::cast_slice::<u64, u8>(&labels));
+        bytes.extend(bytemuck::cast_slice::<f32, u8>(&of_target.logits));
+    }
+    bytes
+}
+
+/// Adds the rows of another rank, as [`encode`] wrote them.
+///
+/// # Errors
+/// [`Error::Internal`]: the bytes are no answers for this task.
+pub fn decode(task: &Task, bytes: &[u8], into: &mut [Answers]) -> Result<()> {
+    let broken = || {
+        Error::Internal(format!(
+            "{} bytes of scores are no whole rows of this task",
+            bytes.len()
+        ))
+    };
+    let mut rest = bytes;
+    let mut take = |count: usize, size: usize| -> Result<&[u8]> {
+        let len = count.checked_mul(size).ok_or_else(broken)?;
+        let (part, after) = rest.split_at_checked(len).ok_or_else(broken)?;
+        rest = after;
+        Ok(part)
+    };
+    for (target, all) in task.targets().iter().zip(into) {
+        let count = take(1, 8)?.try_into().map_err(|_| broken())?;
+        let count = u64::from_ne_bytes(count) as usize;
+        // The bytes of a Vec<u8> need not be aligned for numbers.
+        let ids = pod_collect_to_vec(take(count, 8)?);
+        let labels: Vec<u64> = pod_collect_to_vec(take(count, 8)?);
+        let logits = pod_collect_to_vec(take(count, 4 * target.classes.len())?);
+        all.extend(Answers {
+            ids,
+            labels: labels.into_iter().map(Label).collect(),
+            logits,
+        });
+    }
+    match rest.is_empty() {
+        true => Ok(()),
+        false => Err(broken()),
+    }
+}
+
+/// Probability per class of one row of logits: sigmoids, or a softmax where there is exactly one class.
+pub fn probabilities(target: &Target, logits: &[f32]) -> Vec<f32> {
+    match target.kind {
+        Kind::AnyOf => logits.iter().map(|&z| sigmoid(z)).collect(),
+        Kind::OneOf => softmax(logits),
     }
 }
 
 /// `1 / (1 + exp(-z))`, in f64 so that it never overflows.
-pub fn sigmoid(z: f32) -> f32 {
+fn sigmoid(z: f32) -> f32 {
     (1.0 / (1.0 + (-f64::from(z)).exp())) as f32
+}
+
+/// `exp(z_c) / sum_k exp(z_k)`, in f64 and from the largest logit down, so that it never overflows.
+fn softmax(logits: &[f32]) -> Vec<f32> {
+    let largest = logits.iter().copied().fold(f32::NEG_INFINITY, f32::max);
+    let powers = logits
+        .iter()
+        .map(|&z| (f64::from(z) - f64::from(largest)).exp());
+    let powers: Vec<f64> = powers.collect();
+    let sum: f64 = powers.iter().sum();
+    powers
+        .into_iter()
+        .map(|power| (power / sum) as f32)
+        .collect()
 }
 
 /// Images of a split that rank `rank` of `world` evaluates.
@@ -65,15 +158,15 @@ pub fn images_of(source: &SampleSource, split: Split, rank: usize, world: usize)
         .collect()
 }
 
-/// Scores `images`, as many at a time as the replica has lanes; `tick` is called after each, and ends it
-/// with its error.
+/// Scores `images`, as many at a time as the replica has lanes; returns the answers per target of the dataset's task.
+/// `tick` is called after each image, and ends the evaluation with its error.
 pub fn score(
     replica: &Replica,
     source: &SampleSource,
     images: &[usize],
     mut tick: impl FnMut() -> Result<()>,
-) -> Result<Vec<Row>> {
-    let mut rows = Vec::new();
+) -> Result<Vec<Answers>> {
+    let mut all = Answers::none(source.data().task());
     // SAFETY: an evaluation reads the replica.
     let shared = unsafe { ReadOnly::new(replica) };
     for together in images.chunks(replica.lanes().count()) {
@@ -81,68 +174,150 @@ pub fn score(
             score_image(shared.get(), source, together[i])
         })?;
         for image in scored {
-            rows.extend(image);
+            for (all, more) in all.iter_mut().zip(image) {
+                all.extend(more);
+            }
             tick()?;
         }
     }
-    Ok(rows)
+    Ok(all)
 }
 
-/// The image itself, then its cells that are not black.
-fn score_image(replica: &Replica, source: &SampleSource, image: usize) -> Result<Vec<Row>> {
+/// The image itself and its cells that are not black, as each target wants.
+fn score_image(replica: &Replica, source: &SampleSource, image: usize) -> Result<Vec<Answers>> {
     let batch = source.load(&[source.whole_image(image)], None)?;
     let scores = replica.evaluate(&batch)?;
-    let logits = |flat: &[f32], i: usize| [0, 1, 2, 3].map(|c| flat[4 * i + c]);
-    let whole = Row {
-        id: image as u64,
-        logits: logits(&scores.image, 0),
-        label: u32::from(batch.image_labels[0]),
-        level: 1,
-    };
-    let cells = batch.patch_ids.iter().zip(&batch.patch_labels).enumerate();
-    let cells = cells.map(|(i, (&id, &label))| Row {
-        id,
-        logits: logits(&scores.patch, i),
-        label: u32::from(label),
-        level: 0,
-    });
-    Ok(std::iter::once(whole).chain(cells).collect())
+    let targets = source.data().task().targets();
+    let answers = targets.iter().zip(scores.heads).enumerate();
+    Ok(answers
+        .map(|(index, (target, logits))| Answers {
+            ids: match target.level {
+                Level::Image => vec![image as u64],
+                Level::Patch => batch.patch_ids.clone(),
+            },
+            labels: labels(source, image, index),
+            logits,
+        })
+        .collect())
 }
 
-/// Metrics at both levels. Independent of the order of the rows, so of who computed them.
-#[derive(Clone, Debug)]
-pub struct Summary {
-    /// Over grid cells.
-    pub patch: Metrics,
-    /// Over whole images.
-    pub image: Metrics,
+/// Labels of an image, or of its cells that are not black, for target `index`.
+fn labels(source: &SampleSource, image: usize, index: usize) -> Vec<Label> {
+    let target = &source.data().task().targets()[index];
+    match target.level {
+        Level::Image if target.union_of_cells => vec![of_byte(source.image_label(image))],
+        Level::Image => vec![source.data().label(image, index)],
+        Level::Patch => {
+            let labels = source.cell_labels(image);
+            let cells = source.cells(image).into_iter();
+            cells
+                .map(|cell| of_byte(labels[usize::from(cell)]))
+                .collect()
+        }
+    }
 }
 
-/// Computes both levels' metrics from all ranks' rows.
-pub fn summarise(rows: &[Row], replica: &Replica, threshold: f32) -> Result<Summary> {
-    let level = |level: Level, focal: &FocalParams| -> Result<Metrics> {
-        let mut rows: Vec<&Row> = rows.iter().filter(|r| r.level() == level).collect();
-        rows.sort_by_key(|r| r.id);
-        let scored: Vec<Scored> = rows.iter().map(|r| r.scored()).collect();
-        Ok(metrics::compute(
-            &scored,
-            [threshold; 4],
-            mean_loss(&rows, focal)?,
-        )?)
-    };
+fn of_byte(label: u8) -> Label {
+    Label(u64::from(label))
+}
+
+/// Metrics per target from all ranks' answers, `None` for a target without any label. Independent of the order of the
+/// rows, so of who computed them.
+pub fn summarise(
+    task: &Task,
+    answers: &[Answers],
+    replica: &Replica,
+    threshold: f32,
+) -> Result<Vec<Option<Metrics>>> {
     let objective = replica.objective();
-    Ok(Summary {
-        patch: level(Level::Patch, &objective.patch)?,
-        image: level(Level::Image, &objective.image)?,
-    })
+    let of = |(target, answers): (&Target, &Answers)| -> Result<Option<Metrics>> {
+        let classes = target.classes.len();
+        let labelled = answers.labelled(classes);
+        if labelled.ids.is_empty() && !answers.ids.is_empty() {
+            return Ok(None);
+        }
+        let focal = match target.level {
+            Level::Patch => &objective.patch,
+            Level::Image => &objective.image,
+        };
+        let loss = mean_loss(&labelled, focal)?;
+        let thresholds = vec![threshold; classes];
+        let table = labelled.table(target);
+        Ok(Some(metrics::compute(target, &table, &thresholds, loss)?))
+    };
+    task.targets().iter().zip(answers).map(of).collect()
 }
 
-fn mean_loss(rows: &[&Row], focal: &FocalParams) -> Result<f64> {
-    if rows.is_empty() {
+fn mean_loss(rows: &Answers, focal: &FocalParams) -> Result<f64> {
+    if rows.ids.is_empty() {
         return Ok(0.0);
     }
-    let logits: Vec<f32> = rows.iter().flat_map(|r| r.logits).collect();
-    let labels: Vec<u8> = rows.iter().map(|r| r.label as u8).collect();
-    let mut scratch = vec![0.0; logits.len()];
-    Ok(focal_loss(&logits, &labels, focal, 1.0, &mut scratch)? / rows.len() as f64)
+    let labels: Vec<u8> = rows.labels.iter().map(|label| label.0 as u8).collect();
+    let mut scratch = vec![0.0; rows.logits.len()];
+    Ok(focal_loss(&rows.logits, &labels, focal, 1.0, &mut scratch)? / rows.ids.len() as f64)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn answers(rows: u64, first: u64) -> Answers {
+        Answers {
+            ids: (first..first + rows).collect(),
+            labels: (0..rows).map(|i| Label(i % 16)).collect(),
+            logits: (0..4 * rows).map(|i| i as f32 - 3.5).collect(),
+        }
+    }
+
+    #[test]
+    fn answers_travel_whole_or_not_at_all() {
+        let task = Task::lesions();
+        let mine = [answers(2, 5), answers(0, 0)];
+        let theirs = [answers(1, 9), answers(3, 1 << 40)];
+        let mut all = Answers::none(&task);
+        for part in [&mine, &theirs] {
+            let mut bytes = vec![0; 1]; // no longer aligned
+            bytes.extend(encode(part));
+            decode(&task, &bytes[1..], &mut all).expect("whole");
+            for cut in 0..bytes.len() - 1 {
+                let mut into = Answers::none(&task);
+                assert!(decode(&task, &bytes[1..=cut], &mut into).is_err(), "{cut}");
+            }
+            bytes.push(0);
+            assert!(decode(&task, &bytes[1..], &mut Answers::none(&task)).is_err());
+        }
+        assert_eq!(all[0].ids, [5, 6, 9]);
+        assert_eq!(all[0].logits[8..], answers(1, 0).logits);
+        assert_eq!(all[1], theirs[1]);
+    }
+
+    #[test]
+    fn rows_without_a_label_are_left_out_and_infinite_ones_found() {
+        let mut all = answers(3, 7);
+        all.ids.reverse();
+        all.labels[1] = Label::UNKNOWN;
+        all.logits[9] = f32::INFINITY;
+        assert_eq!(all.not_finite(4).collect::<Vec<_>>(), [7]);
+        let labelled = all.labelled(4);
+        assert_eq!(
+            (labelled.ids, labelled.labels),
+            (vec![7, 9], vec![Label(2), Label(0)])
+        );
+        assert_eq!(labelled.logits[4..], all.logits[..4]);
+    }
+
+    #[test]
+    fn probabilities_of_one_class_sum_to_one() {
+        let mut target = Task::lesions().targets()[0].clone();
+        assert_eq!(probabilities(&target, &[0.0, 1e30, -1e30]), [0.5, 1.0, 0.0]);
+        (target.kind, target.union_of_cells) = (Kind::OneOf, false);
+        assert_eq!(probabilities(&target, &[0.0; 4]), [0.25; 4]);
+        assert_eq!(
+            probabilities(&target, &[3e38, -3e38, 3e38]),
+            [0.5, 0.0, 0.5]
+        );
+        let p = probabilities(&target, &[1.0, 2.0, 3.0]);
+        assert!((p.iter().sum::<f32>() - 1.0).abs() < 1e-6);
+        assert!((p[2] / p[1] - std::f32::consts::E).abs() < 1e-5);
+    }
 }

@@ -43,7 +43,7 @@ impl Denominators {
     }
 }
 
-/// Refuses a loss that does not exist, that is not for the task's kinds of target, or whose weights are not one per class.
+/// Refuses a loss that does not exist, or that is not for the task's kinds of target.
 ///
 /// # Errors
 /// [`Error::Usage`] with what there is instead.
@@ -57,7 +57,7 @@ pub fn check(config: &LossConfig, task: &Task) -> Result<()> {
         );
     };
     for target in task.targets() {
-        let Target { name, kind, classes, .. } = target;
+        let Target { name, kind, .. } = target;
         if *kind != entry.kind {
             let fitting = LOSSES.iter().filter(|entry| entry.kind == *kind);
             let fitting: Vec<&str> = fitting.map(|entry| entry.name).collect();
@@ -67,19 +67,6 @@ pub fn check(config: &LossConfig, task: &Task) -> Result<()> {
                     config.kind, entry.kind
                 ),
                 format!("losses for it are: {}", fitting.join(", ")),
-            );
-        }
-        if let Alpha::Weights(weights) = &config.alpha
-            && weights.len() != classes.len()
-        {
-            let names: Vec<&str> = classes.iter().map(|class| class.name.as_str()).collect();
-            return usage(
-                format!(
-                    "loss.alpha has {} weights, target `{name}` of the dataset has {} classes",
-                    weights.len(),
-                    classes.len()
-                ),
-                format!("give one weight each for {}", names.join(", ")),
             );
         }
     }

@@ -8,11 +8,12 @@ use fovea_dataset::{BadFile, Dataset, PhotoFile, list_photos, load_photo, prepar
 use fovea_kernels::{FocalParams, ImageU8};
 use fovea_run::checkpoint;
 use fovea_run::config::Config;
-use fovea_run::metrics::Level;
-use fovea_run::run_dir::Prediction;
+use fovea_run::metrics::Metrics;
+use fovea_run::predictions::Prediction;
+use fovea_task::{Label, Level, Task};
 
 use crate::error::{Error, Result};
-use crate::evaluate::{self, Row, Summary, sigmoid};
+use crate::evaluate::{self, Answers};
 use crate::lanes::{ReadOnly, ThreadLanes};
 use crate::precision::{Precision, native_bf16};
 use crate::replica::{Objective, Replica};
@@ -37,8 +38,9 @@ const USUAL: ImageSizes = ImageSizes {
 /// And what model they are taken for.
 const USUAL_PRESET: &str = "hybrid";
 
-/// Trained weights with the configuration they were trained with.
+/// Trained weights with the task and the configuration they were trained with.
 pub struct Predictor {
+    task: Task,
     config: Config,
     replica: Replica,
     precision: Precision,
@@ -63,7 +65,7 @@ impl Predictor {
         let threads = std::thread::available_parallelism().map_or(1, usize::from);
         let lanes = ThreadLanes::over(threads, threads)?;
         let path = checkpoint_in(path)?;
-        let (mut config, weights, sizes) = if path.is_dir() {
+        let (mut config, weights, sizes, task) = if path.is_dir() {
             let loaded = checkpoint::load(&path)?;
             let state = &loaded.state;
             let origin = path.join(checkpoint::STATE).display().to_string();
@@ -72,10 +74,10 @@ impl Predictor {
                 patch: state.patch,
             };
             let config = Config::from_toml_str(&state.config, &origin)?;
-            (config, loaded.weights, sizes)
+            (config, loaded.weights, sizes, loaded.state.task)
         } else {
             let weights = checkpoint::load_weights(&path)?;
-            (Config::preset(USUAL_PRESET)?, weights, USUAL)
+            (Config::preset(USUAL_PRESET)?, weights, USUAL, None)
         };
         adjust(&mut config)?;
         if !path.is_dir() {
@@ -105,10 +107,35 @@ impl Predictor {
         let mut replica = Replica::new(&config, precision, objective, lanes, None)?;
         train::restore_weights(&mut replica.net.params, &weights, &path)?;
         Ok(Self {
+            task: task.unwrap_or_else(Task::lesions),
             config,
             replica,
             precision,
             sizes,
+        })
+    }
+
+    /// Answers are only of use to the questions that the model was trained on.
+    fn refuse_another_task(&self, data: &Dataset) -> Result<()> {
+        if *data.task() == self.task {
+            return Ok(());
+        }
+        let targets = |task: &Task| {
+            let targets = task.targets().iter();
+            let told = targets.map(|t| {
+                let classes: Vec<&str> = t.classes.iter().map(|c| c.name.as_str()).collect();
+                format!("{} ({})", t.name, classes.join(" "))
+            });
+            told.collect::<Vec<_>>().join(", ")
+        };
+        Err(Error::Usage {
+            what: format!(
+                "{} is labelled for {}, the model was trained for {}",
+                data.dir().display(),
+                targets(data.task()),
+                targets(&self.task)
+            ),
+            help: "give a dataset with the labels of the training data, or photographs".to_owned(),
         })
     }
 
@@ -135,27 +162,41 @@ impl Predictor {
         }
     }
 
-    /// The configuration in use.
+    /// The configuration of the training, with the adjustments that were asked for.
     pub fn config(&self) -> &Config {
         &self.config
     }
 
+    /// The questions that the model answers.
+    pub fn task(&self) -> &Task {
+        &self.task
+    }
+
     /// Scores all images of a prepared dataset.
+    ///
+    /// # Errors
+    /// [`Error::Usage`] when the dataset is of another task, or an answer is not finite.
     pub fn dataset(&self, data: Dataset, mut tick: impl FnMut()) -> Result<Vec<Prediction>> {
+        self.refuse_another_task(&data)?;
         self.warn_of_other_sizes(&data);
         let source = SampleSource::new(Arc::new(data), &self.config, self.precision, false);
         let images: Vec<usize> = (0..source.data().len()).collect();
-        let rows = self.score(&source, &images, &mut tick)?;
-        Ok(train::predictions(&rows, &source))
+        let answers = self.score(&source, &images, &mut tick)?;
+        Ok(train::predictions(&answers, &source))
     }
 
-    /// Metrics of one split, with the loss weighted as in training.
+    /// Answers and metrics of one split per target, with the loss weighted as in training; no metrics for a target
+    /// without any label.
+    ///
+    /// # Errors
+    /// [`Error::Usage`] when the split is empty, the dataset is of another task, or an answer is not finite.
     pub fn evaluate(
         &mut self,
         data: Dataset,
         split: fovea_dataset::Split,
         mut tick: impl FnMut(),
-    ) -> Result<(Vec<Row>, Summary)> {
+    ) -> Result<(Vec<Answers>, Vec<Option<Metrics>>)> {
+        self.refuse_another_task(&data)?;
         self.warn_of_other_sizes(&data);
         let source = SampleSource::new(Arc::new(data), &self.config, self.precision, false);
         let images = evaluate::images_of(&source, split, 0, 1);
@@ -170,9 +211,10 @@ impl Predictor {
         }
         self.replica
             .set_objective(train::objective(&self.config.loss, &source)?);
-        let rows = self.score(&source, &images, &mut tick)?;
-        let summary = evaluate::summarise(&rows, &self.replica, self.config.eval.threshold)?;
-        Ok((rows, summary))
+        let answers = self.score(&source, &images, &mut tick)?;
+        let threshold = self.config.eval.threshold;
+        let summary = evaluate::summarise(&self.task, &answers, &self.replica, threshold)?;
+        Ok((answers, summary))
     }
 
     /// Scores images of a prepared dataset; all answers are finite.
@@ -181,20 +223,24 @@ impl Predictor {
         source: &SampleSource,
         images: &[usize],
         tick: &mut impl FnMut(),
-    ) -> Result<Vec<Row>> {
-        let rows = evaluate::score(&self.replica, source, images, || {
+    ) -> Result<Vec<Answers>> {
+        let answers = evaluate::score(&self.replica, source, images, || {
             tick();
             Ok(())
         })?;
         let manifest = source.data().manifest();
         let cells = u64::from(manifest.grid) * u64::from(manifest.grid);
-        match rows.iter().find(|row| !row.is_finite()) {
-            None => Ok(rows),
-            Some(row) => {
-                let image = match row.level() {
-                    Level::Image => row.id,
-                    Level::Patch => row.id / cells,
-                };
+        let targets = self.task.targets().iter().zip(&answers);
+        let bad = targets.flat_map(|(target, answers)| {
+            let ids = answers.not_finite(target.classes.len());
+            ids.map(move |id| match target.level {
+                Level::Image => id,
+                Level::Patch => id / cells,
+            })
+        });
+        match bad.min() {
+            None => Ok(answers),
+            Some(image) => {
                 let id = &manifest.images[image as usize].id;
                 let what = format!("image {id} of {}", source.data().dir().display());
                 Err(not_finite(&what))
@@ -254,31 +300,35 @@ impl Predictor {
             cells.clone(),
         )?;
         let scores = self.replica.evaluate(&batch)?;
-        let mut logits = scores.image.iter().chain(&scores.patch);
-        if !logits.all(|x| x.is_finite()) {
+        if !scores.heads.iter().flatten().all(|x| x.is_finite()) {
             return Err(not_finite(&path.display().to_string()));
         }
         let note = photo.note.clone();
         if let Some(note) = &note {
             tracing::warn!("{}: {note}; its rows have usable = 0", path.display());
         }
-        let row = |cell: Option<(u32, u32)>, logits: &[f32]| Prediction {
-            image_id: found.id.clone(),
-            cell,
-            label: None,
-            probs: [0, 1, 2, 3].map(|c| sigmoid(logits[c])),
-            note: note.clone(),
+        let grid = grid as u32;
+        let places = |level| -> Vec<Option<(u32, u32)>> {
+            let place = |&cell: &u16| Some((u32::from(cell) / grid, u32::from(cell) % grid));
+            match level {
+                Level::Image => vec![None],
+                Level::Patch => cells.iter().map(place).collect(),
+            }
         };
-        let mut rows = vec![row(None, &scores.image)];
-        for (cell, logits) in cells.iter().zip(scores.patch.chunks_exact(4)) {
-            rows.push(row(
-                Some((
-                    u32::from(*cell) / grid as u32,
-                    u32::from(*cell) % grid as u32,
-                )),
-                logits,
-            ));
+        let mut rows = Vec::new();
+        for (index, (target, logits)) in self.task.targets().iter().zip(&scores.heads).enumerate() {
+            let answers = logits.chunks_exact(target.classes.len());
+            let answers = places(target.level).into_iter().zip(answers);
+            rows.extend(answers.map(|(cell, logits)| Prediction {
+                image_id: found.id.clone(),
+                target: index,
+                cell,
+                label: Label::UNKNOWN,
+                probabilities: evaluate::probabilities(target, logits),
+                note: note.clone(),
+            }));
         }
+        rows.sort_by_key(|row| (row.cell, row.target));
         Ok(Ok(rows))
     }
 }

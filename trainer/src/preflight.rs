@@ -5,20 +5,21 @@
 
 use fovea_coordinator::order::EpochOrder;
 use fovea_dataset::{Dataset, Split};
-use fovea_run::config::{Config, Level};
-use fovea_run::metrics::{LabelCounts, never_defined, poor};
+use fovea_run::config::Config;
+use fovea_run::metrics::{LabelCounts, never_defined, poor, watched};
+use fovea_task::{Label, Level, Target, Task};
 
 use crate::error::{Error, Result};
 use crate::models;
 use crate::objective;
 use crate::samples::{non_black_cells, order_input};
 
-/// When it is asked.
+/// When a run is checked.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Moment {
     /// Before the first step: everything can still be chosen otherwise.
     Beginning,
-    /// A run goes on as it was begun: only what makes that impossible is refused.
+    /// A run continues as it was begun: only what makes that impossible is refused.
     GoingOn,
 }
 
@@ -27,14 +28,16 @@ pub enum Moment {
 /// # Errors
 /// [`Error::Usage`]: the training or the validation split is empty or all black; before the first step also a training
 /// split that is smaller than one step, more virtual shards than it can fill, and a watched metric that the labels of
-/// the validation split leave undefined.
+/// the validation split leave undefined. [`Error::Config`]: class weights that are not as many as the classes.
 pub fn preflight(config: &Config, data: &Dataset, moment: Moment) -> Result<Vec<String>> {
+    config.fits(data.task())?;
     objective::check(&config.loss, data.task())?;
     let model = models::find(&config.model.name)?;
     model.build(data.task())?;
     let input = order_input(data, model.grain, config);
     let units = EpochOrder::new(&input, 0)?.units().len();
     let facts = RunFacts {
+        task: data.task().clone(),
         data: data.dir().display().to_string(),
         train: SplitFacts::of(config, data, Split::Train),
         val: SplitFacts::of(config, data, Split::Val),
@@ -43,9 +46,10 @@ pub fn preflight(config: &Config, data: &Dataset, moment: Moment) -> Result<Vec<
     decide(config, &facts, moment)
 }
 
-/// What is decided by.
+/// What the decision depends on.
 #[derive(Clone, Debug)]
 struct RunFacts {
+    task: Task,
     /// The dataset, for messages.
     data: String,
     train: SplitFacts,
@@ -55,43 +59,50 @@ struct RunFacts {
 }
 
 /// A split as training and evaluation see it.
-#[derive(Clone, Copy, Debug, Default)]
+#[derive(Clone, Debug, Default)]
 struct SplitFacts {
-    /// Labels of its images.
-    images: LabelCounts,
-    /// Labels of its patches that are not black.
-    patches: LabelCounts,
+    /// Images, with and without labels.
+    images: usize,
+    /// Patches that are not black, with and without labels.
+    patches: usize,
+    /// Labels per target of the task: those of images, or of patches that are not black.
+    labels: Vec<LabelCounts>,
 }
 
 impl SplitFacts {
     fn of(config: &Config, data: &Dataset, split: Split) -> Self {
-        let (mut images, mut patches) = (Vec::new(), Vec::new());
+        let targets = data.task().targets();
+        let mut facts = Self::default();
+        let mut labels = vec![Vec::new(); targets.len()];
         for image in data.indices(split) {
-            let labels = data.cell_labels(image, config.data.min_lesion_pixels);
-            images.push(labels.iter().fold(0, |all, cell| all | cell));
-            let cells = non_black_cells(data, image);
-            patches.extend(cells.into_iter().map(|cell| labels[usize::from(cell)]));
+            let cells = data.patch_labels(image, config.data.min_lesion_pixels);
+            let seen = non_black_cells(data, image);
+            facts.images += 1;
+            facts.patches += seen.len();
+            for (index, (target, labels)) in targets.iter().zip(&mut labels).enumerate() {
+                match target.level {
+                    Level::Patch => labels.extend(seen.iter().map(|&c| cells[usize::from(c)])),
+                    Level::Image => labels.push(match target.union_of_cells {
+                        true => Label(cells.iter().fold(0, |all, cell| all | cell.0)),
+                        false => data.label(image, index),
+                    }),
+                }
+            }
         }
-        Self {
-            images: LabelCounts::of(images),
-            patches: LabelCounts::of(patches),
-        }
-    }
-
-    fn level(&self, level: Level) -> &LabelCounts {
-        match level {
-            Level::Patch => &self.patches,
-            Level::Image => &self.images,
-        }
+        let labels = targets.iter().zip(labels);
+        facts.labels = labels
+            .map(|(t, labels)| LabelCounts::of(t, labels))
+            .collect();
+        facts
     }
 }
 
 fn decide(config: &Config, facts: &RunFacts, moment: Moment) -> Result<Vec<String>> {
     let data = &facts.data;
     for (split, name) in [(&facts.train, "training"), (&facts.val, "validation")] {
-        let why = if split.images.samples == 0 {
+        let why = if split.images == 0 {
             "has no images"
-        } else if split.patches.samples == 0 {
+        } else if split.patches == 0 {
             "has no patch that is not black"
         } else {
             continue;
@@ -99,28 +110,26 @@ fn decide(config: &Config, facts: &RunFacts, moment: Moment) -> Result<Vec<Strin
         return Err(Error::Usage {
             what: format!(
                 "{data}: the {name} split {why} ({} images in training, {} in validation)",
-                facts.train.images.samples, facts.val.images.samples
+                facts.train.images, facts.val.images
             ),
             help:
                 "`fovea data` shows the splits; prepare more images, so that each split gets some"
                     .to_owned(),
         });
     }
-    let watched = &config.early_stopping;
-    let labels = facts.val.level(watched.level);
+    let watch = &config.early_stopping;
+    let (target, labels) = watched_labels(watch.level, facts)?;
     let mut odd: Vec<Error> = too_small(config, facts);
-    if let Some(why) = never_defined(watched.metric, watched.level, labels) {
+    if let Some(why) = never_defined(watch.metric, target, labels) {
         odd.push(Error::Usage {
             what: format!(
                 "early_stopping.metric = \"{}\" at early_stopping.level = \"{}\" can never be defined on the validation split of {data}: {why}",
-                watched.metric, watched.level
+                watch.metric, watch.level
             ),
             help: "watch another metric (f1_micro and loss are always defined) or the other level, or prepare a dataset whose validation split has lesions".to_owned(),
         });
     }
-    let mut warnings: Vec<String> = poor(watched.metric, watched.level, labels)
-        .into_iter()
-        .collect();
+    let mut warnings: Vec<String> = poor(watch.metric, target, labels).into_iter().collect();
     for error in odd {
         if moment == Moment::Beginning {
             return Err(error);
@@ -131,10 +140,24 @@ fn decide(config: &Config, facts: &RunFacts, moment: Moment) -> Result<Vec<Strin
     Ok(warnings)
 }
 
+/// The target that is watched, and its labels in the validation split.
+fn watched_labels(level: Level, facts: &RunFacts) -> Result<(&Target, &LabelCounts)> {
+    let found = watched(&facts.task, level);
+    let found = found.and_then(|(index, target)| Some((target, facts.val.labels.get(index)?)));
+    found.ok_or_else(|| Error::Usage {
+        what: format!(
+            "early_stopping.level = \"{level}\", and {} has no labels of {level} level",
+            facts.data
+        ),
+        help: "set early_stopping.level to the other level, or prepare a dataset with such labels"
+            .to_owned(),
+    })
+}
+
 /// A training split that one step, or the virtual shards of a step, would exceed.
 fn too_small(config: &Config, facts: &RunFacts) -> Vec<Error> {
     let RunFacts { data, units, .. } = facts;
-    let (images, most) = (facts.train.images.samples, config.data.patches_per_image);
+    let (images, most) = (facts.train.images, config.data.patches_per_image);
     let split = format!(
         "the training split of {data} has {units} units ({images} images, each in units of up to data.patches_per_image = {most} of its patches)"
     );
@@ -164,15 +187,22 @@ mod tests {
     use fovea_run::config::MetricName;
 
     fn facts() -> RunFacts {
-        let split = |images: &[u8], patches: &[u8]| SplitFacts {
-            images: LabelCounts::of(images.iter().copied()),
-            patches: LabelCounts::of(patches.iter().copied()),
+        let task = Task::lesions();
+        let count = |target: usize, labels: &[u64]| {
+            let labels = labels.iter().map(|&label| Label(label));
+            LabelCounts::of(&task.targets()[target], labels)
+        };
+        let split = |images: &[u64], patches: &[u64]| SplitFacts {
+            images: images.len(),
+            patches: patches.len(),
+            labels: vec![count(0, images), count(1, patches)],
         };
         RunFacts {
             data: "DATA".to_owned(),
             train: split(&[1, 0], &[1, 0, 0, 0]),
             val: split(&[3], &[0, 1, 2]),
             units: 8,
+            task,
         }
     }
 
@@ -206,7 +236,7 @@ mod tests {
             );
             assert!(text.contains("\n  help: "), "{text}");
             let mut black = facts();
-            black.train.patches = LabelCounts::default();
+            black.train.patches = 0;
             let text = decide(&config, &black, moment)
                 .expect_err("refused")
                 .to_string();
@@ -261,5 +291,10 @@ mod tests {
         );
         config.early_stopping.metric = MetricName::MeanAp;
         assert!(decide(&config, &facts(), Moment::Beginning).is_ok());
+
+        let mut patches = facts();
+        patches.task = Task::new(vec![patches.task.targets()[1].clone()]).expect("valid");
+        let text = refused(&config, &patches);
+        assert!(text.contains("has no labels of image level"), "{text}");
     }
 }

@@ -1,6 +1,6 @@
 //! All scores of one table.
 
-use fovea_task::{Kind, Target};
+use fovea_task::{Kind, Label, Target};
 
 use super::table::set_of;
 use super::{Agreement, ClassMetrics, Error, Metrics, Result, Table, mean_defined};
@@ -81,7 +81,9 @@ impl Sets {
         let scores = table.probabilities.chunks_exact(target.classes.len());
         Self {
             truth: table.labels.iter().map(|&l| set_of(target, l)).collect(),
-            guess: scores.map(|s| predicted(target, s, thresholds)).collect(),
+            guess: scores
+                .map(|s| set_of(target, predicted(target, s, thresholds)))
+                .collect(),
         }
     }
 
@@ -91,16 +93,17 @@ impl Sets {
     }
 }
 
-/// The classes, as bits, that `probabilities` of one sample predict: those that reach their threshold, or the first of the
-/// most probable where there is exactly one.
+/// The label that `probabilities` of one sample predict: the classes that reach their threshold, or the first of the most
+/// probable where there is exactly one.
 #[must_use]
-pub fn predicted(target: &Target, probabilities: &[f32], thresholds: &[f32]) -> u64 {
+pub fn predicted(target: &Target, probabilities: &[f32], thresholds: &[f32]) -> Label {
     match target.kind {
         Kind::AnyOf => {
             let reached = probabilities.iter().zip(thresholds).map(|(p, t)| p >= t);
-            reached
+            let bits = reached
                 .enumerate()
-                .fold(0, |set, (class, yes)| set | u64::from(yes) << class)
+                .fold(0, |set, (class, yes)| set | u64::from(yes) << class);
+            Label(bits)
         }
         Kind::OneOf => {
             let most = (1..probabilities.len()).fold(0, |best, class| {
@@ -109,7 +112,7 @@ pub fn predicted(target: &Target, probabilities: &[f32], thresholds: &[f32]) -> 
                     false => best,
                 }
             });
-            1 << most
+            Label(most as u64)
         }
     }
 }
@@ -226,7 +229,6 @@ fn pearson(table: &Table, sets: &Sets, classes: usize) -> Option<f64> {
 mod tests {
     use super::*;
     use crate::metrics::fixture::{grade, lesions};
-    use fovea_task::Label;
     use proptest::prelude::*;
 
     const HALF: [f32; 4] = [0.5; 4];

@@ -6,14 +6,16 @@ use std::time::SystemTime;
 
 use fovea_coordinator::protocol::{MemberState, TrainerEvent};
 use fovea_dataset::Split;
-use fovea_run::config::Level as WatchedLevel;
 use fovea_run::metrics::log::MetricsLog;
-use fovea_run::metrics::{Level, Metrics, MetricsRow, undefined};
-use fovea_run::run_dir::{self, Columns, Prediction};
+use fovea_run::metrics::{
+    LabelCounts, Metrics, MetricsRow, never_defined, table_order, undefined, watched,
+};
+use fovea_run::predictions::{self, Columns, Prediction};
+use fovea_task::{Level, Target};
 
 use super::{Trainer, check_generation};
 use crate::error::{Error, Result};
-use crate::evaluate::{self, Row, Summary};
+use crate::evaluate::{self, Answers};
 use crate::samples::SampleSource;
 
 impl Trainer {
@@ -27,19 +29,15 @@ impl Trainer {
         // has the others do all of this again.
         let mut next = self.progress.clone();
         if due {
-            let rows = self.score_validation()?;
-            let summary = evaluate::summarise(&rows, &self.replica, self.config.eval.threshold)?;
-            let watch = &self.config.early_stopping;
-            let metrics = match watch.level {
-                WatchedLevel::Patch => &summary.patch,
-                WatchedLevel::Image => &summary.image,
-            };
-            let undefined = undefined(watch.metric, watch.level, metrics);
-            let value = metrics.get(watch.metric).unwrap_or(f64::NAN);
+            let answers = self.score_validation()?;
+            let threshold = self.config.eval.threshold;
+            let task = self.source.data().task();
+            let summary = evaluate::summarise(task, &answers, &self.replica, threshold)?;
+            let (value, undefined) = self.watched_value(&summary)?;
             let best = next.evaluated(&self.config, value);
             if self.is_first() {
                 let undefined = undefined.map(|why| self.tell_undefined(epoch, &why));
-                self.log_epoch(epoch, &summary, best.then_some(&rows), undefined)?;
+                self.log_epoch(epoch, &summary, best.then_some(&answers[..]), undefined)?;
             }
         }
         next.next_epoch();
@@ -49,8 +47,27 @@ impl Trainer {
         self.save()
     }
 
-    /// Every rank scores its images of the validation split; all get all rows.
-    fn score_validation(&mut self) -> Result<Vec<Row>> {
+    /// The watched metric, NaN without a value, and then why it has none.
+    fn watched_value(&self, summary: &[Option<Metrics>]) -> Result<(f64, Option<String>)> {
+        let watch = &self.config.early_stopping;
+        let task = self.source.data().task();
+        let (index, target) = watched(task, watch.level).ok_or_else(|| {
+            Error::Internal(format!("no target at the watched level {}", watch.level))
+        })?;
+        Ok(match &summary[index] {
+            Some(metrics) => (
+                metrics.get(watch.metric).unwrap_or(f64::NAN),
+                undefined(watch.metric, target, metrics),
+            ),
+            None => (
+                f64::NAN,
+                never_defined(watch.metric, target, &LabelCounts::default()),
+            ),
+        })
+    }
+
+    /// Every rank scores its images of the validation split; all get the answers of all.
+    fn score_validation(&mut self) -> Result<Vec<Answers>> {
         let (rank, world) = (self.assignment.rank, self.assignment.world);
         self.client.state(MemberState::Evaluating);
         let images = evaluate::images_of(&self.source, Split::Val, rank, world);
@@ -64,27 +81,22 @@ impl Trainer {
             check_generation(client)
         })?;
         self.drain_asked = asked;
-        let all = self.all_gather(bytemuck::cast_slice(&mine))?;
-        let mut rows = Vec::new();
-        for part in all {
-            // Row holds u64: the bytes of a Vec<u8> need not be aligned for it.
-            let whole = part.chunks_exact(size_of::<Row>());
-            if !whole.remainder().is_empty() {
-                return Err(Error::Internal(format!(
-                    "{} bytes of scores are no whole rows",
-                    part.len()
-                )));
-            }
-            rows.extend(whole.map(bytemuck::pod_read_unaligned::<Row>));
+        let gathered = self.all_gather(&evaluate::encode(&mine))?;
+        let task = self.source.data().task();
+        let mut all = Answers::none(task);
+        for part in gathered {
+            evaluate::decode(task, &part, &mut all)?;
         }
         // The same rows at every rank: all of them end here, and none is taken for lost.
-        match rows.iter().filter(|row| !row.is_finite()).count() {
-            0 => Ok(rows),
+        let targets = task.targets().iter().zip(&all);
+        let bad = targets.map(|(target, all)| all.not_finite(target.classes.len()).count());
+        match bad.sum::<usize>() {
+            0 => Ok(all),
             n => Err(Error::Usage {
                 what: format!(
                     "epoch {}: the model's answers to {n} of the {} samples of the validation split are not finite (NaN or infinite)",
                     self.progress.epoch + 1,
-                    rows.len()
+                    all.iter().map(|of_target| of_target.ids.len()).sum::<usize>()
                 ),
                 help: "the weights are of no use any more: begin a new run (another --out) from an earlier checkpoint with --init and a lower optimizer.lr, or check the weights that this one began from".to_owned(),
             }),
@@ -106,44 +118,45 @@ impl Trainer {
     fn log_epoch(
         &mut self,
         epoch: u32,
-        summary: &Summary,
-        best: Option<&Vec<Row>>,
+        summary: &[Option<Metrics>],
+        best: Option<&[Answers]>,
         undefined: Option<String>,
     ) -> Result<()> {
         let timestamp = rfc3339(SystemTime::now());
-        let row = |level, metrics: &Metrics| MetricsRow {
+        let task = self.source.data().task();
+        let scored = |(index, target)| Some((target, Option::as_ref(&summary[index])?));
+        let scored: Vec<(&Target, &Metrics)> = table_order(task).filter_map(scored).collect();
+        let row = |(target, metrics): &(&Target, &Metrics)| MetricsRow {
             timestamp: timestamp.clone(),
             epoch,
             split: Split::Val,
-            level,
-            metrics: metrics.clone(),
+            target: target.name.clone(),
+            metrics: (*metrics).clone(),
         };
-        let rows = [
-            row(Level::Patch, &summary.patch),
-            row(Level::Image, &summary.image),
-        ];
-        if let Err(e) = MetricsLog::open(&self.run.metrics()).and_then(|mut log| log.append(&rows))
-        {
-            tracing::warn!("{e}"); // the checkpoint carries the state; a log is no reason to stop
-        }
-        if let Some(rows) = best
-            && let Err(e) = run_dir::write_predictions(
-                &self.run.predictions(),
-                &predictions(rows, &self.source),
-                Columns::Label,
-            )
-        {
+        let rows: Vec<MetricsRow> = scored.iter().map(row).collect();
+        // The checkpoint carries the state; a record is no reason to stop.
+        if let Err(e) = self.run.keep_task(task) {
             tracing::warn!("{e}");
         }
+        let path = self.run.metrics();
+        if let Err(e) = MetricsLog::open(&path, task).and_then(|mut log| log.append(&rows)) {
+            tracing::warn!("{e}");
+        }
+        if let Some(answers) = best {
+            let (path, rows) = (self.run.predictions(), predictions(answers, &self.source));
+            if let Err(e) = predictions::write(&path, task, &rows, Columns::Label) {
+                tracing::warn!("{e}");
+            }
+        }
         let mut figures = BTreeMap::new();
-        for (level, metrics) in [("patch", &summary.patch), ("image", &summary.image)] {
-            figures.insert(format!("{level}_f1_micro"), metrics.f1_micro);
+        for (Target { name, .. }, metrics) in scored {
+            figures.insert(format!("{name}_f1_micro"), metrics.f1_micro);
             figures.extend(
                 metrics
                     .mean_auroc
-                    .map(|auroc| (format!("{level}_mean_auroc"), auroc)),
+                    .map(|auroc| (format!("{name}_mean_auroc"), auroc)),
             );
-            figures.insert(format!("{level}_loss"), metrics.loss);
+            figures.insert(format!("{name}_loss"), metrics.loss);
         }
         self.client.event(TrainerEvent::EpochEnd {
             epoch,
@@ -154,37 +167,31 @@ impl Trainer {
     }
 }
 
-/// Rows with names and grid positions, images first within each image.
-pub(crate) fn predictions(rows: &[Row], source: &SampleSource) -> Vec<Prediction> {
+/// Answers with names and grid positions, by image; what is asked of the whole image comes first.
+pub(crate) fn predictions(answers: &[Answers], source: &SampleSource) -> Vec<Prediction> {
     let manifest = source.data().manifest();
-    let cells = u64::from(manifest.grid) * u64::from(manifest.grid);
-    let mut rows: Vec<&Row> = rows.iter().collect();
-    rows.sort_by_key(|r| match r.level() {
-        Level::Image => (r.id, 0, 0),
-        Level::Patch => (r.id / cells, 1, r.id),
-    });
-    rows.iter()
-        .map(|r| {
-            let scored = r.scored();
-            let (image, cell) = match r.level() {
-                Level::Image => (r.id, None),
-                Level::Patch => {
-                    let cell = (r.id % cells) as u32;
-                    (
-                        r.id / cells,
-                        Some((cell / manifest.grid, cell % manifest.grid)),
-                    )
-                }
+    let (grid, cells) = (u64::from(manifest.grid), u64::from(manifest.grid).pow(2));
+    let targets = source.data().task().targets().iter().zip(answers);
+    let mut rows = Vec::new();
+    for (index, (target, answers)) in targets.enumerate() {
+        for (id, label, logits) in answers.rows(target.classes.len()) {
+            let (image, cell) = match target.level {
+                Level::Image => (id, None),
+                Level::Patch => (id / cells, Some(id % cells)),
             };
-            Prediction {
+            let row = Prediction {
                 image_id: manifest.images[image as usize].id.clone(),
-                cell,
-                label: Some(scored.label),
-                probs: scored.probs,
+                target: index,
+                cell: cell.map(|cell| ((cell / grid) as u32, (cell % grid) as u32)),
+                label,
+                probabilities: evaluate::probabilities(target, logits),
                 note: None,
-            }
-        })
-        .collect()
+            };
+            rows.push(((image, cell, index), row));
+        }
+    }
+    rows.sort_by_key(|(key, _)| *key);
+    rows.into_iter().map(|(_, row)| row).collect()
 }
 
 /// UTC time as `2026-01-31T12:00:00Z`.

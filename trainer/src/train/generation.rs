@@ -199,7 +199,7 @@ impl Trainer {
             Ok(()) => self.rows.written(start.step),
             Err(e) => tracing::warn!("{e}"),
         }
-        let kept = MetricsLog::open(&self.run.metrics())
+        let kept = MetricsLog::open(&self.run.metrics(), self.source.data().task())
             .and_then(|mut log| log.truncate_after(start.epoch + 1));
         if let Err(e) = kept {
             tracing::warn!("{e}");

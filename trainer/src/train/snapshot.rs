@@ -11,6 +11,7 @@ use fovea_coordinator::status::Status;
 use fovea_dataset::Dataset;
 use fovea_run::checkpoint::{self, NamedTensor, Snapshot, State, TensorData};
 use fovea_run::run_dir::RunDir;
+use fovea_task::Task;
 
 use super::{Progress, Trainer};
 use crate::error::{Error, Result};
@@ -421,6 +422,7 @@ impl Trainer {
             dataset_blake3: self.source.data().manifest().blake3(),
             image_size: self.source.data().manifest().recipe.size,
             patch: self.source.data().manifest().recipe.patch,
+            task: Some(self.source.data().task().clone()).filter(|task| *task != Task::lesions()),
             progress: serde_json::to_value(&self.progress)
                 .map_err(|e| Error::Internal(format!("progress: {e}")))?,
             best_step: best.map(|b| b.step),
