@@ -169,8 +169,8 @@ mod tests {
 
     use super::*;
     use crate::protocol::{
-        Assignment, Cause, CheckpointInfo, MemberId, MemberState, Next, Ready, Request, Role,
-        Seated, StartPoint, Terms, TrainerEvent, TrainerInfo, Vote,
+        Abort, Assignment, Cause, CheckpointInfo, MemberId, MemberState, Next, Ready, Request,
+        Role, Seated, StartPoint, Terms, TrainerEvent, TrainerInfo, Vote,
     };
     use crate::status::{RankStatus, RunState, Status, Turned};
 
@@ -321,11 +321,11 @@ mod tests {
                 step: 2,
                 next: Next::Regroup,
             },
-            Reply::Abort {
+            Reply::Abort(Abort {
                 generation: 1,
                 cause: Cause::Failed,
                 reason: "x".to_owned(),
-            },
+            }),
             Reply::StatusReport(Box::new(status)),
             Reply::Noted {
                 detail: "d".to_owned(),

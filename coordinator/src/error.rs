@@ -3,7 +3,7 @@
 use std::io;
 use std::path::PathBuf;
 
-use crate::ids::{Cause, Generation};
+use crate::ids::Abort;
 
 /// Result of this crate.
 pub type Result<T> = std::result::Result<T, Error>;
@@ -171,16 +171,12 @@ pub enum Error {
     },
     /// The generation is over.
     #[error(
-        "generation {generation} is over ({cause:?}): {reason}\n  help: the run directory's newest checkpoint is intact; continue with --resume"
+        "generation {} is over ({:?}): {}\n  help: the run directory's newest checkpoint is intact; continue with --resume",
+        .0.generation,
+        .0.cause,
+        .0.reason
     )]
-    Aborted {
-        /// The generation.
-        generation: Generation,
-        /// What kind of end.
-        cause: Cause,
-        /// Why.
-        reason: String,
-    },
+    Aborted(Abort),
     /// A message that does not belong here.
     #[error(
         "{peer} answered {got} while {expected} was due\n  help: this is a bug in fovea; please report it with the coordinator's log"

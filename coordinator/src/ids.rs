@@ -67,6 +67,17 @@ pub enum Cause {
     Drained,
 }
 
+/// The end of a generation, as the coordinator announced it. Errors, decisions and notices carry it whole.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Abort {
+    /// The generation that is over; 0 when none had begun.
+    pub generation: Generation,
+    /// Tells a rank whether to meet the others again, to leave, or to fail.
+    pub cause: Cause,
+    /// For people: which rank or which order ended it, with the numbers.
+    pub reason: String,
+}
+
 /// A complete checkpoint.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct CheckpointInfo {

@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 
 use serde::{Deserialize, Serialize};
 
-pub use crate::ids::{Cause, CheckpointInfo, Generation, MemberId, MemberState};
+pub use crate::ids::{Abort, Cause, CheckpointInfo, Generation, MemberId, MemberState};
 use crate::status::Status;
 
 /// Version byte of every frame. Two versions do not talk to each other, except that
@@ -307,14 +307,7 @@ pub enum Reply {
         next: Next,
     },
     /// The generation is over, the attempt is abandoned.
-    Abort {
-        /// The generation that is over.
-        generation: Generation,
-        /// What kind of end.
-        cause: Cause,
-        /// Why.
-        reason: String,
-    },
+    Abort(Abort),
     /// Answer to [`Request::GetStatus`].
     StatusReport(Box<Status>),
     /// Answer to a launcher's order.

@@ -267,7 +267,7 @@ impl SimulatedMember {
                     Next::Regroup | Next::Leave => life.ready().await,
                 }
             }
-            Reply::Abort { .. } => {
+            Reply::Abort(_) => {
                 life.vote_at = None;
                 life.ready().await
             }

@@ -2,7 +2,7 @@
 
 use super::{Done, Effect, Incident, Member, Membership, Phase, RunOutcome, Transition};
 use crate::journal::JournalEntry;
-use crate::protocol::{Cause, MemberId, MemberState, Reply};
+use crate::protocol::{Abort, Cause, MemberId, MemberState, Reply};
 
 /// The least that a rank may take to begin in a generation, in milliseconds: a checkpoint may come from a slow
 /// file system.
@@ -103,11 +103,11 @@ impl Membership {
             .collect();
         self.gather(now_ms);
         self.why = format!("generation {} is over: {reason}", self.generation);
-        let reply = Reply::Abort {
+        let reply = Reply::Abort(Abort {
             generation: self.generation,
             cause: Cause::Regroup,
             reason: reason.to_owned(),
-        };
+        });
         let effects = match to.is_empty() {
             true => Vec::new(),
             false => vec![Effect::Send { to, reply }],
@@ -192,7 +192,10 @@ impl Membership {
         let evaluates = self.phase == Phase::Running
             && self.drain.is_none()
             && self.first_done.is_none()
-            && self.members.values().any(|m| m.state == MemberState::Evaluating);
+            && self
+                .members
+                .values()
+                .any(|m| m.state == MemberState::Evaluating);
         match self.out_of_time(now_ms).filter(|_| evaluates) {
             Some(reason) => self.drain(&reason, now_ms),
             None => Transition::none(),

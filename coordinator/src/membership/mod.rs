@@ -35,8 +35,8 @@ use std::collections::BTreeMap;
 use crate::journal::JournalEntry;
 use crate::progress::CommitRate;
 use crate::protocol::{
-    Cause, CheckpointInfo, Generation, MemberId, MemberState, Ready, Reply, StartPoint, Terms,
-    TrainerInfo, Vote,
+    Abort, Cause, CheckpointInfo, Generation, MemberId, MemberState, Ready, Reply, StartPoint,
+    Terms, TrainerInfo, Vote,
 };
 use crate::status::EpochSummary;
 
@@ -336,11 +336,11 @@ impl Membership {
             .map(|(id, _)| *id)
             .collect();
         if !to.is_empty() {
-            let reply = Reply::Abort {
+            let reply = Reply::Abort(Abort {
                 generation: self.generation,
                 cause,
                 reason: reason.to_owned(),
-            };
+            });
             effects.push(Effect::Send { to, reply });
         }
         effects.push(Effect::End(outcome.clone()));

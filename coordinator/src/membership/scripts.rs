@@ -410,7 +410,7 @@ impl Script {
                 let voted = before.members.values().filter(|m| m.vote.is_some()).count();
                 prop_assert_eq!(voted + 1, before.world);
             }
-            Reply::Abort { cause, .. } => {
+            Reply::Abort(Abort { cause, .. }) => {
                 // All who have no reason of their own to be gone.
                 for (id, member) in &self.run.members {
                     let told = match cause {

@@ -244,9 +244,9 @@ fn votes_that_differ_fail_the_run_with_the_numbers() {
         let transition = cast(&mut run, ids[1], bad);
         let reason = failure(&transition);
         assert!(reason.contains(expected), "{reason}");
-        let told = transition.effects.iter().any(|effect| {
-            matches!(effect, Effect::Send { to, reply: Reply::Abort { .. } } if *to == ids)
-        });
+        let told = transition.effects.iter().any(
+            |effect| matches!(effect, Effect::Send { to, reply: Reply::Abort(_) } if *to == ids),
+        );
         assert!(told, "{transition:?}");
     }
 }
