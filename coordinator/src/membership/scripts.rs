@@ -7,7 +7,7 @@ use proptest::prelude::*;
 use super::tests::{LAPSE, TOTAL, config, info, ready, vote};
 use super::*;
 use crate::ledger::{self, LedgerEntry};
-use crate::protocol::{Cause, Terms, TrainerEvent};
+use crate::protocol::{Ready, Terms, TrainerEvent, Vote};
 
 type Checked = std::result::Result<(), TestCaseError>;
 
@@ -81,6 +81,12 @@ struct Script {
     recovered: bool,
 }
 
+/// The members that have voted for the next step.
+fn voted(run: &Membership) -> Vec<MemberId> {
+    let votes = run.running().map(|r| r.ballot.votes.keys());
+    votes.into_iter().flatten().copied().collect()
+}
+
 impl Script {
     fn new(world: usize, elastic: bool, min_ranks: usize, checkpoint: usize) -> Self {
         let config = MembershipConfig {
@@ -144,7 +150,7 @@ impl Script {
                 .run
                 .members
                 .get(&member)
-                .is_some_and(|m| m.seat.is_some() && m.vote.is_none())
+                .is_some_and(|m| m.seat.is_some() && !voted(&self.run).contains(&member))
             {
                 let vote = self.proper(member, samples);
                 self.apply(&MembershipEvent::Vote { member, vote })?;
@@ -156,7 +162,7 @@ impl Script {
     /// All say that they are done, as is due.
     fn leave(&mut self) -> Checked {
         let step = self.run.at.step;
-        let event = match self.run.drained_at {
+        let event = match self.run.running().and_then(|r| r.drained_at) {
             Some(step) => TrainerEvent::Left { step },
             None => TrainerEvent::Finished {
                 step,
@@ -254,7 +260,11 @@ impl Script {
                         weights_blake3: None,
                     },
                     1 => TrainerEvent::Left {
-                        step: self.run.drained_at.unwrap_or(step),
+                        step: self
+                            .run
+                            .running()
+                            .and_then(|r| r.drained_at)
+                            .unwrap_or(step),
                     },
                     2 => TrainerEvent::EpochEnd {
                         epoch: 0,
@@ -274,7 +284,9 @@ impl Script {
             },
             ScriptAction::Publish(wild) => {
                 let first = self.run.members.iter().find(|(_, m)| m.seat == Some(0));
-                let first = first.map(|(id, _)| *id).filter(|_| !self.run.published);
+                let first = first
+                    .map(|(id, _)| *id)
+                    .filter(|_| self.run.running().is_none_or(|r| !r.published));
                 let (member, later, len) = match (wild, first) {
                     (Some((who, later, len)), _) => (self.id(who), later, len),
                     (None, Some(first)) => (first, 0, 128),
@@ -374,13 +386,13 @@ impl Script {
     fn check_nobody_waits_for_nothing(&self) -> Checked {
         let run = &self.run;
         let count = |is: fn(&Member) -> bool| run.members.values().filter(|m| is(m)).count();
-        prop_assert_eq!(run.ready, count(|m| m.ready.is_some()));
-        prop_assert_eq!(run.owing, count(Member::owes_ready));
-        if run.phase != Phase::Waiting || run.looking || !run.config.elastic || !run.formed {
+        prop_assert_eq!(run.members.ready(), count(|m| m.ready.is_some()));
+        prop_assert_eq!(run.members.owing(), count(Member::owes_ready));
+        if !run.is_gathering() || run.searching || !run.config.elastic || !run.formed() {
             return Ok(());
         }
         let all_back = run.members.values().all(|m| !m.owes_ready());
-        let enough = run.usable(run.ready) >= run.config.min_ranks.max(1);
+        let enough = run.usable(run.members.ready()) >= run.config.min_ranks.max(1);
         prop_assert!(!(all_back && enough), "{}", run.why);
         Ok(())
     }
@@ -407,12 +419,11 @@ impl Script {
                 let written = matches!(newest, Some(LedgerEntry::Commit(c)) if c.step == *step);
                 prop_assert!(written, "answered before the ledger was written");
                 // Everyone but the last voter had voted before.
-                let voted = before.members.values().filter(|m| m.vote.is_some()).count();
-                prop_assert_eq!(voted + 1, before.world);
+                prop_assert_eq!(voted(before).len() + 1, before.world);
             }
             Reply::Abort(Abort { cause, .. }) => {
                 // All who have no reason of their own to be gone.
-                for (id, member) in &self.run.members {
+                for (id, member) in self.run.members.iter() {
                     let told = match cause {
                         Cause::Regroup => member.last_seat.is_some(),
                         Cause::Failed | Cause::Stopped => member.done == Done::No,
@@ -429,8 +440,8 @@ impl Script {
                 prop_assert_eq!(*generation, before.generation);
                 prop_assert!((1..=1024).contains(&bytes.len()));
                 prop_assert!(self.published.insert(*generation), "published twice");
-                prop_assert_eq!(before.phase.clone(), Phase::Running);
-                for (id, member) in &before.members {
+                prop_assert!(before.running().is_some());
+                for (id, member) in before.members.iter() {
                     let other = member.seat.is_some_and(|rank| rank > 0);
                     prop_assert_eq!(to.contains(id), other, "{}", member.describe(*id));
                 }

@@ -211,7 +211,7 @@ fn ranks_of_a_lost_coordinator_are_waited_for() {
         .map(|now| heartbeat(&mut run, now))
         .filter(|t| !t.effects.is_empty())
         .count();
-    assert_eq!((formed, run.phase == Phase::Running), (1, true));
+    assert_eq!((formed, run.running().is_some()), (1, true));
     // Nobody holds what the ledger knows: the steps behind it are void.
     let mut run = restarted();
     let first = back(&mut run, 0);
@@ -452,5 +452,5 @@ fn when_all_wait_the_one_that_does_not_come_back_is_lost() {
         reasons.contains("rank 1 (host node1, pid 1, last step 0) is alive but got nothing done"),
         "{reasons}"
     );
-    assert_eq!((run.world, run.phase == Phase::Running), (1, true));
+    assert_eq!((run.world, run.running().is_some()), (1, true));
 }

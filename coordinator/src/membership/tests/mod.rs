@@ -6,7 +6,7 @@ mod publish;
 
 use super::*;
 use crate::ledger::{CommittedStep, LedgerEntry};
-use crate::protocol::{Next, Seated, Terms, TrainerEvent};
+use crate::protocol::{Next, Ready, Seated, Terms, TrainerEvent, TrainerInfo, Vote};
 
 pub(in crate::membership) const LAPSE: u64 = 1000;
 pub(in crate::membership) const TOTAL: u64 = 40;
