@@ -29,9 +29,9 @@ pub enum MemberState {
     /// Loading libraries, data, a checkpoint.
     #[default]
     Starting = 0,
-    /// Taking steps.
+    /// Computing and committing steps.
     Training = 1,
-    /// Evaluating.
+    /// Evaluating a split; no step is committed meanwhile.
     Evaluating = 2,
     /// Holding the training thread for a checkpoint.
     Saving = 3,
@@ -78,12 +78,12 @@ pub struct Abort {
     pub reason: String,
 }
 
-/// A complete checkpoint.
+/// A checkpoint directory that is complete on disk.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct CheckpointInfo {
     /// Committed steps in it.
     pub step: u64,
-    /// Its directory.
+    /// Its directory, as the rank that wrote it names it.
     pub path: String,
     /// Hash over tensor names, shapes and bytes in name order.
     pub weights_blake3: String,

@@ -25,7 +25,7 @@ const FORMAT: RecordFormat = RecordFormat {
 pub struct CommittedStep {
     /// Generation that committed it.
     pub generation: Generation,
-    /// The epoch.
+    /// Epoch that the samples belong to, from 0.
     pub epoch: u32,
     /// The step, from 1.
     pub step: u64,
@@ -41,7 +41,7 @@ pub enum LedgerEntry {
     /// A generation starts from here. Steps behind `start.step` that stand before this record are
     /// void: the weights that they made are gone.
     Start {
-        /// The generation.
+        /// The generation that begins.
         generation: Generation,
         /// Where it starts from.
         start: StartPoint,
@@ -55,7 +55,7 @@ pub enum LedgerEntry {
 pub struct LedgerRecord {
     /// Milliseconds since 1970 (UTC): for durations, nothing is decided by it.
     pub unix_ms: u64,
-    /// What happened.
+    /// A generation's start, or a committed step.
     pub entry: LedgerEntry,
 }
 

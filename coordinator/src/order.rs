@@ -55,7 +55,7 @@ pub struct EpochOrder {
 pub struct GlobalBatch {
     /// Samples of this epoch committed before this batch.
     pub cursor: u64,
-    /// Range into [`EpochOrder::units`].
+    /// The batch's units: a range into [`EpochOrder::units`].
     pub units: Range<usize>,
     /// Samples (patches) in the batch.
     pub samples: u64,

@@ -33,12 +33,12 @@ pub(crate) struct RecordFormat {
     pub version: u32,
 }
 
-/// A torn tail.
+/// A record at the end of a file that a crash cut off.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Torn {
     /// Where the last whole record ends.
     pub offset: u64,
-    /// Bytes behind it.
+    /// Bytes after `offset`, which are ignored and overwritten.
     pub bytes: u64,
 }
 
@@ -345,7 +345,7 @@ impl Scanner<'_> {
         ))
     }
 
-    /// Consumes the rest.
+    /// Reads to the end of the file, so it must be the last call.
     fn only_zeros_left(&mut self) -> Result<bool> {
         let mut chunk = [0u8; 4096];
         loop {

@@ -44,7 +44,7 @@ const HELP_VOTE: &str = "a rank hangs in this step: see `fovea status` for the o
 pub enum Decision {
     /// All ranks voted for the step: move the optimizer and the cursor.
     Commit {
-        /// The step.
+        /// The committed step, as in the vote.
         step: u64,
         /// What comes after it.
         next: Next,

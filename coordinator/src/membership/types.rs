@@ -54,28 +54,28 @@ const REASON_MAX: usize = 16 << 10;
 /// Names a connection until its member has an id.
 pub type Ticket = u64;
 
-/// What happened.
+/// An input of the state machine: a message of a peer, the end of a connection, or the clock.
 #[derive(Clone, Debug, PartialEq)]
 pub enum MembershipEvent {
     /// A trainer showed the token.
     Join {
-        /// Its connection.
+        /// The connection, which has no member id yet.
         ticket: Ticket,
-        /// Its introduction.
+        /// The trainer's introduction, which the token proof covered.
         info: TrainerInfo,
     },
     /// A trainer can take a seat.
     Ready {
-        /// Who.
+        /// The trainer that is ready.
         member: MemberId,
         /// What it has to say.
         ready: Ready,
     },
     /// A trainer is alive.
     Heartbeat {
-        /// Who.
+        /// The trainer that is alive.
         member: MemberId,
-        /// What it does.
+        /// Activity of its training thread.
         state: MemberState,
         /// Newest step it knows of.
         step: u64,
@@ -84,34 +84,34 @@ pub enum MembershipEvent {
         /// What its training thread has got done.
         beat: u64,
     },
-    /// A trainer voted.
+    /// A trainer voted for an attempt.
     Vote {
-        /// Who.
+        /// The trainer that voted.
         member: MemberId,
-        /// Its vote.
+        /// Its vote, unchecked.
         vote: Vote,
     },
     /// A trainer tells something.
     Trainer {
-        /// Who.
+        /// The trainer that reports.
         member: MemberId,
-        /// What.
+        /// Its report, unchecked.
         event: TrainerEvent,
     },
     /// A trainer's connection is gone.
     Disconnected {
-        /// Who.
+        /// The trainer that was connected.
         member: MemberId,
-        /// How.
+        /// How the connection ended, for the reason.
         detail: String,
     },
     /// A trainer publishes something to the ranks of its generation.
     Publish {
-        /// Who.
+        /// The trainer that publishes; only rank 0 may.
         member: MemberId,
         /// The generation it means.
         generation: Generation,
-        /// What.
+        /// The bytes to forward, unchecked.
         bytes: Vec<u8>,
     },
     /// Someone asks that the next committed step be the last.
@@ -121,18 +121,18 @@ pub enum MembershipEvent {
     },
     /// Someone stops the run.
     Shutdown {
-        /// Why.
+        /// Who asks for the stop, and why.
         reason: String,
     },
     /// Someone outside the ranks knows that the run cannot go on.
     Fail {
-        /// Why.
+        /// Why the run cannot continue.
         reason: String,
     },
     /// The answer to [`Effect::FindCheckpoint`]: where the newest complete one stands, or why none can
     /// be used.
     Checkpoint(Result<StartPoint, String>),
-    /// Time has passed.
+    /// Time has passed; the shell reports it at an interval.
     Tick,
 }
 
@@ -141,23 +141,23 @@ pub enum MembershipEvent {
 pub enum Effect {
     /// Let a trainer in under this id.
     Admit {
-        /// Its connection.
+        /// The connection to welcome.
         ticket: Ticket,
-        /// Its id.
+        /// The id of the new member, or the one that it had before.
         member: MemberId,
     },
     /// Tell a trainer that it cannot take part, and close.
     Refuse {
-        /// Its connection.
+        /// The connection to close.
         ticket: Ticket,
-        /// Why.
+        /// Sent before the connection closes, with a help line.
         reason: String,
     },
     /// As `Refuse`, for one that was let in before.
     Dismiss {
-        /// Who.
+        /// The member to close the connection of.
         member: MemberId,
-        /// Why.
+        /// Sent before the connection closes, with a help line.
         reason: String,
     },
     /// Put this on disk before going on.
@@ -170,9 +170,9 @@ pub enum Effect {
     SyncLedger,
     /// Send to each of them.
     Send {
-        /// Whom.
+        /// The receivers, ascending.
         to: Vec<MemberId>,
-        /// What.
+        /// One message for all of them; it is encoded once.
         reply: Reply,
     },
     /// The run is over.
@@ -182,24 +182,24 @@ pub enum Effect {
 /// How a run ended.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum RunOutcome {
-    /// Training is complete.
+    /// Training is complete: all epochs, or an early stop.
     Finished {
-        /// Committed steps.
+        /// Committed steps of the whole run.
         step: u64,
     },
     /// All ranks left after the agreed step; it can be resumed from there.
     Drained {
-        /// Committed steps.
+        /// Committed steps of the whole run.
         step: u64,
     },
     /// Stopped at once; it can be resumed from the newest checkpoint.
     Stopped {
-        /// Why.
+        /// Who stopped the run, and why.
         reason: String,
     },
     /// The run could not go on.
     Failed {
-        /// Why.
+        /// What failed, with the numbers.
         reason: String,
     },
 }

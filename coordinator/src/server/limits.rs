@@ -29,7 +29,7 @@ const HELP_EVICTED: &str = "answer the challenge at once";
 /// A token bucket: how long to wait after a frame before the next one is read.
 #[derive(Debug)]
 pub(super) struct TokenBucket {
-    /// Frames per second.
+    /// Frames per second that the bucket refills.
     rate: f64,
     /// Frames that may come at once; negative while the peer is ahead of its rate.
     level: f64,

@@ -54,7 +54,7 @@ pub struct ServerOptions {
     pub bind: IpAddr,
     /// Port, 0 for any free one.
     pub port: u16,
-    /// Number of ranks.
+    /// Ranks that the run shall have.
     pub world: usize,
     /// Virtual shards of the config, which limit the number of ranks.
     pub virtual_shards: usize,
@@ -147,7 +147,7 @@ pub struct FindCheckpoint(Arc<Find>);
 type Find = dyn Fn() -> std::result::Result<StartPoint, String> + Send + Sync;
 
 impl FindCheckpoint {
-    /// From a function.
+    /// Wraps the function that looks for the newest complete checkpoint.
     pub fn new(
         find: impl Fn() -> std::result::Result<StartPoint, String> + Send + Sync + 'static,
     ) -> Self {
@@ -272,7 +272,7 @@ impl Server {
         })
     }
 
-    /// Where it listens.
+    /// Address, process and protocol version, as in `coordinator.json`.
     pub fn info(&self) -> &CoordinatorInfo {
         &self.info
     }

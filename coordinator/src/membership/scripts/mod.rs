@@ -26,7 +26,7 @@ enum ScriptAction {
     Heartbeat(usize, MemberState),
     /// All who have a seat vote properly for a step of so many samples.
     Step(u64),
-    /// One votes properly.
+    /// One member casts the vote that is due.
     Vote(usize, u64),
     /// One votes for anything.
     Wild(usize, u64, u32, u64, u64, bool),
