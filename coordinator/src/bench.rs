@@ -58,7 +58,7 @@ pub struct LoadMeasurement {
     pub vote: Latency,
     /// From a failure to the first commit after it.
     pub recovery: Latency,
-    /// Members that failed on purpose, and by mistake if any did.
+    /// Members that failed, as `Load::fail_per_minute` asks.
     pub failures: u64,
     /// Processor time of the server from the first generation on, user and system, per step.
     pub cpu_s_per_step: f64,

@@ -26,7 +26,7 @@ fn config() -> impl bincode::config::Config {
     bincode::config::standard().with_limit::<MAX_FRAME>()
 }
 
-/// A message as bincode, without a frame: for what is hashed, and for records on disk.
+/// A message as bincode, without a frame: for hashes and for records on disk.
 pub(crate) fn to_bytes<T: Serialize>(value: &T) -> Result<Vec<u8>> {
     bincode::serde::encode_to_vec(value, config()).map_err(|error| Error::FrameContent {
         bytes: 0,

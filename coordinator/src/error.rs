@@ -41,7 +41,7 @@ pub enum Error {
         /// Host of that process; `unknown` as for `pid`.
         host: String,
     },
-    /// A file of this crate that is not what it should be.
+    /// A journal or ledger whose checks fail.
     #[error("{} is damaged at byte {offset}: {detail}\n  help: it is not a torn last record, so it is not cut; keep a copy, and start in a new run directory from the newest checkpoint", path.display())]
     Corrupt {
         /// A file of records: the journal or the ledger.
@@ -253,7 +253,7 @@ pub enum Error {
 }
 
 impl Error {
-    /// Whether what was asked for is to blame, and not the machine or a peer: no retry helps.
+    /// Whether the request is at fault, and not the machine or a peer: no retry helps.
     pub fn is_usage(&self) -> bool {
         matches!(
             self,

@@ -11,7 +11,7 @@ pub type Generation = u64;
 /// A process's stable id for its whole life; a rank is only its seat.
 ///
 /// The upper 32 bits count the starts of the coordinator in this run directory, so an id is never
-/// given twice, also not by a coordinator that was started again.
+/// issued twice, not even by a restarted coordinator.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 pub struct MemberId(pub u64);
 
@@ -55,11 +55,11 @@ impl MemberState {
 /// Why a generation is over.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub enum Cause {
-    /// The run cannot go on.
+    /// The run cannot continue.
     Failed,
     /// A rank is lost or gave up: abandon the attempt and say [`crate::protocol::Request::Ready`] again.
     Regroup,
-    /// The run has finished: for those who had no seat in it at last.
+    /// The run has finished: for members without a seat in its last generation.
     Finished,
     /// Someone stopped the run at once.
     Stopped,

@@ -71,7 +71,7 @@ pub enum JournalEntry {
         generation: Generation,
         /// Committed steps when it happened.
         step: u64,
-        /// Milliseconds since the lost rank was last heard of, or since it last got something done.
+        /// Milliseconds since the lost rank's last message, or since its last progress.
         silent_ms: u64,
         /// What happened, to whom.
         reason: String,
@@ -114,8 +114,8 @@ pub struct JournalRecord {
 pub struct Journal(RecordFile<JournalRecord>);
 
 impl Journal {
-    /// Opens or creates it and returns what it holds. A torn last record is cut: it was never
-    /// announced.
+    /// Opens or creates the journal and returns its records. A torn last record is cut: nobody was
+    /// told of it.
     pub fn open(run_dir: &Path) -> Result<(Self, Vec<JournalRecord>)> {
         let (file, records) = RecordFile::open(&path(run_dir), FORMAT)?;
         Ok((Self(file), records))
@@ -140,7 +140,7 @@ pub struct Past {
     pub incarnations: u32,
     /// Highest generation so far.
     pub generation: Generation,
-    /// Who had a seat when the last coordinator was lost; nobody when it ended in order.
+    /// Members and their ranks when the last coordinator was lost; empty when it ended in order.
     pub seated: BTreeMap<MemberId, usize>,
 }
 

@@ -64,19 +64,19 @@ pub struct LedgerRecord {
 pub struct Ledger(RecordFile<LedgerRecord>);
 
 impl Ledger {
-    /// Opens or creates it and returns what it holds.
+    /// Opens or creates the ledger and returns its records.
     pub fn open(run_dir: &Path) -> Result<(Self, Vec<LedgerRecord>)> {
         let (file, records) = RecordFile::open(&path(run_dir), FORMAT)?;
         Ok((Self(file), records))
     }
 
-    /// Appends a record: with the system when this returns. What cannot be written, as when the
-    /// disk is full, is kept and written with a later one.
+    /// Appends a record; the system has it when this returns. A record that cannot be written, as
+    /// when the disk is full, is kept and written with a later one.
     pub fn append(&mut self, record: &LedgerRecord) -> Result<()> {
         self.0.append(record)
     }
 
-    /// No more entries can be kept: the run must not go on without a record of it.
+    /// No more entries can be kept: the run must not continue without a record of it.
     pub fn is_overdue(&self) -> bool {
         self.0.is_overdue()
     }
@@ -97,7 +97,7 @@ pub fn read(run_dir: &Path) -> Result<Contents<LedgerRecord>> {
     records::read(&path(run_dir), FORMAT)
 }
 
-/// The steps that made the newest weights, oldest first: without those that a later start made void.
+/// The steps that made the newest weights, oldest first, without the steps that a later start made void.
 pub fn history<'a>(entries: impl IntoIterator<Item = &'a LedgerEntry>) -> Vec<CommittedStep> {
     let mut steps: Vec<CommittedStep> = Vec::new();
     for entry in entries {

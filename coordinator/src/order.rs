@@ -245,7 +245,7 @@ fn permuted_cells(key: &[u8; 32], image: u32, cells: &[u16]) -> Result<Vec<u16>>
         .map(|cell| (hash64(key, TAG_CELL, image, u32::from(*cell)), *cell))
         .collect();
     keyed.sort_unstable();
-    // Equal cells have equal hashes, so a cell listed twice is now beside itself.
+    // Equal cells have equal hashes, so a cell listed twice is now next to its copy.
     if let Some(pair) = keyed.windows(2).find(|pair| pair[0] == pair[1]) {
         return Err(Error::CellTwice {
             image,

@@ -15,7 +15,7 @@ pub const PROTOCOL_VERSION: u8 = 5;
 /// Most bytes that rank 0 may publish in a generation.
 pub const PUBLISH_MAX: usize = 1024;
 
-/// Where training goes on: the newest committed step and what it left. Ordered by progress.
+/// Where training continues: the newest committed step and the cursor it left. Ordered by progress.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
 pub struct StartPoint {
     /// Epoch that `cursor` counts in, from 0.
@@ -93,15 +93,15 @@ pub struct Ready {
     pub gave_up: Option<String>,
 }
 
-/// What a trainer trains. All ranks have to say the same.
+/// What a trainer trains. All ranks must report the same.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Terms {
     /// Samples (non-black training patches) in one epoch: [`crate::order::EpochOrder::total_samples`].
     pub samples_per_epoch: u64,
     /// A hash over resolved config and manifest, so that ranks with another config or other data
-    /// are told so instead of training on it. At most 256 bytes.
+    /// are refused instead of training on it. At most 256 bytes.
     pub fingerprint: String,
-    /// The ranks can form anew while they live. Those of an MPI world cannot.
+    /// The ranks can form a new generation in the same processes. Ranks of an MPI world cannot.
     pub elastic: bool,
 }
 
@@ -199,7 +199,7 @@ pub enum Request {
     },
     /// Trainer: an attempt is done.
     Vote(Vote),
-    /// Trainer: something happened that the others or the status want to know.
+    /// Trainer: a report for the other ranks or the status.
     Event(TrainerEvent),
     /// Observer or launcher: send the status.
     GetStatus,
@@ -213,7 +213,7 @@ pub enum Request {
         /// Who asks, and why; shown in the status.
         reason: String,
     },
-    /// Launcher: the run cannot go on, as when a trainer ended before it had joined.
+    /// Launcher: the run cannot continue, as when a trainer ended before it had joined.
     Fail {
         /// Why the run cannot continue, with the numbers.
         reason: String,
@@ -227,28 +227,28 @@ pub enum Request {
     },
 }
 
-/// What a trainer tells without waiting for an answer.
+/// A report of a trainer, which waits for no answer.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub enum TrainerEvent {
-    /// An epoch is evaluated. One rank telling it is enough.
+    /// An epoch is evaluated. One rank's report is enough.
     EpochEnd {
         /// The evaluated epoch, as the trainer counts it.
         epoch: u32,
-        /// Named figures (`f1_micro`, ...). Those that are not finite are ignored.
+        /// Named figures (`f1_micro`, ...). Figures that are not finite are ignored.
         metrics: BTreeMap<String, f64>,
         /// Why the watched metric has no value, so that nothing is decided by it.
         undefined: Option<String>,
     },
-    /// A checkpoint is complete on disk. One rank telling it is enough.
+    /// A checkpoint is complete on disk. One rank's report is enough.
     CheckpointSaved(CheckpointInfo),
-    /// Training is complete (not: drained). Every rank says so; then it may close the connection.
+    /// Training is complete (not: drained). Every rank sends it; then it may close the connection.
     Finished {
         /// Committed steps; must equal the coordinator's.
         step: u64,
-        /// Hash over all tensors; ranks that give one have to give the same.
+        /// Hash over all tensors; all ranks that give one must give the same.
         weights_blake3: Option<String>,
     },
-    /// The agreed drain step is done and saved. Every rank says so; then it may close the connection.
+    /// The agreed drain step is done and saved. Every rank sends it; then it may close the connection.
     Left {
         /// Committed steps; must be the agreed last one.
         step: u64,
@@ -257,15 +257,15 @@ pub enum TrainerEvent {
     Shared {
         /// Committed steps of that state.
         step: u64,
-        /// Hash over parameters, moments and statistics. All ranks have to say the same.
+        /// Hash over parameters, moments and statistics. All ranks must report the same.
         state_blake3: String,
     },
-    /// This rank cannot go on. In an elastic run the others do.
+    /// This rank cannot continue. In an elastic run the others do.
     Failed {
         /// What failed on this rank, with the numbers.
         reason: String,
     },
-    /// A checkpoint could not be written. Training goes on; the one before stays the newest.
+    /// A checkpoint could not be written. Training continues; the one before stays the newest.
     CheckpointFailed {
         /// Committed steps that it would have held.
         step: u64,

@@ -12,7 +12,7 @@ use crate::ids::{CheckpointInfo, Generation, MemberId, MemberState};
 /// File name in the run directory.
 pub const STATUS_FILE: &str = "status.json";
 
-/// Most that a rank's status takes in a frame besides the name of its host.
+/// Most bytes that a rank's status takes in a frame, without the name of its host.
 const RANK_BYTES: usize = 50;
 
 /// State of the whole run.
@@ -59,7 +59,7 @@ pub struct RankStatus {
     pub step: u64,
     /// Throughput of this rank alone; 0 until it is known.
     pub samples_per_s: f32,
-    /// Milliseconds since it was last heard of.
+    /// Milliseconds since its last message.
     pub last_seen_ms: u64,
 }
 
@@ -138,8 +138,8 @@ pub struct Status {
 }
 
 impl Status {
-    /// Leaves out the last ranks until the others fit into `bytes`, by an upper bound of what they take
-    /// in a frame.
+    /// Leaves out the last ranks until the others fit into `bytes`, by an upper bound of their size in
+    /// a frame.
     pub fn fit(&mut self, bytes: usize) {
         let mut left = bytes;
         let fits = |rank: &&RankStatus| {

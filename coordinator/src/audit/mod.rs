@@ -79,7 +79,7 @@ impl Report {
 pub struct EpochAudit {
     /// The epoch, from 1.
     pub epoch: u32,
-    /// Not through yet: what lies behind the newest committed step is to come, not missed.
+    /// The run has not finished this epoch: samples after the newest committed step are still to come, not missed.
     pub in_progress: bool,
     /// Samples of an epoch.
     pub expected: u64,

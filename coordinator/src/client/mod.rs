@@ -39,7 +39,7 @@ const HELP_PUBLISHED: &str = "rank 0 hangs before it has told how to meet it: se
 const HELP_VOTE: &str = "a rank hangs in this step: see `fovea status` for the one that is behind, \
     and raise the deadline if it is only slow";
 
-/// What the coordinator made of a vote.
+/// The coordinator's answer to a vote.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Decision {
     /// All ranks voted for the step: move the optimizer and the cursor.
@@ -150,8 +150,8 @@ impl Client {
         self.reporter.clone()
     }
 
-    /// Says that this process can take a seat, at the start or in a later rendezvous, and waits for
-    /// it. From then on [`Reporter::abort_signal`] is the new generation's.
+    /// Reports that this process can take a seat, at the start or in a later rendezvous, and waits for
+    /// the seat. From then on [`Reporter::abort_signal`] is the new generation's.
     ///
     /// # Errors
     /// [`Error::Aborted`] when the run is over, [`Error::Lost`] or [`Error::Dropped`] when the
@@ -255,8 +255,8 @@ impl Client {
         }
     }
 
-    /// A write failed: most likely the coordinator closed after it said why, and that is what the
-    /// caller wants to hear.
+    /// A write failed: most likely the coordinator closed the connection after it sent a reason, and
+    /// the caller needs that reason.
     fn told_why(&self, error: Error) -> Error {
         let deadline = Instant::now() + CLOSE_TIMEOUT;
         loop {
@@ -309,7 +309,7 @@ impl Drop for Client {
 
 impl Reporter {
     /// The training thread got something done; the next heartbeat carries the count. One atomic
-    /// addition: call it freely. A rank that does not, for long, is taken for one that hangs.
+    /// addition: call it freely. A rank that does not call it for long counts as hung.
     pub fn beat(&self) {
         self.shared.beat.fetch_add(1, Ordering::Relaxed);
     }
@@ -458,8 +458,8 @@ impl Shared {
     }
 }
 
-/// A poisoned lock only means that another thread panicked between two writes; what it guards here
-/// is whole at any time.
+/// A poisoned lock only means that another thread panicked between two writes; the guarded values
+/// here are consistent at any time.
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }

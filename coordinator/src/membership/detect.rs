@@ -9,7 +9,7 @@ use crate::protocol::{Abort, Cause, MemberId, MemberState, Reply};
 const STARTING_MS: u64 = 60_000;
 
 impl Membership {
-    /// Its socket says so, at once.
+    /// A member's connection closed.
     pub(super) fn disconnected(&mut self, id: MemberId, detail: &str, now_ms: u64) -> Transition {
         let Some(member) = self.members.get(&id) else {
             return Transition::none();
@@ -33,7 +33,7 @@ impl Membership {
         self.lose(id, &reason, silent_ms, now_ms)
     }
 
-    /// A member is gone, or as good as gone. In an elastic run the others go on without it.
+    /// Removes a member that is gone, or as good as gone. In an elastic run the others continue without it.
     pub(super) fn lose(
         &mut self,
         id: MemberId,
@@ -62,7 +62,7 @@ impl Membership {
         };
         running.seated -= 1;
         if running.first_done.is_some() {
-            // Those who are done have passed the last barrier: what had to be saved is saved.
+            // Ranks that are done have passed the last barrier: the last checkpoint is saved.
             let all_done = running.done == running.seated;
             self.why = format!("{reason}; nothing depended on it any more");
             let noted = Transition::because(self.why.clone(), Vec::new());
@@ -78,7 +78,7 @@ impl Membership {
         left.and(self.try_form(now_ms))
     }
 
-    /// Something that costs time; for the journal and the status.
+    /// Counts an event that costs the run time, for the journal and the status.
     pub(super) fn note_incident(&mut self, reason: &str, silent_ms: u64, now_ms: u64) -> Effect {
         self.incidents.count += 1;
         self.incidents.last = Some(reason.to_owned());
@@ -94,7 +94,7 @@ impl Membership {
         })
     }
 
-    /// The generation is over; its ranks abandon the attempt and say again that they are ready.
+    /// Ends the generation: its ranks abandon the attempt and report that they are ready again.
     pub(super) fn leave_generation(&mut self, reason: &str, now_ms: u64) -> Transition {
         let to = self.members.ids(|m| m.seat.is_some() && m.done == Done::No);
         self.gather(now_ms);
@@ -126,8 +126,8 @@ impl Membership {
         if self.outcome().is_some() {
             return Transition::none();
         }
-        // This process itself stood still. What the members sent meanwhile is not read yet, so the
-        // time it was away does not count against them.
+        // This process itself stood still. It has not read the members' messages of that time yet, so
+        // the time does not count against them.
         if away > lapse / 2 {
             for member in self.members.values_mut() {
                 member.last_seen_ms = (member.last_seen_ms + away).min(now_ms);
@@ -184,8 +184,8 @@ impl Membership {
             .is_some_and(|running| running.first_done.is_none())
     }
 
-    /// All wait for each other, so one of them hangs in what the others take for waiting. Who does not
-    /// come to the next rendezvous is the one.
+    /// All ranks report that they wait for each other, so one of them hangs in its wait. The rank that
+    /// misses the next rendezvous is the one.
     fn stall(&mut self, now_ms: u64) -> Transition {
         if !self.all_at_work() || !self.config.elastic {
             return Transition::none();
@@ -227,7 +227,7 @@ impl Membership {
                 ));
                 continue;
             }
-            // Who waits for others is not the one that hangs; who starts may read a checkpoint.
+            // A rank that waits for others is not the one that hangs; a starting rank may read a checkpoint.
             let limit = match state {
                 MemberState::Starting => hung.max(STARTING_MS),
                 _ => hung,
@@ -255,7 +255,7 @@ impl Membership {
             .max(steps.saturating_mul(self.config.watchdog_steps))
     }
 
-    /// Waiting ends some time.
+    /// Ends a rendezvous that takes too long.
     fn patience(&mut self, now_ms: u64) -> Transition {
         let Phase::Gathering(Gathering { since_ms, .. }) = self.phase else {
             return Transition::none();

@@ -1,4 +1,4 @@
-//! Who takes part and what they agreed on: one pure state machine.
+//! The members of a run and their agreements: one pure state machine.
 //!
 //! [`Membership::apply`] takes an event and the time, and returns effects in their required
 //! order, with the reason for them. It does no IO and reads no clock, so a test can replay any script of
@@ -78,7 +78,7 @@ struct Results {
 
 /// The state machine.
 ///
-/// Its own fields last for the whole run. Those that only mean something in one phase are in [`Phase`].
+/// Its own fields last for the whole run. Fields that only mean something in one phase are in [`Phase`].
 #[derive(Clone, Debug)]
 pub struct Membership {
     config: MembershipConfig,
@@ -132,7 +132,7 @@ impl Membership {
         }
     }
 
-    /// Takes an event at a time and says what has to be done. Time never goes back.
+    /// Takes an event and its time, and returns the effects. Time never goes back.
     pub fn apply(&mut self, event: MembershipEvent, now_ms: u64) -> Transition {
         match event {
             MembershipEvent::Join { ticket, info } => self.join(ticket, info, now_ms),
@@ -254,7 +254,7 @@ impl Membership {
                 self.drain = Some(reason.to_owned());
                 let evaluates = |m: &Member| m.state == MemberState::Evaluating;
                 if self.config.elastic && self.members.values().any(evaluates) {
-                    // It can be done again; the time that is left may not be enough for it.
+                    // An evaluation can be repeated; the time that is left may not be enough for it.
                     let why = format!("the evaluation is given up to save and leave: {reason}");
                     return self.leave_generation(&why, now_ms);
                 }
@@ -264,7 +264,7 @@ impl Membership {
         }
     }
 
-    /// The run cannot go on.
+    /// Ends the run, which cannot continue.
     fn fail(&mut self, reason: &str) -> Transition {
         let outcome = RunOutcome::Failed {
             reason: reason.to_owned(),
@@ -272,8 +272,8 @@ impl Membership {
         self.end(outcome, Some(Cause::Failed), reason)
     }
 
-    /// The run is over; with a cause, those who still train are told to abort. Those without a seat
-    /// are told in any case.
+    /// Ends the run. With a cause, the members that still train are told to abort; members without a
+    /// seat are told in any case.
     fn end(&mut self, outcome: RunOutcome, abort: Option<Cause>, reason: &str) -> Transition {
         if let Phase::Over(_) = self.phase {
             return Transition::because(
@@ -310,7 +310,7 @@ impl Membership {
     }
 }
 
-/// A peer's text, cut to a length that can be passed on.
+/// A peer's text, cut to a length that can be forwarded.
 fn clip(text: &str) -> String {
     text.chars().take(TEXT_MAX).collect()
 }

@@ -63,7 +63,7 @@ impl Membership {
         Transition::because(reason, effects)
     }
 
-    /// A member that does what it may not: it has to go.
+    /// Removes a member that broke the protocol.
     fn dismiss(&mut self, member: MemberId, reason: &str, now_ms: u64) -> Transition {
         let mut lost = self.lose(member, reason, 0, now_ms);
         if self.outcome().is_none() {

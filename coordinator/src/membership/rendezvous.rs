@@ -49,7 +49,7 @@ impl Membership {
             ));
         }
         let member = match info.member {
-            // The same process: it lost its connection, which is not yet known here.
+            // The same process: it lost its connection, which nobody has noticed here yet.
             Some(id)
                 if self
                     .members
@@ -71,8 +71,8 @@ impl Membership {
                     "member {id} is connected already\n  help: two processes use the same member id; start the second one without it"
                 ));
             }
-            // An id that was given before, perhaps by an earlier coordinator. Any other could be
-            // one that this coordinator is going to give.
+            // An id that was issued before, perhaps by an earlier coordinator. Any other could be
+            // one that this coordinator is about to issue.
             Some(id) if id < self.next_member => id,
             _ => {
                 let id = self.next_member;
@@ -140,7 +140,7 @@ impl Membership {
             return lost;
         }
         let ready = Ready {
-            // What nobody committed nobody can hold: it comes from a course that was left.
+            // Nobody can hold a step that was not committed: it comes from an abandoned generation.
             have: ready.have.filter(|have| have.step <= newest.step),
             ..ready
         };
@@ -157,7 +157,7 @@ impl Membership {
                 gave_up.as_deref().unwrap_or("no reason given")
             );
             if running.first_done.is_some() {
-                // Others have left for good: there is nobody to begin anew with.
+                // Others have left for good: nobody is there to form a generation with.
                 let mut lost = self.lose(id, &reason, 0, now_ms);
                 if self.outcome().is_none() {
                     let reason = format!("{reason}\n  help: other ranks have finished already");
@@ -185,11 +185,11 @@ impl Membership {
         }
     }
 
-    /// One without a seat is ready while the others train: if it makes a larger world possible, they
-    /// meet after the next step.
+    /// A member without a seat is ready while the others train: if it makes a larger world possible,
+    /// they meet after the next step.
     fn welcome_spare(&mut self, id: MemberId) -> Transition {
         let who = self.members.describe(id);
-        // Those with a seat are ready as well.
+        // Members with a seat count as ready too.
         let possible = self.usable(self.members.ready());
         if possible <= self.world {
             return Transition::because(
@@ -219,12 +219,12 @@ impl Membership {
             .unwrap_or(0)
     }
 
-    /// A new generation, if all who are waited for are there.
+    /// Forms a new generation if every member that the run waits for is there.
     pub(super) fn try_form(&mut self, now_ms: u64) -> Transition {
         if !self.is_gathering() || self.searching {
             return Transition::none();
         }
-        // Ranks of the generation before come back; who has just been started is not waited for.
+        // Ranks of the generation before come back; the run does not wait for new processes.
         let back = self.absent.is_empty() && self.members.owing() == 0;
         let least = match self.drain {
             Some(_) => 1,
@@ -241,7 +241,7 @@ impl Membership {
         }
     }
 
-    /// Nobody else came. With enough ranks the run goes on; with too few it saves what they hold.
+    /// Nobody else came. With enough ranks the run continues; with too few it saves the state they hold.
     pub(super) fn give_up_waiting(&mut self, waited_ms: u64, now_ms: u64) -> Transition {
         let usable = self.usable(self.members.ready());
         let short = format!(
@@ -293,7 +293,7 @@ impl Membership {
         }
     }
 
-    /// A new generation from those who are ready.
+    /// Forms a new generation from the members that are ready.
     fn form(&mut self, now_ms: u64) -> Transition {
         let Phase::Gathering(gathering) = &self.phase else {
             return Transition::none();
@@ -416,7 +416,7 @@ impl Membership {
         [first].into_iter().chain(elsewhere).collect()
     }
 
-    /// Members by rank. Those who hold the state are taken first, then those who had a lower rank, then
+    /// Members by rank. Holders of the state are taken first, then members that had a lower rank, then
     /// lower ids. A member keeps the rank it had, or gets the one it prefers, when that is free; the
     /// others fill the gaps.
     fn seats(&self, world: usize, start: StartPoint) -> Vec<MemberId> {

@@ -33,8 +33,8 @@ pub(super) struct Member {
     pub done: Done,
 }
 
-/// All members by id. It counts those who are ready and those who owe it, because a rendezvous of N
-/// members asks for both N times.
+/// All members by id. It counts the members that are ready and those that owe it, because a rendezvous
+/// of N members asks for both N times.
 #[derive(Clone, Debug, Default)]
 pub(super) struct Roster {
     members: BTreeMap<MemberId, Member>,
@@ -74,8 +74,8 @@ impl Roster {
         }
     }
 
-    /// Seats become last seats, and who had one owes a new answer. A member without a seat has
-    /// given its answer already.
+    /// Seats become last seats, and a member that had one owes a new answer. A member without a seat
+    /// has given its answer already.
     pub fn unseat(&mut self, now_ms: u64) {
         for member in self.members.values_mut() {
             if member.seat.is_some() {

@@ -15,30 +15,30 @@ pub struct MembershipConfig {
     pub world: usize,
     /// Which numbers of ranks can train: [`crate::order::allowed_world_sizes`].
     pub virtual_shards: usize,
-    /// The ranks can form anew while they live, so the loss of one is not the end. Otherwise (an MPI
-    /// world) it is.
+    /// The remaining ranks can form a new generation, so the loss of one is not the end. In an MPI
+    /// world it is.
     pub elastic: bool,
     /// With fewer ranks than this, an elastic run waits.
     pub min_ranks: usize,
     /// Epochs to train, for the status.
     pub epochs: u32,
-    /// A member that was not heard of for longer is dead, in milliseconds.
+    /// A member that stays silent for longer counts as dead, in milliseconds.
     pub heartbeat_lapse_ms: u64,
     /// A rank whose training thread gets nothing done for this long hangs, in milliseconds...
     pub watchdog_ms: u64,
     /// ...or for this many median steps, whichever is longer.
     pub watchdog_steps: u64,
-    /// How long missing ranks are waited for, in milliseconds.
+    /// How long the run waits for missing ranks, in milliseconds.
     pub join_ms: u64,
-    /// How long the ranks of a coordinator that was lost are waited for, in milliseconds.
+    /// How long the run waits for the ranks of a lost coordinator, in milliseconds.
     pub rejoin_ms: u64,
-    /// When the run has to have left, in milliseconds of [`super::Membership::apply`]'s clock.
+    /// When the run must have ended, in milliseconds of [`super::Membership::apply`]'s clock.
     pub deadline_ms: Option<u64>,
     /// Where training starts when no member holds a state: the newest complete checkpoint.
     pub start: StartPoint,
     /// The newest step that was ever committed. A member that claims more is not believed.
     pub newest: StartPoint,
-    /// Who had which rank when an earlier coordinator was lost, and may come back.
+    /// Members that had a rank when an earlier coordinator was lost, with that rank. They may come back.
     pub absent: BTreeMap<MemberId, usize>,
     /// Highest generation that was ever announced; 0 when none was.
     pub last_generation: Generation,
@@ -68,7 +68,7 @@ pub enum MembershipEvent {
     Ready {
         /// The trainer that is ready.
         member: MemberId,
-        /// What it has to say.
+        /// Its terms and the state that it holds.
         ready: Ready,
     },
     /// A trainer is alive.
@@ -81,7 +81,7 @@ pub enum MembershipEvent {
         step: u64,
         /// Its throughput, 0 when unknown.
         samples_per_s: f32,
-        /// What its training thread has got done.
+        /// Count of its training thread's progress.
         beat: u64,
     },
     /// A trainer voted for an attempt.
@@ -91,7 +91,7 @@ pub enum MembershipEvent {
         /// Its vote, unchecked.
         vote: Vote,
     },
-    /// A trainer tells something.
+    /// A trainer reports something.
     Trainer {
         /// The trainer that reports.
         member: MemberId,
@@ -124,7 +124,7 @@ pub enum MembershipEvent {
         /// Who asks for the stop, and why.
         reason: String,
     },
-    /// Someone outside the ranks knows that the run cannot go on.
+    /// Someone outside the ranks knows that the run cannot continue.
     Fail {
         /// Why the run cannot continue.
         reason: String,
@@ -136,7 +136,7 @@ pub enum MembershipEvent {
     Tick,
 }
 
-/// What has to be done, in order.
+/// An output of the state machine. The shell carries effects out in order.
 #[derive(Clone, Debug, PartialEq)]
 pub enum Effect {
     /// Let a trainer in under this id.
@@ -153,20 +153,20 @@ pub enum Effect {
         /// Sent before the connection closes, with a help line.
         reason: String,
     },
-    /// As `Refuse`, for one that was let in before.
+    /// As `Refuse`, for a member that was let in before.
     Dismiss {
         /// The member to close the connection of.
         member: MemberId,
         /// Sent before the connection closes, with a help line.
         reason: String,
     },
-    /// Put this on disk before going on.
+    /// Put this on disk before the next effect.
     Journal(JournalEntry),
-    /// Append this before going on.
+    /// Append this before the next effect.
     Ledger(LedgerEntry),
     /// No member holds a state any more: look for the newest complete checkpoint.
     FindCheckpoint,
-    /// A checkpoint stands: what the ledger says of it has to be on disk.
+    /// A checkpoint is complete: the ledger's records up to it must reach the disk.
     SyncLedger,
     /// Send to each of them.
     Send {
@@ -197,7 +197,7 @@ pub enum RunOutcome {
         /// Who stopped the run, and why.
         reason: String,
     },
-    /// The run could not go on.
+    /// The run could not continue.
     Failed {
         /// What failed, with the numbers.
         reason: String,
@@ -215,10 +215,10 @@ impl RunOutcome {
     }
 }
 
-/// What an event led to.
+/// The consequences of an event.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct Transition {
-    /// What has to be done, in order.
+    /// Effects to carry out, in order.
     pub effects: Vec<Effect>,
     /// Why, with numbers. Always there when there are effects.
     pub reason: Option<String>,

@@ -10,9 +10,9 @@ use crate::ledger::{CommittedStep, LedgerEntry};
 use crate::protocol::{CheckpointInfo, MemberId, Next, Reply, StartPoint, TrainerEvent, Vote};
 use crate::status::EpochSummary;
 
-/// A checkpoint before the first one was measured, in milliseconds.
+/// Time that a checkpoint is assumed to take until one was measured, in milliseconds.
 const UNKNOWN_SAVE_MS: u64 = 5_000;
-/// What leaving takes besides, in milliseconds.
+/// Time to leave after the checkpoint, in milliseconds.
 const MARGIN_MS: u64 = 2_000;
 
 /// Figures of an epoch that are kept, and the longest name of one in bytes: the status has to fit
@@ -60,7 +60,7 @@ impl Membership {
         self.commit(&ballot, now_ms)
     }
 
-    /// What is wrong with a vote, on its own and beside those before it.
+    /// The objection to a vote, on its own or compared with the votes before it.
     fn objection(&self, running: &Running, id: MemberId, vote: &Vote) -> Option<String> {
         let member = self.members.get(&id)?;
         // Only for an objection: nearly all votes are without one.
@@ -111,7 +111,7 @@ impl Membership {
         self.range_objection(running, &who, vote)
     }
 
-    /// The range has to go on where the last step ended, and lie within the epoch.
+    /// The range must continue where the last step ended, and lie within the epoch.
     fn range_objection(
         &self,
         running: &Running,

@@ -27,8 +27,8 @@ use crate::token::{TOKEN_FILE, Token};
 const STATUS_EVERY: Duration = Duration::from_secs(1);
 /// Bytes of the ranks in a status frame; the rest of the frame is for everything else in it.
 const STATUS_RANKS: usize = codec::MAX_FRAME - (256 << 10);
-/// A status frame of more bytes is sent again to who asks within this time: making it anew takes the
-/// time of thousands of votes.
+/// A status frame of more bytes serves every peer that asks within `STATUS_FRESH`: building one takes
+/// as long as thousands of votes.
 const STATUS_LARGE: usize = 64 << 10;
 const STATUS_FRESH: Duration = Duration::from_millis(250);
 
@@ -329,7 +329,7 @@ impl Core {
         }
     }
 
-    /// Applies an event, and those that its effects lead to. Returns the first one's reason.
+    /// Applies an event, and the events that its effects cause. Returns the reason of the first.
     pub fn apply(&mut self, event: MembershipEvent) -> Option<String> {
         let mut told = None;
         let mut next = Some(event);

@@ -62,9 +62,9 @@ pub struct ServerOptions {
     pub epochs: u32,
     /// Where training starts: that of the checkpoint on resume.
     pub start: StartPoint,
-    /// A trainer that was not heard of for longer is dead, in milliseconds; at least 100.
+    /// A trainer that stays silent for longer counts as dead, in milliseconds; at least 100.
     pub heartbeat_lapse_ms: u64,
-    /// Whether the ranks can form anew when one is lost (an MPI world cannot).
+    /// Whether the remaining ranks can form a generation when one is lost (an MPI world cannot).
     pub elastic: bool,
     /// With fewer ranks than this, an elastic run waits for more.
     pub min_ranks: usize,
@@ -379,7 +379,7 @@ impl Server {
         drop(inbox);
         core.close_connections();
         let all_closed = async { while connections.join_next().await.is_some() {} };
-        // Those that still hang are cut when the set is dropped.
+        // Dropping the set cuts the connections that still hang.
         let _ = tokio::time::timeout(CLOSE_TIMEOUT, all_closed).await;
         core.finish().await;
         if let Err(error) = std::fs::remove_file(lock.run_dir().join(rundir::INFO_FILE)) {

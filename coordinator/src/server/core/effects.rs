@@ -1,4 +1,4 @@
-//! What an effect does outside the state machine: records, checkpoints, `status.json`.
+//! Carries out the effects of the state machine, and writes the records and `status.json`.
 
 use std::path::Path;
 use std::sync::Arc;
@@ -94,7 +94,7 @@ impl Core {
         }
     }
 
-    /// On a thread of its own: checkpoints are large, and heartbeats are to be heard meanwhile.
+    /// On a thread of its own: checkpoints are large, and heartbeats must be read meanwhile.
     fn search_checkpoint(&self) {
         let (find, inbox) = (self.find_checkpoint.clone(), self.inbox.clone());
         tokio::task::spawn_blocking(move || {
