@@ -30,7 +30,7 @@ pub(super) struct Running {
     pub ballot: Ballot,
     /// Why the ranks meet after the next commit.
     pub regroup: Option<String>,
-    /// The step that was committed as the last one.
+    /// The step that is agreed as the last one, once it is committed.
     pub drained_at: Option<u64>,
     /// Rank 0 has published.
     pub published: bool,
@@ -66,15 +66,15 @@ impl Gathering {
 }
 
 impl Running {
-    /// A generation of `world` ranks. With `last` they take no step: that one was the last.
-    pub fn new(world: usize, last: Option<u64>, gathering: Gathering) -> Self {
+    /// A generation of `world` ranks. With `last` they take no step: that step was the last.
+    pub fn new(world: usize, last: Option<u64>, shared: Option<StateReports>) -> Self {
         Self {
             seated: world,
             ballot: Ballot::default(),
             regroup: None,
             drained_at: last,
             published: false,
-            shared: gathering.shared,
+            shared,
             done: 0,
             first_done: None,
             weights: None,

@@ -315,7 +315,7 @@ impl Membership {
         let by_rank = self.seats(world, start);
         self.generation += 1;
         let last = self.drain.is_some();
-        let running = Running::new(world, last.then_some(start.step), gathering.clone());
+        let running = Running::new(world, last.then_some(start.step), gathering.shared.clone());
         self.phase = Phase::Running(running);
         self.progress.restart();
         self.world = world;
