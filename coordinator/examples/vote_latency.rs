@@ -88,7 +88,7 @@ fn rank(endpoint: &Endpoint, steps: u64) -> Result<Vec<Duration>, Failure> {
         let begun = Instant::now();
         match client.vote(&vote, begun + patience)? {
             Decision::Commit { .. } => times.push(begun.elapsed()),
-            Decision::Abort { reason, .. } => return Err(reason.into()),
+            Decision::Abort(abort) => return Err(abort.reason.into()),
         }
     }
     client.event(TrainerEvent::Finished {

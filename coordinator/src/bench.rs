@@ -28,7 +28,7 @@ const EPOCHS: u32 = 1_000_000;
 /// How long the server may take to come up and all members to meet.
 const START_TIMEOUT: Duration = Duration::from_secs(120);
 
-/// What is measured.
+/// The simulated run: how many members, for how long, with which faults.
 #[derive(Clone, Copy, Debug)]
 pub struct Load {
     /// Ranks of the run; also its virtual shards.
@@ -43,14 +43,14 @@ pub struct Load {
     pub fail_per_minute: f64,
 }
 
-/// What came out.
+/// Measured latencies, counts and sizes of one simulated run.
 #[derive(Clone, Debug, Serialize)]
 pub struct LoadMeasurement {
-    /// Ranks.
+    /// Ranks that vote for a step.
     pub world: usize,
-    /// Members beyond them.
+    /// Members beyond `world`, which stand by for a lost rank.
     pub spares: usize,
-    /// Committed steps.
+    /// Steps that the coordinator committed.
     pub steps: u64,
     /// From the first connection to the first generation of all ranks, in seconds.
     pub rendezvous_s: f64,
@@ -58,7 +58,7 @@ pub struct LoadMeasurement {
     pub vote: Latency,
     /// From a failure to the first commit after it.
     pub recovery: Latency,
-    /// Members that failed.
+    /// Members that failed, as `Load::fail_per_minute` asks.
     pub failures: u64,
     /// Processor time of the server from the first generation on, user and system, per step.
     pub cpu_s_per_step: f64,
@@ -68,7 +68,7 @@ pub struct LoadMeasurement {
     pub cpu_rendezvous_s: f64,
     /// Largest resident memory of the server, in MiB.
     pub peak_memory_mib: f64,
-    /// Generations in all.
+    /// Generations that formed, the first included.
     pub generations: u64,
     /// Interval of the heartbeats, in milliseconds.
     pub heartbeat_ms: u32,

@@ -26,7 +26,7 @@ fn config() -> impl bincode::config::Config {
     bincode::config::standard().with_limit::<MAX_FRAME>()
 }
 
-/// A message as bincode, without a frame: for what is hashed, and for records on disk.
+/// A message as bincode, without a frame: for hashes and for records on disk.
 pub(crate) fn to_bytes<T: Serialize>(value: &T) -> Result<Vec<u8>> {
     bincode::serde::encode_to_vec(value, config()).map_err(|error| Error::FrameContent {
         bytes: 0,
@@ -169,8 +169,8 @@ mod tests {
 
     use super::*;
     use crate::protocol::{
-        Assignment, Cause, CheckpointInfo, MemberId, MemberState, Next, Ready, Request, Role,
-        Seated, StartPoint, Terms, TrainerEvent, TrainerInfo, Vote,
+        Abort, Assignment, Cause, CheckpointInfo, MemberId, MemberState, Next, Ready, Request,
+        Role, Seated, StartPoint, Terms, TrainerEvent, TrainerInfo, Vote,
     };
     use crate::status::{RankStatus, RunState, Status, Turned};
 
@@ -321,11 +321,11 @@ mod tests {
                 step: 2,
                 next: Next::Regroup,
             },
-            Reply::Abort {
+            Reply::Abort(Abort {
                 generation: 1,
                 cause: Cause::Failed,
                 reason: "x".to_owned(),
-            },
+            }),
             Reply::StatusReport(Box::new(status)),
             Reply::Noted {
                 detail: "d".to_owned(),

@@ -3,7 +3,7 @@
 use std::io;
 use std::path::PathBuf;
 
-use crate::ids::{Cause, Generation};
+use crate::ids::Abort;
 
 /// Result of this crate.
 pub type Result<T> = std::result::Result<T, Error>;
@@ -14,11 +14,11 @@ pub enum Error {
     /// A file could not be read, written or locked.
     #[error("cannot {what} {}: {source}\n  help: check that the directory exists, is writable and has space left", path.display())]
     File {
-        /// What was tried.
+        /// The verb of the message: `read`, `write`, `lock`.
         what: &'static str,
-        /// The file.
+        /// Path as the program was given it.
         path: PathBuf,
-        /// The system's answer.
+        /// Error of the system call.
         source: io::Error,
     },
     /// The socket could not be opened.
@@ -28,33 +28,33 @@ pub enum Error {
     Listen {
         /// Address that was asked for.
         addr: String,
-        /// The system's answer.
+        /// Error of `bind`, as a port that is taken.
         source: io::Error,
     },
     /// Another coordinator holds the run directory.
     #[error("run directory {} is in use by pid {pid} on host {host}\n  help: wait for it to end, stop it, or choose another run directory with --out", run_dir.display())]
     RunInUse {
-        /// The run directory.
+        /// The directory that is locked.
         run_dir: PathBuf,
         /// Process that holds it, `unknown` when it has not said yet.
         pid: String,
-        /// Its host.
+        /// Host of that process; `unknown` as for `pid`.
         host: String,
     },
-    /// A file of this crate that is not what it should be.
+    /// A journal or ledger whose checks fail.
     #[error("{} is damaged at byte {offset}: {detail}\n  help: it is not a torn last record, so it is not cut; keep a copy, and start in a new run directory from the newest checkpoint", path.display())]
     Corrupt {
-        /// The file.
+        /// A file of records: the journal or the ledger.
         path: PathBuf,
-        /// Where.
+        /// First byte of the damaged record, from the start of the file.
         offset: u64,
-        /// What is wrong.
+        /// The check that failed, with its numbers.
         detail: String,
     },
     /// A file of another format version.
     #[error("{} has format version {found}, this program reads version {expected}\n  help: use the program that wrote it, or a new run directory", path.display())]
     FileVersion {
-        /// The file.
+        /// A file of records: the journal or the ledger.
         path: PathBuf,
         /// Version in the file.
         found: u32,
@@ -64,7 +64,7 @@ pub enum Error {
     /// A JSON file that cannot be read.
     #[error("{} cannot be read: {detail}\n  help: was it written by another version or edited? remove it when no run uses this directory", path.display())]
     Json {
-        /// The file.
+        /// Path of the JSON file, as `coordinator.json`.
         path: PathBuf,
         /// What the parser says.
         detail: String,
@@ -76,7 +76,7 @@ pub enum Error {
     Token {
         /// Where it came from.
         origin: String,
-        /// What is wrong.
+        /// Which rule of a token file is broken.
         detail: String,
     },
     /// The system gave no random bytes.
@@ -84,15 +84,15 @@ pub enum Error {
         "no random bytes from the system: {detail}\n  help: the kernel's random source has to be available in this container"
     )]
     Random {
-        /// The system's answer.
+        /// Error of the random number generator.
         detail: String,
     },
     /// The options contradict themselves.
     #[error("coordinator options: {detail}\n  help: {help}")]
     Options {
-        /// What is wrong.
+        /// Which option, its value, and what is allowed.
         detail: String,
-        /// What to do.
+        /// An instruction that mends the option.
         help: &'static str,
     },
 
@@ -101,7 +101,7 @@ pub enum Error {
     Limit {
         /// Which limit, with numbers.
         detail: String,
-        /// What to do.
+        /// An instruction that mends it.
         help: &'static str,
     },
     /// A frame over the cap.
@@ -111,7 +111,7 @@ pub enum Error {
     FrameTooLarge {
         /// Length that was announced.
         bytes: u64,
-        /// The cap.
+        /// Most bytes that a frame may have on this connection.
         limit: usize,
     },
     /// A frame that holds no message.
@@ -121,7 +121,7 @@ pub enum Error {
     FrameContent {
         /// Length of the body.
         bytes: usize,
-        /// What is wrong.
+        /// Message of the decoder.
         detail: String,
     },
     /// A peer of another protocol version.
@@ -139,7 +139,7 @@ pub enum Error {
         "the connection broke: {source}\n  help: the other process ended or the network failed; see its log"
     )]
     Stream {
-        /// The system's answer.
+        /// Error of the socket.
         #[from]
         source: io::Error,
     },
@@ -148,9 +148,9 @@ pub enum Error {
         "connection to {peer} is lost: {detail}\n  help: see the coordinator's log and status.json for why; continue with --resume"
     )]
     Lost {
-        /// The other side.
+        /// Name and address of the lost peer.
         peer: String,
-        /// How it ended.
+        /// The system's error, or the peer's last words.
         detail: String,
     },
     /// Nothing happened in time.
@@ -160,7 +160,7 @@ pub enum Error {
         what: String,
         /// How long, in milliseconds.
         waited_ms: u64,
-        /// What to do.
+        /// An instruction that finds the process which hangs.
         help: &'static str,
     },
     /// The coordinator closed this connection and said why.
@@ -171,35 +171,31 @@ pub enum Error {
     },
     /// The generation is over.
     #[error(
-        "generation {generation} is over ({cause:?}): {reason}\n  help: the run directory's newest checkpoint is intact; continue with --resume"
+        "generation {} is over ({:?}): {}\n  help: the run directory's newest checkpoint is intact; continue with --resume",
+        .0.generation,
+        .0.cause,
+        .0.reason
     )]
-    Aborted {
-        /// The generation.
-        generation: Generation,
-        /// What kind of end.
-        cause: Cause,
-        /// Why.
-        reason: String,
-    },
+    Aborted(Abort),
     /// A message that does not belong here.
     #[error(
         "{peer} answered {got} while {expected} was due\n  help: this is a bug in fovea; please report it with the coordinator's log"
     )]
     Unexpected {
-        /// The other side.
+        /// Name and address of the peer that sent it.
         peer: String,
-        /// What came.
+        /// The start of the message, at most 200 characters.
         got: String,
-        /// What was due.
+        /// The message that the protocol allows here.
         expected: &'static str,
     },
 
-    /// `patches_per_image` is 0.
+    /// `patches_per_image` is 0; a unit needs a patch.
     #[error(
         "patches_per_image is 0, the least is 1\n  help: set train.patches_per_image to 1 or more"
     )]
     PatchesPerImage,
-    /// `images_per_step` is 0.
+    /// `images_per_step` is 0; a step needs a unit.
     #[error("images_per_step is 0, the least is 1\n  help: set train.images_per_step to 1 or more")]
     ImagesPerStep,
     /// An image that is listed twice.
@@ -207,7 +203,7 @@ pub enum Error {
         "image {image} is listed twice for the epoch's order\n  help: the manifest names an image twice; prepare the dataset again"
     )]
     ImageTwice {
-        /// Image index.
+        /// Index of the image, its position in the manifest.
         image: u32,
     },
     /// A cell that is listed twice.
@@ -215,9 +211,9 @@ pub enum Error {
         "cell {cell} of image {image} is listed twice for the epoch's order\n  help: this is a bug in the caller; please report it"
     )]
     CellTwice {
-        /// Image index.
+        /// Index of the image, its position in the manifest.
         image: u32,
-        /// Grid cell index.
+        /// Index of the cell in the image's grid.
         cell: u16,
     },
     /// A cursor that no step of this order can have left.
@@ -225,9 +221,9 @@ pub enum Error {
         "cursor {cursor} of epoch {epoch} is not between two units (the nearest below is {below}, the epoch has {total} samples)\n  help: the checkpoint belongs to another dataset, seed or patches_per_image; resume with the config that wrote it"
     )]
     Cursor {
-        /// The epoch.
+        /// Epoch that the cursor counts in, from 0.
         epoch: u32,
-        /// Samples committed.
+        /// Samples of the epoch that are committed.
         cursor: u64,
         /// Samples in the epoch.
         total: u64,
@@ -239,7 +235,7 @@ pub enum Error {
         "{world} ranks cannot share {virtual_shards} virtual shards with the same result as one rank\n  help: use one of {allowed:?} ranks, or change train.virtual_shards"
     )]
     WorldSize {
-        /// Ranks asked for.
+        /// World size that was asked for.
         world: usize,
         /// Virtual shards of the config.
         virtual_shards: usize,
@@ -249,15 +245,15 @@ pub enum Error {
     /// A rank outside the world.
     #[error("rank {rank} does not exist among {world} ranks\n  help: ranks count from 0")]
     Rank {
-        /// The rank.
+        /// Rank that was asked for, from 0.
         rank: usize,
-        /// Number of ranks.
+        /// World size that the rank must be below.
         world: usize,
     },
 }
 
 impl Error {
-    /// Whether what was asked for is to blame, and not the machine or a peer: no retry helps.
+    /// Whether the request is at fault, and not the machine or a peer: no retry helps.
     pub fn is_usage(&self) -> bool {
         matches!(
             self,

@@ -11,7 +11,7 @@ pub type Generation = u64;
 /// A process's stable id for its whole life; a rank is only its seat.
 ///
 /// The upper 32 bits count the starts of the coordinator in this run directory, so an id is never
-/// given twice, also not by a coordinator that was started again.
+/// issued twice, not even by a restarted coordinator.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 pub struct MemberId(pub u64);
 
@@ -29,9 +29,9 @@ pub enum MemberState {
     /// Loading libraries, data, a checkpoint.
     #[default]
     Starting = 0,
-    /// Taking steps.
+    /// Computing and committing steps.
     Training = 1,
-    /// Evaluating.
+    /// Evaluating a split; no step is committed meanwhile.
     Evaluating = 2,
     /// Holding the training thread for a checkpoint.
     Saving = 3,
@@ -55,11 +55,11 @@ impl MemberState {
 /// Why a generation is over.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub enum Cause {
-    /// The run cannot go on.
+    /// The run cannot continue.
     Failed,
     /// A rank is lost or gave up: abandon the attempt and say [`crate::protocol::Request::Ready`] again.
     Regroup,
-    /// The run has finished: for those who had no seat in it at last.
+    /// The run has finished: for members without a seat in its last generation.
     Finished,
     /// Someone stopped the run at once.
     Stopped,
@@ -67,12 +67,23 @@ pub enum Cause {
     Drained,
 }
 
-/// A complete checkpoint.
+/// The end of a generation, as the coordinator announced it. Errors, decisions and notices carry it whole.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Abort {
+    /// The generation that is over; 0 when none had begun.
+    pub generation: Generation,
+    /// Tells a rank whether to meet the others again, to leave, or to fail.
+    pub cause: Cause,
+    /// For people: which rank or which order ended it, with the numbers.
+    pub reason: String,
+}
+
+/// A checkpoint directory that is complete on disk.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct CheckpointInfo {
     /// Committed steps in it.
     pub step: u64,
-    /// Its directory.
+    /// Its directory, as the rank that wrote it names it.
     pub path: String,
     /// Hash over tensor names, shapes and bytes in name order.
     pub weights_blake3: String,

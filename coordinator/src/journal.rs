@@ -21,11 +21,11 @@ const FORMAT: RecordFormat = RecordFormat {
 /// A rank and who sits on it.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Seat {
-    /// The rank.
+    /// Position in the world, from 0.
     pub rank: usize,
-    /// The member.
+    /// Id of the process that holds the seat.
     pub member: MemberId,
-    /// Its host.
+    /// Host name of that process.
     pub host: String,
     /// Its process id there.
     pub pid: u32,
@@ -34,20 +34,20 @@ pub struct Seat {
 /// What happened. Variants are only ever added at the end.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub enum JournalEntry {
-    /// A coordinator started.
+    /// A coordinator took over the run directory; its first entry.
     Started {
         /// How many there have been in this run directory, with this one.
         incarnation: u32,
-        /// Its host.
+        /// Host that the coordinator runs on.
         host: String,
-        /// Its process id.
+        /// Process id of the coordinator on that host.
         pid: u32,
         /// Where it starts from.
         start: StartPoint,
     },
     /// A generation is about to be announced.
     Generation {
-        /// Its number.
+        /// The new generation's number.
         generation: Generation,
         /// Its ranks, by rank.
         seats: Vec<Seat>,
@@ -60,18 +60,18 @@ pub enum JournalEntry {
     Ended {
         /// `finished`, `drained`, `stopped` or `failed`.
         outcome: String,
-        /// Committed steps.
+        /// Committed steps at the end.
         step: u64,
-        /// Why.
+        /// For people: who or what ended the run.
         reason: String,
     },
     /// A rank was lost: its generation is over.
     Incident {
         /// The generation that is over.
         generation: Generation,
-        /// Committed steps.
+        /// Committed steps when it happened.
         step: u64,
-        /// Milliseconds since the lost rank was last heard of, or since it last got something done.
+        /// Milliseconds since the lost rank's last message, or since its last progress.
         silent_ms: u64,
         /// What happened, to whom.
         reason: String,
@@ -80,7 +80,7 @@ pub enum JournalEntry {
     Recovered {
         /// The generation that committed it.
         generation: Generation,
-        /// That step.
+        /// The step that was committed.
         step: u64,
         /// Milliseconds since the incident was noticed.
         after_ms: u64,
@@ -89,7 +89,7 @@ pub enum JournalEntry {
     },
     /// All ranks were given the state of one of them, and have the same.
     Shared {
-        /// The generation.
+        /// The generation whose ranks hold the state.
         generation: Generation,
         /// Committed steps of that state.
         step: u64,
@@ -105,7 +105,7 @@ pub enum JournalEntry {
 pub struct JournalRecord {
     /// Milliseconds since 1970 (UTC), for people.
     pub unix_ms: u64,
-    /// What happened.
+    /// The event, with its numbers.
     pub entry: JournalEntry,
 }
 
@@ -114,8 +114,8 @@ pub struct JournalRecord {
 pub struct Journal(RecordFile<JournalRecord>);
 
 impl Journal {
-    /// Opens or creates it and returns what it holds. A torn last record is cut: it was never
-    /// announced.
+    /// Opens or creates the journal and returns its records. A torn last record is cut: nobody was
+    /// told of it.
     pub fn open(run_dir: &Path) -> Result<(Self, Vec<JournalRecord>)> {
         let (file, records) = RecordFile::open(&path(run_dir), FORMAT)?;
         Ok((Self(file), records))
@@ -136,11 +136,11 @@ pub fn read(run_dir: &Path) -> Result<Contents<JournalRecord>> {
 /// What a new coordinator has to know of the earlier ones.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Past {
-    /// Coordinators so far.
+    /// Coordinators that have started in this run directory; the next member ids count from it.
     pub incarnations: u32,
     /// Highest generation so far.
     pub generation: Generation,
-    /// Who had a seat when the last coordinator was lost; nobody when it ended in order.
+    /// Members and their ranks when the last coordinator was lost; empty when it ended in order.
     pub seated: BTreeMap<MemberId, usize>,
 }
 

@@ -25,7 +25,7 @@ const FORMAT: RecordFormat = RecordFormat {
 pub struct CommittedStep {
     /// Generation that committed it.
     pub generation: Generation,
-    /// The epoch.
+    /// Epoch that the samples belong to, from 0.
     pub epoch: u32,
     /// The step, from 1.
     pub step: u64,
@@ -41,7 +41,7 @@ pub enum LedgerEntry {
     /// A generation starts from here. Steps behind `start.step` that stand before this record are
     /// void: the weights that they made are gone.
     Start {
-        /// The generation.
+        /// The generation that begins.
         generation: Generation,
         /// Where it starts from.
         start: StartPoint,
@@ -55,7 +55,7 @@ pub enum LedgerEntry {
 pub struct LedgerRecord {
     /// Milliseconds since 1970 (UTC): for durations, nothing is decided by it.
     pub unix_ms: u64,
-    /// What happened.
+    /// A generation's start, or a committed step.
     pub entry: LedgerEntry,
 }
 
@@ -64,19 +64,19 @@ pub struct LedgerRecord {
 pub struct Ledger(RecordFile<LedgerRecord>);
 
 impl Ledger {
-    /// Opens or creates it and returns what it holds.
+    /// Opens or creates the ledger and returns its records.
     pub fn open(run_dir: &Path) -> Result<(Self, Vec<LedgerRecord>)> {
         let (file, records) = RecordFile::open(&path(run_dir), FORMAT)?;
         Ok((Self(file), records))
     }
 
-    /// Appends a record: with the system when this returns. What cannot be written, as when the
-    /// disk is full, is kept and written with a later one.
+    /// Appends a record; the system has it when this returns. A record that cannot be written, as
+    /// when the disk is full, is kept and written with a later one.
     pub fn append(&mut self, record: &LedgerRecord) -> Result<()> {
         self.0.append(record)
     }
 
-    /// No more entries can be kept: the run must not go on without a record of it.
+    /// No more entries can be kept: the run must not continue without a record of it.
     pub fn is_overdue(&self) -> bool {
         self.0.is_overdue()
     }
@@ -97,7 +97,7 @@ pub fn read(run_dir: &Path) -> Result<Contents<LedgerRecord>> {
     records::read(&path(run_dir), FORMAT)
 }
 
-/// The steps that made the newest weights, oldest first: without those that a later start made void.
+/// The steps that made the newest weights, oldest first, without the steps that a later start made void.
 pub fn history<'a>(entries: impl IntoIterator<Item = &'a LedgerEntry>) -> Vec<CommittedStep> {
     let mut steps: Vec<CommittedStep> = Vec::new();
     for entry in entries {

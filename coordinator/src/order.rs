@@ -118,7 +118,7 @@ pub struct EpochOrder {
 pub struct GlobalBatch {
     /// Samples of this epoch committed before this batch.
     pub cursor: u64,
-    /// Range into [`EpochOrder::units`].
+    /// The batch's units: a range into [`EpochOrder::units`].
     pub units: Range<usize>,
     /// Samples in the batch.
     pub samples: u64,
@@ -313,7 +313,7 @@ fn permuted_cells(key: &[u8; 32], image: u32, cells: &[u16]) -> Result<Vec<u16>>
         .map(|cell| (hash64(key, TAG_CELL, image, u32::from(*cell)), *cell))
         .collect();
     keyed.sort_unstable();
-    // Equal cells have equal hashes, so a cell listed twice is now beside itself.
+    // Equal cells have equal hashes, so a cell listed twice is now next to its copy.
     if let Some(pair) = keyed.windows(2).find(|pair| pair[0] == pair[1]) {
         return Err(Error::CellTwice {
             image,

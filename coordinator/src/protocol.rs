@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 
 use serde::{Deserialize, Serialize};
 
-pub use crate::ids::{Cause, CheckpointInfo, Generation, MemberId, MemberState};
+pub use crate::ids::{Abort, Cause, CheckpointInfo, Generation, MemberId, MemberState};
 use crate::status::Status;
 
 /// Version byte of every frame. Two versions do not talk to each other, except that
@@ -15,7 +15,7 @@ pub const PROTOCOL_VERSION: u8 = 5;
 /// Most bytes that rank 0 may publish in a generation.
 pub const PUBLISH_MAX: usize = 1024;
 
-/// Where training goes on: the newest committed step and what it left. Ordered by progress.
+/// Where training continues: the newest committed step and the cursor it left. Ordered by progress.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
 pub struct StartPoint {
     /// Epoch that `cursor` counts in, from 0.
@@ -29,7 +29,7 @@ pub struct StartPoint {
 /// Who a peer is. Part of what the token proof covers.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub enum Role {
-    /// A training process.
+    /// A training process, which may take a seat.
     Trainer(TrainerInfo),
     /// May ask for the status, nothing else.
     Observer,
@@ -66,7 +66,7 @@ impl TrainerInfo {
     }
 }
 
-/// A trainer's introduction.
+/// The process behind a trainer's connection.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct TrainerInfo {
     /// Its id, when it had one from this run before; `None` asks for a new one.
@@ -84,7 +84,7 @@ pub struct TrainerInfo {
 /// A trainer can take a seat: at the start, and again in every rendezvous.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Ready {
-    /// What it trains.
+    /// Must equal the other ranks' terms.
     pub terms: Terms,
     /// The newest committed step whose state (parameters, moments, statistics, progress) it holds.
     /// `None` for a process that has just started.
@@ -93,15 +93,15 @@ pub struct Ready {
     pub gave_up: Option<String>,
 }
 
-/// What a trainer trains. All ranks have to say the same.
+/// What a trainer trains. All ranks must report the same.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Terms {
     /// Samples (non-black training patches) in one epoch: [`crate::order::EpochOrder::total_samples`].
     pub samples_per_epoch: u64,
     /// A hash over resolved config and manifest, so that ranks with another config or other data
-    /// are told so instead of training on it. At most 256 bytes.
+    /// are refused instead of training on it. At most 256 bytes.
     pub fingerprint: String,
-    /// The ranks can form anew while they live. Those of an MPI world cannot.
+    /// The ranks can form a new generation in the same processes. Ranks of an MPI world cannot.
     pub elastic: bool,
 }
 
@@ -131,16 +131,16 @@ pub struct Vote {
 /// A rank's seat and where to start.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Assignment {
-    /// The generation.
+    /// The new generation; every vote in it carries this number.
     pub generation: Generation,
-    /// This member's rank.
+    /// This member's rank, from 0.
     pub rank: usize,
-    /// Number of ranks.
+    /// Number of ranks in this generation.
     pub world: usize,
     /// Where the ranks run: the machine of rank 0 and, when they are not all there, the lowest rank
     /// on another machine. (All of them would be a message of quadratic size over all ranks.)
     pub machines: Vec<Seated>,
-    /// Where training starts.
+    /// The newest committed step and the cursor that all ranks start from.
     pub start: StartPoint,
     /// The lowest rank that holds the state of `start`; `None`: rank 0 reads the checkpoint of
     /// `start.step`, or begins at step 0.
@@ -154,16 +154,16 @@ pub struct Assignment {
 /// A rank and its machine.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Seated {
-    /// The rank.
+    /// Position in the world, from 0.
     pub rank: usize,
-    /// [`TrainerInfo::machine`].
+    /// That rank's [`TrainerInfo::machine`].
     pub machine: String,
 }
 
 /// What follows a committed step; the same for all ranks.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub enum Next {
-    /// The next step.
+    /// The next attempt, in the same generation.
     Step,
     /// A rendezvous: say [`Request::Ready`]. Others want to take part.
     Regroup,
@@ -171,23 +171,23 @@ pub enum Next {
     Leave,
 }
 
-/// Peer to coordinator.
+/// A message from a peer to the coordinator.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub enum Request {
     /// The first frame of a peer, in answer to [`Reply::Challenge`].
     Hello {
         /// BLAKE3 keyed hash, see [`crate::token::Token::proof`].
         proof: [u8; 32],
-        /// Who this is.
+        /// Role of the peer, which decides what it may send.
         role: Role,
     },
     /// Trainer: can take a seat.
     Ready(Ready),
-    /// Trainer: alive.
+    /// Trainer: its process is alive.
     Heartbeat {
         /// Generation it is in, 0 before the first.
         generation: Generation,
-        /// What it does.
+        /// Activity of its training thread.
         state: MemberState,
         /// Newest committed step it knows of.
         step: u64,
@@ -199,23 +199,23 @@ pub enum Request {
     },
     /// Trainer: an attempt is done.
     Vote(Vote),
-    /// Trainer: something happened that the others or the status want to know.
+    /// Trainer: a report for the other ranks or the status.
     Event(TrainerEvent),
     /// Observer or launcher: send the status.
     GetStatus,
     /// Launcher or trainer: the next committed step shall be the last.
     Drain {
-        /// Why.
+        /// Who asks, and why; shown in the status.
         reason: String,
     },
     /// Launcher: stop at once; the run can be resumed.
     Shutdown {
-        /// Why.
+        /// Who asks, and why; shown in the status.
         reason: String,
     },
-    /// Launcher: the run cannot go on, as when a trainer ended before it had joined.
+    /// Launcher: the run cannot continue, as when a trainer ended before it had joined.
     Fail {
-        /// Why.
+        /// Why the run cannot continue, with the numbers.
         reason: String,
     },
     /// Rank 0: what the other ranks need in order to meet it (NCCL's unique id). Once per generation.
@@ -227,60 +227,60 @@ pub enum Request {
     },
 }
 
-/// What a trainer tells without waiting for an answer.
+/// A report of a trainer, which waits for no answer.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub enum TrainerEvent {
-    /// An epoch is evaluated. One rank telling it is enough.
+    /// An epoch is evaluated. One rank's report is enough.
     EpochEnd {
-        /// The epoch.
+        /// The evaluated epoch, as the trainer counts it.
         epoch: u32,
-        /// Named figures (`f1_micro`, ...). Those that are not finite are ignored.
+        /// Named figures (`f1_micro`, ...). Figures that are not finite are ignored.
         metrics: BTreeMap<String, f64>,
         /// Why the watched metric has no value, so that nothing is decided by it.
         undefined: Option<String>,
     },
-    /// A checkpoint is complete on disk. One rank telling it is enough.
+    /// A checkpoint is complete on disk. One rank's report is enough.
     CheckpointSaved(CheckpointInfo),
-    /// Training is complete (not: drained). Every rank says so; then it may close the connection.
+    /// Training is complete (not: drained). Every rank sends it; then it may close the connection.
     Finished {
-        /// Committed steps.
+        /// Committed steps; must equal the coordinator's.
         step: u64,
-        /// Hash over all tensors; ranks that give one have to give the same.
+        /// Hash over all tensors; all ranks that give one must give the same.
         weights_blake3: Option<String>,
     },
-    /// The agreed drain step is done and saved. Every rank says so; then it may close the connection.
+    /// The agreed drain step is done and saved. Every rank sends it; then it may close the connection.
     Left {
-        /// Committed steps.
+        /// Committed steps; must be the agreed last one.
         step: u64,
     },
     /// The ranks were given the state of `source`; this rank has it now.
     Shared {
         /// Committed steps of that state.
         step: u64,
-        /// Hash over parameters, moments and statistics. All ranks have to say the same.
+        /// Hash over parameters, moments and statistics. All ranks must report the same.
         state_blake3: String,
     },
-    /// This rank cannot go on. In an elastic run the others do.
+    /// This rank cannot continue. In an elastic run the others do.
     Failed {
-        /// Why.
+        /// What failed on this rank, with the numbers.
         reason: String,
     },
-    /// A checkpoint could not be written. Training goes on; the one before stays the newest.
+    /// A checkpoint could not be written. Training continues; the one before stays the newest.
     CheckpointFailed {
         /// Committed steps that it would have held.
         step: u64,
-        /// Why.
+        /// Which file could not be written, and the system's error.
         reason: String,
     },
 }
 
-/// Coordinator to peer.
+/// A message from the coordinator to a peer.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub enum Reply {
     /// The peer is told why, then the connection is closed. Stays variant 0 with one string in
     /// every protocol version, so that a peer of any version can read it.
     Drop {
-        /// Why.
+        /// For people, with a help line where there is something to do.
         reason: String,
     },
     /// The first frame of a connection.
@@ -301,30 +301,23 @@ pub enum Reply {
     Commit {
         /// Generation of the votes.
         generation: Generation,
-        /// The step.
+        /// The committed step, as in the votes.
         step: u64,
         /// What comes after it.
         next: Next,
     },
     /// The generation is over, the attempt is abandoned.
-    Abort {
-        /// The generation that is over.
-        generation: Generation,
-        /// What kind of end.
-        cause: Cause,
-        /// Why.
-        reason: String,
-    },
-    /// Answer to [`Request::GetStatus`].
+    Abort(Abort),
+    /// The answer to [`Request::GetStatus`].
     StatusReport(Box<Status>),
     /// Answer to a launcher's order.
     Noted {
-        /// What will happen.
+        /// The effect of the order, for people.
         detail: String,
     },
     /// What rank 0 published, to all other ranks of the generation. The coordinator does not keep it.
     Published {
-        /// The generation.
+        /// The generation that rank 0 published in.
         generation: Generation,
         /// As rank 0 gave them.
         bytes: Vec<u8>,

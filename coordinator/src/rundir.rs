@@ -23,18 +23,18 @@ pub const INFO_FILE: &str = "coordinator.json";
 /// How long a coordinator that an address file names may take to answer.
 const PROBE_TIMEOUT: Duration = Duration::from_secs(1);
 
-/// Content of `coordinator.json`.
+/// The content of `coordinator.json`: how clients find the coordinator.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct CoordinatorInfo {
     /// `host:port` to connect to.
     pub addr: String,
-    /// Process id.
+    /// Process id of the coordinator.
     pub pid: u32,
-    /// Host name.
+    /// Host that the coordinator runs on.
     pub host: String,
     /// When it started, in milliseconds since 1970 (UTC).
     pub started_unix_ms: u64,
-    /// Protocol version.
+    /// The coordinator's [`crate::protocol::PROTOCOL_VERSION`].
     pub protocol: u8,
     /// [`directory_id`] of its run directory: the file may have been copied along with another. 0 when not known.
     #[serde(default)]
@@ -125,7 +125,7 @@ impl RunLock {
         })
     }
 
-    /// The directory.
+    /// The directory that is locked.
     pub fn run_dir(&self) -> &Path {
         &self.run_dir
     }

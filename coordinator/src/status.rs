@@ -12,7 +12,7 @@ use crate::ids::{CheckpointInfo, Generation, MemberId, MemberState};
 /// File name in the run directory.
 pub const STATUS_FILE: &str = "status.json";
 
-/// Most that a rank's status takes in a frame besides the name of its host.
+/// Most bytes that a rank's status takes in a frame, without the name of its host.
 const RANK_BYTES: usize = 50;
 
 /// State of the whole run.
@@ -21,13 +21,13 @@ const RANK_BYTES: usize = 50;
 pub enum RunState {
     /// Not all ranks are there yet.
     Waiting,
-    /// Taking steps.
+    /// The ranks are taking steps.
     Training,
     /// At least one rank evaluates.
     Evaluating,
     /// A drain was asked for; the next committed step is the last, or was.
     Draining,
-    /// Training is complete.
+    /// Training is complete; the coordinator is about to leave.
     Finished,
     /// The run ended with an error; see `reason`.
     Failed,
@@ -42,24 +42,24 @@ impl RunState {
     }
 }
 
-/// One rank.
+/// One member, with or without a rank.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct RankStatus {
     /// Its rank; `None` while the run waits for all of them.
     pub rank: Option<usize>,
-    /// Its stable id.
+    /// The process's id, which stays when its rank changes.
     pub member: MemberId,
-    /// Host name.
+    /// Host that the member runs on.
     pub host: String,
-    /// Process id there.
+    /// Process id on `host`.
     pub pid: u32,
-    /// What it does.
+    /// Activity in its newest heartbeat.
     pub state: MemberState,
     /// Newest step it reported.
     pub step: u64,
-    /// Its own throughput.
+    /// Throughput of this rank alone; 0 until it is known.
     pub samples_per_s: f32,
-    /// Milliseconds since it was last heard of.
+    /// Milliseconds since its last message.
     pub last_seen_ms: u64,
 }
 
@@ -78,7 +78,7 @@ pub struct Turned {
 /// Figures of the newest evaluated epoch.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct EpochSummary {
-    /// The epoch.
+    /// The evaluated epoch, as the trainer reported it.
     pub epoch: u32,
     /// Named figures, all finite.
     pub metrics: BTreeMap<String, f64>,
@@ -96,15 +96,15 @@ pub struct Status {
     pub generation: Generation,
     /// Current epoch, from 0.
     pub epoch: u32,
-    /// Epochs to train.
+    /// Epochs that the run shall train.
     pub epochs: u32,
-    /// Committed steps.
+    /// Committed steps of the whole run.
     pub step: u64,
     /// Committed samples of this epoch.
     pub cursor: u64,
     /// Samples in an epoch, 0 while unknown.
     pub samples_total: u64,
-    /// Number of ranks.
+    /// Ranks of the newest generation.
     pub world: usize,
     /// The ranks, by rank; behind them those that stand by. Over the wire, as many as a frame holds.
     pub ranks: Vec<RankStatus>,
@@ -121,9 +121,9 @@ pub struct Status {
     pub loss: Option<f64>,
     /// Seconds to the end of the last epoch at this throughput.
     pub eta_s: Option<f64>,
-    /// Newest complete checkpoint.
+    /// Newest complete checkpoint; `None` until a rank has reported one.
     pub checkpoint: Option<CheckpointInfo>,
-    /// Newest evaluated epoch.
+    /// Newest evaluated epoch; `None` until one is evaluated.
     pub last_epoch: Option<EpochSummary>,
     /// Why the run is in this state, with numbers.
     pub reason: String,
@@ -138,8 +138,8 @@ pub struct Status {
 }
 
 impl Status {
-    /// Leaves out the last ranks until the others fit into `bytes`, by an upper bound of what they take
-    /// in a frame.
+    /// Leaves out the last ranks until the others fit into `bytes`, by an upper bound of their size in
+    /// a frame.
     pub fn fit(&mut self, bytes: usize) {
         let mut left = bytes;
         let fits = |rank: &&RankStatus| {

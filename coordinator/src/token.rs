@@ -15,7 +15,7 @@ use crate::files;
 /// File name in the run directory, mode `0600`.
 pub const TOKEN_FILE: &str = "token";
 
-/// 32 random bytes.
+/// The run's secret, 32 random bytes; `Debug` does not print it.
 #[derive(Clone, PartialEq, Eq)]
 pub struct Token([u8; 32]);
 

@@ -171,7 +171,7 @@ fn a_run_does_not_notice_garbage() {
                 Decision::Commit { next, .. } => {
                     last = next == fovea_coordinator::protocol::Next::Leave;
                 }
-                Decision::Abort { reason, .. } => panic!("{reason}"),
+                Decision::Abort(abort) => panic!("{}", abort.reason),
             }
             slowest = slowest.max(begun.elapsed());
             std::thread::sleep(Duration::from_millis(2));

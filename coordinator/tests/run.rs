@@ -14,7 +14,8 @@ use fovea_coordinator::client::{Client, Decision, Endpoint, Observer, status_of}
 use fovea_coordinator::journal::{self, JournalEntry};
 use fovea_coordinator::ledger;
 use fovea_coordinator::protocol::{
-    Cause, CheckpointInfo, MemberState, Next, PUBLISH_MAX, Role, StartPoint, TrainerEvent, Vote,
+    Abort, Cause, CheckpointInfo, MemberState, Next, PUBLISH_MAX, Role, StartPoint, TrainerEvent,
+    Vote,
 };
 use fovea_coordinator::rundir::{CoordinatorInfo, RunLock};
 use fovea_coordinator::server::{RunOutcome, ServerOptions};
@@ -162,13 +163,7 @@ fn a_drain_before_the_first_step_ends_the_run_in_order() {
     assert_eq!(coordinator.outcome(), RunOutcome::Drained { step: 0 });
     let error = waiting.join().unwrap();
     assert!(
-        matches!(
-            error,
-            Error::Aborted {
-                cause: Cause::Drained,
-                ..
-            }
-        ),
+        matches!(&error, Error::Aborted(abort) if abort.cause == Cause::Drained),
         "{error}"
     );
 }
@@ -191,15 +186,13 @@ fn a_rank_that_vanishes_is_named_and_the_others_are_aborted_where_they_are() {
                 let notice = aborted.recv_timeout(Duration::from_secs(20)).unwrap();
                 assert!(signal.is_set() && !notice.lost);
                 // The vote that it would have cast is not sent into the void.
-                assert!(matches!(trainer.step(), Decision::Abort { .. }));
-                Some((notice.cause, notice.reason))
+                assert!(matches!(trainer.step(), Decision::Abort(_)));
+                Some((notice.abort.cause, notice.abort.reason))
             }
             _ => match trainer.step() {
-                Decision::Abort {
-                    generation: 1,
-                    cause,
-                    reason,
-                } => Some((cause, reason)),
+                Decision::Abort(abort) if abort.generation == 1 => {
+                    Some((abort.cause, abort.reason))
+                }
                 other => panic!("{other:?}"),
             },
         }
@@ -234,7 +227,7 @@ fn what_rank_0_publishes_reaches_the_others_until_the_generation_ends() {
         assert_eq!(bytes, vec![9; PUBLISH_MAX]);
         all_told.wait();
         let error = client.published(1, soon()).unwrap_err();
-        let ended = matches!(&error, Error::Aborted { cause: Cause::Regroup, reason, .. }
+        let ended = matches!(&error, Error::Aborted(Abort { cause: Cause::Regroup, reason, .. })
             if reason.contains("rank 0"));
         assert!(ended, "{error}");
     });
@@ -270,7 +263,7 @@ fn a_rank_without_heartbeats_is_lost_after_the_lapse() {
     fovea_coordinator::codec::write_frame(&mut silent, &request).unwrap();
     let mut alive = Trainer::join(&coordinator.endpoint, 0);
     let told = alive.step();
-    let Decision::Abort { reason, .. } = told else {
+    let Decision::Abort(Abort { reason, .. }) = told else {
         panic!("{told:?}");
     };
     assert!(
@@ -326,13 +319,7 @@ fn a_rank_that_says_why_it_fails_is_quoted() {
                 .unwrap();
             return;
         }
-        assert!(matches!(
-            trainer.step(),
-            Decision::Abort {
-                cause: Cause::Failed,
-                ..
-            }
-        ));
+        assert!(matches!(trainer.step(), Decision::Abort(abort) if abort.cause == Cause::Failed));
     });
     for rank in ranks {
         rank.join().unwrap();
@@ -357,7 +344,7 @@ fn a_loss_that_is_not_finite_moves_nobody() {
         };
         let told = trainer.client.vote(&vote, soon()).unwrap();
         assert!(
-            matches!(&told, Decision::Abort { reason, .. } if reason.contains("not finite in step 2")),
+            matches!(&told, Decision::Abort(Abort { reason, .. }) if reason.contains("not finite in step 2")),
             "{told:?}"
         );
     });
@@ -446,19 +433,9 @@ fn a_shutdown_reaches_the_ranks_and_the_status() {
     trainer.step();
     let mut launcher = Observer::connect_launcher(&coordinator.endpoint, soon()).unwrap();
     launcher.shutdown("user").unwrap();
-    assert!(matches!(
-        trainer.step(),
-        Decision::Abort {
-            cause: Cause::Stopped,
-            ..
-        }
-    ));
-    assert_eq!(
-        coordinator.outcome(),
-        RunOutcome::Stopped {
-            reason: "user".to_owned()
-        }
-    );
+    assert!(matches!(trainer.step(), Decision::Abort(abort) if abort.cause == Cause::Stopped));
+    let reason = "user".to_owned();
+    assert_eq!(coordinator.outcome(), RunOutcome::Stopped { reason });
 }
 
 #[test]

@@ -226,7 +226,7 @@ pub(super) fn epochs(
         ranges.entry(taken.step.epoch).or_default().push(range);
     }
     let last = ranges.keys().next_back().copied();
-    // An epoch that was passed over has no range at all.
+    // An epoch that was skipped has no range at all.
     for epoch in 0..last.unwrap_or(0).min(input.epochs) {
         ranges.entry(epoch).or_default();
     }

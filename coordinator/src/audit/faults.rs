@@ -7,7 +7,7 @@ use super::{AuditInput, IncidentAudit, Lost, Resume};
 use crate::journal::{JournalEntry, JournalRecord};
 use crate::protocol::Generation;
 
-/// Where coordinators started.
+/// Positions of the `Started` entries: one for each coordinator that ran in this directory.
 pub(super) fn starts(journal: &[JournalRecord]) -> impl Iterator<Item = usize> {
     let started = |record: &JournalRecord| matches!(record.entry, JournalEntry::Started { .. });
     (0..journal.len()).filter(move |i| started(&journal[*i]))

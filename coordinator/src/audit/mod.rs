@@ -49,9 +49,9 @@ pub struct Report {
     pub steps: u64,
     /// Committed steps that were taken again, because nobody held their state any more.
     pub steps_void: u64,
-    /// Generations that started.
+    /// Generations that the journal announced.
     pub generations: u64,
-    /// Coordinators that started.
+    /// Starts of a coordinator in this run directory; one without a restart.
     pub coordinators: u64,
     /// The epochs that were begun.
     pub epochs: Vec<EpochAudit>,
@@ -79,7 +79,7 @@ impl Report {
 pub struct EpochAudit {
     /// The epoch, from 1.
     pub epoch: u32,
-    /// Not through yet: what lies behind the newest committed step is to come, not missed.
+    /// The run has not finished this epoch: samples after the newest committed step are still to come, not missed.
     pub in_progress: bool,
     /// Samples of an epoch.
     pub expected: u64,
@@ -100,19 +100,19 @@ pub struct EpochAudit {
 /// Samples `start..end` of an epoch's order.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
 pub struct SampleRange {
-    /// The first one.
+    /// First sample of the range, counted within its epoch.
     pub start: u64,
     /// The first one behind.
     pub end: u64,
 }
 
-/// What was lost.
+/// Which kind of process an incident took from the run.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Lost {
-    /// A rank.
+    /// A rank of the running generation.
     Rank,
-    /// The coordinator.
+    /// The coordinator itself: the next one found a generation without an end.
     Coordinator,
 }
 
@@ -121,7 +121,7 @@ pub enum Lost {
 pub struct IncidentAudit {
     /// When it was noticed; of a coordinator, its last sign of life. Milliseconds since 1970 (UTC).
     pub unix_ms: u64,
-    /// What was lost.
+    /// The process that the run lost here.
     pub lost: Lost,
     /// The generation that it ended, 0 when there was none yet.
     pub generation: Generation,

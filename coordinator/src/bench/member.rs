@@ -1,4 +1,4 @@
-//! One simulated member.
+//! One simulated member: a trainer's messages without its work.
 
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -34,7 +34,7 @@ pub(super) struct MemberContext {
     tally: Mutex<Tally>,
 }
 
-/// What is counted.
+/// Counts and latencies that all members of a run add to.
 #[derive(Debug, Default)]
 pub(super) struct Tally {
     pub votes: Vec<Duration>,
@@ -267,7 +267,7 @@ impl SimulatedMember {
                     Next::Regroup | Next::Leave => life.ready().await,
                 }
             }
-            Reply::Abort { .. } => {
+            Reply::Abort(_) => {
                 life.vote_at = None;
                 life.ready().await
             }

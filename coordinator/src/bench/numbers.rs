@@ -15,7 +15,7 @@ pub struct Latency {
     pub p50_ms: f64,
     /// 99 of 100 were at most this.
     pub p99_ms: f64,
-    /// The longest.
+    /// The longest of all, in milliseconds.
     pub max_ms: f64,
 }
 

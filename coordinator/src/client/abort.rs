@@ -5,19 +5,15 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex};
 
 use super::lock;
-use crate::protocol::{Cause, Generation};
+use crate::protocol::Abort;
 
-/// Why to abort.
+/// Why a wait in this generation is pointless.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct AbortNotice {
-    /// The generation that is over.
-    pub generation: Generation,
-    /// What kind of end.
-    pub cause: Cause,
+    /// The coordinator's words, or, when `lost`, this side's: the cause is then [`Cause::Failed`](crate::protocol::Cause::Failed).
+    pub abort: Abort,
     /// The connection to the coordinator is gone, so nobody announced it.
     pub lost: bool,
-    /// Why.
-    pub reason: String,
 }
 
 /// Set once, by the first of: the coordinator's abort, its refusal, the loss of the connection.
@@ -91,13 +87,16 @@ impl fmt::Debug for AbortSignal {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::protocol::Cause;
 
     fn notice(reason: &str) -> AbortNotice {
         AbortNotice {
-            generation: 3,
-            cause: Cause::Failed,
+            abort: Abort {
+                generation: 3,
+                cause: Cause::Failed,
+                reason: reason.to_owned(),
+            },
             lost: false,
-            reason: reason.to_owned(),
         }
     }
 
@@ -107,7 +106,7 @@ mod tests {
         let seen = Arc::new(Mutex::new(Vec::new()));
         let note = |tag: &'static str| {
             let seen = Arc::clone(&seen);
-            move |notice: &AbortNotice| lock(&seen).push((tag, notice.reason.clone()))
+            move |notice: &AbortNotice| lock(&seen).push((tag, notice.abort.reason.clone()))
         };
         signal.on_abort(note("before"));
         assert!(!signal.is_set());

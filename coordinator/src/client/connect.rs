@@ -25,9 +25,9 @@ pub enum Endpoint {
     RunDir(PathBuf),
     /// An address `host:port` and the token, for machines that do not share the directory.
     Address {
-        /// `host:port`.
+        /// The coordinator's `host:port`.
         addr: String,
-        /// The run's token.
+        /// The secret that the proof is made with.
         token: Token,
     },
 }

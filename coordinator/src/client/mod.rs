@@ -24,7 +24,7 @@ pub use observer::{Observer, status_of};
 use crate::codec;
 use crate::error::{Error, Result};
 use crate::protocol::{
-    Assignment, Cause, Generation, MemberId, MemberState, Next, Ready, Reply, Request, Role,
+    Abort, Assignment, Cause, Generation, MemberId, MemberState, Next, Ready, Reply, Request, Role,
     TrainerEvent, TrainerInfo, Vote,
 };
 
@@ -39,25 +39,18 @@ const HELP_PUBLISHED: &str = "rank 0 hangs before it has told how to meet it: se
 const HELP_VOTE: &str = "a rank hangs in this step: see `fovea status` for the one that is behind, \
     and raise the deadline if it is only slow";
 
-/// What the coordinator made of a vote.
+/// The coordinator's answer to a vote.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Decision {
     /// All ranks voted for the step: move the optimizer and the cursor.
     Commit {
-        /// The step.
+        /// The committed step, as in the vote.
         step: u64,
         /// What comes after it.
         next: Next,
     },
     /// The attempt is abandoned: touch nothing.
-    Abort {
-        /// The generation that is over.
-        generation: Generation,
-        /// What kind of end.
-        cause: Cause,
-        /// Why.
-        reason: String,
-    },
+    Abort(Abort),
 }
 
 /// A trainer's connection. Dropping it closes the connection after all that was sent was read;
@@ -157,8 +150,8 @@ impl Client {
         self.reporter.clone()
     }
 
-    /// Says that this process can take a seat, at the start or in a later rendezvous, and waits for
-    /// it. From then on [`Reporter::abort_signal`] is the new generation's.
+    /// Reports that this process can take a seat, at the start or in a later rendezvous, and waits for
+    /// the seat. From then on [`Reporter::abort_signal`] is the new generation's.
     ///
     /// # Errors
     /// [`Error::Aborted`] when the run is over, [`Error::Lost`] or [`Error::Dropped`] when the
@@ -176,23 +169,13 @@ impl Client {
                     return Ok(assignment);
                 }
                 // Of the generation that this rank has left.
-                Reply::Abort {
+                Reply::Abort(Abort {
                     cause: Cause::Regroup,
                     ..
-                }
+                })
                 | Reply::Commit { .. }
                 | Reply::Published { .. } => {}
-                Reply::Abort {
-                    generation,
-                    cause,
-                    reason,
-                } => {
-                    return Err(Error::Aborted {
-                        generation,
-                        cause,
-                        reason,
-                    });
-                }
+                Reply::Abort(abort) => return Err(Error::Aborted(abort)),
                 other => return Err(self.unexpected(&other, "an assignment")),
             }
         }
@@ -221,15 +204,7 @@ impl Client {
                 generation: given,
                 bytes,
             } if given == generation => Ok(bytes),
-            Reply::Abort {
-                generation,
-                cause,
-                reason,
-            } => Err(Error::Aborted {
-                generation,
-                cause,
-                reason,
-            }),
+            Reply::Abort(abort) => Err(Error::Aborted(abort)),
             other => Err(self.unexpected(&other, "what rank 0 publishes")),
         }
     }
@@ -240,23 +215,11 @@ impl Client {
             if notice.lost {
                 return Err(self.shared.lost());
             }
-            return Ok(Decision::Abort {
-                generation: notice.generation,
-                cause: notice.cause,
-                reason: notice.reason,
-            });
+            return Ok(Decision::Abort(notice.abort));
         }
         if let Err(error) = self.shared.send(&Request::Vote(vote.clone())) {
             return match self.told_why(error) {
-                Error::Aborted {
-                    generation,
-                    cause,
-                    reason,
-                } => Ok(Decision::Abort {
-                    generation,
-                    cause,
-                    reason,
-                }),
+                Error::Aborted(abort) => Ok(Decision::Abort(abort)),
                 other => Err(other),
             };
         }
@@ -269,15 +232,7 @@ impl Client {
                 self.shared.step.store(step, Ordering::Relaxed);
                 Ok(Decision::Commit { step, next })
             }
-            Reply::Abort {
-                generation,
-                cause,
-                reason,
-            } => Ok(Decision::Abort {
-                generation,
-                cause,
-                reason,
-            }),
+            Reply::Abort(abort) => Ok(Decision::Abort(abort)),
             other => Err(self.unexpected(&other, "the decision on this rank's vote")),
         }
     }
@@ -300,23 +255,13 @@ impl Client {
         }
     }
 
-    /// A write failed: most likely the coordinator closed after it said why, and that is what the
-    /// caller wants to hear.
+    /// A write failed: most likely the coordinator closed the connection after it sent a reason, and
+    /// the caller needs that reason.
     fn told_why(&self, error: Error) -> Error {
         let deadline = Instant::now() + CLOSE_TIMEOUT;
         loop {
             match self.next(deadline, "the coordinator's reason", "") {
-                Ok(Reply::Abort {
-                    generation,
-                    cause,
-                    reason,
-                }) => {
-                    return Error::Aborted {
-                        generation,
-                        cause,
-                        reason,
-                    };
-                }
+                Ok(Reply::Abort(abort)) => return Error::Aborted(abort),
                 Ok(_) => {}
                 Err(Error::Timeout { .. }) => return error,
                 Err(why) => return why,
@@ -364,7 +309,7 @@ impl Drop for Client {
 
 impl Reporter {
     /// The training thread got something done; the next heartbeat carries the count. One atomic
-    /// addition: call it freely. A rank that does not, for long, is taken for one that hangs.
+    /// addition: call it freely. A rank that does not call it for long counts as hung.
     pub fn beat(&self) {
         self.shared.beat.fetch_add(1, Ordering::Relaxed);
     }
@@ -428,7 +373,7 @@ impl Shared {
 
     fn lost(&self) -> Error {
         let detail = match lock(&self.abort).notice() {
-            Some(notice) => notice.reason,
+            Some(notice) => notice.abort.reason,
             None => "this side closed it".to_owned(),
         };
         Error::Lost {
@@ -457,15 +402,9 @@ impl Shared {
                         .store(assignment.generation, Ordering::Relaxed);
                     *lock(&self.abort) = AbortSignal::default();
                 }
-                Reply::Abort {
-                    generation,
-                    cause,
-                    reason,
-                } => self.raise(&AbortNotice {
-                    generation: *generation,
-                    cause: *cause,
+                Reply::Abort(abort) => self.raise(&AbortNotice {
+                    abort: abort.clone(),
                     lost: false,
-                    reason: reason.clone(),
                 }),
                 Reply::Drop { reason } => self.raise(&self.notice_lost(reason.clone())),
                 _ => {}
@@ -485,12 +424,12 @@ impl Shared {
     }
 
     fn notice_lost(&self, reason: String) -> AbortNotice {
-        AbortNotice {
+        let abort = Abort {
             generation: self.generation.load(Ordering::Relaxed),
             cause: Cause::Failed,
-            lost: true,
             reason,
-        }
+        };
+        AbortNotice { abort, lost: true }
     }
 
     /// The heartbeat thread. It ends when the client is dropped or the connection is lost; the
@@ -519,8 +458,8 @@ impl Shared {
     }
 }
 
-/// A poisoned lock only means that another thread panicked between two writes; what it guards here
-/// is whole at any time.
+/// A poisoned lock only means that another thread panicked between two writes; the guarded values
+/// here are consistent at any time.
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }

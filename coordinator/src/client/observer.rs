@@ -37,7 +37,7 @@ impl Observer {
         })
     }
 
-    /// The status now.
+    /// Asks for the status and waits for it.
     pub fn status(&mut self) -> Result<Status> {
         match self.ask(&Request::GetStatus)? {
             Reply::StatusReport(status) => Ok(*status),

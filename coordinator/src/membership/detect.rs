@@ -1,15 +1,15 @@
 //! How the coordinator notices a lost member, and the effect on others.
 
-use super::{Done, Effect, Incident, Member, Membership, Phase, RunOutcome, Transition};
+use super::{Done, Effect, Gathering, Incident, Member, Membership, Phase, RunOutcome, Transition};
 use crate::journal::JournalEntry;
-use crate::protocol::{Cause, MemberId, MemberState, Reply};
+use crate::protocol::{Abort, Cause, MemberId, MemberState, Reply};
 
 /// The least that a rank may take to begin in a generation, in milliseconds: a checkpoint may come from a slow
 /// file system.
 const STARTING_MS: u64 = 60_000;
 
 impl Membership {
-    /// Its socket says so, at once.
+    /// A member's connection closed.
     pub(super) fn disconnected(&mut self, id: MemberId, detail: &str, now_ms: u64) -> Transition {
         let Some(member) = self.members.get(&id) else {
             return Transition::none();
@@ -19,7 +19,8 @@ impl Membership {
         }
         let (who, state) = (member.describe(id), member.state);
         let silent_ms = now_ms.saturating_sub(member.last_seen_ms);
-        let reason = match (member.seat, self.drained_at) {
+        let drained_at = self.running().and_then(|running| running.drained_at);
+        let reason = match (member.seat, drained_at) {
             (None, _) => format!("{who} is gone: {detail}"),
             (Some(_), None) => format!(
                 "{who} is gone while the run was at step {} (it was {state:?}): {detail}",
@@ -32,7 +33,7 @@ impl Membership {
         self.lose(id, &reason, silent_ms, now_ms)
     }
 
-    /// A member is gone, or as good as gone. In an elastic run the others go on without it.
+    /// Removes a member that is gone, or as good as gone. In an elastic run the others continue without it.
     pub(super) fn lose(
         &mut self,
         id: MemberId,
@@ -47,27 +48,27 @@ impl Membership {
         if !self.config.elastic && had_seat {
             return self.fail(reason);
         }
-        self.forget(id);
-        if self.ready == 0 && !self.formed {
+        self.members.forget(id);
+        if self.members.ready() == 0 && !self.formed() {
             self.agreed = None;
         }
-        if !had_seat {
+        let Some(running) = self.running_mut().filter(|_| had_seat) else {
             self.why = format!(
                 "{reason}; {} of {} are left",
                 self.members.len(),
                 self.config.world
             );
             return Transition::because(self.why.clone(), Vec::new()).and(self.try_form(now_ms));
-        }
-        self.seated -= 1;
-        if self.first_done.is_some() {
-            // Those who are done have passed the last barrier: what had to be saved is saved.
+        };
+        running.seated -= 1;
+        if running.first_done.is_some() {
+            // Ranks that are done have passed the last barrier: the last checkpoint is saved.
+            let all_done = running.done == running.seated;
             self.why = format!("{reason}; nothing depended on it any more");
             let noted = Transition::because(self.why.clone(), Vec::new());
-            return if self.done == self.seated {
-                noted.and(self.all_done(self.at.step))
-            } else {
-                noted
+            return match all_done {
+                true => noted.and(self.all_done(self.at.step)),
+                false => noted,
             };
         }
         let incident = self.note_incident(reason, silent_ms, now_ms);
@@ -77,11 +78,11 @@ impl Membership {
         left.and(self.try_form(now_ms))
     }
 
-    /// Something that costs time; for the journal and the status.
+    /// Counts an event that costs the run time, for the journal and the status.
     pub(super) fn note_incident(&mut self, reason: &str, silent_ms: u64, now_ms: u64) -> Effect {
-        self.incidents += 1;
-        self.last_incident = Some(reason.to_owned());
-        self.incident.get_or_insert(Incident {
+        self.incidents.count += 1;
+        self.incidents.last = Some(reason.to_owned());
+        self.incidents.open.get_or_insert(Incident {
             since_ms: now_ms,
             steps_lost: 0,
         });
@@ -93,21 +94,16 @@ impl Membership {
         })
     }
 
-    /// The generation is over; its ranks abandon the attempt and say again that they are ready.
+    /// Ends the generation: its ranks abandon the attempt and report that they are ready again.
     pub(super) fn leave_generation(&mut self, reason: &str, now_ms: u64) -> Transition {
-        let to: Vec<MemberId> = self
-            .members
-            .iter()
-            .filter(|(_, m)| m.seat.is_some() && m.done == Done::No)
-            .map(|(id, _)| *id)
-            .collect();
+        let to = self.members.ids(|m| m.seat.is_some() && m.done == Done::No);
         self.gather(now_ms);
         self.why = format!("generation {} is over: {reason}", self.generation);
-        let reply = Reply::Abort {
+        let reply = Reply::Abort(Abort {
             generation: self.generation,
             cause: Cause::Regroup,
             reason: reason.to_owned(),
-        };
+        });
         let effects = match to.is_empty() {
             true => Vec::new(),
             false => vec![Effect::Send { to, reply }],
@@ -115,31 +111,10 @@ impl Membership {
         Transition::because(self.why.clone(), effects)
     }
 
-    /// Everybody back to the rendezvous. Those who had no seat have said what they have to say.
+    /// Leads everybody back to the rendezvous. Ranks that had agreed on a last step are asked to leave again.
     pub(super) fn gather(&mut self, now_ms: u64) {
-        self.phase = Phase::Waiting;
-        self.waiting_since_ms = now_ms;
-        self.votes = 0;
-        self.first_vote = None;
-        self.regroup = None;
-        self.published = false;
-        self.shared = None;
-        self.found = None;
-        self.seated = 0;
-        // Those who did not leave before this are asked to leave again.
-        self.drained_at = None;
-        self.last |= self.drain.is_some();
-        for member in self.members.values_mut() {
-            member.vote = None;
-            if member.seat.is_some() {
-                member.ready = None;
-            }
-            member.last_seat = member.seat.take();
-            member.moved_ms = now_ms;
-        }
-        let count = |is: fn(&Member) -> bool| self.members.values().filter(|m| is(m)).count();
-        self.ready = count(|m| m.ready.is_some());
-        self.owing = count(Member::owes_ready);
+        self.phase = Phase::Gathering(Gathering::new(now_ms));
+        self.members.unseat(now_ms);
     }
 
     pub(super) fn tick(&mut self, now_ms: u64) -> Transition {
@@ -151,14 +126,16 @@ impl Membership {
         if self.outcome().is_some() {
             return Transition::none();
         }
-        // This process itself stood still. What the members sent meanwhile is not read yet, so the
-        // time it was away does not count against them.
+        // This process itself stood still. It has not read the members' messages of that time yet, so
+        // the time does not count against them.
         if away > lapse / 2 {
             for member in self.members.values_mut() {
                 member.last_seen_ms = (member.last_seen_ms + away).min(now_ms);
                 member.moved_ms = (member.moved_ms + away).min(now_ms);
             }
-            self.waiting_since_ms = (self.waiting_since_ms + away).min(now_ms);
+            if let Phase::Gathering(Gathering { since_ms, .. }) = &mut self.phase {
+                *since_ms = (*since_ms + away).min(now_ms);
+            }
             return Transition::because(
                 format!("the coordinator was away for {away} ms"),
                 Vec::new(),
@@ -189,9 +166,8 @@ impl Membership {
     /// An evaluation may take longer than a step, and nothing is committed while it runs: without this
     /// check, a deadline would pass unseen until the step after it.
     fn evaluation_over_time(&mut self, now_ms: u64) -> Transition {
-        let evaluates = self.phase == Phase::Running
+        let evaluates = self.all_at_work()
             && self.drain.is_none()
-            && self.first_done.is_none()
             && self
                 .members
                 .values()
@@ -202,10 +178,16 @@ impl Membership {
         }
     }
 
-    /// All wait for each other, so one of them hangs in what the others take for waiting. Who does not
-    /// come to the next rendezvous is the one.
+    /// The ranks have a generation, and none has finished or left.
+    fn all_at_work(&self) -> bool {
+        self.running()
+            .is_some_and(|running| running.first_done.is_none())
+    }
+
+    /// All ranks report that they wait for each other, so one of them hangs in its wait. The rank that
+    /// misses the next rendezvous is the one.
     fn stall(&mut self, now_ms: u64) -> Transition {
-        if self.phase != Phase::Running || !self.config.elastic || self.first_done.is_some() {
+        if !self.all_at_work() || !self.config.elastic {
             return Transition::none();
         }
         let hung = self.watchdog_ms();
@@ -217,7 +199,7 @@ impl Membership {
         let shortest = seated().map(still).min().unwrap_or(0);
         let reason = format!(
             "all {} ranks have waited for each other for {shortest} ms, the limit is {hung} ms",
-            self.seated
+            seated().count()
         );
         let incident = self.note_incident(&reason, shortest, now_ms);
         let mut left = self.leave_generation(&reason, now_ms);
@@ -245,12 +227,12 @@ impl Membership {
                 ));
                 continue;
             }
-            // Who waits for others is not the one that hangs; who starts may read a checkpoint.
+            // A rank that waits for others is not the one that hangs; a starting rank may read a checkpoint.
             let limit = match state {
                 MemberState::Starting => hung.max(STARTING_MS),
                 _ => hung,
             };
-            let owes_ready = self.phase == Phase::Waiting && member.owes_ready();
+            let owes_ready = self.is_gathering() && member.owes_ready();
             let works = member.seat.is_some() && state != MemberState::Waiting;
             if self.config.elastic && (works || owes_ready) && still > limit {
                 suspects.push((
@@ -273,12 +255,12 @@ impl Membership {
             .max(steps.saturating_mul(self.config.watchdog_steps))
     }
 
-    /// Waiting ends some time.
+    /// Ends a rendezvous that takes too long.
     fn patience(&mut self, now_ms: u64) -> Transition {
-        if self.phase != Phase::Waiting {
+        let Phase::Gathering(Gathering { since_ms, .. }) = self.phase else {
             return Transition::none();
-        }
-        let waited = now_ms.saturating_sub(self.waiting_since_ms);
+        };
+        let waited = now_ms.saturating_sub(since_ms);
         let mut all = Transition::none();
         if !self.absent.is_empty() && waited > self.config.rejoin_ms {
             let lost = std::mem::take(&mut self.absent).len();
@@ -288,12 +270,14 @@ impl Membership {
             );
             all = Transition::because(self.why.clone(), Vec::new()).and(self.try_form(now_ms));
         }
-        if self.phase != Phase::Waiting {
+        if !self.is_gathering() {
             return all;
         }
-        if self.last && self.members.is_empty() && self.absent.is_empty() {
+        if let Some(asked) = &self.drain
+            && self.members.is_empty()
+            && self.absent.is_empty()
+        {
             let step = self.at.step;
-            let asked = self.drain.clone().unwrap_or_default();
             let why = format!(
                 "drained; no rank is left to save more than the newest checkpoint: {asked}"
             );

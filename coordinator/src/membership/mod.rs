@@ -1,4 +1,4 @@
-//! Who takes part and what they agreed on: one pure state machine.
+//! The members of a run and their agreements: one pure state machine.
 //!
 //! [`Membership::apply`] takes an event and the time, and returns effects in their required
 //! order, with the reason for them. It does no IO and reads no clock, so a test can replay any script of
@@ -6,20 +6,22 @@
 //!
 //! ```text
 //!            all there                      a rank is lost, or gave up (`regroup`)
-//! Waiting ---------------> Running ------+
+//! Gathering -------------> Running ------+
 //!    ^      `form`            |          |   others want to take part: at the next commit
 //!    +------------------------|----------+
 //!                             v
 //!                           Over    (in a run that is not elastic, the loss of a rank leads here too)
 //! ```
 //!
-//! Every way from Waiting to Running makes a new generation. It starts at the newest committed step
+//! Every way from Gathering to Running makes a new generation. It starts at the newest committed step
 //! that one of its members still holds; without such a member, at the newest complete checkpoint.
 
 mod detect;
+mod phase;
 mod publish;
 mod rendezvous;
 mod report;
+mod roster;
 #[cfg(test)]
 mod scripts;
 #[cfg(test)]
@@ -32,48 +34,27 @@ pub use types::{Effect, MembershipConfig, MembershipEvent, RunOutcome, Ticket, T
 
 use std::collections::BTreeMap;
 
+use phase::{Gathering, Phase, Running};
+use roster::{Done, Member, Roster};
+
 use crate::journal::JournalEntry;
 use crate::progress::CommitRate;
 use crate::protocol::{
-    Cause, CheckpointInfo, Generation, MemberId, MemberState, Ready, Reply, StartPoint, Terms,
-    TrainerInfo, Vote,
+    Abort, Cause, CheckpointInfo, Generation, MemberId, MemberState, Reply, StartPoint, Terms,
 };
 use crate::status::EpochSummary;
 
 /// Longest text that is taken from a peer, in characters.
 const TEXT_MAX: usize = 2000;
 
-#[derive(Clone, Debug, PartialEq, Eq)]
-enum Phase {
-    Waiting,
-    Running,
-    Over(RunOutcome),
-}
-
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Done {
-    No,
-    Finished,
-    Left,
-}
-
-#[derive(Clone, Debug)]
-struct Member {
-    info: TrainerInfo,
-    /// What it said for this rendezvous.
-    ready: Option<Ready>,
-    seat: Option<usize>,
-    /// Its seat in the generation before this rendezvous.
-    last_seat: Option<usize>,
-    state: MemberState,
-    step: u64,
-    samples_per_s: f32,
-    last_seen_ms: u64,
-    beat: u64,
-    /// When its training thread last got something done.
-    moved_ms: u64,
-    vote: Option<Vote>,
-    done: Done,
+/// What cost the run time.
+#[derive(Clone, Debug, Default)]
+struct Incidents {
+    count: u32,
+    /// The reason of the newest one.
+    last: Option<String>,
+    /// Since when no step was committed after one.
+    open: Option<Incident>,
 }
 
 /// A rank was lost and no step was committed since.
@@ -84,17 +65,26 @@ struct Incident {
     steps_lost: u64,
 }
 
+/// The newest results that the ranks reported, for the status.
+#[derive(Clone, Debug, Default)]
+struct Results {
+    /// Mean loss per sample of the newest committed step; `None` before one, or when it is not finite.
+    loss: Option<f64>,
+    epoch: Option<EpochSummary>,
+    checkpoint: Option<CheckpointInfo>,
+    /// Why a rank could not save a checkpoint after `checkpoint`.
+    unsaved: Option<String>,
+}
+
 /// The state machine.
+///
+/// Its own fields last for the whole run. Fields that only mean something in one phase are in [`Phase`].
 #[derive(Clone, Debug)]
 pub struct Membership {
     config: MembershipConfig,
     phase: Phase,
     generation: Generation,
-    members: BTreeMap<MemberId, Member>,
-    /// How many of them are ready, and how many that had a seat are not yet. Counted along, because a
-    /// rendezvous of N members asks N times.
-    ready: usize,
-    owing: usize,
+    members: Roster,
     next_member: MemberId,
     /// The newest committed step.
     at: StartPoint,
@@ -102,45 +92,16 @@ pub struct Membership {
     newest: StartPoint,
     /// What all members train.
     agreed: Option<Terms>,
-    /// Ranks of this generation, and how many of them are still there.
+    /// Ranks of the newest generation; before the first, those that the run shall have.
     world: usize,
-    seated: usize,
-    /// A generation was formed here, or by a coordinator whose ranks may come back.
-    formed: bool,
-    /// A generation was formed by this coordinator.
-    formed_here: bool,
     /// Ranks of an earlier coordinator that did not come back yet.
     absent: BTreeMap<MemberId, usize>,
-    waiting_since_ms: u64,
-    /// The shell looks for a checkpoint; what it found.
-    looking: bool,
-    found: Option<StartPoint>,
-    /// Why to meet at the next commit.
-    regroup: Option<String>,
-    /// The next generation only saves and leaves.
-    last: bool,
-    incident: Option<Incident>,
-    incidents: u32,
-    last_incident: Option<String>,
-    /// Rank 0 has published in this generation.
-    published: bool,
-    /// Ranks that have the shared state, and its hash.
-    shared: Option<(String, usize)>,
-    /// Votes for step `at.step + 1`, and who voted first.
-    votes: usize,
-    first_vote: Option<MemberId>,
-    /// The first one to finish or leave, and how many did.
-    first_done: Option<MemberId>,
-    done: usize,
+    /// The shell is looking for a checkpoint. The search may outlast the rendezvous that asked for it.
+    searching: bool,
+    /// Why the run ends early. A generation that forms after this only saves and leaves.
     drain: Option<String>,
-    /// The step that was committed as the last one.
-    drained_at: Option<u64>,
-    weights: Option<(MemberId, String)>,
-    loss: Option<f64>,
-    checkpoint: Option<CheckpointInfo>,
-    /// Why the newest one that was tried is not there.
-    unsaved: Option<String>,
-    last_epoch: Option<EpochSummary>,
+    incidents: Incidents,
+    results: Results,
     progress: CommitRate,
     last_tick_ms: Option<u64>,
     /// Why the run is where it is.
@@ -151,41 +112,19 @@ impl Membership {
     /// Nobody is there yet.
     pub fn new(config: MembershipConfig) -> Self {
         Self {
-            phase: Phase::Waiting,
+            phase: Phase::Gathering(Gathering::new(0)),
             generation: config.last_generation,
-            members: BTreeMap::new(),
-            ready: 0,
-            owing: 0,
+            members: Roster::default(),
             next_member: config.first_member,
             at: config.start,
             newest: config.newest.max(config.start),
             agreed: None,
             world: config.world,
-            seated: 0,
-            formed: !config.absent.is_empty(),
-            formed_here: false,
             absent: config.absent.clone(),
-            waiting_since_ms: 0,
-            looking: false,
-            found: None,
-            regroup: None,
-            last: false,
-            incident: None,
-            incidents: 0,
-            last_incident: None,
-            published: false,
-            shared: None,
-            votes: 0,
-            first_vote: None,
-            first_done: None,
-            done: 0,
+            searching: false,
             drain: None,
-            drained_at: None,
-            weights: None,
-            loss: None,
-            checkpoint: None,
-            unsaved: None,
-            last_epoch: None,
+            incidents: Incidents::default(),
+            results: Results::default(),
             progress: CommitRate::default(),
             last_tick_ms: None,
             why: format!("0 of {} ranks are there", config.world),
@@ -193,7 +132,7 @@ impl Membership {
         }
     }
 
-    /// Takes an event at a time and says what has to be done. Time never goes back.
+    /// Takes an event and its time, and returns the effects. Time never goes back.
     pub fn apply(&mut self, event: MembershipEvent, now_ms: u64) -> Transition {
         match event {
             MembershipEvent::Join { ticket, info } => self.join(ticket, info, now_ms),
@@ -249,12 +188,40 @@ impl Membership {
     pub fn outcome(&self) -> Option<&RunOutcome> {
         match &self.phase {
             Phase::Over(outcome) => Some(outcome),
-            Phase::Waiting | Phase::Running => None,
+            Phase::Gathering(_) | Phase::Running(_) => None,
         }
     }
 
+    fn running(&self) -> Option<&Running> {
+        match &self.phase {
+            Phase::Running(running) => Some(running),
+            Phase::Gathering(_) | Phase::Over(_) => None,
+        }
+    }
+
+    fn running_mut(&mut self) -> Option<&mut Running> {
+        match &mut self.phase {
+            Phase::Running(running) => Some(running),
+            Phase::Gathering(_) | Phase::Over(_) => None,
+        }
+    }
+
+    fn is_gathering(&self) -> bool {
+        matches!(self.phase, Phase::Gathering(_))
+    }
+
+    /// This coordinator has formed a generation.
+    fn formed_here(&self) -> bool {
+        self.generation > self.config.last_generation
+    }
+
+    /// A generation was formed here, or by a coordinator whose ranks may come back.
+    fn formed(&self) -> bool {
+        self.formed_here() || !self.config.absent.is_empty()
+    }
+
     fn seen(&mut self, id: MemberId, now_ms: u64) -> Option<&mut Member> {
-        let member = self.members.get_mut(&id)?;
+        let member = self.members.get_mut(id)?;
         member.last_seen_ms = now_ms;
         Some(member)
     }
@@ -264,19 +231,18 @@ impl Membership {
             Phase::Over(_) => {
                 Transition::because(format!("the run is over: {}", self.why), Vec::new())
             }
-            Phase::Waiting if !self.formed => {
+            Phase::Gathering(_) if !self.formed() => {
                 let step = self.at.step;
                 let why = format!("drained at step {step}, before all ranks were there: {reason}");
                 self.end(RunOutcome::Drained { step }, Some(Cause::Drained), &why)
             }
-            Phase::Waiting => {
+            Phase::Gathering(_) => {
                 self.drain.get_or_insert(reason.to_owned());
-                self.last = true;
                 self.why = format!("the ranks will meet once more, save and leave: {reason}");
                 Transition::because(self.why.clone(), Vec::new()).and(self.try_form(now_ms))
             }
-            Phase::Running => {
-                if let Some(step) = self.drained_at {
+            Phase::Running(running) => {
+                if let Some(step) = running.drained_at {
                     return Transition::because(
                         format!("step {step} is the last one already"),
                         Vec::new(),
@@ -288,8 +254,7 @@ impl Membership {
                 self.drain = Some(reason.to_owned());
                 let evaluates = |m: &Member| m.state == MemberState::Evaluating;
                 if self.config.elastic && self.members.values().any(evaluates) {
-                    // It can be done again; the time that is left may not be enough for it.
-                    self.last = true;
+                    // An evaluation can be repeated; the time that is left may not be enough for it.
                     let why = format!("the evaluation is given up to save and leave: {reason}");
                     return self.leave_generation(&why, now_ms);
                 }
@@ -299,7 +264,7 @@ impl Membership {
         }
     }
 
-    /// The run cannot go on.
+    /// Ends the run, which cannot continue.
     fn fail(&mut self, reason: &str) -> Transition {
         let outcome = RunOutcome::Failed {
             reason: reason.to_owned(),
@@ -307,8 +272,8 @@ impl Membership {
         self.end(outcome, Some(Cause::Failed), reason)
     }
 
-    /// The run is over; with a cause, those who still train are told to abort. Those without a seat
-    /// are told in any case.
+    /// Ends the run. With a cause, the members that still train are told to abort; members without a
+    /// seat are told in any case.
     fn end(&mut self, outcome: RunOutcome, abort: Option<Cause>, reason: &str) -> Transition {
         if let Phase::Over(_) = self.phase {
             return Transition::because(
@@ -329,95 +294,23 @@ impl Membership {
             RunOutcome::Failed { .. } => Cause::Failed,
         });
         // The one at fault is told as well: it may be alive.
-        let to: Vec<MemberId> = self
-            .members
-            .iter()
-            .filter(|(_, m)| m.done == Done::No && (abort.is_some() || m.seat.is_none()))
-            .map(|(id, _)| *id)
-            .collect();
+        let told = |m: &Member| m.done == Done::No && (abort.is_some() || m.seat.is_none());
+        let to = self.members.ids(told);
         if !to.is_empty() {
-            let reply = Reply::Abort {
+            let reply = Reply::Abort(Abort {
                 generation: self.generation,
                 cause,
                 reason: reason.to_owned(),
-            };
+            });
             effects.push(Effect::Send { to, reply });
         }
         effects.push(Effect::End(outcome.clone()));
         self.phase = Phase::Over(outcome);
         Transition::because(reason, effects)
     }
-
-    /// Adds a member.
-    fn admit(&mut self, id: MemberId, member: Member) {
-        self.owing += usize::from(member.owes_ready());
-        self.members.insert(id, member);
-    }
-
-    /// Takes a member out.
-    fn forget(&mut self, id: MemberId) {
-        if let Some(member) = self.members.remove(&id) {
-            self.ready -= usize::from(member.ready.is_some());
-            self.owing -= usize::from(member.owes_ready());
-        }
-    }
-
-    fn set_ready(&mut self, id: MemberId, ready: Ready) {
-        if let Some(member) = self.members.get_mut(&id) {
-            self.ready += usize::from(member.ready.is_none());
-            self.owing -= usize::from(member.owes_ready());
-            member.ready = Some(ready);
-            member.state = MemberState::Waiting;
-        }
-    }
-
-    fn describe(&self, id: MemberId) -> String {
-        match self.members.get(&id) {
-            Some(member) => member.describe(id),
-            None => format!("member {id}"),
-        }
-    }
 }
 
-impl Member {
-    fn new(mut info: TrainerInfo, now_ms: u64) -> Self {
-        info.host = clip(&info.host);
-        info.machine = clip(&info.machine);
-        Self {
-            info,
-            ready: None,
-            seat: None,
-            last_seat: None,
-            state: MemberState::Starting,
-            step: 0,
-            samples_per_s: 0.0,
-            last_seen_ms: now_ms,
-            beat: 0,
-            moved_ms: now_ms,
-            vote: None,
-            done: Done::No,
-        }
-    }
-
-    /// It had a seat in the generation before this rendezvous and is not ready yet.
-    fn owes_ready(&self) -> bool {
-        self.last_seat.is_some() && self.ready.is_none()
-    }
-
-    /// `rank 1 (host node3, pid 77, last step 12)`.
-    fn describe(&self, id: MemberId) -> String {
-        let TrainerInfo { host, pid, .. } = &self.info;
-        match self.seat.or(self.last_seat) {
-            Some(rank) => format!(
-                "rank {rank} (host {host}, pid {pid}, last step {})",
-                self.step
-            ),
-            None => format!("member {id} (host {host}, pid {pid}, without a rank)"),
-        }
-    }
-}
-
-/// A peer's text, cut to a length that can be passed on.
+/// A peer's text, cut to a length that can be forwarded.
 fn clip(text: &str) -> String {
     text.chars().take(TEXT_MAX).collect()
 }

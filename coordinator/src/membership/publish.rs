@@ -1,6 +1,6 @@
 //! What rank 0 tells the other ranks of its generation so that they can meet.
 
-use super::{Effect, Membership, Phase, Transition};
+use super::{Effect, Membership, Transition};
 use crate::protocol::{Generation, MemberId, PUBLISH_MAX, Reply};
 
 impl Membership {
@@ -11,26 +11,27 @@ impl Membership {
         bytes: Vec<u8>,
         now_ms: u64,
     ) -> Transition {
-        let running = self.phase == Phase::Running;
         let Some(member) = self.seen(id, now_ms) else {
             return Transition::none();
         };
         member.moved_ms = now_ms;
         let (who, seat) = (member.describe(id), member.seat);
-        // It has been told that its generation is over, this only crossed the message.
-        let crossed = self.formed_here
-            && (generation < self.generation || generation == self.generation && !running);
+        let published = self.running().map(|running| running.published);
+        // It has been told that its generation is over; this only crossed the message.
+        let crossed = self.formed_here()
+            && (generation < self.generation
+                || generation == self.generation && published.is_none());
         if crossed || self.outcome().is_some() {
             return Transition::none();
         }
-        let objection = if generation != self.generation || !running {
+        let objection = if generation != self.generation || published.is_none() {
             Some(format!(
                 "in generation {generation}, the run is in generation {}",
                 self.generation
             ))
         } else if seat != Some(0) {
             Some("but only rank 0 may".to_owned())
-        } else if self.published {
+        } else if published == Some(true) {
             Some(format!("for the second time in generation {generation}"))
         } else if bytes.is_empty() || bytes.len() > PUBLISH_MAX {
             Some(format!(
@@ -43,14 +44,10 @@ impl Membership {
         if let Some(objection) = objection {
             return self.dismiss(id, &format!("{who} published {objection}"), now_ms);
         }
-        self.published = true;
-        let others = |seat: Option<usize>| seat.is_some_and(|rank| rank != 0);
-        let to: Vec<MemberId> = self
-            .members
-            .iter()
-            .filter(|(_, member)| others(member.seat))
-            .map(|(id, _)| *id)
-            .collect();
+        if let Some(running) = self.running_mut() {
+            running.published = true;
+        }
+        let to = self.members.ids(|m| m.seat.is_some_and(|rank| rank != 0));
         let reason = format!(
             "rank 0 published {} bytes to {} ranks",
             bytes.len(),
@@ -66,7 +63,7 @@ impl Membership {
         Transition::because(reason, effects)
     }
 
-    /// A member that does what it may not: it has to go.
+    /// Removes a member that broke the protocol.
     fn dismiss(&mut self, member: MemberId, reason: &str, now_ms: u64) -> Transition {
         let mut lost = self.lose(member, reason, 0, now_ms);
         if self.outcome().is_none() {

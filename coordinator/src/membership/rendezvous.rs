@@ -1,7 +1,7 @@
 //! From a set of members to a generation: joining, checking that they fit together, who holds what,
 //! and the seats.
 
-use super::{Effect, Member, Membership, Phase, Ticket, Transition, clip};
+use super::{Done, Effect, Member, Membership, Phase, Running, Ticket, Transition, clip};
 use crate::journal::{JournalEntry, Seat};
 use crate::ledger::LedgerEntry;
 use crate::order::allowed_world_sizes;
@@ -49,14 +49,14 @@ impl Membership {
             ));
         }
         let member = match info.member {
-            // The same process: it lost its connection, which is not yet known here.
+            // The same process: it lost its connection, which nobody has noticed here yet.
             Some(id)
                 if self
                     .members
                     .get(&id)
                     .is_some_and(|m| m.info.is_process(&info)) =>
             {
-                let reason = format!("{} connected again", self.describe(id));
+                let reason = format!("{} connected again", self.members.describe(id));
                 let mut replaced = self.lose(id, &reason, 0, now_ms);
                 if self.outcome().is_none() {
                     let reason = format!("{reason}\n  help: use the newer connection");
@@ -71,8 +71,8 @@ impl Membership {
                     "member {id} is connected already\n  help: two processes use the same member id; start the second one without it"
                 ));
             }
-            // An id that was given before, perhaps by an earlier coordinator. Any other could be
-            // one that this coordinator is going to give.
+            // An id that was issued before, perhaps by an earlier coordinator. Any other could be
+            // one that this coordinator is about to issue.
             Some(id) if id < self.next_member => id,
             _ => {
                 let id = self.next_member;
@@ -89,8 +89,8 @@ impl Membership {
         let mut joined = Member::new(info, now_ms);
         // Perhaps it comes back from a generation of the coordinator before this one.
         joined.last_seat = self.absent.remove(&member);
-        self.admit(member, joined);
-        if self.phase == Phase::Waiting {
+        self.members.admit(member, joined);
+        if self.is_gathering() {
             self.why.clone_from(&reason);
         }
         Transition::because(reason, vec![Effect::Admit { ticket, member }])
@@ -98,7 +98,7 @@ impl Membership {
 
     pub(super) fn ready(&mut self, id: MemberId, ready: Ready, now_ms: u64) -> Transition {
         let (agreed, cursor, newest) = (self.agreed.clone(), self.config.start.cursor, self.newest);
-        let (running, elastic) = (self.phase == Phase::Running, self.config.elastic);
+        let (running, elastic) = (self.running().is_some(), self.config.elastic);
         if self.outcome().is_some() {
             return Transition::none();
         }
@@ -109,7 +109,7 @@ impl Membership {
         if member.ready.is_some() && !elastic {
             return self.fail(&format!("{who} said for the second time that it is ready"));
         }
-        if member.done != super::Done::No {
+        if member.done != Done::No {
             return self.fail(&format!("{who} said that it is ready after it had left"));
         }
         member.moved_ms = now_ms;
@@ -140,22 +140,24 @@ impl Membership {
             return lost;
         }
         let ready = Ready {
-            // What nobody committed nobody can hold: it comes from a course that was left.
+            // Nobody can hold a step that was not committed: it comes from an abandoned generation.
             have: ready.have.filter(|have| have.step <= newest.step),
             ..ready
         };
         self.agreed = Some(ready.terms.clone());
         self.config.elastic &= ready.terms.elastic;
-        let seated = member_seat(self, id);
+        let seated = self.members.get(&id).is_some_and(|m| m.seat.is_some());
         let gave_up = ready.gave_up.as_deref().map(clip);
-        if running && seated {
+        if let Some(running) = self.running()
+            && seated
+        {
             let reason = format!(
                 "{who} gave up its attempt at step {}: {}",
                 self.at.step + 1,
                 gave_up.as_deref().unwrap_or("no reason given")
             );
-            if self.first_done.is_some() {
-                // Others have left for good: there is nobody to begin anew with.
+            if running.first_done.is_some() {
+                // Others have left for good: nobody is there to form a generation with.
                 let mut lost = self.lose(id, &reason, 0, now_ms);
                 if self.outcome().is_none() {
                     let reason = format!("{reason}\n  help: other ranks have finished already");
@@ -167,14 +169,14 @@ impl Membership {
             let incident = self.note_incident(&reason, 0, now_ms);
             let mut left = self.leave_generation(&reason, now_ms);
             left.effects.push(incident);
-            self.set_ready(id, ready);
+            self.members.set_ready(id, ready);
             return left.and(self.try_form(now_ms));
         }
-        self.set_ready(id, ready);
+        self.members.set_ready(id, ready);
         if running {
             return self.welcome_spare(id);
         }
-        let (here, world) = (self.ready, self.config.world);
+        let (here, world) = (self.members.ready(), self.config.world);
         self.why = format!("{here} of {world} ranks are ready");
         let noted = Transition::because(self.why.clone(), Vec::new());
         match self.try_form(now_ms) {
@@ -183,12 +185,12 @@ impl Membership {
         }
     }
 
-    /// One without a seat is ready while the others train: if it makes a larger world possible, they
-    /// meet after the next step.
+    /// A member without a seat is ready while the others train: if it makes a larger world possible,
+    /// they meet after the next step.
     fn welcome_spare(&mut self, id: MemberId) -> Transition {
-        let who = self.describe(id);
-        // Those with a seat are ready as well.
-        let possible = self.usable(self.ready);
+        let who = self.members.describe(id);
+        // Members with a seat count as ready too.
+        let possible = self.usable(self.members.ready());
         if possible <= self.world {
             return Transition::because(
                 format!("{who} stands by: {} ranks train", self.world),
@@ -200,7 +202,9 @@ impl Membership {
             self.at.step + 1,
             self.world
         );
-        self.regroup = Some(reason.clone());
+        if let Some(running) = self.running_mut() {
+            running.regroup = Some(reason.clone());
+        }
         Transition::because(reason, Vec::new())
     }
 
@@ -215,32 +219,35 @@ impl Membership {
             .unwrap_or(0)
     }
 
-    /// A new generation, if all who are waited for are there.
+    /// Forms a new generation if every member that the run waits for is there.
     pub(super) fn try_form(&mut self, now_ms: u64) -> Transition {
-        if self.phase != Phase::Waiting || self.looking {
+        if !self.is_gathering() || self.searching {
             return Transition::none();
         }
-        // Ranks of the generation before come back; who has just been started is not waited for.
-        let back = self.absent.is_empty() && self.owing == 0;
-        let least = if self.last {
-            1
-        } else {
-            self.config.min_ranks.max(1)
+        // Ranks of the generation before come back; the run does not wait for new processes.
+        let back = self.absent.is_empty() && self.members.owing() == 0;
+        let least = match self.drain {
+            Some(_) => 1,
+            None => self.config.min_ranks.max(1),
         };
-        let enough = self.config.elastic && self.formed && back && self.usable(self.ready) >= least;
-        if self.ready >= self.config.world || enough {
+        let enough = self.config.elastic
+            && self.formed()
+            && back
+            && self.usable(self.members.ready()) >= least;
+        if self.members.ready() >= self.config.world || enough {
             self.form(now_ms)
         } else {
             Transition::none()
         }
     }
 
-    /// Nobody else came. With enough ranks the run goes on; with too few it saves what they hold.
+    /// Nobody else came. With enough ranks the run continues; with too few it saves the state they hold.
     pub(super) fn give_up_waiting(&mut self, waited_ms: u64, now_ms: u64) -> Transition {
-        let usable = self.usable(self.ready);
+        let usable = self.usable(self.members.ready());
         let short = format!(
             "{} of {} ranks came within {waited_ms} ms",
-            self.ready, self.config.world
+            self.members.ready(),
+            self.config.world
         );
         if !self.config.elastic || usable == 0 {
             return self.fail(&format!(
@@ -254,7 +261,6 @@ impl Membership {
                     self.config.min_ranks
                 ));
             }
-            self.last = true;
             self.drain.get_or_insert(format!(
                 "{short}, at least {} are needed",
                 self.config.min_ranks
@@ -270,13 +276,13 @@ impl Membership {
         found: std::result::Result<StartPoint, String>,
         now_ms: u64,
     ) -> Transition {
-        self.looking = false;
-        if self.phase != Phase::Waiting {
+        self.searching = false;
+        let Phase::Gathering(gathering) = &mut self.phase else {
             return Transition::none();
-        }
+        };
         match found {
             Ok(start) => {
-                self.found = Some(start);
+                gathering.found = Some(start);
                 self.try_form(now_ms)
             }
             Err(reason) => self.fail(&format!(
@@ -287,14 +293,17 @@ impl Membership {
         }
     }
 
-    /// A new generation from those who are ready.
+    /// Forms a new generation from the members that are ready.
     fn form(&mut self, now_ms: u64) -> Transition {
+        let Phase::Gathering(gathering) = &self.phase else {
+            return Transition::none();
+        };
         let held = self.members.values().filter_map(Member::holds).max();
-        let start = match (held, self.found.take()) {
-            (Some(start), _) | (None, Some(start)) => start,
-            (None, None) if !self.formed_here => self.config.start,
-            (None, None) => {
-                self.looking = true;
+        let start = match held.or(gathering.found) {
+            Some(start) => start,
+            None if !self.formed_here() => self.config.start,
+            None => {
+                self.searching = true;
                 let why = format!(
                     "no member holds the state of step {}: looking for the newest checkpoint",
                     self.at.step
@@ -302,22 +311,21 @@ impl Membership {
                 return Transition::because(why, vec![Effect::FindCheckpoint]);
             }
         };
-        let world = self.usable(self.ready);
+        let world = self.usable(self.members.ready());
         let by_rank = self.seats(world, start);
         self.generation += 1;
-        self.phase = Phase::Running;
+        let last = self.drain.is_some();
+        let running = Running::new(world, last.then_some(start.step), gathering.shared.clone());
+        self.phase = Phase::Running(running);
         self.progress.restart();
-        (self.formed, self.formed_here) = (true, true);
-        (self.world, self.seated) = (world, world);
-        (self.done, self.first_done, self.weights) = (0, None, None);
-        self.drained_at = self.last.then_some(start.step);
+        self.world = world;
         let before = self.at;
         (self.at, self.newest) = (start, start);
-        if let Some(incident) = &mut self.incident {
+        if let Some(incident) = &mut self.incidents.open {
             incident.steps_lost += before.step.saturating_sub(start.step);
         }
         for (rank, id) in by_rank.iter().enumerate() {
-            if let Some(member) = self.members.get_mut(id) {
+            if let Some(member) = self.members.get_mut(*id) {
                 member.seat = Some(rank);
                 member.step = start.step;
                 member.moved_ms = now_ms;
@@ -344,7 +352,7 @@ impl Membership {
                 ),
                 false => String::new(),
             },
-            if self.last {
+            if last {
                 "; it only saves and leaves"
             } else {
                 ""
@@ -371,7 +379,7 @@ impl Membership {
                 start,
                 source,
                 share,
-                last: self.last,
+                last,
             }),
         }));
         Transition::because(self.why.clone(), effects)
@@ -408,7 +416,7 @@ impl Membership {
         [first].into_iter().chain(elsewhere).collect()
     }
 
-    /// Members by rank. Those who hold the state are taken first, then those who had a lower rank, then
+    /// Members by rank. Holders of the state are taken first, then members that had a lower rank, then
     /// lower ids. A member keeps the rank it had, or gets the one it prefers, when that is free; the
     /// others fill the gaps.
     fn seats(&self, world: usize, start: StartPoint) -> Vec<MemberId> {
@@ -443,16 +451,5 @@ impl Membership {
             .into_iter()
             .filter_map(|seat| seat.or_else(|| rest.next()))
             .collect()
-    }
-}
-
-fn member_seat(run: &Membership, id: MemberId) -> bool {
-    run.members.get(&id).is_some_and(|m| m.seat.is_some())
-}
-
-impl Member {
-    /// The committed step whose state it holds, if it is ready.
-    pub(super) fn holds(&self) -> Option<StartPoint> {
-        self.ready.as_ref().and_then(|ready| ready.have)
     }
 }

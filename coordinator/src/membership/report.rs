@@ -43,36 +43,36 @@ impl Membership {
             cursor: self.at.cursor,
             samples_total,
             world: self.world,
-            incidents: self.incidents,
-            last_incident: self.last_incident.clone(),
+            incidents: self.incidents.count,
+            last_incident: self.incidents.last.clone(),
             ranks,
             ranks_left_out: 0,
             samples_per_s: self.progress.samples_per_s(),
-            loss: self.loss,
+            loss: self.results.loss,
             eta_s: if state.is_over() {
                 None
             } else {
                 self.progress.eta_s(to_go)
             },
-            checkpoint: self.checkpoint.clone(),
-            last_epoch: self.last_epoch.clone(),
+            checkpoint: self.results.checkpoint.clone(),
+            last_epoch: self.results.epoch.clone(),
             reason: self.why.clone(),
             summary: self.config.summary.clone(),
             // Known to the shell.
             turned: Turned::default(),
-            unsaved: self.unsaved.clone(),
+            unsaved: self.results.unsaved.clone(),
         }
     }
 
     fn run_state(&self) -> RunState {
         let evaluates = |state: MemberState| state == MemberState::Evaluating;
         match &self.phase {
-            Phase::Waiting => RunState::Waiting,
-            Phase::Running if self.drain.is_some() => RunState::Draining,
-            Phase::Running if self.members.values().any(|m| evaluates(m.state)) => {
+            Phase::Gathering(_) => RunState::Waiting,
+            Phase::Running(_) if self.drain.is_some() => RunState::Draining,
+            Phase::Running(_) if self.members.values().any(|m| evaluates(m.state)) => {
                 RunState::Evaluating
             }
-            Phase::Running => RunState::Training,
+            Phase::Running(_) => RunState::Training,
             Phase::Over(RunOutcome::Finished { .. }) => RunState::Finished,
             Phase::Over(RunOutcome::Failed { .. }) => RunState::Failed,
             Phase::Over(RunOutcome::Drained { .. } | RunOutcome::Stopped { .. }) => {

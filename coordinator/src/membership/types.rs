@@ -15,30 +15,30 @@ pub struct MembershipConfig {
     pub world: usize,
     /// Which numbers of ranks can train: [`crate::order::allowed_world_sizes`].
     pub virtual_shards: usize,
-    /// The ranks can form anew while they live, so the loss of one is not the end. Otherwise (an MPI
-    /// world) it is.
+    /// The remaining ranks can form a new generation, so the loss of one is not the end. In an MPI
+    /// world it is.
     pub elastic: bool,
     /// With fewer ranks than this, an elastic run waits.
     pub min_ranks: usize,
     /// Epochs to train, for the status.
     pub epochs: u32,
-    /// A member that was not heard of for longer is dead, in milliseconds.
+    /// A member that stays silent for longer counts as dead, in milliseconds.
     pub heartbeat_lapse_ms: u64,
     /// A rank whose training thread gets nothing done for this long hangs, in milliseconds...
     pub watchdog_ms: u64,
     /// ...or for this many median steps, whichever is longer.
     pub watchdog_steps: u64,
-    /// How long missing ranks are waited for, in milliseconds.
+    /// How long the run waits for missing ranks, in milliseconds.
     pub join_ms: u64,
-    /// How long the ranks of a coordinator that was lost are waited for, in milliseconds.
+    /// How long the run waits for the ranks of a lost coordinator, in milliseconds.
     pub rejoin_ms: u64,
-    /// When the run has to have left, in milliseconds of [`super::Membership::apply`]'s clock.
+    /// When the run must have ended, in milliseconds of [`super::Membership::apply`]'s clock.
     pub deadline_ms: Option<u64>,
     /// Where training starts when no member holds a state: the newest complete checkpoint.
     pub start: StartPoint,
     /// The newest step that was ever committed. A member that claims more is not believed.
     pub newest: StartPoint,
-    /// Who had which rank when an earlier coordinator was lost, and may come back.
+    /// Members that had a rank when an earlier coordinator was lost, with that rank. They may come back.
     pub absent: BTreeMap<MemberId, usize>,
     /// Highest generation that was ever announced; 0 when none was.
     pub last_generation: Generation,
@@ -54,64 +54,64 @@ const REASON_MAX: usize = 16 << 10;
 /// Names a connection until its member has an id.
 pub type Ticket = u64;
 
-/// What happened.
+/// An input of the state machine: a message of a peer, the end of a connection, or the clock.
 #[derive(Clone, Debug, PartialEq)]
 pub enum MembershipEvent {
     /// A trainer showed the token.
     Join {
-        /// Its connection.
+        /// The connection, which has no member id yet.
         ticket: Ticket,
-        /// Its introduction.
+        /// The trainer's introduction, which the token proof covered.
         info: TrainerInfo,
     },
     /// A trainer can take a seat.
     Ready {
-        /// Who.
+        /// The trainer that is ready.
         member: MemberId,
-        /// What it has to say.
+        /// Its terms and the state that it holds.
         ready: Ready,
     },
     /// A trainer is alive.
     Heartbeat {
-        /// Who.
+        /// The trainer that is alive.
         member: MemberId,
-        /// What it does.
+        /// Activity of its training thread.
         state: MemberState,
         /// Newest step it knows of.
         step: u64,
         /// Its throughput, 0 when unknown.
         samples_per_s: f32,
-        /// What its training thread has got done.
+        /// Count of its training thread's progress.
         beat: u64,
     },
-    /// A trainer voted.
+    /// A trainer voted for an attempt.
     Vote {
-        /// Who.
+        /// The trainer that voted.
         member: MemberId,
-        /// Its vote.
+        /// Its vote, unchecked.
         vote: Vote,
     },
-    /// A trainer tells something.
+    /// A trainer reports something.
     Trainer {
-        /// Who.
+        /// The trainer that reports.
         member: MemberId,
-        /// What.
+        /// Its report, unchecked.
         event: TrainerEvent,
     },
     /// A trainer's connection is gone.
     Disconnected {
-        /// Who.
+        /// The trainer that was connected.
         member: MemberId,
-        /// How.
+        /// How the connection ended, for the reason.
         detail: String,
     },
     /// A trainer publishes something to the ranks of its generation.
     Publish {
-        /// Who.
+        /// The trainer that publishes; only rank 0 may.
         member: MemberId,
         /// The generation it means.
         generation: Generation,
-        /// What.
+        /// The bytes to forward, unchecked.
         bytes: Vec<u8>,
     },
     /// Someone asks that the next committed step be the last.
@@ -121,58 +121,58 @@ pub enum MembershipEvent {
     },
     /// Someone stops the run.
     Shutdown {
-        /// Why.
+        /// Who asks for the stop, and why.
         reason: String,
     },
-    /// Someone outside the ranks knows that the run cannot go on.
+    /// Someone outside the ranks knows that the run cannot continue.
     Fail {
-        /// Why.
+        /// Why the run cannot continue.
         reason: String,
     },
     /// The answer to [`Effect::FindCheckpoint`]: where the newest complete one stands, or why none can
     /// be used.
     Checkpoint(Result<StartPoint, String>),
-    /// Time has passed.
+    /// Time has passed; the shell reports it at an interval.
     Tick,
 }
 
-/// What has to be done, in order.
+/// An output of the state machine. The shell carries effects out in order.
 #[derive(Clone, Debug, PartialEq)]
 pub enum Effect {
     /// Let a trainer in under this id.
     Admit {
-        /// Its connection.
+        /// The connection to welcome.
         ticket: Ticket,
-        /// Its id.
+        /// The id of the new member, or the one that it had before.
         member: MemberId,
     },
     /// Tell a trainer that it cannot take part, and close.
     Refuse {
-        /// Its connection.
+        /// The connection to close.
         ticket: Ticket,
-        /// Why.
+        /// Sent before the connection closes, with a help line.
         reason: String,
     },
-    /// As `Refuse`, for one that was let in before.
+    /// As `Refuse`, for a member that was let in before.
     Dismiss {
-        /// Who.
+        /// The member to close the connection of.
         member: MemberId,
-        /// Why.
+        /// Sent before the connection closes, with a help line.
         reason: String,
     },
-    /// Put this on disk before going on.
+    /// Put this on disk before the next effect.
     Journal(JournalEntry),
-    /// Append this before going on.
+    /// Append this before the next effect.
     Ledger(LedgerEntry),
     /// No member holds a state any more: look for the newest complete checkpoint.
     FindCheckpoint,
-    /// A checkpoint stands: what the ledger says of it has to be on disk.
+    /// A checkpoint is complete: the ledger's records up to it must reach the disk.
     SyncLedger,
     /// Send to each of them.
     Send {
-        /// Whom.
+        /// The receivers, ascending.
         to: Vec<MemberId>,
-        /// What.
+        /// One message for all of them; it is encoded once.
         reply: Reply,
     },
     /// The run is over.
@@ -182,24 +182,24 @@ pub enum Effect {
 /// How a run ended.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum RunOutcome {
-    /// Training is complete.
+    /// Training is complete: all epochs, or an early stop.
     Finished {
-        /// Committed steps.
+        /// Committed steps of the whole run.
         step: u64,
     },
     /// All ranks left after the agreed step; it can be resumed from there.
     Drained {
-        /// Committed steps.
+        /// Committed steps of the whole run.
         step: u64,
     },
     /// Stopped at once; it can be resumed from the newest checkpoint.
     Stopped {
-        /// Why.
+        /// Who stopped the run, and why.
         reason: String,
     },
-    /// The run could not go on.
+    /// The run could not continue.
     Failed {
-        /// Why.
+        /// What failed, with the numbers.
         reason: String,
     },
 }
@@ -215,10 +215,10 @@ impl RunOutcome {
     }
 }
 
-/// What an event led to.
+/// The consequences of an event.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct Transition {
-    /// What has to be done, in order.
+    /// Effects to carry out, in order.
     pub effects: Vec<Effect>,
     /// Why, with numbers. Always there when there are effects.
     pub reason: Option<String>,

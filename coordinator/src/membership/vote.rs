@@ -1,14 +1,18 @@
 //! Votes, commits, and how ranks leave.
 
-use super::{Done, Effect, Member, Membership, Phase, RunOutcome, Transition, clip};
+use super::phase::{Ballot, StateReports};
+use super::{
+    Done, Effect, Gathering, Member, Membership, Phase, Roster, RunOutcome, Running, Transition,
+    clip,
+};
 use crate::journal::JournalEntry;
 use crate::ledger::{CommittedStep, LedgerEntry};
 use crate::protocol::{CheckpointInfo, MemberId, Next, Reply, StartPoint, TrainerEvent, Vote};
 use crate::status::EpochSummary;
 
-/// A checkpoint before the first one was measured, in milliseconds.
+/// Time that a checkpoint is assumed to take until one was measured, in milliseconds.
 const UNKNOWN_SAVE_MS: u64 = 5_000;
-/// What leaving takes besides, in milliseconds.
+/// Time to leave after the checkpoint, in milliseconds.
 const MARGIN_MS: u64 = 2_000;
 
 /// Figures of an epoch that are kept, and the longest name of one in bytes: the status has to fit
@@ -18,44 +22,46 @@ const METRIC_NAME_MAX: usize = 128;
 
 impl Membership {
     pub(super) fn vote(&mut self, id: MemberId, vote: Vote, now_ms: u64) -> Transition {
+        let cast = self.running().and_then(|r| r.ballot.votes.get(&id));
+        let again = cast == Some(&vote);
         let Some(member) = self.seen(id, now_ms) else {
             return Transition::none();
         };
-        if let Some(earlier) = &member.vote
-            && *earlier == vote
-        {
+        if again {
             return Transition::none();
         }
         member.moved_ms = now_ms;
-        if self.phase != Phase::Running {
-            // It has been told that its generation is over, the vote only crossed the message.
-            let crossed = self.formed_here && vote.generation <= self.generation;
-            return if self.phase == Phase::Waiting && !crossed {
+        let Some(running) = self.running() else {
+            // It has been told that its generation is over; the vote only crossed the message.
+            let crossed = self.formed_here() && vote.generation <= self.generation;
+            return if self.is_gathering() && !crossed {
                 self.fail(&format!("member {id} voted before all ranks were there"))
             } else {
                 Transition::none()
             };
-        }
-        if let Some(objection) = self.objection(id, &vote) {
+        };
+        if let Some(objection) = self.objection(running, id, &vote) {
             return self.fail(&objection);
         }
-        let Some(member) = self.members.get_mut(&id) else {
-            return Transition::none();
-        };
-        if vote.step_ms.is_finite() && vote.step_ms > 0.0 {
+        if let Some(member) = self.members.get_mut(id)
+            && vote.step_ms.is_finite()
+            && vote.step_ms > 0.0
+        {
             member.samples_per_s = vote.samples as f32 * 1000.0 / vote.step_ms;
         }
-        member.vote = Some(vote);
-        self.votes += 1;
-        self.first_vote.get_or_insert(id);
-        if self.votes < self.world {
+        let Phase::Running(running) = &mut self.phase else {
+            return Transition::none();
+        };
+        running.ballot.cast(id, vote);
+        if running.ballot.votes.len() < self.world {
             return Transition::none();
         }
-        self.commit(now_ms)
+        let ballot = std::mem::take(&mut running.ballot);
+        self.commit(&ballot, now_ms)
     }
 
-    /// What is wrong with a vote, on its own and beside those before it.
-    fn objection(&self, id: MemberId, vote: &Vote) -> Option<String> {
+    /// The objection to a vote, on its own or compared with the votes before it.
+    fn objection(&self, running: &Running, id: MemberId, vote: &Vote) -> Option<String> {
         let member = self.members.get(&id)?;
         // Only for an objection: nearly all votes are without one.
         let who = || member.describe(id);
@@ -68,7 +74,7 @@ impl Membership {
                 self.generation
             ));
         }
-        if let Some(step) = self.drained_at {
+        if let Some(step) = running.drained_at {
             return Some(format!(
                 "{} voted for step {}, but step {step} was agreed as the last one",
                 who(),
@@ -82,14 +88,14 @@ impl Membership {
                 vote.step
             ));
         }
-        if member.vote.is_some() {
+        if running.ballot.votes.contains_key(&id) {
             return Some(format!(
                 "{} voted twice for step {next}, and not the same",
                 who()
             ));
         }
-        if let Some(left) = self.first_done {
-            let left = self.describe(left);
+        if let Some(left) = running.first_done {
+            let left = self.members.describe(left);
             return Some(format!(
                 "{} voted for step {next}, but {left} has finished",
                 who()
@@ -102,11 +108,16 @@ impl Membership {
                 vote.loss
             ));
         }
-        self.range_objection(&who, vote)
+        self.range_objection(running, &who, vote)
     }
 
-    /// The range has to go on where the last step ended, and lie within the epoch.
-    fn range_objection(&self, who: &dyn Fn() -> String, vote: &Vote) -> Option<String> {
+    /// The range must continue where the last step ended, and lie within the epoch.
+    fn range_objection(
+        &self,
+        running: &Running,
+        who: &dyn Fn() -> String,
+        vote: &Vote,
+    ) -> Option<String> {
         let total = self
             .agreed
             .as_ref()
@@ -129,15 +140,15 @@ impl Membership {
                 vote.epoch
             ));
         }
-        let first = self.first_vote?;
-        let reference = self.members.get(&first)?.vote.as_ref()?;
+        let first = running.ballot.first?;
+        let reference = running.ballot.votes.get(&first)?;
         if (vote.epoch, vote.cursor_after) != (reference.epoch, reference.cursor_after) {
             return Some(format!(
                 "{} voted for samples up to {} of epoch {}, {} up to {} of epoch {}",
                 who(),
                 vote.cursor_after,
                 vote.epoch,
-                self.describe(first),
+                self.members.describe(first),
                 reference.cursor_after,
                 reference.epoch
             ));
@@ -159,15 +170,9 @@ impl Membership {
     }
 
     /// All ranks voted: the step is committed if their samples add up to its range.
-    fn commit(&mut self, now_ms: u64) -> Transition {
-        self.votes = 0;
-        self.first_vote = None;
-        let votes: Vec<Vote> = self
-            .members
-            .values_mut()
-            .filter_map(|m| m.vote.take())
-            .collect();
-        let Some(first) = votes.first() else {
+    fn commit(&mut self, ballot: &Ballot, now_ms: u64) -> Transition {
+        let votes = || ballot.votes.values();
+        let Some(first) = votes().next() else {
             return Transition::none();
         };
         let (epoch, step, cursor_end) = (first.epoch, first.step, first.cursor_after);
@@ -176,9 +181,7 @@ impl Membership {
         } else {
             0
         };
-        let samples = votes
-            .iter()
-            .fold(0u64, |sum, vote| sum.saturating_add(vote.samples));
+        let samples = votes().fold(0u64, |sum, vote| sum.saturating_add(vote.samples));
         if samples != cursor_end - cursor_start {
             let reason = format!(
                 "step {step}: the ranks trained on {samples} samples, the range {cursor_start}..{cursor_end} of epoch {epoch} has {}",
@@ -186,8 +189,8 @@ impl Membership {
             );
             return self.fail(&reason);
         }
-        let loss = votes.iter().map(|v| v.loss * v.samples as f64).sum::<f64>() / samples as f64;
-        self.loss = loss.is_finite().then_some(loss);
+        let loss = votes().map(|v| v.loss * v.samples as f64).sum::<f64>() / samples as f64;
+        self.results.loss = loss.is_finite().then_some(loss);
         self.at = StartPoint {
             epoch,
             step,
@@ -204,10 +207,12 @@ impl Membership {
             self.drain = Some(reason);
         }
         let next = if let Some(asked) = &self.drain {
-            self.drained_at = Some(step);
             self.why = format!("step {step} is the last one: {asked}");
+            if let Some(running) = self.running_mut() {
+                running.drained_at = Some(step);
+            }
             Next::Leave
-        } else if let Some(reason) = self.regroup.take() {
+        } else if let Some(reason) = self.running_mut().and_then(|r| r.regroup.take()) {
             self.why = reason;
             Next::Regroup
         } else {
@@ -221,11 +226,10 @@ impl Membership {
             cursor_start,
             cursor_end,
         };
-        let to = self.members.iter().filter(|(_, m)| m.seat.is_some());
         let mut effects = vec![
             Effect::Ledger(LedgerEntry::Commit(committed)),
             Effect::Send {
-                to: to.map(|(id, _)| *id).collect(),
+                to: self.members.ids(|m| m.seat.is_some()),
                 reply: Reply::Commit {
                     generation,
                     step,
@@ -233,7 +237,7 @@ impl Membership {
                 },
             },
         ];
-        if let Some(incident) = self.incident.take() {
+        if let Some(incident) = self.incidents.open.take() {
             effects.push(Effect::Journal(JournalEntry::Recovered {
                 generation,
                 step,
@@ -261,6 +265,7 @@ impl Membership {
         let deadline = self.config.deadline_ms?;
         let step = self.progress.median_step_ms().unwrap_or(0);
         let save = self
+            .results
             .checkpoint
             .as_ref()
             .map_or(UNKNOWN_SAVE_MS, |saved| saved.took_ms.max(1));
@@ -293,11 +298,12 @@ impl Membership {
                     metrics.pop_last();
                 }
                 if self
-                    .last_epoch
+                    .results
+                    .epoch
                     .as_ref()
                     .is_none_or(|last| last.epoch <= epoch)
                 {
-                    self.last_epoch = Some(EpochSummary {
+                    self.results.epoch = Some(EpochSummary {
                         epoch,
                         metrics,
                         undefined: undefined.map(|why| clip(&why)),
@@ -311,7 +317,7 @@ impl Membership {
                     "{who} could not save the checkpoint of step {step}: {}",
                     clip(&reason)
                 );
-                self.unsaved = Some(reason.clone());
+                self.results.unsaved = Some(reason.clone());
                 Transition::because(reason, Vec::new())
             }
             TrainerEvent::Shared { step, state_blake3 } => {
@@ -331,6 +337,7 @@ impl Membership {
 
     fn checkpoint_saved(&mut self, who: &str, info: &CheckpointInfo) -> Transition {
         if self
+            .results
             .checkpoint
             .as_ref()
             .is_some_and(|newest| newest.step >= info.step)
@@ -347,27 +354,37 @@ impl Membership {
             "{who} saved the checkpoint of step {} to {}",
             info.step, info.path
         );
-        self.checkpoint = Some(info);
-        self.unsaved = None;
+        self.results.checkpoint = Some(info);
+        self.results.unsaved = None;
         Transition::because(reason, vec![Effect::SyncLedger])
     }
 
     /// All ranks must have got the same state.
     fn state_shared(&mut self, who: &str, step: u64, hash: &str) -> Transition {
         let hash = clip(hash);
-        let (first, ranks) = self.shared.get_or_insert_with(|| (hash.clone(), 0));
-        if *first != hash || step != self.at.step {
+        let reports = match &mut self.phase {
+            Phase::Gathering(Gathering { shared, .. }) | Phase::Running(Running { shared, .. }) => {
+                shared
+            }
+            Phase::Over(_) => return Transition::none(),
+        };
+        let reports = reports.get_or_insert_with(|| StateReports {
+            state_blake3: hash.clone(),
+            ranks: 0,
+        });
+        if reports.state_blake3 != hash || step != self.at.step {
+            let first = &reports.state_blake3;
             let reason = format!(
                 "{who} got the state of step {step} with hash {hash}, the run is at step {} and others have {first}",
                 self.at.step
             );
             return self.fail(&reason);
         }
-        *ranks += 1;
-        if *ranks < self.world {
+        reports.ranks += 1;
+        let ranks = reports.ranks;
+        if ranks < self.world {
             return Transition::none();
         }
-        let ranks = *ranks;
         let entry = JournalEntry::Shared {
             generation: self.generation,
             step,
@@ -389,17 +406,19 @@ impl Membership {
         weights: Option<String>,
     ) -> Transition {
         let committed = self.at.step;
+        let Phase::Running(running) = &mut self.phase else {
+            return if self.formed_here() {
+                // Its generation is over, which it does not know yet: it will leave again.
+                Transition::none()
+            } else {
+                self.fail(&format!("{who} left before all ranks were there"))
+            };
+        };
         let expected = match done {
-            Done::Left => self.drained_at,
+            Done::Left => running.drained_at,
             Done::Finished | Done::No => Some(committed),
         };
-        if self.phase == Phase::Waiting && self.formed_here {
-            // Its generation is over, which it does not know yet: it will leave again.
-            return Transition::none();
-        }
-        let objection = if self.phase != Phase::Running {
-            Some(format!("{who} left before all ranks were there"))
-        } else if self.members.get(&id).is_some_and(|m| m.done != Done::No) {
+        let objection = if self.members.get(&id).is_some_and(|m| m.done != Done::No) {
             Some(format!("{who} left twice"))
         } else if expected != Some(step) {
             Some(match expected {
@@ -408,51 +427,30 @@ impl Membership {
                 }
                 None => format!("{who} left at step {step} although no last step was agreed"),
             })
-        } else if let Some(voter) = self.first_vote {
-            let voter = self.describe(voter);
+        } else if let Some(voter) = running.ballot.first {
+            let voter = self.members.describe(voter);
             Some(format!(
                 "{who} left at step {step}, but {voter} voted for the next one"
             ))
         } else {
-            self.weights_objection(id, who, weights)
+            weights_objection(&mut running.weights, &self.members, id, who, weights)
         };
         if let Some(objection) = objection {
             return self.fail(&objection);
         }
-        if let Some(member) = self.members.get_mut(&id) {
+        running.done += 1;
+        running.first_done.get_or_insert(id);
+        let all_done = running.done >= running.seated;
+        if let Some(member) = self.members.get_mut(id) {
             member.done = done;
         }
-        self.done += 1;
-        self.first_done.get_or_insert(id);
-        if self.done < self.seated {
-            return Transition::because(
-                format!("{who} is done at step {step} ({done:?})"),
-                Vec::new(),
-            );
+        if all_done {
+            return self.all_done(step);
         }
-        self.all_done(step)
-    }
-
-    fn weights_objection(
-        &mut self,
-        id: MemberId,
-        who: &str,
-        weights: Option<String>,
-    ) -> Option<String> {
-        let mine = clip(&weights?);
-        match &self.weights {
-            Some((other, theirs)) if *theirs != mine => {
-                let other = self.describe(*other);
-                Some(format!(
-                    "the ranks end with different weights: {who} has {mine}, {other} has {theirs}"
-                ))
-            }
-            Some(_) => None,
-            None => {
-                self.weights = Some((id, mine));
-                None
-            }
-        }
+        Transition::because(
+            format!("{who} is done at step {step} ({done:?})"),
+            Vec::new(),
+        )
     }
 
     pub(super) fn all_done(&mut self, step: u64) -> Transition {
@@ -468,4 +466,20 @@ impl Membership {
         let why = format!("all ranks finished at step {step}");
         self.end(RunOutcome::Finished { step }, None, &why)
     }
+}
+
+/// All ranks must end with the same weights. The first hash is kept, with the rank that reported it.
+fn weights_objection(
+    known: &mut Option<(MemberId, String)>,
+    members: &Roster,
+    id: MemberId,
+    who: &str,
+    weights: Option<String>,
+) -> Option<String> {
+    let mine = clip(&weights?);
+    let (other, theirs) = known.get_or_insert_with(|| (id, mine.clone()));
+    (*theirs != mine).then(|| {
+        let other = members.describe(*other);
+        format!("the ranks end with different weights: {who} has {mine}, {other} has {theirs}")
+    })
 }

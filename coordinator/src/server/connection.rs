@@ -20,7 +20,7 @@ use crate::token::{self, Token};
 /// A frame that is shared by all whom it goes to.
 pub(super) type Frame = Arc<[u8]>;
 
-/// Frames that may wait for one peer. One that lets more pile up does not read.
+/// Frames that may wait for one peer. A peer with more has stopped reading.
 pub(super) const OUTBOX: usize = 256;
 /// Read ahead, per connection: a heartbeat or a vote has some 30 bytes.
 const READ_AHEAD: usize = 1 << 10;
@@ -205,8 +205,8 @@ impl Connection {
         let mut writing = std::pin::pin!(write_all(writer, frames));
         tokio::select! {
             closed = self.listen(&mut reader, idle) => {
-                // The core lets go of the outbox, which ends the writing. When the run is over it
-                // has done so already, and what it said last still has to go out.
+                // The core drops the outbox, which ends the writing. When the run is over it
+                // has done so already, and its last frames must still go out.
                 let _ = self.core.send(closed).await;
                 let _ = timeout(FLUSH_TIMEOUT, &mut writing).await;
             }

@@ -1,13 +1,13 @@
 //! The one place where events become effects, and effects happen.
 
+mod effects;
+
 use std::collections::{BTreeMap, HashMap};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::AtomicBool;
 use std::time::{Duration, Instant};
 
-use fovea_files::{Durability, Mode};
-use serde::Serialize;
 use tokio::sync::mpsc;
 use tokio::task::JoinHandle;
 
@@ -15,21 +15,20 @@ use super::FindCheckpoint;
 use super::connection::{Frame, Message, OUTBOX};
 use super::limits::Counters;
 use crate::codec;
-use crate::error::{Error, Result};
-use crate::journal::{Journal, JournalEntry, JournalRecord};
-use crate::ledger::{Ledger, LedgerEntry, LedgerRecord};
+use crate::journal::Journal;
+use crate::ledger::{Ledger, LedgerEntry};
 use crate::membership::{Effect, Membership, MembershipEvent, RunOutcome, Ticket, Transition};
 use crate::protocol::{MemberId, Reply, Request, Role};
-use crate::rundir::{self, CoordinatorInfo, INFO_FILE};
-use crate::status::{STATUS_FILE, Status};
+use crate::rundir::{CoordinatorInfo, INFO_FILE};
+use crate::status::Status;
 use crate::token::{TOKEN_FILE, Token};
 
 /// How often `status.json` is written.
 const STATUS_EVERY: Duration = Duration::from_secs(1);
 /// Bytes of the ranks in a status frame; the rest of the frame is for everything else in it.
 const STATUS_RANKS: usize = codec::MAX_FRAME - (256 << 10);
-/// A status frame of more bytes is sent again to who asks within this time: making it anew takes the
-/// time of thousands of votes.
+/// A status frame of more bytes serves every peer that asks within `STATUS_FRESH`: building one takes
+/// as long as thousands of votes.
 const STATUS_LARGE: usize = 64 << 10;
 const STATUS_FRESH: Duration = Duration::from_millis(250);
 
@@ -330,7 +329,7 @@ impl Core {
         }
     }
 
-    /// Applies an event, and those that its effects lead to. Returns the first one's reason.
+    /// Applies an event, and the events that its effects cause. Returns the reason of the first.
     pub fn apply(&mut self, event: MembershipEvent) -> Option<String> {
         let mut told = None;
         let mut next = Some(event);
@@ -349,109 +348,6 @@ impl Core {
                 });
         }
         told
-    }
-
-    /// Performs effects in order. When one fails that the later ones rely on, those are left out.
-    fn perform(&mut self, effects: Vec<Effect>) -> Result<()> {
-        for effect in effects {
-            match effect {
-                Effect::Admit { ticket, member } => {
-                    if let Some(peer) = self.peers.get_mut(&ticket) {
-                        peer.member = Some(member);
-                        self.tickets.insert(member, ticket);
-                    }
-                    self.welcome(ticket, Some(member));
-                }
-                Effect::Refuse { ticket, reason } => self.drop_peer(ticket, reason),
-                Effect::Dismiss { member, reason } => {
-                    if let Some(ticket) = self.tickets.get(&member).copied() {
-                        self.drop_peer(ticket, reason);
-                    }
-                }
-                Effect::Journal(entry) => self.write_journal(entry)?,
-                Effect::Ledger(entry) => self.write_ledger(entry)?,
-                Effect::FindCheckpoint => self.search_checkpoint(),
-                Effect::SyncLedger => self.sync_ledger(),
-                Effect::Send { to, reply } => {
-                    let tickets: Vec<Ticket> = to
-                        .iter()
-                        .filter_map(|member| self.tickets.get(member).copied())
-                        .collect();
-                    self.send(&tickets, &reply);
-                }
-                Effect::End(outcome) => self.outcome = Some(outcome),
-            }
-        }
-        Ok(())
-    }
-
-    fn write_journal(&mut self, entry: JournalEntry) -> Result<()> {
-        // What a later coordinator relies on; the others are for people.
-        let vital = matches!(
-            entry,
-            JournalEntry::Started { .. } | JournalEntry::Generation { .. }
-        );
-        let record = JournalRecord {
-            unix_ms: rundir::unix_ms(),
-            entry,
-        };
-        match self.journal.append(&record) {
-            Ok(()) => Ok(()),
-            Err(error) if !vital => {
-                tracing::warn!("{error}");
-                Ok(())
-            }
-            Err(error) => Err(error),
-        }
-    }
-
-    fn write_ledger(&mut self, entry: LedgerEntry) -> Result<()> {
-        let record = LedgerRecord {
-            unix_ms: rundir::unix_ms(),
-            entry,
-        };
-        match self.ledger.append(&record) {
-            Ok(()) => {
-                if std::mem::take(&mut self.ledger_behind) {
-                    tracing::info!("the ledger is up to date again");
-                }
-                Ok(())
-            }
-            Err(error) if self.ledger.is_overdue() => Err(error),
-            Err(error) => {
-                if !std::mem::replace(&mut self.ledger_behind, true) {
-                    tracing::warn!("{error}; its records are kept until there is space");
-                }
-                Ok(())
-            }
-        }
-    }
-
-    /// On a thread of its own: checkpoints are large, and heartbeats are to be heard meanwhile.
-    fn search_checkpoint(&self) {
-        let (find, inbox) = (self.find_checkpoint.clone(), self.inbox.clone());
-        tokio::task::spawn_blocking(move || {
-            let found = match find {
-                Some(find) => find.call(),
-                None => Err("this coordinator was not told where checkpoints are".to_owned()),
-            };
-            // When the loop is gone, so is the run.
-            let _ = inbox.blocking_send(Message::Checkpoint(found));
-        });
-    }
-
-    /// In the background: votes do not wait for the disk.
-    fn sync_ledger(&mut self) {
-        match self.ledger.handle() {
-            Ok(file) => {
-                tokio::task::spawn_blocking(move || {
-                    if let Err(error) = file.sync_data() {
-                        tracing::warn!("cannot sync the ledger: {error}");
-                    }
-                });
-            }
-            Err(error) => tracing::warn!("{error}"),
-        }
     }
 
     /// Encodes once and hands the frame to each connection. One whose outbox is full does not
@@ -474,47 +370,10 @@ impl Core {
         }
     }
 
-    /// Starts a write in the background unless the one before is still at it.
-    fn write_status(&mut self) {
-        if self
-            .status_writer
-            .as_ref()
-            .is_some_and(|writer| !writer.is_finished())
-        {
-            return;
-        }
-        self.status_written = Some(Instant::now());
-        let status = self.status();
-        let path = self.run_dir.join(STATUS_FILE);
-        let behind = Arc::clone(&self.status_behind);
-        self.status_writer = Some(tokio::task::spawn_blocking(move || {
-            match store(&path, &status, Durability::Atomic) {
-                Ok(()) => behind.store(false, Ordering::Relaxed),
-                // Once, not every second while a disk is full.
-                Err(error) if !behind.swap(true, Ordering::Relaxed) => tracing::warn!("{error}"),
-                Err(_) => {}
-            }
-        }));
-    }
-
     /// Lets go of all peers; what waits for them is still written.
     pub fn close_connections(&mut self) {
         self.peers.clear();
         self.tickets.clear();
-    }
-
-    /// The last status and the ledger go to disk.
-    pub async fn finish(mut self) {
-        if let Some(writer) = self.status_writer.take() {
-            let _ = writer.await;
-        }
-        if let Err(error) = self.ledger.sync() {
-            tracing::warn!("{error}");
-        }
-        let status = self.status();
-        if let Err(error) = store(&self.run_dir.join(STATUS_FILE), &status, Durability::Synced) {
-            tracing::warn!("{error}");
-        }
     }
 }
 
@@ -526,18 +385,6 @@ fn encode(reply: &Reply) -> Option<Frame> {
             None
         }
     }
-}
-
-fn store(path: &Path, status: &Status, durability: Durability) -> Result<()> {
-    let mut bytes = Vec::new();
-    let mut json = serde_json::Serializer::pretty(&mut bytes);
-    status.serialize(&mut json).map_err(|error| Error::Json {
-        path: path.to_path_buf(),
-        detail: error.to_string(),
-    })?;
-    bytes.push(b'\n');
-    fovea_files::replace(path, &bytes, durability, Mode::Shared)?;
-    Ok(())
 }
 
 /// Commits are many and expected; everything else is worth a line.

@@ -13,9 +13,9 @@ use crate::error::Error;
 use crate::membership::Ticket;
 use crate::status::Turned;
 
-/// Connections beside those of the members: observers, launchers, and peers in the handshake.
+/// Connections in addition to the members': observers, launchers, and peers in the handshake.
 pub(super) const OTHERS: usize = 64;
-/// Connections that may be open only to be told why they are closed. Further ones are not told.
+/// Connections that may stay open only to read why they are closed. Further ones close without a reason.
 pub(super) const FAREWELLS: usize = 64;
 /// Bytes that cost as much as one frame more.
 const BYTES_PER_FRAME: usize = 4 << 10;
@@ -29,7 +29,7 @@ const HELP_EVICTED: &str = "answer the challenge at once";
 /// A token bucket: how long to wait after a frame before the next one is read.
 #[derive(Debug)]
 pub(super) struct TokenBucket {
-    /// Frames per second.
+    /// Frames per second that the bucket refills.
     rate: f64,
     /// Frames that may come at once; negative while the peer is ahead of its rate.
     level: f64,
@@ -98,8 +98,8 @@ impl Counters {
     }
 }
 
-/// Who has a place. A peer in the handshake gives its place to a newer one when there is no other:
-/// those that never finish it cannot keep a trainer out.
+/// The connections that have a place. A peer in the handshake loses its place to a newer one when no
+/// other is free: peers that never finish the handshake cannot keep a trainer out.
 #[derive(Clone, Debug)]
 pub(super) struct AdmissionGate(Arc<Mutex<Places>>);
 
@@ -158,7 +158,7 @@ impl AdmissionGate {
                     help: HELP_FULL,
                 });
             };
-            // One that has just ended needs no telling.
+            // A connection that has just ended needs no message.
             let _ = oldest.send(());
         }
         let (sender, evicted) = oneshot::channel();
@@ -222,7 +222,7 @@ impl Drop for Admission {
     }
 }
 
-/// Files that a process needs besides its connections.
+/// Files that a process needs in addition to its connections.
 const OTHER_FILES: u64 = 128;
 
 /// Raises the soft limit of open files as far as so many connections need.

@@ -54,7 +54,7 @@ pub struct ServerOptions {
     pub bind: IpAddr,
     /// Port, 0 for any free one.
     pub port: u16,
-    /// Number of ranks.
+    /// Ranks that the run shall have.
     pub world: usize,
     /// Virtual shards of the config, which limit the number of ranks.
     pub virtual_shards: usize,
@@ -62,9 +62,9 @@ pub struct ServerOptions {
     pub epochs: u32,
     /// Where training starts: that of the checkpoint on resume.
     pub start: StartPoint,
-    /// A trainer that was not heard of for longer is dead, in milliseconds; at least 100.
+    /// A trainer that stays silent for longer counts as dead, in milliseconds; at least 100.
     pub heartbeat_lapse_ms: u64,
-    /// Whether the ranks can form anew when one is lost (an MPI world cannot).
+    /// Whether the remaining ranks can form a generation when one is lost (an MPI world cannot).
     pub elastic: bool,
     /// With fewer ranks than this, an elastic run waits for more.
     pub min_ranks: usize,
@@ -147,7 +147,7 @@ pub struct FindCheckpoint(Arc<Find>);
 type Find = dyn Fn() -> std::result::Result<StartPoint, String> + Send + Sync;
 
 impl FindCheckpoint {
-    /// From a function.
+    /// Wraps the function that looks for the newest complete checkpoint.
     pub fn new(
         find: impl Fn() -> std::result::Result<StartPoint, String> + Send + Sync + 'static,
     ) -> Self {
@@ -272,7 +272,7 @@ impl Server {
         })
     }
 
-    /// Where it listens.
+    /// Address, process and protocol version, as in `coordinator.json`.
     pub fn info(&self) -> &CoordinatorInfo {
         &self.info
     }
@@ -379,7 +379,7 @@ impl Server {
         drop(inbox);
         core.close_connections();
         let all_closed = async { while connections.join_next().await.is_some() {} };
-        // Those that still hang are cut when the set is dropped.
+        // Dropping the set cuts the connections that still hang.
         let _ = tokio::time::timeout(CLOSE_TIMEOUT, all_closed).await;
         core.finish().await;
         if let Err(error) = std::fs::remove_file(lock.run_dir().join(rundir::INFO_FILE)) {

@@ -230,7 +230,7 @@ impl Trainer {
                     self.client.event(TrainerEvent::Left { step }).unwrap();
                     return step;
                 }
-                Decision::Abort { reason, .. } => panic!("{reason}"),
+                Decision::Abort(abort) => panic!("{}", abort.reason),
             }
         }
     }

@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 use fovea_collectives::{AbortHandle, Solo};
 use fovea_coordinator::Error as CoordinatorError;
 use fovea_coordinator::client::{AbortNotice, Client};
-use fovea_coordinator::protocol::{Cause, MemberState, Ready, StartPoint, TrainerEvent};
+use fovea_coordinator::protocol::{Abort, Cause, MemberState, Ready, StartPoint, TrainerEvent};
 use fovea_run::metrics::log::MetricsLog;
 use fovea_run::run_dir::{self, StepRow};
 
@@ -40,14 +40,14 @@ impl Trainer {
                     self.assignment = assignment;
                     break;
                 }
-                Err(CoordinatorError::Aborted {
+                Err(CoordinatorError::Aborted(Abort {
                     cause: Cause::Finished,
                     ..
-                }) => return Ok(Some(Outcome::Finished)),
-                Err(CoordinatorError::Aborted {
+                })) => return Ok(Some(Outcome::Finished)),
+                Err(CoordinatorError::Aborted(Abort {
                     cause: Cause::Drained,
                     ..
-                }) => return Ok(Some(Outcome::Drained)),
+                })) => return Ok(Some(Outcome::Drained)),
                 Err(error) if self.terms.elastic && is_lost(&error) => {
                     losses += 1;
                     if losses > LOSSES {
@@ -65,7 +65,7 @@ impl Trainer {
         let raised = abort.clone();
         self.client
             .abort_signal()
-            .on_abort(move |notice| raised.abort(&notice.reason));
+            .on_abort(move |notice| raised.abort(&notice.abort.reason));
         let deadline = self.deadline();
         // The engine of before ends first: it may hold memory of the GPU.
         self.collective = Box::new(Solo::new(&abort));
@@ -121,8 +121,8 @@ impl Trainer {
             (Some(notice), _) if ends_the_generation_only(&notice) => {
                 tracing::info!(
                     "leaving generation {}: {}",
-                    notice.generation,
-                    notice.reason
+                    notice.abort.generation,
+                    notice.abort.reason
                 );
                 Ok(None)
             }
@@ -236,5 +236,5 @@ fn is_lost(error: &CoordinatorError) -> bool {
 }
 
 fn ends_the_generation_only(notice: &AbortNotice) -> bool {
-    notice.lost || notice.cause == Cause::Regroup
+    notice.lost || notice.abort.cause == Cause::Regroup
 }

@@ -20,7 +20,7 @@ use fovea_collectives::{Collective, DeviceCollective};
 use fovea_coordinator::client::{Client, Decision, Endpoint, Reporter};
 use fovea_coordinator::order::{EpochOrder, OrderInput, Unit, rank_shards};
 use fovea_coordinator::protocol::{
-    Assignment, Cause, MemberState, Next, Terms, TrainerEvent, TrainerInfo, Vote,
+    Abort, Assignment, Cause, MemberState, Next, Terms, TrainerEvent, TrainerInfo, Vote,
 };
 use fovea_kernels::cuda::Event;
 use fovea_run::checkpoint;
@@ -203,7 +203,7 @@ impl Trainer {
         self.rows.waited(waiting.elapsed());
         let next = match decision {
             Decision::Commit { next, .. } => next,
-            Decision::Abort { .. } if !verdict.is_finite() => {
+            Decision::Abort(_) if !verdict.is_finite() => {
                 let (loss, norm) = (verdict.loss, verdict.grad_norm);
                 return Err(Error::NotFinite {
                     step,
@@ -212,15 +212,11 @@ impl Trainer {
                     norm,
                 });
             }
-            Decision::Abort {
+            Decision::Abort(Abort {
                 cause: Cause::Regroup,
                 ..
-            } => return Ok(Flow::Regroup),
-            Decision::Abort {
-                generation,
-                cause,
-                reason,
-            } => return Err(aborted(generation, cause, reason)),
+            }) => return Ok(Flow::Regroup),
+            Decision::Abort(abort) => return Err(aborted(abort)),
         };
 
         let committing = Instant::now();
@@ -391,7 +387,7 @@ impl Trainer {
     /// A collective that was aborted knows less about the cause than the coordinator does.
     fn or_the_coordinators_reason<T>(&self, result: Result<T>) -> Result<T> {
         match (result, self.client.abort_signal().notice()) {
-            (Err(_), Some(notice)) => Err(aborted(notice.generation, notice.cause, notice.reason)),
+            (Err(_), Some(notice)) => Err(aborted(notice.abort)),
             (result, _) => result,
         }
     }
@@ -450,7 +446,7 @@ impl Exchange for Peers<'_> {
 /// An error when the generation is over, for work in which ranks do not meet.
 fn check_generation(client: &Client) -> Result<()> {
     match client.abort_signal().notice() {
-        Some(notice) => Err(aborted(notice.generation, notice.cause, notice.reason)),
+        Some(notice) => Err(aborted(notice.abort)),
         None => Ok(()),
     }
 }
@@ -459,11 +455,6 @@ fn millis(duration: Duration) -> f32 {
     duration.as_secs_f32() * 1e3
 }
 
-fn aborted(generation: u64, cause: Cause, reason: String) -> Error {
-    fovea_coordinator::Error::Aborted {
-        generation,
-        cause,
-        reason,
-    }
-    .into()
+fn aborted(abort: Abort) -> Error {
+    fovea_coordinator::Error::Aborted(abort).into()
 }

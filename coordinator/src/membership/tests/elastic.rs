@@ -63,7 +63,7 @@ fn survivors_go_on_from_the_newest_step_that_one_of_them_holds() {
     let lost = gone(&mut run, ids[2], 5);
     assert!(matches!(
         &lost.effects[0],
-        Effect::Send { to, reply: Reply::Abort { cause: Cause::Regroup, generation: 7, .. } }
+        Effect::Send { to, reply: Reply::Abort(Abort { cause: Cause::Regroup, generation: 7, .. }) }
             if *to == [ids[0], ids[1], ids[3]]
     ));
     assert!(matches!(
@@ -211,7 +211,7 @@ fn ranks_of_a_lost_coordinator_are_waited_for() {
         .map(|now| heartbeat(&mut run, now))
         .filter(|t| !t.effects.is_empty())
         .count();
-    assert_eq!((formed, run.phase == Phase::Running), (1, true));
+    assert_eq!((formed, run.running().is_some()), (1, true));
     // Nobody holds what the ledger knows: the steps behind it are void.
     let mut run = restarted();
     let first = back(&mut run, 0);
@@ -339,10 +339,10 @@ fn a_drain_does_not_wait_for_an_evaluation() {
     assert!(matches!(
         told.effects[0],
         Effect::Send {
-            reply: Reply::Abort {
+            reply: Reply::Abort(Abort {
                 cause: Cause::Regroup,
                 ..
-            },
+            }),
             ..
         }
     ));
@@ -384,7 +384,7 @@ fn an_evaluation_is_given_up_before_the_deadline() {
         matches!(
             effect,
             Effect::Send {
-                reply: Reply::Abort { .. },
+                reply: Reply::Abort(_),
                 ..
             }
         )
@@ -429,7 +429,7 @@ fn when_all_wait_the_one_that_does_not_come_back_is_lost() {
         }
         let tick = run.apply(MembershipEvent::Tick, now);
         let abort = tick.effects.iter().any(|effect| {
-            matches!(effect, Effect::Send { to, reply: Reply::Abort { cause: Cause::Regroup, .. } } if *to == ids)
+            matches!(effect, Effect::Send { to, reply: Reply::Abort(Abort { cause: Cause::Regroup, .. }) } if *to == ids)
         });
         if abort {
             let ready = Ready {
@@ -452,5 +452,5 @@ fn when_all_wait_the_one_that_does_not_come_back_is_lost() {
         reasons.contains("rank 1 (host node1, pid 1, last step 0) is alive but got nothing done"),
         "{reasons}"
     );
-    assert_eq!((run.world, run.phase == Phase::Running), (1, true));
+    assert_eq!((run.world, run.running().is_some()), (1, true));
 }

@@ -6,7 +6,7 @@ mod publish;
 
 use super::*;
 use crate::ledger::{CommittedStep, LedgerEntry};
-use crate::protocol::{Next, Seated, Terms, TrainerEvent};
+use crate::protocol::{Next, Ready, Seated, Terms, TrainerEvent, TrainerInfo, Vote};
 
 pub(in crate::membership) const LAPSE: u64 = 1000;
 pub(in crate::membership) const TOTAL: u64 = 40;
@@ -244,9 +244,9 @@ fn votes_that_differ_fail_the_run_with_the_numbers() {
         let transition = cast(&mut run, ids[1], bad);
         let reason = failure(&transition);
         assert!(reason.contains(expected), "{reason}");
-        let told = transition.effects.iter().any(|effect| {
-            matches!(effect, Effect::Send { to, reply: Reply::Abort { .. } } if *to == ids)
-        });
+        let told = transition.effects.iter().any(
+            |effect| matches!(effect, Effect::Send { to, reply: Reply::Abort(_) } if *to == ids),
+        );
         assert!(told, "{transition:?}");
     }
 }

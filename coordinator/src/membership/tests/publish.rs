@@ -65,7 +65,7 @@ fn what_nobody_may_publish_costs_the_seat() {
         assert_eq!(member, ids[rank]);
         assert!(reason.contains(why) && reason.contains("help:"), "{reason}");
         let aborted = refused.effects.iter().any(|effect| {
-            matches!(effect, Effect::Send { to, reply: Reply::Abort { cause: Cause::Regroup, .. } }
+            matches!(effect, Effect::Send { to, reply: Reply::Abort(Abort { cause: Cause::Regroup, .. }) }
                 if to.len() == 3)
         });
         assert!(aborted, "the others form anew: {refused:?}");

@@ -1,5 +1,7 @@
 //! Random scripts of events, and the invariants that must hold.
 
+mod checks;
+
 use std::collections::BTreeSet;
 
 use proptest::prelude::*;
@@ -7,7 +9,7 @@ use proptest::prelude::*;
 use super::tests::{LAPSE, TOTAL, config, info, ready, vote};
 use super::*;
 use crate::ledger::{self, LedgerEntry};
-use crate::protocol::{Cause, Terms, TrainerEvent};
+use crate::protocol::{Ready, Terms, TrainerEvent, Vote};
 
 type Checked = std::result::Result<(), TestCaseError>;
 
@@ -24,7 +26,7 @@ enum ScriptAction {
     Heartbeat(usize, MemberState),
     /// All who have a seat vote properly for a step of so many samples.
     Step(u64),
-    /// One votes properly.
+    /// One member casts the vote that is due.
     Vote(usize, u64),
     /// One votes for anything.
     Wild(usize, u64, u32, u64, u64, bool),
@@ -79,6 +81,12 @@ struct Script {
     published: BTreeSet<Generation>,
     ended: Option<RunOutcome>,
     recovered: bool,
+}
+
+/// The members that have voted for the next step.
+fn voted(run: &Membership) -> Vec<MemberId> {
+    let votes = run.running().map(|r| r.ballot.votes.keys());
+    votes.into_iter().flatten().copied().collect()
 }
 
 impl Script {
@@ -144,7 +152,7 @@ impl Script {
                 .run
                 .members
                 .get(&member)
-                .is_some_and(|m| m.seat.is_some() && m.vote.is_none())
+                .is_some_and(|m| m.seat.is_some() && !voted(&self.run).contains(&member))
             {
                 let vote = self.proper(member, samples);
                 self.apply(&MembershipEvent::Vote { member, vote })?;
@@ -156,7 +164,7 @@ impl Script {
     /// All say that they are done, as is due.
     fn leave(&mut self) -> Checked {
         let step = self.run.at.step;
-        let event = match self.run.drained_at {
+        let event = match self.run.running().and_then(|r| r.drained_at) {
             Some(step) => TrainerEvent::Left { step },
             None => TrainerEvent::Finished {
                 step,
@@ -254,7 +262,11 @@ impl Script {
                         weights_blake3: None,
                     },
                     1 => TrainerEvent::Left {
-                        step: self.run.drained_at.unwrap_or(step),
+                        step: self
+                            .run
+                            .running()
+                            .and_then(|r| r.drained_at)
+                            .unwrap_or(step),
                     },
                     2 => TrainerEvent::EpochEnd {
                         epoch: 0,
@@ -274,7 +286,9 @@ impl Script {
             },
             ScriptAction::Publish(wild) => {
                 let first = self.run.members.iter().find(|(_, m)| m.seat == Some(0));
-                let first = first.map(|(id, _)| *id).filter(|_| !self.run.published);
+                let first = first
+                    .map(|(id, _)| *id)
+                    .filter(|_| self.run.running().is_none_or(|r| !r.published));
                 let (member, later, len) = match (wild, first) {
                     (Some((who, later, len)), _) => (self.id(who), later, len),
                     (None, Some(first)) => (first, 0, 128),
@@ -366,127 +380,6 @@ impl Script {
             let found = self.points.get(self.checkpoint.min(self.points.len() - 1));
             let found = found.copied().ok_or("none".to_owned());
             self.apply(&MembershipEvent::Checkpoint(found))?;
-        }
-        Ok(())
-    }
-
-    /// Whoever could train does: all that were there before are back, and they are enough.
-    fn check_nobody_waits_for_nothing(&self) -> Checked {
-        let run = &self.run;
-        let count = |is: fn(&Member) -> bool| run.members.values().filter(|m| is(m)).count();
-        prop_assert_eq!(run.ready, count(|m| m.ready.is_some()));
-        prop_assert_eq!(run.owing, count(Member::owes_ready));
-        if run.phase != Phase::Waiting || run.looking || !run.config.elastic || !run.formed {
-            return Ok(());
-        }
-        let all_back = run.members.values().all(|m| !m.owes_ready());
-        let enough = run.usable(run.ready) >= run.config.min_ranks.max(1);
-        prop_assert!(!(all_back && enough), "{}", run.why);
-        Ok(())
-    }
-
-    fn check_send(
-        &mut self,
-        before: &Membership,
-        to: &[MemberId],
-        reply: &Reply,
-        journaled: Option<Generation>,
-    ) -> Checked {
-        match reply {
-            Reply::Assign(a) => {
-                prop_assert_eq!(
-                    Some(a.generation),
-                    journaled,
-                    "announced before it was journaled"
-                );
-            }
-            Reply::Commit { step, .. } => {
-                prop_assert_eq!(to.len(), before.world);
-                prop_assert_eq!(*step, before.at.step + 1);
-                let newest = self.ledger.last();
-                let written = matches!(newest, Some(LedgerEntry::Commit(c)) if c.step == *step);
-                prop_assert!(written, "answered before the ledger was written");
-                // Everyone but the last voter had voted before.
-                let voted = before.members.values().filter(|m| m.vote.is_some()).count();
-                prop_assert_eq!(voted + 1, before.world);
-            }
-            Reply::Abort { cause, .. } => {
-                // All who have no reason of their own to be gone.
-                for (id, member) in &self.run.members {
-                    let told = match cause {
-                        Cause::Regroup => member.last_seat.is_some(),
-                        Cause::Failed | Cause::Stopped => member.done == Done::No,
-                        Cause::Finished | Cause::Drained => {
-                            member.done == Done::No && member.seat.is_none()
-                        }
-                    };
-                    if told && before.members.contains_key(id) {
-                        prop_assert!(to.contains(id), "{} was not told", member.describe(*id));
-                    }
-                }
-            }
-            Reply::Published { generation, bytes } => {
-                prop_assert_eq!(*generation, before.generation);
-                prop_assert!((1..=1024).contains(&bytes.len()));
-                prop_assert!(self.published.insert(*generation), "published twice");
-                prop_assert_eq!(before.phase.clone(), Phase::Running);
-                for (id, member) in &before.members {
-                    let other = member.seat.is_some_and(|rank| rank > 0);
-                    prop_assert_eq!(to.contains(id), other, "{}", member.describe(*id));
-                }
-            }
-            other => prop_assert!(false, "unexpected {:?}", other),
-        }
-        Ok(())
-    }
-
-    /// A dead member never blocks the others.
-    fn check_dead(&self, before: &Membership, event: &MembershipEvent) -> Checked {
-        let seated = |id: &MemberId| {
-            before
-                .members
-                .get(id)
-                .is_some_and(|m| m.seat.is_some() && m.done == Done::No)
-        };
-        match event {
-            MembershipEvent::Disconnected { member, .. } if seated(member) => {
-                let gone = !self.run.members.contains_key(member);
-                prop_assert!(self.ended.is_some() || (before.config.elastic && gone));
-            }
-            MembershipEvent::Tick
-                if before
-                    .last_tick_ms
-                    .is_some_and(|t| self.now - t <= LAPSE / 2) =>
-            {
-                let silent = before
-                    .members
-                    .iter()
-                    .any(|(id, m)| seated(id) && self.now - m.last_seen_ms > LAPSE);
-                let still_there = self
-                    .run
-                    .members
-                    .values()
-                    .any(|m| m.done == Done::No && self.now - m.last_seen_ms > LAPSE);
-                prop_assert!(!silent || self.ended.is_some() || !still_there);
-            }
-            _ => {}
-        }
-        Ok(())
-    }
-
-    /// Committed ranges follow on each other without a gap or a repetition.
-    fn check_ledger(&self) -> Checked {
-        let (mut epoch, mut cursor) = (0, 0);
-        for (index, step) in ledger::history(&self.ledger).iter().enumerate() {
-            prop_assert_eq!(step.step, index as u64 + 1);
-            if step.epoch != epoch {
-                prop_assert_eq!(cursor, TOTAL);
-                prop_assert_eq!(step.epoch, epoch + 1);
-                (epoch, cursor) = (step.epoch, 0);
-            }
-            prop_assert_eq!(step.cursor_start, cursor);
-            prop_assert!(step.cursor_end > cursor && step.cursor_end <= TOTAL);
-            cursor = step.cursor_end;
         }
         Ok(())
     }
