@@ -198,6 +198,23 @@ pub enum Error {
     #[error(transparent)]
     Cuda(#[from] fovea_kernels::cuda::Error),
 
+    /// The way to the other ranks, over which they find each other.
+    #[error(transparent)]
+    Coordinator(#[from] fovea_coordinator::Error),
+
+    /// The request makes no sense as given.
+    #[error("{what}\n  help: {help}")]
+    Usage {
+        /// What was asked for and why it cannot be done.
+        what: String,
+        /// What to do.
+        help: String,
+    },
+
+    /// An invariant of this program does not hold.
+    #[error("internal error: {0}\n  help: please report this with the command that led to it")]
+    Internal(String),
+
     /// A call into the MPI library failed.
     #[error("{call} failed on rank {rank}: {message}\n  help: {help}")]
     Mpi {
@@ -213,15 +230,18 @@ pub enum Error {
 }
 
 impl Error {
-    /// Whether this machine lacks what the backend needs: starting again does not help.
+    /// Whether the request is wrong, or this machine lacks what the backend needs: starting again does not help.
     pub fn is_usage(&self) -> bool {
         use fovea_kernels::cuda::Error as Cuda;
-        matches!(
-            self,
-            Self::NcclMissing { .. }
-                | Self::NcclTooOld { .. }
-                | Self::Cuda(Cuda::DriverMissing | Cuda::NvrtcMissing { .. } | Cuda::TooOld { .. })
-        )
+        match self {
+            Self::Usage { .. } | Self::NcclMissing { .. } | Self::NcclTooOld { .. } => true,
+            Self::Cuda(error) => matches!(
+                error,
+                Cuda::DriverMissing | Cuda::NvrtcMissing { .. } | Cuda::TooOld { .. }
+            ),
+            Self::Coordinator(error) => error.is_usage(),
+            _ => false,
+        }
     }
 
     /// What happened, without the advice: fit for being quoted in another error.

@@ -26,13 +26,50 @@ use rustix::fd::AsFd;
 use self::segment::{Seen, Segment, SegmentLayout};
 use super::note::{CollectiveOperation, Note};
 use super::tree::{stripe, tree_sum_into};
-use super::{AbortHandle, Absent, Collective, Error, Result};
+use super::{
+    AbortHandle, Absent, Backend, BackendEntry, Board, Collective, Error, Meeting, Result,
+};
 
 /// The largest world size; one machine has no use for more.
 pub const MAX_WORLD: usize = 1024;
 
 /// f32 per chunk unless told otherwise: 1 MiB, so that the chunks of a few ranks share the cache.
 pub const DEFAULT_CHUNK_F32: usize = 256 * 1024;
+
+pub(super) const ENTRY: BackendEntry = BackendEntry {
+    name: "local",
+    suits: |_| true,
+    is_built: true,
+    is_elastic: true,
+    one_machine: true,
+    on_gpus: false,
+    world_launcher: None,
+    variable: |_, _, _| None,
+    open: |_| Ok(Box::new(LocalBackend)),
+};
+
+/// Needs nothing that lasts longer than a generation.
+struct LocalBackend;
+
+impl Backend for LocalBackend {
+    fn meet(
+        &mut self,
+        meeting: &Meeting,
+        board: &mut dyn Board,
+        abort: &AbortHandle,
+        deadline: Instant,
+    ) -> Result<Box<dyn Collective>> {
+        let options = LocalOptions {
+            run_id: board.run_id()?,
+            generation: meeting.generation,
+            rank: meeting.rank,
+            world: meeting.world,
+            machines: meeting.machines.clone(),
+            chunk_f32: DEFAULT_CHUNK_F32,
+        };
+        Ok(Box::new(LocalCollective::join(&options, abort, deadline)?))
+    }
+}
 
 /// A seat in a generation. All ranks must agree on everything but `rank`.
 #[derive(Debug, Clone)]

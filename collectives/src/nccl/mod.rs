@@ -17,8 +17,8 @@
 //! Memory that an operation may still write to is not freed before the communicator has ended. If that
 //! hangs, the memory is given up.
 
+mod backend;
 mod comm;
-mod host_id;
 mod library;
 mod search;
 
@@ -29,8 +29,8 @@ use std::time::{Duration, Instant};
 use fovea_kernels::DType;
 use fovea_kernels::cuda::{DeviceBuffer, Event, Kernels, PinnedBuffer, Stream, wait_event};
 
+pub(super) use self::backend::ENTRY;
 use self::comm::Communicator;
-pub use self::host_id::host_id;
 pub use self::library::{Library, UniqueId};
 pub use self::search::{NcclSearch, NcclVersion};
 use super::note::{CollectiveOperation, Note};

@@ -2,10 +2,12 @@
 
 use std::fmt;
 
+use fovea_collectives::BackendChoice;
+
 use super::Config;
 use super::sections::{
-    Alpha, Backend, Device, Level, LossKind, MetricName, ModelName, OptimizerKind, Precision,
-    ReduceDtype, ScheduleKind,
+    Alpha, Device, Level, LossKind, MetricName, ModelName, OptimizerKind, Precision, ReduceDtype,
+    ScheduleKind,
 };
 
 /// A section and what it is for.
@@ -213,12 +215,18 @@ choice_field!(
     LossKind,
     Device,
     Precision,
-    Backend,
     ReduceDtype,
     OptimizerKind,
     ScheduleKind,
     MetricName,
     Level
+);
+
+field!(
+    BackendChoice,
+    ValueKind::Choice(Self::NAMES),
+    |v| Leaf::Text(v.name().into()),
+    Leaf::Text(v) => Self::named(&v)
 );
 
 impl FieldType for Alpha {

@@ -4,13 +4,14 @@ use std::sync::PoisonError;
 use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
-use fovea_collectives::{AbortHandle, Solo};
+use fovea_collectives::{AbortHandle, Meeting, Solo};
 use fovea_coordinator::Error as CoordinatorError;
 use fovea_coordinator::client::{AbortNotice, Client};
 use fovea_coordinator::protocol::{Cause, MemberState, Ready, StartPoint, TrainerEvent};
 use fovea_run::metrics::log::MetricsLog;
 use fovea_run::run_dir::{self, StepRow};
 
+use super::board::CoordinatorBoard;
 use super::session::{self, JOIN};
 use super::{Outcome, Trainer, step_rows};
 use crate::error::{Error, Result};
@@ -69,11 +70,20 @@ impl Trainer {
         let deadline = self.deadline();
         // The engine of before ends first: it may hold memory of the GPU.
         self.collective = Box::new(Solo::new(&abort));
-        let (run, seat) = (&self.run, &self.assignment);
-        let met = self
-            .engine
-            .meet(run, seat, &mut self.client, &abort, deadline);
-        match met {
+        let seat = &self.assignment;
+        let meeting = Meeting {
+            generation: seat.generation,
+            rank: seat.rank,
+            world: seat.world,
+            machines: seat.machines.clone(),
+        };
+        let mut board = CoordinatorBoard {
+            run: &self.run,
+            client: &mut self.client,
+            generation: seat.generation,
+        };
+        let met = self.backend.meet(&meeting, &mut board, &abort, deadline);
+        match met.map_err(Error::from) {
             Ok(collective) => {
                 self.collective = collective;
                 Ok(None)

@@ -4,7 +4,7 @@
 //! changes nothing before all ranks have voted for it; see `Trainer::step`. Whatever ends a generation, the
 //! state stays that of the newest committed step, and the next generation continues there.
 
-mod engine;
+mod board;
 mod epoch_end;
 mod generation;
 mod progress;
@@ -16,7 +16,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
-use fovea_collectives::{Collective, DeviceCollective};
+use fovea_collectives::{Backend, Collective, DeviceCollective};
 use fovea_coordinator::client::{Client, Decision, Endpoint, Reporter};
 use fovea_coordinator::order::{EpochOrder, OrderInput, Unit, rank_shards};
 use fovea_coordinator::protocol::{
@@ -28,13 +28,11 @@ use fovea_run::config::{Config, learning_rate};
 use fovea_run::run_dir::{RunDir, StepRow};
 
 pub use crate::samples::order_input;
-pub use engine::{backend, gpus};
 pub(crate) use epoch_end::predictions;
 pub use progress::{Best, Progress};
 pub use session::{TrainerOptions, gpu, join, lanes, objective};
 pub use snapshot::{best_of, restore_weights, resume_from, resume_point};
 
-use self::engine::Engine;
 use self::step_rows::StepRows;
 use crate::error::{Error, Result};
 use crate::overlap::Exchange;
@@ -70,7 +68,7 @@ pub struct Trainer {
     client: Client,
     /// Of the newest connection, for the thread that writes checkpoints.
     reporter: Arc<Mutex<Reporter>>,
-    engine: Engine,
+    backend: Box<dyn Backend>,
     assignment: Assignment,
     collective: Box<dyn Collective>,
     source: Arc<SampleSource>,

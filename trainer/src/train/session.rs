@@ -5,7 +5,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
-use fovea_collectives::{AbortHandle, Solo};
+use fovea_collectives::{AbortHandle, BackendOptions, Solo, Surroundings};
 use fovea_coordinator::client::{Client, Endpoint};
 use fovea_coordinator::order::EpochOrder;
 use fovea_coordinator::protocol::{Assignment, StartPoint, Terms, TrainerInfo};
@@ -14,7 +14,6 @@ use fovea_kernels::FocalParams;
 use fovea_run::config::{Alpha, Config, LossConfig, TrainConfig};
 use fovea_run::run_dir::RunDir;
 
-use super::engine::Engine;
 use super::step_rows::StepRows;
 use super::{Progress, Trainer};
 use crate::error::{Error, Result};
@@ -76,13 +75,22 @@ pub fn join(options: TrainerOptions) -> Result<Trainer> {
     }
 
     let abort = AbortHandle::new();
-    let engine = Engine::new(&config.train, gpu.as_ref(), &abort)?;
+    let row = config.train.backend.resolve(&Surroundings {
+        gpu: gpu.is_some(),
+        variable: &|name| std::env::var(name).ok(),
+    });
+    let backend = row.open_run(&BackendOptions {
+        ranks: config.train.ranks as usize,
+        patience: Duration::from_secs(config.train.step_timeout_s.into()),
+        kernels: gpu.as_ref().map(Gpu::kernels),
+        abort: &abort,
+    })?;
     let terms = Terms {
         samples_per_epoch: first.total_samples(),
         fingerprint,
-        elastic: engine.is_elastic(),
+        elastic: row.is_elastic,
     };
-    let info = TrainerInfo::this_process(engine.rank().or(options.preferred_rank));
+    let info = TrainerInfo::this_process(backend.rank().or(options.preferred_rank));
     let patience = Duration::from_secs(config.elastic.join_timeout_s.into());
     let deadline = Instant::now() + patience;
     let client = connect(&options.endpoint, &info, &options.drain_wanted, deadline)?;
@@ -105,7 +113,7 @@ pub fn join(options: TrainerOptions) -> Result<Trainer> {
         terms,
         reporter: Arc::new(Mutex::new(client.reporter())),
         client,
-        engine,
+        backend,
         // Until there is a seat.
         assignment: Assignment {
             generation: 0,
