@@ -2,6 +2,7 @@
 
 use std::fmt;
 use std::io;
+use std::time::Duration;
 
 /// The result of a collective operation.
 pub type Result<T> = std::result::Result<T, Error>;
@@ -253,6 +254,22 @@ impl Error {
             .to_string()
     }
 
+    /// [`Self::Deadline`] after a wait of this long.
+    pub(super) fn deadline(
+        op: &'static str,
+        (rank, world): (usize, usize),
+        waited: Duration,
+        absent: Vec<Absent>,
+    ) -> Self {
+        Self::Deadline {
+            op,
+            rank,
+            world,
+            waited_ms: waited.as_millis().try_into().unwrap_or(u64::MAX),
+            absent,
+        }
+    }
+
     pub(super) fn aborted(op: &'static str, rank: usize, by: Option<usize>, reason: &str) -> Self {
         Self::Aborted {
             op,
@@ -274,6 +291,16 @@ pub struct Absent {
     pub rank: usize,
     /// Its process id, where known, and what the system says of it: "alive", "stopped" or "gone".
     pub process: Option<(u32, &'static str)>,
+}
+
+impl Absent {
+    /// One of which nothing but its rank is known.
+    pub(super) fn unseen(rank: usize) -> Self {
+        Self {
+            rank,
+            process: None,
+        }
+    }
 }
 
 impl fmt::Display for Absent {

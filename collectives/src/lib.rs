@@ -30,6 +30,7 @@ pub mod local;
 pub mod mpi;
 pub mod nccl;
 mod note;
+mod pieces;
 mod solo;
 #[cfg(test)]
 pub(crate) mod testing;

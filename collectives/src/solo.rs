@@ -2,6 +2,7 @@
 
 use std::time::Instant;
 
+use super::note::Note;
 use super::{AbortHandle, Backend, Board, Collective, Error, Meeting, Result};
 
 /// One rank on its own. Every operation leaves the data as they are; an abort still ends the run's
@@ -44,11 +45,8 @@ impl Collective for Solo {
         self.check("all_reduce")
     }
 
-    fn broadcast(&mut self, _buf: &mut [u8], root: usize, _deadline: Instant) -> Result<()> {
-        if root != 0 {
-            return Err(Error::BadRoot { root, world: 1 });
-        }
-        self.check("broadcast")
+    fn broadcast(&mut self, buf: &mut [u8], root: usize, _deadline: Instant) -> Result<()> {
+        self.check(Note::broadcast(buf.len(), root, 1)?.op_name())
     }
 
     fn all_gather(&mut self, mine: &[u8], _deadline: Instant) -> Result<Vec<Vec<u8>>> {

@@ -184,20 +184,9 @@ impl LocalCollective {
 
     /// Everybody is here; are all here for the same thing?
     fn agree(&self, note: Note) -> Result<()> {
-        for other in 0..self.world() {
-            let theirs = Note::from_words(self.segment.note(other, self.arrival));
-            if !note.matches(theirs) {
-                let error = Error::Mismatch {
-                    rank: self.rank,
-                    mine: note.to_string(),
-                    other,
-                    theirs: theirs.to_string(),
-                };
-                self.segment.abort(self.rank, &error.headline());
-                return Err(error);
-            }
-        }
-        Ok(())
+        let said = |other| Note::from_words(self.segment.note(other, self.arrival));
+        note.agree(self.rank, (0..self.world()).map(said))
+            .inspect_err(|error| self.segment.abort(self.rank, &error.headline()))
     }
 
     fn aborted(&self, note: Note) -> Error {
@@ -217,13 +206,8 @@ impl LocalCollective {
                 }
             })
             .collect();
-        let error = Error::Deadline {
-            op: note.op_name(),
-            rank: self.rank,
-            world: self.world(),
-            waited_ms: started.elapsed().as_millis().try_into().unwrap_or(u64::MAX),
-            absent,
-        };
+        let seat = (self.rank, self.world());
+        let error = Error::deadline(note.op_name(), seat, started.elapsed(), absent);
         self.segment.abort(self.rank, &error.headline());
         error
     }
@@ -330,11 +314,7 @@ impl Collective for LocalCollective {
     }
 
     fn broadcast(&mut self, buf: &mut [u8], root: usize, deadline: Instant) -> Result<()> {
-        let world = self.world();
-        if root >= world {
-            return Err(Error::BadRoot { root, world });
-        }
-        let note = Note::new(CollectiveOperation::Broadcast, buf.len(), root);
+        let note = Note::broadcast(buf.len(), root, self.world())?;
         self.begin(note)?;
         let chunk = self.chunk_bytes();
         if buf.is_empty() {

@@ -21,9 +21,10 @@ use std::mem::ManuallyDrop;
 use std::time::{Duration, Instant};
 
 use self::link::{Link, Tag};
-use crate::note::{CollectiveOperation, Note};
+use crate::note::Note;
+use crate::pieces::{EngineEnd, InPieces};
 use crate::tree::{stripe, tree_sum_into};
-use crate::{AbortHandle, Absent, Collective, Error, Result};
+use crate::{AbortHandle, Absent, Error, Result};
 
 /// f32 per chunk over all stripes: 4 MiB, enough for a network to be busy and far below the 2^31
 /// elements that an MPI call can count.
@@ -41,8 +42,7 @@ pub struct MpiCollective {
     buffers: ManuallyDrop<Box<Buffers>>,
     /// f32 per stripe of a full chunk.
     piece: usize,
-    /// Who ended it and why, once it is ended.
-    ended: Option<(Option<usize>, String)>,
+    ended: Option<EngineEnd>,
 }
 
 /// What messages are sent from and received into.
@@ -81,64 +81,9 @@ impl MpiCollective {
         })
     }
 
-    /// Runs the body of an operation after all ranks have said that they are in it, unless this is
-    /// over; after an error it is.
-    fn run(
-        &mut self,
-        note: Note,
-        deadline: Instant,
-        body: impl FnOnce(&mut Self) -> Result<()>,
-    ) -> Result<()> {
-        if let Some((by, reason)) = &self.ended {
-            return Err(Error::aborted(note.op_name(), self.link.rank, *by, reason));
-        }
-        let result = self.agree(note, deadline).and_then(|()| body(self));
-        result.inspect_err(|error| {
-            let rank = self.link.rank;
-            let ended = match error {
-                Error::Aborted { by, reason, .. } => (*by, reason.clone()),
-                other => (Some(rank), other.headline()),
-            };
-            // What came from another rank was told to everybody by that one.
-            let news = ended.0 == Some(rank);
-            self.link.abort(news.then_some(&ended.1));
-            self.ended = Some(ended);
-        })
-    }
-
     fn others(&self) -> impl Iterator<Item = usize> + use<> {
         let rank = self.link.rank;
         (0..self.link.world).filter(move |other| *other != rank)
-    }
-
-    /// Exchanges notes, which is a barrier, and compares them.
-    fn agree(&mut self, note: Note, deadline: Instant) -> Result<()> {
-        self.buffers.my_note = note.words();
-        for other in self.others() {
-            let mine: *const [u8] = bytemuck::bytes_of(&self.buffers.my_note);
-            let theirs: *mut [u8] = bytemuck::bytes_of_mut(&mut self.buffers.notes[other]);
-            // SAFETY: both are in `buffers`, which stay untouched until `complete` is through and are
-            // leaked if it fails; each rank's note has its own place.
-            unsafe {
-                self.link.receive(theirs, other, Tag::Note)?;
-                self.link.send(mine, other, Tag::Note)?;
-            }
-        }
-        self.complete(note, deadline)?;
-        let rank = self.link.rank;
-        self.buffers.notes[rank] = note.words();
-        for (other, words) in self.buffers.notes.iter().enumerate() {
-            let theirs = Note::from_words(*words);
-            if !note.matches(theirs) {
-                return Err(Error::Mismatch {
-                    rank,
-                    mine: note.to_string(),
-                    other,
-                    theirs: theirs.to_string(),
-                });
-            }
-        }
-        Ok(())
     }
 
     /// Waits until no message is under way.
@@ -159,7 +104,9 @@ impl MpiCollective {
                 return Err(Error::aborted(note.op_name(), rank, Some(by), &reason));
             }
             if now >= deadline {
-                return Err(self.give_up(note, now - started));
+                let absent = self.link.waiting_for().into_iter().map(Absent::unseen);
+                let (op, absent) = (note.op_name(), absent.collect());
+                return Err(Error::deadline(op, self.seat(), now - started, absent));
             }
             if done > 0 {
                 moved = now;
@@ -168,20 +115,6 @@ impl MpiCollective {
             } else {
                 std::thread::sleep(NAP);
             }
-        }
-    }
-
-    fn give_up(&self, note: Note, waited: Duration) -> Error {
-        let absent = |rank| Absent {
-            rank,
-            process: None,
-        };
-        Error::Deadline {
-            op: note.op_name(),
-            rank: self.link.rank,
-            world: self.link.world,
-            waited_ms: waited.as_millis().try_into().unwrap_or(u64::MAX),
-            absent: self.link.waiting_for().into_iter().map(absent).collect(),
         }
     }
 
@@ -211,100 +144,6 @@ impl MpiCollective {
         // SAFETY: in `buffers`, which nobody touches until `complete` is through and which are leaked
         // if it fails; the callers receive to places that do not overlap.
         unsafe { self.link.receive(data, peer, Tag::Data) }
-    }
-
-    /// Sums one chunk in place.
-    fn reduce_chunk(&mut self, buf: &mut [f32], note: Note, deadline: Instant) -> Result<()> {
-        let (rank, world, piece) = (self.link.rank, self.link.world, self.piece);
-        let part = |rank| stripe(buf.len(), rank, world);
-        let (start, end) = part(rank);
-        let mine = 4 * (end - start);
-        self.buffers.chunk[..buf.len()].copy_from_slice(buf);
-        for other in self.others() {
-            let (from, to) = part(other);
-            self.receive(StagingBuffer::Pieces, other * piece, mine, other)?;
-            self.send(StagingBuffer::Chunk, from, 4 * (to - from), other)?;
-        }
-        self.complete(note, deadline)?;
-        let Buffers {
-            chunk, pieces, sum, ..
-        } = &mut **self.buffers;
-        let given = |other: usize| match other == rank {
-            true => &chunk[start..end],
-            false => &pieces[other * piece..][..end - start],
-        };
-        let parts: Vec<&[f32]> = (0..world).map(given).collect();
-        tree_sum_into(&mut sum[..end - start], &parts);
-        for other in self.others() {
-            let (from, to) = part(other);
-            self.receive(StagingBuffer::Chunk, from, 4 * (to - from), other)?;
-            self.send(StagingBuffer::Sum, 0, mine, other)?;
-        }
-        self.complete(note, deadline)?;
-        let Buffers { chunk, sum, .. } = &mut **self.buffers;
-        chunk[start..end].copy_from_slice(&sum[..end - start]);
-        buf.copy_from_slice(&chunk[..buf.len()]);
-        Ok(())
-    }
-
-    /// One chunk of a broadcast.
-    fn spread_chunk(
-        &mut self,
-        buf: &mut [u8],
-        root: usize,
-        note: Note,
-        deadline: Instant,
-    ) -> Result<()> {
-        let len = buf.len();
-        if self.link.rank == root {
-            self.buffers.bytes(StagingBuffer::Chunk, 0)[..len].copy_from_slice(buf);
-            for other in self.others() {
-                self.send(StagingBuffer::Chunk, 0, len, other)?;
-            }
-            return self.complete(note, deadline);
-        }
-        self.receive(StagingBuffer::Chunk, 0, len, root)?;
-        self.complete(note, deadline)?;
-        buf.copy_from_slice(&self.buffers.bytes(StagingBuffer::Chunk, 0)[..len]);
-        Ok(())
-    }
-
-    /// One piece of everybody's bytes, from `start` on.
-    fn gather_piece(
-        &mut self,
-        mine: &[u8],
-        start: usize,
-        all: &mut [Vec<u8>],
-        note: Note,
-        deadline: Instant,
-    ) -> Result<()> {
-        let rank = self.link.rank;
-        let piece = self.piece;
-        let left = |words: &[u64; 3]| (Note::from_words(*words).len as usize).saturating_sub(start);
-        let notes = self.buffers.notes.iter();
-        let now: Vec<usize> = notes.map(|words| left(words).min(4 * piece)).collect();
-        let now = |rank: usize| now[rank];
-        if now(rank) > 0 {
-            self.buffers.bytes(StagingBuffer::Chunk, 0)[..now(rank)]
-                .copy_from_slice(&mine[start..start + now(rank)]);
-        }
-        for other in self.others() {
-            if now(other) > 0 {
-                self.receive(StagingBuffer::Pieces, other * piece, now(other), other)?;
-            }
-            if now(rank) > 0 {
-                self.send(StagingBuffer::Chunk, 0, now(rank), other)?;
-            }
-        }
-        self.complete(note, deadline)?;
-        for (other, got) in all.iter_mut().enumerate() {
-            let (buffer, at) = match other == rank {
-                true => (StagingBuffer::Chunk, 0),
-                false => (StagingBuffer::Pieces, other * piece),
-            };
-            got.extend_from_slice(&self.buffers.bytes(buffer, at)[..now(other)]);
-        }
-        Ok(())
     }
 }
 
@@ -340,63 +179,131 @@ impl Drop for MpiCollective {
     }
 }
 
-impl Collective for MpiCollective {
-    fn rank(&self) -> usize {
-        self.link.rank
+impl InPieces for MpiCollective {
+    const NAME: &'static str = "mpi";
+
+    fn seat(&self) -> (usize, usize) {
+        (self.link.rank, self.link.world)
     }
 
-    fn world(&self) -> usize {
-        self.link.world
+    fn abort(&self) -> &AbortHandle {
+        &self.abort
     }
 
-    fn name(&self) -> &'static str {
-        "mpi"
+    fn ended(&mut self) -> &mut Option<EngineEnd> {
+        &mut self.ended
     }
 
-    fn all_reduce(&mut self, buf: &mut [f32], deadline: Instant) -> Result<()> {
-        let note = Note::new(CollectiveOperation::AllReduce, buf.len(), 0);
-        self.run(note, deadline, |this| {
-            let chunk = this.buffers.chunk.len();
-            buf.chunks_mut(chunk)
-                .try_for_each(|part| this.reduce_chunk(part, note, deadline))
-        })
+    fn stop(&mut self, end: &EngineEnd) {
+        // What came from another rank was told to everybody by that one.
+        let news = end.by == Some(self.link.rank);
+        self.link.abort(news.then_some(&end.reason));
     }
 
-    fn broadcast(&mut self, buf: &mut [u8], root: usize, deadline: Instant) -> Result<()> {
-        let world = self.link.world;
-        if root >= world {
-            return Err(Error::BadRoot { root, world });
+    fn exchange(&mut self, note: Note, deadline: Instant) -> Result<Vec<Note>> {
+        self.buffers.my_note = note.words();
+        for other in self.others() {
+            let mine: *const [u8] = bytemuck::bytes_of(&self.buffers.my_note);
+            let theirs: *mut [u8] = bytemuck::bytes_of_mut(&mut self.buffers.notes[other]);
+            // SAFETY: both are in `buffers`, which stay untouched until `complete` is through and are
+            // leaked if it fails; each rank's note has its own place.
+            unsafe {
+                self.link.receive(theirs, other, Tag::Note)?;
+                self.link.send(mine, other, Tag::Note)?;
+            }
         }
-        let note = Note::new(CollectiveOperation::Broadcast, buf.len(), root);
-        self.run(note, deadline, |this| {
-            let chunk = 4 * this.buffers.chunk.len();
-            buf.chunks_mut(chunk)
-                .try_for_each(|part| this.spread_chunk(part, root, note, deadline))
-        })
+        self.complete(note, deadline)?;
+        self.buffers.notes[self.link.rank] = note.words();
+        let notes = self.buffers.notes.iter();
+        Ok(notes.map(|words| Note::from_words(*words)).collect())
     }
 
-    fn all_gather(&mut self, mine: &[u8], deadline: Instant) -> Result<Vec<Vec<u8>>> {
-        let note = Note::new(CollectiveOperation::AllGather, mine.len(), 0);
-        let mut all = vec![Vec::new(); self.link.world];
-        self.run(note, deadline, |this| {
-            let notes = this.buffers.notes.iter();
-            let longest = notes.map(|words| Note::from_words(*words).len).max();
-            (0..longest.unwrap_or(0) as usize)
-                .step_by(4 * this.piece)
-                .try_for_each(|start| this.gather_piece(mine, start, &mut all, note, deadline))
-        })?;
-        Ok(all)
+    fn sum_len(&self) -> usize {
+        self.buffers.chunk.len()
     }
 
-    fn barrier(&mut self, deadline: Instant) -> Result<()> {
-        self.run(
-            Note::new(CollectiveOperation::Barrier, 0, 0),
-            deadline,
-            |_| Ok(()),
-        )
+    fn sum(&mut self, buf: &mut [f32], note: Note, deadline: Instant) -> Result<()> {
+        let ((rank, world), piece) = (self.seat(), self.piece);
+        let part = |rank| stripe(buf.len(), rank, world);
+        let (start, end) = part(rank);
+        let mine = 4 * (end - start);
+        self.buffers.chunk[..buf.len()].copy_from_slice(buf);
+        for other in self.others() {
+            let (from, to) = part(other);
+            self.receive(StagingBuffer::Pieces, other * piece, mine, other)?;
+            self.send(StagingBuffer::Chunk, from, 4 * (to - from), other)?;
+        }
+        self.complete(note, deadline)?;
+        let Buffers {
+            chunk, pieces, sum, ..
+        } = &mut **self.buffers;
+        let given = |other: usize| match other == rank {
+            true => &chunk[start..end],
+            false => &pieces[other * piece..][..end - start],
+        };
+        let parts: Vec<&[f32]> = (0..world).map(given).collect();
+        tree_sum_into(&mut sum[..end - start], &parts);
+        for other in self.others() {
+            let (from, to) = part(other);
+            self.receive(StagingBuffer::Chunk, from, 4 * (to - from), other)?;
+            self.send(StagingBuffer::Sum, 0, mine, other)?;
+        }
+        self.complete(note, deadline)?;
+        let Buffers { chunk, sum, .. } = &mut **self.buffers;
+        chunk[start..end].copy_from_slice(&sum[..end - start]);
+        buf.copy_from_slice(&chunk[..buf.len()]);
+        Ok(())
     }
 
-    fn abort_handle(&self) -> AbortHandle {
-        self.abort.clone()
+    fn spread_len(&self) -> usize {
+        4 * self.buffers.chunk.len()
+    }
+
+    fn spread(&mut self, buf: &mut [u8], root: usize, note: Note, deadline: Instant) -> Result<()> {
+        let len = buf.len();
+        if self.link.rank == root {
+            self.buffers.bytes(StagingBuffer::Chunk, 0)[..len].copy_from_slice(buf);
+            for other in self.others() {
+                self.send(StagingBuffer::Chunk, 0, len, other)?;
+            }
+            return self.complete(note, deadline);
+        }
+        self.receive(StagingBuffer::Chunk, 0, len, root)?;
+        self.complete(note, deadline)?;
+        buf.copy_from_slice(&self.buffers.bytes(StagingBuffer::Chunk, 0)[..len]);
+        Ok(())
+    }
+
+    fn gather_len(&self) -> usize {
+        4 * self.piece
+    }
+
+    fn gather(
+        &mut self,
+        mine: &[u8],
+        lens: &[usize],
+        all: &mut [Vec<u8>],
+        note: Note,
+        deadline: Instant,
+    ) -> Result<()> {
+        let (rank, piece) = (self.link.rank, self.piece);
+        self.buffers.bytes(StagingBuffer::Chunk, 0)[..mine.len()].copy_from_slice(mine);
+        for other in self.others() {
+            if lens[other] > 0 {
+                self.receive(StagingBuffer::Pieces, other * piece, lens[other], other)?;
+            }
+            if !mine.is_empty() {
+                self.send(StagingBuffer::Chunk, 0, mine.len(), other)?;
+            }
+        }
+        self.complete(note, deadline)?;
+        for (other, got) in all.iter_mut().enumerate() {
+            let (buffer, at) = match other == rank {
+                true => (StagingBuffer::Chunk, 0),
+                false => (StagingBuffer::Pieces, other * piece),
+            };
+            got.extend_from_slice(&self.buffers.bytes(buffer, at)[..lens[other]]);
+        }
+        Ok(())
     }
 }

@@ -1,7 +1,6 @@
 //! What happens between epochs: evaluation, metrics, the best checkpoint.
 
 use std::collections::BTreeMap;
-use std::sync::atomic::Ordering;
 use std::time::SystemTime;
 
 use fovea_coordinator::protocol::{MemberState, TrainerEvent};
@@ -11,7 +10,7 @@ use fovea_run::metrics::log::MetricsLog;
 use fovea_run::metrics::{Level, Metrics, MetricsRow, undefined};
 use fovea_run::run_dir::{self, Columns, Prediction};
 
-use super::{Trainer, check_generation};
+use super::Trainer;
 use crate::error::{Error, Result};
 use crate::evaluate::{self, Row, Summary};
 use crate::samples::SampleSource;
@@ -20,15 +19,16 @@ impl Trainer {
     /// Evaluates when due, keeps the best, and opens the next epoch.
     pub(super) fn end_epoch(&mut self) -> Result<()> {
         self.write_step_rows();
-        let epoch = self.progress.epoch + 1;
+        let epoch = self.state.progress.epoch + 1;
         let due = epoch.is_multiple_of(self.config.eval.every_epochs.max(1))
             || epoch == self.config.train.epochs;
         // Apart from the present state until all ranks are through: a rank that is lost on the way
         // has the others do all of this again.
-        let mut next = self.progress.clone();
+        let mut next = self.state.progress.clone();
         if due {
             let rows = self.score_validation()?;
-            let summary = evaluate::summarise(&rows, &self.replica, self.config.eval.threshold)?;
+            let summary =
+                evaluate::summarise(&rows, &self.state.replica, self.config.eval.threshold)?;
             let watch = &self.config.early_stopping;
             let metrics = match watch.level {
                 WatchedLevel::Patch => &summary.patch,
@@ -44,26 +44,22 @@ impl Trainer {
         }
         next.next_epoch();
         self.barrier()?; // behind it, the records of the epoch are written
-        self.rows.written(next.step);
-        self.progress = next;
+        self.records.rows.written(next.step);
+        self.state.progress = next;
         self.save()
     }
 
     /// Every rank scores its images of the validation split; all get all rows.
     fn score_validation(&mut self) -> Result<Vec<Row>> {
-        let (rank, world) = (self.assignment.rank, self.assignment.world);
-        self.client.state(MemberState::Evaluating);
-        let images = evaluate::images_of(&self.source, Split::Val, rank, world);
-        let (client, wanted, mut asked) = (&self.client, &self.drain_wanted, self.drain_asked);
-        let mine = evaluate::score(&self.replica, &self.source, &images, || {
-            client.beat();
-            if wanted.load(Ordering::Relaxed) && !asked {
-                asked = true;
-                client.drain(&format!("rank {rank} got a signal"))?;
-            }
-            check_generation(client)
+        let (rank, world) = (self.seat.assignment.rank, self.seat.assignment.world);
+        self.link.client.state(MemberState::Evaluating);
+        let images = evaluate::images_of(&self.data.source, Split::Val, rank, world);
+        let (link, state) = (&mut self.link, &self.state);
+        let mine = evaluate::score(&state.replica, &self.data.source, &images, || {
+            link.client.beat();
+            link.drain_if_wanted(rank)?;
+            link.check_generation()
         })?;
-        self.drain_asked = asked;
         let all = self.all_gather(bytemuck::cast_slice(&mine))?;
         let mut rows = Vec::new();
         for part in all {
@@ -83,7 +79,7 @@ impl Trainer {
             n => Err(Error::Usage {
                 what: format!(
                     "epoch {}: the model's answers to {n} of the {} samples of the validation split are not finite (NaN or infinite)",
-                    self.progress.epoch + 1,
+                    self.state.progress.epoch + 1,
                     rows.len()
                 ),
                 help: "the weights are of no use any more: begin a new run (another --out) from an earlier checkpoint with --init and a lower optimizer.lr, or check the weights that this one began from".to_owned(),
@@ -122,14 +118,15 @@ impl Trainer {
             row(Level::Patch, &summary.patch),
             row(Level::Image, &summary.image),
         ];
-        if let Err(e) = MetricsLog::open(&self.run.metrics()).and_then(|mut log| log.append(&rows))
+        if let Err(e) =
+            MetricsLog::open(&self.records.run.metrics()).and_then(|mut log| log.append(&rows))
         {
             tracing::warn!("{e}"); // the checkpoint carries the state; a log is no reason to stop
         }
         if let Some(rows) = best
             && let Err(e) = run_dir::write_predictions(
-                &self.run.predictions(),
-                &predictions(rows, &self.source),
+                &self.records.run.predictions(),
+                &predictions(rows, &self.data.source),
                 Columns::Label,
             )
         {
@@ -145,7 +142,7 @@ impl Trainer {
             );
             figures.insert(format!("{level}_loss"), metrics.loss);
         }
-        self.client.event(TrainerEvent::EpochEnd {
+        self.link.client.event(TrainerEvent::EpochEnd {
             epoch,
             metrics: figures,
             undefined,
