@@ -173,7 +173,7 @@ pub enum BackendChoice {
     /// The last row that suits the surroundings.
     #[default]
     Auto,
-    /// This one.
+    /// This row, wherever the ranks run.
     Named(&'static BackendEntry),
 }
 

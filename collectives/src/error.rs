@@ -7,7 +7,7 @@ use std::time::Duration;
 /// The result of a collective operation.
 pub type Result<T> = std::result::Result<T, Error>;
 
-/// Why a collective operation, or joining a generation, failed. After any of these from a running
+/// Why a collective operation failed, or the joining of a generation. After any of these from a running
 /// engine the attempt is over for all ranks.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
@@ -21,11 +21,11 @@ pub enum Error {
     Aborted {
         /// The operation that was ended.
         op: &'static str,
-        /// This rank.
+        /// The rank that reports the error, `0..world`.
         rank: usize,
         /// The rank that raised it, where that is known.
         by: Option<usize>,
-        /// What the one who raised it said (at most 248 bytes of it from another process).
+        /// The reason given by whoever raised it (at most 248 bytes of it from another process).
         reason: String,
     },
 
@@ -38,9 +38,9 @@ pub enum Error {
     Deadline {
         /// The operation that was waiting.
         op: &'static str,
-        /// This rank.
+        /// The rank that reports the error, `0..world`.
         rank: usize,
-        /// World size.
+        /// Number of ranks in the generation.
         world: usize,
         /// How long this rank waited, in ms.
         waited_ms: u64,
@@ -56,7 +56,7 @@ pub enum Error {
          on the two"
     )]
     Mismatch {
-        /// This rank.
+        /// The rank that reports the error, `0..world`.
         rank: usize,
         /// What this rank called.
         mine: String,
@@ -72,7 +72,7 @@ pub enum Error {
     BadRoot {
         /// The root asked for.
         root: usize,
-        /// World size.
+        /// Number of ranks in the generation.
         world: usize,
     },
 
@@ -90,14 +90,14 @@ pub enum Error {
         max_world: usize,
     },
 
-    /// The memory shared by the ranks could not be had.
+    /// The system does not give the memory that the ranks share.
     #[error(
         "no room for the memory shared by {world} ranks: {needed_bytes} bytes needed, {available_bytes} \
          available ({source})\n  help: free memory on this machine or raise the job's memory limit; fewer \
          ranks need less"
     )]
     NoRoom {
-        /// World size.
+        /// Number of ranks in the generation.
         world: usize,
         /// Size of the segment in bytes.
         needed_bytes: u64,
@@ -113,13 +113,13 @@ pub enum Error {
          {other_host}\n  help: use `--backend mpi` for ranks on different hosts"
     )]
     DifferentHosts {
-        /// A rank.
+        /// One of two ranks on different machines.
         rank: usize,
-        /// Where it runs.
+        /// The machine of `rank`.
         host: String,
-        /// Another rank.
+        /// The other of the two.
         other: usize,
-        /// Where that one runs.
+        /// The machine of `other`.
         other_host: String,
     },
 
@@ -129,7 +129,7 @@ pub enum Error {
          generation, with the world size and settings of the others; ask for a new generation"
     )]
     Refused {
-        /// This rank.
+        /// The rank that reports the error, `0..world`.
         rank: usize,
         /// The generation it wanted to join.
         generation: u64,
@@ -140,9 +140,9 @@ pub enum Error {
     /// The system refused a call that joining needs.
     #[error("rank {rank} could not {what}: {source}\n  help: {help}")]
     System {
-        /// This rank.
+        /// The rank that reports the error, `0..world`.
         rank: usize,
-        /// What was tried.
+        /// What the rank tried, as the end of "could not".
         what: String,
         /// What the kernel answered.
         source: io::Error,
@@ -167,9 +167,9 @@ pub enum Error {
          NCCL 2.27 or 2.29 and set FOVEA_NCCL to its libnccl.so.2 or the folder that holds it"
     )]
     NcclTooOld {
-        /// The library.
+        /// Path of the library that was loaded.
         path: String,
-        /// Its version.
+        /// What `ncclGetVersion` of it gives, as major.minor.patch.
         version: String,
         /// The oldest that will do.
         oldest: String,
@@ -181,11 +181,11 @@ pub enum Error {
         if details.is_empty() { String::new() } else { format!(": {details}") }
     )]
     Nccl {
-        /// The NCCL function.
+        /// The NCCL function that failed, or whose work did.
         call: &'static str,
         /// This rank (0 before it is known).
         rank: usize,
-        /// Its ncclResult_t.
+        /// The `ncclResult_t` that it returned or that the communicator is in.
         code: i32,
         /// NCCL's words for the code.
         text: String,
@@ -208,7 +208,7 @@ pub enum Error {
     Usage {
         /// What was asked for and why it cannot be done.
         what: String,
-        /// What to do.
+        /// What the user must do, as an instruction.
         help: String,
     },
 
@@ -219,7 +219,7 @@ pub enum Error {
     /// A call into the MPI library failed.
     #[error("{call} failed on rank {rank}: {message}\n  help: {help}")]
     Mpi {
-        /// The MPI function.
+        /// The MPI function that did not return `MPI_SUCCESS`.
         call: &'static str,
         /// This rank (0 before it is known).
         rank: usize,
@@ -287,7 +287,7 @@ impl Error {
 /// A rank that did not arrive in time.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Absent {
-    /// The rank.
+    /// The rank that is waited for.
     pub rank: usize,
     /// Its process id, where known, and what the system says of it: "alive", "stopped" or "gone".
     pub process: Option<(u32, &'static str)>,

@@ -18,7 +18,7 @@ pub(super) struct EngineEnd {
 /// What such an engine does for one piece; [`Collective`] follows from it. The ranks make the same calls in the same
 /// order, with pieces of the same length.
 pub(super) trait InPieces: Send {
-    /// The backend's name.
+    /// As [`Collective::name`]: the spelling of `--backend`.
     const NAME: &'static str;
 
     /// This rank and the world size.
@@ -62,7 +62,7 @@ pub(super) trait InPieces: Send {
         deadline: Instant,
     ) -> Result<()>;
 
-    /// As [`Collective::device`].
+    /// As [`Collective::device`]: `None` for an engine of host memory only.
     fn on_device(&mut self) -> Option<&mut dyn DeviceCollective> {
         None
     }

@@ -30,13 +30,13 @@ const SILENCE: Duration = Duration::from_secs(15);
 /// How long the others may take to leave after the coordinator has ended.
 const GRACE: Duration = Duration::from_secs(20);
 
-/// What to start.
+/// A run to start on this machine, and how.
 pub struct LaunchOptions {
-    /// The `fovea` program.
+    /// Path of the `fovea` program, which all processes of the run execute.
     pub program: PathBuf,
     /// Run directory with its config.toml.
     pub run: RunDir,
-    /// Number of trainers.
+    /// Number of ranks, each of which is one trainer process.
     pub ranks: usize,
     /// How the ranks meet, which also decides who starts them.
     pub backend: &'static BackendEntry,
@@ -60,7 +60,7 @@ impl LaunchOptions {
 /// How a launched run ended.
 #[derive(Clone, Debug)]
 pub struct LaunchOutcome {
-    /// The last status.
+    /// The status that the coordinator wrote last.
     pub status: Status,
     /// Drained (resume later) rather than finished.
     pub drained: bool,

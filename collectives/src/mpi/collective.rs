@@ -48,7 +48,7 @@ pub struct MpiCollective {
 /// What messages are sent from and received into.
 struct Buffers {
     my_note: [u64; 3],
-    /// Per rank.
+    /// By rank: the words of each rank's newest note.
     notes: Vec<[u64; 3]>,
     /// A chunk, `world` pieces.
     chunk: Vec<f32>,

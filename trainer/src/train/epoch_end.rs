@@ -22,8 +22,8 @@ impl Trainer {
         let epoch = self.state.progress.epoch + 1;
         let due = epoch.is_multiple_of(self.config.eval.every_epochs.max(1))
             || epoch == self.config.train.epochs;
-        // Apart from the present state until all ranks are through: a rank that is lost on the way
-        // has the others do all of this again.
+        // Kept apart from the present state until all ranks are through: if one is lost on the way, the
+        // others do all of this again.
         let mut next = self.state.progress.clone();
         if due {
             let rows = self.score_validation()?;

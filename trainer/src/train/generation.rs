@@ -24,7 +24,7 @@ impl Trainer {
         self.state.holds.then(|| self.state.progress.point())
     }
 
-    /// Waits for a seat in the next generation, and meets its ranks. An outcome: the run is over.
+    /// Waits for a seat in the next generation, and meets its ranks. Returns an outcome when the run is over.
     pub(super) fn take_seat(&mut self, mut gave_up: Option<String>) -> Result<Option<Outcome>> {
         self.state.replica.leave_generation();
         let mut losses = 0;
@@ -95,10 +95,10 @@ impl Trainer {
         }
     }
 
-    /// What to say in the next rendezvous after an error, if a new generation mends it: nothing when the
-    /// coordinator knows the reason, else why this rank gives up.
+    /// What this rank reports at the next rendezvous after an error that a new generation mends: nothing when the
+    /// coordinator knows the reason, else why the rank gives up. Other errors are returned.
     pub(super) fn leave_generation(&self, error: Error) -> Result<Option<String>> {
-        // A GPU in some errors is lost to this process. Another one is started in its place.
+        // After some errors this process cannot use its GPU any more, and another process must take its place.
         if !self.link.terms.elastic || !self.state.replica.works() {
             return Err(error);
         }
@@ -120,7 +120,7 @@ impl Trainer {
         }
     }
 
-    /// Takes the starting state: what this rank holds, what `source` gives to all, or the checkpoint
+    /// Takes the starting state: the one that this rank holds, the one that `source` gives to all, or the checkpoint
     /// that rank 0 reads.
     pub(super) fn enter(&mut self) -> Result<()> {
         let seat = self.seat.assignment.clone();
@@ -130,7 +130,7 @@ impl Trainer {
         if seat.source.is_none() && self.is_first() {
             self.begin(start)?;
         }
-        // Before the state: who holds a step knows its rows too, should all the others die.
+        // Before the state: a rank that holds a step must know its rows too, in case all the others die.
         let known = self.known_rows(start.step)?;
         if seat.share {
             self.share_state(seat.source.unwrap_or(0))?;
@@ -206,7 +206,7 @@ impl Trainer {
     }
 }
 
-/// The connection is gone, and not because this rank is wanted no more.
+/// Whether the connection is gone although the coordinator has not dismissed this rank.
 fn is_lost(error: &CoordinatorError) -> bool {
     matches!(
         error,

@@ -17,7 +17,7 @@ pub(super) struct CoordinatorLink {
     drain_wanted: Arc<AtomicBool>,
     /// What this rank says of itself at each rendezvous.
     pub terms: Terms,
-    /// The newest connection.
+    /// The newest connection; [`Self::reconnect`] replaces it.
     pub client: Client,
     /// Of the newest connection, for the thread that writes checkpoints.
     pub reporter: Arc<Mutex<Reporter>>,

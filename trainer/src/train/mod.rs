@@ -44,11 +44,11 @@ use crate::samples::{Loader, Part, RankBatch, SampleSource};
 pub enum Outcome {
     /// All epochs are done (or early stopping ended them).
     Finished,
-    /// Everybody stopped after an agreed step; `--resume` goes on from there.
+    /// All ranks stopped after an agreed step; `--resume` continues from there.
     Drained,
 }
 
-/// Whether to go on after a step.
+/// What follows a step.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Flow {
     Continue,
@@ -106,7 +106,7 @@ struct ModelState {
 /// The files of the run directory, and what is not in them yet.
 struct RunRecords {
     run: RunDir,
-    /// Rank 0 only.
+    /// Writes checkpoints on its own thread; rank 0 has one from its first generation on.
     writer: Option<checkpoint::Writer>,
     /// Why the newest save failed, if it did.
     unsaved: Arc<Mutex<Option<checkpoint::Error>>>,
@@ -139,7 +139,7 @@ impl Trainer {
         if let Err(error) = &ended
             && !self.link.was_told()
         {
-            // So that the others and the user hear the reason, not only that this rank is gone.
+            // The others and the user get the reason, not only the news that this rank is gone.
             let _ = self.link.client.event(TrainerEvent::Failed {
                 reason: error.to_string(),
             });
@@ -147,7 +147,7 @@ impl Trainer {
         ended
     }
 
-    /// A seat in a generation, training in it, and again.
+    /// Takes a seat in one generation after the other and trains there, until the run is over.
     fn generations(&mut self) -> Result<Outcome> {
         let mut gave_up = None;
         loop {
@@ -163,7 +163,7 @@ impl Trainer {
         }
     }
 
-    /// What this generation does. `None`: the next one goes on.
+    /// Trains in this generation. `None`: the next one continues.
     fn train(&mut self) -> Result<Option<Outcome>> {
         self.enter()?;
         if self.seat.assignment.last {
@@ -330,7 +330,7 @@ impl Trainer {
         self.link.or_its_reason(summed)
     }
 
-    /// Writes the trace when the steps that it is wanted of are through.
+    /// Counts a step, and writes the trace after the last one that `train.trace_steps` asks for.
     fn trace_step(&mut self) {
         let trace = self.state.replica.trace();
         if !trace.is_on() {
@@ -347,7 +347,7 @@ impl Trainer {
         }
     }
 
-    /// Last words of a drained run: the agreed step on disk, then everybody goes.
+    /// Leaves a drained run: the agreed step is on disk before any rank goes.
     fn leave(&mut self) -> Result<Outcome> {
         self.write_step_rows();
         self.save_unless_saved()?;
@@ -411,7 +411,7 @@ impl Trainer {
         self.together(|collective, deadline| collective.all_gather(mine, deadline))
     }
 
-    /// A collective operation: who is in one waits for others, and is not the one that hangs.
+    /// Runs a collective operation; the rank is shown as waiting meanwhile, so that the watchdog does not blame it.
     fn together<T>(
         &mut self,
         operate: impl FnOnce(&mut dyn Collective, Instant) -> fovea_collectives::Result<T>,
@@ -445,11 +445,11 @@ impl Trainer {
     }
 }
 
-/// The ranks of this generation, to the step.
+/// The other ranks of the generation, as a step sees them.
 pub struct Peers<'a> {
-    /// What they meet by.
+    /// Their engine, which adds up what they give.
     pub collective: &'a mut dyn Collective,
-    /// How long one waits for the others.
+    /// How long a rank waits for the others in one operation.
     pub patience: Duration,
 }
 

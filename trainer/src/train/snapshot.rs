@@ -1,4 +1,4 @@
-//! Between a run's state and its checkpoints.
+//! Turns a run's state into checkpoints, and checkpoints into a state to continue from.
 
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, PoisonError};
@@ -18,7 +18,7 @@ use crate::params::{Params, StateBuffer};
 use crate::replica::Replica;
 use crate::weights;
 
-/// Optimizer moments and what their tensors' names begin with.
+/// The optimizer's moments, each with the prefix of its tensors' names.
 const MOMENTS: [(StateBuffer, &str); 2] = [
     (StateBuffer::FirstMoment, "m."),
     (StateBuffer::SecondMoment, "v."),
@@ -257,7 +257,7 @@ fn copy_state(
 }
 
 impl Trainer {
-    /// Rank 0, when nobody holds the state: the beginning, or the checkpoint of `start`.
+    /// Rank 0 takes the initial state or reads the checkpoint of `start`, because no rank holds the state.
     pub(super) fn begin(&mut self, start: StartPoint) -> Result<()> {
         if start.step > 0 {
             self.restore(start)?;
@@ -308,7 +308,7 @@ impl Trainer {
         Ok(())
     }
 
-    /// Rank `root`'s parameters, moments, statistics and progress, to everybody.
+    /// Copies rank `root`'s parameters, moments, statistics and progress to all ranks.
     pub(super) fn share_state(&mut self, root: usize) -> Result<()> {
         let mine = if self.seat.assignment.rank == root {
             serde_json::to_vec(&self.state.progress)
@@ -332,7 +332,7 @@ impl Trainer {
         Ok(())
     }
 
-    /// Over everything that a step depends on: parameters, moments, statistics.
+    /// blake3 (64 hex digits) over everything that a step depends on: parameters, moments, statistics.
     pub(super) fn state_blake3(&self) -> Result<String> {
         let params = &self.state.replica.net.params;
         let mut hasher = blake3::Hasher::new();
@@ -342,7 +342,7 @@ impl Trainer {
         Ok(hasher.finalize().to_hex().to_string())
     }
 
-    /// The thread that writes checkpoints, for a run that goes on after `step`.
+    /// Starts the thread that writes checkpoints, in a run that continues after `step`.
     pub(super) fn start_writer(&mut self, step: u64) -> Result<()> {
         let checkpoints = self.records.run.checkpoints();
         for path in checkpoint::set_aside_newer(&checkpoints, step)? {
@@ -469,8 +469,8 @@ impl Trainer {
         Ok(())
     }
 
-    /// Until the writer is idle. An error when the newest state is not on disk: this is called before
-    /// leaving, and the run must not look as if it were.
+    /// Waits until the writer is idle. Returns an error when the newest state is not on disk: the rank is about to
+    /// leave, and the run must not look as if it were saved.
     pub(super) fn wait_for_checkpoints(&mut self) -> Result<()> {
         if let Some(writer) = &mut self.records.writer {
             writer.wait();
