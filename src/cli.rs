@@ -6,7 +6,9 @@ use std::net::IpAddr;
 use std::path::PathBuf;
 use std::time::Duration;
 
+use clap::builder::{PossibleValuesParser, TypedValueParser};
 use clap::{ArgAction, Args, Parser, Subcommand, ValueEnum};
+use fovea_collectives::BackendChoice;
 use fovea_run::config;
 
 pub use bench::{
@@ -142,14 +144,6 @@ pub struct DataArgs {
 }
 
 #[derive(Clone, Copy, Debug, ValueEnum)]
-pub enum BackendChoice {
-    Auto,
-    Local,
-    Mpi,
-    Nccl,
-}
-
-#[derive(Clone, Copy, Debug, ValueEnum)]
 pub enum DeviceChoice {
     Auto,
     Cpu,
@@ -157,15 +151,13 @@ pub enum DeviceChoice {
     Cuda,
 }
 
-impl From<BackendChoice> for config::Backend {
-    fn from(backend: BackendChoice) -> Self {
-        match backend {
-            BackendChoice::Auto => Self::Auto,
-            BackendChoice::Local => Self::Local,
-            BackendChoice::Mpi => Self::Mpi,
-            BackendChoice::Nccl => Self::Nccl,
-        }
-    }
+/// A spelling of `train.backend` for which `offered` holds.
+fn backend_choice(
+    offered: fn(BackendChoice) -> bool,
+) -> impl TypedValueParser<Value = BackendChoice> {
+    let names = BackendChoice::NAMES.iter().copied();
+    let offers = move |name: &&str| BackendChoice::named(name).is_some_and(offered);
+    PossibleValuesParser::new(names.filter(offers)).try_map(BackendChoice::try_from)
 }
 
 impl From<DeviceChoice> for config::Device {
@@ -211,7 +203,7 @@ pub struct TrainArgs {
     #[arg(long, value_enum)]
     pub device: Option<DeviceChoice>,
     /// How ranks exchange gradients (train.backend)
-    #[arg(long, value_enum)]
+    #[arg(long, value_parser = backend_choice(|_| true))]
     pub backend: Option<BackendChoice>,
     /// Go on from the newest checkpoint of the run directory
     #[arg(long)]

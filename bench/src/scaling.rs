@@ -5,8 +5,8 @@
 
 use std::path::Path;
 
+use fovea_collectives::BackendChoice;
 use fovea_report::measured::Shares;
-use fovea_run::config::Backend;
 use fovea_trainer::{Error, Result};
 use serde::{Deserialize, Serialize};
 
@@ -100,7 +100,7 @@ pub fn shared(each: &Work, growth: Growth, world: usize, most: usize) -> Result<
 pub fn measure_rank(
     work: &Work,
     seat: &MeetingSeat,
-    backend: Backend,
+    backend: BackendChoice,
     (warm_up, steps): (u32, u32),
 ) -> Result<Measured> {
     let mut training = Training::with(work, seat, backend)?;

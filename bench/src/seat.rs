@@ -3,8 +3,10 @@
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use fovea_collectives::nccl::{Library, NcclCollective, NcclOptions, NcclSearch, UniqueId};
-use fovea_collectives::{AbortHandle, Collective, Solo, local, mpi_launch_size};
+use fovea_collectives::{
+    self as collectives, AbortHandle, BACKENDS, BackendChoice, BackendEntry, BackendOptions, Board,
+    Collective, Lookup, Meeting, Surroundings,
+};
 use fovea_kernels::cuda::{Kernels, nvrtc};
 
 use fovea_trainer::gpu::{VisibleGpus, cache_folder};
@@ -24,62 +26,137 @@ pub struct MeetingSeat {
     pub world: usize,
 }
 
-/// The number of ranks that an MPI launcher has started, if one did and this program can use it.
-pub fn mpi_world() -> Option<usize> {
-    mpi_launch_size(|name| std::env::var(name).ok()).filter(|_| cfg!(feature = "mpi"))
+const ENVIRONMENT: &Lookup<'static> = &|name| std::env::var(name).ok();
+
+/// The backend whose launcher has started this process and all other ranks, if one did and this program can use it,
+/// with the number of ranks.
+pub fn launched() -> Option<(&'static BackendEntry, usize)> {
+    BACKENDS.iter().filter(|row| row.is_built).find_map(|row| {
+        let world = (row.world_launcher.as_ref()?.launched)(ENVIRONMENT)?;
+        Some((row, world))
+    })
 }
 
-/// Joins the other ranks: those of the MPI job, else of this machine.
+/// Joins the other ranks: those that a launcher has started with this one, else of this machine.
 ///
 /// # Errors
 /// When they do not come, or there is no room for shared memory.
 pub fn join(seat: &MeetingSeat) -> Result<Box<dyn Collective>> {
+    let (row, world) = launched().unwrap_or_else(|| {
+        let here = Surroundings {
+            gpu: false,
+            variable: &|_| None,
+        };
+        (BackendChoice::Auto.resolve(&here), seat.world)
+    });
     let abort = AbortHandle::new();
-    #[cfg(feature = "mpi")]
-    if mpi_world().is_some() {
-        use fovea_collectives::mpi::MpiCollective;
-        return Ok(Box::new(MpiCollective::init(&abort)?));
-    }
-    if seat.world == 1 {
-        return Ok(Box::new(Solo::new(&abort)));
-    }
-    let options = local::LocalOptions {
-        run_id: seat.meeting.clone(),
-        generation: 1,
-        rank: seat.rank,
-        world: seat.world,
-        machines: Vec::new(),
-        chunk_f32: local::DEFAULT_CHUNK_F32,
-    };
-    let joined = local::LocalCollective::join(&options, &abort, Instant::now() + PATIENCE)?;
-    Ok(Box::new(joined))
+    let mut backend = row.open_run(&options(world, None, &abort))?;
+    let rank = backend.rank().map_or(seat.rank, |rank| rank as usize);
+    let mut board = Named(&seat.meeting);
+    let until = Instant::now() + PATIENCE;
+    Ok(backend.meet(&meeting(rank, world), &mut board, &abort, until)?)
 }
 
-/// Joins ranks that have met through their GPUs as well: rank 0 tells them where NCCL's ranks meet.
+fn options<'a>(
+    ranks: usize,
+    kernels: Option<&'a Arc<Kernels>>,
+    abort: &'a AbortHandle,
+) -> BackendOptions<'a> {
+    BackendOptions {
+        ranks,
+        patience: PATIENCE,
+        kernels,
+        abort,
+    }
+}
+
+/// The only one of a measurement.
+fn meeting(rank: usize, world: usize) -> Meeting {
+    Meeting {
+        generation: 1,
+        rank,
+        world,
+        machines: Vec::new(),
+    }
+}
+
+/// A board with nothing but the name of the measurement.
+struct Named<'a>(&'a str);
+
+impl Board for Named<'_> {
+    fn run_id(&mut self) -> collectives::Result<String> {
+        Ok(self.0.to_owned())
+    }
+
+    fn publish(&mut self, _: Vec<u8>) -> collectives::Result<()> {
+        Err(nobody_to_tell())
+    }
+
+    fn published(&mut self, _: Instant) -> collectives::Result<Vec<u8>> {
+        Err(nobody_to_tell())
+    }
+}
+
+fn nobody_to_tell() -> collectives::Error {
+    collectives::Error::Internal(
+        "ranks that have not met cannot tell each other anything".to_owned(),
+    )
+}
+
+/// Ranks that have met already.
+struct Met(Box<dyn Collective>);
+
+impl Met {
+    /// What rank 0 gives, for all ranks.
+    fn of_first(&mut self, mine: &[u8], deadline: Instant) -> collectives::Result<Vec<u8>> {
+        Ok(self.0.all_gather(mine, deadline)?.swap_remove(0))
+    }
+}
+
+impl Board for Met {
+    fn run_id(&mut self) -> collectives::Result<String> {
+        let mine = format!("bench-{}", std::process::id());
+        let name = self.of_first(mine.as_bytes(), Instant::now() + PATIENCE)?;
+        Ok(String::from_utf8_lossy(&name).into_owned())
+    }
+
+    fn publish(&mut self, message: Vec<u8>) -> collectives::Result<()> {
+        self.of_first(&message, Instant::now() + PATIENCE).map(drop)
+    }
+
+    fn published(&mut self, deadline: Instant) -> collectives::Result<Vec<u8>> {
+        self.of_first(&[], deadline)
+    }
+}
+
+/// Joins the ranks that have met through `ranks` once more, by the backend of `choice`. On GPUs, `kernels` are those of
+/// this rank's.
+/// Keeps `ranks` where that is their backend, where only a launcher can start its world, and where there is no GPU for
+/// it.
 ///
 /// # Errors
-/// No NCCL; what it says; a rank that is lost.
-pub fn join_on_gpus(
-    mut ranks: Box<dyn Collective>,
-    kernels: &Arc<Kernels>,
+/// The backend's library is missing; a rank is lost.
+pub fn join_by(
+    choice: BackendChoice,
+    ranks: Box<dyn Collective>,
+    kernels: Option<&Arc<Kernels>>,
 ) -> Result<Box<dyn Collective>> {
-    let library = Arc::new(Library::open(&NcclSearch::from_env())?);
-    let mut id = UniqueId([0; 128]);
-    if ranks.rank() == 0 {
-        id = library.unique_id()?;
+    let row = choice.resolve(&Surroundings {
+        gpu: kernels.is_some(),
+        variable: ENVIRONMENT,
+    });
+    let there_already = row.name == ranks.name() || row.world_launcher.is_some();
+    if there_already || (row.on_gpus && kernels.is_none()) {
+        return Ok(ranks);
     }
-    ranks.broadcast(&mut id.0, 0, Instant::now() + PATIENCE)?;
-    let options = NcclOptions {
-        id,
-        rank: ranks.rank(),
-        world: ranks.world(),
-        patience: PATIENCE,
-    };
-    let until = Instant::now() + PATIENCE;
-    let joined = NcclCollective::join(&library, kernels, &options, &AbortHandle::new(), until)?;
+    let (abort, until) = (AbortHandle::new(), Instant::now() + PATIENCE);
+    let meeting = meeting(ranks.rank(), ranks.world());
+    let mut backend = (row.open)(&options(meeting.world, kernels, &abort))?;
+    let mut board = Met(ranks);
+    let joined = backend.meet(&meeting, &mut board, &abort, until)?;
     // Everybody is in: nobody needs the way there any more.
-    ranks.barrier(until)?;
-    Ok(Box::new(joined))
+    board.0.barrier(until)?;
+    Ok(joined)
 }
 
 /// The kernels of process `rank`'s GPU: more processes than GPUs share them.

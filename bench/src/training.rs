@@ -5,10 +5,10 @@
 use std::sync::Arc;
 use std::time::Instant;
 
-use fovea_collectives::{AbortHandle, Collective, Solo};
+use fovea_collectives::{AbortHandle, BackendChoice, Collective, Solo};
 use fovea_coordinator::order::{EpochOrder, OrderInput, Unit, rank_shards};
 use fovea_kernels::cuda::Event;
-use fovea_run::config::{Backend, Config};
+use fovea_run::config::Config;
 use fovea_task::Task;
 use fovea_trainer::gpu::Gpu;
 use fovea_trainer::lanes::ThreadLanes;
@@ -17,11 +17,11 @@ use fovea_trainer::precision::{Precision, native_bf16};
 use fovea_trainer::objective::{Denominators, unweighted};
 use fovea_trainer::replica::Replica;
 use fovea_trainer::samples::{Loader, Part};
-use fovea_trainer::train::{Peers, backend, gpu, lanes};
+use fovea_trainer::train::{Peers, gpu, lanes};
 use fovea_trainer::{Error, Result};
 use serde::Serialize;
 
-use super::seat::{MeetingSeat, PATIENCE, join, join_on_gpus, slowest};
+use super::seat::{MeetingSeat, PATIENCE, join, join_by, slowest};
 use super::synthetic::{SyntheticSamples, Work};
 use super::times::Spread;
 
@@ -60,20 +60,17 @@ impl Training {
             rank: 0,
             world: 1,
         };
-        Self::with(work, &seat, Backend::Local)
+        Self::with(work, &seat, BackendChoice::Auto)
     }
 
     /// One of several ranks. Each has all images, as in training.
-    pub fn with(work: &Work, seat: &MeetingSeat, choice: Backend) -> Result<Self> {
+    pub fn with(work: &Work, seat: &MeetingSeat, choice: BackendChoice) -> Result<Self> {
         let MeetingSeat { rank, world, .. } = *seat;
         let config = work.config(world as u32)?;
         let gpu = gpu(&config.train, rank as u32)?;
-        let collective: Box<dyn Collective> = match (&gpu, world) {
-            (_, 1) => Box::new(Solo::new(&AbortHandle::new())),
-            (Some(gpu), _) if backend(choice, true, None) == Backend::Nccl => {
-                join_on_gpus(join(seat)?, gpu.kernels())?
-            }
-            _ => join(seat)?,
+        let collective: Box<dyn Collective> = match world {
+            1 => Box::new(Solo::new(&AbortHandle::new())),
+            _ => join_by(choice, join(seat)?, gpu.as_ref().map(Gpu::kernels))?,
         };
         let lanes = lanes(&config.train, gpu.is_some())?;
         Self::on(work, config, lanes, gpu, collective)

@@ -4,7 +4,7 @@ use std::fmt;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 
-/// Told the reason, once, when the handle is raised.
+/// Called once with the reason when the handle is raised.
 type Waker = Box<dyn Fn(&str) + Send + Sync>;
 
 /// Ends the waits of one collective (one generation) on every rank.

@@ -2,11 +2,12 @@
 
 use std::fmt;
 use std::io;
+use std::time::Duration;
 
 /// The result of a collective operation.
 pub type Result<T> = std::result::Result<T, Error>;
 
-/// Why a collective operation, or joining a generation, failed. After any of these from a running
+/// Why a collective operation failed, or the joining of a generation. After any of these from a running
 /// engine the attempt is over for all ranks.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
@@ -20,11 +21,11 @@ pub enum Error {
     Aborted {
         /// The operation that was ended.
         op: &'static str,
-        /// This rank.
+        /// The rank that reports the error, `0..world`.
         rank: usize,
         /// The rank that raised it, where that is known.
         by: Option<usize>,
-        /// What the one who raised it said (at most 248 bytes of it from another process).
+        /// The reason given by whoever raised it (at most 248 bytes of it from another process).
         reason: String,
     },
 
@@ -37,9 +38,9 @@ pub enum Error {
     Deadline {
         /// The operation that was waiting.
         op: &'static str,
-        /// This rank.
+        /// The rank that reports the error, `0..world`.
         rank: usize,
-        /// World size.
+        /// Number of ranks in the generation.
         world: usize,
         /// How long this rank waited, in ms.
         waited_ms: u64,
@@ -55,7 +56,7 @@ pub enum Error {
          on the two"
     )]
     Mismatch {
-        /// This rank.
+        /// The rank that reports the error, `0..world`.
         rank: usize,
         /// What this rank called.
         mine: String,
@@ -71,7 +72,7 @@ pub enum Error {
     BadRoot {
         /// The root asked for.
         root: usize,
-        /// World size.
+        /// Number of ranks in the generation.
         world: usize,
     },
 
@@ -89,14 +90,14 @@ pub enum Error {
         max_world: usize,
     },
 
-    /// The memory shared by the ranks could not be had.
+    /// The system does not give the memory that the ranks share.
     #[error(
         "no room for the memory shared by {world} ranks: {needed_bytes} bytes needed, {available_bytes} \
          available ({source})\n  help: free memory on this machine or raise the job's memory limit; fewer \
          ranks need less"
     )]
     NoRoom {
-        /// World size.
+        /// Number of ranks in the generation.
         world: usize,
         /// Size of the segment in bytes.
         needed_bytes: u64,
@@ -112,13 +113,13 @@ pub enum Error {
          {other_host}\n  help: use `--backend mpi` for ranks on different hosts"
     )]
     DifferentHosts {
-        /// A rank.
+        /// One of two ranks on different machines.
         rank: usize,
-        /// Where it runs.
+        /// The machine of `rank`.
         host: String,
-        /// Another rank.
+        /// The other of the two.
         other: usize,
-        /// Where that one runs.
+        /// The machine of `other`.
         other_host: String,
     },
 
@@ -128,7 +129,7 @@ pub enum Error {
          generation, with the world size and settings of the others; ask for a new generation"
     )]
     Refused {
-        /// This rank.
+        /// The rank that reports the error, `0..world`.
         rank: usize,
         /// The generation it wanted to join.
         generation: u64,
@@ -139,9 +140,9 @@ pub enum Error {
     /// The system refused a call that joining needs.
     #[error("rank {rank} could not {what}: {source}\n  help: {help}")]
     System {
-        /// This rank.
+        /// The rank that reports the error, `0..world`.
         rank: usize,
-        /// What was tried.
+        /// What the rank tried, as the end of "could not".
         what: String,
         /// What the kernel answered.
         source: io::Error,
@@ -166,9 +167,9 @@ pub enum Error {
          NCCL 2.27 or 2.29 and set FOVEA_NCCL to its libnccl.so.2 or the folder that holds it"
     )]
     NcclTooOld {
-        /// The library.
+        /// Path of the library that was loaded.
         path: String,
-        /// Its version.
+        /// What `ncclGetVersion` of it gives, as major.minor.patch.
         version: String,
         /// The oldest that will do.
         oldest: String,
@@ -180,11 +181,11 @@ pub enum Error {
         if details.is_empty() { String::new() } else { format!(": {details}") }
     )]
     Nccl {
-        /// The NCCL function.
+        /// The NCCL function that failed, or whose work did.
         call: &'static str,
         /// This rank (0 before it is known).
         rank: usize,
-        /// Its ncclResult_t.
+        /// The `ncclResult_t` that it returned or that the communicator is in.
         code: i32,
         /// NCCL's words for the code.
         text: String,
@@ -198,10 +199,27 @@ pub enum Error {
     #[error(transparent)]
     Cuda(#[from] fovea_kernels::cuda::Error),
 
+    /// The way to the other ranks, over which they find each other.
+    #[error(transparent)]
+    Coordinator(#[from] fovea_coordinator::Error),
+
+    /// The request makes no sense as given.
+    #[error("{what}\n  help: {help}")]
+    Usage {
+        /// What was asked for and why it cannot be done.
+        what: String,
+        /// What the user must do, as an instruction.
+        help: String,
+    },
+
+    /// An invariant of this program does not hold.
+    #[error("internal error: {0}\n  help: please report this with the command that led to it")]
+    Internal(String),
+
     /// A call into the MPI library failed.
     #[error("{call} failed on rank {rank}: {message}\n  help: {help}")]
     Mpi {
-        /// The MPI function.
+        /// The MPI function that did not return `MPI_SUCCESS`.
         call: &'static str,
         /// This rank (0 before it is known).
         rank: usize,
@@ -213,15 +231,18 @@ pub enum Error {
 }
 
 impl Error {
-    /// Whether this machine lacks what the backend needs: starting again does not help.
+    /// Whether the request is wrong, or this machine lacks what the backend needs: starting again does not help.
     pub fn is_usage(&self) -> bool {
         use fovea_kernels::cuda::Error as Cuda;
-        matches!(
-            self,
-            Self::NcclMissing { .. }
-                | Self::NcclTooOld { .. }
-                | Self::Cuda(Cuda::DriverMissing | Cuda::NvrtcMissing { .. } | Cuda::TooOld { .. })
-        )
+        match self {
+            Self::Usage { .. } | Self::NcclMissing { .. } | Self::NcclTooOld { .. } => true,
+            Self::Cuda(error) => matches!(
+                error,
+                Cuda::DriverMissing | Cuda::NvrtcMissing { .. } | Cuda::TooOld { .. }
+            ),
+            Self::Coordinator(error) => error.is_usage(),
+            _ => false,
+        }
     }
 
     /// What happened, without the advice: fit for being quoted in another error.
@@ -231,6 +252,22 @@ impl Error {
             .next()
             .unwrap_or_default()
             .to_string()
+    }
+
+    /// [`Self::Deadline`] after a wait of this long.
+    pub(super) fn deadline(
+        op: &'static str,
+        (rank, world): (usize, usize),
+        waited: Duration,
+        absent: Vec<Absent>,
+    ) -> Self {
+        Self::Deadline {
+            op,
+            rank,
+            world,
+            waited_ms: waited.as_millis().try_into().unwrap_or(u64::MAX),
+            absent,
+        }
     }
 
     pub(super) fn aborted(op: &'static str, rank: usize, by: Option<usize>, reason: &str) -> Self {
@@ -250,10 +287,20 @@ impl Error {
 /// A rank that did not arrive in time.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Absent {
-    /// The rank.
+    /// The rank that is waited for.
     pub rank: usize,
     /// Its process id, where known, and what the system says of it: "alive", "stopped" or "gone".
     pub process: Option<(u32, &'static str)>,
+}
+
+impl Absent {
+    /// One of which nothing but its rank is known.
+    pub(super) fn unseen(rank: usize) -> Self {
+        Self {
+            rank,
+            process: None,
+        }
+    }
 }
 
 impl fmt::Display for Absent {

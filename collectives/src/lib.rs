@@ -1,7 +1,8 @@
 //! Sums, broadcasts and gathers between the ranks of one generation.
 //!
 //! One trait, [`Collective`], and four engines behind it: [`Solo`] (one rank), [`local`] (ranks on
-//! one machine, shared memory), `mpi` (cargo feature `mpi`) and [`nccl`] (ranks with GPUs). All
+//! one machine, shared memory), [`mpi`] (cargo feature `mpi`) and [`nccl`] (ranks with GPUs).
+//! [`BACKENDS`] lists how the ranks of a run can meet; an open [`Backend`] makes one engine per generation. All
 //! multi-rank engines add in the order that [`tree_sum`] defines, so they give the same bits. Gradients on
 //! GPUs go another way, [`DeviceCollective`]: only `nccl` has it, and it adds in NCCL's order.
 //!
@@ -22,13 +23,14 @@
 //! after an abort. The coordinator does.
 
 mod abort;
+mod backend;
 mod device;
 mod error;
 pub mod local;
-#[cfg(feature = "mpi")]
 pub mod mpi;
 pub mod nccl;
 mod note;
+mod pieces;
 mod solo;
 #[cfg(test)]
 pub(crate) mod testing;
@@ -37,6 +39,10 @@ mod tree;
 use std::time::Instant;
 
 pub use abort::AbortHandle;
+pub use backend::{
+    BACKENDS, Backend, BackendChoice, BackendEntry, BackendOptions, Board, Lookup, Meeting,
+    Surroundings, WorldLauncher,
+};
 pub use device::DeviceCollective;
 pub use error::{Absent, Error, Result};
 pub use solo::Solo;
@@ -72,46 +78,5 @@ pub trait Collective: Send {
     /// The engine's operations on GPU memory, if it has them.
     fn device(&mut self) -> Option<&mut dyn DeviceCollective> {
         None
-    }
-}
-
-/// The variables by which the common launchers tell a process the size of its MPI world: Open MPI,
-/// MPICH and Intel MPI (hydra), MVAPICH.
-const MPI_WORLD_VARIABLES: [&str; 3] = ["OMPI_COMM_WORLD_SIZE", "PMI_SIZE", "MV2_COMM_WORLD_SIZE"];
-
-/// The world size an MPI launcher (`mpirun`, `srun --mpi=...`) gave this process, if one did. `env`
-/// looks a variable up, so that the environment is read where the settings are resolved.
-pub fn mpi_launch_size(env: impl Fn(&str) -> Option<String>) -> Option<usize> {
-    let sizes = MPI_WORLD_VARIABLES.iter().filter_map(|name| env(name));
-    if let Some(size) = sizes.filter_map(|size| size.trim().parse().ok()).next() {
-        return Some(size);
-    }
-    // srun's PMIx plugin sets the rank but no size of its own; Slurm's task count is the size.
-    env("PMIX_RANK").and_then(|_| env("SLURM_NTASKS")?.trim().parse().ok())
-}
-
-#[cfg(test)]
-mod tests {
-    use super::mpi_launch_size;
-
-    #[test]
-    fn mpi_launchers_are_recognised() {
-        let size = |pairs: &'static [(&str, &str)]| {
-            mpi_launch_size(|name| {
-                pairs
-                    .iter()
-                    .find(|(key, _)| *key == name)
-                    .map(|(_, value)| (*value).to_string())
-            })
-        };
-        assert_eq!(size(&[("OMPI_COMM_WORLD_SIZE", "4")]), Some(4));
-        assert_eq!(size(&[("PMI_SIZE", " 2 ")]), Some(2));
-        assert_eq!(size(&[("PMIX_RANK", "0"), ("SLURM_NTASKS", "8")]), Some(8));
-        assert_eq!(
-            size(&[("SLURM_NTASKS", "8")]),
-            None,
-            "Slurm alone is no MPI launch"
-        );
-        assert_eq!(size(&[("PMI_SIZE", "many")]), None);
     }
 }

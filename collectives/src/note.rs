@@ -2,6 +2,8 @@
 
 use std::fmt;
 
+use super::{Error, Result};
+
 /// The operations that have a number in a [`Note`].
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum CollectiveOperation {
@@ -54,6 +56,14 @@ impl Note {
         }
     }
 
+    /// The note of a broadcast, whose root must be one of `world` ranks.
+    pub(super) fn broadcast(len: usize, root: usize, world: usize) -> Result<Self> {
+        if root >= world {
+            return Err(Error::BadRoot { root, world });
+        }
+        Ok(Self::new(CollectiveOperation::Broadcast, len, root))
+    }
+
     pub(super) fn words(self) -> [u64; 3] {
         [self.op, self.len, self.root]
     }
@@ -66,8 +76,21 @@ impl Note {
         CollectiveOperation::from_number(self.op).map_or("nothing", CollectiveOperation::name)
     }
 
+    /// An error unless all ranks, whose notes these are in rank order, are in the same operation as `rank`.
+    pub(super) fn agree(self, rank: usize, notes: impl Iterator<Item = Self>) -> Result<()> {
+        match notes.enumerate().find(|(_, theirs)| !self.matches(*theirs)) {
+            None => Ok(()),
+            Some((other, theirs)) => Err(Error::Mismatch {
+                rank,
+                mine: self.to_string(),
+                other,
+                theirs: theirs.to_string(),
+            }),
+        }
+    }
+
     /// Whether two ranks are in the same operation; only all_gather takes any length.
-    pub(super) fn matches(self, other: Self) -> bool {
+    fn matches(self, other: Self) -> bool {
         let any_len = self.op == CollectiveOperation::AllGather as u64;
         self.op == other.op && self.root == other.root && (any_len || self.len == other.len)
     }

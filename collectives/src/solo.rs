@@ -2,7 +2,8 @@
 
 use std::time::Instant;
 
-use super::{AbortHandle, Collective, Error, Result};
+use super::note::Note;
+use super::{AbortHandle, Backend, Board, Collective, Error, Meeting, Result};
 
 /// One rank on its own. Every operation leaves the data as they are; an abort still ends the run's
 /// step, so that a single rank leaves in the same way as many.
@@ -44,11 +45,8 @@ impl Collective for Solo {
         self.check("all_reduce")
     }
 
-    fn broadcast(&mut self, _buf: &mut [u8], root: usize, _deadline: Instant) -> Result<()> {
-        if root != 0 {
-            return Err(Error::BadRoot { root, world: 1 });
-        }
-        self.check("broadcast")
+    fn broadcast(&mut self, buf: &mut [u8], root: usize, _deadline: Instant) -> Result<()> {
+        self.check(Note::broadcast(buf.len(), root, 1)?.op_name())
     }
 
     fn all_gather(&mut self, mine: &[u8], _deadline: Instant) -> Result<Vec<Vec<u8>>> {
@@ -62,6 +60,32 @@ impl Collective for Solo {
 
     fn abort_handle(&self) -> AbortHandle {
         self.abort.clone()
+    }
+}
+
+/// An elastic backend, of which a generation of one rank needs nothing.
+pub(super) struct Alone {
+    /// The backend of several ranks; `None` in a run that never has a second one.
+    pub others: Option<Box<dyn Backend>>,
+}
+
+impl Backend for Alone {
+    fn meet(
+        &mut self,
+        meeting: &Meeting,
+        board: &mut dyn Board,
+        abort: &AbortHandle,
+        deadline: Instant,
+    ) -> Result<Box<dyn Collective>> {
+        match (&mut self.others, meeting.world) {
+            (_, 1) => Ok(Box::new(Solo::new(abort))),
+            (Some(others), _) => others.meet(meeting, board, abort, deadline),
+            (None, world) => Err(Error::BadSeat {
+                rank: meeting.rank,
+                world,
+                max_world: 1,
+            }),
+        }
     }
 }
 

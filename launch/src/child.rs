@@ -24,10 +24,10 @@ pub(crate) struct Process {
     child: Child,
     log: PathBuf,
     ended: Option<ExitStatus>,
-    /// The coordinator knew it, and since when it does not any more.
+    /// Whether the coordinator has listed it, and since when it no longer does.
     member: bool,
     missing_since: Option<Instant>,
-    /// It has ended, and is not started again.
+    /// Whether it has ended and nobody restarts it.
     pub given_up: bool,
 }
 
@@ -78,7 +78,7 @@ impl Process {
         self.ended.and_then(|ended| ended.code())
     }
 
-    /// kill -9.
+    /// Sends SIGKILL; the process is gone at the next [`Self::poll`] or soon after.
     pub fn kill(&mut self) {
         let _ = self.child.kill();
     }
@@ -90,7 +90,7 @@ impl Process {
         }
     }
 
-    /// Process id.
+    /// The process id, which stays taken until [`Self::poll`] has seen the end.
     pub fn id(&self) -> u32 {
         self.child.id()
     }
@@ -151,7 +151,7 @@ pub(crate) struct Restarts {
 }
 
 impl Restarts {
-    /// None used yet.
+    /// `allowed` restarts, none of them used yet.
     pub fn of(allowed: u32) -> Self {
         Self {
             allowed,

@@ -22,7 +22,7 @@ pub enum Error {
     Usage {
         /// What was asked for and why it cannot be done.
         what: String,
-        /// What to do.
+        /// What the user must do, as an instruction.
         help: String,
     },
 }

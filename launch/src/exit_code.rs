@@ -1,6 +1,6 @@
 //! Exit codes of all processes of a run, for launchers, scripts and schedulers.
 
-/// Done.
+/// The run is finished; nothing is left to do.
 pub const FINISHED: i32 = 0;
 /// Failed; trying again as it is may not help.
 pub const FAILED: i32 = 1;

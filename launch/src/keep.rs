@@ -16,14 +16,14 @@ use crate::child::{Process, Restarts};
 use crate::error::{Error, Result};
 use crate::exit_code;
 
-/// How often the trainer is looked at.
+/// How often the keeper looks at the trainer.
 const TICK: Duration = Duration::from_millis(200);
 /// How often the run's status is read, which may be on a network file system: ticks.
 const STATUS_EVERY: u32 = 10;
 
-/// What to keep alive.
+/// The trainer to keep alive, and how.
 pub struct KeepOptions {
-    /// The `fovea` program.
+    /// Path of the `fovea` program, which the trainer runs as well.
     pub program: PathBuf,
     /// Run directory with its config.toml.
     pub run: RunDir,

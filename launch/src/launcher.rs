@@ -9,7 +9,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
-use fovea_collectives::nccl::host_id;
+use fovea_collectives::BackendEntry;
 use fovea_coordinator::client::{Endpoint, Observer};
 use fovea_coordinator::host::hostname;
 use fovea_coordinator::rundir::CoordinatorInfo;
@@ -30,55 +30,53 @@ const SILENCE: Duration = Duration::from_secs(15);
 /// How long the others may take to leave after the coordinator has ended.
 const GRACE: Duration = Duration::from_secs(20);
 
-/// How ranks are started.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Spawner {
-    /// One process each, by this launcher.
-    Direct,
-    /// All by one `mpirun`.
-    MpiRun,
-}
-
-/// What to start.
+/// A run to start on this machine, and how.
 pub struct LaunchOptions {
-    /// The `fovea` program.
+    /// Path of the `fovea` program, which all processes of the run execute.
     pub program: PathBuf,
     /// Run directory with its config.toml.
     pub run: RunDir,
-    /// Number of trainers.
+    /// Number of ranks, each of which is one trainer process.
     pub ranks: usize,
-    /// How to start them.
-    pub spawner: Spawner,
-    /// GPUs of this machine, when the ranks meet through NCCL.
+    /// How the ranks meet, which also decides who starts them.
+    pub backend: &'static BackendEntry,
+    /// GPUs of this machine, when the ranks meet on them.
     pub gpus: Option<usize>,
     /// How often in a row, without a new step, lost processes are started again.
     pub max_restarts: u32,
-    /// When the run has to have left.
+    /// When the run must have left.
     pub deadline: Option<Instant>,
     /// Set by a signal handler: drain.
     pub drain_wanted: Arc<AtomicBool>,
 }
 
+impl LaunchOptions {
+    /// Whether this launcher starts each rank as a process of its own, and so can replace it.
+    fn starts_each(&self) -> bool {
+        self.backend.world_launcher.is_none()
+    }
+}
+
 /// How a launched run ended.
 #[derive(Clone, Debug)]
 pub struct LaunchOutcome {
-    /// The last status.
+    /// The status that the coordinator wrote last.
     pub status: Status,
     /// Drained (resume later) rather than finished.
     pub drained: bool,
 }
 
 /// Runs everything to its end; `show` sees every new status. In an elastic run lost processes are
-/// started again one by one; an MPI world is started again as a whole, from the newest checkpoint.
+/// restarted one by one; a world that starts as a whole is restarted as a whole, from the newest checkpoint.
 pub fn launch(options: &LaunchOptions, mut show: impl FnMut(&Status)) -> Result<LaunchOutcome> {
     let mut restarts = Restarts::of(options.max_restarts);
     loop {
         let mut launched = Launched::start(options)?;
         let ended = launched.watch(&mut restarts, &mut show);
         let step = launched.last.as_ref().map_or(0, |status| status.step);
-        let error = match ended {
-            Err(error) if options.spawner == Spawner::MpiRun => error,
-            other => return other,
+        let (error, world) = match (ended, &options.backend.world_launcher) {
+            (Err(error), Some(launcher)) => (error, launcher.world),
+            (other, _) => return other,
         };
         let wanted = !launched.hopeless && !options.drain_wanted.load(Ordering::Relaxed);
         if !wanted || !restarts.allow(step) {
@@ -86,15 +84,15 @@ pub fn launch(options: &LaunchOptions, mut show: impl FnMut(&Status)) -> Result<
         }
         let ranks = launched.ranks_here();
         drop(launched);
-        wait_for_ranks(&ranks, &options.run);
-        tracing::warn!("starting the MPI world again from the newest checkpoint: {error}");
+        wait_for_ranks(world, &ranks, &options.run);
+        tracing::warn!("starting the {world} again from the newest checkpoint: {error}");
     }
 }
 
-/// Waits until the ranks of a lost MPI world have left, and ends those that do not. `mpirun` ends them with itself, unless it
-/// was killed: then they notice that it is gone, and save their last step. A new world that looked for the newest
-/// checkpoint meanwhile would find one that they are about to replace.
-fn wait_for_ranks(pids: &[u32], run: &RunDir) {
+/// Waits until the ranks of a lost world have left, and ends those that do not. Their launcher ends them with itself,
+/// unless it was killed: then they notice that it is gone, and save their last step. A new world that looked for the
+/// newest checkpoint meanwhile would find one that they are about to replace.
+fn wait_for_ranks(world: &str, pids: &[u32], run: &RunDir) {
     let run = run.path().display().to_string();
     let is_there = |pid: &&u32| {
         let line = std::fs::read(format!("/proc/{pid}/cmdline")).unwrap_or_default();
@@ -104,7 +102,7 @@ fn wait_for_ranks(pids: &[u32], run: &RunDir) {
     while pids.iter().any(|pid| is_there(&pid)) {
         if Instant::now() > deadline {
             for pid in pids.iter().filter(is_there) {
-                tracing::warn!("rank of the lost MPI world (pid {pid}) does not leave: ending it");
+                tracing::warn!("rank of the lost {world} (pid {pid}) does not leave: ending it");
                 send(*pid, Signal::KILL);
             }
         }
@@ -196,7 +194,7 @@ impl<'a> Launched<'a> {
             }
             std::thread::sleep(TICK);
         }
-        if self.options.spawner == Spawner::Direct {
+        if self.options.starts_each() {
             // One that has not joined yet would wait for a coordinator that does not come back.
             self.trainers.iter_mut().for_each(Process::ask_to_leave);
         }
@@ -232,7 +230,7 @@ impl<'a> Launched<'a> {
     /// The coordinator was killed. Its journal knows the run, and the trainers wait for a new one.
     fn restart_coordinator(&mut self, restarts: &mut Restarts) -> Result<bool> {
         let step = self.last.as_ref().map_or(0, |status| status.step);
-        if self.options.spawner != Spawner::Direct || !restarts.allow(step) {
+        if !self.options.starts_each() || !restarts.allow(step) {
             return Ok(false);
         }
         tracing::warn!("starting it again: {}", self.coordinator.obituary());
@@ -266,8 +264,7 @@ impl<'a> Launched<'a> {
                 continue;
             }
             self.hopeless |= ended.code() == Some(exit_code::WRONG_INPUT);
-            let replace =
-                self.options.spawner == Spawner::Direct && !self.hopeless && restarts.allow(step);
+            let replace = self.options.starts_each() && !self.hopeless && restarts.allow(step);
             if replace {
                 tracing::warn!("starting it again: {}", trainer.obituary());
                 self.trainers[index] = start_trainer(self.options, index)?;
@@ -302,13 +299,13 @@ impl<'a> Launched<'a> {
             let mut ranks = status.ranks.iter();
             ranks.any(|rank| rank.rank.is_some() && rank.pid == *pid)
         };
-        self.options.spawner == Spawner::Direct && status.step > 0 && pids.iter().any(seated)
+        self.options.starts_each() && status.step > 0 && pids.iter().any(seated)
     }
 
     /// A trainer that the coordinator gave up (stopped, hung) and that does not come back by itself is
     /// in the way of its replacement.
     fn end_the_hung(&mut self, status: &Status) {
-        if self.options.spawner != Spawner::Direct || status.state.is_over() {
+        if !self.options.starts_each() || status.state.is_over() {
             return;
         }
         for trainer in &mut self.trainers {
@@ -337,24 +334,9 @@ fn start_trainer(options: &LaunchOptions, rank: usize) -> Result<Process> {
         .arg(options.run.path())
         .args(["--with-parent", &std::process::id().to_string()])
         .args(["--rank", &rank.to_string()]);
-    if let Some(id) = nccl_host_id(options.gpus, options.ranks, rank) {
-        command.env(NCCL_HOST_ID, id);
-    }
+    let gpus = options.gpus.unwrap_or(0);
+    command.envs((options.backend.variable)(options.ranks, gpus, rank));
     Process::start(&mut command, &format!("rank-{rank}"), &options.run)
-}
-
-/// NCCL's name for a host.
-pub const NCCL_HOST_ID: &str = "NCCL_HOSTID";
-
-/// What [`NCCL_HOST_ID`] is to be for a rank that shares a GPU, unless the user has said something else. Rank `r` uses GPU
-/// `r` modulo their number; none: ranks do not meet on GPUs.
-pub fn nccl_host_id(gpus: Option<usize>, ranks: usize, rank: usize) -> Option<String> {
-    let gpus = gpus.filter(|gpus| *gpus > 0)?;
-    if std::env::var_os(NCCL_HOST_ID).is_some() {
-        return None;
-    }
-    let devices: Vec<String> = (0..ranks).map(|r| (r % gpus).to_string()).collect();
-    host_id(&hostname(), rank, &devices)
 }
 
 fn has_wrong_input(process: &Process) -> bool {
@@ -396,34 +378,19 @@ fn connect(run: &RunDir, coordinator: &mut Process, deadline: Instant) -> Result
 }
 
 fn start_trainers(options: &LaunchOptions) -> Result<Vec<Process>> {
-    match options.spawner {
-        Spawner::Direct => (0..options.ranks)
-            .map(|rank| start_trainer(options, rank))
-            .collect(),
-        Spawner::MpiRun => {
-            let mut command = Command::new("mpirun");
-            command.args([
-                "-n",
-                &options.ranks.to_string(),
-                "--oversubscribe",
-                "--bind-to",
-                "none",
-            ]);
-            command.env("OMPI_MCA_mpi_yield_when_idle", "1");
-            if rustix::process::geteuid().is_root() {
-                // Containers run as root; Open MPI wants to be told that this is meant.
-                command
-                    .env("OMPI_ALLOW_RUN_AS_ROOT", "1")
-                    .env("OMPI_ALLOW_RUN_AS_ROOT_CONFIRM", "1");
-            }
-            command
-                .arg(&options.program)
-                .arg("trainer")
-                .arg(options.run.path())
-                .arg("--with-parent");
-            Ok(vec![Process::start(&mut command, "mpirun", &options.run)?])
-        }
-    }
+    let Some(launcher) = &options.backend.world_launcher else {
+        let each = 0..options.ranks;
+        return each.map(|rank| start_trainer(options, rank)).collect();
+    };
+    let mut command = Command::new(launcher.program);
+    (launcher.prepare)(&mut command, options.ranks);
+    command
+        .arg(&options.program)
+        .arg("trainer")
+        .arg(options.run.path())
+        .arg("--with-parent");
+    let started = Process::start(&mut command, launcher.program, &options.run)?;
+    Ok(vec![started])
 }
 
 /// Waits for processes that should be leaving by themselves.

@@ -9,4 +9,4 @@ pub mod keep;
 mod launcher;
 
 pub use error::{Error, Result};
-pub use launcher::{LaunchOptions, LaunchOutcome, NCCL_HOST_ID, Spawner, launch, nccl_host_id};
+pub use launcher::{LaunchOptions, LaunchOutcome, launch};

@@ -5,15 +5,15 @@ use std::fmt;
 
 use crate::launcher::{self, Launcher};
 
-/// How the ranks of a job exchange gradients.
+/// A way in which the ranks of a job can exchange gradients.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Transport {
-    /// Shared memory of one node; ranks come and go.
-    Local,
-    /// The site's MPI; a world that starts and ends as a whole.
-    Mpi,
-    /// NCCL between GPUs of any nodes; ranks come and go.
-    Nccl,
+pub struct Transport {
+    /// The spelling of `train.backend`.
+    pub name: &'static str,
+    /// Whether it reaches the ranks of one node only.
+    pub one_node: bool,
+    /// Whether MPI starts the ranks, as a world that ends as a whole; other ranks come and go.
+    pub by_mpi: bool,
 }
 
 /// What there is.
@@ -29,8 +29,8 @@ pub struct Offer {
     pub gpus: usize,
     /// Numbers of ranks that the run can have (powers of two that divide its virtual shards).
     pub world_sizes: Vec<usize>,
-    /// What the configuration wants; `None` = what suits the nodes.
-    pub transport: Option<Transport>,
+    /// What the configuration allows; the first that reaches the nodes is taken.
+    pub transports: Vec<Transport>,
     /// The types that `srun --mpi=list` names.
     pub pmi: Vec<String>,
     /// One of them that the site wants, or [`launcher::MPIRUN`].
@@ -69,7 +69,7 @@ impl std::error::Error for NoPlan {}
 /// Places the ranks.
 ///
 /// # Errors
-/// When no node is up, when `local` is wanted on several nodes, or when MPI is needed and Slurm cannot
+/// When no node is up, when the transport of one node is wanted on several, or when MPI is needed and Slurm cannot
 /// start it.
 pub fn plan(offer: &Offer) -> Result<Plan, NoPlan> {
     let up: Vec<&(String, usize)> = offer
@@ -84,16 +84,14 @@ pub fn plan(offer: &Offer) -> Result<Plan, NoPlan> {
         )));
     };
     let tasks: usize = up.iter().map(|(_, tasks)| tasks).sum();
-    let transport = match offer.transport {
-        Some(Transport::Local) if offer.nodes.len() > 1 && up.len() > 1 => {
-            return Err(NoPlan(format!(
-                "train.backend is local, which joins ranks of one node, but the job has {} nodes\n  help: submit with --nodes 1, or set train.backend to auto",
-                up.len()
-            )));
-        }
-        Some(wanted) => wanted,
-        None if up.len() == 1 => Transport::Local,
-        None => Transport::Mpi,
+    let reaches = |transport: &&Transport| up.len() == 1 || !transport.one_node;
+    let Some(&transport) = offer.transports.iter().find(reaches) else {
+        let names: Vec<&str> = offer.transports.iter().map(|one| one.name).collect();
+        return Err(NoPlan(format!(
+            "train.backend is {}, which joins ranks of one node, but the job has {} nodes\n  help: submit with --nodes 1, or set train.backend to auto",
+            names.join(" or "),
+            up.len()
+        )));
     };
     let Some(world) = offer
         .world_sizes
@@ -124,9 +122,9 @@ pub fn plan(offer: &Offer) -> Result<Plan, NoPlan> {
         ));
     }
     let places = share_out(&up, world);
-    let launch = match transport {
-        Transport::Local | Transport::Nccl => srun(offer, &places, "none"),
-        Transport::Mpi => {
+    let launch = match transport.by_mpi {
+        false => srun(offer, &places, "none"),
+        true => {
             let wish = offer.pmi_wish.as_deref();
             match launcher::choose(&offer.pmi, &offer.mpirun, wish).map_err(NoPlan)? {
                 Launcher::Srun(plugin) => srun(offer, &places, &plugin),
@@ -243,6 +241,17 @@ mod tests {
     use super::*;
     use proptest::prelude::*;
 
+    const fn transport(name: &'static str, one_node: bool, by_mpi: bool) -> Transport {
+        Transport {
+            name,
+            one_node,
+            by_mpi,
+        }
+    }
+    const LOCAL: Transport = transport("local", true, false);
+    const MPI: Transport = transport("mpi", false, true);
+    const NCCL: Transport = transport("nccl", false, false);
+
     fn offer(nodes: &[(&str, usize)]) -> Offer {
         Offer {
             nodes: nodes.iter().map(|(n, t)| ((*n).to_owned(), *t)).collect(),
@@ -250,7 +259,7 @@ mod tests {
             cpus_per_task: None,
             gpus: 0,
             world_sizes: vec![1, 2, 4],
-            transport: None,
+            transports: vec![LOCAL, MPI],
             pmi: vec!["none".to_owned(), "pmi2".to_owned(), "pmix".to_owned()],
             pmi_wish: None,
             mpirun: String::new(),
@@ -264,10 +273,10 @@ mod tests {
     #[test]
     fn one_node_is_elastic_and_several_are_mpi() {
         let one = plan(&offer(&[("n1", 4)])).unwrap();
-        assert_eq!((one.transport, one.world), (Transport::Local, 4));
+        assert_eq!((one.transport, one.world), (LOCAL, 4));
         assert!(has(&one, "--kill-on-bad-exit=0") && has(&one, "--mpi=none"));
         let two = plan(&offer(&[("n1", 2), ("n2", 2)])).unwrap();
-        assert_eq!((two.transport, two.world), (Transport::Mpi, 4));
+        assert_eq!((two.transport, two.world), (MPI, 4));
         assert!(has(&two, "--kill-on-bad-exit=1") && has(&two, "--mpi=pmix"));
         assert!(has(&two, "--ntasks-per-node=2") && has(&two, "--nodelist=n1,n2"));
     }
@@ -278,14 +287,14 @@ mod tests {
         lost.down = vec!["n2".to_owned()];
         let left = plan(&lost).unwrap();
         assert_eq!(left.nodes, ["n1"]);
-        assert_eq!((left.transport, left.world), (Transport::Local, 2));
+        assert_eq!((left.transport, left.world), (LOCAL, 2));
         assert!(
             left.notes[0].contains("1 of the job's 2 nodes"),
             "{:?}",
             left.notes
         );
-        lost.transport = Some(Transport::Mpi);
-        assert_eq!(plan(&lost).unwrap().transport, Transport::Mpi);
+        lost.transports = vec![MPI];
+        assert_eq!(plan(&lost).unwrap().transport, MPI);
         lost.down.push("n1".to_owned());
         assert!(
             plan(&lost)
@@ -312,17 +321,17 @@ mod tests {
     #[test]
     fn nccl_joins_any_nodes_and_needs_no_mpi() {
         let mut two = offer(&[("n1", 1), ("n2", 1)]);
-        two.transport = Some(Transport::Nccl);
+        two.transports = vec![NCCL];
         two.pmi = vec!["none".to_owned()];
         let plan = plan(&two).unwrap();
-        assert_eq!((plan.transport, plan.world), (Transport::Nccl, 2));
+        assert_eq!((plan.transport, plan.world), (NCCL, 2));
         assert!(has(&plan, "--mpi=none"));
     }
 
     #[test]
     fn local_refuses_several_nodes_and_mpi_needs_a_launcher() {
         let mut local = offer(&[("n1", 1), ("n2", 1)]);
-        local.transport = Some(Transport::Local);
+        local.transports = vec![LOCAL];
         assert!(plan(&local).unwrap_err().0.contains("2 nodes"));
         let mut bare = offer(&[("n1", 1), ("n2", 1)]);
         bare.pmi = vec!["none".to_owned(), "pmi2".to_owned()];
@@ -389,7 +398,7 @@ mod tests {
             let with_mpirun = Offer {
                 pmi: Vec::new(),
                 mpirun: "mpirun (Open MPI) 4.1.4".to_owned(),
-                transport: Some(Transport::Mpi),
+                transports: vec![MPI],
                 ..offer.clone()
             };
             if let Ok(plan) = plan(&with_mpirun) {
@@ -406,7 +415,7 @@ mod tests {
                 prop_assert!(plan.nodes.iter().map(places).sum::<usize>() >= plan.world);
                 prop_assert!(plan.nodes.iter().all(|n| !down.contains(n) && places(n) > 0));
                 prop_assert!(offer.world_sizes.contains(&plan.world));
-                prop_assert!(plan.nodes.len() == 1 || plan.transport == Transport::Mpi);
+                prop_assert!(plan.nodes.len() == 1 || plan.transport == MPI);
             } else {
                 let up = offer.nodes.iter().any(|(n, t)| *t > 0 && !down.contains(n));
                 prop_assert!(!up);

@@ -4,9 +4,10 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use clap::{Args, Subcommand, ValueEnum};
+use fovea_collectives::BackendChoice;
 use fovea_run::config;
 
-use super::{BackendChoice, DeviceChoice};
+use super::{DeviceChoice, backend_choice};
 
 #[derive(Args, Debug)]
 pub struct BenchArgs {
@@ -38,12 +39,6 @@ pub enum BenchCommand {
     Server(BenchServerArgs),
 }
 
-#[derive(Clone, Copy, Debug, ValueEnum)]
-pub enum SumBackend {
-    Auto,
-    Nccl,
-}
-
 #[derive(Args, Debug)]
 pub struct BenchAllreduceArgs {
     /// Number of ranks on this machine
@@ -57,8 +52,8 @@ pub struct BenchAllreduceArgs {
     pub to: u64,
     /// How they meet: auto is MPI under a launcher, else shared memory; nccl sums in GPU memory, rank r on GPU r modulo
     /// their number
-    #[arg(long, value_enum, default_value = "auto")]
-    pub backend: SumBackend,
+    #[arg(long, value_parser = backend_choice(|choice| choice.entry().is_none_or(|row| row.on_gpus)), default_value = "auto")]
+    pub backend: BackendChoice,
     /// Calls of each size
     #[arg(long, default_value_t = 20, value_parser = clap::value_parser!(u32).range(1..=100_000))]
     pub repeats: u32,
@@ -187,7 +182,7 @@ pub struct BenchEpochArgs {
 impl BenchAllreduceArgs {
     /// Whether buffers are in GPU memory.
     pub fn on_gpus(&self) -> bool {
-        matches!(self.backend, SumBackend::Nccl)
+        self.backend.entry().is_some_and(|row| row.on_gpus)
     }
 }
 
@@ -202,7 +197,7 @@ pub struct BenchScalingArgs {
     #[command(flatten)]
     pub work: WorkArgs,
     /// How ranks exchange gradients
-    #[arg(long, value_enum, default_value = "auto")]
+    #[arg(long, value_parser = backend_choice(|_| true), default_value = "auto")]
     pub backend: BackendChoice,
     /// Steps that are measured, of each number of ranks
     #[arg(long, default_value_t = 30, value_parser = clap::value_parser!(u32).range(1..=1_000_000))]
@@ -227,7 +222,7 @@ pub struct BenchRankArgs {
     #[arg(long)]
     pub world: u32,
     /// How they meet
-    #[arg(long, value_enum)]
+    #[arg(long, value_parser = backend_choice(|_| true))]
     pub backend: BackendChoice,
     /// What is measured, as JSON
     #[arg(long)]

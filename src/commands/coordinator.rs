@@ -11,7 +11,7 @@ use fovea_coordinator::rundir::RunLock;
 use fovea_coordinator::server::{
     FindCheckpoint, RunOutcome, Server, ServerOptions, raise_file_limit,
 };
-use fovea_run::config::{Backend, Config};
+use fovea_run::config::Config;
 use fovea_run::run_dir::RunDir;
 use fovea_trainer::train::resume_point;
 
@@ -33,7 +33,7 @@ pub fn run(args: &CoordinatorArgs) -> anyhow::Result<Ending> {
     let options = ServerOptions {
         bind: args.bind,
         start: resume_point(&run, None)?,
-        elastic: train.backend != Backend::Mpi,
+        elastic: train.backend.entry().is_none_or(|row| row.is_elastic),
         min_ranks: elastic.min_ranks as usize,
         heartbeat_lapse_ms: elastic.heartbeat_lapse_ms.into(),
         watchdog_ms: 1000 * u64::from(elastic.watchdog_s),

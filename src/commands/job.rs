@@ -7,11 +7,12 @@ use std::path::Path;
 use std::time::{SystemTime, UNIX_EPOCH};
 
 use anyhow::Context;
+use fovea_collectives::{BACKENDS, BackendChoice, BackendEntry};
 use fovea_coordinator::order::allowed_world_sizes;
 use fovea_coordinator::status::Status;
 use fovea_dataset::Dataset;
 use fovea_launch::exit_code;
-use fovea_run::config::{Backend, Config, Device};
+use fovea_run::config::{Config, Device};
 use fovea_run::run_dir::RunDir;
 use fovea_slurm::env::Allocation;
 use fovea_slurm::history::{self, History, HistoryEvent};
@@ -71,11 +72,7 @@ fn make_plan(args: &JobPlanArgs) -> anyhow::Result<Ending> {
         tracing::warn!("{note}");
     }
     config.train.ranks = u32::try_from(plan.world)?;
-    config.train.backend = match plan.transport {
-        Transport::Local => Backend::Local,
-        Transport::Mpi => Backend::Mpi,
-        Transport::Nccl => Backend::Nccl,
-    };
+    config.train.backend = BackendChoice::try_from(plan.transport.name.to_owned())?;
     config.validate()?;
     let (out, data) = places(&config)?;
     let run = RunDir::new(out);
@@ -123,16 +120,27 @@ fn offer(job: &Allocation, config: &Config, args: &JobPlanArgs) -> Offer {
         cpus_per_task: job.cpus_per_task.map(|cpus| cpus as usize),
         gpus: job.gpus_on_node as usize,
         world_sizes: allowed_world_sizes(config.train.virtual_shards as usize),
-        transport: match config.train.backend {
-            Backend::Auto if config.train.device == Device::Cuda => Some(Transport::Nccl),
-            Backend::Auto => None,
-            Backend::Local => Some(Transport::Local),
-            Backend::Mpi => Some(Transport::Mpi),
-            Backend::Nccl => Some(Transport::Nccl),
-        },
+        transports: transports(config),
         pmi: launcher::plugins(&args.mpi_list),
         pmi_wish: args.mpi.clone(),
         mpirun: args.mpirun.clone(),
+    }
+}
+
+/// What the ranks of this configuration can meet by.
+fn transports(config: &Config) -> Vec<Transport> {
+    let transport = |row: &BackendEntry| Transport {
+        name: row.name,
+        one_node: row.one_machine,
+        by_mpi: row.world_launcher.is_some(),
+    };
+    match config.train.backend.entry() {
+        Some(row) => vec![transport(row)],
+        None => {
+            let on_gpus = config.train.device == Device::Cuda;
+            let rows = BACKENDS.iter().filter(|row| row.on_gpus == on_gpus);
+            rows.map(transport).collect()
+        }
     }
 }
 

@@ -3,11 +3,12 @@
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
+use fovea_collectives::BackendChoice;
 use fovea_coordinator::order::allowed_world_sizes;
 use fovea_coordinator::rundir::{LOCK_FILE, RunLock};
 use fovea_coordinator::status::{RunState, Status};
 use fovea_dataset::Dataset;
-use fovea_run::config::{Backend, Config, Device};
+use fovea_run::config::{Config, Device};
 use fovea_run::run_dir::RunDir;
 use fovea_slurm::history::{self, FOLDER, History};
 use fovea_slurm::script::{self, ELEMENT, Job, elements, render, run_of_element, signal_lead};
@@ -176,7 +177,7 @@ fn own(args: &SubmitArgs) -> anyhow::Result<Option<Config>> {
     }
     let mut config = Config::load(&begun)?;
     // What they were on that machine.
-    config.train.backend = Backend::Auto;
+    config.train.backend = BackendChoice::Auto;
     config.train.device = Device::Auto;
     Ok(Some(config))
 }
@@ -235,9 +236,13 @@ fn check(args: &SubmitArgs, config: &Config, data: &Path, begun: bool) -> anyhow
         ))
         .into());
     }
-    if config.train.backend == Backend::Local && nodes > 1 {
+    if let Some(backend) = config.train.backend.entry()
+        && backend.one_machine
+        && nodes > 1
+    {
         return Err(Usage(format!(
-            "train.backend = \"local\" joins ranks of one machine, and the job has {nodes} nodes\n  help: leave train.backend at \"auto\", or submit with --nodes 1"
+            "train.backend = \"{}\" joins ranks of one machine, and the job has {nodes} nodes\n  help: leave train.backend at \"auto\", or submit with --nodes 1",
+            backend.name
         ))
         .into());
     }

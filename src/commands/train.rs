@@ -3,15 +3,16 @@
 use std::path::Path;
 use std::time::Instant;
 
+use fovea_collectives::{BackendChoice, BackendEntry, Surroundings};
 use fovea_coordinator::rundir::RunLock;
 use fovea_coordinator::status::{RunState, Status};
 use fovea_dataset::Dataset;
-use fovea_launch::{LaunchOptions, Spawner, launch};
+use fovea_launch::{LaunchOptions, launch};
 use fovea_run::config::{self, Config};
 use fovea_run::run_dir::{self, RunDir};
 use fovea_trainer::gpu;
 use fovea_trainer::preflight::{Moment, preflight};
-use fovea_trainer::train::{backend, gpus, resume_from};
+use fovea_trainer::train::resume_from;
 use fovea_trainer::weights;
 
 use super::signals::{Again, drain_flag};
@@ -27,6 +28,8 @@ pub fn run(args: &TrainArgs) -> anyhow::Result<Ending> {
         say!("{}", config.to_toml_documented().trim_end())?;
         return Ok(Ending::Finished);
     }
+    let backend = backend_here(&config)?;
+    config.train.backend = BackendChoice::Named(backend);
     config.validate()?;
     let (out, data) = places(&config)?;
     let run = RunDir::new(out);
@@ -58,12 +61,8 @@ pub fn run(args: &TrainArgs) -> anyhow::Result<Ending> {
         program: std::env::current_exe()?,
         run: run.clone(),
         ranks: config.train.ranks as usize,
-        spawner: if config.train.backend == config::Backend::Mpi {
-            Spawner::MpiRun
-        } else {
-            Spawner::Direct
-        },
-        gpus: gpus(&config.train)?,
+        gpus: backend.shared_gpus(config.train.ranks as usize)?,
+        backend,
         max_restarts: config.elastic.max_restarts,
         deadline: args
             .deadline
@@ -133,19 +132,26 @@ fn resolve(args: &TrainArgs) -> anyhow::Result<Config> {
     source::apply(&mut config, &args.source)?;
     config.train.ranks = args.ranks.unwrap_or(config.train.ranks);
     config.train.device = args.device.map_or(config.train.device, Into::into);
-    config.train.backend = args.backend.map_or(config.train.backend, Into::into);
-    if !args.print_config {
-        // This launcher starts ranks of one machine.
-        let on_gpus = gpu::choose(config.train.device, &gpu::VisibleGpus::here(), 0)?.is_some();
-        config.train.backend = backend(config.train.backend, on_gpus, None);
-        if config.train.backend == config::Backend::Nccl && !on_gpus {
-            return Err(Usage(
-                "backend nccl joins GPUs, and this run computes on the CPU: --device cpu, or no GPU here that can be used\n  help: leave --backend at auto; nvidia-smi -L lists the GPUs".to_owned(),
-            )
-            .into());
-        }
-    }
+    config.train.backend = args.backend.unwrap_or(config.train.backend);
     Ok(config)
+}
+
+/// The backend of ranks that this launcher starts on this machine.
+fn backend_here(config: &Config) -> anyhow::Result<&'static BackendEntry> {
+    let gpu = gpu::choose(config.train.device, &gpu::VisibleGpus::here(), 0)?.is_some();
+    let backend = config.train.backend.resolve(&Surroundings {
+        gpu,
+        // A world that another launcher has started is not the one that this one starts.
+        variable: &|_| None,
+    });
+    if backend.on_gpus && !gpu {
+        return Err(Usage(format!(
+            "backend {} joins GPUs, and this run computes on the CPU: --device cpu, or no GPU here that can be used\n  help: leave --backend at auto; nvidia-smi -L lists the GPUs",
+            backend.name
+        ))
+        .into());
+    }
+    Ok(backend)
 }
 
 /// Where training begins.

@@ -7,7 +7,7 @@ use std::time::Duration;
 use fovea_coordinator::client::Endpoint;
 use fovea_launch::exit_code;
 use fovea_launch::keep::{KeepOptions, keep};
-use fovea_run::config::{Backend, Config};
+use fovea_run::config::Config;
 use fovea_run::run_dir::RunDir;
 use fovea_slurm::env::Allocation;
 use fovea_trainer::train::{Outcome, TrainerOptions, join};
@@ -75,8 +75,8 @@ fn train(args: TrainerArgs, again: Again, parent: Option<Parent>) -> anyhow::Res
     }
 }
 
-/// A task of a job step. An MPI rank is the process that `srun` started; any other has a keeper, which starts
-/// it again when it is lost.
+/// A task of a job step. A rank of a world that starts as a whole is the process that `srun` started; any other has
+/// a keeper, which starts it again when it is lost.
 fn run_in_job(args: TrainerArgs, parent: Option<Parent>) -> anyhow::Result<Ending> {
     let run = RunDir::new(&args.run);
     let mut left = CONFIG_PATIENCE;
@@ -86,7 +86,8 @@ fn run_in_job(args: TrainerArgs, parent: Option<Parent>) -> anyhow::Result<Endin
         left -= pause;
     }
     let config = Config::load(&run.config())?;
-    if config.train.backend == Backend::Mpi {
+    let backend = config.train.backend.entry();
+    if backend.is_some_and(|row| row.world_launcher.is_some()) {
         return train(args, Again::Nothing, parent);
     }
     let task = Allocation::of_process().ok().and_then(|job| job.task);

@@ -19,7 +19,7 @@ pub enum Error {
     Coordinator(#[from] fovea_coordinator::Error),
     /// A collective failed or was aborted.
     #[error(transparent)]
-    Collective(#[from] fovea_collectives::Error),
+    Collective(fovea_collectives::Error),
     /// A checkpoint cannot be written or read.
     #[error(transparent)]
     Checkpoint(#[from] fovea_run::checkpoint::Error),
@@ -94,6 +94,19 @@ impl Error {
             Self::Checkpoint(error) => error.is_usage(),
             Self::Metrics(error) => error.is_usage(),
             _ => false,
+        }
+    }
+}
+
+/// Only what ended a collective is its error; the rest is what the same failure is anywhere else in a rank.
+impl From<fovea_collectives::Error> for Error {
+    fn from(error: fovea_collectives::Error) -> Self {
+        use fovea_collectives::Error as Collectives;
+        match error {
+            Collectives::Coordinator(error) => Self::Coordinator(error),
+            Collectives::Usage { what, help } => Self::Usage { what, help },
+            Collectives::Internal(what) => Self::Internal(what),
+            error => Self::Collective(error),
         }
     }
 }

@@ -26,13 +26,50 @@ use rustix::fd::AsFd;
 use self::segment::{Seen, Segment, SegmentLayout};
 use super::note::{CollectiveOperation, Note};
 use super::tree::{stripe, tree_sum_into};
-use super::{AbortHandle, Absent, Collective, Error, Result};
+use super::{
+    AbortHandle, Absent, Backend, BackendEntry, Board, Collective, Error, Meeting, Result,
+};
 
 /// The largest world size; one machine has no use for more.
 pub const MAX_WORLD: usize = 1024;
 
 /// f32 per chunk unless told otherwise: 1 MiB, so that the chunks of a few ranks share the cache.
 pub const DEFAULT_CHUNK_F32: usize = 256 * 1024;
+
+pub(super) const ENTRY: BackendEntry = BackendEntry {
+    name: "local",
+    suits: |_| true,
+    is_built: true,
+    is_elastic: true,
+    one_machine: true,
+    on_gpus: false,
+    world_launcher: None,
+    variable: |_, _, _| None,
+    open: |_| Ok(Box::new(LocalBackend)),
+};
+
+/// Needs nothing that lasts longer than a generation.
+struct LocalBackend;
+
+impl Backend for LocalBackend {
+    fn meet(
+        &mut self,
+        meeting: &Meeting,
+        board: &mut dyn Board,
+        abort: &AbortHandle,
+        deadline: Instant,
+    ) -> Result<Box<dyn Collective>> {
+        let options = LocalOptions {
+            run_id: board.run_id()?,
+            generation: meeting.generation,
+            rank: meeting.rank,
+            world: meeting.world,
+            machines: meeting.machines.clone(),
+            chunk_f32: DEFAULT_CHUNK_F32,
+        };
+        Ok(Box::new(LocalCollective::join(&options, abort, deadline)?))
+    }
+}
 
 /// A seat in a generation. All ranks must agree on everything but `rank`.
 #[derive(Debug, Clone)]
@@ -147,20 +184,9 @@ impl LocalCollective {
 
     /// Everybody is here; are all here for the same thing?
     fn agree(&self, note: Note) -> Result<()> {
-        for other in 0..self.world() {
-            let theirs = Note::from_words(self.segment.note(other, self.arrival));
-            if !note.matches(theirs) {
-                let error = Error::Mismatch {
-                    rank: self.rank,
-                    mine: note.to_string(),
-                    other,
-                    theirs: theirs.to_string(),
-                };
-                self.segment.abort(self.rank, &error.headline());
-                return Err(error);
-            }
-        }
-        Ok(())
+        let said = |other| Note::from_words(self.segment.note(other, self.arrival));
+        note.agree(self.rank, (0..self.world()).map(said))
+            .inspect_err(|error| self.segment.abort(self.rank, &error.headline()))
     }
 
     fn aborted(&self, note: Note) -> Error {
@@ -180,13 +206,8 @@ impl LocalCollective {
                 }
             })
             .collect();
-        let error = Error::Deadline {
-            op: note.op_name(),
-            rank: self.rank,
-            world: self.world(),
-            waited_ms: started.elapsed().as_millis().try_into().unwrap_or(u64::MAX),
-            absent,
-        };
+        let seat = (self.rank, self.world());
+        let error = Error::deadline(note.op_name(), seat, started.elapsed(), absent);
         self.segment.abort(self.rank, &error.headline());
         error
     }
@@ -293,11 +314,7 @@ impl Collective for LocalCollective {
     }
 
     fn broadcast(&mut self, buf: &mut [u8], root: usize, deadline: Instant) -> Result<()> {
-        let world = self.world();
-        if root >= world {
-            return Err(Error::BadRoot { root, world });
-        }
-        let note = Note::new(CollectiveOperation::Broadcast, buf.len(), root);
+        let note = Note::broadcast(buf.len(), root, self.world())?;
         self.begin(note)?;
         let chunk = self.chunk_bytes();
         if buf.is_empty() {

@@ -73,19 +73,9 @@ impl Wait<'_> {
         if Instant::now() < self.deadline {
             return Ok(());
         }
-        let waited = self.started.elapsed().as_millis();
-        Err(Error::Deadline {
-            op: "join",
-            rank,
-            world,
-            waited_ms: waited.try_into().unwrap_or(u64::MAX),
-            absent: absent
-                .map(|rank| Absent {
-                    rank,
-                    process: None,
-                })
-                .collect(),
-        })
+        let absent = absent.map(Absent::unseen).collect();
+        let waited = self.started.elapsed();
+        Err(Error::deadline("join", (rank, world), waited, absent))
     }
 
     fn system(&self, what: &str, source: io::Error) -> Error {

@@ -1,402 +1,152 @@
-//! Backend `mpi` (cargo feature `mpi`): ranks of one MPI job, on any hosts.
-//!
-//! A chunk at a time: every rank sends every other its stripe of the chunk, adds its own stripe in the
-//! fixed tree, and sends the sum to everybody. No MPI reduction is used, since none promises an order,
-//! so the bits are those of backend `local`.
-//!
-//! Nothing here waits inside MPI: this backend starts messages, then tests them in a loop that also checks
-//! the deadline and aborts, local and sent. All messages go through this backend's own buffers,
-//! which it leaks if an operation fails: MPI may write to them at any later time, and there is no
-//! dependable way to stop it.
-//!
-//! MPI gives speed, not elasticity: after an error the process must end, and the launcher restarts
-//! the job from the last checkpoint. A broadcast sends `world - 1` copies from the root, which is
-//! right for the few ranks that virtual shards allow and would not be for hundreds.
+//! Backend `mpi`: the ranks of one MPI job, on any hosts. Cargo feature `mpi` builds it.
 
-mod link;
+#[cfg(feature = "mpi")]
+mod collective;
+
+use std::process::Command;
+
+#[cfg(feature = "mpi")]
+pub use self::collective::MpiCollective;
+#[cfg(feature = "mpi")]
+use super::{AbortHandle, Board, Collective, Meeting};
+use super::{Backend, BackendEntry, BackendOptions, Lookup, Result, WorldLauncher};
+use crate::Error;
+
+pub(super) const ENTRY: BackendEntry = BackendEntry {
+    name: "mpi",
+    suits: |here| launched(here.variable).is_some_and(|size| size > 1),
+    is_built: cfg!(feature = "mpi"),
+    is_elastic: false,
+    one_machine: false,
+    on_gpus: false,
+    world_launcher: Some(WorldLauncher {
+        program: "mpirun",
+        world: "MPI world",
+        prepare,
+        launched,
+    }),
+    variable: |_, _, _| None,
+    open,
+};
+
+#[cfg(feature = "mpi")]
+fn open(options: &BackendOptions<'_>) -> Result<Box<dyn Backend>> {
+    let world = MpiCollective::init(options.abort)?;
+    Ok(Box::new(MpiBackend {
+        rank: world.rank() as u32,
+        world: Some(world),
+    }))
+}
+
+#[cfg(not(feature = "mpi"))]
+fn open(_: &BackendOptions<'_>) -> Result<Box<dyn Backend>> {
+    Err(Error::Usage {
+        what: "this build of fovea has no backend mpi".to_owned(),
+        help:
+            "install an MPI with its headers (Debian: libopenmpi-dev) and build with `make build`"
+                .to_owned(),
+    })
+}
+
+/// The world that MPI started; good for one generation.
+#[cfg(feature = "mpi")]
+struct MpiBackend {
+    /// Taken by the first generation.
+    world: Option<MpiCollective>,
+    rank: u32,
+}
+
+#[cfg(feature = "mpi")]
+impl Backend for MpiBackend {
+    fn rank(&self) -> Option<u32> {
+        Some(self.rank)
+    }
+
+    fn meet(
+        &mut self,
+        meeting: &Meeting,
+        _: &mut dyn Board,
+        abort: &AbortHandle,
+        _: std::time::Instant,
+    ) -> Result<Box<dyn Collective>> {
+        let Some(world) = self.world.take() else {
+            let what = "an MPI world has one generation only".to_owned();
+            return Err(Error::Internal(what));
+        };
+        // The handle that it was made with cannot be changed: pass the new one on.
+        let own = world.abort_handle();
+        abort.on_abort(Box::new(move |reason| own.abort(reason)));
+        if (world.rank(), world.world()) != (meeting.rank, meeting.world) {
+            return Err(Error::Usage {
+                what: format!(
+                    "MPI started this process as rank {} of {}, but the run has it as rank {} of {}",
+                    world.rank(),
+                    world.world(),
+                    meeting.rank,
+                    meeting.world
+                ),
+                help: "start as many MPI processes as train.ranks says".to_owned(),
+            });
+        }
+        Ok(Box::new(world))
+    }
+}
+
+/// More ranks than processors are fine, and none is bound to one: a rank has threads.
+fn prepare(mpirun: &mut Command, ranks: usize) {
+    mpirun.args([
+        "-n",
+        &ranks.to_string(),
+        "--oversubscribe",
+        "--bind-to",
+        "none",
+    ]);
+    mpirun.env("OMPI_MCA_mpi_yield_when_idle", "1");
+    if rustix::process::geteuid().is_root() {
+        // Containers run as root; Open MPI wants to be told that this is meant.
+        mpirun
+            .env("OMPI_ALLOW_RUN_AS_ROOT", "1")
+            .env("OMPI_ALLOW_RUN_AS_ROOT_CONFIRM", "1");
+    }
+}
+
+/// The variables by which the common launchers tell a process the size of its MPI world: Open MPI,
+/// MPICH and Intel MPI (hydra), MVAPICH.
+const WORLD_VARIABLES: [&str; 3] = ["OMPI_COMM_WORLD_SIZE", "PMI_SIZE", "MV2_COMM_WORLD_SIZE"];
+
+/// The world size an MPI launcher (`mpirun`, `srun --mpi=...`) gave this process, if one did. `env`
+/// looks a variable up, so that the environment is read where the settings are resolved.
+fn launched(env: &Lookup<'_>) -> Option<usize> {
+    let sizes = WORLD_VARIABLES.iter().filter_map(|name| env(name));
+    if let Some(size) = sizes.filter_map(|size| size.trim().parse().ok()).next() {
+        return Some(size);
+    }
+    // srun's PMIx plugin sets the rank but no size of its own; Slurm's task count is the size.
+    env("PMIX_RANK").and_then(|_| env("SLURM_NTASKS")?.trim().parse().ok())
+}
+
 #[cfg(test)]
-mod tests;
+mod tests {
+    use super::launched;
 
-use std::mem::ManuallyDrop;
-use std::time::{Duration, Instant};
-
-use self::link::{Link, Tag};
-use super::note::{CollectiveOperation, Note};
-use super::tree::{stripe, tree_sum_into};
-use super::{AbortHandle, Absent, Collective, Error, Result};
-
-/// f32 per chunk over all stripes: 4 MiB, enough for a network to be busy and far below the 2^31
-/// elements that an MPI call can count.
-const CHUNK_F32: usize = 1024 * 1024;
-
-/// A wait without progress this long sleeps between looks instead of yielding only.
-const PATIENCE: Duration = Duration::from_millis(1);
-const NAP: Duration = Duration::from_micros(50);
-
-/// One rank of an MPI job.
-pub struct MpiCollective {
-    link: Link,
-    abort: AbortHandle,
-    /// In a box, so that they stay in place whatever happens to this value.
-    buffers: ManuallyDrop<Box<Buffers>>,
-    /// f32 per stripe of a full chunk.
-    piece: usize,
-    /// Who ended it and why, once it is ended.
-    ended: Option<(Option<usize>, String)>,
-}
-
-/// What messages are sent from and received into.
-struct Buffers {
-    my_note: [u64; 3],
-    /// Per rank.
-    notes: Vec<[u64; 3]>,
-    /// A chunk, `world` pieces.
-    chunk: Vec<f32>,
-    /// A piece per rank.
-    pieces: Vec<f32>,
-    /// This rank's stripe of the sum.
-    sum: Vec<f32>,
-}
-
-impl MpiCollective {
-    /// Starts MPI; rank and world size are the job's. Once per process, on a thread that lives until
-    /// the value is dropped: dropping it finalizes MPI, and waits for the other ranks to do the same.
-    pub fn init(abort: &AbortHandle) -> Result<Self> {
-        let link = Link::open()?;
-        let world = link.world;
-        let piece = (CHUNK_F32 / world).max(1).next_multiple_of(16);
-        let buffers = Buffers {
-            my_note: [0; 3],
-            notes: vec![[0; 3]; world],
-            chunk: vec![0.0; piece * world],
-            pieces: vec![0.0; piece * world],
-            sum: vec![0.0; piece],
+    #[test]
+    fn mpi_launchers_are_recognised() {
+        let size = |pairs: &'static [(&str, &str)]| {
+            launched(&|name| {
+                pairs
+                    .iter()
+                    .find(|(key, _)| *key == name)
+                    .map(|(_, value)| (*value).to_string())
+            })
         };
-        Ok(Self {
-            link,
-            abort: abort.clone(),
-            buffers: ManuallyDrop::new(Box::new(buffers)),
-            piece,
-            ended: None,
-        })
-    }
-
-    /// Runs the body of an operation after all ranks have said that they are in it, unless this is
-    /// over; after an error it is.
-    fn run(
-        &mut self,
-        note: Note,
-        deadline: Instant,
-        body: impl FnOnce(&mut Self) -> Result<()>,
-    ) -> Result<()> {
-        if let Some((by, reason)) = &self.ended {
-            return Err(Error::aborted(note.op_name(), self.link.rank, *by, reason));
-        }
-        let result = self.agree(note, deadline).and_then(|()| body(self));
-        result.inspect_err(|error| {
-            let rank = self.link.rank;
-            let ended = match error {
-                Error::Aborted { by, reason, .. } => (*by, reason.clone()),
-                other => (Some(rank), other.headline()),
-            };
-            // What came from another rank was told to everybody by that one.
-            let news = ended.0 == Some(rank);
-            self.link.abort(news.then_some(&ended.1));
-            self.ended = Some(ended);
-        })
-    }
-
-    fn others(&self) -> impl Iterator<Item = usize> + use<> {
-        let rank = self.link.rank;
-        (0..self.link.world).filter(move |other| *other != rank)
-    }
-
-    /// Exchanges notes, which is a barrier, and compares them.
-    fn agree(&mut self, note: Note, deadline: Instant) -> Result<()> {
-        self.buffers.my_note = note.words();
-        for other in self.others() {
-            let mine: *const [u8] = bytemuck::bytes_of(&self.buffers.my_note);
-            let theirs: *mut [u8] = bytemuck::bytes_of_mut(&mut self.buffers.notes[other]);
-            // SAFETY: both are in `buffers`, which stay untouched until `complete` is through and are
-            // leaked if it fails; each rank's note has its own place.
-            unsafe {
-                self.link.receive(theirs, other, Tag::Note)?;
-                self.link.send(mine, other, Tag::Note)?;
-            }
-        }
-        self.complete(note, deadline)?;
-        let rank = self.link.rank;
-        self.buffers.notes[rank] = note.words();
-        for (other, words) in self.buffers.notes.iter().enumerate() {
-            let theirs = Note::from_words(*words);
-            if !note.matches(theirs) {
-                return Err(Error::Mismatch {
-                    rank,
-                    mine: note.to_string(),
-                    other,
-                    theirs: theirs.to_string(),
-                });
-            }
-        }
-        Ok(())
-    }
-
-    /// Waits until no message is under way.
-    fn complete(&mut self, note: Note, deadline: Instant) -> Result<()> {
-        let rank = self.link.rank;
-        let started = Instant::now();
-        let mut moved = started;
-        loop {
-            let (done, left) = self.link.progress()?;
-            if left == 0 {
-                return Ok(());
-            }
-            let now = Instant::now();
-            if let Some(reason) = self.abort.reason() {
-                return Err(Error::aborted(note.op_name(), rank, Some(rank), reason));
-            }
-            if let Some((by, reason)) = self.link.hear_abort()? {
-                return Err(Error::aborted(note.op_name(), rank, Some(by), &reason));
-            }
-            if now >= deadline {
-                return Err(self.give_up(note, now - started));
-            }
-            if done > 0 {
-                moved = now;
-            } else if now - moved < PATIENCE {
-                std::thread::yield_now();
-            } else {
-                std::thread::sleep(NAP);
-            }
-        }
-    }
-
-    fn give_up(&self, note: Note, waited: Duration) -> Error {
-        let absent = |rank| Absent {
-            rank,
-            process: None,
-        };
-        Error::Deadline {
-            op: note.op_name(),
-            rank: self.link.rank,
-            world: self.link.world,
-            waited_ms: waited.as_millis().try_into().unwrap_or(u64::MAX),
-            absent: self.link.waiting_for().into_iter().map(absent).collect(),
-        }
-    }
-
-    /// Starts sending from one of our buffers, from f32 `start` on.
-    fn send(
-        &mut self,
-        buffer: StagingBuffer,
-        start: usize,
-        bytes: usize,
-        peer: usize,
-    ) -> Result<()> {
-        let data: *mut [u8] = &raw mut self.buffers.bytes(buffer, start)[..bytes];
-        // SAFETY: in `buffers`, which nobody writes to until `complete` is through and which are leaked
-        // if it fails.
-        unsafe { self.link.send(data, peer, Tag::Data) }
-    }
-
-    /// Starts receiving into one of our buffers, from f32 `start` on.
-    fn receive(
-        &mut self,
-        buffer: StagingBuffer,
-        start: usize,
-        bytes: usize,
-        peer: usize,
-    ) -> Result<()> {
-        let data: *mut [u8] = &raw mut self.buffers.bytes(buffer, start)[..bytes];
-        // SAFETY: in `buffers`, which nobody touches until `complete` is through and which are leaked
-        // if it fails; the callers receive to places that do not overlap.
-        unsafe { self.link.receive(data, peer, Tag::Data) }
-    }
-
-    /// Sums one chunk in place.
-    fn reduce_chunk(&mut self, buf: &mut [f32], note: Note, deadline: Instant) -> Result<()> {
-        let (rank, world, piece) = (self.link.rank, self.link.world, self.piece);
-        let part = |rank| stripe(buf.len(), rank, world);
-        let (start, end) = part(rank);
-        let mine = 4 * (end - start);
-        self.buffers.chunk[..buf.len()].copy_from_slice(buf);
-        for other in self.others() {
-            let (from, to) = part(other);
-            self.receive(StagingBuffer::Pieces, other * piece, mine, other)?;
-            self.send(StagingBuffer::Chunk, from, 4 * (to - from), other)?;
-        }
-        self.complete(note, deadline)?;
-        let Buffers {
-            chunk, pieces, sum, ..
-        } = &mut **self.buffers;
-        let given = |other: usize| match other == rank {
-            true => &chunk[start..end],
-            false => &pieces[other * piece..][..end - start],
-        };
-        let parts: Vec<&[f32]> = (0..world).map(given).collect();
-        tree_sum_into(&mut sum[..end - start], &parts);
-        for other in self.others() {
-            let (from, to) = part(other);
-            self.receive(StagingBuffer::Chunk, from, 4 * (to - from), other)?;
-            self.send(StagingBuffer::Sum, 0, mine, other)?;
-        }
-        self.complete(note, deadline)?;
-        let Buffers { chunk, sum, .. } = &mut **self.buffers;
-        chunk[start..end].copy_from_slice(&sum[..end - start]);
-        buf.copy_from_slice(&chunk[..buf.len()]);
-        Ok(())
-    }
-
-    /// One chunk of a broadcast.
-    fn spread_chunk(
-        &mut self,
-        buf: &mut [u8],
-        root: usize,
-        note: Note,
-        deadline: Instant,
-    ) -> Result<()> {
-        let len = buf.len();
-        if self.link.rank == root {
-            self.buffers.bytes(StagingBuffer::Chunk, 0)[..len].copy_from_slice(buf);
-            for other in self.others() {
-                self.send(StagingBuffer::Chunk, 0, len, other)?;
-            }
-            return self.complete(note, deadline);
-        }
-        self.receive(StagingBuffer::Chunk, 0, len, root)?;
-        self.complete(note, deadline)?;
-        buf.copy_from_slice(&self.buffers.bytes(StagingBuffer::Chunk, 0)[..len]);
-        Ok(())
-    }
-
-    /// One piece of everybody's bytes, from `start` on.
-    fn gather_piece(
-        &mut self,
-        mine: &[u8],
-        start: usize,
-        all: &mut [Vec<u8>],
-        note: Note,
-        deadline: Instant,
-    ) -> Result<()> {
-        let rank = self.link.rank;
-        let piece = self.piece;
-        let left = |words: &[u64; 3]| (Note::from_words(*words).len as usize).saturating_sub(start);
-        let notes = self.buffers.notes.iter();
-        let now: Vec<usize> = notes.map(|words| left(words).min(4 * piece)).collect();
-        let now = |rank: usize| now[rank];
-        if now(rank) > 0 {
-            self.buffers.bytes(StagingBuffer::Chunk, 0)[..now(rank)]
-                .copy_from_slice(&mine[start..start + now(rank)]);
-        }
-        for other in self.others() {
-            if now(other) > 0 {
-                self.receive(StagingBuffer::Pieces, other * piece, now(other), other)?;
-            }
-            if now(rank) > 0 {
-                self.send(StagingBuffer::Chunk, 0, now(rank), other)?;
-            }
-        }
-        self.complete(note, deadline)?;
-        for (other, got) in all.iter_mut().enumerate() {
-            let (buffer, at) = match other == rank {
-                true => (StagingBuffer::Chunk, 0),
-                false => (StagingBuffer::Pieces, other * piece),
-            };
-            got.extend_from_slice(&self.buffers.bytes(buffer, at)[..now(other)]);
-        }
-        Ok(())
-    }
-}
-
-#[derive(Debug, Clone, Copy)]
-enum StagingBuffer {
-    Chunk,
-    Pieces,
-    Sum,
-}
-
-impl Buffers {
-    /// A buffer's bytes from f32 `start` on.
-    fn bytes(&mut self, buffer: StagingBuffer, start: usize) -> &mut [u8] {
-        let floats = match buffer {
-            StagingBuffer::Chunk => &mut self.chunk,
-            StagingBuffer::Pieces => &mut self.pieces,
-            StagingBuffer::Sum => &mut self.sum,
-        };
-        bytemuck::cast_slice_mut(&mut floats[start..])
-    }
-}
-
-impl Drop for MpiCollective {
-    fn drop(&mut self) {
-        // An abort that came between two operations: the others may be waiting in the next one.
-        if let Some(reason) = self.abort.reason() {
-            self.link.abort(Some(reason));
-        }
-        if !self.link.is_broken() {
-            // SAFETY: dropped once, here; no message is under way, since no operation has failed.
-            unsafe { ManuallyDrop::drop(&mut self.buffers) };
-        }
-    }
-}
-
-impl Collective for MpiCollective {
-    fn rank(&self) -> usize {
-        self.link.rank
-    }
-
-    fn world(&self) -> usize {
-        self.link.world
-    }
-
-    fn name(&self) -> &'static str {
-        "mpi"
-    }
-
-    fn all_reduce(&mut self, buf: &mut [f32], deadline: Instant) -> Result<()> {
-        let note = Note::new(CollectiveOperation::AllReduce, buf.len(), 0);
-        self.run(note, deadline, |this| {
-            let chunk = this.buffers.chunk.len();
-            buf.chunks_mut(chunk)
-                .try_for_each(|part| this.reduce_chunk(part, note, deadline))
-        })
-    }
-
-    fn broadcast(&mut self, buf: &mut [u8], root: usize, deadline: Instant) -> Result<()> {
-        let world = self.link.world;
-        if root >= world {
-            return Err(Error::BadRoot { root, world });
-        }
-        let note = Note::new(CollectiveOperation::Broadcast, buf.len(), root);
-        self.run(note, deadline, |this| {
-            let chunk = 4 * this.buffers.chunk.len();
-            buf.chunks_mut(chunk)
-                .try_for_each(|part| this.spread_chunk(part, root, note, deadline))
-        })
-    }
-
-    fn all_gather(&mut self, mine: &[u8], deadline: Instant) -> Result<Vec<Vec<u8>>> {
-        let note = Note::new(CollectiveOperation::AllGather, mine.len(), 0);
-        let mut all = vec![Vec::new(); self.link.world];
-        self.run(note, deadline, |this| {
-            let notes = this.buffers.notes.iter();
-            let longest = notes.map(|words| Note::from_words(*words).len).max();
-            (0..longest.unwrap_or(0) as usize)
-                .step_by(4 * this.piece)
-                .try_for_each(|start| this.gather_piece(mine, start, &mut all, note, deadline))
-        })?;
-        Ok(all)
-    }
-
-    fn barrier(&mut self, deadline: Instant) -> Result<()> {
-        self.run(
-            Note::new(CollectiveOperation::Barrier, 0, 0),
-            deadline,
-            |_| Ok(()),
-        )
-    }
-
-    fn abort_handle(&self) -> AbortHandle {
-        self.abort.clone()
+        assert_eq!(size(&[("OMPI_COMM_WORLD_SIZE", "4")]), Some(4));
+        assert_eq!(size(&[("PMI_SIZE", " 2 ")]), Some(2));
+        assert_eq!(size(&[("PMIX_RANK", "0"), ("SLURM_NTASKS", "8")]), Some(8));
+        assert_eq!(
+            size(&[("SLURM_NTASKS", "8")]),
+            None,
+            "Slurm alone is no MPI launch"
+        );
+        assert_eq!(size(&[("PMI_SIZE", "many")]), None);
     }
 }

@@ -162,13 +162,8 @@ impl Communicator {
             }
             let now = Instant::now();
             if now >= deadline {
-                return Err(Error::Deadline {
-                    op,
-                    rank: self.rank,
-                    world: self.world,
-                    waited_ms: (now - started).as_millis().try_into().unwrap_or(u64::MAX),
-                    absent: Vec::new(),
-                });
+                let seat = (self.rank, self.world);
+                return Err(Error::deadline(op, seat, now - started, Vec::new()));
             }
             looks += 1;
             match looks {

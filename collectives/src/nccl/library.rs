@@ -23,7 +23,7 @@ pub(super) const SUCCESS: c_int = 0;
 pub(super) const IN_PROGRESS: c_int = 7;
 const SUM: c_int = 0;
 
-/// `ncclDataType_t`.
+/// The type of the elements of a sum, with the number that `ncclDataType_t` gives it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum DataType {
     U8 = 1,
@@ -201,7 +201,7 @@ impl Library {
         &self.path
     }
 
-    /// Its version.
+    /// The version that the library reports.
     #[must_use]
     pub fn version(&self) -> NcclVersion {
         self.version

@@ -17,8 +17,8 @@
 //! Memory that an operation may still write to is not freed before the communicator has ended. If that
 //! hangs, the memory is given up.
 
+mod backend;
 mod comm;
-mod host_id;
 mod library;
 mod search;
 
@@ -29,13 +29,14 @@ use std::time::{Duration, Instant};
 use fovea_kernels::DType;
 use fovea_kernels::cuda::{DeviceBuffer, Event, Kernels, PinnedBuffer, Stream, wait_event};
 
+pub(super) use self::backend::ENTRY;
 use self::comm::Communicator;
-pub use self::host_id::host_id;
 pub use self::library::{Library, UniqueId};
 pub use self::search::{NcclSearch, NcclVersion};
 use super::note::{CollectiveOperation, Note};
+use super::pieces::{EngineEnd, InPieces};
 use super::tree::tree_sum_into;
-use super::{AbortHandle, Collective, DeviceCollective, Error, Result};
+use super::{AbortHandle, DeviceCollective, Error, Result};
 
 /// Bytes that go through the staging buffers at a time, over all ranks.
 const STAGING: usize = 16 << 20;
@@ -63,8 +64,7 @@ pub struct NcclCollective {
     abort: AbortHandle,
     staging: ManuallyDrop<Staging>,
     patience: Duration,
-    /// Who ended it and why, once it is ended.
-    ended: Option<(Option<usize>, String)>,
+    ended: Option<EngineEnd>,
 }
 
 /// What operations use on the device; freed when none can be under way any more.
@@ -196,63 +196,14 @@ impl NcclCollective {
         Ok(joined)
     }
 
-    /// Runs the body of an operation after all ranks have said that they are in it, unless this is over; after
-    /// an error it is. The body gets what every rank said.
-    fn run(
+    /// Gathers `len` bytes of every rank (at most a piece; `mine` may have less), for [`Self::gathered`].
+    fn gather_padded(
         &mut self,
+        mine: &[u8],
+        len: usize,
         note: Note,
         deadline: Instant,
-        body: impl FnOnce(&mut Self, &[Note]) -> Result<()>,
     ) -> Result<()> {
-        self.guard(note.op_name(), |this| {
-            let notes = this.agree(note, deadline)?;
-            body(this, &notes)
-        })
-    }
-
-    /// Runs `body` unless this is over; after an error it is.
-    fn guard<T>(
-        &mut self,
-        op: &'static str,
-        body: impl FnOnce(&mut Self) -> Result<T>,
-    ) -> Result<T> {
-        if let Some((by, reason)) = &self.ended {
-            return Err(Error::aborted(op, self.comm.rank, *by, reason));
-        }
-        body(self).inspect_err(|error| {
-            let ended = match error {
-                Error::Aborted { by, reason, .. } => (*by, reason.clone()),
-                other => (Some(self.comm.rank), other.headline()),
-            };
-            self.ended = Some(ended);
-            self.comm.abort();
-        })
-    }
-
-    /// Exchanges notes, which is a barrier, and compares them.
-    fn agree(&mut self, note: Note, deadline: Instant) -> Result<Vec<Note>> {
-        let words = note.words();
-        let mine = bytemuck::bytes_of(&words);
-        self.gather(mine, mine.len(), note, deadline)?;
-        let rank = self.comm.rank;
-        let said = |other: usize| {
-            let words = bytemuck::pod_read_unaligned(self.gathered(other, mine.len()));
-            Note::from_words(words)
-        };
-        let notes: Vec<Note> = (0..self.comm.world).map(said).collect();
-        match notes.iter().position(|theirs| !note.matches(*theirs)) {
-            None => Ok(notes),
-            Some(other) => Err(Error::Mismatch {
-                rank,
-                mine: note.to_string(),
-                other,
-                theirs: notes[other].to_string(),
-            }),
-        }
-    }
-
-    /// Gathers `len` bytes of every rank (at most a piece; `mine` may have less), for [`Self::gathered`].
-    fn gather(&mut self, mine: &[u8], len: usize, note: Note, deadline: Instant) -> Result<()> {
         let (rank, world) = (self.comm.rank, self.comm.world);
         let staging = &mut self.staging;
         staging.host.as_mut_slice()[rank * len..][..mine.len()].copy_from_slice(mine);
@@ -272,7 +223,7 @@ impl NcclCollective {
         self.complete(note, "ncclAllGather", deadline)
     }
 
-    /// What `rank` gave to the last [`Self::gather`] of `len` bytes.
+    /// What `rank` gave to the last [`Self::gather_padded`] of `len` bytes.
     fn gathered(&self, rank: usize, len: usize) -> &[u8] {
         &self.staging.host.as_slice()[rank * len..][..len]
     }
@@ -285,10 +236,45 @@ impl NcclCollective {
             Ok(staging.done.is_done()?)
         })
     }
+}
 
-    fn sum_piece(&mut self, part: &mut [f32], note: Note, deadline: Instant) -> Result<()> {
+impl InPieces for NcclCollective {
+    const NAME: &'static str = "nccl";
+
+    fn seat(&self) -> (usize, usize) {
+        (self.comm.rank, self.comm.world)
+    }
+
+    fn abort(&self) -> &AbortHandle {
+        &self.abort
+    }
+
+    fn ended(&mut self) -> &mut Option<EngineEnd> {
+        &mut self.ended
+    }
+
+    fn stop(&mut self, _: &EngineEnd) {
+        self.comm.abort();
+    }
+
+    fn exchange(&mut self, note: Note, deadline: Instant) -> Result<Vec<Note>> {
+        let words = note.words();
+        let mine = bytemuck::bytes_of(&words);
+        self.gather_padded(mine, mine.len(), note, deadline)?;
+        let said = |other: usize| {
+            let words = bytemuck::pod_read_unaligned(self.gathered(other, mine.len()));
+            Note::from_words(words)
+        };
+        Ok((0..self.comm.world).map(said).collect())
+    }
+
+    fn sum_len(&self) -> usize {
+        self.staging.piece / size_of::<f32>()
+    }
+
+    fn sum(&mut self, part: &mut [f32], note: Note, deadline: Instant) -> Result<()> {
         let bytes = size_of_val(part);
-        self.gather(bytemuck::cast_slice(part), bytes, note, deadline)?;
+        self.gather_padded(bytemuck::cast_slice(part), bytes, note, deadline)?;
         let floats = self.staging.host.as_slice::<f32>();
         let parts: Vec<&[f32]> = floats
             .chunks_exact(part.len())
@@ -298,7 +284,11 @@ impl NcclCollective {
         Ok(())
     }
 
-    fn spread_piece(
+    fn spread_len(&self) -> usize {
+        self.staging.host.bytes()
+    }
+
+    fn spread(
         &mut self,
         part: &mut [u8],
         root: usize,
@@ -316,7 +306,7 @@ impl NcclCollective {
             "ncclBroadcast",
             deadline,
             |library, handle| {
-                // SAFETY: as in `gather`.
+                // SAFETY: as in `gather_padded`.
                 unsafe { library.broadcast(handle, address, len, root, stream) }
             },
         )?;
@@ -329,78 +319,28 @@ impl NcclCollective {
         }
         Ok(())
     }
-}
 
-impl Collective for NcclCollective {
-    fn rank(&self) -> usize {
-        self.comm.rank
+    fn gather_len(&self) -> usize {
+        self.staging.piece
     }
 
-    fn world(&self) -> usize {
-        self.comm.world
-    }
-
-    fn name(&self) -> &'static str {
-        "nccl"
-    }
-
-    fn all_reduce(&mut self, buf: &mut [f32], deadline: Instant) -> Result<()> {
-        let note = Note::new(CollectiveOperation::AllReduce, buf.len(), 0);
-        self.run(note, deadline, |this, _| {
-            let piece = this.staging.piece / size_of::<f32>();
-            buf.chunks_mut(piece)
-                .try_for_each(|part| this.sum_piece(part, note, deadline))
-        })
-    }
-
-    fn broadcast(&mut self, buf: &mut [u8], root: usize, deadline: Instant) -> Result<()> {
-        let world = self.comm.world;
-        if root >= world {
-            return Err(Error::BadRoot { root, world });
+    fn gather(
+        &mut self,
+        mine: &[u8],
+        lens: &[usize],
+        all: &mut [Vec<u8>],
+        note: Note,
+        deadline: Instant,
+    ) -> Result<()> {
+        let padded = lens.iter().copied().max().unwrap_or(0);
+        self.gather_padded(mine, padded, note, deadline)?;
+        for (rank, got) in all.iter_mut().enumerate() {
+            got.extend_from_slice(&self.gathered(rank, padded)[..lens[rank]]);
         }
-        let note = Note::new(CollectiveOperation::Broadcast, buf.len(), root);
-        self.run(note, deadline, |this, _| {
-            let whole = this.staging.host.bytes();
-            buf.chunks_mut(whole)
-                .try_for_each(|part| this.spread_piece(part, root, note, deadline))
-        })
+        Ok(())
     }
 
-    fn all_gather(&mut self, mine: &[u8], deadline: Instant) -> Result<Vec<Vec<u8>>> {
-        let note = Note::new(CollectiveOperation::AllGather, mine.len(), 0);
-        let mut all = vec![Vec::new(); self.comm.world];
-        self.run(note, deadline, |this, notes| {
-            let piece = this.staging.piece;
-            let lens: Vec<usize> = notes.iter().map(|note| note.len as usize).collect();
-            let longest = lens.iter().copied().max().unwrap_or(0);
-            for start in (0..longest).step_by(piece) {
-                let now = |len: usize| len.saturating_sub(start).min(piece);
-                let padded = now(longest);
-                let part = mine.get(start..).unwrap_or_default();
-                this.gather(&part[..now(mine.len())], padded, note, deadline)?;
-                for (rank, got) in all.iter_mut().enumerate() {
-                    got.extend_from_slice(&this.gathered(rank, padded)[..now(lens[rank])]);
-                }
-            }
-            Ok(())
-        })?;
-        Ok(all)
-    }
-
-    fn barrier(&mut self, deadline: Instant) -> Result<()> {
-        // Nobody gets all notes before all ranks have given theirs.
-        self.run(
-            Note::new(CollectiveOperation::Barrier, 0, 0),
-            deadline,
-            |_, _| Ok(()),
-        )
-    }
-
-    fn abort_handle(&self) -> AbortHandle {
-        self.abort.clone()
-    }
-
-    fn device(&mut self) -> Option<&mut dyn DeviceCollective> {
+    fn on_device(&mut self) -> Option<&mut dyn DeviceCollective> {
         Some(self)
     }
 }

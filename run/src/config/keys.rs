@@ -2,10 +2,11 @@
 
 use std::fmt;
 
+use fovea_collectives::BackendChoice;
+
 use super::Config;
 use super::sections::{
-    Alpha, Backend, Device, Level, MetricName, OptimizerKind, Precision,
-    ReduceDtype, ScheduleKind,
+    Alpha, Device, Level, MetricName, OptimizerKind, Precision, ReduceDtype, ScheduleKind,
 };
 
 /// A section and what it is for.
@@ -212,12 +213,18 @@ macro_rules! choice_field {
 choice_field!(
     Device,
     Precision,
-    Backend,
     ReduceDtype,
     OptimizerKind,
     ScheduleKind,
     MetricName,
     Level
+);
+
+field!(
+    BackendChoice,
+    ValueKind::Choice(Self::NAMES),
+    |v| Leaf::Text(v.name().into()),
+    Leaf::Text(v) => Self::named(&v)
 );
 
 impl FieldType for Alpha {

@@ -4,6 +4,7 @@
 //! result; the field comments here only name shape and unit. Defaults live only in the
 //! `Default` impls.
 
+use fovea_collectives::BackendChoice;
 use serde::{Deserialize, Serialize};
 
 /// An enum whose variants are spelled one way in TOML, in messages and in the key table.
@@ -59,20 +60,6 @@ choice! {
         Cpu = "cpu",
         /// One NVIDIA GPU per rank.
         Cuda = "cuda",
-    }
-}
-
-choice! {
-    /// How ranks exchange gradients.
-    Backend {
-        /// `mpi` under an MPI launch, else `local`.
-        Auto = "auto",
-        /// Shared memory between ranks on one machine.
-        Local = "local",
-        /// The MPI library the binary was built with.
-        Mpi = "mpi",
-        /// NVIDIA's library, between GPUs on any hosts.
-        Nccl = "nccl",
     }
 }
 
@@ -294,7 +281,7 @@ pub struct TrainConfig {
     /// Seed of initial weights, order, augmentation and dropout; at most 2^63 - 1.
     pub seed: u64,
     /// How ranks exchange gradients.
-    pub backend: Backend,
+    pub backend: BackendChoice,
     /// In what gradients travel between GPUs.
     pub reduce_dtype: ReduceDtype,
     /// Whether steps on a GPU are put there as CUDA graphs.
@@ -318,7 +305,7 @@ impl Default for TrainConfig {
             device: Device::Auto,
             precision: Precision::Auto,
             seed: 0,
-            backend: Backend::Auto,
+            backend: BackendChoice::Auto,
             reduce_dtype: ReduceDtype::F32,
             cuda_graphs: false,
             step_timeout_s: 300,

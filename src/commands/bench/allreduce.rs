@@ -4,8 +4,7 @@ use std::process::{Command, Stdio};
 
 use anyhow::Context;
 use fovea_bench::allreduce::{measure, measure_on_gpus};
-use fovea_bench::seat::{MeetingSeat, gpus, join, join_on_gpus, mpi_world, open_gpu};
-use fovea_launch::{NCCL_HOST_ID, nccl_host_id};
+use fovea_bench::seat::{MeetingSeat, gpus, join, join_by, launched, open_gpu};
 
 use super::{ChildGuard, meeting};
 use crate::cli::BenchAllreduceArgs;
@@ -14,7 +13,7 @@ use crate::exit::{Ending, Usage};
 use crate::say;
 use crate::show;
 
-/// This process is rank 0 and starts the others, unless MPI has started them all.
+/// This process is rank 0 and starts the others, unless a launcher has started them all.
 pub fn run(args: &BenchAllreduceArgs) -> anyhow::Result<Ending> {
     if args.from > args.to {
         return Err(Usage(format!(
@@ -35,7 +34,7 @@ pub fn run(args: &BenchAllreduceArgs) -> anyhow::Result<Ending> {
             seat.rank = rank.parse().context("the rank of a child")?;
             seat.meeting.clone_from(meeting);
         }
-        _ if mpi_world().is_none() => {
+        _ if launched().is_none() => {
             for rank in 1..seat.world {
                 others.push(another_rank(args, rank, &seat.meeting)?);
             }
@@ -49,7 +48,7 @@ pub fn run(args: &BenchAllreduceArgs) -> anyhow::Result<Ending> {
     let repeats = args.repeats as usize;
     let figures = if args.on_gpus() {
         let kernels = open_gpu(ranks.rank())?;
-        ranks = join_on_gpus(ranks, &kernels)?;
+        ranks = join_by(args.backend, ranks, Some(&kernels))?;
         measure_on_gpus(ranks.as_mut(), &kernels, &sizes, repeats)?
     } else {
         measure(ranks.as_mut(), &sizes, repeats)?
@@ -100,11 +99,10 @@ fn another_rank(
     ] {
         command.arg(name).arg(value.to_string());
     }
-    if args.on_gpus() {
-        command.args(["--backend", "nccl"]);
-        if let Some(id) = nccl_host_id(Some(gpus()), args.ranks as usize, rank) {
-            command.env(NCCL_HOST_ID, id);
-        }
+    if let Some(backend) = args.backend.entry() {
+        command
+            .args(["--backend", backend.name])
+            .envs((backend.variable)(args.ranks as usize, gpus(), rank));
     }
     command.arg("--seat").arg(rank.to_string()).arg(meeting);
     let child = command.stdin(Stdio::null()).spawn();

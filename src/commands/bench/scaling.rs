@@ -10,8 +10,8 @@ use fovea_bench::scaling::{
     Growth, Measured, ScalingPoint, measure_rank, plot, points, shared, worlds,
 };
 use fovea_bench::seat::{MeetingSeat, gpus};
-use fovea_launch::{NCCL_HOST_ID, nccl_host_id};
-use fovea_run::config::{Backend, Device};
+use fovea_collectives::Surroundings;
+use fovea_run::config::Device;
 
 use super::training::work;
 use super::{ChildGuard, meeting};
@@ -91,6 +91,10 @@ fn together(
     gpus: Option<usize>,
 ) -> anyhow::Result<Measured> {
     let meeting = meeting();
+    let backend = args.backend.resolve(&Surroundings {
+        gpu: gpus.is_some(),
+        variable: &|_| None,
+    });
     let mut ranks = Vec::with_capacity(world);
     for rank in 0..world {
         let mut command = Command::new(std::env::current_exe().context("finding this program")?);
@@ -98,15 +102,13 @@ fn together(
             .args(["bench", "rank"])
             .args(["--seat", &rank.to_string(), &meeting])
             .args(["--world", &world.to_string()])
-            .args(["--backend", Backend::from(args.backend).name()])
+            .args(["--backend", args.backend.name()])
             .args(["--work", &serde_json::to_string(work)?])
             .args(["--warm-up", &args.warm_up.to_string()])
             .args(["--steps", &args.steps.to_string()])
             .stdin(Stdio::null())
             .stdout(Stdio::piped());
-        if let Some(id) = nccl_host_id(gpus, world, rank) {
-            command.env(NCCL_HOST_ID, id);
-        }
+        command.envs((backend.variable)(world, gpus.unwrap_or(0), rank));
         ranks.push(ChildGuard(command.spawn().context("starting a rank")?));
     }
     wait_for_all(&mut ranks)?;
@@ -156,12 +158,7 @@ pub fn rank(args: &BenchRankArgs) -> anyhow::Result<Ending> {
         world: args.world as usize,
     };
     let work: Work = serde_json::from_str(&args.work).context("the work of a child")?;
-    let measured = measure_rank(
-        &work,
-        &seat,
-        args.backend.into(),
-        (args.warm_up, args.steps),
-    )?;
+    let measured = measure_rank(&work, &seat, args.backend, (args.warm_up, args.steps))?;
     if seat.rank == 0 {
         say!("{}", serde_json::to_string(&measured)?)?;
     }

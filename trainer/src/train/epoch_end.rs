@@ -1,7 +1,6 @@
 //! What happens between epochs: evaluation, metrics, the best checkpoint.
 
 use std::collections::BTreeMap;
-use std::sync::atomic::Ordering;
 use std::time::SystemTime;
 
 use fovea_coordinator::protocol::{MemberState, TrainerEvent};
@@ -13,7 +12,7 @@ use fovea_run::metrics::{
 use fovea_run::predictions::{self, Columns, Prediction};
 use fovea_task::{Level, Target};
 
-use super::{Trainer, check_generation};
+use super::Trainer;
 use crate::error::{Error, Result};
 use crate::evaluate::{self, Answers};
 use crate::samples::SampleSource;
@@ -22,17 +21,17 @@ impl Trainer {
     /// Evaluates when due, keeps the best, and opens the next epoch.
     pub(super) fn end_epoch(&mut self) -> Result<()> {
         self.write_step_rows();
-        let epoch = self.progress.epoch + 1;
+        let epoch = self.state.progress.epoch + 1;
         let due = epoch.is_multiple_of(self.config.eval.every_epochs.max(1))
             || epoch == self.config.train.epochs;
-        // Apart from the present state until all ranks are through: a rank that is lost on the way
-        // has the others do all of this again.
-        let mut next = self.progress.clone();
+        // Kept apart from the present state until all ranks are through: if one is lost on the way, the
+        // others do all of this again.
+        let mut next = self.state.progress.clone();
         if due {
             let answers = self.score_validation()?;
             let threshold = self.config.eval.threshold;
-            let task = self.source.data().task();
-            let summary = evaluate::summarise(task, &answers, &self.replica, threshold)?;
+            let task = self.data.source.data().task();
+            let summary = evaluate::summarise(task, &answers, &self.state.replica, threshold)?;
             let (value, undefined) = self.watched_value(&summary)?;
             let best = next.evaluated(&self.config, value);
             if self.is_first() {
@@ -42,15 +41,15 @@ impl Trainer {
         }
         next.next_epoch();
         self.barrier()?; // behind it, the records of the epoch are written
-        self.rows.written(next.step);
-        self.progress = next;
+        self.records.rows.written(next.step);
+        self.state.progress = next;
         self.save()
     }
 
     /// The watched metric, NaN without a value, and then why it has none.
     fn watched_value(&self, summary: &[Option<Metrics>]) -> Result<(f64, Option<String>)> {
         let watch = &self.config.early_stopping;
-        let task = self.source.data().task();
+        let task = self.data.source.data().task();
         let (index, target) = watched(task, watch.level).ok_or_else(|| {
             Error::Internal(format!("no target at the watched level {}", watch.level))
         })?;
@@ -68,21 +67,17 @@ impl Trainer {
 
     /// Every rank scores its images of the validation split; all get the answers of all.
     fn score_validation(&mut self) -> Result<Vec<Answers>> {
-        let (rank, world) = (self.assignment.rank, self.assignment.world);
-        self.client.state(MemberState::Evaluating);
-        let images = evaluate::images_of(&self.source, Split::Val, rank, world);
-        let (client, wanted, mut asked) = (&self.client, &self.drain_wanted, self.drain_asked);
-        let mine = evaluate::score(&self.replica, &self.source, &images, || {
-            client.beat();
-            if wanted.load(Ordering::Relaxed) && !asked {
-                asked = true;
-                client.drain(&format!("rank {rank} got a signal"))?;
-            }
-            check_generation(client)
+        let (rank, world) = (self.seat.assignment.rank, self.seat.assignment.world);
+        self.link.client.state(MemberState::Evaluating);
+        let images = evaluate::images_of(&self.data.source, Split::Val, rank, world);
+        let (link, state) = (&mut self.link, &self.state);
+        let mine = evaluate::score(&state.replica, &self.data.source, &images, || {
+            link.client.beat();
+            link.drain_if_wanted(rank)?;
+            link.check_generation()
         })?;
-        self.drain_asked = asked;
         let gathered = self.all_gather(&evaluate::encode(&mine))?;
-        let task = self.source.data().task();
+        let task = self.data.source.data().task();
         let mut all = Answers::none(task);
         for part in gathered {
             evaluate::decode(task, &part, &mut all)?;
@@ -95,7 +90,7 @@ impl Trainer {
             n => Err(Error::Usage {
                 what: format!(
                     "epoch {}: the model's answers to {n} of the {} samples of the validation split are not finite (NaN or infinite)",
-                    self.progress.epoch + 1,
+                    self.state.progress.epoch + 1,
                     all.iter().map(|of_target| of_target.ids.len()).sum::<usize>()
                 ),
                 help: "the weights are of no use any more: begin a new run (another --out) from an earlier checkpoint with --init and a lower optimizer.lr, or check the weights that this one began from".to_owned(),
@@ -123,7 +118,7 @@ impl Trainer {
         undefined: Option<String>,
     ) -> Result<()> {
         let timestamp = rfc3339(SystemTime::now());
-        let task = self.source.data().task();
+        let task = self.data.source.data().task();
         let scored = |(index, target)| Some((target, Option::as_ref(&summary[index])?));
         let scored: Vec<(&Target, &Metrics)> = table_order(task).filter_map(scored).collect();
         let row = |(target, metrics): &(&Target, &Metrics)| MetricsRow {
@@ -135,15 +130,15 @@ impl Trainer {
         };
         let rows: Vec<MetricsRow> = scored.iter().map(row).collect();
         // The checkpoint carries the state; a record is no reason to stop.
-        if let Err(e) = self.run.keep_task(task) {
+        if let Err(e) = self.records.run.keep_task(task) {
             tracing::warn!("{e}");
         }
-        let path = self.run.metrics();
+        let path = self.records.run.metrics();
         if let Err(e) = MetricsLog::open(&path, task).and_then(|mut log| log.append(&rows)) {
             tracing::warn!("{e}");
         }
         if let Some(answers) = best {
-            let (path, rows) = (self.run.predictions(), predictions(answers, &self.source));
+            let (path, rows) = (self.records.run.predictions(), predictions(answers, &self.data.source));
             if let Err(e) = predictions::write(&path, task, &rows, Columns::Label) {
                 tracing::warn!("{e}");
             }
@@ -158,7 +153,7 @@ impl Trainer {
             );
             figures.insert(format!("{name}_loss"), metrics.loss);
         }
-        self.client.event(TrainerEvent::EpochEnd {
+        self.link.client.event(TrainerEvent::EpochEnd {
             epoch,
             metrics: figures,
             undefined,

@@ -1,18 +1,18 @@
 //! From one generation to the next: the rendezvous, and what an error means for it.
 
-use std::sync::PoisonError;
-use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
-use fovea_collectives::{AbortHandle, Solo};
+use fovea_collectives::{AbortHandle, Meeting};
 use fovea_coordinator::Error as CoordinatorError;
-use fovea_coordinator::client::{AbortNotice, Client};
+use fovea_coordinator::client::AbortNotice;
 use fovea_coordinator::protocol::{Abort, Cause, MemberState, Ready, StartPoint, TrainerEvent};
 use fovea_run::metrics::log::MetricsLog;
 use fovea_run::run_dir::{self, StepRow};
 
-use super::session::{self, JOIN};
-use super::{Outcome, Trainer, step_rows};
+use super::board::CoordinatorBoard;
+use super::link::SearchOutcome;
+use super::session::JOIN;
+use super::{GenerationSeat, Outcome, Trainer, step_rows};
 use crate::error::{Error, Result};
 
 /// Connections in a row that may be lost without a seat between them.
@@ -21,25 +21,22 @@ const LOSSES: u32 = 3;
 impl Trainer {
     /// What this rank could give to others: the newest committed step whose state it holds.
     fn have(&self) -> Option<StartPoint> {
-        self.holds.then(|| self.progress.point())
+        self.state.holds.then(|| self.state.progress.point())
     }
 
-    /// Waits for a seat in the next generation, and meets its ranks. An outcome: the run is over.
+    /// Waits for a seat in the next generation, and meets its ranks. Returns an outcome when the run is over.
     pub(super) fn take_seat(&mut self, mut gave_up: Option<String>) -> Result<Option<Outcome>> {
-        self.replica.leave_generation();
+        self.state.replica.leave_generation();
         let mut losses = 0;
-        loop {
+        let assignment = loop {
             let ready = Ready {
-                terms: self.terms.clone(),
+                terms: self.link.terms.clone(),
                 have: self.have(),
                 gave_up: gave_up.take(),
             };
-            self.client.state(MemberState::Waiting);
-            match self.client.ready(&ready, Instant::now() + JOIN) {
-                Ok(assignment) => {
-                    self.assignment = assignment;
-                    break;
-                }
+            self.link.client.state(MemberState::Waiting);
+            match self.link.client.ready(&ready, Instant::now() + JOIN) {
+                Ok(assignment) => break assignment,
                 Err(CoordinatorError::Aborted(Abort {
                     cause: Cause::Finished,
                     ..
@@ -48,34 +45,46 @@ impl Trainer {
                     cause: Cause::Drained,
                     ..
                 })) => return Ok(Some(Outcome::Drained)),
-                Err(error) if self.terms.elastic && is_lost(&error) => {
+                Err(error) if self.link.terms.elastic && is_lost(&error) => {
                     losses += 1;
                     if losses > LOSSES {
                         return Err(error.into());
                     }
                     tracing::warn!("connecting again: {error}");
-                    if self.reconnect()? == SearchOutcome::Leave {
+                    let patience = self.config.elastic.coordinator_timeout_s;
+                    let patience = Duration::from_secs(patience.into());
+                    if self.link.reconnect(patience)? == SearchOutcome::Leave {
                         return Ok(Some(Outcome::Drained));
                     }
                 }
                 Err(error) => return Err(error.into()),
             }
-        }
+        };
         let abort = AbortHandle::new();
         let raised = abort.clone();
-        self.client
+        self.link
+            .client
             .abort_signal()
             .on_abort(move |notice| raised.abort(&notice.abort.reason));
         let deadline = self.deadline();
-        // The engine of before ends first: it may hold memory of the GPU.
-        self.collective = Box::new(Solo::new(&abort));
-        let (run, seat) = (&self.run, &self.assignment);
-        let met = self
-            .engine
-            .meet(run, seat, &mut self.client, &abort, deadline);
-        match met {
+        // The collective of the last generation ends before the next one begins: it may hold memory of the GPU.
+        self.seat = GenerationSeat::alone(assignment, &abort);
+        let seat = &self.seat.assignment;
+        let meeting = Meeting {
+            generation: seat.generation,
+            rank: seat.rank,
+            world: seat.world,
+            machines: seat.machines.clone(),
+        };
+        let mut board = CoordinatorBoard {
+            run: &self.records.run,
+            client: &mut self.link.client,
+            generation: seat.generation,
+        };
+        let met = self.backend.meet(&meeting, &mut board, &abort, deadline);
+        match met.map_err(Error::from) {
             Ok(collective) => {
-                self.collective = collective;
+                self.seat.collective = collective;
                 Ok(None)
             }
             // One of them was lost on the way: the next rendezvous.
@@ -86,38 +95,14 @@ impl Trainer {
         }
     }
 
-    /// The coordinator may be one that was started again: address and token are read again.
-    fn reconnect(&mut self) -> Result<SearchOutcome> {
-        let patience = Duration::from_secs(self.config.elastic.coordinator_timeout_s.into());
-        let mut info = self.info.clone();
-        info.member = Some(self.client.member());
-        let deadline = Instant::now() + patience;
-        let found = session::connect(&self.endpoint, &info, &self.drain_wanted, deadline);
-        match found {
-            Ok(client) => {
-                self.adopt(client);
-                Ok(SearchOutcome::Coordinator)
-            }
-            // The newest complete checkpoint is what there is to go on with.
-            Err(_) if self.drain_wanted.load(Ordering::Relaxed) => Ok(SearchOutcome::Leave),
-            Err(error) => Err(error),
-        }
-    }
-
-    fn adopt(&mut self, client: Client) {
-        *self.reporter.lock().unwrap_or_else(PoisonError::into_inner) = client.reporter();
-        self.client = client;
-        self.drain_asked = false;
-    }
-
-    /// What to say in the next rendezvous after an error, if a new generation mends it: nothing when the
-    /// coordinator knows the reason, else why this rank gives up.
+    /// What this rank reports at the next rendezvous after an error that a new generation mends: nothing when the
+    /// coordinator knows the reason, else why the rank gives up. Other errors are returned.
     pub(super) fn leave_generation(&self, error: Error) -> Result<Option<String>> {
-        // A GPU in some errors is lost to this process. Another one is started in its place.
-        if !self.terms.elastic || !self.replica.works() {
+        // After some errors this process cannot use its GPU any more, and another process must take its place.
+        if !self.link.terms.elastic || !self.state.replica.works() {
             return Err(error);
         }
-        match (self.client.abort_signal().notice(), &error) {
+        match (self.link.client.abort_signal().notice(), &error) {
             (Some(notice), _) if ends_the_generation_only(&notice) => {
                 tracing::info!(
                     "leaving generation {}: {}",
@@ -135,37 +120,38 @@ impl Trainer {
         }
     }
 
-    /// Takes the starting state: what this rank holds, what `source` gives to all, or the checkpoint
+    /// Takes the starting state: the one that this rank holds, the one that `source` gives to all, or the checkpoint
     /// that rank 0 reads.
     pub(super) fn enter(&mut self) -> Result<()> {
-        let seat = self.assignment.clone();
+        let seat = self.seat.assignment.clone();
         let start = seat.start;
-        self.client.state(MemberState::Starting);
-        let rewound = self.progress.step > start.step;
+        self.link.client.state(MemberState::Starting);
+        let rewound = self.state.progress.step > start.step;
         if seat.source.is_none() && self.is_first() {
             self.begin(start)?;
         }
-        // Before the state: who holds a step knows its rows too, should all the others die.
+        // Before the state: a rank that holds a step must know its rows too, in case all the others die.
         let known = self.known_rows(start.step)?;
         if seat.share {
             self.share_state(seat.source.unwrap_or(0))?;
         }
-        let point = self.progress.point();
+        let point = self.state.progress.point();
         if point != start {
             return Err(Error::Internal(format!(
                 "generation {} starts at {start:?}, this rank's state is of {point:?}",
                 seat.generation
             )));
         }
-        self.holds = true;
+        self.state.holds = true;
         if seat.share && seat.world > 1 {
-            self.client.event(TrainerEvent::Shared {
+            self.link.client.event(TrainerEvent::Shared {
                 step: start.step,
                 state_blake3: self.state_blake3()?,
             })?;
         }
         self.keep_the_records(start, rewound, known)?;
-        self.client
+        self.link
+            .client
             .heartbeat_state(MemberState::Training, start.step, 0.0);
         self.barrier()
     }
@@ -173,13 +159,13 @@ impl Trainer {
     /// The rows up to `step` that are not yet in the file, which all ranks keep: whoever took part in a step
     /// knows them, and any rank may die before they are written.
     fn known_rows(&mut self, step: u64) -> Result<Vec<StepRow>> {
-        let known = self.rows.up_to(step);
-        if self.assignment.source.is_none() {
+        let known = self.records.rows.up_to(step);
+        if self.seat.assignment.source.is_none() {
             return Ok(known);
         }
         let all = self.all_gather(&step_rows::to_bytes(&known)?)?;
         let known = step_rows::from_bytes(&all)?;
-        self.rows.adopt(known.clone());
+        self.records.rows.adopt(known.clone());
         Ok(known)
     }
 
@@ -191,27 +177,28 @@ impl Trainer {
         known: Vec<StepRow>,
     ) -> Result<()> {
         if !self.is_first() {
-            self.writer = None;
+            self.records.writer = None;
             return Ok(());
         }
-        let file = self.run.throughput();
+        let file = self.records.run.throughput();
         match run_dir::merge_steps(&file, start.step, known) {
-            Ok(()) => self.rows.written(start.step),
+            Ok(()) => self.records.rows.written(start.step),
             Err(e) => tracing::warn!("{e}"),
         }
-        let kept = MetricsLog::open(&self.run.metrics(), self.source.data().task())
+        let kept = MetricsLog::open(&self.records.run.metrics(), self.data.source.data().task())
             .and_then(|mut log| log.truncate_after(start.epoch + 1));
         if let Err(e) = kept {
             tracing::warn!("{e}");
         }
         if rewound {
-            self.writer = None;
+            self.records.writer = None;
         }
-        if self.writer.is_none() {
+        if self.records.writer.is_none() {
             self.start_writer(start.step)?;
             // The first rank of before may have died while it saved this very step.
-            let between_epochs = start.step > 0 && (start.cursor == 0 || self.progress.stopped);
-            if self.assignment.source.is_some() && between_epochs {
+            let between_epochs =
+                start.step > 0 && (start.cursor == 0 || self.state.progress.stopped);
+            if self.seat.assignment.source.is_some() && between_epochs {
                 self.save_unless_saved()?;
             }
         }
@@ -219,15 +206,7 @@ impl Trainer {
     }
 }
 
-/// What a search for the coordinator led to.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum SearchOutcome {
-    Coordinator,
-    /// A signal came instead.
-    Leave,
-}
-
-/// The connection is gone, and not because this rank is wanted no more.
+/// Whether the connection is gone although the coordinator has not dismissed this rank.
 fn is_lost(error: &CoordinatorError) -> bool {
     matches!(
         error,

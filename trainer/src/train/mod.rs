@@ -4,37 +4,34 @@
 //! changes nothing before all ranks have voted for it; see `Trainer::step`. Whatever ends a generation, the
 //! state stays that of the newest committed step, and the next generation continues there.
 
-mod engine;
+mod board;
 mod epoch_end;
 mod generation;
+mod link;
 mod progress;
 mod session;
 mod snapshot;
 mod step_rows;
 
-use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
-use fovea_collectives::{Collective, DeviceCollective};
-use fovea_coordinator::client::{Client, Decision, Endpoint, Reporter};
+use fovea_collectives::{AbortHandle, Backend, Collective, DeviceCollective, Solo};
+use fovea_coordinator::client::Decision;
 use fovea_coordinator::order::{EpochOrder, OrderInput, Unit, rank_shards};
-use fovea_coordinator::protocol::{
-    Abort, Assignment, Cause, MemberState, Next, Terms, TrainerEvent, TrainerInfo, Vote,
-};
+use fovea_coordinator::protocol::{Assignment, Cause, MemberState, Next, TrainerEvent, Vote};
 use fovea_kernels::cuda::Event;
 use fovea_run::checkpoint;
 use fovea_run::config::{Config, learning_rate};
 use fovea_run::run_dir::{RunDir, StepRow};
 
 pub use crate::samples::order_input;
-pub use engine::{backend, gpus};
 pub(crate) use epoch_end::predictions;
 pub use progress::{Best, Progress};
 pub use session::{TrainerOptions, gpu, join, lanes};
 pub use snapshot::{best_of, restore_weights, resume_from, resume_point};
 
-use self::engine::Engine;
+use self::link::{CoordinatorLink, aborted};
 use self::step_rows::StepRows;
 use crate::error::{Error, Result};
 use crate::overlap::Exchange;
@@ -48,11 +45,11 @@ use crate::samples::{Loader, Part, RankBatch, SampleSource};
 pub enum Outcome {
     /// All epochs are done (or early stopping ended them).
     Finished,
-    /// Everybody stopped after an agreed step; `--resume` goes on from there.
+    /// All ranks stopped after an agreed step; `--resume` continues from there.
     Drained,
 }
 
-/// Whether to go on after a step.
+/// What follows a step.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Flow {
     Continue,
@@ -61,60 +58,97 @@ enum Flow {
     Drain,
 }
 
-/// One process of a run.
+/// One rank of a run, from joining it to its end.
 pub struct Trainer {
     config: Config,
-    run: RunDir,
-    endpoint: Endpoint,
-    info: TrainerInfo,
-    terms: Terms,
-    client: Client,
-    /// Of the newest connection, for the thread that writes checkpoints.
-    reporter: Arc<Mutex<Reporter>>,
-    engine: Engine,
+    link: CoordinatorLink,
+    backend: Box<dyn Backend>,
+    seat: GenerationSeat,
+    data: TrainingData,
+    state: ModelState,
+    records: RunRecords,
+}
+
+/// This rank's place in one generation, and its way to the other ranks. Each generation has a new one.
+struct GenerationSeat {
     assignment: Assignment,
     collective: Box<dyn Collective>,
+}
+
+impl GenerationSeat {
+    /// The assigned place, before its ranks have met: operations leave the data as they are.
+    fn alone(assignment: Assignment, abort: &AbortHandle) -> Self {
+        Self {
+            assignment,
+            collective: Box::new(Solo::new(abort)),
+        }
+    }
+}
+
+/// What the run trains on, and in which order.
+struct TrainingData {
     source: Arc<SampleSource>,
     order_input: OrderInput,
-    precision: Precision,
+    /// Committed steps of a run that trains all its epochs.
+    total_steps: u64,
+}
+
+/// What training changes, and how much of it this rank holds.
+struct ModelState {
     replica: Replica,
+    precision: Precision,
     progress: Progress,
-    /// The replica holds the state of `progress`, whole.
+    /// Whether the replica holds the state of `progress`, whole.
     holds: bool,
-    /// The replica was never written to since it was made.
+    /// Whether nothing has been written to the replica since it was made.
     pristine: bool,
-    /// Rank 0 only.
+}
+
+/// The files of the run directory, and what is not in them yet.
+struct RunRecords {
+    run: RunDir,
+    /// Writes checkpoints on its own thread; rank 0 has one from its first generation on.
     writer: Option<checkpoint::Writer>,
     /// Why the newest save failed, if it did.
     unsaved: Arc<Mutex<Option<checkpoint::Error>>>,
     last_save: Instant,
-    /// Set by a signal handler: ask the coordinator to drain.
-    drain_wanted: Arc<AtomicBool>,
-    drain_asked: bool,
-    total_steps: u64,
-    /// Steps in the trace.
+    /// Steps in the trace so far.
     traced: u32,
     rows: StepRows,
     last_commit: Instant,
+}
+
+impl RunRecords {
+    fn new(run: RunDir) -> Self {
+        Self {
+            run,
+            writer: None,
+            unsaved: Arc::new(Mutex::new(None)),
+            last_save: Instant::now(),
+            traced: 0,
+            rows: StepRows::default(),
+            last_commit: Instant::now(),
+        }
+    }
 }
 
 impl Trainer {
     /// Trains to the end, or until the run is drained.
     pub fn run(mut self) -> Result<Outcome> {
         let ended = self.generations();
-        self.replica.leave_generation();
+        self.state.replica.leave_generation();
         if let Err(error) = &ended
-            && !self.was_told()
+            && !self.link.was_told()
         {
-            // So that the others and the user hear the reason, not only that this rank is gone.
-            let _ = self.client.event(TrainerEvent::Failed {
+            // The others and the user get the reason, not only the news that this rank is gone.
+            let _ = self.link.client.event(TrainerEvent::Failed {
                 reason: error.to_string(),
             });
         }
         ended
     }
 
-    /// A seat in a generation, training in it, and again.
+    /// Takes a seat in one generation after the other and trains there, until the run is over.
     fn generations(&mut self) -> Result<Outcome> {
         let mut gave_up = None;
         loop {
@@ -130,13 +164,13 @@ impl Trainer {
         }
     }
 
-    /// What this generation does. `None`: the next one goes on.
+    /// Trains in this generation. `None`: the next one continues.
     fn train(&mut self) -> Result<Option<Outcome>> {
         self.enter()?;
-        if self.assignment.last {
+        if self.seat.assignment.last {
             return self.leave().map(Some);
         }
-        while self.progress.epoch < self.config.train.epochs && !self.progress.stopped {
+        while self.state.progress.epoch < self.config.train.epochs && !self.state.progress.stopped {
             match self.epoch()? {
                 Flow::Continue => self.end_epoch()?,
                 Flow::Regroup => return Ok(None),
@@ -148,24 +182,31 @@ impl Trainer {
 
     /// Steps from the cursor to the end of the epoch.
     fn epoch(&mut self) -> Result<Flow> {
-        self.source.data().look_for_copies();
-        let order = Arc::new(EpochOrder::new(&self.order_input, self.progress.epoch)?);
+        self.data.source.data().look_for_copies();
+        let order = Arc::new(EpochOrder::new(
+            &self.data.order_input,
+            self.state.progress.epoch,
+        )?);
         let virtual_shards = self.config.train.virtual_shards as usize;
         let part = Part {
-            shards: rank_shards(self.assignment.rank, self.assignment.world, virtual_shards)?,
+            shards: rank_shards(
+                self.seat.assignment.rank,
+                self.seat.assignment.world,
+                virtual_shards,
+            )?,
             virtual_shards,
             images_per_step: self.config.train.images_per_step as usize,
         };
-        let source = Arc::clone(&self.source);
+        let source = Arc::clone(&self.data.source);
         let load = move |units: &[Unit], epoch| source.load(units, Some(epoch));
-        let mut loader = Loader::spawn(load, order, self.progress.cursor, part)?;
-        self.last_commit = Instant::now();
+        let mut loader = Loader::spawn(load, order, self.state.progress.cursor, part)?;
+        self.records.last_commit = Instant::now();
         loop {
             let waiting = Instant::now();
             let Some(batch) = loader.next_batch()? else {
                 return Ok(Flow::Continue);
             };
-            self.rows.waited(waiting.elapsed());
+            self.records.rows.waited(waiting.elapsed());
             match self.step(&batch)? {
                 Flow::Continue => {}
                 other => return Ok(other),
@@ -179,35 +220,35 @@ impl Trainer {
             images: batch.images,
             patches: batch.patches,
         };
-        let step = self.progress.step + 1;
+        let step = self.state.progress.step + 1;
         let sums = self.attempt(batch, total)?;
-        self.ask_to_drain_if_wanted()?;
+        self.link.drain_if_wanted(self.seat.assignment.rank)?;
 
         let waiting = Instant::now();
         let shares = self.exchange_shares(batch.samples)?;
-        let verdict = self.replica.verdict(&sums, total);
+        let verdict = self.state.replica.verdict(&sums, total);
         let vote = Vote {
-            generation: self.assignment.generation,
-            epoch: self.progress.epoch,
+            generation: self.seat.assignment.generation,
+            epoch: self.state.progress.epoch,
             step,
             cursor_after: batch.global.cursor_after(),
             loss: verdict.loss,
             finite: verdict.is_finite(),
             samples: batch.samples,
-            step_ms: millis(self.last_commit.elapsed()),
+            step_ms: millis(self.records.last_commit.elapsed()),
         };
         let deadline = self.deadline();
-        self.client.state(MemberState::Waiting);
-        let decision = self.client.vote(&vote, deadline)?;
-        self.client.state(MemberState::Training);
-        self.rows.waited(waiting.elapsed());
+        self.link.client.state(MemberState::Waiting);
+        let decision = self.link.client.vote(&vote, deadline)?;
+        self.link.client.state(MemberState::Training);
+        self.records.rows.waited(waiting.elapsed());
         let next = match decision {
             Decision::Commit { next, .. } => next,
             Decision::Abort(_) if !verdict.is_finite() => {
                 let (loss, norm) = (verdict.loss, verdict.grad_norm);
                 return Err(Error::NotFinite {
                     step,
-                    epoch: self.progress.epoch + 1,
+                    epoch: self.state.progress.epoch + 1,
                     loss,
                     norm,
                 });
@@ -221,19 +262,23 @@ impl Trainer {
 
         let committing = Instant::now();
         let lr = self.learning_rate();
-        self.pristine = false;
-        self.replica.commit(sums, &self.config, lr, step, verdict)?;
+        self.state.pristine = false;
+        self.state
+            .replica
+            .commit(sums, &self.config, lr, step, verdict)?;
         self.trace_step();
-        self.rows.computed(committing.elapsed());
-        self.progress.commit(step, batch.global.cursor_after());
-        let step_time = self.last_commit.elapsed();
-        self.last_commit = Instant::now();
-        self.client.heartbeat_state(
+        self.records.rows.computed(committing.elapsed());
+        self.state
+            .progress
+            .commit(step, batch.global.cursor_after());
+        let step_time = self.records.last_commit.elapsed();
+        self.records.last_commit = Instant::now();
+        self.link.client.heartbeat_state(
             MemberState::Training,
             step,
             batch.samples as f32 / step_time.as_secs_f32().max(1e-6),
         );
-        let epoch = self.progress.epoch + 1;
+        let epoch = self.state.progress.epoch + 1;
         let row = |(rank, share): (usize, &step_rows::Share)| StepRow {
             epoch,
             step,
@@ -246,7 +291,7 @@ impl Trainer {
             lr,
             generation: vote.generation,
         };
-        self.rows.commit(shares.iter().enumerate().map(row));
+        self.records.rows.commit(shares.iter().enumerate().map(row));
         match next {
             Next::Step => {
                 self.save_if_due()?;
@@ -263,12 +308,12 @@ impl Trainer {
         let mut computed = begun;
         let mut peers = Peers {
             patience: self.patience(),
-            collective: self.collective.as_mut(),
+            collective: self.seat.collective.as_mut(),
         };
-        let client = &self.client;
-        let summed = self.replica.attempt(
+        let client = &self.link.client;
+        let summed = self.state.replica.attempt(
             &batch.shards,
-            self.progress.epoch,
+            self.state.progress.epoch,
             total,
             &mut peers,
             &mut || {
@@ -276,37 +321,37 @@ impl Trainer {
                 client.state(MemberState::Waiting);
             },
         );
-        self.client.state(MemberState::Training);
-        self.rows.computed(computed - begun);
-        self.rows.waited(computed.elapsed());
-        self.or_the_coordinators_reason(summed)
+        self.link.client.state(MemberState::Training);
+        self.records.rows.computed(computed - begun);
+        self.records.rows.waited(computed.elapsed());
+        self.link.or_its_reason(summed)
     }
 
-    /// Writes the trace when the steps that it is wanted of are through.
+    /// Counts a step, and writes the trace after the last one that `train.trace_steps` asks for.
     fn trace_step(&mut self) {
-        let trace = self.replica.trace();
+        let trace = self.state.replica.trace();
         if !trace.is_on() {
             return;
         }
-        self.traced += 1;
-        if self.traced == self.config.train.trace_steps {
-            let rank = self.assignment.rank;
-            let path = self.run.trace(rank);
+        self.records.traced += 1;
+        if self.records.traced == self.config.train.trace_steps {
+            let rank = self.seat.assignment.rank;
+            let path = self.records.run.trace(rank);
             match trace.end(&path, rank) {
-                Ok(()) => tracing::info!("{}: {} steps", path.display(), self.traced),
+                Ok(()) => tracing::info!("{}: {} steps", path.display(), self.records.traced),
                 Err(e) => tracing::warn!("{e}"),
             }
         }
     }
 
-    /// Last words of a drained run: the agreed step on disk, then everybody goes.
+    /// Leaves a drained run: the agreed step is on disk before any rank goes.
     fn leave(&mut self) -> Result<Outcome> {
         self.write_step_rows();
         self.save_unless_saved()?;
         self.wait_for_checkpoints()?;
         self.barrier()?; // nobody leaves before the checkpoint is complete
-        self.client.event(TrainerEvent::Left {
-            step: self.progress.step,
+        self.link.client.event(TrainerEvent::Left {
+            step: self.state.progress.step,
         })?;
         Ok(Outcome::Drained)
     }
@@ -314,9 +359,13 @@ impl Trainer {
     fn finish(&mut self) -> Result<Outcome> {
         self.wait_for_checkpoints()?;
         self.barrier()?;
-        let weights_blake3 = Some(self.replica.weights_blake3(self.progress.step)?);
-        self.client.event(TrainerEvent::Finished {
-            step: self.progress.step,
+        let weights_blake3 = Some(
+            self.state
+                .replica
+                .weights_blake3(self.state.progress.step)?,
+        );
+        self.link.client.event(TrainerEvent::Finished {
+            step: self.state.progress.step,
             weights_blake3,
         })?;
         Ok(Outcome::Finished)
@@ -327,14 +376,14 @@ impl Trainer {
         learning_rate(
             &self.config.schedule,
             self.config.optimizer.lr,
-            self.progress.step,
-            self.total_steps,
-            &self.progress.plateau,
+            self.state.progress.step,
+            self.data.total_steps,
+            &self.state.progress.plateau,
         )
     }
 
     fn is_first(&self) -> bool {
-        self.assignment.rank == 0
+        self.seat.assignment.rank == 0
     }
 
     /// How long this rank waits in one collective.
@@ -359,64 +408,45 @@ impl Trainer {
         self.together(|collective, deadline| collective.all_gather(mine, deadline))
     }
 
-    /// A collective operation: who is in one waits for others, and is not the one that hangs.
+    /// Runs a collective operation; the rank is shown as waiting meanwhile, so that the watchdog does not blame it.
     fn together<T>(
         &mut self,
         operate: impl FnOnce(&mut dyn Collective, Instant) -> fovea_collectives::Result<T>,
     ) -> Result<T> {
         let deadline = self.deadline();
-        self.client.state(MemberState::Waiting);
-        let done = operate(self.collective.as_mut(), deadline);
-        self.client.state(MemberState::Training);
-        self.or_the_coordinators_reason(done.map_err(Error::from))
+        self.link.client.state(MemberState::Waiting);
+        let done = operate(self.seat.collective.as_mut(), deadline);
+        self.link.client.state(MemberState::Training);
+        self.link.or_its_reason(done.map_err(Error::from))
     }
 
     /// Every rank's samples of this attempt, and its times since the one before.
     fn exchange_shares(&mut self, samples: u64) -> Result<Vec<step_rows::Share>> {
-        let world = self.assignment.world;
-        let mut buf = self.rows.take_share(samples, self.assignment.rank, world);
+        let world = self.seat.assignment.world;
+        let mut buf = self
+            .records
+            .rows
+            .take_share(samples, self.seat.assignment.rank, world);
         self.all_reduce(&mut buf)?;
         Ok(step_rows::shares(&buf))
-    }
-
-    /// Whether the coordinator ended the generation, or is gone.
-    fn was_told(&self) -> bool {
-        self.client.abort_signal().notice().is_some()
-    }
-
-    /// A collective that was aborted knows less about the cause than the coordinator does.
-    fn or_the_coordinators_reason<T>(&self, result: Result<T>) -> Result<T> {
-        match (result, self.client.abort_signal().notice()) {
-            (Err(_), Some(notice)) => Err(aborted(notice.abort)),
-            (result, _) => result,
-        }
-    }
-
-    fn ask_to_drain_if_wanted(&mut self) -> Result<()> {
-        if self.drain_wanted.load(Ordering::Relaxed) && !self.drain_asked {
-            self.drain_asked = true;
-            self.client
-                .drain(&format!("rank {} got a signal", self.assignment.rank))?;
-        }
-        Ok(())
     }
 
     /// Rank 0 appends the rows of the steps since the last time to `throughput.csv`.
     fn write_step_rows(&mut self) {
         if self.is_first() {
             // A log that cannot be written is no reason to stop training.
-            if let Err(e) = self.rows.append_to(&self.run.throughput()) {
+            if let Err(e) = self.records.rows.append_to(&self.records.run.throughput()) {
                 tracing::warn!("{e}");
             }
         }
     }
 }
 
-/// The ranks of this generation, to the step.
+/// The other ranks of the generation, as a step sees them.
 pub struct Peers<'a> {
-    /// What they meet by.
+    /// Their engine, which adds up what they give.
     pub collective: &'a mut dyn Collective,
-    /// How long one waits for the others.
+    /// How long a rank waits for the others in one operation.
     pub patience: Duration,
 }
 
@@ -443,18 +473,6 @@ impl Exchange for Peers<'_> {
     }
 }
 
-/// An error when the generation is over, for work in which ranks do not meet.
-fn check_generation(client: &Client) -> Result<()> {
-    match client.abort_signal().notice() {
-        Some(notice) => Err(aborted(notice.abort)),
-        None => Ok(()),
-    }
-}
-
 fn millis(duration: Duration) -> f32 {
     duration.as_secs_f32() * 1e3
-}
-
-fn aborted(abort: Abort) -> Error {
-    fovea_coordinator::Error::Aborted(abort).into()
 }

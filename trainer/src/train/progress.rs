@@ -10,7 +10,7 @@ use fovea_run::config::{Config, EarlyStopping, PlateauState};
 pub struct Best {
     /// Committed steps of its checkpoint.
     pub step: u64,
-    /// Epoch, from 1.
+    /// The epoch after which it was evaluated, counted from 1.
     pub epoch: u32,
     /// Value of the watched metric.
     pub value: f64,
@@ -36,7 +36,7 @@ pub struct Progress {
 }
 
 impl Progress {
-    /// Nothing done yet.
+    /// The progress of a run that has committed nothing yet.
     pub fn new(config: &Config) -> Self {
         Self {
             epoch: 0,

@@ -1,21 +1,20 @@
 //! Joining a run: configuration, data, the seat, the collective, the starting state.
 
 use std::path::PathBuf;
-use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Mutex};
-use std::time::{Duration, Instant};
+use std::sync::Arc;
+use std::sync::atomic::AtomicBool;
+use std::time::Duration;
 
-use fovea_collectives::{AbortHandle, Solo};
-use fovea_coordinator::client::{Client, Endpoint};
+use fovea_collectives::{AbortHandle, BackendOptions, Surroundings};
+use fovea_coordinator::client::Endpoint;
 use fovea_coordinator::order::EpochOrder;
 use fovea_coordinator::protocol::{Assignment, StartPoint, Terms, TrainerInfo};
 use fovea_dataset::Dataset;
 use fovea_run::config::{Config, TrainConfig};
 use fovea_run::run_dir::RunDir;
 
-use super::engine::Engine;
-use super::step_rows::StepRows;
-use super::{Progress, Trainer};
+use super::link::CoordinatorLink;
+use super::{GenerationSeat, ModelState, Progress, RunRecords, Trainer, TrainingData};
 use crate::error::{Error, Result};
 use crate::gpu::{self, Gpu};
 use crate::lanes::ThreadLanes;
@@ -79,16 +78,28 @@ pub fn join(options: TrainerOptions) -> Result<Trainer> {
     }
 
     let abort = AbortHandle::new();
-    let engine = Engine::new(&config.train, gpu.as_ref(), &abort)?;
+    let row = config.train.backend.resolve(&Surroundings {
+        gpu: gpu.is_some(),
+        variable: &|name| std::env::var(name).ok(),
+    });
+    let backend = row.open_run(&BackendOptions {
+        ranks: config.train.ranks as usize,
+        patience: Duration::from_secs(config.train.step_timeout_s.into()),
+        kernels: gpu.as_ref().map(Gpu::kernels),
+        abort: &abort,
+    })?;
     let terms = Terms {
         samples_per_epoch: first.total_samples(),
         fingerprint,
-        elastic: engine.is_elastic(),
+        elastic: row.is_elastic,
     };
-    let info = TrainerInfo::this_process(engine.rank().or(options.preferred_rank));
-    let patience = Duration::from_secs(config.elastic.join_timeout_s.into());
-    let deadline = Instant::now() + patience;
-    let client = connect(&options.endpoint, &info, &options.drain_wanted, deadline)?;
+    let link = CoordinatorLink::new(
+        options.endpoint,
+        TrainerInfo::this_process(backend.rank().or(options.preferred_rank)),
+        terms,
+        options.drain_wanted,
+        Duration::from_secs(config.elastic.join_timeout_s.into()),
+    )?;
     let objective = objective(&config.loss, &source)?;
     let gpu = match gpu {
         None => None,
@@ -100,61 +111,35 @@ pub fn join(options: TrainerOptions) -> Result<Trainer> {
     };
     let task = source.task();
     let replica = Replica::configured(&config, task, precision, objective, lanes, gpu)?;
+    let before_any = Assignment {
+        generation: 0,
+        rank: 0,
+        world: 1,
+        machines: Vec::new(),
+        start: StartPoint::default(),
+        source: None,
+        share: false,
+        last: false,
+    };
     Ok(Trainer {
-        progress: Progress::new(&config),
-        config,
-        run: options.run,
-        endpoint: options.endpoint,
-        info,
-        terms,
-        reporter: Arc::new(Mutex::new(client.reporter())),
-        client,
-        engine,
-        // Until there is a seat.
-        assignment: Assignment {
-            generation: 0,
-            rank: 0,
-            world: 1,
-            machines: Vec::new(),
-            start: StartPoint::default(),
-            source: None,
-            share: false,
-            last: false,
+        link,
+        backend,
+        seat: GenerationSeat::alone(before_any, &abort),
+        data: TrainingData {
+            source,
+            order_input,
+            total_steps,
         },
-        collective: Box::new(Solo::new(&abort)),
-        source,
-        order_input,
-        precision,
-        replica,
-        holds: false,
-        pristine: true,
-        writer: None,
-        unsaved: Arc::new(Mutex::new(None)),
-        last_save: Instant::now(),
-        drain_wanted: options.drain_wanted,
-        drain_asked: false,
-        total_steps,
-        traced: 0,
-        rows: StepRows::default(),
-        last_commit: Instant::now(),
+        state: ModelState {
+            replica,
+            precision,
+            progress: Progress::new(&config),
+            holds: false,
+            pristine: true,
+        },
+        records: RunRecords::new(options.run),
+        config,
     })
-}
-
-/// Tries until the coordinator is there, or a signal says that it will not come.
-pub(super) fn connect(
-    endpoint: &Endpoint,
-    info: &TrainerInfo,
-    drain_wanted: &AtomicBool,
-    deadline: Instant,
-) -> Result<Client> {
-    loop {
-        let try_until = deadline.min(Instant::now() + Duration::from_secs(1));
-        match Client::connect(endpoint, info.clone(), try_until) {
-            Err(fovea_coordinator::Error::Timeout { .. })
-                if Instant::now() < deadline && !drain_wanted.load(Ordering::Relaxed) => {}
-            result => return Ok(result?),
-        }
-    }
 }
 
 fn cores() -> usize {

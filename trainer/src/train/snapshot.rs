@@ -1,4 +1,4 @@
-//! Between a run's state and its checkpoints.
+//! Turns a run's state into checkpoints, and checkpoints into a state to continue from.
 
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, PoisonError};
@@ -19,7 +19,7 @@ use crate::params::{Params, StateBuffer};
 use crate::replica::Replica;
 use crate::weights;
 
-/// Optimizer moments and what their tensors' names begin with.
+/// The optimizer's moments, each with the prefix of its tensors' names.
 const MOMENTS: [(StateBuffer, &str); 2] = [
     (StateBuffer::FirstMoment, "m."),
     (StateBuffer::SecondMoment, "v."),
@@ -258,34 +258,34 @@ fn copy_state(
 }
 
 impl Trainer {
-    /// Rank 0, when nobody holds the state: the beginning, or the checkpoint of `start`.
+    /// Rank 0 takes the initial state or reads the checkpoint of `start`, because no rank holds the state.
     pub(super) fn begin(&mut self, start: StartPoint) -> Result<()> {
         if start.step > 0 {
             self.restore(start)?;
         } else {
-            if !self.pristine {
-                self.replica.start_again(self.precision)?;
-                self.pristine = true;
+            if !self.state.pristine {
+                self.state.replica.start_again(self.state.precision)?;
+                self.state.pristine = true;
             }
             if !self.config.model.init.is_empty() {
                 let tensors = weights::pinned(&self.config)?;
-                self.pristine = false;
+                self.state.pristine = false;
                 let origin = Path::new(&self.config.model.init);
-                restore_weights(&mut self.replica.net.params, &tensors, origin)?;
+                restore_weights(&mut self.state.replica.net.params, &tensors, origin)?;
                 tracing::info!("beginning from the weights of {}", origin.display());
             }
-            self.progress = Progress::new(&self.config);
+            self.state.progress = Progress::new(&self.config);
         }
-        self.holds = true;
+        self.state.holds = true;
         Ok(())
     }
 
     fn restore(&mut self, start: StartPoint) -> Result<()> {
-        let path = checkpoint::directory(&self.run.checkpoints(), start.step);
+        let path = checkpoint::directory(&self.records.run.checkpoints(), start.step);
         let loaded = checkpoint::load(&path)?;
-        same_dataset(&path, &loaded.state, self.source.data())?;
-        (self.holds, self.pristine) = (false, false);
-        let params = &mut self.replica.net.params;
+        same_dataset(&path, &loaded.state, self.data.source.data())?;
+        (self.state.holds, self.state.pristine) = (false, false);
+        let params = &mut self.state.replica.net.params;
         restore_weights(params, &loaded.weights, &path)?;
         weights::refuse_not_finite(&loaded.optimizer, &path)?;
         for (part, prefix) in MOMENTS {
@@ -296,26 +296,27 @@ impl Trainer {
             })?;
         }
         // The coordinator does not look into checkpoints, and a run may end before it writes another.
-        self.client
+        self.link
+            .client
             .event(TrainerEvent::CheckpointSaved(CheckpointInfo {
                 step: start.step,
                 path: path.display().to_string(),
                 weights_blake3: loaded.state.weights_blake3.clone(),
                 took_ms: 0,
             }))?;
-        self.progress = serde_json::from_value(loaded.state.progress)
+        self.state.progress = serde_json::from_value(loaded.state.progress)
             .map_err(|e| mismatch(&path, format!("state.json: progress: {e}")))?;
         Ok(())
     }
 
-    /// Rank `root`'s parameters, moments, statistics and progress, to everybody.
+    /// Copies rank `root`'s parameters, moments, statistics and progress to all ranks.
     pub(super) fn share_state(&mut self, root: usize) -> Result<()> {
-        let mine = if self.assignment.rank == root {
-            serde_json::to_vec(&self.progress)
+        let mine = if self.seat.assignment.rank == root {
+            serde_json::to_vec(&self.state.progress)
                 .map_err(|e| Error::Internal(format!("progress: {e}")))?
         } else {
             // Half of it may be overwritten when this generation ends.
-            (self.holds, self.pristine) = (false, false);
+            (self.state.holds, self.state.pristine) = (false, false);
             Vec::new()
         };
         let shared = self.all_gather(&mine)?;
@@ -323,17 +324,18 @@ impl Trainer {
         let progress: Progress = serde_json::from_slice(theirs)
             .map_err(|e| Error::Internal(format!("progress: {e}")))?;
         let deadline = self.deadline();
-        self.client.state(MemberState::Waiting);
-        let copied = copy_state(&mut self.replica, self.collective.as_mut(), root, deadline);
-        self.client.state(MemberState::Starting);
-        self.or_the_coordinators_reason(copied)?;
-        self.progress = progress;
+        self.link.client.state(MemberState::Waiting);
+        let collective = self.seat.collective.as_mut();
+        let copied = copy_state(&mut self.state.replica, collective, root, deadline);
+        self.link.client.state(MemberState::Starting);
+        self.link.or_its_reason(copied)?;
+        self.state.progress = progress;
         Ok(())
     }
 
-    /// Over everything that a step depends on: parameters, moments, statistics.
+    /// blake3 (64 hex digits) over everything that a step depends on: parameters, moments, statistics.
     pub(super) fn state_blake3(&self) -> Result<String> {
-        let params = &self.replica.net.params;
+        let params = &self.state.replica.net.params;
         let mut hasher = blake3::Hasher::new();
         for part in StateBuffer::ALL {
             hasher.update(bytemuck::cast_slice(&params.read(part)?));
@@ -341,9 +343,9 @@ impl Trainer {
         Ok(hasher.finalize().to_hex().to_string())
     }
 
-    /// The thread that writes checkpoints, for a run that goes on after `step`.
+    /// Starts the thread that writes checkpoints, in a run that continues after `step`.
     pub(super) fn start_writer(&mut self, step: u64) -> Result<()> {
-        let checkpoints = self.run.checkpoints();
+        let checkpoints = self.records.run.checkpoints();
         for path in checkpoint::set_aside_newer(&checkpoints, step)? {
             tracing::warn!(
                 "set aside, as the run goes on before it: {}",
@@ -354,7 +356,7 @@ impl Trainer {
             keep_last: self.config.checkpoint.keep_last as usize,
             keep_best: self.config.checkpoint.keep_best,
         };
-        self.writer = Some(checkpoint::Writer::spawn(&checkpoints, policy)?);
+        self.records.writer = Some(checkpoint::Writer::spawn(&checkpoints, policy)?);
         Ok(())
     }
 
@@ -363,11 +365,12 @@ impl Trainer {
         let policy = &self.config.checkpoint;
         let by_steps = policy.every_steps > 0
             && self
+                .state
                 .progress
                 .step
                 .is_multiple_of(u64::from(policy.every_steps));
         let seconds = Duration::from_secs(u64::from(policy.every_seconds));
-        let by_time = !seconds.is_zero() && self.last_save.elapsed() >= seconds;
+        let by_time = !seconds.is_zero() && self.records.last_save.elapsed() >= seconds;
         if by_steps || by_time {
             // The steps' rows go to disk before their checkpoint: a run that is killed and goes on from
             // there has them all.
@@ -380,12 +383,13 @@ impl Trainer {
 
     /// Saves, unless this step's checkpoint is complete.
     pub(super) fn save_unless_saved(&mut self) -> Result<()> {
-        if let Some(writer) = &mut self.writer {
+        if let Some(writer) = &mut self.records.writer {
             writer.wait();
-            let path = checkpoint::directory(&self.run.checkpoints(), self.progress.step);
+            let path =
+                checkpoint::directory(&self.records.run.checkpoints(), self.state.progress.step);
             // One of the same step may be of before its evaluation.
             let saved = checkpoint::verify(&path).is_ok_and(|state| {
-                serde_json::to_value(&self.progress).is_ok_and(|now| now == state.progress)
+                serde_json::to_value(&self.state.progress).is_ok_and(|now| now == state.progress)
             });
             if saved {
                 return Ok(());
@@ -396,7 +400,7 @@ impl Trainer {
 
     /// Rank 0 hands a snapshot of the committed state to the writer thread.
     pub(super) fn save(&mut self) -> Result<()> {
-        let Some(writer) = &mut self.writer else {
+        let Some(writer) = &mut self.records.writer else {
             return Ok(());
         };
         let Progress {
@@ -405,9 +409,11 @@ impl Trainer {
             cursor,
             best,
             ..
-        } = self.progress;
-        self.client.heartbeat_state(MemberState::Saving, step, 0.0);
-        let params = &self.replica.net.params;
+        } = self.state.progress;
+        self.link
+            .client
+            .heartbeat_state(MemberState::Saving, step, 0.0);
+        let params = &self.state.replica.net.params;
         let mut optimizer = Vec::new();
         for (part, prefix) in MOMENTS {
             optimizer.extend(named(params, &params.read(part)?, prefix));
@@ -419,18 +425,18 @@ impl Trainer {
             seed: self.config.train.seed,
             config: self.config.to_toml_documented(),
             config_blake3: self.config.blake3(),
-            dataset_blake3: self.source.data().manifest().blake3(),
-            image_size: self.source.data().manifest().recipe.size,
-            patch: self.source.data().manifest().recipe.patch,
-            task: Some(self.source.data().task().clone()).filter(|task| *task != Task::lesions()),
-            progress: serde_json::to_value(&self.progress)
+            dataset_blake3: self.data.source.data().manifest().blake3(),
+            image_size: self.data.source.data().manifest().recipe.size,
+            patch: self.data.source.data().manifest().recipe.patch,
+            task: Some(self.data.source.data().task().clone()).filter(|task| *task != Task::lesions()),
+            progress: serde_json::to_value(&self.state.progress)
                 .map_err(|e| Error::Internal(format!("progress: {e}")))?,
             best_step: best.map(|b| b.step),
             weights: weights_of(params, step)?,
             optimizer,
         };
-        let reporter = Arc::clone(&self.reporter);
-        let unsaved = Arc::clone(&self.unsaved);
+        let reporter = Arc::clone(&self.link.reporter);
+        let unsaved = Arc::clone(&self.records.unsaved);
         writer.save(snapshot, move |saved| {
             let (event, failure) = match saved {
                 Ok(saved) => {
@@ -458,26 +464,28 @@ impl Trainer {
                 tracing::warn!("{e}");
             }
         });
-        self.last_save = Instant::now();
-        self.client
+        self.records.last_save = Instant::now();
+        self.link
+            .client
             .heartbeat_state(MemberState::Training, step, 0.0);
         Ok(())
     }
 
-    /// Until the writer is idle. An error when the newest state is not on disk: this is called before
-    /// leaving, and the run must not look as if it were.
+    /// Waits until the writer is idle. Returns an error when the newest state is not on disk: the rank is about to
+    /// leave, and the run must not look as if it were saved.
     pub(super) fn wait_for_checkpoints(&mut self) -> Result<()> {
-        if let Some(writer) = &mut self.writer {
+        if let Some(writer) = &mut self.records.writer {
             writer.wait();
         }
         let unsaved = self
+            .records
             .unsaved
             .lock()
             .unwrap_or_else(PoisonError::into_inner)
             .take();
         unsaved.map_or(Ok(()), |source| {
             Err(Error::Unsaved {
-                step: self.progress.step,
+                step: self.state.progress.step,
                 source,
             })
         })

@@ -10,7 +10,7 @@ use fovea_run::run_dir::{self, StepRow};
 
 use crate::error::{Error, Result};
 
-/// Numbers of a rank in the exchange.
+/// How many numbers each rank gives to the exchange.
 const NUMBERS: usize = 3;
 
 /// One rank's part in an attempt.
@@ -78,7 +78,7 @@ impl StepRows {
         self.rows = rows;
     }
 
-    /// Forgets steps after `step`, and says what it knows of those before.
+    /// Forgets steps after `step`; a copy of the rows up to it.
     pub fn up_to(&mut self, step: u64) -> Vec<StepRow> {
         self.rows.retain(|row| row.step <= step);
         self.rows.clone()

@@ -7,6 +7,7 @@ use std::io::{Read, Seek, Write};
 use std::process::{Command, Stdio};
 
 use super::*;
+use crate::Collective;
 use crate::testing::{child_command, exercise, soon};
 
 /// Long enough for a busy machine; only reached when something hangs.
