@@ -5,7 +5,6 @@ use fovea_pictures::fov;
 use fovea_pictures::resample::{Plane, Square, resample, resample_mask};
 
 use crate::BadFile;
-use crate::CLASSES;
 use crate::cells::Cells;
 use crate::photo;
 use crate::raw::{MaskRule, Raw, RawImage, Reader};
@@ -127,8 +126,8 @@ impl Desk {
         let frame = self.picture(raw, image, cells.size);
         self.mask.clear();
         self.mask.resize(cells.size * cells.size, 0);
-        for class in 0..CLASSES.len() {
-            let Some(number) = image.masks[class] else {
+        for (class, number) in image.masks.iter().enumerate() {
+            let Some(number) = *number else {
                 continue;
             };
             let entry = &raw.store.entries()[number];
@@ -161,7 +160,8 @@ impl Desk {
         if !bad.is_empty() {
             return Err(bad);
         }
-        self.areas = cells.areas(&self.mask);
+        let classes = raw.task.cells().map_or(0, |target| target.classes.len());
+        self.areas = cells.areas(&self.mask, classes);
         self.black = cells.black(&self.pixels);
         Ok(())
     }

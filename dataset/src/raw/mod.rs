@@ -26,6 +26,8 @@ pub(crate) use scan::why_no_picture;
 pub(crate) use store::{Reader, Store, content_of};
 pub(crate) use walk::{Walked, walk};
 
+use fovea_task::{Label, Task};
+
 use crate::{Error, Result, Split};
 use names::{first_few, folder_key};
 use scan::Scan;
@@ -139,6 +141,8 @@ pub(crate) struct RawImage {
     pub image: usize,
     /// By class; `None`: this lesion is absent.
     pub masks: [Option<usize>; 4],
+    /// By position of the target in the task.
+    pub labels: Vec<(usize, Label)>,
     pub grade: Option<u8>,
     /// Where the raw dataset says which split it belongs to.
     pub split: Option<Split>,
@@ -148,6 +152,7 @@ pub(crate) struct RawImage {
 pub(crate) struct Raw {
     pub store: Store,
     pub layout: Layout,
+    pub task: Task,
     /// By id, ascending.
     pub images: Vec<RawImage>,
     /// What the user should know: files that are passed over, rows of tables without an image.
@@ -190,6 +195,7 @@ impl Raw {
         Ok(Self {
             store,
             layout,
+            task: Task::lesions(),
             images,
             words,
         })

@@ -55,6 +55,7 @@ impl PictureName<'_> {
             id: self.stem.to_owned(),
             image: self.position,
             masks: std::array::from_fn(|class| masks[class].get(&self.position).copied()),
+            labels: Vec::new(),
             grade: None,
             split: None,
         }
