@@ -23,7 +23,7 @@ mod pairs;
 mod photo;
 mod prepare;
 mod progress;
-mod raw;
+pub mod raw;
 mod shard;
 mod source;
 mod split;
@@ -43,7 +43,7 @@ pub use oddities::oddities;
 pub use photo::{Photo, load_photo, prepare_photo};
 pub use prepare::{MAX_BAD_FILES, PrepareOptions, prepare};
 pub use progress::{Bar, ProgressListener, Silent};
-pub use raw::{Layout, LayoutChoice};
+pub use raw::{LAYOUTS, Layout, LayoutChoice};
 pub use split::{SHARES, Split, stratify};
 pub use table::LabelTable;
 

@@ -29,7 +29,7 @@ const MAX_MANIFEST_BYTES: u64 = 256 << 20;
 /// The choices that a prepared dataset depends on, besides its raw images.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Recipe {
-    /// Name of the raw layout ("fgadr", "folder", "idrid").
+    /// Name of the raw layout, one of [`LAYOUTS`](crate::LAYOUTS) unless another program gave its own.
     pub layout: String,
     /// Edge of an image in pixels.
     pub size: u32,

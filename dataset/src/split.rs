@@ -332,7 +332,7 @@ pub(crate) mod tests {
     #[test]
     fn the_seed_matters_and_the_order_of_ids_does_not() {
         let ids = ids(40);
-        let labels = classes(&(0..40).map(|i| i * 7 % 16).collect::<Vec<u8>>());
+        let labels = classes(&(0..40u32).map(|i| (i * 7 % 16) as u8).collect::<Vec<u8>>());
         let splits = stratify(&ids, &labels, 1);
         assert_ne!(splits, stratify(&ids, &labels, 2));
         let back = |v: &[Split]| v.iter().rev().copied().collect::<Vec<_>>();
