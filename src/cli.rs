@@ -103,14 +103,18 @@ pub struct SynthArgs {
     pub seed: u64,
 }
 
+fn layout_help() -> String {
+    let names = fovea_dataset::LayoutChoice::names().join(", ");
+    format!("How the raw dataset is laid out: {names}")
+}
+
 #[derive(Args, Debug)]
 pub struct PrepareArgs {
     /// Raw dataset: a directory, or a zip archive of one
     pub src: PathBuf,
     /// Directory for the prepared dataset
     pub out: PathBuf,
-    /// How the raw dataset is laid out: auto, fgadr, folder, idrid
-    #[arg(long, default_value = "auto")]
+    #[arg(long, default_value = "auto", help = layout_help())]
     pub layout: String,
     /// Working size in pixels; a multiple of --patch
     #[arg(long, default_value_t = 1280)]

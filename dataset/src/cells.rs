@@ -1,12 +1,15 @@
-//! The grid of cells over an image: lesion pixels per class, labels, black cells.
+//! The grid of cells over an image: lesion pixels per class, black cells.
 
-use crate::{CLASSES, Error, Result};
+use crate::{Error, Result};
 
 /// Largest working size: pixels along an edge.
 pub const MAX_SIZE: u32 = 8192;
 
 /// Largest patch: pixels along an edge. One more and a cell's pixels would not fit u16.
 pub const MAX_PATCH: u32 = 255;
+
+/// Most classes of a target at patch level: a mask holds one bit of a byte for each.
+pub const MAX_PATCH_CLASSES: usize = 8;
 
 /// A pixel is dark when max(R, G, B) is below this.
 pub const BLACK_LEVEL: u8 = 10;
@@ -30,17 +33,18 @@ impl Cells {
         self.grid() * self.grid()
     }
 
-    /// Lesion pixels per cell and class, `[grid, grid, 4]`, from class bits per pixel `[size, size]`.
-    pub fn areas(self, mask: &[u8]) -> Vec<u16> {
+    /// Lesion pixels per cell and class, `[grid, grid, classes]`, from class bits per pixel `[size, size]`. Without
+    /// classes the mask may be empty.
+    pub fn areas(self, mask: &[u8], classes: usize) -> Vec<u16> {
         let grid = self.grid();
-        let mut areas = vec![0u16; self.count() * CLASSES.len()];
+        let mut areas = vec![0u16; self.count() * classes];
         for (y, row) in mask.chunks_exact(self.size).enumerate() {
             let first = y / self.patch * grid;
             for (column, pixels) in row.chunks_exact(self.patch).enumerate() {
                 if pixels.iter().fold(0, |all, bits| all | bits) == 0 {
                     continue;
                 }
-                let cell = &mut areas[(first + column) * CLASSES.len()..][..CLASSES.len()];
+                let cell = &mut areas[(first + column) * classes..][..classes];
                 for (class, area) in cell.iter_mut().enumerate() {
                     // A patch is at most 255 wide, so a row of a cell counts up to 255 and a cell fits u16.
                     *area += pixels
@@ -76,18 +80,6 @@ impl Cells {
             .map(|count| u8::from(f64::from(count) >= BLACK_FRACTION * pixels_per_cell))
             .collect()
     }
-}
-
-/// Label byte per cell from areas `[cells, 4]`: class `c` when at least `min_lesion_pixels` of it are in the cell.
-pub(crate) fn labels(areas: &[u16], min_lesion_pixels: u32) -> Vec<u8> {
-    areas
-        .chunks_exact(CLASSES.len())
-        .map(|cell| {
-            cell.iter().enumerate().fold(0, |label, (class, area)| {
-                label | u8::from(u32::from(*area) >= min_lesion_pixels) << class
-            })
-        })
-        .collect()
 }
 
 /// Whether a picture of `size` pixels can be cut into cells of `patch`.
@@ -136,17 +128,20 @@ pub(crate) fn refuse(option: &'static str, value: u32, limit: String, help: &str
 
 #[cfg(test)]
 mod tests {
+    use fovea_task::{Label, Task};
     use proptest::prelude::*;
 
     use super::*;
+    use crate::labels;
 
     const CELLS: Cells = Cells { size: 24, patch: 8 };
 
     proptest! {
         #[test]
         fn areas_and_labels_match_the_definition(mask in prop::collection::vec(0u8..16, 24 * 24), min in 1u32..20) {
-            let areas = CELLS.areas(&mask);
-            let labels = labels(&areas, min);
+            let areas = CELLS.areas(&mask, 4);
+            let task = Task::lesions();
+            let labels = labels::of_cells(task.cells().unwrap(), &areas, min);
             for row in 0..3 {
                 for column in 0..3 {
                     let mut label = 0;
@@ -158,9 +153,9 @@ mod tests {
                             }
                         }
                         prop_assert_eq!(u32::from(areas[(row * 3 + column) * 4 + class]), count);
-                        label |= u8::from(count >= min) << class;
+                        label |= u64::from(count >= min) << class;
                     }
-                    prop_assert_eq!(labels[row * 3 + column], label);
+                    prop_assert_eq!(labels[row * 3 + column], Label(label));
                 }
             }
         }
@@ -190,6 +185,10 @@ mod tests {
             size: 255,
             patch: 255,
         };
-        assert_eq!(cells.areas(&vec![0b1001; 255 * 255]), [65025, 0, 0, 65025]);
+        assert_eq!(
+            cells.areas(&vec![0b1001; 255 * 255], 4),
+            [65025, 0, 0, 65025]
+        );
+        assert!(cells.areas(&[], 0).is_empty());
     }
 }

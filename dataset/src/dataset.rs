@@ -1,12 +1,12 @@
 //! A prepared dataset, opened: pixels and labels by image index, straight from mapped shards.
 
 use std::path::{Path, PathBuf};
-use std::sync::{LazyLock, OnceLock};
+use std::sync::OnceLock;
 
-use fovea_task::{Label, Task};
+use fovea_task::{Label, Level, Task};
 use rayon::prelude::*;
 
-use crate::cells;
+use crate::labels;
 use crate::manifest::{ImageEntry, Manifest};
 use crate::shard::{self, Shard};
 use crate::source::{Copies, ShardSource};
@@ -26,9 +26,9 @@ pub struct Dataset {
 pub struct ImageView<'a> {
     /// Pixels, row by row, R, G, B.
     pub data: &'a [u8],
-    /// Rows.
+    /// Rows of pixels.
     pub height: usize,
-    /// Columns.
+    /// Pixels in a row.
     pub width: usize,
 }
 
@@ -87,12 +87,12 @@ impl Dataset {
         &self.dir
     }
 
-    /// The manifest.
+    /// What is known of it besides pixels and cells.
     pub fn manifest(&self) -> &Manifest {
         &self.manifest
     }
 
-    /// Images.
+    /// How many images it holds, over all splits.
     pub fn len(&self) -> usize {
         self.manifest.images.len()
     }
@@ -142,7 +142,8 @@ impl Dataset {
         shard.mask(row)
     }
 
-    /// Lesion pixels per cell and class of image `i`, `[grid, grid, 4]`.
+    /// Lesion pixels per cell and class of image `i`, `[grid, grid, classes]` with the classes of the task's target at
+    /// patch level; empty without one.
     pub fn areas(&self, i: usize) -> Vec<u16> {
         let (shard, row) = self.place(i);
         shard.areas(row)
@@ -154,37 +155,45 @@ impl Dataset {
         shard.black(row)
     }
 
-    /// Label bytes of the cells of image `i`, `[grid, grid]`: a class counts when at least `min_lesion_pixels` of the
-    /// cell have it. Pass the manifest's own value for the labels that its figures describe.
-    pub fn cell_labels(&self, i: usize, min_lesion_pixels: u32) -> Vec<u8> {
-        cells::labels(&self.areas(i), min_lesion_pixels)
-    }
-
     /// The questions that its labels answer.
     pub fn task(&self) -> &Task {
-        static LESIONS: LazyLock<Task> = LazyLock::new(Task::lesions);
-        &LESIONS
+        &self.manifest.task
     }
 
-    /// Labels of the cells of image `i`, `[grid, grid]`, for the task's target at patch level; empty without one. A class
-    /// counts when at least `min_lesion_pixels` of the cell have it.
+    /// Labels of the cells of image `i`, `[grid, grid]`, for the task's target at patch level; empty without one. Where any
+    /// number of classes is allowed, a cell has those of which it has at least `min_lesion_pixels`; where one excludes the
+    /// others, that with most pixels, and [`Label::UNKNOWN`] if these are fewer. Pass the manifest's own value for the
+    /// labels that its figures describe.
     pub fn patch_labels(&self, i: usize, min_lesion_pixels: u32) -> Vec<Label> {
-        let labels = self.cell_labels(i, min_lesion_pixels);
-        labels.into_iter().map(|l| Label(u64::from(l))).collect()
+        match self.task().cells() {
+            Some(target) => labels::of_cells(target, &self.areas(i), min_lesion_pixels),
+            None => Vec::new(),
+        }
     }
 
-    /// Label of image `i` by the manifest, for target `target` of the task, which is one at image level.
+    /// Label of image `i` by the manifest, for the target at position `target` of the task: of a union of cells, under the
+    /// manifest's own `min_lesion_pixels`.
+    ///
+    /// # Panics
+    /// When that target is not at image level.
     pub fn label(&self, i: usize, target: usize) -> Label {
-        debug_assert_eq!(
-            self.task().targets()[target].level,
-            fovea_task::Level::Image
-        );
-        Label(u64::from(self.image_label(i)))
+        let targets = self.task().targets();
+        assert_eq!(targets[target].level, Level::Image, "target {target}");
+        let before = targets[..target].iter();
+        let number = before.filter(|t| t.level == Level::Image).count();
+        self.manifest.images[i].labels[number]
     }
 
-    /// Label byte of image `i` by the manifest: OR of its cells.
+    /// [`Dataset::patch_labels`] as bytes, for callers that know no task but [`Task::lesions`].
+    pub fn cell_labels(&self, i: usize, min_lesion_pixels: u32) -> Vec<u8> {
+        let labels = self.patch_labels(i, min_lesion_pixels);
+        labels.into_iter().map(|label| label.0 as u8).collect()
+    }
+
+    /// The first label of image `i` as a byte, for callers that know no task but [`Task::lesions`].
     pub fn image_label(&self, i: usize) -> u8 {
-        self.manifest.images[i].label
+        let labels = &self.manifest.images[i].labels;
+        labels.first().map_or(0, |label| label.0 as u8)
     }
 
     /// Indices of the images of `split`, ascending.
@@ -192,7 +201,7 @@ impl Dataset {
         self.manifest.indices(split)
     }
 
-    /// Images, patches and labels per split.
+    /// The manifest's counts of images, patches and labels per split, to print.
     pub fn label_table(&self) -> LabelTable {
         self.manifest.label_table()
     }

@@ -222,7 +222,7 @@ pub enum Error {
 
     /// A manifest written by another version of the format.
     #[error(
-        "{} has format version {found}; this program reads version {supported}\n  help: {}",
+        "{} has format version {found}; this program reads versions 1 to {supported}\n  help: {}",
         path.display(),
         if *found > u64::from(*supported) { "use a newer fovea, or run `fovea prepare` again with this one" } else { "run `fovea prepare` again with this fovea" }
     )]
@@ -231,7 +231,7 @@ pub enum Error {
         path: PathBuf,
         /// The version it states.
         found: u64,
-        /// The version this program reads.
+        /// The newest version that this program reads.
         supported: u32,
     },
 

@@ -4,11 +4,8 @@ use std::collections::{BTreeMap, HashMap};
 
 use regex::Regex;
 
-use crate::split::{SHARES, shuffled, sizes, stratify_by};
-use crate::{CLASSES, Error, Result, Split};
-
-/// Steps of the local search look at no more pairs than this in all; a bound for sets of many unlike groups.
-const MOST_PAIRS: usize = 200_000_000;
+use crate::split::{MOST_PAIRS, SHARES, shuffled, sizes, stratify_by};
+use crate::{Error, Result, Split};
 
 /// The group of each image: what the first group of `pattern` captures in its id, else the whole match. `None` where
 /// it does not match, or matches nothing.
@@ -43,37 +40,37 @@ pub(crate) fn groups<'a>(pattern: &str, ids: &[&'a str]) -> Result<Vec<Option<&'
 /// [`crate::stratify`].
 ///
 /// # Panics
-/// When `ids`, `groups` and `labels` differ in length.
+/// When `ids`, `groups` and `images` differ in length.
 pub fn stratify_groups<S: AsRef<str>>(
     ids: &[S],
     groups: &[Option<&str>],
-    labels: &[u8],
+    images: &[Vec<bool>],
     seed: u64,
 ) -> Vec<Split> {
-    stratify_groups_by(ids, groups, labels, seed, SHARES)
+    stratify_groups_by(ids, groups, images, seed, SHARES)
 }
 
 /// As [`stratify_groups`], with other shares of train, val and test.
 pub(crate) fn stratify_groups_by<S: AsRef<str>>(
     ids: &[S],
     groups: &[Option<&str>],
-    labels: &[u8],
+    images: &[Vec<bool>],
     seed: u64,
     shares: [f64; 3],
 ) -> Vec<Split> {
     assert!(
-        ids.len() == groups.len() && ids.len() == labels.len(),
-        "one group and one label per image"
+        ids.len() == groups.len() && ids.len() == images.len(),
+        "one group and one set of classes per image"
     );
     let units = units(groups);
     if units.iter().all(|unit| unit.len() == 1) {
-        return stratify_by(ids, labels, seed, shares);
+        return stratify_by(ids, images, seed, shares);
     }
     // A group is dealt by its first image's id: the order depends neither on the pattern nor on other groups.
     let names: Vec<&str> = units.iter().map(|unit| ids[unit[0]].as_ref()).collect();
     let kinds: Vec<GroupKind> = units
         .iter()
-        .map(|unit| GroupKind::of(unit, labels))
+        .map(|unit| GroupKind::of(unit, images))
         .collect();
     let deal = Deal::new(&kinds, sizes(ids.len(), shares), shares);
     let dealt = deal.run(&kinds, &shuffled(&names, seed));
@@ -104,26 +101,26 @@ fn units(groups: &[Option<&str>]) -> Vec<Vec<usize>> {
 }
 
 /// What counts of a group: its images, and how many have each class.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
 struct GroupKind {
     images: usize,
-    classes: [usize; CLASSES.len()],
+    classes: Vec<usize>,
 }
 
-const NOTHING: GroupKind = GroupKind {
-    images: 0,
-    classes: [0; CLASSES.len()],
-};
-
 impl GroupKind {
-    fn of(unit: &[usize], labels: &[u8]) -> Self {
-        let with = |class: usize| {
-            let has = |image: &&usize| labels[**image] >> class & 1 == 1;
-            unit.iter().filter(has).count()
-        };
+    fn of(unit: &[usize], images: &[Vec<bool>]) -> Self {
+        let with = |class: usize| unit.iter().filter(|image| images[**image][class]).count();
         Self {
             images: unit.len(),
-            classes: std::array::from_fn(with),
+            classes: (0..images[unit[0]].len()).map(with).collect(),
+        }
+    }
+
+    /// No group: what one is moved for that is not exchanged.
+    fn nothing(classes: usize) -> Self {
+        Self {
+            images: 0,
+            classes: vec![0; classes],
         }
     }
 }
@@ -136,20 +133,24 @@ struct Cost(f64, f64);
 struct Deal {
     shares: [f64; 3],
     target: [usize; 3],
-    wanted: [[f64; CLASSES.len()]; 3],
+    wanted: [Vec<f64>; 3],
     /// Images and images per class; signed, for what a move would make of them.
-    held: [(i64, [i64; CLASSES.len()]); 3],
+    held: [(i64, Vec<i64>); 3],
+    nothing: GroupKind,
 }
 
 impl Deal {
     fn new(kinds: &[GroupKind], target: [usize; 3], shares: [f64; 3]) -> Self {
+        let classes = kinds.first().map_or(0, |kind| kind.classes.len());
         let total = |class: usize| kinds.iter().map(|kind| kind.classes[class]).sum::<usize>();
-        let totals: [usize; CLASSES.len()] = std::array::from_fn(total);
+        let totals: Vec<usize> = (0..classes).map(total).collect();
+        let wanted = |share: f64| totals.iter().map(|total| *total as f64 * share).collect();
         Self {
             shares,
             target,
-            wanted: shares.map(|share| totals.map(|total| total as f64 * share)),
-            held: Default::default(),
+            wanted: shares.map(wanted),
+            held: [(); 3].map(|()| (0, vec![0; classes])),
+            nothing: GroupKind::nothing(classes),
         }
     }
 
@@ -171,7 +172,7 @@ impl Deal {
         let lack = |split: usize| {
             let (images, classes) = &self.held[split];
             let share = self.shares[split];
-            let of_classes: f64 = (0..CLASSES.len())
+            let of_classes: f64 = (0..classes.len())
                 .filter(|class| kind.classes[*class] > 0)
                 .map(|class| (self.wanted[split][class] - classes[class] as f64) / share)
                 .sum();
@@ -193,8 +194,8 @@ impl Deal {
     fn add(&mut self, split: usize, kind: &GroupKind, times: i64) {
         let (images, classes) = &mut self.held[split];
         *images += times * kind.images as i64;
-        for (held, more) in classes.iter_mut().zip(kind.classes) {
-            *held += times * more as i64;
+        for (held, more) in classes.iter_mut().zip(&kind.classes) {
+            *held += times * *more as i64;
         }
     }
 
@@ -214,7 +215,7 @@ impl Deal {
             let held = classes[class] - gives.classes[class] as i64 + takes.classes[class] as i64;
             (held as f64 - self.wanted[split][class]).powi(2)
         };
-        let of_classes: f64 = (0..CLASSES.len()).map(of_class).sum();
+        let of_classes: f64 = (0..classes.len()).map(of_class).sum();
         Cost(empty + off * off / share, of_classes / share)
     }
 
@@ -225,7 +226,7 @@ impl Deal {
         let mut members: [BTreeMap<GroupKind, Vec<usize>>; 3] = Default::default();
         for &unit in order.iter().rev() {
             members[splits[unit]]
-                .entry(kinds[unit])
+                .entry(kinds[unit].clone())
                 .or_default()
                 .push(unit);
         }
@@ -235,7 +236,7 @@ impl Deal {
                 return;
             };
             for (from, to, kind) in [(i, j, gives), (j, i, takes)] {
-                if kind == NOTHING {
+                if kind == self.nothing {
                     continue;
                 }
                 let Some(unit) = take(&mut members[from], &kind) else {
@@ -260,9 +261,10 @@ impl Deal {
             if self.shares[i] <= 0.0 || self.shares[j] <= 0.0 {
                 continue;
             }
-            let before = [i, j].map(|split| self.cost(split, &NOTHING, &NOTHING));
-            for gives in members[i].keys().chain([&NOTHING]) {
-                for takes in members[j].keys().chain([&NOTHING]) {
+            let nothing = &self.nothing;
+            let before = [i, j].map(|split| self.cost(split, nothing, nothing));
+            for gives in members[i].keys().chain([nothing]) {
+                for takes in members[j].keys().chain([nothing]) {
                     *looked_at += 1;
                     let after = [self.cost(i, gives, takes), self.cost(j, takes, gives)];
                     let gain = Cost(
@@ -270,7 +272,7 @@ impl Deal {
                         before[0].1 + before[1].1 - after[0].1 - after[1].1,
                     );
                     if is_better(gain, best.0) {
-                        best = (gain, Some((i, *gives, j, *takes)));
+                        best = (gain, Some((i, gives, j, takes)));
                     }
                 }
             }
@@ -278,7 +280,8 @@ impl Deal {
                 return None;
             }
         }
-        best.1
+        let (i, gives, j, takes) = best.1?;
+        Some((i, gives.clone(), j, takes.clone()))
     }
 }
 
@@ -306,6 +309,7 @@ mod tests {
     use proptest::prelude::*;
 
     use super::*;
+    use crate::split::tests::classes;
     use crate::stratify;
 
     fn ids(count: usize) -> Vec<String> {
@@ -343,7 +347,7 @@ mod tests {
         fn no_group_is_in_two_splits_and_none_is_empty((labels, groups) in images(), seed: u64) {
             let ids = ids(labels.len());
             let groups: Vec<Option<&str>> = groups.iter().map(|g| g.as_deref()).collect();
-            let splits = stratify_groups(&ids, &groups, &labels, seed);
+            let splits = stratify_groups(&ids, &groups, &classes(&labels), seed);
             prop_assert_eq!(splits.len(), labels.len());
             let units = units(&groups);
             for unit in &units {
@@ -352,11 +356,11 @@ mod tests {
             if units.len() >= 3 {
                 prop_assert!(Split::ALL.iter().all(|split| held(&splits, *split) > 0));
             }
-            prop_assert_eq!(&splits, &stratify_groups(&ids, &groups, &labels, seed));
+            prop_assert_eq!(&splits, &stratify_groups(&ids, &groups, &classes(&labels), seed));
             // The names of groups do not matter.
             let renamed: Vec<Option<String>> = groups.iter().map(|g| g.map(|g| format!("x{g}"))).collect();
             let renamed: Vec<Option<&str>> = renamed.iter().map(|g| g.as_deref()).collect();
-            prop_assert_eq!(&splits, &stratify_groups(&ids, &renamed, &labels, seed));
+            prop_assert_eq!(&splits, &stratify_groups(&ids, &renamed, &classes(&labels), seed));
         }
 
         #[test]
@@ -364,7 +368,7 @@ mod tests {
             let ids = ids(labels.len());
             let groups: Vec<Option<&str>> = groups.iter().map(|g| g.as_deref()).collect();
             let units = units(&groups);
-            let splits = stratify_groups(&ids, &groups, &labels, seed);
+            let splits = stratify_groups(&ids, &groups, &classes(&labels), seed);
             let off = off(&splits, sizes(ids.len(), SHARES));
             for a in &units {
                 for b in units.iter().map(Some).chain([None]) {
@@ -385,7 +389,7 @@ mod tests {
         fn groups_of_one_change_nothing(labels in prop::collection::vec(0u8..16, 0..120), seed: u64, named: bool) {
             let ids = ids(labels.len());
             let groups: Vec<Option<&str>> = ids.iter().map(|id| named.then_some(id.as_str())).collect();
-            prop_assert_eq!(stratify_groups(&ids, &groups, &labels, seed), stratify(&ids, &labels, seed));
+            prop_assert_eq!(stratify_groups(&ids, &groups, &classes(&labels), seed), stratify(&ids, &classes(&labels), seed));
         }
 
         #[test]
@@ -395,7 +399,7 @@ mod tests {
             let ids = ids(labels.len());
             let names: Vec<String> = (0..labels.len()).map(|i| format!("p{}", i / 2)).collect();
             let groups: Vec<Option<&str>> = names.iter().map(|name| Some(name.as_str())).collect();
-            let splits = stratify_groups(&ids, &groups, &labels, seed);
+            let splits = stratify_groups(&ids, &groups, &classes(&labels), seed);
             let off = off(&splits, sizes(ids.len(), SHARES));
             prop_assert!(off.iter().all(|off| off.abs() <= 2.0), "{:?}", off);
             for (split, share) in Split::ALL.into_iter().zip(SHARES) {
@@ -414,11 +418,11 @@ mod tests {
         let labels: Vec<u8> = (0..54).map(|i| (i * 7 % 16) as u8).collect();
         let ids = ids(54);
         let two = [SHARES[0] / 0.85, SHARES[1] / 0.85, 0.0];
-        let splits = stratify_groups_by(&ids, &[None; 54], &labels, 3, two);
+        let splits = stratify_groups_by(&ids, &[None; 54], &classes(&labels), 3, two);
         assert_eq!(Split::ALL.map(|split| held(&splits, split)), [44, 10, 0]);
         let names: Vec<String> = (0..54).map(|i| format!("p{}", i / 2)).collect();
         let groups: Vec<Option<&str>> = names.iter().map(|name| Some(name.as_str())).collect();
-        let splits = stratify_groups_by(&ids, &groups, &labels, 3, two);
+        let splits = stratify_groups_by(&ids, &groups, &classes(&labels), 3, two);
         assert_eq!(Split::ALL.map(|split| held(&splits, split)), [44, 10, 0]);
     }
 

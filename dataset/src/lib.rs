@@ -11,10 +11,10 @@
 )]
 
 mod cells;
-mod classes;
 mod dataset;
 mod error;
 mod groups;
+mod labels;
 mod list;
 mod manifest;
 mod mosaic;
@@ -23,15 +23,14 @@ mod pairs;
 mod photo;
 mod prepare;
 mod progress;
-mod raw;
+pub mod raw;
 mod shard;
 mod source;
 mod split;
 pub mod stage;
 mod table;
 
-pub use cells::{BLACK_FRACTION, BLACK_LEVEL, MAX_PATCH, MAX_SIZE};
-pub use classes::{ALL_CLASSES, CLASS_COLOURS, CLASSES, Split, label_names};
+pub use cells::{BLACK_FRACTION, BLACK_LEVEL, MAX_PATCH, MAX_PATCH_CLASSES, MAX_SIZE};
 pub use dataset::{Dataset, ImageView};
 pub use error::{BadFile, Error, Result};
 pub use groups::stratify_groups;
@@ -44,6 +43,27 @@ pub use oddities::oddities;
 pub use photo::{Photo, load_photo, prepare_photo};
 pub use prepare::{MAX_BAD_FILES, PrepareOptions, prepare};
 pub use progress::{Bar, ProgressListener, Silent};
-pub use raw::{Layout, LayoutChoice};
-pub use split::{SHARES, stratify};
+pub use raw::{LAYOUTS, Layout, LayoutChoice};
+pub use split::{SHARES, Split, stratify};
 pub use table::LabelTable;
+
+/// The classes of [`fovea_task::Task::lesions`], for rooms that know no other task yet.
+pub const CLASSES: [&str; 4] = ["MA", "HE", "EX", "SE"];
+
+/// The label byte with every class of [`CLASSES`] set.
+pub const ALL_CLASSES: u8 = 0b1111;
+
+/// The colours of [`CLASSES`], RGB.
+pub const CLASS_COLOURS: [[u8; 3]; 4] = [
+    [0, 229, 255],
+    [57, 255, 20],
+    [255, 77, 255],
+    [255, 255, 255],
+];
+
+/// [`fovea_task::Target::describe`] for a label byte of [`CLASSES`].
+pub fn label_names(label: u8) -> String {
+    let lesions = fovea_task::Task::lesions();
+    let label = fovea_task::Label(u64::from(label));
+    lesions.targets()[0].describe(label)
+}

@@ -2,10 +2,12 @@
 
 use std::collections::{BTreeMap, HashMap};
 
+use fovea_task::{Class, Label, Task};
 use rayon::prelude::*;
 
+use crate::labels::{image_class_names, image_classes};
 use crate::raw::names::{counted, first_few};
-use crate::{CLASSES, Dataset, Split};
+use crate::{Dataset, Split};
 
 /// Images named per kind.
 const NAMES: usize = 5;
@@ -24,12 +26,31 @@ const SAMPLED_ROWS: usize = 16;
 struct Image<'a> {
     id: &'a str,
     split: Split,
-    /// Label byte.
-    label: u8,
+    /// Per target at image level.
+    labels: &'a [Label],
     /// Lesion pixels per cell and class.
     areas: Vec<u16>,
     /// 1 for black cells.
     black: &'a [u8],
+}
+
+/// The names of the classes that an image can have, and what they are called together.
+struct Names<'a> {
+    classes: Vec<&'a str>,
+    /// "lesion"
+    kind: &'static str,
+}
+
+impl<'a> Names<'a> {
+    fn of(task: &'a Task) -> Self {
+        Self {
+            classes: image_class_names(task),
+            kind: match task.cells() {
+                Some(_) => "lesion",
+                None => "class",
+            },
+        }
+    }
 }
 
 /// Says what in a prepared dataset cannot be meant so, each in a sentence that names images and numbers: masks that
@@ -43,16 +64,23 @@ pub fn oddities(data: &Dataset) -> Vec<String> {
             Image {
                 id: &entry.id,
                 split: entry.split,
-                label: entry.label,
+                labels: &entry.labels,
                 areas: data.areas(i),
                 black: data.black(i),
             }
         })
         .collect();
-    let mut told = large_masks(&images, (data.patch() * data.patch()) as u64);
-    let labels: Vec<(Split, u8)> = images.iter().map(|i| (i.split, i.label)).collect();
-    told.extend(lacking_classes(&labels));
-    told.extend(splits_without_lesions(&labels));
+    let task = data.task();
+    let cell_classes = task.cells().map_or(&[][..], |cells| &cells.classes);
+    let mut told = large_masks(&images, cell_classes, (data.patch() * data.patch()) as u64);
+    let min = data.manifest().recipe.min_lesion_pixels;
+    let classes = |i: usize| image_classes(task, images[i].labels, &data.patch_labels(i, min));
+    let known: Vec<(Split, Vec<bool>)> = (0..images.len())
+        .map(|i| (images[i].split, classes(i)))
+        .collect();
+    let names = Names::of(task);
+    told.extend(lacking_classes(&known, &names));
+    told.extend(splits_without_lesions(&known, &names));
     told.extend(black_images(&images));
     let twins = twins(data);
     told.extend(same_images(&images, &twins));
@@ -60,13 +88,13 @@ pub fn oddities(data: &Dataset) -> Vec<String> {
 }
 
 /// Masks that are upside down, or cover most of the eye.
-fn large_masks(images: &[Image], cell_pixels: u64) -> Vec<String> {
+fn large_masks(images: &[Image], classes: &[Class], cell_pixels: u64) -> Vec<String> {
     let mut inverted: BTreeMap<usize, Vec<&str>> = BTreeMap::new();
     let mut large: BTreeMap<usize, Vec<&str>> = BTreeMap::new();
     for image in images {
-        for class in 0..CLASSES.len() {
+        for class in 0..classes.len() {
             let sum = |black: bool| -> u64 {
-                let cells = image.areas.chunks_exact(CLASSES.len()).zip(image.black);
+                let cells = image.areas.chunks_exact(classes.len()).zip(image.black);
                 let of_kind = cells.filter(|(_, is)| (**is != 0) == black);
                 of_kind.map(|(areas, _)| u64::from(areas[class])).sum()
             };
@@ -89,7 +117,7 @@ fn large_masks(images: &[Image], cell_pixels: u64) -> Vec<String> {
     let line = |(class, ids): (&usize, &Vec<&str>), what: &str, help: &str| {
         format!(
             "{} of {} {what} ({}): {help}",
-            CLASSES[*class],
+            classes[*class].name,
             counted(ids.len(), "image"),
             first_few(ids, NAMES)
         )
@@ -111,65 +139,72 @@ fn large_masks(images: &[Image], cell_pixels: u64) -> Vec<String> {
     inverted.chain(large).collect()
 }
 
-/// Classes that no image has, also in the training split.
-fn lacking_classes(labels: &[(Split, u8)]) -> Vec<String> {
-    let has = |labels: &mut dyn Iterator<Item = u8>| labels.fold(0, |all, label| all | label);
-    let anywhere = has(&mut labels.iter().map(|(_, label)| *label));
-    let of_training = labels.iter().filter(|(split, _)| *split == Split::Train);
-    let in_training = has(&mut of_training.map(|(_, label)| *label));
-    if labels.is_empty() {
+/// Classes that no image has, also in the training split. `known` holds, per image, whether it has each class.
+fn lacking_classes(known: &[(Split, Vec<bool>)], names: &Names) -> Vec<String> {
+    let kind = names.kind;
+    let anywhere = |class: usize| known.iter().any(|(_, has)| has[class]);
+    let in_training = |class: usize| {
+        let mut training = known.iter().filter(|(split, _)| *split == Split::Train);
+        training.any(|(_, has)| has[class])
+    };
+    if known.is_empty() {
         return Vec::new();
     }
-    if anywhere == 0 {
+    let (found, lacking): (Vec<usize>, Vec<usize>) =
+        (0..names.classes.len()).partition(|class| anywhere(*class));
+    if found.is_empty() {
+        let check = match kind {
+            "lesion" => "masks have their images' names and are bright where lesions are",
+            _ => "labels have their images' names",
+        };
         return vec![format!(
-            "none of the {} has a lesion: there is nothing to learn; check that masks have their images' names and are bright where lesions are",
-            counted(labels.len(), "image")
+            "none of the {} has a {kind}: there is nothing to learn; check that {check}",
+            counted(known.len(), "image")
         )];
     }
-    let named = |mask: u8| -> Vec<&str> {
-        let lacking = |class: &usize| mask >> class & 1 == 0;
-        (0..CLASSES.len())
-            .filter(lacking)
-            .map(|class| CLASSES[class])
-            .collect()
+    let listed = |classes: &[usize]| {
+        let named: Vec<&str> = classes.iter().map(|class| names.classes[*class]).collect();
+        named.join(" or ")
     };
     let mut told = Vec::new();
-    let lacking = named(anywhere);
     if !lacking.is_empty() {
+        let labels = if kind == "lesion" { "masks" } else { "labels" };
         told.push(format!(
-            "no image has {}: a model will learn that there is none; check these masks if there should be some",
-            lacking.join(" or ")
+            "no image has {}: a model will learn that there is none; check these {labels} if there should be some",
+            listed(&lacking)
         ));
     }
-    let untaught = named(in_training | !anywhere);
+    let untaught: Vec<usize> = found.into_iter().filter(|c| !in_training(*c)).collect();
     if !untaught.is_empty() {
         told.push(format!(
             "no image of the train split has {}: it cannot be learned; prepare more images, or try another --seed",
-            untaught.join(" or ")
+            listed(&untaught)
         ));
     }
     told
 }
 
 /// Which of the splits say nothing about lesions, when there are any in the dataset.
-fn splits_without_lesions(labels: &[(Split, u8)]) -> Option<String> {
-    let names: Vec<String> = [Split::Val, Split::Test]
+fn splits_without_lesions(known: &[(Split, Vec<bool>)], names: &Names) -> Option<String> {
+    let has_any = |has: &Vec<bool>| has.contains(&true);
+    let splits: Vec<String> = [Split::Val, Split::Test]
         .into_iter()
         .filter_map(|split| {
-            let of_split: Vec<u8> = labels
+            let of_split: Vec<&Vec<bool>> = known
                 .iter()
-                .filter(|l| l.0 == split)
-                .map(|l| l.1)
+                .filter(|(of, _)| *of == split)
+                .map(|(_, has)| has)
                 .collect();
-            let none = of_split.iter().all(|label| *label == 0);
+            let none = !of_split.iter().any(|has| has_any(has));
             none.then(|| format!("the {split} split ({} of the images)", of_split.len()))
         })
         .collect();
-    let any = labels.iter().any(|(_, label)| *label != 0);
-    (any && !names.is_empty()).then(|| {
+    let any = known.iter().any(|(_, has)| has_any(has));
+    (any && !splits.is_empty()).then(|| {
         format!(
-            "no lesion in {}: its metrics will say nothing; prepare more images, or try another --seed",
-            names.join(" and in ")
+            "no {} in {}: its metrics will say nothing; prepare more images, or try another --seed",
+            names.kind,
+            splits.join(" and in ")
         )
     })
 }
@@ -239,9 +274,10 @@ fn same_images(images: &[Image], twins: &[Vec<usize>]) -> Vec<String> {
             .any(|i| images[*i].split != images[twins[0]].split)
     };
     let unlike = |twins: &&&Vec<usize>| {
-        twins
-            .iter()
-            .any(|i| images[*i].areas != images[twins[0]].areas)
+        twins.iter().any(|i| {
+            let (one, first) = (&images[*i], &images[twins[0]]);
+            one.areas != first.areas || one.labels != first.labels
+        })
     };
     let named = |twins: &[&Vec<usize>]| {
         let one = |twins: &&Vec<usize>| {
@@ -277,8 +313,12 @@ fn same_images(images: &[Image], twins: &[Vec<usize>]) -> Vec<String> {
         .filter(|twins| unlike(&twins))
         .collect();
     if !contradicting.is_empty() {
+        let (what, which) = match images[0].areas.is_empty() {
+            true => ("labels", "labels"),
+            false => ("lesions", "masks"),
+        };
         told.push(format!(
-            "{} with other lesions under another name: {}: at most one of the masks can be right",
+            "{} with other {what} under another name: {}: at most one of the {which} can be right",
             counted(contradicting.len(), "image"),
             named(&contradicting)
         ));
@@ -305,7 +345,7 @@ mod tests {
         Image {
             id,
             split: Split::Train,
-            label: 4,
+            labels: &[Label(4)],
             areas: areas.iter().flat_map(|area| [0, 0, *area, 0]).collect(),
             black: &[0, 0, 0, 1],
         }
@@ -321,7 +361,7 @@ mod tests {
             image("all", [99, 80, 80, 0]),
         ];
         assert_eq!(
-            large_masks(&images, PIXELS),
+            large_masks(&images, &Task::lesions().targets()[0].classes, PIXELS),
             [
                 "EX of 2 images looks inverted: the mask covers nearly all, or the black around the eye, too (inverted, all): \
                  in a mask lesions are bright and the rest is black",
@@ -331,9 +371,21 @@ mod tests {
         );
     }
 
+    /// What label bytes say of the four lesions.
+    fn known(labels: &[(Split, u64)]) -> Vec<(Split, Vec<bool>)> {
+        let has = |label: &u64| image_classes(&Task::lesions(), &[Label(*label)], &[]);
+        labels
+            .iter()
+            .map(|(split, label)| (*split, has(label)))
+            .collect()
+    }
+
     #[test]
     fn classes_that_are_missing_are_named() {
         let (train, val, test) = (Split::Train, Split::Val, Split::Test);
+        let task = Task::lesions();
+        let lacking_classes =
+            |all: &[(Split, u64)]| lacking_classes(&known(all), &Names::of(&task));
         assert_eq!(lacking_classes(&[]), [""; 0]);
         assert_eq!(
             lacking_classes(&[(train, 7), (val, 8), (train, 8)]),
@@ -357,8 +409,11 @@ mod tests {
     fn splits_that_say_nothing_are_named() {
         let (train, val, test) = (Split::Train, Split::Val, Split::Test);
         let all = [(train, 1), (val, 2), (test, 8)];
+        let task = Task::lesions();
+        let splits_without_lesions =
+            |all: &[(Split, u64)]| splits_without_lesions(&known(all), &Names::of(&task));
         assert_eq!(splits_without_lesions(&all), None);
-        let told = |labels: &[(Split, u8)]| splits_without_lesions(labels).unwrap();
+        let told = |labels: &[(Split, u64)]| splits_without_lesions(labels).unwrap();
         assert!(
             told(&[(train, 1), (val, 0), (val, 0), (test, 1)])
                 .starts_with("no lesion in the val split (2 of the images): ")

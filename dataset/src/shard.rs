@@ -2,7 +2,7 @@
 //!
 //! | tensor | type | shape | |
 //! |---|---|---|---|
-//! | `areas` | u16 | `[n, G, G, 4]` | lesion pixels per cell and class |
+//! | `areas` | u16 | `[n, G, G, C]` | lesion pixels per cell and class of the target at patch level |
 //! | `black` | u8 | `[n, G, G]` | 1 for black cells |
 //! | `images` | u8 | `[n, S, S, 3]` | RGB |
 //! | `mask` | u8 | `[n, S, S]` | class bits per pixel; optional |
@@ -18,7 +18,7 @@ use memmap2::Mmap;
 use safetensors::tensor::TensorInfo;
 use safetensors::{Dtype, SafeTensors};
 
-use crate::{CLASSES, Error, Result};
+use crate::{Error, Result};
 
 /// What determines every offset in a shard file.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -29,6 +29,8 @@ pub(crate) struct ShardShape {
     pub size: usize,
     /// Cells along an edge.
     pub grid: usize,
+    /// Classes of the target at patch level; 0 without one.
+    pub classes: usize,
     /// Whether masks are stored.
     pub mask: bool,
 }
@@ -57,9 +59,9 @@ impl ShardShape {
             images: n,
             size: s,
             grid: g,
+            classes,
             mask,
         } = self;
-        let classes = CLASSES.len();
         let mut tensors = vec![
             Tensor {
                 name: "areas",
@@ -233,7 +235,7 @@ impl Shard {
         self.part(&self.black, row)
     }
 
-    /// Lesion pixels per cell and class, `[G, G, 4]`.
+    /// Lesion pixels per cell and class, `[G, G, classes]`.
     pub fn areas(&self, row: usize) -> Vec<u16> {
         let bytes = self.part(&self.areas, row);
         bytes
@@ -302,6 +304,7 @@ mod tests {
         images: 2,
         size: 8,
         grid: 2,
+        classes: 4,
         mask: true,
     };
 

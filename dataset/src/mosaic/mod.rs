@@ -7,10 +7,10 @@ use std::path::Path;
 
 use draw::{Colour, MosaicCanvas};
 use fovea_pictures::resample::{Plane, Square, resample};
+use fovea_task::{Class, Kind, Label, Level, Task};
 
 use crate::{
-    BadFile, CLASS_COLOURS, CLASSES, Dataset, Error, ImageView, PhotoFile, Result, label_names,
-    list_photos, load_photo, prepare_photo,
+    BadFile, Dataset, Error, ImageView, PhotoFile, Result, list_photos, load_photo, prepare_photo,
 };
 
 const GROUND: Colour = [24, 24, 28];
@@ -77,6 +77,8 @@ struct Subject<'a> {
     caption: String,
     view: ImageView<'a>,
     mask: Option<&'a [u8]>,
+    /// Of the mask's bits.
+    classes: &'a [Class],
     black: &'a [u8],
     grid: usize,
 }
@@ -100,7 +102,7 @@ pub fn mosaic(data: &Dataset, out: &Path, options: &MosaicOptions) -> Result<()>
         });
     }
     let min = data.manifest().recipe.min_lesion_pixels;
-    let labels: Vec<Vec<u8>> = (0..data.len()).map(|i| data.cell_labels(i, min)).collect();
+    let labels: Vec<Vec<Label>> = (0..data.len()).map(|i| data.patch_labels(i, min)).collect();
     let kinds = kinds(data, &labels, options);
 
     let shown: Vec<usize> = spread(data.len(), options.columns / 2, options.seed);
@@ -121,6 +123,7 @@ pub fn mosaic(data: &Dataset, out: &Path, options: &MosaicOptions) -> Result<()>
     let mut y = legend(
         &mut canvas,
         &format!("{} images, patches of {} pixels", data.len(), data.patch()),
+        classes(data.task()),
     );
 
     for (column, &i) in shown.iter().enumerate() {
@@ -135,8 +138,8 @@ pub fn mosaic(data: &Dataset, out: &Path, options: &MosaicOptions) -> Result<()>
         for line in cells.chunks(options.columns) {
             for (column, &cell) in line.iter().enumerate() {
                 let x = MARGIN + column as i64 * (tile + GAP);
-                let label = labels[cell.image][cell.row * data.grid() + cell.column];
-                draw_patch(&mut canvas, (x, y), tile, data, cell, label);
+                let label = labels[cell.image].get(cell.row * data.grid() + cell.column);
+                draw_patch(&mut canvas, (x, y), tile, data, cell, label.copied());
             }
             y += tile + LINE + GAP;
         }
@@ -173,9 +176,11 @@ pub fn mosaic_photos(
         });
     }
     let mut canvas = MosaicCanvas::new(options.width() as u32, height as u32, GROUND);
+    let lesions = Task::lesions();
     let top = legend(
         &mut canvas,
         &format!("{} photographs, patches of {patch} pixels", found.len()),
+        classes(&lesions),
     );
     let mut bad = Vec::new();
     for (n, PhotoFile { path, id: name }) in found.iter().enumerate() {
@@ -202,6 +207,7 @@ pub fn mosaic_photos(
                 width: size,
             },
             mask: None,
+            classes: &[],
             black: &photo.black,
             grid: size / patch as usize,
         };
@@ -219,27 +225,38 @@ pub fn mosaic_photos(
 
 fn subject(data: &Dataset, i: usize) -> Subject<'_> {
     let entry = &data.manifest().images[i];
+    let labels = data.task().at(Level::Image).zip(&entry.labels);
+    let labels: Vec<String> = labels
+        .map(|(target, label)| target.describe(*label))
+        .collect();
     Subject {
-        caption: format!("{} {}  {}", entry.id, entry.split, label_names(entry.label)),
+        caption: format!("{} {}  {}", entry.id, entry.split, labels.join(", ")),
         view: data.image(i),
         mask: data.mask(i),
+        classes: classes(data.task()),
         black: data.black(i),
         grid: data.grid(),
     }
 }
 
+/// The classes of cells, whose outlines are drawn.
+fn classes(task: &Task) -> &[Class] {
+    task.cells().map_or(&[], |target| &target.classes)
+}
+
 /// Some cells of each class, healthy ones and black ones; kinds without cells are left out.
 fn kinds(
     data: &Dataset,
-    labels: &[Vec<u8>],
+    labels: &[Vec<Label>],
     options: &MosaicOptions,
 ) -> Vec<(String, Colour, Vec<Cell>)> {
     let wanted = options.columns * options.rows;
-    let choose = |salt: u64, keep: &dyn Fn(u8, u8) -> bool| {
+    let choose = |salt: u64, keep: &dyn Fn(Option<Label>, u8) -> bool| {
         let mut cells = Vec::new();
         for (image, labels) in labels.iter().enumerate() {
             let black = data.black(image);
-            let kept = (0..labels.len()).filter(|&cell| keep(labels[cell], black[cell]));
+            let kept =
+                (0..black.len()).filter(|&cell| keep(labels.get(cell).copied(), black[cell]));
             cells.extend(kept.map(|cell| Cell {
                 image,
                 row: cell / data.grid(),
@@ -254,16 +271,31 @@ fn kinds(
         (total, chosen)
     };
     let mut kinds = Vec::new();
-    for (class, name) in CLASSES.iter().enumerate() {
-        let (total, cells) = choose(class as u64 + 1, &|label, _| label >> class & 1 == 1);
+    let target = data.task().cells();
+    for (number, class) in classes(data.task()).iter().enumerate() {
+        let has = |label: Option<Label>, _| {
+            target
+                .zip(label)
+                .is_some_and(|(target, label)| target.has(label, number))
+        };
+        let (total, cells) = choose(number as u64 + 1, &has);
         kinds.push((
-            format!("{name}: {total} patches"),
-            CLASS_COLOURS[class],
+            format!("{}: {total} patches", class.name),
+            class.colour,
             cells,
         ));
     }
-    let (total, cells) = choose(5, &|label, black| label == 0 && black == 0);
-    kinds.push((format!("healthy, not black: {total} patches"), INK, cells));
+    let is_healthy = |label: Option<Label>| match target {
+        Some(target) => target.kind == Kind::AnyOf && label == Some(Label(0)),
+        None => true,
+    };
+    let (total, cells) = choose(5, &|label, black| is_healthy(label) && black == 0);
+    let name = if target.is_some() {
+        "healthy, not black"
+    } else {
+        "not black"
+    };
+    kinds.push((format!("{name}: {total} patches"), INK, cells));
     let (total, cells) = choose(6, &|_, black| black == 1);
     kinds.push((format!("black: {total} patches"), BLACK_CELL, cells));
     kinds.retain(|(_, _, cells)| !cells.is_empty());
@@ -287,11 +319,11 @@ fn spread(total: usize, wanted: usize, seed: u64) -> Vec<usize> {
 }
 
 /// The first line: what this is, and what the colours mean. The y below it.
-fn legend(canvas: &mut MosaicCanvas, what: &str) -> i64 {
+fn legend(canvas: &mut MosaicCanvas, what: &str, classes: &[Class]) -> i64 {
     let mut x = canvas.text((MARGIN, MARGIN), TEXT, INK, what) + 40;
-    for (name, colour) in CLASSES.iter().zip(CLASS_COLOURS) {
-        canvas.fill((x, MARGIN + 3), 14, 14, colour, 1.0);
-        x = canvas.text((x + 20, MARGIN), TEXT, INK, name) + 24;
+    for class in classes {
+        canvas.fill((x, MARGIN + 3), 14, 14, class.colour, 1.0);
+        x = canvas.text((x + 20, MARGIN), TEXT, INK, &class.name) + 24;
     }
     canvas.fill((x, MARGIN + 3), 14, 14, BLACK_CELL, 0.6);
     canvas.text((x + 20, MARGIN), TEXT, INK, "black cell");
@@ -316,7 +348,7 @@ fn draw_subject(canvas: &mut MosaicCanvas, (x, y): (i64, i64), edge: i64, subjec
         edge as usize,
     );
     if let Some(mask) = subject.mask {
-        outline_lesions(&mut plane, mask, size, edge as usize);
+        outline_lesions(&mut plane, mask, subject.classes, size, edge as usize);
     }
     for (i, pixel) in plane.chunks_exact(3).enumerate() {
         canvas.set(
@@ -344,7 +376,7 @@ fn draw_subject(canvas: &mut MosaicCanvas, (x, y): (i64, i64), edge: i64, subjec
 }
 
 /// Draws the outlines of the lesions into a shrunken image; a lesion of one pixel still colours one.
-fn outline_lesions(plane: &mut [u8], mask: &[u8], size: usize, edge: usize) {
+fn outline_lesions(plane: &mut [u8], mask: &[u8], classes: &[Class], size: usize, edge: usize) {
     for (i, bits) in mask.iter().enumerate().filter(|(_, bits)| **bits != 0) {
         let (x, y) = (i % size, i / size);
         let beside = |inside: bool, step: isize| {
@@ -362,12 +394,16 @@ fn outline_lesions(plane: &mut [u8], mask: &[u8], size: usize, edge: usize) {
             beside(y + 1 < size, row),
         ];
         let border = bits & !around.iter().fold(0xff, |all, bits| all & bits);
-        if border != 0 {
+        if let Some(colour) = colour_of(border, classes) {
             let at = (y * edge / size * edge + x * edge / size) * 3;
-            let colour = CLASS_COLOURS[border.trailing_zeros() as usize % CLASS_COLOURS.len()];
             plane[at..at + 3].copy_from_slice(&colour);
         }
     }
+}
+
+/// The colour of the first class among `bits`.
+fn colour_of(bits: u8, classes: &[Class]) -> Option<Colour> {
+    Some(classes.get(bits.trailing_zeros() as usize)?.colour)
 }
 
 /// One patch, enlarged, with the outlines of its lesions, and its place and label below.
@@ -377,7 +413,7 @@ fn draw_patch(
     tile: i64,
     data: &Dataset,
     cell: Cell,
-    label: u8,
+    label: Option<Label>,
 ) {
     let view = data.image(cell.image);
     let mask = data.mask(cell.image);
@@ -414,18 +450,19 @@ fn draw_patch(
             // The outline runs just outside the lesion, so that small ones stay visible.
             let around = bits(dx - 1, dy) | bits(dx + 1, dy) | bits(dx, dy - 1) | bits(dx, dy + 1);
             let outline = around & !here;
-            if outline != 0 {
-                let colour = CLASS_COLOURS[outline.trailing_zeros() as usize % CLASS_COLOURS.len()];
+            if let Some(colour) = colour_of(outline, classes(data.task())) {
                 canvas.set(x + dx, y + dy, colour);
             }
         }
     }
     let id = &data.manifest().images[cell.image].id;
     let black = data.black(cell.image)[cell.row * data.grid() + cell.column] == 1;
-    let names = if black && label == 0 {
-        "black".to_owned()
-    } else {
-        label_names(label)
+    let names = match data.task().cells().zip(label) {
+        Some((target, label)) if !black || target.kind == Kind::OneOf || label != Label(0) => {
+            target.describe(label)
+        }
+        _ if black => "black".to_owned(),
+        _ => String::new(),
     };
     let text = format!("{id} r{} c{}  {names}", cell.row, cell.column);
     let caption = canvas.fitted(TEXT - 4.0, tile as f32, &text);

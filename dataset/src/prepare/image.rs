@@ -5,7 +5,6 @@ use fovea_pictures::fov;
 use fovea_pictures::resample::{Plane, Square, resample, resample_mask};
 
 use crate::BadFile;
-use crate::CLASSES;
 use crate::cells::Cells;
 use crate::photo;
 use crate::raw::{MaskRule, Raw, RawImage, Reader};
@@ -125,10 +124,13 @@ impl Desk {
     ) -> Result<(), Vec<BadFile>> {
         let mut bad = Vec::new();
         let frame = self.picture(raw, image, cells.size);
+        let classes = image.masks().len();
         self.mask.clear();
-        self.mask.resize(cells.size * cells.size, 0);
-        for class in 0..CLASSES.len() {
-            let Some(number) = image.masks[class] else {
+        if classes > 0 {
+            self.mask.resize(cells.size * cells.size, 0);
+        }
+        for (class, number) in image.masks().iter().enumerate() {
+            let Some(number) = *number else {
                 continue;
             };
             let entry = &raw.store.entries()[number];
@@ -137,7 +139,7 @@ impl Desk {
                 .and_then(|()| decode::mask(&self.file, &mut self.plane))
                 .and_then(|mask| {
                     let frame = frame.as_ref().ok();
-                    self.lesions(class, mask, frame, raw.mask_rule(), cells.size)
+                    self.lesions(class, mask, frame, raw.layout.mask_rule(), cells.size)
                 });
             let path = || raw.store.describe(entry);
             match done {
@@ -161,7 +163,7 @@ impl Desk {
         if !bad.is_empty() {
             return Err(bad);
         }
-        self.areas = cells.areas(&self.mask);
+        self.areas = cells.areas(&self.mask, classes);
         self.black = cells.black(&self.pixels);
         Ok(())
     }
@@ -177,7 +179,7 @@ impl Desk {
         let whole = Square::around(picture.width, picture.height);
         self.no_eye =
             photo::too_small(picture.width, picture.height).or_else(|| photo::plain(&self.pixels));
-        let square = if raw.keeps_squares() && w == h {
+        let square = if raw.layout.keeps_squares() && w == h {
             whole
         } else {
             let fov = fov::detect(&self.pixels, w, h);

@@ -14,13 +14,15 @@ mod splits;
 use std::collections::BTreeMap;
 use std::path::Path;
 
+use fovea_task::{Label, Level};
+
 use crate::cells::{BLACK_FRACTION, BLACK_LEVEL, Cells, check_grid, refuse};
-use crate::manifest::{
-    FORMAT, FORMAT_VERSION, ImageEntry, Manifest, Recipe, ShardEntry, SplitCounts,
-};
-use crate::raw::{LayoutChoice, Raw};
+use crate::labels::{self, image_classes};
+use crate::manifest::{ImageEntry, Manifest, Recipe, ShardEntry, SplitCounts};
+use crate::raw::{LayoutChoice, Raw, RawImage};
 use crate::shard::{Shard, ShardShape};
-use crate::{CLASSES, Dataset, ProgressListener, Result, Split, cells, oddities, pairs};
+use crate::table::ImageLabels;
+use crate::{Dataset, ProgressListener, Result, Split, oddities, pairs};
 use output::OutputDirectory;
 use splits::Splitter;
 
@@ -49,6 +51,7 @@ pub struct PrepareOptions {
     /// Threads; 0 for one per processor.
     pub workers: usize,
     /// Whether to store class bits per pixel: a quarter of the disk space, needed for lesion-centred crops and outlines.
+    /// A task without a target at patch level has none.
     pub mask: bool,
     /// Images per shard.
     pub shard_images: u32,
@@ -100,15 +103,15 @@ impl PrepareOptions {
         Ok(())
     }
 
-    fn recipe(&self, layout: &str) -> Recipe {
+    fn recipe(&self, raw: &Raw) -> Recipe {
         Recipe {
-            layout: layout.to_owned(),
+            layout: raw.layout.name().to_owned(),
             size: self.size,
             patch: self.patch,
             min_lesion_pixels: self.min_lesion_pixels,
             seed: self.seed,
             group_by: self.group_by.clone(),
-            mask: self.mask,
+            mask: self.mask && raw.task.cells().is_some(),
             shard_images: self.shard_images,
         }
     }
@@ -149,6 +152,11 @@ impl PreparePlan {
             images: self.images_of(shard).len(),
             size: self.cells.size,
             grid: self.cells.grid(),
+            classes: self
+                .raw
+                .task
+                .cells()
+                .map_or(0, |target| target.classes.len()),
             mask: self.recipe.mask,
         }
     }
@@ -167,7 +175,7 @@ pub fn prepare(
 ) -> Result<Manifest> {
     options.check()?;
     let raw = Raw::open(src, options.layout)?;
-    let recipe = options.recipe(raw.layout.name());
+    let recipe = options.recipe(&raw);
     let cells = Cells {
         size: options.size as usize,
         patch: options.patch as usize,
@@ -206,60 +214,76 @@ pub fn prepare(
     Ok(manifest)
 }
 
-/// The manifest, from the shards alone.
+/// The manifest, from the shards and what the raw dataset says of its images.
 fn describe(
     plan: &PreparePlan,
     splitter: &Splitter,
     out: &Path,
     shards: Vec<ShardEntry>,
 ) -> Result<Manifest> {
-    let mut labels = Vec::new();
-    let mut black = Vec::new();
+    let Raw { task, images, .. } = &plan.raw;
+    let mut known: Vec<ImageLabels> = Vec::new();
     for (number, entry) in shards.iter().enumerate() {
         let shard = Shard::open(&out.join(&entry.file), plan.shape(number))?;
         for row in 0..entry.images as usize {
-            labels.push(cells::labels(
-                &shard.areas(row),
-                plan.recipe.min_lesion_pixels,
-            ));
-            black.push(shard.black(row).to_vec());
+            let min = plan.recipe.min_lesion_pixels;
+            let cells = match task.cells() {
+                Some(target) => labels::of_cells(target, &shard.areas(row), min),
+                None => Vec::new(),
+            };
+            known.push(ImageLabels {
+                image: image_labels(plan, known.len(), &cells),
+                cells,
+                black: shard.black(row).to_vec(),
+            });
         }
     }
-    let image_labels: Vec<u8> = labels
+    let ids: Vec<&str> = images.iter().map(|raw| raw.id.as_str()).collect();
+    let classes: Vec<Vec<bool>> = known
         .iter()
-        .map(|cells| cells.iter().fold(0, |all, label| all | label))
+        .map(|labels| image_classes(task, &labels.image, &labels.cells))
         .collect();
-    let ids: Vec<&str> = plan.raw.images.iter().map(|raw| raw.id.as_str()).collect();
-    let splits = splitter.splits(&ids, &image_labels, plan.recipe.seed);
+    let splits = splitter.splits(&ids, &classes, plan.recipe.seed);
 
     let counts = |split: Split| {
         let of_split = (0..ids.len()).filter(|&i| splits[i] == split);
-        (
-            split,
-            SplitCounts::of(of_split.map(|i| (&labels[i][..], &black[i][..]))),
-        )
+        (split, SplitCounts::of(task, of_split.map(|i| &known[i])))
     };
     let counts: BTreeMap<_, _> = Split::ALL.into_iter().map(counts).collect();
     let per_shard = plan.recipe.shard_images as usize;
-    let entry = |(i, raw): (usize, &crate::raw::RawImage)| ImageEntry {
+    let entry = |(i, (raw, labels)): (usize, (&RawImage, ImageLabels))| ImageEntry {
         id: raw.id.clone(),
         split: splits[i],
         shard: (i / per_shard) as u32,
         row: (i % per_shard) as u32,
-        label: image_labels[i],
+        labels: labels.image,
         grade: raw.grade,
     };
     Ok(Manifest {
-        format: FORMAT.to_owned(),
-        format_version: FORMAT_VERSION,
-        classes: CLASSES.map(str::to_owned).to_vec(),
+        task: task.clone(),
         recipe: plan.recipe.clone(),
         grid: plan.cells.grid() as u32,
         black_level: BLACK_LEVEL,
         black_fraction: BLACK_FRACTION,
-        source: plan.raw.fingerprint(&plan.raw.images, false),
+        source: plan.raw.fingerprint(images, false),
         splits: counts,
         shards,
-        images: plan.raw.images.iter().enumerate().map(entry).collect(),
+        images: images.iter().zip(known).enumerate().map(entry).collect(),
     })
+}
+
+/// Labels of an image for the targets at image level: the union of its cells, or what the raw dataset says.
+fn image_labels(plan: &PreparePlan, image: usize, cells: &[Label]) -> Vec<Label> {
+    let given = &plan.raw.images[image].labels;
+    let targets = plan.raw.task.targets().iter().enumerate();
+    targets
+        .filter(|(_, target)| target.level == Level::Image)
+        .map(|(number, target)| match target.union_of_cells {
+            true => labels::union(cells),
+            false => given
+                .iter()
+                .find(|(of, _)| *of == number)
+                .map_or(Label::UNKNOWN, |(_, label)| *label),
+        })
+        .collect()
 }

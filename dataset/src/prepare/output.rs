@@ -78,6 +78,9 @@ impl OutputDirectory {
                     plan.raw.images.len()
                 ));
             }
+            if manifest.task != plan.raw.task {
+                differences.push("labels of another task".to_owned());
+            }
             return self.refuse_if(&differences, true);
         }
         let recipe = self.work.join(RECIPE_FILE);

@@ -77,9 +77,9 @@ impl Splitter {
         Ok(splitter)
     }
 
-    /// A split per image. What is published stays; the rest is divided into train and val as 70 to 15 then, else into
+    /// A split per image, by the classes that each image has. What is published stays; the rest is divided into train and val as 70 to 15 then, else into
     /// all three.
-    pub fn splits(&self, ids: &[&str], labels: &[u8], seed: u64) -> Vec<Split> {
+    pub fn splits(&self, ids: &[&str], classes: &[Vec<bool>], seed: u64) -> Vec<Split> {
         let open: Vec<usize> = (0..ids.len())
             .filter(|i| self.given[*i].is_none())
             .collect();
@@ -88,10 +88,10 @@ impl Splitter {
             false => [SHARES[0], SHARES[1], 0.0].map(|share| share / (SHARES[0] + SHARES[1])),
         };
         let of_ids: Vec<&str> = open.iter().map(|i| ids[*i]).collect();
-        let of_labels: Vec<u8> = open.iter().map(|i| labels[*i]).collect();
+        let of_classes: Vec<Vec<bool>> = open.iter().map(|i| classes[*i].clone()).collect();
         let of_groups: Vec<Option<&str>> =
             open.iter().map(|i| self.groups[*i].as_deref()).collect();
-        let dealt = stratify_groups_by(&of_ids, &of_groups, &of_labels, seed, shares);
+        let dealt = stratify_groups_by(&of_ids, &of_groups, &of_classes, seed, shares);
         let mut splits: Vec<Split> = self
             .given
             .iter()

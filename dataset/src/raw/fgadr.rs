@@ -5,20 +5,23 @@
 
 use std::collections::HashMap;
 
-use super::RawImage;
 use super::grades::{self, GradeRow};
+use super::layout::Layout;
+use super::lesions::{self, CODES};
 use super::names::{ByStem, first_few, stem};
 use super::scan::{PictureName, Scan};
-use super::tree::{Tree, join, last};
-use crate::{CLASSES, Error, Result};
+use super::set::{MaskRule, RawImage, RawSet};
+use super::tree::{Folders, join, last};
+use crate::{Error, Result};
 
-pub(super) const LOOKS_LIKE: &str = "Original_Images/, Microaneurysms_Masks/, Hemohedge_Masks/ (or Hemorrhage_Masks/), HardExudate_Masks/, SoftExudate_Masks/";
+/// FGADR Seg-set.
+pub struct Fgadr;
 
-pub(super) const IMAGES: &str = "original images";
+const IMAGES: &str = "original images";
 const IMAGES_SHOWN: &str = "Original_Images";
 
 /// Mask folders by class, as keys and as they are shown. `Hemohedge` is the dataset's own spelling.
-pub(super) const MASKS: [&[&str]; 4] = [
+const MASKS: [&[&str]; 4] = [
     &["microaneurysms masks"],
     &["hemohedge masks", "hemorrhage masks"],
     &["hardexudate masks"],
@@ -37,55 +40,79 @@ const GRADES: &str = "DR_Seg_Grading_Label.csv";
 /// Names told of a kind.
 const NAMES: usize = 5;
 
-/// Whether the layout lies in `folder`.
-pub(super) fn is_at(tree: &Tree, folder: &str) -> bool {
-    !tree.named(folder, &[IMAGES]).is_empty() && !tree.named(folder, &MASKS.concat()).is_empty()
-}
+impl Layout for Fgadr {
+    fn name(&self) -> &'static str {
+        "fgadr"
+    }
 
-pub(super) fn images(scan: &mut Scan, root: &str) -> Result<Vec<RawImage>> {
-    let Some(folder) = scan.folder(root, &[IMAGES])? else {
-        unreachable!("the layout was found by this folder");
-    };
-    let mut by_stem = ByStem::default();
-    let images = scan.images(folder, &mut by_stem)?;
-    if images.is_empty() {
-        return Err(Error::Empty {
-            path: scan.store.path().join(folder),
-            looked_for: "pictures".to_owned(),
-            help: "unpack the whole Seg-set again".to_owned(),
-        });
+    fn looks_like(&self) -> &'static str {
+        "Original_Images/, Microaneurysms_Masks/, Hemohedge_Masks/ (or Hemorrhage_Masks/), HardExudate_Masks/, SoftExudate_Masks/"
     }
-    let mut masks: Vec<HashMap<usize, usize>> = Vec::new();
-    for class in 0..CLASSES.len() {
-        masks.push(class_masks(scan, root, class, &by_stem)?);
+
+    fn is_at(&self, folders: &Folders, folder: &str) -> bool {
+        let has = |keys: &[&str]| !folders.named(folder, keys).is_empty();
+        has(&[IMAGES]) && has(&MASKS.concat())
     }
-    let missing: Vec<String> = images
-        .iter()
-        .flat_map(|image| (0..CLASSES.len()).map(move |class| (image, class)))
-        .filter(|(image, class)| !masks[*class].contains_key(&image.position))
-        .map(|(image, class)| {
-            let name = last(scan.name(image.position));
-            format!("{name} in {}", MASKS_SHOWN[class][0])
-        })
-        .collect();
-    if !missing.is_empty() {
-        return Err(scan.error(
-            format!("{} masks are missing: {}", missing.len(), first_few(&missing, NAMES)),
-            "in FGADR every image has a mask of every class, black where there is nothing: unpack it again, or remove these images",
-        ));
+
+    fn folders(&self) -> Vec<&'static str> {
+        [&[IMAGES], &*MASKS.concat()].concat()
     }
-    for unused in scan.tree.named(root, &UNUSED) {
-        for &position in scan.tree.files(unused) {
-            let note = "a class that is not used".to_owned();
-            scan.notes.insert(position, note);
+
+    fn photographs(&self) -> Option<&'static str> {
+        Some(IMAGES)
+    }
+
+    fn mask_rule(&self) -> MaskRule {
+        MaskRule::Half
+    }
+
+    /// FGADR's pictures are cut already, and its published figures count on it.
+    fn keeps_squares(&self) -> bool {
+        true
+    }
+
+    fn read(&self, scan: &mut Scan, root: &str) -> Result<RawSet> {
+        let Some(folder) = scan.folder(root, &[IMAGES])? else {
+            unreachable!("the layout was found by this folder");
+        };
+        let mut by_stem = ByStem::default();
+        let images = scan.images(folder, &mut by_stem)?;
+        if images.is_empty() {
+            let help = "unpack the whole Seg-set again";
+            return Err(scan.empty(folder, "pictures".to_owned(), help));
         }
+        let mut masks: Vec<HashMap<usize, usize>> = Vec::new();
+        for class in 0..CODES.len() {
+            masks.push(class_masks(scan, root, class, &by_stem)?);
+        }
+        let missing: Vec<String> = images
+            .iter()
+            .flat_map(|image| (0..CODES.len()).map(move |class| (image, class)))
+            .filter(|(image, class)| !masks[*class].contains_key(&image.position))
+            .map(|(image, class)| {
+                let name = last(scan.name(image.position));
+                format!("{name} in {}", MASKS_SHOWN[class][0])
+            })
+            .collect();
+        if !missing.is_empty() {
+            return Err(scan.error(
+                format!("{} masks are missing: {}", missing.len(), first_few(&missing, NAMES)),
+                "in FGADR every image has a mask of every class, black where there is nothing: unpack it again, or remove these images",
+            ));
+        }
+        for unused in scan.folders().named(root, &UNUSED) {
+            for &position in scan.folders().files(unused) {
+                scan.pass_over(position, "a class that is not used");
+            }
+        }
+        let grades = read_grades(scan, root, &images, &by_stem)?;
+        let raw = |raw: RawImage| RawImage {
+            grade: grades.get(&raw.image).copied(),
+            ..raw
+        };
+        let images = lesions::with_masks(&images, &masks);
+        Ok(lesions::set(images.into_iter().map(raw).collect()))
     }
-    let grades = read_grades(scan, root, &images, &by_stem)?;
-    let raw = |image: &PictureName| RawImage {
-        grade: grades.get(&image.position).copied(),
-        ..image.with(&masks)
-    };
-    Ok(images.iter().map(raw).collect())
 }
 
 /// Masks of a class by the position of their image. One without an image is passed over: absence means nothing here.
@@ -113,21 +140,16 @@ fn class_masks(
             let with_image = |picture: &PictureName| {
                 let known = images.get(picture.stem).is_some();
                 if !known {
-                    let note = "a mask without an image".to_owned();
-                    scan.notes.insert(picture.position, note);
+                    scan.pass_over(picture.position, "a mask without an image");
                 }
                 known
             };
             let pictures: Vec<PictureName> =
                 found.remove(0).into_iter().filter(with_image).collect();
-            return scan.masks(&pictures, class, images, IMAGES_SHOWN);
+            return lesions::masks(scan, &pictures, class, images, IMAGES_SHOWN);
         }
-        0 => format!("no masks of {} in {}", CLASSES[class], shown.join(" or ")),
-        _ => format!(
-            "masks of {} in both {}",
-            CLASSES[class],
-            shown.join(" and ")
-        ),
+        0 => format!("no masks of {} in {}", CODES[class], shown.join(" or ")),
+        _ => format!("masks of {} in both {}", CODES[class], shown.join(" and ")),
     };
     Err(scan.error(
         problem,
@@ -143,14 +165,18 @@ fn read_grades(
     by_stem: &ByStem<usize>,
 ) -> Result<HashMap<usize, u8>> {
     let is_table = |path: &str| last(path).eq_ignore_ascii_case(GRADES);
-    if let Some(folder) = scan.tree.children(root).find(|folder| is_table(folder)) {
+    if let Some(folder) = scan
+        .folders()
+        .children(root)
+        .find(|folder| is_table(folder))
+    {
         return Err(scan.error(
             format!("{folder} is a folder, and should be the table of grades"),
             "some programs unpack a table into a folder of its name: take the table out of it, or remove the folder (grades are optional)",
         ));
     }
     let tables: Vec<usize> = scan
-        .tree
+        .folders()
         .files(root)
         .iter()
         .copied()
@@ -164,7 +190,7 @@ fn read_grades(
             return Err(scan.error(problem, "keep one of the tables"));
         }
     };
-    let path = scan.store.describe(&scan.store.entries()[table]);
+    let path = scan.describe(table);
     let bad = |(line, reason): (u64, String)| Error::Csv {
         path: path.clone(),
         line,
@@ -174,10 +200,10 @@ fn read_grades(
     let grades::GradeTable { rows, doubt } = grades::table(&bytes).map_err(bad)?;
     let find = |name: &str| by_stem.get(name).or_else(|| by_stem.get(stem(name)));
     let joined = join_rows(&rows, find).map_err(bad)?;
-    scan.notes.insert(table, String::new());
+    scan.has_read(table);
     if let Some(column) = doubt {
         let name = scan.name(table);
-        scan.words.push(format!(
+        scan.warn(format!(
             "{name}: grades are taken from column {column}: no heading is called `grade`; if another column holds them, name it so"
         ));
     }
@@ -201,7 +227,7 @@ fn read_grades(
         .collect();
     let mut word = |names: &[&str], total: usize, what: &str| {
         if !names.is_empty() {
-            scan.words.push(format!(
+            scan.warn(format!(
                 "{}: {} of the {total} {what}: {}",
                 scan.name(table),
                 names.len(),

@@ -3,88 +3,114 @@
 
 use std::collections::HashMap;
 
-use super::names::{ByStem, folder_key};
-use super::scan::{CLASS_FOLDERS, PictureName, Scan, class_behind};
-use super::tree::{Tree, join, last, parent};
-use super::{RawImage, names};
-use crate::{CLASSES, Error, Result};
+use super::layout::Layout;
+use super::lesions::{self, CODES, class_behind};
+use super::names::{self, ByStem, folder_key};
+use super::scan::{PictureName, Scan};
+use super::set::RawSet;
+use super::tree::{Folders, join, last, parent};
+use crate::Result;
 
-pub(super) const LOOKS_LIKE: &str = "images/ with png, jpg, tif or other pictures, masks/MA/, masks/HE/, masks/EX/, masks/SE/ with the same names";
+/// `images/` and `masks/{MA,HE,EX,SE}/`.
+pub struct Folder;
 
-pub(super) const IMAGES: &str = "images";
-pub(super) const MASKS: &str = "masks";
+const IMAGES: &str = "images";
+const MASKS: &str = "masks";
 
-pub(super) const WITHOUT_MASKS_HELP: &str = "training needs masks of all four classes; photographs alone go to `fovea predict RUN FOLDER --out FILE.csv` or `fovea data FOLDER --mosaic FILE.png`";
+const WITHOUT_MASKS_HELP: &str = "training needs masks of all four classes; photographs alone go to `fovea predict RUN FOLDER --out FILE.csv` or `fovea data FOLDER --mosaic FILE.png`";
 
 const LOOKED_FOR_HELP: &str =
     "a class that no image has still needs one mask (all black), to say that it was looked for";
 
-/// What is missing where there are images and no masks at all.
-pub(super) fn without_masks(tree: &Tree) -> Option<String> {
-    let images = tree
-        .folders()
-        .find(|path| folder_key(last(path)) == IMAGES)?;
-    let masks = join(parent(images), MASKS);
-    tree.named(parent(images), &[MASKS]).is_empty().then(|| {
-        format!("there is {images}/, but {masks}/ is missing (with MA/, HE/, EX/, SE/ in it)")
-    })
-}
+impl Layout for Folder {
+    fn name(&self) -> &'static str {
+        "folder"
+    }
 
-/// Whether the layout lies in `folder`.
-pub(super) fn is_at(tree: &Tree, entries: &[super::Entry], folder: &str) -> bool {
-    let of_class = |position: &usize| {
-        let name = last(&entries[*position].name);
-        names::is_picture(name) && class_behind(names::stem(name)).is_some()
-    };
-    let has_classes = |masks: &&str| {
-        !tree.named(masks, &CLASS_FOLDERS.concat()).is_empty()
-            || tree.files(masks).iter().any(of_class)
-    };
-    !tree.named(folder, &[IMAGES]).is_empty()
-        && tree.named(folder, &[MASKS]).iter().any(has_classes)
-}
+    fn looks_like(&self) -> &'static str {
+        "images/ with png, jpg, tif or other pictures, masks/MA/, masks/HE/, masks/EX/, masks/SE/ with the same names"
+    }
 
-pub(super) fn images(scan: &mut Scan, root: &str) -> Result<Vec<RawImage>> {
-    let (Some(images_folder), Some(masks_folder)) =
-        (scan.folder(root, &[IMAGES])?, scan.folder(root, &[MASKS])?)
-    else {
-        unreachable!("the layout was found by these folders");
-    };
-    let mut by_stem = ByStem::default();
-    let images = scan.images(images_folder, &mut by_stem)?;
-    if images.is_empty() {
-        return Err(Error::Empty {
-            path: scan.store.path().join(images_folder),
-            looked_for: "pictures".to_owned(),
-            help: "put the photographs there".to_owned(),
-        });
+    fn is_at(&self, folders: &Folders, folder: &str) -> bool {
+        let of_class = |position: &usize| {
+            let name = last(folders.name(*position));
+            names::is_picture(name) && class_behind(names::stem(name)).is_some()
+        };
+        let has_classes = |masks: &&str| {
+            !folders.named(masks, &lesions::FOLDERS.concat()).is_empty()
+                || folders.files(masks).iter().any(of_class)
+        };
+        !folders.named(folder, &[IMAGES]).is_empty()
+            && folders.named(folder, &[MASKS]).iter().any(has_classes)
     }
-    let loose = scan.pictures(masks_folder);
-    let mut loose = by_class(scan, &loose, &by_stem, images_folder)?;
-    let flat = loose.iter().any(|masks| !masks.is_empty());
-    if flat {
-        let all: Vec<PictureName> = loose.iter().flatten().copied().collect();
-        scan.refuse_others(masks_folder, &all, true)?;
+
+    fn folders(&self) -> Vec<&'static str> {
+        vec![IMAGES, MASKS]
     }
-    let mut masks: Vec<HashMap<usize, usize>> = Vec::new();
-    for (class, loose) in loose.iter_mut().enumerate() {
-        let mut pictures = std::mem::take(loose);
-        if let Some(folder) = scan.folder(masks_folder, CLASS_FOLDERS[class])? {
-            let in_folder = scan.pictures(folder);
-            scan.refuse_others(folder, &in_folder, false)?;
-            pictures.extend(in_folder);
+
+    fn photographs(&self) -> Option<&'static str> {
+        Some(IMAGES)
+    }
+
+    /// There are images and no masks at all.
+    fn near_miss(&self, folders: &Folders) -> Option<(String, String)> {
+        let images = folders
+            .all()
+            .find(|path| folder_key(last(path)) == IMAGES)?;
+        let masks = join(parent(images), MASKS);
+        folders.named(parent(images), &[MASKS]).is_empty().then(|| {
+            let problem = format!(
+                "there is {images}/, but {masks}/ is missing (with MA/, HE/, EX/, SE/ in it)"
+            );
+            (problem, WITHOUT_MASKS_HELP.to_owned())
+        })
+    }
+
+    fn read(&self, scan: &mut Scan, root: &str) -> Result<RawSet> {
+        let (Some(images_folder), Some(masks_folder)) =
+            (scan.folder(root, &[IMAGES])?, scan.folder(root, &[MASKS])?)
+        else {
+            unreachable!("the layout was found by these folders");
+        };
+        let mut by_stem = ByStem::default();
+        let images = scan.images(images_folder, &mut by_stem)?;
+        if images.is_empty() {
+            let help = "put the photographs there";
+            return Err(scan.empty(images_folder, "pictures".to_owned(), help));
         }
-        if pictures.is_empty() {
-            let name = CLASSES[class];
-            let problem = match flat {
-                true => format!("{masks_folder}/ holds no masks NAME_{name}"),
-                false => format!("{masks_folder}/{name}/ holds no masks"),
-            };
-            return Err(scan.error(problem, LOOKED_FOR_HELP));
+        let loose = scan.pictures(masks_folder);
+        let mut loose = by_class(scan, &loose, &by_stem, images_folder)?;
+        let flat = loose.iter().any(|masks| !masks.is_empty());
+        if flat {
+            let all: Vec<PictureName> = loose.iter().flatten().copied().collect();
+            scan.refuse_others(masks_folder, &all, true)?;
         }
-        masks.push(scan.masks(&pictures, class, &by_stem, images_folder)?);
+        let mut masks: Vec<HashMap<usize, usize>> = Vec::new();
+        for (class, loose) in loose.iter_mut().enumerate() {
+            let mut pictures = std::mem::take(loose);
+            if let Some(folder) = scan.folder(masks_folder, lesions::FOLDERS[class])? {
+                let in_folder = scan.pictures(folder);
+                scan.refuse_others(folder, &in_folder, false)?;
+                pictures.extend(in_folder);
+            }
+            if pictures.is_empty() {
+                let name = CODES[class];
+                let problem = match flat {
+                    true => format!("{masks_folder}/ holds no masks NAME_{name}"),
+                    false => format!("{masks_folder}/{name}/ holds no masks"),
+                };
+                return Err(scan.error(problem, LOOKED_FOR_HELP));
+            }
+            masks.push(lesions::masks(
+                scan,
+                &pictures,
+                class,
+                &by_stem,
+                images_folder,
+            )?);
+        }
+        Ok(lesions::set(lesions::with_masks(&images, &masks)))
     }
-    Ok(images.iter().map(|image| image.with(&masks)).collect())
 }
 
 /// Masks that lie in the folder of masks itself, by the class behind their names.

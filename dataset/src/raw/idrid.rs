@@ -5,16 +5,19 @@
 
 use std::collections::HashMap;
 
-use super::RawImage;
+use super::layout::Layout;
+use super::lesions;
 use super::names::ByStem;
-use super::scan::{CLASS_FOLDERS, Scan};
-use super::tree::{Tree, join};
-use crate::{CLASSES, Error, Result, Split};
+use super::scan::Scan;
+use super::set::{RawImage, RawSet};
+use super::tree::{Folders, join};
+use crate::{Result, Split};
 
-pub(super) const LOOKS_LIKE: &str = "1. Original Images/ and 2. All Segmentation Groundtruths/, each with a. Training Set/ or b. Testing Set/; masks in 1. Microaneurysms/, 2. Haemorrhages/, 3. Hard Exudates/, 4. Soft Exudates/";
+/// IDRiD segmentation, with the folders and names it is published with.
+pub struct Idrid;
 
-pub(super) const IMAGES: &str = "original images";
-pub(super) const MASKS: &[&str] = &["all segmentation groundtruths", "segmentation groundtruths"];
+const IMAGES: &str = "original images";
+const MASKS: &[&str] = &["all segmentation groundtruths", "segmentation groundtruths"];
 
 /// Folders of part a and of part b, as keys and as published.
 const PARTS: [(&[&str], &str); 2] = [
@@ -35,50 +38,66 @@ const CLASSES_SHOWN: [&str; 4] = [
 ];
 const OPTIC_DISC: &[&str] = &["optic disc", "od"];
 
-/// Whether the layout lies in `folder`.
-pub(super) fn is_at(tree: &Tree, folder: &str) -> bool {
-    !tree.named(folder, &[IMAGES]).is_empty() && !tree.named(folder, MASKS).is_empty()
-}
+impl Layout for Idrid {
+    fn name(&self) -> &'static str {
+        "idrid"
+    }
 
-pub(super) fn images(scan: &mut Scan, root: &str) -> Result<Vec<RawImage>> {
-    let (Some(all_images), Some(all_masks)) =
-        (scan.folder(root, &[IMAGES])?, scan.folder(root, MASKS)?)
-    else {
-        unreachable!("the layout was found by these folders");
-    };
-    let mut parts = Vec::new();
-    for (keys, shown) in PARTS {
-        let images = scan.folder(all_images, keys)?;
-        let masks = scan.folder(all_masks, keys)?;
-        let found = match images {
-            Some(folder) => part(scan, folder, masks, &join(all_masks, shown))?,
-            None => Vec::new(),
+    fn looks_like(&self) -> &'static str {
+        "1. Original Images/ and 2. All Segmentation Groundtruths/, each with a. Training Set/ or b. Testing Set/; masks in 1. Microaneurysms/, 2. Haemorrhages/, 3. Hard Exudates/, 4. Soft Exudates/"
+    }
+
+    fn is_at(&self, folders: &Folders, folder: &str) -> bool {
+        let has = |keys: &[&str]| !folders.named(folder, keys).is_empty();
+        has(&[IMAGES]) && has(MASKS)
+    }
+
+    fn folders(&self) -> Vec<&'static str> {
+        [&[IMAGES], MASKS].concat()
+    }
+
+    fn photographs(&self) -> Option<&'static str> {
+        Some(IMAGES)
+    }
+
+    fn read(&self, scan: &mut Scan, root: &str) -> Result<RawSet> {
+        let (Some(all_images), Some(all_masks)) =
+            (scan.folder(root, &[IMAGES])?, scan.folder(root, MASKS)?)
+        else {
+            unreachable!("the layout was found by these folders");
         };
-        if let (true, Some(masks)) = (found.is_empty(), masks) {
-            note_below(scan, masks, "masks of a part without images");
+        let mut parts = Vec::new();
+        for (keys, shown) in PARTS {
+            let images = scan.folder(all_images, keys)?;
+            let masks = scan.folder(all_masks, keys)?;
+            let found = match images {
+                Some(folder) => part(scan, folder, masks, &join(all_masks, shown))?,
+                None => Vec::new(),
+            };
+            if let (true, Some(masks)) = (found.is_empty(), masks) {
+                note_below(scan, masks, "masks of a part without images");
+            }
+            parts.push(found);
         }
-        parts.push(found);
+        // Of both parts the second is the published test set; one alone is divided like any other dataset.
+        let published = parts.iter().all(|part| !part.is_empty());
+        let split = |(part, image): (usize, RawImage)| RawImage {
+            split: (published && part == 1).then_some(Split::Test),
+            ..image
+        };
+        let images: Vec<RawImage> = parts
+            .into_iter()
+            .enumerate()
+            .flat_map(|(part, images)| images.into_iter().map(move |image| (part, image)))
+            .map(split)
+            .collect();
+        if images.is_empty() {
+            let looked_for = format!("pictures in {}/ or {}/", PARTS[0].1, PARTS[1].1);
+            let help = "unpack `A. Segmentation.zip` of IDRiD again";
+            return Err(scan.empty(all_images, looked_for, help));
+        }
+        Ok(lesions::set(images))
     }
-    // Of both parts the second is the published test set; one alone is divided like any other dataset.
-    let published = parts.iter().all(|part| !part.is_empty());
-    let split = |(part, image): (usize, RawImage)| RawImage {
-        split: (published && part == 1).then_some(Split::Test),
-        ..image
-    };
-    let images: Vec<RawImage> = parts
-        .into_iter()
-        .enumerate()
-        .flat_map(|(part, images)| images.into_iter().map(move |image| (part, image)))
-        .map(split)
-        .collect();
-    if images.is_empty() {
-        return Err(Error::Empty {
-            path: scan.store.path().join(all_images),
-            looked_for: format!("pictures in {}/ or {}/", PARTS[0].1, PARTS[1].1),
-            help: "unpack `A. Segmentation.zip` of IDRiD again".to_owned(),
-        });
-    }
-    Ok(images)
 }
 
 /// The images of one part.
@@ -103,8 +122,8 @@ fn part(
         return Err(missing(scan, masks_shown.to_owned()));
     };
     let mut masks: Vec<HashMap<usize, usize>> = Vec::new();
-    for class in 0..CLASSES.len() {
-        let pictures = match scan.folder(masks_folder, CLASS_FOLDERS[class])? {
+    for (class, shown) in CLASSES_SHOWN.iter().enumerate() {
+        let pictures = match scan.folder(masks_folder, lesions::FOLDERS[class])? {
             Some(folder) => {
                 let pictures = scan.pictures(folder);
                 scan.refuse_others(folder, &pictures, false)?;
@@ -113,23 +132,28 @@ fn part(
             None => Vec::new(),
         };
         if pictures.is_empty() {
-            return Err(missing(scan, join(masks_folder, CLASSES_SHOWN[class])));
+            return Err(missing(scan, join(masks_folder, shown)));
         }
-        masks.push(scan.masks(&pictures, class, &by_stem, images_folder)?);
+        masks.push(lesions::masks(
+            scan,
+            &pictures,
+            class,
+            &by_stem,
+            images_folder,
+        )?);
     }
-    for folder in scan.tree.named(masks_folder, OPTIC_DISC) {
+    for folder in scan.folders().named(masks_folder, OPTIC_DISC) {
         note_below(scan, folder, "the optic disc is no class of lesions");
     }
-    Ok(images.iter().map(|image| image.with(&masks)).collect())
+    Ok(lesions::with_masks(&images, &masks))
 }
 
 /// Says why nothing in `folder` is used.
 fn note_below(scan: &mut Scan, folder: &str, note: &str) {
-    let folders = [folder].into_iter().chain(scan.tree.children(folder));
-    let positions: Vec<usize> = folders
-        .flat_map(|folder| scan.tree.files(folder).iter().copied())
-        .collect();
-    for position in positions {
-        scan.notes.insert(position, note.to_owned());
+    let all = scan.folders();
+    for folder in [folder].into_iter().chain(all.children(folder)) {
+        for &position in all.files(folder) {
+            scan.pass_over(position, note);
+        }
     }
 }

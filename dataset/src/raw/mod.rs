@@ -1,4 +1,4 @@
-//! Raw layouts: which files belong to which image.
+//! Raw layouts: which files belong to which image, and what labels them.
 //!
 //! Detection looks at names only. It finds a layout at the top of the source or below, so an archive with or
 //! without its outer folder works the same.
@@ -9,9 +9,12 @@ mod fgadr;
 mod folder;
 mod grades;
 mod idrid;
+mod layout;
+mod lesions;
 pub(crate) mod names;
 pub(crate) mod passed;
 mod scan;
+mod set;
 mod store;
 mod tree;
 mod walk;
@@ -21,82 +24,41 @@ use std::fmt;
 use std::path::Path;
 use std::str::FromStr;
 
+use fovea_task::Task;
+
 pub(crate) use entry::Entry;
+pub use layout::Layout;
+pub use names::{ByStem, folder_key, is_picture, stem};
 pub(crate) use scan::why_no_picture;
+pub use scan::{PictureName, Scan};
+pub use set::{Evidence, MaskRule, RawImage, RawSet};
 pub(crate) use store::{Reader, Store, content_of};
+pub use tree::{Folders, join, last, parent};
 pub(crate) use walk::{Walked, walk};
 
-use crate::{Error, Result, Split};
-use names::{first_few, folder_key};
-use scan::Scan;
-use tree::{Tree, is_below};
+use crate::manifest::too_wide;
+use crate::{Error, Result};
+use names::first_few;
+use tree::is_below;
 
-/// How raw files are arranged.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Layout {
-    /// FGADR Seg-set.
-    Fgadr,
-    /// `images/` and `masks/{MA,HE,EX,SE}/`.
-    Folder,
-    /// IDRiD segmentation, with the folders and names it is published with.
-    Idrid,
-}
+/// All layouts that are looked for, in this order.
+pub static LAYOUTS: &[&dyn Layout] = &[&fgadr::Fgadr, &folder::Folder, &idrid::Idrid];
 
 /// The layout asked for.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum LayoutChoice {
-    /// Find out.
+    /// The one of [`LAYOUTS`] that the source has.
     #[default]
     Auto,
-    /// This one; anything else is an error.
-    Given(Layout),
+    /// This one, which need not be among [`LAYOUTS`]; a source without it is an error.
+    Given(&'static dyn Layout),
 }
 
-impl Layout {
-    /// All layouts, in the order in which they are looked for.
-    pub const ALL: [Self; 3] = [Self::Fgadr, Self::Folder, Self::Idrid];
-
-    /// The name on command lines and in manifests.
-    pub fn name(self) -> &'static str {
-        match self {
-            Self::Fgadr => "fgadr",
-            Self::Folder => "folder",
-            Self::Idrid => "idrid",
-        }
-    }
-
-    /// The folders it is known by.
-    fn looks_like(self) -> &'static str {
-        match self {
-            Self::Fgadr => fgadr::LOOKS_LIKE,
-            Self::Folder => folder::LOOKS_LIKE,
-            Self::Idrid => idrid::LOOKS_LIKE,
-        }
-    }
-
-    /// The folders in which the layout lies.
-    fn roots<'a>(self, tree: &Tree<'a>, entries: &[Entry]) -> Vec<&'a str> {
-        let is_at = |folder: &&str| match self {
-            Self::Fgadr => fgadr::is_at(tree, folder),
-            Self::Folder => folder::is_at(tree, entries, folder),
-            Self::Idrid => idrid::is_at(tree, folder),
-        };
-        tree.folders().filter(is_at).collect()
-    }
-
-    /// Keys of the folders in its root that it reads.
-    fn folders(self) -> Vec<&'static str> {
-        match self {
-            Self::Fgadr => [&[fgadr::IMAGES], &*fgadr::MASKS.concat()].concat(),
-            Self::Folder => vec![folder::IMAGES, folder::MASKS],
-            Self::Idrid => [&[idrid::IMAGES], idrid::MASKS].concat(),
-        }
-    }
-}
-
-impl fmt::Display for Layout {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.pad(self.name())
+impl LayoutChoice {
+    /// What it is parsed from: `auto`, then the names of [`LAYOUTS`].
+    pub fn names() -> Vec<&'static str> {
+        let layouts = LAYOUTS.iter().map(|layout| layout.name());
+        std::iter::once("auto").chain(layouts).collect()
     }
 }
 
@@ -116,38 +78,23 @@ impl FromStr for LayoutChoice {
         if text == "auto" {
             return Ok(Self::Auto);
         }
-        let layout = Layout::ALL.into_iter().find(|layout| layout.name() == text);
-        layout.map(Self::Given).ok_or_else(|| {
-            format!("`{text}` is no layout\n  help: use auto, fgadr, folder or idrid")
+        let layout = LAYOUTS.iter().find(|layout| layout.name() == text);
+        layout.map(|layout| Self::Given(*layout)).ok_or_else(|| {
+            let names = Self::names();
+            let (last, others) = names.split_last().unwrap_or((&"auto", &[]));
+            format!(
+                "`{text}` is no layout\n  help: use {} or {last}",
+                others.join(", ")
+            )
         })
     }
-}
-
-/// When a pixel of a mask belongs to the lesion.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum MaskRule {
-    /// Value 128 or more; edges are anti-aliased.
-    Half,
-    /// 128 or more, except in a mask that holds only 0 and one other value: there, that value.
-    HalfOrTwoValued,
-}
-
-/// One image of a raw dataset; numbers are positions in [`Store::entries`].
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub(crate) struct RawImage {
-    pub id: String,
-    pub image: usize,
-    /// By class; `None`: this lesion is absent.
-    pub masks: [Option<usize>; 4],
-    pub grade: Option<u8>,
-    /// Where the raw dataset says which split it belongs to.
-    pub split: Option<Split>,
 }
 
 /// A raw dataset: its files and what they are.
 pub(crate) struct Raw {
     pub store: Store,
-    pub layout: Layout,
+    pub layout: &'static dyn Layout,
+    pub task: Task,
     /// By id, ascending.
     pub images: Vec<RawImage>,
     /// What the user should know: files that are passed over, rows of tables without an image.
@@ -164,24 +111,21 @@ impl Raw {
                 looked_for: format!(
                     "files{}; looked for{}",
                     obstacles(&store),
-                    described(&Layout::ALL)
+                    described(LAYOUTS)
                 ),
                 help: "put a raw dataset there, or give the folder that holds one".to_owned(),
             });
         }
-        let tree = Tree::new(store.entries());
-        let (layout, root) = detect(&store, &tree, choice)?;
+        let folders = Folders::new(store.entries());
+        let (layout, root) = detect(&store, &folders, choice)?;
         if store.is_archive() {
             let below = store.entries().iter().filter(|e| is_below(&e.name, root));
             archive::refuse_locked(path, below.filter(|e| names::is_picture(&e.name)))?;
         }
-        let mut scan = Scan::new(&store, &tree);
+        let mut scan = Scan::new(&store, &folders);
         refuse_obstructed(&scan, layout, root)?;
-        let mut images = match layout {
-            Layout::Fgadr => fgadr::images(&mut scan, root)?,
-            Layout::Folder => folder::images(&mut scan, root)?,
-            Layout::Idrid => idrid::images(&mut scan, root)?,
-        };
+        let RawSet { task, mut images } = layout.read(&mut scan, root)?;
+        refuse_misfits(&scan, layout, &task, &images)?;
         images.sort_by(|a, b| a.id.cmp(&b.id));
         if let Some(pair) = images.windows(2).find(|pair| pair[0].id == pair[1].id) {
             return Err(scan.same_name(pair[0].image, pair[1].image));
@@ -190,30 +134,18 @@ impl Raw {
         Ok(Self {
             store,
             layout,
+            task,
             images,
             words,
         })
     }
 
-    pub fn mask_rule(&self) -> MaskRule {
-        match self.layout {
-            Layout::Fgadr => MaskRule::Half,
-            Layout::Folder | Layout::Idrid => MaskRule::HalfOrTwoValued,
-        }
-    }
-
-    /// Whether square pictures are taken as they are. FGADR's are cut already, and its published figures count on it.
-    pub fn keeps_squares(&self) -> bool {
-        self.layout == Layout::Fgadr
-    }
-
     /// The files of an image: the picture first, then its masks in class order.
     pub fn files<'a>(&'a self, raw: &'a RawImage) -> impl Iterator<Item = &'a Entry> {
-        let numbers = std::iter::once(raw.image).chain(raw.masks.iter().flatten().copied());
-        numbers.map(|number| &self.store.entries()[number])
+        raw.files().map(|number| &self.store.entries()[number])
     }
 
-    /// blake3 over ids, grades, lengths, and with `stamps` over modification times or checksums too.
+    /// blake3 over ids, grades, labels, lengths, and with `stamps` over modification times or checksums too.
     pub fn fingerprint(&self, images: &[RawImage], stamps: bool) -> String {
         let mut hasher = blake3::Hasher::new_derive_key("fovea raw dataset v1");
         for raw in images {
@@ -221,7 +153,13 @@ impl Raw {
                 .update(&(raw.id.len() as u64).to_le_bytes())
                 .update(raw.id.as_bytes());
             hasher.update(&[raw.grade.unwrap_or(u8::MAX)]);
-            hasher.update(&raw.masks.map(|mask| u8::from(mask.is_some())));
+            let has_mask = raw.masks().iter().map(|mask| u8::from(mask.is_some()));
+            hasher.update(&has_mask.collect::<Vec<u8>>());
+            for (target, label) in &raw.labels {
+                hasher
+                    .update(&(*target as u64).to_le_bytes())
+                    .update(&label.0.to_le_bytes());
+            }
             for entry in self.files(raw) {
                 hasher.update(&entry.bytes.to_le_bytes());
                 if stamps {
@@ -233,8 +171,33 @@ impl Raw {
     }
 }
 
+/// Refuses what no dataset can hold: a mistake in the layout's code, told with the image that shows it.
+fn refuse_misfits(
+    scan: &Scan,
+    layout: &dyn Layout,
+    task: &Task,
+    images: &[RawImage],
+) -> Result<()> {
+    let help = "this is a mistake of the layout, not of your files: correct its `read`";
+    if images.is_empty() {
+        return Err(scan.empty("", "pictures".to_owned(), "put the photographs there"));
+    }
+    if let Some(reason) = too_wide(task) {
+        return Err(scan.error(format!("layout {layout}: {reason}"), help));
+    }
+    let mut misfits = images
+        .iter()
+        .filter_map(|image| Some((image, image.misfit(task)?)));
+    match misfits.next() {
+        Some((RawImage { id, .. }, reason)) => {
+            Err(scan.error(format!("layout {layout}: image {id} has {reason}"), help))
+        }
+        None => Ok(()),
+    }
+}
+
 /// Refuses files and folders of the layout's own that cannot be read.
-fn refuse_obstructed(scan: &Scan, layout: Layout, root: &str) -> Result<()> {
+fn refuse_obstructed(scan: &Scan, layout: &dyn Layout, root: &str) -> Result<()> {
     let own = layout.folders();
     let in_the_way = |path: &str| {
         let below = match root {
@@ -245,7 +208,7 @@ fn refuse_obstructed(scan: &Scan, layout: Layout, root: &str) -> Result<()> {
         own.contains(&folder_key(below.split('/').next().unwrap_or(below)).as_str())
     };
     let found: Vec<String> = scan
-        .store
+        .store()
         .obstructed()
         .iter()
         .filter(|o| o.matters && in_the_way(&o.name))
@@ -261,30 +224,23 @@ fn refuse_obstructed(scan: &Scan, layout: Layout, root: &str) -> Result<()> {
 }
 
 /// What a layout said, and every file that is passed over.
-fn words(scan: &Scan, layout: Layout, images: &[RawImage]) -> Vec<String> {
-    let used: HashSet<usize> = images
-        .iter()
-        .flat_map(|raw| {
-            [raw.image]
-                .into_iter()
-                .chain(raw.masks.into_iter().flatten())
-        })
-        .collect();
-    let entries = scan.store.entries();
+fn words(scan: &Scan, layout: &dyn Layout, images: &[RawImage]) -> Vec<String> {
+    let used: HashSet<usize> = images.iter().flat_map(RawImage::files).collect();
+    let entries = scan.store().entries();
     let mut passed: Vec<(&str, String)> = Vec::new();
     for (position, entry) in entries.iter().enumerate() {
-        match scan.notes.get(&position) {
+        match scan.noted(position) {
             _ if used.contains(&position) => {}
             // Read, though no image.
-            Some(note) if note.is_empty() => {}
-            Some(note) => passed.push((&entry.name, note.clone())),
+            Some("") => {}
+            Some(note) => passed.push((&entry.name, note.to_owned())),
             None => passed.push((&entry.name, format!("no part of layout {layout}"))),
         }
     }
-    let obstructed = scan.store.obstructed().iter();
+    let obstructed = scan.store().obstructed().iter();
     passed.extend(obstructed.map(|o| (o.name.as_str(), o.reason.clone())));
     let used = used.iter().map(|position| entries[*position].name.as_str());
-    let mut words = scan.words.clone();
+    let mut words = scan.words().to_vec();
     words.extend(passed::report(&passed, used));
     words
 }
@@ -302,17 +258,19 @@ fn obstacles(store: &Store) -> String {
     }
 }
 
-fn detect<'a>(store: &Store, tree: &Tree<'a>, choice: LayoutChoice) -> Result<(Layout, &'a str)> {
-    let candidates: &[Layout] = match &choice {
-        LayoutChoice::Auto => &Layout::ALL,
+fn detect<'a>(
+    store: &Store,
+    folders: &Folders<'a>,
+    choice: LayoutChoice,
+) -> Result<(&'static dyn Layout, &'a str)> {
+    let candidates: &[&'static dyn Layout] = match &choice {
+        LayoutChoice::Auto => LAYOUTS,
         LayoutChoice::Given(layout) => std::slice::from_ref(layout),
     };
-    let roots = |layout: &Layout| {
-        let layout = *layout;
-        let roots = layout.roots(tree, store.entries());
-        roots.into_iter().map(move |root| (layout, root))
-    };
-    let found: Vec<(Layout, &str)> = candidates.iter().flat_map(roots).collect();
+    let found: Vec<(&dyn Layout, &str)> = candidates
+        .iter()
+        .flat_map(|layout| roots(*layout, folders).map(|root| (*layout, root)))
+        .collect();
     let layout_error = |problem: String, help: String| Error::Layout {
         path: store.path().to_owned(),
         problem,
@@ -322,12 +280,11 @@ fn detect<'a>(store: &Store, tree: &Tree<'a>, choice: LayoutChoice) -> Result<(L
         [one] => Ok(*one),
         [] => {
             let looked_for = described(candidates);
-            if candidates.contains(&Layout::Folder)
-                && let Some(problem) = folder::without_masks(tree)
-            {
-                return Err(layout_error(problem, folder::WITHOUT_MASKS_HELP.to_owned()));
+            let near_miss = |layout: &&dyn Layout| layout.near_miss(folders);
+            if let Some((problem, help)) = candidates.iter().find_map(near_miss) {
+                return Err(layout_error(problem, help));
             }
-            let mut top: Vec<&str> = tree.folders().filter(|path| !path.is_empty()).collect();
+            let mut top: Vec<&str> = folders.all().filter(|path| !path.is_empty()).collect();
             let more = top.len().saturating_sub(8);
             top.truncate(8);
             let top = match (top.is_empty(), more) {
@@ -361,7 +318,7 @@ fn detect<'a>(store: &Store, tree: &Tree<'a>, choice: LayoutChoice) -> Result<(L
                 .iter()
                 .map(|(layout, root)| format!("\n    {layout} in {}", shown(root)))
                 .collect();
-            let choose = match several.iter().all(|(layout, _)| *layout == several[0].0) {
+            let choose = match several.iter().all(|(layout, _)| layout == &several[0].0) {
                 true => "",
                 false => ", or choose with --layout",
             };
@@ -373,6 +330,11 @@ fn detect<'a>(store: &Store, tree: &Tree<'a>, choice: LayoutChoice) -> Result<(L
     }
 }
 
+/// The folders in which `layout` lies.
+fn roots<'a>(layout: &dyn Layout, folders: &Folders<'a>) -> impl Iterator<Item = &'a str> {
+    folders.all().filter(|folder| layout.is_at(folders, folder))
+}
+
 fn shown(root: &str) -> String {
     match root {
         "" => "the given folder itself".to_owned(),
@@ -380,25 +342,24 @@ fn shown(root: &str) -> String {
     }
 }
 
-fn described(layouts: &[Layout]) -> String {
+fn described(layouts: &[&dyn Layout]) -> String {
     layouts
         .iter()
         .map(|layout| format!("\n    {layout}: {}", layout.looks_like()))
         .collect()
 }
 
-/// Where masks of a raw dataset lie that a list of files is, if it is one: a folder of photographs is not.
-pub(crate) fn images_of_dataset(names: impl Iterator<Item = String>) -> Option<(Layout, String)> {
+/// The layout of the raw dataset that a list of files is, and the folder of its photographs, if other pictures lie beside
+/// that: a folder of photographs is none.
+pub(crate) fn images_of_dataset(
+    names: impl Iterator<Item = String>,
+) -> Option<(&'static dyn Layout, String)> {
     let entries: Vec<Entry> = names.map(Entry::named).collect();
-    let tree = Tree::new(&entries);
-    Layout::ALL.into_iter().find_map(|layout| {
-        let root = layout.roots(&tree, &entries).into_iter().next()?;
-        let images = match layout {
-            Layout::Folder => folder::IMAGES,
-            Layout::Fgadr => fgadr::IMAGES,
-            Layout::Idrid => idrid::IMAGES,
-        };
-        let images = tree.named(root, &[images]).into_iter().next()?;
-        Some((layout, images.to_owned()))
+    let folders = Folders::new(&entries);
+    LAYOUTS.iter().find_map(|layout| {
+        let photographs = layout.photographs()?;
+        let root = roots(*layout, &folders).next()?;
+        let images = folders.named(root, &[photographs]).into_iter().next()?;
+        Some((*layout, images.to_owned()))
     })
 }

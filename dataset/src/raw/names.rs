@@ -49,8 +49,8 @@ pub(crate) fn is_litter(name: &str) -> bool {
         || LITTER.contains(&name.to_lowercase().as_str())
 }
 
-/// Whether its extension says that it is a picture.
-pub(crate) fn is_picture(name: &str) -> bool {
+/// Whether the extension of a file's name says that it is a picture.
+pub fn is_picture(name: &str) -> bool {
     extension(name).is_some_and(is_picture_extension)
 }
 
@@ -75,7 +75,7 @@ fn extension(name: &str) -> Option<&str> {
 
 /// A file name (no folder) without its extension. What follows the last dot is one when it names a kind of picture, or
 /// is short and not a number: `scan.12` is the whole name of a picture without extension.
-pub(crate) fn stem(name: &str) -> &str {
+pub fn stem(name: &str) -> &str {
     let is_extension = |extension: &str| {
         is_picture_extension(extension)
             || (1..=5).contains(&extension.len())
@@ -98,8 +98,8 @@ pub(super) fn composed(name: &str) -> Cow<'_, str> {
 }
 
 /// The form in which names of folders are compared: composed, in lower case, with one kind of gap, and without a number
-/// or letter in front (`1. Original Images`).
-pub(super) fn folder_key(name: &str) -> String {
+/// or letter in front: `1. Original Images` has the key `original images`.
+pub fn folder_key(name: &str) -> String {
     let lower = composed(name).to_lowercase();
     let bare = match lower.split_once('.') {
         Some((count, rest)) if is_count(count, rest) && !rest.trim().is_empty() => rest,
@@ -122,14 +122,14 @@ fn is_count(count: &str, rest: &str) -> bool {
 /// Things by the stem of their file name: the stem itself counts in its composed form; where no thing has it, one that
 /// differs only in case does, when there is only one.
 #[derive(Debug, Default)]
-pub(super) struct ByStem<T> {
+pub struct ByStem<T> {
     exact: HashMap<String, T>,
     /// `None`: several.
     lower: HashMap<String, Option<T>>,
 }
 
 impl<T: Copy> ByStem<T> {
-    /// Adds a thing; the one that has the same stem already.
+    /// Adds a thing, unless one has the same stem already: then that one is returned.
     pub fn insert(&mut self, stem: &str, thing: T) -> Option<T> {
         let stem = composed(stem);
         match self.lower.entry(stem.to_lowercase()) {

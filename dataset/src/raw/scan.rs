@@ -1,22 +1,14 @@
-//! Shared by all layouts: folders by any spelling, the pictures in them, masks joined to images.
+//! Shared by all layouts: folders by any spelling, and the pictures in them.
 
-use std::collections::{BTreeMap, HashMap, HashSet};
+use std::collections::{BTreeMap, HashSet};
 
 use fovea_pictures::decode::Content;
 
-use super::RawImage;
 use super::names::{ByStem, composed, counted, first_few, is_picture, stem};
+use super::set::{Evidence, RawImage};
 use super::store::{Reader, Store};
-use super::tree::{Tree, is_below, last};
-use crate::{CLASSES, Error, Result};
-
-/// How folders of masks are named, by class, as keys (see `folder_key`).
-pub(super) const CLASS_FOLDERS: [&[&str]; 4] = [
-    &["ma", "microaneurysms"],
-    &["he", "haemorrhages", "hemorrhages"],
-    &["ex", "hard exudates", "hardexudates"],
-    &["se", "soft exudates", "softexudates"],
-];
+use super::tree::{Folders, is_below, last};
+use crate::{Error, Result};
 
 /// Offenders named in an error.
 const NAMES: usize = 5;
@@ -43,54 +35,85 @@ const BESIDE: [&str; 16] = [
 
 /// A picture by the stem of its name.
 #[derive(Clone, Copy, Debug)]
-pub(super) struct PictureName<'a> {
+pub struct PictureName<'a> {
+    /// The name of its file without folder and extension.
     pub stem: &'a str,
+    /// Its position in the list of all files.
     pub position: usize,
 }
 
 impl PictureName<'_> {
-    /// The picture as an image, with its masks: by class, then by the position of their image.
-    pub fn with(&self, masks: &[HashMap<usize, usize>]) -> RawImage {
+    /// The picture as an image with its stem as id, and without labels.
+    pub fn image(&self) -> RawImage {
         RawImage {
             id: self.stem.to_owned(),
             image: self.position,
-            masks: std::array::from_fn(|class| masks[class].get(&self.position).copied()),
+            labels: Vec::new(),
+            cells: Evidence::None,
             grade: None,
             split: None,
         }
     }
 }
 
-/// A raw dataset while its files are sorted.
-pub(super) struct Scan<'a> {
-    pub store: &'a Store,
-    pub tree: &'a Tree<'a>,
+/// A raw dataset while its layout sorts its files: lists folders and pictures, reads tables, and collects what the user
+/// should know.
+pub struct Scan<'a> {
+    store: &'a Store,
+    folders: &'a Folders<'a>,
     reader: Reader<'a>,
-    /// Why files are not used, by position.
-    pub notes: BTreeMap<usize, String>,
-    /// What the user should know.
-    pub words: Vec<String>,
-}
-
-/// What became of a file that may be a mask.
-enum Belongs {
-    To(usize),
-    /// Its name says that it is of this class, its folder says another.
-    ToClass(usize),
-    Nowhere,
+    /// Why files are no images, by position; empty for those that were read.
+    notes: BTreeMap<usize, String>,
+    words: Vec<String>,
 }
 
 impl<'a> Scan<'a> {
-    pub fn new(store: &'a Store, tree: &'a Tree<'a>) -> Self {
+    pub(crate) fn new(store: &'a Store, folders: &'a Folders<'a>) -> Self {
         Self {
             store,
-            tree,
+            folders,
             reader: store.reader(),
             notes: BTreeMap::new(),
             words: Vec::new(),
         }
     }
 
+    /// The files of the dataset.
+    pub(crate) fn store(&self) -> &'a Store {
+        self.store
+    }
+
+    /// Why a file is no image, where the layout noted it; empty for one that it read.
+    pub(crate) fn noted(&self, position: usize) -> Option<&str> {
+        self.notes.get(&position).map(String::as_str)
+    }
+
+    /// What the layout wants the user to know.
+    pub(crate) fn words(&self) -> &[String] {
+        &self.words
+    }
+
+    /// The folders of the dataset.
+    pub fn folders(&self) -> &'a Folders<'a> {
+        self.folders
+    }
+
+    /// Notes why a file is not used; said in a warning unless it is used all the same.
+    pub fn pass_over(&mut self, position: usize, why: &str) {
+        self.notes.insert(position, why.to_owned());
+    }
+
+    /// Notes that a file which is no image was read, a table for example.
+    pub fn has_read(&mut self, position: usize) {
+        self.notes.insert(position, String::new());
+    }
+
+    /// Warns the user of something that is no error.
+    pub fn warn(&mut self, word: String) {
+        self.words.push(word);
+    }
+
+    /// The error of a dataset that is not as its layout must be: what does not fit, and what the user must do.
     pub fn error(&self, problem: String, help: &str) -> Error {
         Error::Layout {
             path: self.store.path().to_owned(),
@@ -99,20 +122,41 @@ impl<'a> Scan<'a> {
         }
     }
 
-    pub fn name(&self, position: usize) -> &'a str {
-        &self.store.entries()[position].name
+    /// The error of a `folder` without any of what it must hold.
+    pub fn empty(&self, folder: &str, looked_for: String, help: &str) -> Error {
+        Error::Empty {
+            path: match folder {
+                "" => self.store.path().to_owned(),
+                folder => self.store.path().join(folder),
+            },
+            looked_for,
+            help: help.to_owned(),
+        }
     }
 
-    /// Reads a whole file.
+    /// The path of a file in the dataset.
+    pub fn name(&self, position: usize) -> &'a str {
+        self.folders.name(position)
+    }
+
+    /// How messages name a file: its path, or `archive.zip!path`.
+    pub fn describe(&self, position: usize) -> String {
+        self.store.describe(&self.store.entries()[position])
+    }
+
+    /// Reads a whole file; the reason when it cannot be read.
     pub fn read(&mut self, position: usize) -> std::result::Result<Vec<u8>, String> {
         let mut bytes = Vec::new();
         let entry = &self.store.entries()[position];
         self.reader.read(entry, &mut bytes).map(|()| bytes)
     }
 
-    /// The folder in `parent` whose name means one of `keys`.
+    /// The folder in `parent` whose name means one of `keys` (see [`folder_key`](super::folder_key)).
+    ///
+    /// # Errors
+    /// Several do.
     pub fn folder(&self, parent: &str, keys: &[&str]) -> Result<Option<&'a str>> {
-        match self.tree.named(parent, keys)[..] {
+        match self.folders.named(parent, keys)[..] {
             [] => Ok(None),
             [one] => Ok(Some(one)),
             ref several => Err(self.error(
@@ -122,11 +166,10 @@ impl<'a> Scan<'a> {
         }
     }
 
-    /// The pictures directly in `folder`: by their extension, else by their content. Of the others, why they are none
-    /// is in `notes`.
+    /// The pictures directly in `folder`: by their extension, else by their content. Why the others are none is noted.
     pub fn pictures(&mut self, folder: &str) -> Vec<PictureName<'a>> {
         let mut pictures = Vec::new();
-        for &position in self.tree.files(folder) {
+        for &position in self.folders.files(folder) {
             let name = last(self.name(position));
             if is_picture(name) {
                 pictures.push(position);
@@ -152,7 +195,10 @@ impl<'a> Scan<'a> {
         })
     }
 
-    /// The pictures directly in `folder` as images by stem, which must differ.
+    /// The pictures directly in `folder` as images, which are added to `images` by their stems.
+    ///
+    /// # Errors
+    /// Two have the same stem.
     pub fn images(
         &mut self,
         folder: &str,
@@ -183,61 +229,22 @@ impl<'a> Scan<'a> {
         )
     }
 
-    /// Masks of `class` among `pictures`, by the position of their image. Each must belong to one.
-    pub fn masks(
-        &self,
-        pictures: &[PictureName<'a>],
-        class: usize,
-        images: &ByStem<usize>,
-        images_folder: &str,
-    ) -> Result<HashMap<usize, usize>> {
-        let mut masks = HashMap::new();
-        for picture in pictures {
-            let name = self.name(picture.position);
-            let image = match belongs(picture.stem, class, images) {
-                Belongs::To(image) => image,
-                Belongs::ToClass(other) => {
-                    return Err(self.error(
-                        format!(
-                            "{name} lies among the masks of {}, and its name says {}",
-                            CLASSES[class], CLASSES[other]
-                        ),
-                        "move it to the folder of its class, or rename it",
-                    ));
-                }
-                Belongs::Nowhere => {
-                    return Err(self.error(
-                        format!("{name} belongs to no image in {images_folder}/"),
-                        "a mask has its image's name but for the extension (or with the class behind it, NAME_MA.png): rename it, or remove it",
-                    ));
-                }
-            };
-            if let Some(first) = masks.insert(image, picture.position) {
-                return Err(self.error(
-                    format!(
-                        "{name} is the second mask of that image and class, after {}",
-                        self.name(first)
-                    ),
-                    "keep one of them",
-                ));
-            }
-        }
-        Ok(masks)
-    }
-
-    /// Refuses files in or below `folder` that are no masks: where a missing mask means that there is no lesion, they
-    /// must not be passed over. `direct`: only those directly in it.
+    /// Refuses files in or below `folder` that are not among `pictures`, which are masks: where a missing mask means that
+    /// there is no lesion, they must not be passed over. `direct`: only those directly in it.
+    ///
+    /// # Errors
+    /// There are some.
     pub fn refuse_others(
         &self,
         folder: &str,
-        pictures: &[PictureName<'a>],
+        pictures: &[PictureName],
         direct: bool,
     ) -> Result<()> {
         let masks: HashSet<usize> = pictures.iter().map(|picture| picture.position).collect();
         let mut others: Vec<String> = Vec::new();
         for (position, entry) in self.store.entries().iter().enumerate() {
             let in_it = is_below(&entry.name, folder);
-            let directly = self.tree.files(folder).binary_search(&position).is_ok();
+            let directly = self.folders.files(folder).binary_search(&position).is_ok();
             if !in_it || (direct && !directly) || (directly && masks.contains(&position)) {
                 continue;
             }
@@ -281,56 +288,9 @@ pub(crate) fn why_no_picture(
     }
 }
 
-/// The image that a mask of `class` belongs to by its stem: the image's own, with the class behind it, or with the
-/// image's extension in it (`a.jpg.png`).
-fn belongs(mask: &str, class: usize, images: &ByStem<usize>) -> Belongs {
-    if let Some(image) = images.get(mask) {
-        return Belongs::To(image);
-    }
-    if is_picture(mask)
-        && let Some(image) = images.get(stem(mask))
-    {
-        return Belongs::To(image);
-    }
-    match class_behind(mask) {
-        Some((bare, of)) => match images.get(bare) {
-            Some(image) if of == class => Belongs::To(image),
-            Some(_) => Belongs::ToClass(of),
-            None => Belongs::Nowhere,
-        },
-        None => Belongs::Nowhere,
-    }
-}
-
-/// `NAME_MA` as `NAME` and the class.
-pub(super) fn class_behind(stem: &str) -> Option<(&str, usize)> {
-    let (at, _) = stem.char_indices().nth_back(2)?;
-    let (bare, rest) = stem.split_at(at);
-    let code = rest.strip_prefix(['_', '-', '.', ' '])?;
-    let class = CLASSES
-        .iter()
-        .position(|class| class.eq_ignore_ascii_case(code))?;
-    (!bare.is_empty()).then_some((bare, class))
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn classes_behind_names() {
-        for (stem, expected) in [
-            ("IDRiD_01_MA", Some(("IDRiD_01", 0))),
-            ("a-ex", Some(("a", 2))),
-            ("ü SE", Some(("ü", 3))),
-            ("_MA", None),
-            ("MA", None),
-            ("a_OD", None),
-            ("aüMA", None),
-        ] {
-            assert_eq!(class_behind(stem), expected, "{stem}");
-        }
-    }
 
     #[test]
     fn backups_and_raw_files_are_no_further_images() {

@@ -5,15 +5,18 @@ use std::collections::{BTreeMap, BTreeSet};
 use super::entry::Entry;
 use super::names::folder_key;
 
-/// Folders by their path without a final `/`; the top has the empty path.
-pub(super) struct Tree<'a> {
+/// The folders of a raw dataset that hold something, by their path without a final `/`; the top has the empty path. Files
+/// are given by their position in the list of all files.
+pub struct Folders<'a> {
+    entries: &'a [Entry],
     files: BTreeMap<&'a str, Vec<usize>>,
     children: BTreeMap<&'a str, BTreeSet<&'a str>>,
 }
 
-impl<'a> Tree<'a> {
-    pub fn new(entries: &'a [Entry]) -> Self {
+impl<'a> Folders<'a> {
+    pub(crate) fn new(entries: &'a [Entry]) -> Self {
         let mut tree = Self {
+            entries,
             files: BTreeMap::new(),
             children: BTreeMap::from([("", BTreeSet::new())]),
         };
@@ -34,8 +37,13 @@ impl<'a> Tree<'a> {
         tree
     }
 
-    /// All folders that hold something, the top first.
-    pub fn folders(&self) -> impl Iterator<Item = &'a str> {
+    /// The path of a file.
+    pub fn name(&self, position: usize) -> &'a str {
+        &self.entries[position].name
+    }
+
+    /// The paths of all, the top first.
+    pub fn all(&self) -> impl Iterator<Item = &'a str> {
         self.children.keys().copied()
     }
 
@@ -49,20 +57,20 @@ impl<'a> Tree<'a> {
         self.children.get(folder).into_iter().flatten().copied()
     }
 
-    /// Folders directly in `folder` whose name means one of `keys`.
+    /// Folders directly in `folder` whose name means one of `keys` (see [`folder_key`]).
     pub fn named(&self, folder: &str, keys: &[&str]) -> Vec<&'a str> {
         let wanted = |child: &&str| keys.contains(&folder_key(last(child)).as_str());
         self.children(folder).filter(wanted).collect()
     }
 }
 
-/// The folder that holds `path`.
-pub(super) fn parent(path: &str) -> &str {
+/// The folder that holds the file or folder `path`; empty at the top.
+pub fn parent(path: &str) -> &str {
     path.rsplit_once('/').map_or("", |(parent, _)| parent)
 }
 
-/// The last part of `path`.
-pub(super) fn last(path: &str) -> &str {
+/// The last part of `path`: the name of a file or folder in its own.
+pub fn last(path: &str) -> &str {
     path.rsplit_once('/').map_or(path, |(_, last)| last)
 }
 
@@ -74,8 +82,8 @@ pub(super) fn is_below(path: &str, folder: &str) -> bool {
             .is_some_and(|rest| rest.starts_with('/'))
 }
 
-/// `name` in `folder`.
-pub(super) fn join(folder: &str, name: &str) -> String {
+/// The path of `name` in `folder`, which is empty for the top.
+pub fn join(folder: &str, name: &str) -> String {
     if folder.is_empty() {
         name.to_owned()
     } else {

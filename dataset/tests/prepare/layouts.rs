@@ -53,7 +53,7 @@ fn labels_areas_and_pixels_are_those_of_the_raw_images() {
     let total = data.label_table().total;
     assert_eq!(
         (total.images, total.patches, total.label_sums),
-        (24, 384, [12, 12, 12, 8])
+        (24, 384, vec![12, 12, 12, 8])
     );
     assert_eq!(total.positive_rates[0], 0.5);
     let text = data.label_table().to_string();

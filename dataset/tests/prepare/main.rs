@@ -9,3 +9,4 @@ mod raw;
 mod restart;
 mod sources;
 mod splits;
+mod tasks;

@@ -12,6 +12,9 @@ use tempfile::TempDir;
 /// Pixels along an edge of the test images.
 pub const SIZE: u32 = 64;
 
+/// Names of the lesions in layout `folder`.
+pub const CLASSES: [&str; 4] = ["MA", "HE", "EX", "SE"];
+
 pub const FOLDERS: [&str; 4] = [
     "Microaneurysms_Masks",
     "Hemohedge_Masks",
@@ -162,7 +165,7 @@ pub fn folder(root: &Path, names: &[&str]) -> PathBuf {
         let n = n as u32;
         let image = encode(disc(n, SIZE, SIZE), ImageFormat::Png);
         write(&root.join(format!("images/{name}.png")), &image);
-        for (class, folder) in fovea_dataset::CLASSES.iter().enumerate() {
+        for (class, folder) in CLASSES.iter().enumerate() {
             if (n + 1) >> class & 1 == 1 {
                 let picture = mask(18 + n % 8, class as u32 * 16 + 3, 3, 255);
                 let path = root.join(format!("masks/{folder}/{name}.png"));
@@ -170,7 +173,7 @@ pub fn folder(root: &Path, names: &[&str]) -> PathBuf {
             }
         }
     }
-    for folder in fovea_dataset::CLASSES.map(|class| root.join("masks").join(class)) {
+    for folder in CLASSES.map(|class| root.join("masks").join(class)) {
         if !folder.exists() {
             let path = folder.join(format!("{}.png", names[0]));
             write(&path, &encode(mask(0, 0, 0, 0), ImageFormat::Png));

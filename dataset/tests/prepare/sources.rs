@@ -69,7 +69,7 @@ fn a_healthy_image_of_another_kind_is_not_lost() {
     write(&src.join("images/healthy.bmp"), &bmp);
     let manifest = run(&src, &dir.path().join("out")).unwrap();
     let healthy = manifest.images.iter().find(|i| i.id == "healthy").unwrap();
-    assert_eq!((manifest.images.len(), healthy.label), (6, 0));
+    assert_eq!((manifest.images.len(), healthy.labels[0].0), (6, 0));
 }
 
 #[test]
@@ -261,7 +261,7 @@ fn masks_may_have_their_class_behind_the_name() {
 
 /// All masks of `root` in one folder.
 fn flatten(root: &Path) {
-    for class in fovea_dataset::CLASSES {
+    for class in crate::raw::CLASSES {
         let folder = root.join("masks").join(class);
         for item in fs::read_dir(&folder).unwrap() {
             let path = item.unwrap().path();

@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 
 use fovea_coordinator::Error as CoordinatorError;
 use fovea_coordinator::client::{Client, Endpoint, Reporter};
-use fovea_coordinator::protocol::{Cause, Terms, TrainerInfo};
+use fovea_coordinator::protocol::{Abort, Terms, TrainerInfo};
 
 use crate::error::{Error, Result};
 

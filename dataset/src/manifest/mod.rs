@@ -1,15 +1,19 @@
-//! `manifest.json`: the contents of a prepared dataset. Written last, so it exists once the dataset is complete.
+//! The manifest of a prepared dataset: what it holds, how it was made, and whether the parts fit each other.
+
+mod file;
 
 use std::collections::{BTreeMap, HashSet};
-use std::path::Path;
 
+use fovea_task::{Label, Level, Target, Task};
 use serde::{Deserialize, Serialize};
 
+use crate::cells::MAX_PATCH_CLASSES;
 use crate::shard::{self, ShardShape};
-use crate::{ALL_CLASSES, CLASSES, Error, LabelTable, Result, Split};
+use crate::{LabelTable, Split};
 
-/// The version of the prepared form that this program writes and reads.
-pub const FORMAT_VERSION: u32 = 1;
+/// The newest version of the prepared form. Version 1 holds the labels of [`Task::lesions`] and names no task, version 2
+/// holds any other task; this program reads both.
+pub const FORMAT_VERSION: u32 = 2;
 
 /// What `format` says in every manifest.
 pub const FORMAT: &str = "fovea-dataset";
@@ -20,13 +24,10 @@ pub const MANIFEST_FILE: &str = "manifest.json";
 /// The directory of an unfinished run inside the output directory.
 pub(crate) const WORK_DIR: &str = ".prepare";
 
-/// No manifest is larger; about two million images.
-const MAX_MANIFEST_BYTES: u64 = 256 << 20;
-
 /// The choices that a prepared dataset depends on, besides its raw images.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Recipe {
-    /// Name of the raw layout ("fgadr", "folder", "idrid").
+    /// Name of the raw layout, one of [`LAYOUTS`](crate::LAYOUTS) unless another program gave its own.
     pub layout: String,
     /// Edge of an image in pixels.
     pub size: u32,
@@ -46,66 +47,61 @@ pub struct Recipe {
 }
 
 /// Figures of one split.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 pub struct SplitCounts {
-    /// Images.
+    /// How many images it has.
     pub images: u64,
     /// Cells of these images.
     pub patches: u64,
-    /// Cells without a lesion; black ones are among them.
+    /// Cells that have no class of the target at patch level; black ones are among them.
     pub healthy: u64,
-    /// Black cells.
+    /// How many of the cells are black.
     pub black: u64,
-    /// Cells per class.
-    pub label_sums: [u64; 4],
-    /// Images per class.
-    pub image_label_sums: [u64; 4],
-    /// Share of images per class; 0 for a split without images.
-    pub positive_rates: [f64; 4],
+    /// Cells per class of the target at patch level; empty without one.
+    pub label_sums: Vec<u64>,
+    /// Images per class of the targets at image level, one target after the other in task order.
+    pub image_label_sums: Vec<u64>,
+    /// The same as a share of all images; 0 for a split without images.
+    pub positive_rates: Vec<f64>,
 }
 
-/// One shard file.
+/// One shard file, as the manifest knows it.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct ShardEntry {
     /// File name in the dataset directory.
     pub file: String,
-    /// Images in it.
+    /// How many images it holds.
     pub images: u32,
-    /// Its length.
+    /// Its length in bytes.
     pub bytes: u64,
     /// blake3 of its content, 64 hex digits.
     pub blake3: String,
 }
 
 /// One image. Its position in [`Manifest::images`] is its index everywhere.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub struct ImageEntry {
     /// File name of the raw image without extension.
     pub id: String,
-    /// What it is used for.
+    /// Whether it trains, validates or tests.
     pub split: Split,
     /// Index into [`Manifest::shards`].
     pub shard: u32,
     /// Row in that shard's tensors.
     pub row: u32,
-    /// Label byte: OR of its cells.
-    pub label: u8,
+    /// One label per target at image level, in task order. That of a target with `union_of_cells` is the union under the
+    /// recipe's `min_lesion_pixels`.
+    pub labels: Vec<Label>,
     /// Retinopathy grade 0-4 where the raw dataset has one.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
     pub grade: Option<u8>,
 }
 
 /// The content of `manifest.json`.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq)]
 pub struct Manifest {
-    /// Always [`FORMAT`].
-    pub format: String,
-    /// Always [`FORMAT_VERSION`] once loaded.
-    pub format_version: u32,
-    /// Always [`CLASSES`] once loaded.
-    pub classes: Vec<String>,
+    /// The questions that its labels answer.
+    pub task: Task,
     /// The choices it was made with.
-    #[serde(flatten)]
     pub recipe: Recipe,
     /// Cells along an edge: size / patch.
     pub grid: u32,
@@ -117,68 +113,14 @@ pub struct Manifest {
     pub source: String,
     /// Figures per split.
     pub splits: BTreeMap<Split, SplitCounts>,
-    /// Shard files.
+    /// Shard files in the order of their numbers.
     pub shards: Vec<ShardEntry>,
     /// Images in index order.
     pub images: Vec<ImageEntry>,
 }
 
-/// Read before the rest, so that a newer version is told as such and not as a strange field.
-#[derive(Deserialize)]
-struct Probe {
-    format: Option<String>,
-    format_version: Option<u64>,
-}
-
 impl Manifest {
-    /// Reads and checks the manifest of the dataset in `dir`; shard files are not touched.
-    pub fn load(dir: &Path) -> Result<Self> {
-        let path = dir.join(MANIFEST_FILE);
-        if !path.exists() {
-            return Err(why_missing(dir));
-        }
-        let invalid = |reason: String| Error::Manifest {
-            path: path.clone(),
-            reason,
-        };
-        let bytes = fovea_files::read_capped(&path, MAX_MANIFEST_BYTES)?
-            .ok_or_else(|| invalid(format!("is larger than {MAX_MANIFEST_BYTES} bytes")))?;
-        let probe: Probe = serde_json::from_slice(&bytes).map_err(|e| invalid(e.to_string()))?;
-        match (probe.format.as_deref(), probe.format_version) {
-            (Some(FORMAT), Some(version)) if version == u64::from(FORMAT_VERSION) => {}
-            (Some(FORMAT), Some(found)) => {
-                return Err(Error::ManifestVersion {
-                    path,
-                    found,
-                    supported: FORMAT_VERSION,
-                });
-            }
-            (format, _) => {
-                return Err(invalid(format!(
-                    "is no {FORMAT} manifest (format {format:?})"
-                )));
-            }
-        }
-        let manifest: Self = serde_json::from_slice(&bytes).map_err(|e| invalid(e.to_string()))?;
-        manifest.check().map_err(invalid)?;
-        Ok(manifest)
-    }
-
-    /// Writes `dir/manifest.json` atomically and durably.
-    pub fn save(&self, dir: &Path) -> Result<()> {
-        Ok(fovea_files::replace_alone(
-            &dir.join(MANIFEST_FILE),
-            &self.to_bytes(),
-        )?)
-    }
-
-    /// blake3 of the manifest as it is written, hex. It covers the shards through their hashes: two datasets with the
-    /// same value hold the same bytes.
-    pub fn blake3(&self) -> String {
-        blake3::hash(&self.to_bytes()).to_hex().to_string()
-    }
-
-    /// The figures as a table.
+    /// The figures of each split and of all together, to print.
     pub fn label_table(&self) -> LabelTable {
         LabelTable::new(self)
     }
@@ -190,18 +132,12 @@ impl Manifest {
             .collect()
     }
 
-    fn to_bytes(&self) -> Vec<u8> {
-        let mut bytes = serde_json::to_vec_pretty(self)
-            .expect("a manifest holds only strings, numbers and lists");
-        bytes.push(b'\n');
-        bytes
-    }
-
     pub(crate) fn shape(&self, images: u32) -> ShardShape {
         ShardShape {
             images: images as usize,
             size: self.recipe.size as usize,
             grid: self.grid as usize,
+            classes: self.task.cells().map_or(0, |cells| cells.classes.len()),
             mask: self.recipe.mask,
         }
     }
@@ -209,12 +145,6 @@ impl Manifest {
     /// Everything that can be known without opening a shard; the reason when something is wrong.
     fn check(&self) -> std::result::Result<(), String> {
         let Recipe { size, patch, .. } = self.recipe;
-        if self.classes != CLASSES {
-            return Err(format!(
-                "classes are {:?}, this program knows {CLASSES:?}",
-                self.classes
-            ));
-        }
         if !(1..=crate::MAX_SIZE).contains(&size) || !(1..=crate::MAX_PATCH).contains(&patch) {
             return Err(format!("size {size} or patch {patch} is out of range"));
         }
@@ -236,10 +166,38 @@ impl Manifest {
                 self.images.len()
             ));
         }
+        self.check_task()?;
         for shard in &self.shards {
             self.check_shard(shard)?;
         }
         self.check_images()
+    }
+
+    /// Whether the task can be stored, and the figures have its classes.
+    fn check_task(&self) -> std::result::Result<(), String> {
+        if let Some(reason) = too_wide(&self.task) {
+            return Err(reason);
+        }
+        let cells = self.task.cells().map_or(0, |target| target.classes.len());
+        let image = self
+            .task
+            .at(Level::Image)
+            .map(|target| target.classes.len())
+            .sum();
+        for (split, counts) in &self.splits {
+            for (name, length, expected) in [
+                ("label_sums", counts.label_sums.len(), cells),
+                ("image_label_sums", counts.image_label_sums.len(), image),
+                ("positive_rates", counts.positive_rates.len(), image),
+            ] {
+                if length != expected {
+                    return Err(format!(
+                        "split {split}: {name} has {length} numbers, the task {expected} classes"
+                    ));
+                }
+            }
+        }
+        Ok(())
     }
 
     fn check_shard(&self, entry: &ShardEntry) -> std::result::Result<(), String> {
@@ -269,13 +227,14 @@ impl Manifest {
     }
 
     fn check_images(&self) -> std::result::Result<(), String> {
+        let targets: Vec<&Target> = self.task.at(Level::Image).collect();
         let mut ids = HashSet::new();
         let mut places = HashSet::new();
         for ImageEntry {
             id,
             shard,
             row,
-            label,
+            labels,
             ..
         } in &self.images
         {
@@ -286,9 +245,20 @@ impl Manifest {
             if *row >= rows {
                 return Err(format!("image {id}: shard {shard} has no row {row}"));
             }
-            if *label & !ALL_CLASSES != 0 {
+            if labels.len() != targets.len() {
                 return Err(format!(
-                    "image {id}: label {label} has bits beyond the four classes"
+                    "image {id}: has {} labels, the task {} targets at image level",
+                    labels.len(),
+                    targets.len()
+                ));
+            }
+            let mut pairs = targets.iter().zip(labels);
+            if let Some((target, label)) = pairs.find(|(target, label)| !target.allows(**label)) {
+                return Err(format!(
+                    "image {id}: label {} is beyond the {} classes of target `{}`",
+                    label.0,
+                    target.classes.len(),
+                    target.name
                 ));
             }
             if !ids.insert(id) || !places.insert((shard, row)) {
@@ -301,24 +271,14 @@ impl Manifest {
     }
 }
 
-fn why_missing(dir: &Path) -> Error {
-    if !dir.exists() {
-        return Error::Missing {
-            what: "dataset directory",
-            path: dir.to_owned(),
-            help: "`fovea prepare` makes a dataset from raw images, `fovea synth` makes raw images"
-                .to_owned(),
-        };
-    }
-    if dir.join(WORK_DIR).exists() {
-        return Error::Unfinished {
-            path: dir.to_owned(),
-        };
-    }
-    Error::Empty {
-        path: dir.to_owned(),
-        looked_for: MANIFEST_FILE.to_owned(),
-        help: "name a directory made by `fovea prepare`; raw images must go through it first"
-            .to_owned(),
-    }
+/// Why the masks of a task cannot be stored; `None`: they can.
+pub(crate) fn too_wide(task: &Task) -> Option<String> {
+    let target = task.cells()?;
+    (target.classes.len() > MAX_PATCH_CLASSES).then(|| {
+        format!(
+            "target `{}` has {} classes, a mask holds at most {MAX_PATCH_CLASSES}",
+            target.name,
+            target.classes.len()
+        )
+    })
 }
