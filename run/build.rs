@@ -4,8 +4,8 @@ use std::path::Path;
 use std::{env, fs, io};
 
 fn main() -> io::Result<()> {
-    let presets = Path::new(&env::var("CARGO_MANIFEST_DIR").unwrap_or_default())
-        .join("src/config/presets");
+    let presets =
+        Path::new(&env::var("CARGO_MANIFEST_DIR").unwrap_or_default()).join("src/config/presets");
     println!("cargo::rerun-if-changed={}", presets.display());
     let files = fs::read_dir(&presets)?.collect::<io::Result<Vec<_>>>()?;
     let mut files: Vec<_> = files.into_iter().map(|file| file.path()).collect();

@@ -116,11 +116,10 @@ pub fn adam(
 #[expect(clippy::unwrap_used, reason = "a failed unwrap is a failed test")]
 mod tests {
     use super::*;
-    use fovea_kernels::{
-        Augment, BatchMut, CropSpec, ImageU8, flat, global_view, patch_crop,
-        resize_antialias,
-    };
     use fovea_kernels::loss;
+    use fovea_kernels::{
+        Augment, BatchMut, CropSpec, ImageU8, flat, global_view, patch_crop, resize_antialias,
+    };
     use fovea_task::Label;
     use half::bf16;
 

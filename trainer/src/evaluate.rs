@@ -2,12 +2,13 @@
 
 use bytemuck::pod_collect_to_vec;
 use fovea_dataset::Split;
-use fovea_kernels::{FocalParams, focal_loss};
+use fovea_kernels::loss::{self, Loss};
 use fovea_run::metrics::{self, Metrics, Table};
 use fovea_task::{Kind, Label, Level, Target, Task};
 
 use crate::error::{Error, Result};
 use crate::lanes::ReadOnly;
+use crate::objective::HeadLoss;
 use crate::replica::Replica;
 use crate::samples::SampleSource;
 
@@ -123,28 +124,9 @@ pub fn decode(task: &Task, bytes: &[u8], into: &mut [Answers]) -> Result<()> {
 /// Probability per class of one row of logits: sigmoids, or a softmax where there is exactly one class.
 pub fn probabilities(target: &Target, logits: &[f32]) -> Vec<f32> {
     match target.kind {
-        Kind::AnyOf => logits.iter().map(|&z| sigmoid(z)).collect(),
-        Kind::OneOf => softmax(logits),
+        Kind::AnyOf => logits.iter().map(|&z| loss::sigmoid(z)).collect(),
+        Kind::OneOf => loss::softmax(logits),
     }
-}
-
-/// `1 / (1 + exp(-z))`, in f64 so that it never overflows.
-fn sigmoid(z: f32) -> f32 {
-    (1.0 / (1.0 + (-f64::from(z)).exp())) as f32
-}
-
-/// `exp(z_c) / sum_k exp(z_k)`, in f64 and from the largest logit down, so that it never overflows.
-fn softmax(logits: &[f32]) -> Vec<f32> {
-    let largest = logits.iter().copied().fold(f32::NEG_INFINITY, f32::max);
-    let powers = logits
-        .iter()
-        .map(|&z| (f64::from(z) - f64::from(largest)).exp());
-    let powers: Vec<f64> = powers.collect();
-    let sum: f64 = powers.iter().sum();
-    powers
-        .into_iter()
-        .map(|power| (power / sum) as f32)
-        .collect()
 }
 
 /// Images of a split that rank `rank` of `world` evaluates.
@@ -188,37 +170,17 @@ fn score_image(replica: &Replica, source: &SampleSource, image: usize) -> Result
     let batch = source.load(&[source.whole_image(image)], None)?;
     let scores = replica.evaluate(&batch)?;
     let targets = source.data().task().targets();
-    let answers = targets.iter().zip(scores.heads).enumerate();
+    let answers = targets.iter().zip(scores.heads).zip(batch.labels);
     Ok(answers
-        .map(|(index, (target, logits))| Answers {
+        .map(|((target, logits), labels)| Answers {
             ids: match target.level {
                 Level::Image => vec![image as u64],
                 Level::Patch => batch.patch_ids.clone(),
             },
-            labels: labels(source, image, index),
+            labels,
             logits,
         })
         .collect())
-}
-
-/// Labels of an image, or of its cells that are not black, for target `index`.
-fn labels(source: &SampleSource, image: usize, index: usize) -> Vec<Label> {
-    let target = &source.data().task().targets()[index];
-    match target.level {
-        Level::Image if target.union_of_cells => vec![of_byte(source.image_label(image))],
-        Level::Image => vec![source.data().label(image, index)],
-        Level::Patch => {
-            let labels = source.cell_labels(image);
-            let cells = source.cells(image).into_iter();
-            cells
-                .map(|cell| of_byte(labels[usize::from(cell)]))
-                .collect()
-        }
-    }
-}
-
-fn of_byte(label: u8) -> Label {
-    Label(u64::from(label))
 }
 
 /// Metrics per target from all ranks' answers, `None` for a target without any label. Independent of the order of the
@@ -230,31 +192,27 @@ pub fn summarise(
     threshold: f32,
 ) -> Result<Vec<Option<Metrics>>> {
     let objective = replica.objective();
-    let of = |(target, answers): (&Target, &Answers)| -> Result<Option<Metrics>> {
+    let of = |((target, answers), head): ((&Target, &Answers), &HeadLoss)| {
         let classes = target.classes.len();
         let labelled = answers.labelled(classes);
         if labelled.ids.is_empty() && !answers.ids.is_empty() {
             return Ok(None);
         }
-        let focal = match target.level {
-            Level::Patch => &objective.patch,
-            Level::Image => &objective.image,
-        };
-        let loss = mean_loss(&labelled, focal)?;
+        let loss = mean_loss(&labelled, head.loss.as_ref())?;
         let thresholds = vec![threshold; classes];
         let table = labelled.table(target);
         Ok(Some(metrics::compute(target, &table, &thresholds, loss)?))
     };
-    task.targets().iter().zip(answers).map(of).collect()
+    let targets = task.targets().iter().zip(answers);
+    targets.zip(objective).map(of).collect()
 }
 
-fn mean_loss(rows: &Answers, focal: &FocalParams) -> Result<f64> {
+fn mean_loss(rows: &Answers, loss: &dyn Loss) -> Result<f64> {
     if rows.ids.is_empty() {
         return Ok(0.0);
     }
-    let labels: Vec<u8> = rows.labels.iter().map(|label| label.0 as u8).collect();
     let mut scratch = vec![0.0; rows.logits.len()];
-    Ok(focal_loss(&rows.logits, &labels, focal, 1.0, &mut scratch)? / rows.ids.len() as f64)
+    Ok(loss.host(&rows.logits, &rows.labels, 1.0, &mut scratch)? / rows.ids.len() as f64)
 }
 
 #[cfg(test)]

@@ -138,7 +138,9 @@ fn with_counts(
 /// rarest one that does.
 fn inverse_frequency(counts: &[u64]) -> Vec<f32> {
     let rarest = counts.iter().copied().filter(|&n| n > 0).min().unwrap_or(1);
-    let inverse = counts.iter().map(|&n| 1.0 / if n == 0 { rarest } else { n } as f64);
+    let inverse = counts
+        .iter()
+        .map(|&n| 1.0 / if n == 0 { rarest } else { n } as f64);
     let mean = inverse.clone().sum::<f64>() / counts.len() as f64;
     inverse.map(|a| (a / mean) as f32).collect()
 }
@@ -165,7 +167,9 @@ mod tests {
         let focal = LossConfig::default();
         assert!(check(&focal, &lesions).is_ok());
         let refused = |config: &LossConfig, task: &Task, words: &[&str]| {
-            let text = check(config, task).expect_err("it does not fit").to_string();
+            let text = check(config, task)
+                .expect_err("it does not fit")
+                .to_string();
             assert!(words.iter().all(|word| text.contains(word)), "{text}");
         };
         let unknown = LossConfig {

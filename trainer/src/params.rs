@@ -341,13 +341,7 @@ mod tests {
     use crate::models;
 
     fn hybrid(precision: Precision) -> Params {
-        Params::new(
-            models::hybrid_for_lesions().1,
-            precision,
-            7,
-            Device::Cpu,
-        )
-        .expect("parameters")
+        Params::new(models::hybrid_for_lesions().1, precision, 7, Device::Cpu).expect("parameters")
     }
 
     #[test]

@@ -4,8 +4,9 @@ use std::collections::HashMap;
 use std::path::Path;
 use std::sync::Arc;
 
+use fovea_coordinator::order::Grain;
 use fovea_dataset::{BadFile, Dataset, PhotoFile, list_photos, load_photo, prepare_photo};
-use fovea_kernels::{FocalParams, ImageU8};
+use fovea_kernels::ImageU8;
 use fovea_run::checkpoint;
 use fovea_run::config::Config;
 use fovea_run::metrics::Metrics;
@@ -15,8 +16,10 @@ use fovea_task::{Label, Level, Task};
 use crate::error::{Error, Result};
 use crate::evaluate::{self, Answers};
 use crate::lanes::{ReadOnly, ThreadLanes};
+use crate::models;
+use crate::objective::{objective, unweighted};
 use crate::precision::{Precision, native_bf16};
-use crate::replica::{Objective, Replica};
+use crate::replica::Replica;
 use crate::samples::{Assembler, SampleSource};
 use crate::train;
 use crate::weights::checkpoint_in;
@@ -41,6 +44,7 @@ const USUAL_PRESET: &str = "hybrid";
 /// Trained weights with the task and the configuration they were trained with.
 pub struct Predictor {
     task: Task,
+    grain: Grain,
     config: Config,
     replica: Replica,
     precision: Precision,
@@ -92,27 +96,24 @@ impl Predictor {
             );
         }
         let precision = Precision::resolve(config.train.precision, native_bf16());
+        let task = task.unwrap_or_else(Task::lesions);
         // Class weights only matter for the reported loss; `eval` sets them from the data.
-        let plain = || FocalParams {
-            gamma: config.loss.gamma,
-            alpha: vec![1.0; 4],
-            pos_weight: 1.0,
-            neg_weight: 1.0,
-        };
-        let objective = Objective {
-            image: plain(),
-            patch: plain(),
-            patch_weight: config.loss.patch_weight,
-        };
-        let mut replica = Replica::new(&config, precision, objective, lanes, None)?;
+        let objective = unweighted(&config.loss, &task)?;
+        let mut replica = Replica::configured(&config, &task, precision, objective, lanes, None)?;
         train::restore_weights(&mut replica.net.params, &weights, &path)?;
         Ok(Self {
-            task: task.unwrap_or_else(Task::lesions),
+            grain: models::find(&config.model.name)?.grain,
+            task,
             config,
             replica,
             precision,
             sizes,
         })
+    }
+
+    fn source(&self, data: Dataset) -> SampleSource {
+        let data = Arc::new(data);
+        SampleSource::new(data, &self.config, self.grain, self.precision, false)
     }
 
     /// Answers are only of use to the questions that the model was trained on.
@@ -179,7 +180,7 @@ impl Predictor {
     pub fn dataset(&self, data: Dataset, mut tick: impl FnMut()) -> Result<Vec<Prediction>> {
         self.refuse_another_task(&data)?;
         self.warn_of_other_sizes(&data);
-        let source = SampleSource::new(Arc::new(data), &self.config, self.precision, false);
+        let source = self.source(data);
         let images: Vec<usize> = (0..source.data().len()).collect();
         let answers = self.score(&source, &images, &mut tick)?;
         Ok(train::predictions(&answers, &source))
@@ -198,7 +199,7 @@ impl Predictor {
     ) -> Result<(Vec<Answers>, Vec<Option<Metrics>>)> {
         self.refuse_another_task(&data)?;
         self.warn_of_other_sizes(&data);
-        let source = SampleSource::new(Arc::new(data), &self.config, self.precision, false);
+        let source = self.source(data);
         let images = evaluate::images_of(&source, split, 0, 1);
         if images.is_empty() {
             return Err(Error::Usage {
@@ -210,7 +211,7 @@ impl Predictor {
             });
         }
         self.replica
-            .set_objective(train::objective(&self.config.loss, &source)?);
+            .set_objective(objective(&self.config.loss, &source)?);
         let answers = self.score(&source, &images, &mut tick)?;
         let threshold = self.config.eval.threshold;
         let summary = evaluate::summarise(&self.task, &answers, &self.replica, threshold)?;
@@ -287,7 +288,7 @@ impl Predictor {
             precision: self.precision,
         };
         let cells: Vec<u16> = (0..grid * grid)
-            .filter(|&c| photo.black[c] == 0)
+            .filter(|&c| self.grain == Grain::Cell && photo.black[c] == 0)
             .map(|c| c as u16)
             .collect();
         let size = image as usize;

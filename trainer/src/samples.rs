@@ -5,7 +5,7 @@ use std::ops::Range;
 use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
 use std::sync::{Arc, Mutex};
 
-use fovea_coordinator::order::{AllSamples, EpochOrder, Grain, GlobalBatch, OrderInput, Unit};
+use fovea_coordinator::order::{AllSamples, EpochOrder, GlobalBatch, Grain, OrderInput, Unit};
 use fovea_dataset::{Dataset, Split};
 use fovea_kernels::{
     Augment, BatchMut, CropSpec, ImageU8, global_view, patch_crop, resize_antialias,

@@ -65,7 +65,10 @@ impl Focal {
             dlogits: Tensor::f_zeros(shape, (Kind::Float, gpu.device()))?,
             loss: Tensor::f_zeros([1], (Kind::Double, gpu.device()))?,
             scratch: DeviceBuffer::uninit(gpu.kernels(), scratch)?,
-            host: (logits, labels.iter().map(|&bits| Label(bits as u64)).collect()),
+            host: (
+                logits,
+                labels.iter().map(|&bits| Label(bits as u64)).collect(),
+            ),
             settings,
             focal,
             scale,

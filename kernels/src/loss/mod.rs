@@ -155,7 +155,7 @@ pub fn probabilities(kind: Kind, classes: usize, logits: &[f32], out: &mut [f32]
         Kind::OneOf => {
             let rows = logits.chunks(classes.max(1));
             for (out, logits) in out.chunks_mut(classes.max(1)).zip(rows) {
-                softmax(logits, out);
+                out.copy_from_slice(&softmax(logits));
             }
         }
     }
@@ -168,14 +168,13 @@ pub fn sigmoid(z: f32) -> f32 {
     (1.0 / (1.0 + (-f64::from(z)).exp())) as f32
 }
 
-/// `exp(z_c - max z) / sum over c of exp(z_c - max z)` of one row, in f64.
-fn softmax(logits: &[f32], out: &mut [f32]) {
+/// `exp(z_c - max z) / sum over c of exp(z_c - max z)` of one row, in f64 so that it never overflows.
+#[must_use]
+pub fn softmax(logits: &[f32]) -> Vec<f32> {
     let highest = logits.iter().copied().fold(f32::NEG_INFINITY, f32::max);
     let power = |z: f32| (f64::from(z) - f64::from(highest)).exp();
     let sum: f64 = logits.iter().map(|&z| power(z)).sum();
-    for (out, &z) in out.iter_mut().zip(logits) {
-        *out = (power(z) / sum) as f32;
-    }
+    logits.iter().map(|&z| (power(z) / sum) as f32).collect()
 }
 
 /// Refuses buffers that are not `[n, classes]` for the `n` of `labels`.

@@ -88,7 +88,11 @@ impl BlockLayout {
             order: part(4 * b),
             specs: part(SPEC_BYTES * n),
             labels: shape.heads.iter().map(|h| part(8 * rows(h.0))).collect(),
-            masks: shape.masks.iter().map(|m| part(4 * m.1 * rows(m.0))).collect(),
+            masks: shape
+                .masks
+                .iter()
+                .map(|m| part(4 * m.1 * rows(m.0)))
+                .collect(),
             bytes: 0,
         };
         layout.bytes = end.next_multiple_of(ALIGN);
@@ -141,7 +145,7 @@ impl Block {
         let layout = self.layout.clone();
         self.put(layout.scales, scales)?;
         for (part, head) in layout.records.into_iter().zip(&net.objective) {
-            self.put(part, &head.loss.record())?;
+            self.put(part, head.loss.record())?;
         }
         for (part, labels) in layout.labels.into_iter().zip(&batch.labels) {
             self.put(part, labels)?;
@@ -194,7 +198,10 @@ impl Block {
         let parts = self.layout.masks.iter().zip(&self.shape.masks);
         let mask = |(part, (_, width)): (&Range<usize>, &(Level, usize))| {
             let (start, bytes) = (part.start as i64, part.len() as i64);
-            let values = self.device.f_narrow(0, start, bytes)?.f_view_dtype(Kind::Float)?;
+            let values = self
+                .device
+                .f_narrow(0, start, bytes)?
+                .f_view_dtype(Kind::Float)?;
             Ok(values.f_view([-1, *width as i64])?)
         };
         parts.map(mask).collect()

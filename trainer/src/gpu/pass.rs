@@ -96,10 +96,7 @@ fn head_loss(gpu: &Gpu, loss: &dyn Loss, logits: &Tensor, at: HeadAddresses) -> 
     let values = logits.f_detach()?.f_contiguous()?;
     let n = values.size()[0] as usize;
     let dlogits = Tensor::f_empty(values.size(), (Kind::Float, gpu.device))?;
-    let scratch = Tensor::f_empty(
-        [loss.scratch_bytes(n) as i64],
-        (Kind::Uint8, gpu.device),
-    )?;
+    let scratch = Tensor::f_empty([loss.scratch_bytes(n) as i64], (Kind::Uint8, gpu.device))?;
     let op = loss.op(LossAt {
         logits: address(&values),
         labels: at.labels,

@@ -18,11 +18,11 @@ use super::views::{Cutter, ReadyBatch};
 use super::{Gpu, address};
 use crate::error::{Error, Result};
 use crate::models::Tokens;
+use crate::objective::Denominators;
 use crate::ops::{self, NormEngine};
 use crate::overlap::Exchange;
 use crate::params::{Params, StateBuffer};
 use crate::reduce::{TreeAccumulator, part};
-use crate::objective::Denominators;
 use crate::replica::{NORM_MOMENTUM, Network, Totals};
 use crate::samples::{ShardBatch, Views};
 

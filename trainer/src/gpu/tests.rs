@@ -25,10 +25,10 @@ use super::inputs::{Block, BlockShape};
 use super::*;
 use crate::host;
 use crate::lanes::ThreadLanes;
+use crate::objective::{Denominators, objective};
 use crate::overlap::Exchange;
 use crate::params::StateBuffer;
 use crate::precision::Precision;
-use crate::objective::{Denominators, objective};
 use crate::replica::{Replica, Sums};
 use crate::samples::{Pixels, SampleSource, ShardBatch, order_input};
 
@@ -113,7 +113,8 @@ impl Setup {
 
     /// The units of the first step, by virtual shard; the second shard is empty.
     fn units(&self) -> Vec<Vec<Unit>> {
-        let order = EpochOrder::new(&order_input(&self.data, Grain::Cell, &self.config), 0).unwrap();
+        let order =
+            EpochOrder::new(&order_input(&self.data, Grain::Cell, &self.config), 0).unwrap();
         let mut shards: Vec<Vec<Unit>> =
             order.units()[..4].chunks(2).map(<[Unit]>::to_vec).collect();
         shards.insert(1, Vec::new());

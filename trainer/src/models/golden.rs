@@ -8,8 +8,8 @@
 use std::collections::BTreeMap;
 use std::path::Path;
 
-use fovea_run::checkpoint::{NamedTensor, TensorData};
 use fovea_kernels::loss::LossSettings;
+use fovea_run::checkpoint::{NamedTensor, TensorData};
 use fovea_run::config::Config;
 use fovea_task::{Label, Level, Task};
 use serde::Deserialize;
@@ -18,10 +18,10 @@ use tch::{Kind, Tensor};
 use crate::gpu::{self, Gpu};
 use crate::lanes::ThreadLanes;
 use crate::models::Blueprint;
+use crate::objective::{Denominators, HeadLoss};
 use crate::ops::NormEngine;
 use crate::params::StateBuffer;
 use crate::precision::Precision;
-use crate::objective::{Denominators, HeadLoss};
 use crate::replica::Replica;
 use crate::samples::{Pixels, ShardBatch, Views};
 use crate::train::restore_weights;
@@ -256,10 +256,13 @@ fn configured(setup: &Setup, precision: Precision, gpu: Option<Gpu>) -> (Config,
         loss: fovea_kernels::loss::build("focal", &settings).expect("a focal loss"),
         weight,
     };
-    let objective = vec![head(Level::Image, 1.0), head(Level::Patch, loss.patch_weight)];
+    let objective = vec![
+        head(Level::Image, 1.0),
+        head(Level::Patch, loss.patch_weight),
+    ];
     let (task, lanes) = (Task::lesions(), ThreadLanes::one());
-    let mut replica = Replica::configured(&config, &task, precision, objective, lanes, gpu)
-        .expect("a replica");
+    let mut replica =
+        Replica::configured(&config, &task, precision, objective, lanes, gpu).expect("a replica");
     let weights = hashed(&replica.net.params.blueprint);
     restore_weights(&mut replica.net.params, &weights, Path::new("hashed"))
         .expect("PyTorch's names and shapes");

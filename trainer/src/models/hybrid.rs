@@ -50,12 +50,7 @@ impl Head {
             level: target.level,
             hidden: Linear::declare(b, &format!("{name}.0"), WIDTH, HIDDEN),
             dropout: b.dropout(site),
-            logits: Linear::declare(
-                b,
-                &format!("{name}.3"),
-                HIDDEN,
-                target.classes.len() as i64,
-            ),
+            logits: Linear::declare(b, &format!("{name}.3"), HIDDEN, target.classes.len() as i64),
         }
     }
 

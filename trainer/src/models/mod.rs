@@ -108,13 +108,16 @@ pub static MODELS: &[ModelEntry] = &[ModelEntry {
 /// # Errors
 /// [`Error::Usage`] with the known names when there is none.
 pub fn find(name: &str) -> Result<&'static ModelEntry> {
-    MODELS.iter().find(|entry| entry.name == name).ok_or_else(|| {
-        let known: Vec<&str> = MODELS.iter().map(|entry| entry.name).collect();
-        Error::Usage {
-            what: format!("model.name = {name:?}: there is no such model"),
-            help: format!("known are: {}", known.join(", ")),
-        }
-    })
+    MODELS
+        .iter()
+        .find(|entry| entry.name == name)
+        .ok_or_else(|| {
+            let known: Vec<&str> = MODELS.iter().map(|entry| entry.name).collect();
+            Error::Usage {
+                what: format!("model.name = {name:?}: there is no such model"),
+                help: format!("known are: {}", known.join(", ")),
+            }
+        })
 }
 
 impl ModelEntry {
@@ -133,5 +136,7 @@ impl ModelEntry {
 #[cfg(test)]
 #[expect(clippy::expect_used, reason = "a test fails here")]
 pub(crate) fn hybrid_for_lesions() -> (Box<dyn Model>, Blueprint) {
-    MODELS[0].build(&Task::lesions()).expect("hybrid answers the lesion task")
+    MODELS[0]
+        .build(&Task::lesions())
+        .expect("hybrid answers the lesion task")
 }

@@ -9,8 +9,8 @@ use tch::{Device, Kind, Tensor};
 
 use crate::error::Error;
 use crate::lanes::ThreadLanes;
-use crate::precision::Precision;
 use crate::objective::{Denominators, unweighted};
+use crate::precision::Precision;
 use crate::replica::Replica;
 use crate::samples::{Pixels, ShardBatch, Views};
 

@@ -219,8 +219,11 @@ impl Network {
         let out = self.model.forward(&pass, &input)?;
         let (mut root, mut losses) = (None::<Tensor>, Vec::with_capacity(out.len()));
         let scales = self.scales(total);
-        for (((logits, labels), head), scale) in
-            out.iter().zip(&batch.labels).zip(&self.objective).zip(scales)
+        for (((logits, labels), head), scale) in out
+            .iter()
+            .zip(&batch.labels)
+            .zip(&self.objective)
+            .zip(scales)
         {
             let (loss, dlogits) = head_loss(head.loss.as_ref(), logits, labels, scale)?;
             let part = logits.f_mul(&dlogits)?.f_sum(Kind::Float)?;

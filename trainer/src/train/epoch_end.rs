@@ -138,7 +138,10 @@ impl Trainer {
             tracing::warn!("{e}");
         }
         if let Some(answers) = best {
-            let (path, rows) = (self.records.run.predictions(), predictions(answers, &self.data.source));
+            let (path, rows) = (
+                self.records.run.predictions(),
+                predictions(answers, &self.data.source),
+            );
             if let Err(e) = predictions::write(&path, task, &rows, Columns::Label) {
                 tracing::warn!("{e}");
             }

@@ -19,7 +19,9 @@ use std::time::{Duration, Instant};
 use fovea_collectives::{AbortHandle, Backend, Collective, DeviceCollective, Solo};
 use fovea_coordinator::client::Decision;
 use fovea_coordinator::order::{EpochOrder, OrderInput, Unit, rank_shards};
-use fovea_coordinator::protocol::{Assignment, Cause, MemberState, Next, TrainerEvent, Vote};
+use fovea_coordinator::protocol::{
+    Abort, Assignment, Cause, MemberState, Next, TrainerEvent, Vote,
+};
 use fovea_kernels::cuda::Event;
 use fovea_run::checkpoint;
 use fovea_run::config::{Config, learning_rate};
@@ -34,9 +36,9 @@ pub use snapshot::{best_of, restore_weights, resume_from, resume_point};
 use self::link::{CoordinatorLink, aborted};
 use self::step_rows::StepRows;
 use crate::error::{Error, Result};
+use crate::objective::Denominators;
 use crate::overlap::Exchange;
 use crate::precision::Precision;
-use crate::objective::Denominators;
 use crate::replica::{Replica, Sums};
 use crate::samples::{Loader, Part, RankBatch, SampleSource};
 

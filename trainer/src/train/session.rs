@@ -18,9 +18,9 @@ use super::{GenerationSeat, ModelState, Progress, RunRecords, Trainer, TrainingD
 use crate::error::{Error, Result};
 use crate::gpu::{self, Gpu};
 use crate::lanes::ThreadLanes;
-use crate::precision::{Precision, native_bf16};
 use crate::models;
 use crate::objective::objective;
+use crate::precision::{Precision, native_bf16};
 use crate::replica::Replica;
 use crate::samples::{SampleSource, order_input};
 

@@ -428,7 +428,8 @@ impl Trainer {
             dataset_blake3: self.data.source.data().manifest().blake3(),
             image_size: self.data.source.data().manifest().recipe.size,
             patch: self.data.source.data().manifest().recipe.patch,
-            task: Some(self.data.source.data().task().clone()).filter(|task| *task != Task::lesions()),
+            task: Some(self.data.source.data().task().clone())
+                .filter(|task| *task != Task::lesions()),
             progress: serde_json::to_value(&self.state.progress)
                 .map_err(|e| Error::Internal(format!("progress: {e}")))?,
             best_step: best.map(|b| b.step),
