@@ -9,11 +9,11 @@ use super::text::{self, Anchor};
 pub(super) enum Count {
     /// Whole numbers only (epochs, steps).
     Whole,
-    /// Any number.
+    /// Real numbers, as many decimals as tell ticks apart.
     Real,
 }
 
-/// One axis.
+/// Ends, label and kind of ticks of an axis.
 #[derive(Clone, Debug, PartialEq)]
 pub(super) struct Axis {
     pub(super) min: f64,
@@ -38,7 +38,7 @@ pub(super) enum Stroke {
     Line(f64),
     /// A line of this width with a dot on each point.
     Dotted(f64),
-    /// Dashes.
+    /// A dashed line: a trend.
     Dashed,
     /// Fine dots: something to compare with.
     Reference,

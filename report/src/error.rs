@@ -15,22 +15,25 @@ pub enum Error {
         "{path}: {reason}\n  help: give the directory that `fovea train --out` wrote, it holds config.toml"
     )]
     NotARun {
-        /// What was given.
+        /// The path that was given.
         path: PathBuf,
-        /// What is missing.
+        /// What is missing there, as a clause.
         reason: &'static str,
     },
     /// `metrics.csv` is damaged, or scores could not be computed from the predictions.
     #[error(transparent)]
     Metrics(#[from] fovea_run::metrics::Error),
+    /// The record of the run's task cannot be read.
+    #[error(transparent)]
+    Run(#[from] fovea_run::Error),
     /// A whole line of a CSV file does not hold what it should.
     #[error(
         "{path}: line {line}: {reason}\n  help: the file was edited or damaged; repair or delete that line, or delete the file to have a report without it"
     )]
     Row {
-        /// The file.
+        /// The file that the error is about.
         path: PathBuf,
-        /// 1-based line.
+        /// Number of the line, the header being 1.
         line: u64,
         /// What is wrong with it.
         reason: String,
@@ -40,11 +43,11 @@ pub enum Error {
         "{path}: cannot {action}: {source}\n  help: check that the run directory is readable and writable and that the disk is not full"
     )]
     Io {
-        /// The file.
+        /// The file that the error is about.
         path: PathBuf,
-        /// What was tried.
+        /// What was tried, as a verb.
         action: &'static str,
-        /// The cause.
+        /// The reason that the operating system gave.
         source: io::Error,
     },
     /// A picture could not be drawn or encoded.
@@ -58,7 +61,7 @@ impl Error {
     /// Whether what was given is to blame, and not the machine: no retry helps.
     pub fn is_usage(&self) -> bool {
         match self {
-            Self::NotARun { .. } | Self::Row { .. } => true,
+            Self::NotARun { .. } | Self::Row { .. } | Self::Run(_) => true,
             Self::Metrics(error) => error.is_usage(),
             Self::Io { .. } | Self::Draw(_) => false,
         }

@@ -7,11 +7,13 @@ use std::path::{Path, PathBuf};
 use fovea_coordinator::protocol::CheckpointInfo;
 use fovea_coordinator::status::{RunState, Status};
 use fovea_dataset::{Dataset, PrepareOptions, Silent, Split, prepare};
-use fovea_run::config::{Config, EarlyStoppingConfig, Level};
+use fovea_run::config::{Config, EarlyStoppingConfig};
 use fovea_run::metrics::log::MetricsLog;
-use fovea_run::metrics::{MetricsRow, compute};
-use fovea_run::run_dir::{LabelledPrediction, RunDir, StepRow, append_steps};
+use fovea_run::metrics::{MetricsRow, compute, table_order};
+use fovea_run::predictions::Prediction;
+use fovea_run::run_dir::{RunDir, StepRow, append_steps};
 use fovea_synth::{SynthOptions, synth};
+use fovea_task::Level;
 
 use super::predictions;
 use super::predictions::tests::{line, write};
@@ -69,12 +71,7 @@ pub(crate) fn dataset(dir: &Path, images: u32, size: u32, patch: u32) -> PathBuf
 }
 
 /// Predictions of `split` by a model of some `skill`: the truth, drowned in noise to that degree.
-fn predict(
-    data: &Dataset,
-    split: Split,
-    skill: f64,
-    noise: &mut SplitMix,
-) -> Vec<LabelledPrediction> {
+fn predict(data: &Dataset, split: Split, skill: f64, noise: &mut SplitMix) -> Vec<Prediction> {
     let mut guess = |label: u8, skill: f64| -> [f32; 4] {
         std::array::from_fn(|c| {
             let sign = if label >> c & 1 == 1 { 1.0 } else { -1.0 };
@@ -111,7 +108,7 @@ pub(crate) fn run(dir: &Path, data_dir: &Path, fake: Fake) {
     fs::write(files.config(), config.to_toml_documented()).unwrap();
     let data = Dataset::open_unverified(data_dir).unwrap();
     let mut noise = SplitMix(11);
-    let mut log = MetricsLog::open(&files.metrics()).unwrap();
+    let mut log = MetricsLog::open(&files.metrics(), data.task()).unwrap();
     let mut best = f64::MIN;
     for epoch in 1..=fake.epochs {
         let progress = f64::from(epoch) / 6.0;
@@ -119,12 +116,12 @@ pub(crate) fn run(dir: &Path, data_dir: &Path, fake: Fake) {
             + 0.08 * noise.normal();
         for (split, bonus) in [(Split::Train, 0.05 * progress), (Split::Val, 0.0)] {
             let lines = predict(&data, split, skill + bonus, &mut noise);
-            for &level in Level::ALL {
-                let rows = predictions::scored(&lines, level);
+            for (index, target) in table_order(data.task()) {
+                let table = predictions::scored(&lines, index);
                 let loss =
                     0.42 * (-0.5 * progress).exp() + 0.08 - 0.02 * bonus + 0.01 * noise.unit();
-                let metrics = compute(&rows, [config.eval.threshold; 4], loss).unwrap();
-                if split == Split::Val && level == Level::Patch && metrics.f1_micro > best {
+                let metrics = compute(target, &table, &[config.eval.threshold; 4], loss).unwrap();
+                if split == Split::Val && target.level == Level::Patch && metrics.f1_micro > best {
                     best = metrics.f1_micro;
                     write(&files.predictions(), &lines);
                 }
@@ -133,7 +130,7 @@ pub(crate) fn run(dir: &Path, data_dir: &Path, fake: Fake) {
                     timestamp,
                     epoch,
                     split,
-                    level,
+                    target: target.name.clone(),
                     metrics,
                 }])
                 .unwrap();

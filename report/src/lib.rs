@@ -39,14 +39,14 @@ use rayon::prelude::*;
 
 use chart::Chart;
 use error::io_error;
-use fovea_run::config::Level;
 use pictures::{Panels, Scene};
 use run::Run;
+use throughput::Throughput;
 
-/// What [`write_report`] wrote.
+/// Files that [`write_report`] wrote, and what it could not show.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct ReportPaths {
-    /// `RUN/report.html`.
+    /// The page, `RUN/report.html`.
     pub html: PathBuf,
     /// `RUN/report/*.png`, in the order of the page.
     pub pngs: Vec<PathBuf>,
@@ -56,10 +56,8 @@ pub struct ReportPaths {
 
 /// The figures of a report.
 struct Figures {
-    /// Over epochs.
-    patches: Vec<Chart>,
-    /// Over epochs.
-    images: Vec<Chart>,
+    /// Over epochs, per target in the order of the page.
+    epochs: Vec<Vec<Chart>>,
     ranking: Vec<Chart>,
     training: Vec<Chart>,
     speed: Vec<Chart>,
@@ -67,36 +65,32 @@ struct Figures {
 
 impl Figures {
     fn of(run: &Run) -> Self {
-        let levels = || Level::ALL.iter().copied();
-        let ranking = levels()
-            .filter_map(|level| Some((run.level(level)?, level)))
-            .flat_map(|(scores, level)| {
-                [
-                    plots::roc(scores, level),
-                    plots::precision_recall(scores, level),
-                ]
-            });
+        let scored = run
+            .targets()
+            .filter_map(|target| Some((run.scores_of(target)?, target)));
+        let ranking = scored.flat_map(|(scores, target)| {
+            [
+                plots::roc(scores, target),
+                plots::precision_recall(scores, target),
+            ]
+        });
+        let of_steps = |plot: fn(&Throughput) -> Vec<Chart>| {
+            run.throughput.as_ref().map_or_else(Vec::new, plot)
+        };
         Self {
-            patches: plots::over_epochs(run, Level::Patch),
-            images: plots::over_epochs(run, Level::Image),
+            epochs: run
+                .targets()
+                .map(|target| plots::over_epochs(run, target))
+                .collect(),
             ranking: ranking.flatten().collect(),
-            training: run
-                .throughput
-                .as_ref()
-                .map_or_else(Vec::new, plots::training),
-            speed: run.throughput.as_ref().map_or_else(Vec::new, plots::speed),
+            training: of_steps(plots::training),
+            speed: of_steps(plots::speed),
         }
     }
 
     fn charts(&self) -> impl Iterator<Item = &Chart> {
-        let groups = [
-            &self.patches,
-            &self.images,
-            &self.ranking,
-            &self.training,
-            &self.speed,
-        ];
-        groups.into_iter().flatten()
+        let groups = [&self.ranking, &self.training, &self.speed];
+        self.epochs.iter().chain(groups).flatten()
     }
 }
 
@@ -145,10 +139,10 @@ fn write_pictures(
             Box::new(|| chart.drawing(true).picture()),
         ));
     }
-    for &level in Level::ALL {
-        if let Some(scores) = run.level(level) {
-            let draw = move || plots::confusion(&scores.metrics, level, true).0.picture();
-            jobs.push((format!("confusion-{level}"), Box::new(draw)));
+    for target in run.targets() {
+        if let Some(scores) = run.scores_of(target) {
+            let draw = move || plots::confusion(&scores.metrics, target, true).0.picture();
+            jobs.push((format!("confusion-{}", plots::slug(target)), Box::new(draw)));
         }
     }
     for (index, (scene, panels)) in scenes.iter().zip(panels).enumerate() {

@@ -9,7 +9,7 @@ use super::{Result, files};
 
 /// How efficient ranks are, over their number: a chart with a line per kind of measurement.
 pub struct Shares {
-    /// Above the chart.
+    /// Heading above the chart.
     pub title: String,
     /// Named lines of (ranks, share).
     pub lines: Vec<(String, Vec<At>)>,
@@ -63,7 +63,7 @@ impl Shares {
         }
     }
 
-    /// Writes a PNG.
+    /// Draws the chart into a PNG file.
     pub fn save(&self, path: &Path) -> Result<()> {
         files::replace(path, &files::png(&self.chart().drawing(true).picture()?)?)
     }

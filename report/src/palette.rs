@@ -4,13 +4,13 @@
 /// What a stroke, fill or text stands for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Ink {
-    /// Headings and numbers.
+    /// Headings and the numbers that count.
     Text,
     /// Labels that should not compete with the data.
     Muted,
     /// The line along the bottom of a plot.
     Axis,
-    /// Grid lines.
+    /// Lines of the grid behind the data.
     Grid,
     /// The background of a plot.
     Paper,
@@ -20,15 +20,15 @@ pub(super) enum Ink {
     Middle,
     /// Band of good scores.
     Good,
-    /// Validation.
+    /// Curves over the validation split.
     Val,
-    /// Training.
+    /// Curves over the training split.
     Train,
-    /// The best epoch.
+    /// Everything that marks the best epoch.
     Best,
     /// What a constant prediction reaches.
     Constant,
-    /// A lesion class, by index.
+    /// A class, by index; the fifth and later ones take the colours of ranks.
     Class(usize),
     /// A rank; colours repeat after [`RANK_COLOURS`].
     Rank(usize),
@@ -81,7 +81,7 @@ impl Ink {
             .chain((0..=SHADES).map(Wrong))
     }
 
-    /// `(light, dark)`.
+    /// The colour on a light page and on a dark one.
     fn pair(self) -> (RgbBytes, RgbBytes) {
         match self {
             Self::Text => ([0x1b, 0x25, 0x33], [0xe6, 0xea, 0xf0]),
@@ -96,7 +96,10 @@ impl Ink {
             Self::Train => ([0x8a, 0x97, 0xab], [0x7d, 0x8a, 0x9e]),
             Self::Best => ([0xb4, 0x53, 0x09], [0xf5, 0xa5, 0x24]),
             Self::Constant => ([0x66, 0x70, 0x80], [0x94, 0xa0, 0xb3]),
-            Self::Class(class) => CLASSES[class % CLASSES.len()],
+            Self::Class(class) => match CLASSES.get(class) {
+                Some(&pair) => pair,
+                None => RANKS[(class - CLASSES.len()) % RANK_COLOURS],
+            },
             Self::Rank(rank) => RANKS[rank % RANK_COLOURS],
             Self::Right(shade) => (
                 mix([0xf3, 0xf8, 0xf5], [0x86, 0xc9, 0xa3], shade),
@@ -117,7 +120,10 @@ impl Ink {
     /// Name of the style sheet variable (without the leading dashes).
     pub(super) fn name(self) -> String {
         match self {
-            Self::Class(class) => format!("class-{}", class % CLASSES.len()),
+            Self::Class(class) => match class.checked_sub(CLASSES.len()) {
+                None => format!("class-{class}"),
+                Some(more) => Self::Rank(more).name(),
+            },
             Self::Rank(rank) => format!("rank-{}", rank % RANK_COLOURS),
             Self::Right(shade) => format!("right-{shade}"),
             Self::Wrong(shade) => format!("wrong-{shade}"),
@@ -133,7 +139,7 @@ fn mix(from: RgbBytes, to: RgbBytes, shade: u8) -> RgbBytes {
     })
 }
 
-/// `#rrggbb`.
+/// A colour as style sheets spell it, `#rrggbb`.
 pub(super) fn hex([r, g, b]: RgbBytes) -> String {
     format!("#{r:02x}{g:02x}{b:02x}")
 }

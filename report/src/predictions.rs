@@ -3,88 +3,80 @@
 use std::collections::BTreeSet;
 use std::path::Path;
 
-use fovea_run::metrics::{Level, Scored};
-use fovea_run::run_dir::LabelledPrediction;
+use fovea_run::metrics::Table;
+use fovea_run::predictions::{Prediction, Reader};
+use fovea_task::Task;
 
-use super::table::read_table;
+use super::table::read_records;
 use super::{Error, Result};
 
-/// Reads `path`; empty when there is no such file or nothing in it.
-pub(super) fn read(path: &Path) -> Result<Vec<LabelledPrediction>> {
-    let lines = read_table::<LabelledPrediction>(path)?.unwrap_or_default();
+/// Reads `path`, predictions for `task`; empty when there is no such file or nothing in it.
+pub(super) fn read(path: &Path, task: &Task) -> Result<Vec<Prediction>> {
+    let Some((header, records)) = read_records(path)? else {
+        return Ok(Vec::new());
+    };
+    let bad = |line: u64, reason: String| Error::Row {
+        path: path.to_owned(),
+        line,
+        reason,
+    };
+    let reader = Reader::new(task, &header).map_err(|reason| bad(1, reason))?;
+    let mut lines: Vec<Prediction> = Vec::new();
+    for (number, record) in &records {
+        lines.push(reader.read(record).map_err(|reason| bad(*number, reason))?);
+    }
     let mut seen = BTreeSet::new();
-    for (number, line) in &lines {
-        let bad = |reason: String| Error::Row {
-            path: path.to_owned(),
-            line: *number,
-            reason,
-        };
-        if line.row.is_some() != line.col.is_some() {
-            return Err(bad(
-                "one of row and col is empty, the other is not".to_owned()
-            ));
-        }
-        if !seen.insert((&line.image_id, line.cell())) {
-            return Err(bad(format!("image {} has this cell twice", line.image_id)));
+    for (line, (number, _)) in lines.iter().zip(&records) {
+        if !seen.insert((&line.image_id, line.cell, line.target)) {
+            let reason = format!("image {} has this cell twice", line.image_id);
+            return Err(bad(*number, reason));
         }
     }
     drop(seen);
-    Ok(lines.into_iter().map(|(_, line)| line).collect())
+    Ok(lines)
 }
 
-/// The lines of `level` as rows to score, numbered in file order.
-pub(super) fn scored(lines: &[LabelledPrediction], level: Level) -> Vec<Scored> {
-    let of_level = lines.iter().filter(|line| line.level() == level);
-    of_level
-        .enumerate()
-        .map(|(id, line)| Scored {
-            id: id as u64,
-            label: line.label,
-            probs: line.probs(),
-        })
-        .collect()
+/// The lines of target `index` as a table to score, numbered in file order.
+pub(super) fn scored(lines: &[Prediction], index: usize) -> Table {
+    let mut table = Table::default();
+    for (id, line) in lines.iter().filter(|line| line.target == index).enumerate() {
+        table.push(id as u64, line.label, &line.probabilities);
+    }
+    table
 }
 
 #[cfg(test)]
 pub(super) mod tests {
-    use super::*;
-    use fovea_run::run_dir;
+    use super::{Path, Prediction, Result, Task};
+    use fovea_run::predictions::{self, Columns};
+    use fovea_task::Label;
     use std::fs;
 
-    /// A line as the reader gives it.
+    /// A line about lesions as the reader gives it.
     pub(in super::super) fn line(
         id: &str,
         cell: Option<(u32, u32)>,
         label: u8,
         probs: [f32; 4],
-    ) -> LabelledPrediction {
-        let [p_ma, p_he, p_ex, p_se] = probs;
-        let (row, col) = (cell.map(|c| c.0), cell.map(|c| c.1));
-        LabelledPrediction {
+    ) -> Prediction {
+        Prediction {
             image_id: id.to_owned(),
-            row,
-            col,
-            label,
-            p_ma,
-            p_he,
-            p_ex,
-            p_se,
+            target: usize::from(cell.is_some()),
+            cell,
+            label: Label(u64::from(label)),
+            probabilities: probs.to_vec(),
+            note: None,
         }
     }
 
-    /// Writes lines as the trainer does.
-    pub(in super::super) fn write(path: &Path, lines: &[LabelledPrediction]) {
-        let lines: Vec<run_dir::Prediction> = lines
-            .iter()
-            .map(|line| run_dir::Prediction {
-                image_id: line.image_id.clone(),
-                cell: line.cell(),
-                label: Some(line.label),
-                probs: line.probs(),
-                note: None,
-            })
-            .collect();
-        run_dir::write_predictions(path, &lines, run_dir::Columns::Label).unwrap();
+    /// Reads lines about lesions.
+    pub(in super::super) fn read(path: &Path) -> Result<Vec<Prediction>> {
+        super::read(path, &Task::lesions())
+    }
+
+    /// Writes lines about lesions as the trainer does.
+    pub(in super::super) fn write(path: &Path, lines: &[Prediction]) {
+        predictions::write(path, &Task::lesions(), lines, Columns::Label).unwrap();
     }
 
     #[test]

@@ -7,18 +7,20 @@ use std::path::{Path, PathBuf};
 use fovea_coordinator::client::status_of;
 use fovea_coordinator::status::{STATUS_FILE, Status};
 use fovea_dataset::Split;
-use fovea_run::config::{Config, EarlyStopping, Level};
-use fovea_run::metrics::{self, Baseline, Metrics, MetricsRow};
-use fovea_run::run_dir::{LabelledPrediction, RunDir};
+use fovea_run::config::{Config, EarlyStopping};
+use fovea_run::metrics::{self, Baseline, Metrics, MetricsRow, Table};
+use fovea_run::predictions::Prediction;
+use fovea_run::run_dir::RunDir;
+use fovea_task::{Target, Task};
 
 use super::predictions;
 use super::throughput::{self, Throughput};
 use super::{Error, Result};
 
-/// The predictions of one level, with what follows from them.
+/// The predictions for one target, with what follows from them.
 #[derive(Clone, Debug)]
-pub(super) struct LevelScores {
-    pub(super) rows: Vec<metrics::Scored>,
+pub(super) struct TargetScores {
+    pub(super) table: Table,
     pub(super) metrics: Metrics,
     pub(super) baseline: Baseline,
     /// The epoch in `metrics.csv` with the same confusion counts, if any.
@@ -30,16 +32,18 @@ pub(super) struct LevelScores {
 pub(super) struct Run {
     pub(super) dir: PathBuf,
     pub(super) name: String,
+    /// What the model was asked.
+    pub(super) task: Task,
     pub(super) config: Config,
     pub(super) status: Option<Status>,
     /// Whether a coordinator answers: an unfinished run without one has died.
     pub(super) live: bool,
-    /// By (epoch, split, level); of a row written twice the later counts.
+    /// By (epoch, split, target); of a row written twice the later counts.
     pub(super) metrics: Vec<MetricsRow>,
     pub(super) throughput: Option<Throughput>,
-    pub(super) predictions: Vec<LabelledPrediction>,
-    pub(super) patch: Option<LevelScores>,
-    pub(super) image: Option<LevelScores>,
+    pub(super) predictions: Vec<Prediction>,
+    /// Per target of the task; `None` without labelled predictions.
+    pub(super) scores: Vec<Option<TargetScores>>,
     /// What could not be shown, and why.
     pub(super) notes: Vec<String>,
 }
@@ -61,7 +65,8 @@ impl Run {
             Config::default()
         });
         let (status, live) = read_status(dir, &mut notes).unzip();
-        let metrics = read_metrics(&files.metrics())?;
+        let task = files.task()?;
+        let metrics = read_metrics(&files.metrics(), &task)?;
         if metrics.is_empty() {
             notes.push("No epoch has been validated yet: metrics.csv is missing or empty, so there are no curves.".to_owned());
         }
@@ -71,40 +76,42 @@ impl Run {
                 "No step has been recorded yet: throughput.csv is missing or empty.".to_owned(),
             );
         }
-        let predictions = predictions::read(&files.predictions())?;
+        let predictions = predictions::read(&files.predictions(), &task)?;
         let mut run = Self {
             dir: dir.to_owned(),
             name: name_of(dir),
+            task,
             config,
             status,
             live: live.unwrap_or(false),
             metrics,
             throughput,
             predictions,
-            patch: None,
-            image: None,
+            scores: Vec::new(),
             notes,
         };
         run.notes.extend(run.on_the_watched_metric());
-        run.patch = run.scores(Level::Patch)?;
-        run.image = run.scores(Level::Image)?;
+        let scores = (0..run.task.targets().len()).map(|index| run.score(index));
+        run.scores = scores.collect::<Result<_>>()?;
         Ok(run)
     }
 
-    fn scores(&self, level: Level) -> Result<Option<LevelScores>> {
-        let rows = predictions::scored(&self.predictions, level);
-        if rows.is_empty() {
+    fn score(&self, index: usize) -> Result<Option<TargetScores>> {
+        let target = &self.task.targets()[index];
+        let table = predictions::scored(&self.predictions, index);
+        if !table.labels.iter().any(|label| label.is_known()) {
             return Ok(None);
         }
-        let metrics = metrics::compute(&rows, [self.config.eval.threshold; 4], 0.0)?;
+        let thresholds = vec![self.config.eval.threshold; target.classes.len()];
+        let metrics = metrics::compute(target, &table, &thresholds, 0.0)?;
         let same = self
-            .history(Split::Val, level)
+            .history(Split::Val, target)
             .rev()
             .find(|row| same_scores(&row.metrics, &metrics));
-        let baseline = metrics::best_constant(&rows)?;
-        Ok(Some(LevelScores {
+        let baseline = metrics::best_constant(target, &table)?;
+        Ok(Some(TargetScores {
             epoch: same.map(|row| row.epoch),
-            rows,
+            table,
             metrics,
             baseline,
         }))
@@ -116,14 +123,20 @@ impl Run {
         const MISSING: &str =
             "no ROC and precision-recall curves, confusion tables and sample pictures";
         let watched = &self.config.early_stopping;
-        let history = self.history(Split::Val, watched.level);
+        let Some(target) = self.watched() else {
+            return Some(format!(
+                "There is no best epoch: early_stopping.level is \"{}\", and the task has no target at that level.",
+                watched.level
+            ));
+        };
+        let history = self.history(Split::Val, target);
         let undefined: Vec<(u32, String)> = history
             .filter_map(|row| {
-                let why = metrics::undefined(watched.metric, watched.level, &row.metrics)?;
+                let why = metrics::undefined(watched.metric, target, &row.metrics)?;
                 Some((row.epoch, why))
             })
             .collect();
-        let epochs = self.history(Split::Val, watched.level).count();
+        let epochs = self.history(Split::Val, target).count();
         let Some((last, why)) = undefined.last() else {
             return self.predictions.is_empty().then(|| {
                 format!("No validation predictions yet: predictions-val.csv is missing or empty, so there are {MISSING}.")
@@ -146,23 +159,33 @@ impl Run {
         })
     }
 
-    /// The scores computed from the predictions of `level`.
-    pub(super) fn level(&self, level: Level) -> Option<&LevelScores> {
-        match level {
-            Level::Patch => self.patch.as_ref(),
-            Level::Image => self.image.as_ref(),
-        }
+    /// The task's targets in the order of the page, patches first.
+    pub(super) fn targets(&self) -> impl Iterator<Item = &Target> {
+        metrics::table_order(&self.task).map(|(_, target)| target)
     }
 
-    /// Rows of one split and level by epoch.
+    /// The target whose metric decides which epoch is the best.
+    pub(super) fn watched(&self) -> Option<&Target> {
+        let level = self.config.early_stopping.level;
+        metrics::watched(&self.task, level).map(|(_, target)| target)
+    }
+
+    /// The scores computed from the predictions for `target`.
+    pub(super) fn scores_of(&self, target: &Target) -> Option<&TargetScores> {
+        let targets = self.task.targets().iter().zip(&self.scores);
+        let mut same = targets.filter(|(other, _)| other.name == target.name);
+        same.next()?.1.as_ref()
+    }
+
+    /// Rows of one split and target by epoch.
     pub(super) fn history(
         &self,
         split: Split,
-        level: Level,
+        target: &Target,
     ) -> impl DoubleEndedIterator<Item = &MetricsRow> {
         self.metrics
             .iter()
-            .filter(move |row| row.split == split && row.level == level)
+            .filter(move |row| row.split == split && row.target == target.name)
     }
 
     /// The best epoch by the rule of the trainer itself: the watched metric and `min_delta` of the
@@ -171,7 +194,7 @@ impl Run {
         let watched = &self.config.early_stopping;
         let mut rule = EarlyStopping::new(watched);
         let mut best = None;
-        for row in self.history(Split::Val, watched.level) {
+        for row in self.history(Split::Val, self.watched()?) {
             if rule
                 .observe(row.metrics.get(watched.metric).unwrap_or(f64::NAN))
                 .improved
@@ -182,21 +205,22 @@ impl Run {
         best
     }
 
-    /// Validation scores of `level` at the best epoch.
-    pub(super) fn best_row(&self, level: Level) -> Option<&MetricsRow> {
+    /// Validation scores of `target` at the best epoch.
+    pub(super) fn best_row(&self, target: &Target) -> Option<&MetricsRow> {
         let epoch = self.best_epoch()?;
-        self.history(Split::Val, level)
+        self.history(Split::Val, target)
             .find(|row| row.epoch == epoch)
     }
 
-    /// What constants reach on the validation labels of `level`: from the predictions' labels when
+    /// What constants reach on the validation labels of `target`: from the predictions' labels when
     /// there are any, else the part that follows from the counts in `metrics.csv`.
-    pub(super) fn baseline(&self, level: Level) -> Option<Baseline> {
-        if let Some(scores) = self.level(level) {
+    pub(super) fn baseline(&self, target: &Target) -> Option<Baseline> {
+        if let Some(scores) = self.scores_of(target) {
             return Some(scores.baseline);
         }
-        let last = &self.history(Split::Val, level).next_back()?.metrics;
-        metrics::best_constant_from_counts(last.per_class.map(|c| c.positives), last.samples).ok()
+        let last = &self.history(Split::Val, target).next_back()?.metrics;
+        let positives: Vec<u64> = last.per_class.iter().map(|c| c.positives).collect();
+        metrics::best_constant_from_counts(target, &positives, last.samples).ok()
     }
 
     /// Where the prepared dataset is: as configured, or, when that is relative and not beneath the
@@ -249,7 +273,10 @@ fn read_status(dir: &Path, notes: &mut Vec<String>) -> Option<(Status, bool)> {
 /// Whether both come from the same predictions: the counts at the threshold, and the correlation,
 /// which hardly any two epochs share.
 fn same_scores(a: &Metrics, b: &Metrics) -> bool {
-    let counts = |m: &Metrics| m.per_class.map(|c| (c.tp, c.fp, c.fn_, c.tn));
+    let counts = |m: &Metrics| -> Vec<_> {
+        let classes = m.per_class.iter();
+        classes.map(|c| (c.tp, c.fp, c.fn_, c.tn)).collect()
+    };
     let r = |m: &Metrics| m.pearson_r.unwrap_or(0.0);
     counts(a) == counts(b) && (r(a) - r(b)).abs() < 1e-6
 }
@@ -271,13 +298,13 @@ fn name_of(dir: &Path) -> String {
     )
 }
 
-fn read_metrics(path: &Path) -> Result<Vec<MetricsRow>> {
+fn read_metrics(path: &Path, task: &Task) -> Result<Vec<MetricsRow>> {
     if !path.is_file() {
         return Ok(Vec::new());
     }
     let mut latest = BTreeMap::new();
-    for row in metrics::log::read(path)? {
-        latest.insert((row.epoch, row.split, row.level.name()), row);
+    for row in metrics::log::read(path, task)? {
+        latest.insert((row.epoch, row.split, row.target.clone()), row);
     }
     Ok(latest.into_values().collect())
 }

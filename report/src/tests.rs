@@ -4,11 +4,16 @@ use std::fs;
 use std::path::{Path, PathBuf};
 use std::sync::OnceLock;
 
-use fovea_run::config::{Config, Level};
+use fovea_run::config::Config;
+use fovea_run::metrics::log::MetricsLog;
+use fovea_run::metrics::{MetricsRow, compute};
+use fovea_run::predictions::{self as run_predictions, Prediction};
+use fovea_run::run_dir::RunDir;
+use fovea_task::{Class, Kind, Label, Level, Target, Task};
 
 use super::fixture::{self, Fake};
 use super::predictions;
-use super::predictions::tests::{line, write};
+use super::predictions::tests::{line, read, write};
 use super::run::Run;
 use super::shape::assert_texts_fit;
 use super::{Figures, pictures, write_report};
@@ -148,12 +153,13 @@ fn every_text_of_every_figure_fits() {
 fn best_epoch_follows_the_watched_metric() {
     let dir = fake(SMALL);
     let mut run = Run::load(dir.path()).unwrap();
-    let value = |run: &Run, level, name: &str| -> Vec<(u32, f64)> {
+    let value = |run: &Run, level: Level, name: &str| -> Vec<(u32, f64)> {
         let metric = *fovea_run::config::MetricName::ALL
             .iter()
             .find(|m| m.name() == name)
             .unwrap();
-        run.history(fovea_dataset::Split::Val, level)
+        let target: &Target = run.task.at(level).next().unwrap();
+        run.history(fovea_dataset::Split::Val, target)
             .map(|r| (r.epoch, r.metrics.get(metric).unwrap()))
             .collect()
     };
@@ -161,7 +167,7 @@ fn best_epoch_follows_the_watched_metric() {
     let best = f1.iter().fold(f1[0], |b, v| if v.1 > b.1 { *v } else { b });
     assert_eq!(run.best_epoch(), Some(best.0));
     assert_eq!(
-        run.patch.as_ref().unwrap().epoch,
+        run.scores_of(run.task.cells().unwrap()).unwrap().epoch,
         Some(best.0),
         "the fixture keeps the best predictions"
     );
@@ -229,7 +235,7 @@ fn a_dataset_that_is_gone_or_another_costs_only_the_pictures() {
 
     fs::write(&config, text).unwrap();
     let predictions = dir.path().join("predictions-val.csv");
-    let mut lines = predictions::read(&predictions).unwrap();
+    let mut lines = read(&predictions).unwrap();
     lines.push(line(&lines[0].image_id, Some((8, 0)), 0, [0.5; 4]));
     write(&predictions, &lines);
     assert!(
@@ -310,7 +316,7 @@ fn damage_is_an_error_and_leaves_the_earlier_report() {
         fs::write(&path, good).unwrap();
     }
     let path = dir.path().join("predictions-val.csv");
-    let mut lines = predictions::read(&path).unwrap();
+    let mut lines = read(&path).unwrap();
     lines.push(line("another", None, 0, [0.1, f32::NAN, 0.1, 0.1]));
     write(&path, &lines);
     let message = write_report(dir.path()).unwrap_err().to_string();
@@ -327,4 +333,96 @@ fn a_configuration_of_another_version_costs_only_its_facts() {
         notes[0].contains("The configuration could not be read") && notes[0].contains("future"),
         "{notes:?}"
     );
+}
+
+/// A run that grades images, with one class each; it has no cells.
+#[test]
+fn a_run_of_another_task_is_reported_by_its_own_classes() {
+    let dir = tempfile::tempdir().unwrap();
+    let files = RunDir::new(dir.path());
+    let mut config = Config::preset("demo").unwrap();
+    config.set("early_stopping.level=\"image\"").unwrap();
+    fs::write(files.config(), config.to_toml_documented()).unwrap();
+    let class = |name: &str| Class {
+        name: name.to_owned(),
+        title: name.to_owned(),
+        colour: [9; 3],
+    };
+    let grade = Target {
+        name: "grade".to_owned(),
+        level: Level::Image,
+        kind: Kind::OneOf,
+        classes: ["none", "mild", "moderate", "severe", "proliferative"]
+            .map(class)
+            .into(),
+        union_of_cells: false,
+    };
+    let task = Task::new(vec![grade]).unwrap();
+    files.keep_task(&task).unwrap();
+    let lines: Vec<Prediction> = (0..40u64)
+        .map(|i| Prediction {
+            image_id: format!("eye-{i}"),
+            target: 0,
+            cell: None,
+            label: if i == 39 {
+                Label::UNKNOWN
+            } else {
+                Label(i % 5)
+            },
+            probabilities: (0..5)
+                .map(|c| if c == (i % 7) % 5 { 0.6 } else { 0.1 })
+                .collect(),
+            note: None,
+        })
+        .collect();
+    let columns = run_predictions::Columns::Label;
+    run_predictions::write(&files.predictions(), &task, &lines, columns).unwrap();
+    let table = predictions::scored(&lines, 0);
+    let mut log = MetricsLog::open(&files.metrics(), &task).unwrap();
+    for epoch in 1..4 {
+        let loss = 1.0 / f64::from(epoch);
+        let metrics = compute(&task.targets()[0], &table, &[], loss).unwrap();
+        let row = MetricsRow {
+            timestamp: "2025-03-01T10:00:00Z".to_owned(),
+            epoch,
+            split: fovea_dataset::Split::Val,
+            target: "grade".to_owned(),
+            metrics,
+        };
+        log.append(&[row]).unwrap();
+    }
+
+    let run = Run::load(dir.path()).unwrap();
+    let scores = run.scores_of(&task.targets()[0]).unwrap();
+    assert_eq!((scores.metrics.samples, scores.epoch), (39, Some(3)));
+    for chart in Figures::of(&run).charts() {
+        assert_texts_fit(&chart.drawing(true), &chart.slug);
+    }
+    let paths = write_report(dir.path()).unwrap();
+    let names = paths
+        .pngs
+        .iter()
+        .map(|p| p.file_name().unwrap().to_str().unwrap());
+    let names: Vec<&str> = names.collect();
+    for name in [
+        "grade-f1-micro.png",
+        "grade-class-auroc.png",
+        "roc-grade.png",
+        "confusion-grade.png",
+    ] {
+        assert!(names.contains(&name), "{name} is not among {names:?}");
+    }
+    let page = html(dir.path());
+    for words in [
+        "<section id=\"curves-grade\">",
+        "<h2>Images (grade) over epochs</h2>",
+        "Cohen's kappa",
+        "the most probable counts as predicted",
+        "39 images (grade) of epoch 3",
+    ] {
+        assert!(page.contains(words), "{words}");
+    }
+    for absent in ["curves-patch", "id=\"samples\"", "patches"] {
+        assert!(!page.contains(absent), "{absent}");
+    }
 }

@@ -57,7 +57,7 @@ pub(super) fn width(text: &str, size: f32) -> f32 {
 /// How `draw` sets a text.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Style {
-    /// Em in pixels.
+    /// Height of an em in pixels.
     pub(super) size: f32,
     pub(super) colour: [u8; 3],
     pub(super) anchor: Anchor,

@@ -23,7 +23,7 @@ pub(super) struct RankSummary {
     pub(super) samples_per_s: f64,
     /// Median and 95th percentile of a step, milliseconds.
     pub(super) step_ms: (f64, f64),
-    /// Median, milliseconds.
+    /// Median of the time computed per step, milliseconds.
     pub(super) compute_ms: f64,
     pub(super) wait_ms: f64,
     /// Time waited over time taken.
@@ -32,8 +32,7 @@ pub(super) struct RankSummary {
 
 /// Reads `RUN/throughput.csv`; `None` when there is nothing in it.
 pub(super) fn read(path: &Path) -> Result<Option<Throughput>> {
-    Ok(read_table::<StepRow>(path)?
-        .map(|rows| Throughput::new(rows.into_iter().map(|(_, row)| row))))
+    Ok(read_table::<StepRow>(path)?.map(Throughput::new))
 }
 
 impl Throughput {

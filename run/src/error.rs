@@ -8,14 +8,14 @@ pub type Result<T, E = Error> = std::result::Result<T, E>;
 /// A file of the run directory that cannot be written or read.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
-    /// The system refused.
+    /// The operating system refused an operation.
     #[error("{path}: {what}\n  help: {help}", path = path.display())]
     File {
         /// The file or directory.
         path: PathBuf,
         /// What is wrong with it, with the operating system's words.
         what: String,
-        /// What to do.
+        /// What to do about it, as an instruction.
         help: String,
     },
     /// An invariant of this program does not hold.

@@ -4,16 +4,16 @@ mod samples;
 mod summary;
 mod tables;
 
-use fovea_run::config::Level;
+use fovea_task::{Kind, Target};
 use maud::{DOCTYPE, Markup, PreEscaped, html};
 
 use super::chart::{Chart, Size};
 use super::pictures::{Panels, Scene};
 use super::plots;
-use super::run::{LevelScores, Run};
+use super::run::{Run, TargetScores};
 use super::{Figures, Result, palette};
 
-/// The whole page.
+/// The page of a run, with all figures in it.
 pub(super) fn page(
     run: &Run,
     figures: &Figures,
@@ -21,25 +21,24 @@ pub(super) fn page(
     panels: &[Panels],
 ) -> Result<Markup> {
     let samples = samples::section(scenes, panels)?;
+    let curves = run.targets().zip(&figures.epochs).map(|(target, charts)| {
+        let mut title = format!("{} over epochs", plots::noun(target));
+        title[..1].make_ascii_uppercase();
+        let id = format!("curves-{}", plots::slug(target));
+        (id, title, curves(run, charts, target))
+    });
     let sections = [
-        (
-            "curves-patch",
-            "Patches over epochs",
-            curves(run, &figures.patches, Level::Patch),
-        ),
-        (
-            "curves-image",
-            "Images over epochs",
-            curves(run, &figures.images, Level::Image),
-        ),
         ("ranking", "ROC and precision-recall", ranking(run, figures)),
         ("confusion", "Confusion", confusion(run)),
         ("samples", "Sample predictions", samples),
         ("training", "Training", grid(&figures.training)),
         ("throughput", "Throughput", throughput(run, figures)),
     ];
-    let shown: Vec<_> = sections
+    let sections = sections
         .into_iter()
+        .map(|(id, title, body)| (id.to_owned(), title.to_owned(), body));
+    let shown: Vec<_> = curves
+        .chain(sections)
         .filter_map(|(id, title, body)| Some((id, title, body?)))
         .collect();
     Ok(html! {
@@ -81,7 +80,7 @@ fn notes(notes: &[String]) -> Markup {
     }
 }
 
-/// A chart in a card.
+/// A chart with its title and its note, as one card of the page.
 fn card(chart: &Chart) -> Markup {
     html! {
         figure .card .(if chart.size == Size::Small { "small" } else { "wide" }) {
@@ -96,7 +95,7 @@ fn grid(charts: &[Chart]) -> Option<Markup> {
     (!charts.is_empty()).then(|| html! { div .grid { @for chart in charts { (card(chart)) } } })
 }
 
-fn curves(run: &Run, charts: &[Chart], level: Level) -> Option<Markup> {
+fn curves(run: &Run, charts: &[Chart], target: &Target) -> Option<Markup> {
     let body = grid(charts)?;
     let watched = &run.config.early_stopping;
     let has = |name: &str| {
@@ -108,9 +107,9 @@ fn curves(run: &Run, charts: &[Chart], level: Level) -> Option<Markup> {
     };
     Some(html! {
         p .lead {
-            "Validation on " (plots::noun(level)) ". The best epoch is that of the highest "
+            "Validation on " (plots::noun(target)) ". The best epoch is that of the highest "
             @if !watched.metric.higher_is_better() { "(here: lowest) " }
-            (plots::metric_title(watched.metric)) " on " (plots::noun(watched.level)) "; the shaded bands are those of the published plots."
+            (plots::metric_title(watched.metric)) @if let Some(watched) = run.watched() { " on " (plots::noun(watched)) } "; the shaded bands are those of the published plots."
         }
         ul .legend {
             li { span .swatch .line .val {} "validation" }
@@ -124,7 +123,7 @@ fn curves(run: &Run, charts: &[Chart], level: Level) -> Option<Markup> {
 }
 
 /// Which predictions a figure was made from.
-fn source(scores: &LevelScores, level: Level) -> String {
+fn source(scores: &TargetScores, target: &Target) -> String {
     let epoch = match scores.epoch {
         Some(epoch) => format!("epoch {epoch}"),
         None => "an epoch that is not in metrics.csv".to_owned(),
@@ -132,15 +131,15 @@ fn source(scores: &LevelScores, level: Level) -> String {
     format!(
         "{} {} of {epoch}",
         plots::grouped(scores.metrics.samples),
-        plots::noun(level)
+        plots::noun(target)
     )
 }
 
 fn ranking(run: &Run, figures: &Figures) -> Option<Markup> {
     let body = grid(&figures.ranking)?;
-    let sources: Vec<String> = Level::ALL
-        .iter()
-        .filter_map(|&level| Some(source(run.level(level)?, level)))
+    let sources: Vec<String> = run
+        .targets()
+        .filter_map(|target| Some(source(run.scores_of(target)?, target)))
         .collect();
     Some(html! {
         p .lead {
@@ -151,17 +150,18 @@ fn ranking(run: &Run, figures: &Figures) -> Option<Markup> {
 }
 
 fn confusion(run: &Run) -> Option<Markup> {
-    let levels: Vec<(Level, &LevelScores)> = Level::ALL
-        .iter()
-        .filter_map(|&level| Some((level, run.level(level)?)))
+    let scored: Vec<(&Target, &TargetScores)> = run
+        .targets()
+        .filter_map(|target| Some((target, run.scores_of(target)?)))
         .collect();
-    (!levels.is_empty()).then(|| {
+    let any = |kind| scored.iter().any(|(target, _)| target.kind == kind);
+    (!scored.is_empty()).then(|| {
         html! {
-            p .lead { "At a probability of " (run.config.eval.threshold) " or more a class counts as predicted. Shades and percentages are shares of the row." }
-            @for (level, scores) in levels {
-                @let (drawing, alt) = plots::confusion(&scores.metrics, level, false);
+            p .lead { @if any(Kind::AnyOf) { "At a probability of " (run.config.eval.threshold) " or more a class counts as predicted. " } @if any(Kind::OneOf) { "Of classes that exclude each other, the most probable counts as predicted. " } "Shades and percentages are shares of the row." }
+            @for (target, scores) in &scored {
+                @let (drawing, alt) = plots::confusion(&scores.metrics, target, false);
                 figure .card .full {
-                    figcaption { (source(scores, level)) }
+                    figcaption { (source(scores, target)) }
                     div .scroll { (drawing.svg(&alt)) }
                 }
             }

@@ -1,6 +1,6 @@
 //! Sample predictions on the page.
 
-use fovea_dataset::{CLASS_COLOURS, CLASSES, label_names};
+use fovea_task::Target;
 use maud::{Markup, html};
 
 use super::super::Result;
@@ -10,9 +10,9 @@ use super::super::pictures::{HEAT_STOPS, Panels, Scene};
 
 /// `None` when there are no scenes.
 pub(super) fn section(scenes: &[Scene], panels: &[Panels]) -> Result<Option<Markup>> {
-    if scenes.is_empty() {
+    let Some(first) = scenes.first() else {
         return Ok(None);
-    }
+    };
     let figures = scenes
         .iter()
         .zip(panels)
@@ -22,18 +22,17 @@ pub(super) fn section(scenes: &[Scene], panels: &[Panels]) -> Result<Option<Mark
         p .lead {
             "Validation images from the best predicted to the worst, by wrong class bits per cell. Each class has its own corner of a cell; cells without a frame have none, black cells are not looked at."
         }
-        (legend())
+        (legend(&first.target))
         @for figure in figures { (figure) }
     }))
 }
 
-fn legend() -> Markup {
-    let colour = |class: usize| format!("--c:{}", hex(CLASS_COLOURS[class]));
+fn legend(target: &Target) -> Markup {
     let stops: Vec<String> = HEAT_STOPS.iter().map(|&stop| hex(stop)).collect();
     html! {
         ul .legend .lesions {
-            @for (class, name) in CLASSES.iter().enumerate() {
-                li { span .mark .disc style=(colour(class)) {} (name) }
+            @for class in &target.classes {
+                li { span .mark .disc style=(format!("--c:{}", hex(class.colour))) {} (class.name) }
             }
             li .gap { span .mark .disc {} "found" }
             li { span .mark .square {} "false alarm" }
@@ -75,16 +74,16 @@ fn figure(scene: &Scene, panels: &Panels) -> Result<Markup> {
                     div { img src=(url) alt=(alt) width="600" height="600" loading="lazy"; p { (name) } }
                 }
             }
-            @if let Some(image) = scene.image {
+            @for (target, image) in &scene.image {
                 dl .image {
-                    dt { "Whole image" }
-                    dd { "true: " (label_names(image.label)) }
-                    dd { "predicted: " (label_names(image.predicted(scene.threshold()))) }
-                    @for (class, name) in CLASSES.iter().enumerate() {
+                    dt { "Whole image" @if target.name != target.level.name() { " (" (target.name) ")" } }
+                    dd { "true: " (target.describe(image.label)) }
+                    dd { "predicted: " (target.describe(image.predicted)) }
+                    @for (class, probability) in target.classes.iter().zip(&image.probabilities) {
                         dd .probability {
-                            (name) " " (format!("{:.2}", image.probs[class]))
+                            (class.name) " " (format!("{probability:.2}"))
                             span .meter aria-hidden="true" {
-                                span .bar style=(format!("width:{:.0}%", image.probs[class].clamp(0.0, 1.0) * 100.0)) {}
+                                span .bar style=(format!("width:{:.0}%", probability.clamp(0.0, 1.0) * 100.0)) {}
                             }
                         }
                     }

@@ -2,7 +2,8 @@
 
 use fovea_coordinator::status::{RunState, Status};
 use fovea_dataset::Split;
-use fovea_run::config::{Level, MetricName};
+use fovea_run::config::MetricName;
+use fovea_task::Target;
 use maud::{Markup, html};
 
 use super::super::plots::{grouped, metric_title, noun};
@@ -50,9 +51,9 @@ pub(super) fn summary(run: &Run) -> Markup {
     html! {
         section .summary aria-label="Summary" {
             div .tiles {
-                @for level in Level::ALL.iter().copied() {
+                @for target in run.targets() {
                     @for metric in [MetricName::F1Micro, MetricName::MeanAuroc] {
-                        @if let Some(tile) = score_tile(run, level, metric) { (tile) }
+                        @if let Some(tile) = score_tile(run, target, metric) { (tile) }
                     }
                 }
             }
@@ -65,15 +66,15 @@ pub(super) fn summary(run: &Run) -> Markup {
 }
 
 /// A score at the best epoch and how far it is above the best constant.
-fn score_tile(run: &Run, level: Level, metric: MetricName) -> Option<Markup> {
-    let row = run.best_row(level)?;
+fn score_tile(run: &Run, target: &Target, metric: MetricName) -> Option<Markup> {
+    let row = run.best_row(target)?;
     let value = row.metrics.get(metric);
-    let constant = run.baseline(level).and_then(|b| b.get(metric));
+    let constant = run.baseline(target).and_then(|b| b.get(metric));
     let lead = value.zip(constant).map(|(v, c)| v - c);
     let tone = lead.map_or("quiet", |lead| if lead > 0.0 { "fine" } else { "bad" });
     Some(html! {
         div .tile {
-            p .what { (metric_title(metric)) ", " (noun(level)) }
+            p .what { (metric_title(metric)) ", " (noun(target)) }
             p .number { (value.map_or_else(|| "undefined".to_owned(), |v| format!("{v:.3}"))) }
             @if let Some(((value, constant), lead)) = value.zip(constant).zip(lead) {
                 (meter(value, constant))
@@ -119,7 +120,9 @@ fn fact_list(run: &Run) -> Vec<(&'static str, Markup)> {
     if !config.data.path.is_empty() {
         facts.push(("Data", html! { code { (config.data.path) } }));
     }
-    let validated = run.history(Split::Val, config.early_stopping.level).count();
+    let validated = run
+        .watched()
+        .map_or(0, |target| run.history(Split::Val, target).count());
     let planned = run
         .status
         .as_ref()
@@ -134,22 +137,22 @@ fn fact_list(run: &Run) -> Vec<(&'static str, Markup)> {
             }
         )),
     ));
-    if let Some(best) = run.best_epoch() {
-        let watched = &config.early_stopping;
+    if let Some((best, watched)) = run.best_epoch().zip(run.watched()) {
         let by = format!(
             "{best}, by {} on {}",
-            metric_title(watched.metric),
-            noun(watched.level)
+            metric_title(config.early_stopping.metric),
+            noun(watched)
         );
         facts.push(("Best epoch", text(by)));
     }
-    let samples = [Level::Patch, Level::Image]
-        .into_iter()
-        .filter_map(|level| {
+    let samples = run
+        .targets()
+        .filter_map(|target| {
+            let last = run.history(Split::Val, target).next_back()?;
             Some(format!(
                 "{} {}",
-                grouped(run.history(Split::Val, level).next_back()?.metrics.samples),
-                noun(level)
+                grouped(last.metrics.samples),
+                noun(target)
             ))
         })
         .collect::<Vec<_>>();

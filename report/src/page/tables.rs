@@ -1,7 +1,8 @@
 //! The two tables: all scores with the constant's, and the ranks.
 
-use fovea_run::config::{Level, MetricName};
+use fovea_run::config::MetricName;
 use fovea_run::metrics::{Baseline, MetricsRow};
+use fovea_task::Target;
 use maud::{Markup, html};
 
 use super::super::plots::{grouped, metric_title, noun};
@@ -10,14 +11,15 @@ use super::super::throughput::Throughput;
 
 const DASH: &str = "\u{2013}";
 
-/// Every metric at the best epoch, patches and images, beside the best constant. `None` before the
+/// Every metric at the best epoch, per target, beside the best constant. `None` before the
 /// first validation.
 pub(super) fn scores(run: &Run) -> Option<Markup> {
     let epoch = run.best_epoch()?;
-    let levels: Vec<(Level, &MetricsRow, Option<Baseline>)> = [Level::Patch, Level::Image]
-        .into_iter()
-        .filter_map(|level| Some((level, run.best_row(level)?, run.baseline(level))))
+    let targets: Vec<(&Target, &MetricsRow, Option<Baseline>)> = run
+        .targets()
+        .filter_map(|target| Some((target, run.best_row(target)?, run.baseline(target))))
         .collect();
+    let agreement = |row: &MetricsRow| row.metrics.agreement.clone();
     Some(html! {
         div .card .scroll {
             table {
@@ -25,22 +27,33 @@ pub(super) fn scores(run: &Run) -> Option<Markup> {
                 thead {
                     tr {
                         td {}
-                        @for (level, ..) in &levels { th colspan="2" scope="colgroup" { (noun(*level)) } }
+                        @for (target, ..) in &targets { th colspan="2" scope="colgroup" { (noun(target)) } }
                     }
                     tr {
                         td {}
-                        @for _ in &levels { th scope="col" { "model" } th scope="col" { "best constant" } }
+                        @for _ in &targets { th scope="col" { "model" } th scope="col" { "best constant" } }
                     }
                 }
                 tbody {
                     @for &metric in MetricName::ALL {
                         tr {
                             th scope="row" { (metric_title(metric)) @if !metric.higher_is_better() { span .hint { " lower is better" } } }
-                            @for (_, row, baseline) in &levels {
+                            @for (_, row, baseline) in &targets {
                                 @let value = row.metrics.get(metric);
                                 @let constant = baseline.and_then(|b| b.get(metric));
                                 td .worse[is_worse(metric, value, constant)] { (number(value)) }
                                 td .quiet { (number(constant)) }
+                            }
+                        }
+                    }
+                    @if targets.iter().any(|(_, row, _)| row.metrics.agreement.is_some()) {
+                        tr {
+                            th scope="row" { "Cohen's kappa" }
+                            @for (_, row, _) in &targets {
+                                @let kappa = agreement(row).and_then(|it| it.kappa);
+                                td .worse[kappa.is_some_and(|kappa| kappa <= 0.0)] { (number(kappa)) }
+                                // A constant agrees as often as chance.
+                                td .quiet { (number(agreement(row).map(|_| 0.0))) }
                             }
                         }
                     }
@@ -65,7 +78,7 @@ fn number(value: Option<f64>) -> String {
     )
 }
 
-/// One line per rank.
+/// Samples, throughput and times of each rank, one line per rank.
 pub(super) fn ranks(throughput: &Throughput) -> Markup {
     html! {
         div .card .scroll .full {

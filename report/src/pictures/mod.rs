@@ -6,8 +6,9 @@ mod sheet;
 use std::collections::BTreeMap;
 
 use fovea_dataset::{Dataset, ImageView};
-use fovea_run::metrics::LABEL_MASK;
-use fovea_run::run_dir::LabelledPrediction;
+use fovea_run::metrics::predicted;
+use fovea_run::predictions::Prediction;
+use fovea_task::{Label, Level, Target};
 use image::{RgbImage, imageops};
 
 use super::run::Run;
@@ -20,19 +21,32 @@ pub(super) const PANEL: u32 = 600;
 /// Images shown at most.
 const SHOWN: usize = 6;
 
-/// Label and probabilities of one cell or image.
-#[derive(Clone, Copy, Debug, PartialEq)]
+/// What a model says about one cell or image, beside the truth.
+#[derive(Clone, Debug, PartialEq)]
 pub(super) struct Guess {
-    pub(super) label: u8,
-    pub(super) probs: [f32; 4],
+    /// The label in the dataset; unknown where it has none.
+    pub(super) label: Label,
+    /// The label that the model predicts.
+    pub(super) predicted: Label,
+    /// Probability per class of the target.
+    pub(super) probabilities: Vec<f32>,
 }
 
 impl Guess {
-    /// The label byte predicted at `threshold`.
-    pub(super) fn predicted(&self, threshold: f32) -> u8 {
-        (0..4).fold(0, |bits, c| {
-            bits | (u8::from(self.probs[c] >= threshold) << c)
-        })
+    fn of(target: &Target, line: &Prediction, threshold: f32) -> Self {
+        let thresholds = vec![threshold; target.classes.len()];
+        Self {
+            label: line.label,
+            predicted: predicted(target, &line.probabilities, &thresholds),
+            probabilities: line.probabilities.clone(),
+        }
+    }
+
+    /// Share of the target's classes that are wrongly there or wrongly missing.
+    fn error(&self, target: &Target) -> f64 {
+        let wrong = |c: &usize| target.has(self.label, *c) != target.has(self.predicted, *c);
+        let classes = target.classes.len();
+        (0..classes).filter(wrong).count() as f64 / classes as f64
     }
 }
 
@@ -40,15 +54,17 @@ impl Guess {
 #[derive(Clone, Debug)]
 pub(super) struct Scene {
     pub(super) id: String,
-    /// `[PANEL, PANEL]`.
+    /// The photograph, scaled to `[PANEL, PANEL]` pixels.
     photo: RgbImage,
     /// Class bits per pixel of the panel, `[PANEL * PANEL]`.
     mask: Option<Vec<u8>>,
     grid: usize,
+    /// The target whose answers `cells` are.
+    pub(super) target: Target,
     /// `[grid * grid]`; black cells have none.
     cells: Vec<Option<Guess>>,
-    pub(super) image: Option<Guess>,
-    threshold: f32,
+    /// What is said of the whole image, per target.
+    pub(super) image: Vec<(Target, Guess)>,
     /// Wrong class bits per cell and class.
     pub(super) error: f64,
 }
@@ -61,17 +77,13 @@ pub(super) struct Panels {
 }
 
 impl Scene {
-    /// Draws the panels.
+    /// Draws truth, prediction and probabilities.
     pub(super) fn panels(&self) -> Panels {
         Panels {
             truth: overlay::truth(self),
             prediction: overlay::prediction(self),
             heat: overlay::heat(self),
         }
-    }
-
-    pub(super) fn threshold(&self) -> f32 {
-        self.threshold
     }
 
     pub(super) fn has_mask(&self) -> bool {
@@ -82,9 +94,10 @@ impl Scene {
 /// Scenes of up to six validation images, evenly spaced from the best predicted to the worst.
 /// `Err` says, for the reader of the report, why there are none.
 pub(super) fn scenes(run: &Run) -> Result<Vec<Scene>, String> {
-    if run.predictions.is_empty() {
-        return Ok(Vec::new()); // The report says already that there are no predictions.
-    }
+    // The report says already that there are no predictions; without cells there is nothing to mark.
+    let Some(target) = run.task.cells().filter(|_| !run.predictions.is_empty()) else {
+        return Ok(Vec::new());
+    };
     let because = |reason: &str| format!("No sample pictures: {reason}.");
     let Some(dir) = run.dataset_dir() else {
         return Err(match run.config.data.path.as_str() {
@@ -104,7 +117,7 @@ pub(super) fn scenes(run: &Run) -> Result<Vec<Scene>, String> {
                 .trim_end_matches('.'),
         )
     })?;
-    let scenes = from_dataset(run, &data)
+    let scenes = from_dataset(run, &data, target)
         .map_err(|reason| because(&format!("{reason} {}", dir.display())))?;
     if scenes.is_empty() {
         return Err(because(&format!(
@@ -116,9 +129,9 @@ pub(super) fn scenes(run: &Run) -> Result<Vec<Scene>, String> {
 }
 
 /// `Err` ends in a preposition that wants the dataset's directory.
-fn from_dataset(run: &Run, data: &Dataset) -> Result<Vec<Scene>, String> {
+fn from_dataset(run: &Run, data: &Dataset, target: &Target) -> Result<Vec<Scene>, String> {
     let threshold = run.config.eval.threshold;
-    let mut by_image: BTreeMap<&str, Vec<&LabelledPrediction>> = BTreeMap::new();
+    let mut by_image: BTreeMap<&str, Vec<&Prediction>> = BTreeMap::new();
     for line in &run.predictions {
         by_image.entry(&line.image_id).or_default().push(line);
     }
@@ -132,7 +145,7 @@ fn from_dataset(run: &Run, data: &Dataset) -> Result<Vec<Scene>, String> {
     let mut ranked: Vec<(f64, &str)> = by_image
         .iter()
         .filter(|(id, _)| index.contains_key(*id))
-        .map(|(id, lines)| (error_of(lines, threshold), *id))
+        .map(|(id, lines)| (error_of(run.task.targets(), threshold, lines), *id))
         .collect();
     ranked.sort_by(|a, b| a.0.total_cmp(&b.0).then(a.1.cmp(b.1)));
     let chosen = evenly(ranked.len(), SHOWN);
@@ -142,44 +155,41 @@ fn from_dataset(run: &Run, data: &Dataset) -> Result<Vec<Scene>, String> {
             let (error, id) = ranked[i];
             let at = index[id];
             let grid = data.grid();
-            let cells = cells_of(&by_image[id], grid).ok_or_else(|| {
+            let cells = cells_of(&by_image[id], grid, target, threshold).ok_or_else(|| {
                 format!("predictions of image {id} name cells outside the {grid} x {grid} grid of")
             })?;
-            let whole = by_image[id].iter().find(|line| line.cell().is_none());
+            let whole = by_image[id].iter().filter(|line| line.cell.is_none());
+            let told = whole.map(|line| {
+                let target = &run.task.targets()[line.target];
+                (target.clone(), Guess::of(target, line, threshold))
+            });
             Ok(Scene {
                 id: id.to_owned(),
                 photo: photo(&data.image(at))?,
                 mask: data.mask(at).map(|mask| shrink_mask(mask, data.size())),
                 grid,
+                target: target.clone(),
                 cells,
-                image: whole.map(|line| guess(line)),
-                threshold,
+                image: told.collect(),
                 error,
             })
         })
         .collect()
 }
 
-fn guess(line: &LabelledPrediction) -> Guess {
-    Guess {
-        label: line.label,
-        probs: line.probs(),
-    }
-}
-
-/// Mean share of wrong class bits, over cells if there are any, else of the image.
-fn error_of(lines: &[&LabelledPrediction], threshold: f32) -> f64 {
-    let wrong = |line: &&LabelledPrediction| {
-        let guess = guess(line);
-        f64::from(((guess.predicted(threshold) ^ guess.label) & LABEL_MASK).count_ones()) / 4.0
+/// Mean share of wrong class bits, over labelled cells if there are any, else over what is said of the image.
+fn error_of(targets: &[Target], threshold: f32, lines: &[&Prediction]) -> f64 {
+    let at = |level: Level| -> Vec<f64> {
+        let lines = lines.iter().filter(|line| line.label.is_known());
+        let lines = lines.map(|line| (&targets[line.target], line));
+        lines
+            .filter(|(target, _)| target.level == level)
+            .map(|(target, line)| Guess::of(target, line, threshold).error(target))
+            .collect()
     };
-    let cells: Vec<f64> = lines
-        .iter()
-        .filter(|l| l.cell().is_some())
-        .map(&wrong)
-        .collect();
-    let all: Vec<f64> = if cells.is_empty() {
-        lines.iter().map(wrong).collect()
+    let cells = at(Level::Patch);
+    let all = if cells.is_empty() {
+        at(Level::Image)
     } else {
         cells
     };
@@ -197,15 +207,20 @@ fn evenly(len: usize, count: usize) -> Vec<usize> {
 }
 
 /// `None` when a line names a cell outside the grid.
-fn cells_of(lines: &[&LabelledPrediction], grid: usize) -> Option<Vec<Option<Guess>>> {
+fn cells_of(
+    lines: &[&Prediction],
+    grid: usize,
+    target: &Target,
+    threshold: f32,
+) -> Option<Vec<Option<Guess>>> {
     let mut cells = vec![None; grid * grid];
     for line in lines {
-        if let Some((row, col)) = line.cell() {
+        if let Some((row, col)) = line.cell {
             let (row, col) = (row as usize, col as usize);
             if row >= grid || col >= grid {
                 return None;
             }
-            cells[row * grid + col] = Some(guess(line));
+            cells[row * grid + col] = Some(Guess::of(target, line, threshold));
         }
     }
     Some(cells)
@@ -255,6 +270,7 @@ fn shrink_mask(mask: &[u8], size: usize) -> Vec<u8> {
 pub(super) mod tests {
     use super::super::predictions::tests::line;
     use super::*;
+    use fovea_task::Task;
 
     /// A scene with a class bit in every corner of the mask and all kinds of cells.
     pub(in super::super) fn scene() -> Scene {
@@ -265,20 +281,20 @@ pub(super) mod tests {
                 mask[y * panel + x] = 0b0001;
             }
         }
+        let task = Task::lesions();
         let guess = |label, p: f32| {
-            Some(Guess {
-                label,
-                probs: [p, 1.0 - p, 0.2, 0.9],
-            })
+            let line = line("", None, label, [p, 1.0 - p, 0.2, 0.9]);
+            Guess::of(&task.targets()[0], &line, 0.5)
         };
+        let cell = |label, p| Some(guess(label, p));
         Scene {
             id: "eye <1>".to_owned(),
             photo: RgbImage::from_pixel(PANEL, PANEL, image::Rgb([120, 60, 30])),
             mask: Some(mask),
             grid: 2,
-            cells: vec![guess(0b1001, 0.9), None, guess(0, 0.1), guess(0b0111, 0.5)],
-            image: guess(0b0101, 0.8),
-            threshold: 0.5,
+            target: task.cells().unwrap().clone(),
+            cells: vec![cell(0b1001, 0.9), None, cell(0, 0.1), cell(0b0111, 0.5)],
+            image: vec![(task.targets()[0].clone(), guess(0b0101, 0.8))],
             error: 0.25,
         }
     }
@@ -303,15 +319,24 @@ pub(super) mod tests {
     #[test]
     fn cells_outside_the_grid_are_refused() {
         let outside = line("a", Some((0, 3)), 0, [0.0; 4]);
-        assert!(cells_of(&[&outside], 3).is_none());
-        assert!(cells_of(&[&outside], 4).unwrap()[3].is_some());
+        let task = Task::lesions();
+        let cells = |grid| cells_of(&[&outside], grid, task.cells().unwrap(), 0.5);
+        assert!(cells(3).is_none());
+        assert!(cells(4).unwrap()[3].is_some());
     }
 
     #[test]
     fn error_counts_cells_before_images() {
         let image = line("a", None, 0, [0.9; 4]);
         let cell = line("a", Some((0, 0)), 1, [0.9, 0.9, 0.1, 0.1]);
-        assert_eq!(error_of(&[&image, &cell], 0.5), 0.25);
-        assert_eq!(error_of(&[&image], 0.5), 1.0);
+        let task = Task::lesions();
+        let error = |lines: &[&Prediction]| error_of(task.targets(), 0.5, lines);
+        assert_eq!(error(&[&image, &cell]), 0.25);
+        assert_eq!(error(&[&image]), 1.0);
+        let unknown = Prediction {
+            label: Label::UNKNOWN,
+            ..cell.clone()
+        };
+        assert_eq!(error(&[&image, &unknown]), 1.0);
     }
 }

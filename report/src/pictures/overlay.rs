@@ -1,6 +1,6 @@
 //! The overlay on the photograph in each panel.
 
-use fovea_dataset::CLASS_COLOURS;
+use fovea_task::Label;
 use image::{Rgb, RgbImage};
 
 use super::super::text::blend;
@@ -38,22 +38,16 @@ pub(super) enum Mark {
 pub(super) fn truth(scene: &Scene) -> RgbImage {
     let mut picture = scene.photo.clone();
     if let Some(mask) = &scene.mask {
-        outline(&mut picture, mask);
+        outline(&mut picture, scene, mask);
     }
     each_cell(scene, |frame, cell| {
-        if cell.label != 0 {
+        let there: Vec<usize> = classes(scene, &[cell.label]).collect();
+        if !there.is_empty() {
             border(&mut picture, frame);
         }
         // Marks would hide the lesions that the outlines show.
-        let marked = if scene.has_mask() { 0 } else { cell.label };
-        for class in classes(marked) {
-            mark(
-                &mut picture,
-                place(frame, class),
-                frame.2 * MARK,
-                class,
-                Mark::Disc,
-            );
+        for class in there.into_iter().filter(|_| !scene.has_mask()) {
+            class_mark(&mut picture, scene, frame, class, Mark::Disc);
         }
     });
     picture
@@ -63,24 +57,18 @@ pub(super) fn truth(scene: &Scene) -> RgbImage {
 pub(super) fn prediction(scene: &Scene) -> RgbImage {
     let mut picture = scene.photo.clone();
     each_cell(scene, |frame, cell| {
-        let predicted = cell.predicted(scene.threshold);
-        if predicted != 0 {
+        if classes(scene, &[cell.predicted]).next().is_some() {
             border(&mut picture, frame);
         }
-        for class in classes(predicted | cell.label) {
-            let (said, so) = (predicted >> class & 1 == 1, cell.label >> class & 1 == 1);
+        for class in classes(scene, &[cell.predicted, cell.label]) {
+            let has = |label| scene.target.has(label, class);
+            let (said, so) = (has(cell.predicted), has(cell.label));
             let kind = match (said, so) {
                 (true, true) => Mark::Disc,
                 (true, false) => Mark::Square,
                 _ => Mark::Ring,
             };
-            mark(
-                &mut picture,
-                place(frame, class),
-                frame.2 * MARK,
-                class,
-                kind,
-            );
+            class_mark(&mut picture, scene, frame, class, kind);
         }
     });
     picture
@@ -96,7 +84,7 @@ pub(super) fn heat(scene: &Scene) -> RgbImage {
         *pixel = Rgb([grey.round() as u8; 3]);
     }
     each_cell(scene, |(left, top, side), cell| {
-        let colour = heat_colour(cell.probs.iter().copied().fold(0.0, f32::max));
+        let colour = heat_colour(cell.probabilities.iter().copied().fold(0.0, f32::max));
         // Cells share no pixel: each begins where the one before it ends.
         for y in top.round() as i64..(top + side).round() as i64 {
             for x in left.round() as i64..(left + side).round() as i64 {
@@ -134,14 +122,31 @@ fn each_cell(scene: &Scene, mut visit: impl FnMut(CellSquare, &Guess)) {
     }
 }
 
-fn classes(label: u8) -> impl Iterator<Item = usize> {
-    (0..CLASS_COLOURS.len()).filter(move |class| label >> class & 1 == 1)
+/// Classes that any of `labels` has.
+fn classes(scene: &Scene, labels: &[Label]) -> impl Iterator<Item = usize> {
+    let target = &scene.target;
+    (0..target.classes.len()).filter(|&c| labels.iter().any(|&label| target.has(label, c)))
 }
 
-/// Each class has its own corner of the cell, so that marks never cover each other.
-fn place((left, top, side): CellSquare, class: usize) -> (f32, f32) {
-    let (dx, dy) = [(0.2, 0.2), (0.8, 0.2), (0.2, 0.8), (0.8, 0.8)][class];
+/// Each of `classes` classes has its own place in the cell, up to four their corners, so that marks never cover each other.
+fn place((left, top, side): CellSquare, class: usize, classes: usize) -> (f32, f32) {
+    let edge = rows(classes);
+    // From 0.2 to 0.8 of the cell.
+    let at = |step: usize| 0.2 + 0.6 * step as f32 / (edge - 1) as f32;
+    let (dx, dy) = (at(class % edge), at(class / edge));
     (left + side * dx, top + side * dy)
+}
+
+/// Marks along an edge of a cell: two for up to four classes.
+fn rows(classes: usize) -> usize {
+    classes.isqrt().max(2) + usize::from(classes > 4 && classes.isqrt().pow(2) < classes)
+}
+
+fn class_mark(picture: &mut RgbImage, scene: &Scene, frame: CellSquare, class: usize, kind: Mark) {
+    let classes = &scene.target.classes;
+    let radius = frame.2 * MARK / (rows(classes.len()) - 1) as f32;
+    let centre = place(frame, class, classes.len());
+    mark(picture, centre, radius, classes[class].colour, kind);
 }
 
 /// A mark of `radius` with a dark rim that keeps it visible on bright exudates.
@@ -149,10 +154,9 @@ pub(super) fn mark(
     picture: &mut RgbImage,
     centre: (f32, f32),
     radius: f32,
-    class: usize,
+    colour: [u8; 3],
     kind: Mark,
 ) {
-    let colour = CLASS_COLOURS[class];
     let rim = 1.5;
     let reach = (radius + rim + 1.0).ceil() as i64;
     let (cx, cy) = (centre.0.round() as i64, centre.1.round() as i64);
@@ -192,7 +196,7 @@ fn border(picture: &mut RgbImage, (left, top, side): CellSquare) {
 }
 
 /// Outlines every lesion just outside its edge, so that the lesion itself stays visible.
-fn outline(picture: &mut RgbImage, mask: &[u8]) {
+fn outline(picture: &mut RgbImage, scene: &Scene, mask: &[u8]) {
     let panel = i64::from(PANEL);
     let bits = |x: i64, y: i64| {
         if (0..panel).contains(&x) && (0..panel).contains(&y) {
@@ -211,8 +215,11 @@ fn outline(picture: &mut RgbImage, mask: &[u8]) {
                     }
                 }
             }
-            for class in classes(near & !bits(x, y)) {
-                blend(picture, x, y, CLASS_COLOURS[class], 0.9);
+            let around = near & !bits(x, y);
+            for (bit, class) in scene.target.classes.iter().enumerate().take(8) {
+                if around >> bit & 1 == 1 {
+                    blend(picture, x, y, class.colour, 0.9);
+                }
             }
         }
     }
@@ -222,6 +229,11 @@ fn outline(picture: &mut RgbImage, mask: &[u8]) {
 mod tests {
     use super::super::tests::scene;
     use super::*;
+    use fovea_task::Task;
+
+    fn colour(class: usize) -> [u8; 3] {
+        Task::lesions().targets()[0].classes[class].colour
+    }
 
     #[test]
     fn outlines_lie_outside_the_lesion() {
@@ -240,7 +252,7 @@ mod tests {
             mask: None,
             ..scene()
         });
-        assert_eq!(unmasked.get_pixel(60, 60).0, CLASS_COLOURS[0]);
+        assert_eq!(unmasked.get_pixel(60, 60).0, colour(0));
         let edge = picture.get_pixel(220, 99).0;
         assert!(edge[2] > 200 && edge[0] < 40, "MA is cyan: {edge:?}");
     }
@@ -249,15 +261,11 @@ mod tests {
     fn marks_tell_found_missed_and_false() {
         let picture = prediction(&scene());
         let centre = |cell: (f32, f32), class| {
-            let (x, y) = place((cell.0, cell.1, 300.0), class);
+            let (x, y) = place((cell.0, cell.1, 300.0), class, 4);
             picture.get_pixel(x as u32, y as u32).0
         };
-        assert_eq!(centre((0.0, 0.0), 0), CLASS_COLOURS[0], "found: a disc");
-        assert_eq!(
-            centre((0.0, 300.0), 1),
-            CLASS_COLOURS[1],
-            "false alarm: a square"
-        );
+        assert_eq!(centre((0.0, 0.0), 0), colour(0), "found: a disc");
+        assert_eq!(centre((0.0, 300.0), 1), colour(1), "false alarm: a square");
         assert!(
             centre((300.0, 300.0), 2).iter().all(|&v| v < 40),
             "missed: a ring around nothing"
@@ -267,11 +275,11 @@ mod tests {
             [120, 60, 30],
             "a cell without prediction is untouched"
         );
-        let corner = place((0.0, 300.0, 300.0), 1);
+        let corner = place((0.0, 300.0, 300.0), 1, 4);
         let near_corner = picture
             .get_pixel((corner.0 + 27.0) as u32, (corner.1 + 27.0) as u32)
             .0;
-        assert_eq!(near_corner, CLASS_COLOURS[1], "squares have corners");
+        assert_eq!(near_corner, colour(1), "squares have corners");
     }
 
     #[test]
@@ -282,5 +290,31 @@ mod tests {
         let picture = heat(&scene());
         let black_cell = picture.get_pixel(450, 150).0;
         assert!(black_cell[0] == black_cell[1] && black_cell[1] == black_cell[2]);
+    }
+
+    #[test]
+    fn marks_never_cover_each_other() {
+        let corners = [(20.0, 20.0), (80.0, 20.0), (20.0, 80.0), (80.0, 80.0)];
+        for (class, corner) in corners.into_iter().enumerate() {
+            assert_eq!(place((0.0, 0.0, 100.0), class, 4), corner);
+        }
+        for classes in 1..=63 {
+            let centre = |class| place((0.0, 0.0, 100.0), class, classes);
+            let radius = 100.0 * MARK / (rows(classes) - 1) as f32;
+            for class in 0..classes {
+                let (x, y) = centre(class);
+                assert!(
+                    (19.0..81.0).contains(&x) && (19.0..81.0).contains(&y),
+                    "{classes}"
+                );
+                for other in 0..class {
+                    let (dx, dy) = (centre(other).0 - x, centre(other).1 - y);
+                    assert!(
+                        dx.hypot(dy) > 2.0 * radius,
+                        "{class} and {other} of {classes}"
+                    );
+                }
+            }
+        }
     }
 }

@@ -1,6 +1,6 @@
 //! The three panels of a scene side by side with headings and a legend: the picture file.
 
-use fovea_dataset::{CLASS_COLOURS, CLASSES, label_names};
+use fovea_task::Target;
 use image::{Rgb, RgbImage, imageops};
 
 use super::super::Result;
@@ -26,12 +26,15 @@ pub(in super::super) fn sheet(scene: &Scene, panels: &Panels) -> Result<RgbImage
         bold: true,
     };
     text::draw(&mut page, (MARGIN as f32, 38.0), &scene.id, title)?;
-    if let Some(image) = scene.image {
-        let said = format!(
-            "whole image: {} \u{2013} predicted {}",
-            label_names(image.label),
-            label_names(image.predicted(scene.threshold))
-        );
+    if !scene.image.is_empty() {
+        let told = scene.image.iter().map(|(target, image)| {
+            format!(
+                "{} \u{2013} predicted {}",
+                target.describe(image.label),
+                target.describe(image.predicted)
+            )
+        });
+        let said = format!("whole image: {}", told.collect::<Vec<_>>().join("; "));
         let style = Style {
             size: LABEL,
             colour: Ink::Muted.rgb(),
@@ -60,7 +63,7 @@ pub(in super::super) fn sheet(scene: &Scene, panels: &Panels) -> Result<RgbImage
         )?;
         imageops::replace(&mut page, panel, i64::from(x), i64::from(HEAD));
     }
-    legend(&mut page)?;
+    legend(&mut page, &scene.target)?;
     Ok(page)
 }
 
@@ -73,26 +76,30 @@ fn label_style() -> Style {
     }
 }
 
-fn legend(page: &mut RgbImage) -> Result<()> {
+fn legend(page: &mut RgbImage, target: &Target) -> Result<()> {
     let middle = (HEAD + PANEL) as f32 + FOOT as f32 / 2.0;
     let baseline = middle + LABEL * 0.35;
     // White and cyan need a dark ground; the marks get the tone of a photograph.
     let mut x = MARGIN as f32;
-    for (class, name) in CLASSES.iter().enumerate() {
+    let marks = (MARGIN + PANEL + GAP) as f32;
+    for class in &target.classes {
+        let width = 46.0 + text::width(&class.name, LABEL) + 18.0;
+        if x + width > marks {
+            break; // The page's own legend has all of them.
+        }
         chip(page, x, middle);
-        overlay::mark(page, (x + 15.0, middle), 8.0, class, Mark::Disc);
-        text::draw(page, (x + 40.0, baseline), name, label_style())?;
-        x += 46.0 + text::width(name, LABEL) + 18.0;
+        overlay::mark(page, (x + 15.0, middle), 8.0, class.colour, Mark::Disc);
+        text::draw(page, (x + 40.0, baseline), &class.name, label_style())?;
+        x += width;
     }
-    x = (MARGIN + PANEL + GAP) as f32;
-    let grey = CLASS_COLOURS.len() - 1;
+    x = marks;
     for (kind, name) in [
         (Mark::Disc, "found"),
         (Mark::Square, "false alarm"),
         (Mark::Ring, "missed"),
     ] {
         chip(page, x, middle);
-        overlay::mark(page, (x + 15.0, middle), 8.0, grey, kind);
+        overlay::mark(page, (x + 15.0, middle), 8.0, [255; 3], kind);
         text::draw(page, (x + 40.0, baseline), name, label_style())?;
         x += 46.0 + text::width(name, LABEL) + 18.0;
     }

@@ -1,28 +1,27 @@
 //! ROC and precision-recall of the predictions in `predictions-val.csv`.
 
-use fovea_dataset::CLASSES;
-use fovea_run::config::Level;
-use fovea_run::metrics::{Ranking, curves};
+use fovea_run::metrics::{ClassMetrics, Ranking, curves};
+use fovea_task::Target;
 
 use super::super::chart::{Chart, Series, Size, Stroke};
 use super::super::palette::Ink;
-use super::super::run::LevelScores;
+use super::super::run::TargetScores;
 use super::{noun, unit_axis};
 
-fn rankings(scores: &LevelScores) -> Vec<Ranking> {
-    (0..CLASSES.len())
-        .map(|class| curves::ranking(&scores.rows, class))
+fn rankings(scores: &TargetScores, target: &Target) -> Vec<Ranking> {
+    (0..target.classes.len())
+        .map(|class| scores.table.ranking(target, class))
         .collect()
 }
 
 /// ROC of each class; `None` when no class has both kinds of samples.
-pub(in super::super) fn roc(scores: &LevelScores, level: Level) -> Option<Chart> {
+pub(in super::super) fn roc(scores: &TargetScores, target: &Target) -> Option<Chart> {
     let mut series = Vec::new();
-    for (class, ranking) in rankings(scores).iter().enumerate() {
+    for (class, ranking) in rankings(scores, target).iter().enumerate() {
         let Some((points, area)) = curves::roc(ranking).zip(ranking.auroc()) else {
             continue;
         };
-        series.push(class_series(class, area, points));
+        series.push(class_series(target, class, area, points));
     }
     series.push(Series {
         name: String::new(),
@@ -30,17 +29,17 @@ pub(in super::super) fn roc(scores: &LevelScores, level: Level) -> Option<Chart>
         stroke: Stroke::Reference,
         points: vec![(0.0, 0.0), (1.0, 1.0)],
     });
-    let mut chart = chart("roc", "ROC", level, series)?;
-    chart.note = undefined(scores.metrics.per_class.map(|c| c.auroc));
+    let mut chart = chart("roc", "ROC", target, series)?;
+    chart.note = undefined(scores, target, |c| c.auroc);
     chart.x = unit_axis("false positive rate");
     chart.y = unit_axis("true positive rate");
     Some(chart)
 }
 
 /// Precision against recall of each class as a staircase; `None` when no class has positives.
-pub(in super::super) fn precision_recall(scores: &LevelScores, level: Level) -> Option<Chart> {
+pub(in super::super) fn precision_recall(scores: &TargetScores, target: &Target) -> Option<Chart> {
     let mut series = Vec::new();
-    for (class, ranking) in rankings(scores).iter().enumerate() {
+    for (class, ranking) in rankings(scores, target).iter().enumerate() {
         let Some((points, area)) =
             curves::precision_recall(ranking).zip(ranking.average_precision())
         else {
@@ -54,18 +53,18 @@ pub(in super::super) fn precision_recall(scores: &LevelScores, level: Level) -> 
             stroke: Stroke::Reference,
             points: vec![(0.0, prevalence), (1.0, prevalence)],
         });
-        series.push(class_series(class, area, stairs(&points)));
+        series.push(class_series(target, class, area, stairs(&points)));
     }
-    let mut chart = chart("pr", "Precision-recall", level, series)?;
-    chart.note = undefined(scores.metrics.per_class.map(|c| c.ap));
+    let mut chart = chart("pr", "Precision-recall", target, series)?;
+    chart.note = undefined(scores, target, |c| c.ap);
     chart.x = unit_axis("recall");
     chart.y = unit_axis("precision");
     Some(chart)
 }
 
-fn class_series(class: usize, area: f64, points: Vec<(f64, f64)>) -> Series {
+fn class_series(target: &Target, class: usize, area: f64, points: Vec<(f64, f64)>) -> Series {
     Series {
-        name: format!("{} {area:.3}", CLASSES[class]),
+        name: format!("{} {area:.3}", target.classes[class].name),
         ink: Ink::Class(class),
         stroke: Stroke::Line(2.0),
         points,
@@ -78,10 +77,16 @@ fn stairs(points: &[(f64, f64)]) -> Vec<(f64, f64)> {
     points.first().copied().into_iter().chain(corners).collect()
 }
 
-fn undefined(areas: [Option<f64>; 4]) -> String {
-    let missing: Vec<&str> = (0..CLASSES.len())
-        .filter(|&c| areas[c].is_none())
-        .map(|c| CLASSES[c])
+/// Which classes have no `area`.
+fn undefined(
+    scores: &TargetScores,
+    target: &Target,
+    area: fn(&ClassMetrics) -> Option<f64>,
+) -> String {
+    let classes = target.classes.iter().zip(&scores.metrics.per_class);
+    let missing: Vec<&str> = classes
+        .filter(|(_, scores)| area(scores).is_none())
+        .map(|(class, _)| class.name.as_str())
         .collect();
     if missing.is_empty() {
         String::new()
@@ -93,7 +98,7 @@ fn undefined(areas: [Option<f64>; 4]) -> String {
     }
 }
 
-fn chart(slug: &str, title: &str, level: Level, series: Vec<Series>) -> Option<Chart> {
+fn chart(slug: &str, title: &str, target: &Target, series: Vec<Series>) -> Option<Chart> {
     let names: Vec<&str> = series
         .iter()
         .map(|s| s.name.as_str())
@@ -108,11 +113,11 @@ fn chart(slug: &str, title: &str, level: Level, series: Vec<Series>) -> Option<C
         "average precision"
     };
     Some(Chart {
-        slug: format!("{slug}-{level}"),
-        title: format!("{title}, {}", noun(level)),
+        slug: format!("{slug}-{}", super::slug(target)),
+        title: format!("{title}, {}", noun(target)),
         alt: format!(
             "{title} curves on validation {}, {area}: {}",
-            noun(level),
+            noun(target),
             names.join(", ")
         ),
         note: String::new(),

@@ -1,8 +1,9 @@
 //! Curves over epochs: every metric with its bands, trend and best epoch; scores per class.
 
-use fovea_dataset::{CLASSES, Split};
-use fovea_run::config::{Level, MetricName};
+use fovea_dataset::Split;
+use fovea_run::config::MetricName;
 use fovea_run::metrics::{ClassMetrics, MetricsRow, Quadratic};
+use fovea_task::{Class, Target};
 
 use super::super::chart::{Axis, Band, Chart, Count, MarkedPoint, Series, Size, Stroke};
 use super::super::palette::Ink;
@@ -37,15 +38,15 @@ fn bands(metric: MetricName) -> Vec<Band> {
     vec![band(0), band(1), band(2)]
 }
 
-/// One chart per metric at `level`, then the scores per class; empty when nothing was validated.
-pub(in super::super) fn over_epochs(run: &Run, level: Level) -> Vec<Chart> {
+/// One chart per metric of `target`, then the scores per class; empty when nothing was validated.
+pub(in super::super) fn over_epochs(run: &Run, target: &Target) -> Vec<Chart> {
     let metrics = MetricName::ALL
         .iter()
-        .filter_map(|&metric| metric_curve(run, level, metric));
-    metrics.chain(class_curves(run, level)).collect()
+        .filter_map(|&metric| metric_curve(run, target, metric));
+    metrics.chain(class_curves(run, target)).collect()
 }
 
-fn metric_curve(run: &Run, level: Level, metric: MetricName) -> Option<Chart> {
+fn metric_curve(run: &Run, target: &Target, metric: MetricName) -> Option<Chart> {
     let points = |split| -> Vec<(f64, f64)> {
         let value = |row: &MetricsRow| {
             Some((
@@ -53,7 +54,7 @@ fn metric_curve(run: &Run, level: Level, metric: MetricName) -> Option<Chart> {
                 row.metrics.get(metric).filter(|v| v.is_finite())?,
             ))
         };
-        run.history(split, level).filter_map(value).collect()
+        run.history(split, target).filter_map(value).collect()
     };
     let (val, train) = (points(Split::Val), points(Split::Train));
     let last = *val.last()?;
@@ -64,7 +65,7 @@ fn metric_curve(run: &Run, level: Level, metric: MetricName) -> Option<Chart> {
             .collect()
     });
     let x = whole_axis(val.iter().chain(&train).map(|p| p.0), "epoch");
-    let constant = run.baseline(level).and_then(|b| b.get(metric));
+    let constant = run.baseline(target).and_then(|b| b.get(metric));
     let reference = constant.map_or_else(Vec::new, |c| vec![(x.min, c), (x.max, c)]);
     let best = run
         .best_epoch()
@@ -81,11 +82,15 @@ fn metric_curve(run: &Run, level: Level, metric: MetricName) -> Option<Chart> {
         points,
     };
     Some(Chart {
-        slug: format!("{level}-{}", metric.name().replace('_', "-")),
-        title: format!("{title}, {}", noun(level)),
+        slug: format!(
+            "{}-{}",
+            super::slug(target),
+            metric.name().replace('_', "-")
+        ),
+        title: format!("{title}, {}", noun(target)),
         alt: format!(
             "{title} on {} over epochs {} to {}: validation ends at {:.3}{}",
-            noun(level),
+            noun(target),
             val[0].0,
             last.0,
             last.1,
@@ -131,7 +136,7 @@ fn value_axis(metric: MetricName, values: impl Iterator<Item = f64>) -> Axis {
 }
 
 /// Every score that classes have one by one, over epochs.
-fn class_curves(run: &Run, level: Level) -> Vec<Chart> {
+fn class_curves(run: &Run, target: &Target) -> Vec<Chart> {
     type Score = fn(&ClassMetrics) -> Option<f64>;
     let scores: [(&str, &str, Score); 5] = [
         ("precision", "Precision per class", |c| Some(c.precision)),
@@ -142,25 +147,28 @@ fn class_curves(run: &Run, level: Level) -> Vec<Chart> {
     ];
     let charts = scores
         .iter()
-        .filter_map(|(slug, title, score)| class_curve(run, level, slug, title, *score));
+        .filter_map(|(slug, title, score)| class_curve(run, target, slug, title, *score));
     charts.collect()
 }
 
 fn class_curve(
     run: &Run,
-    level: Level,
+    target: &Target,
     slug: &str,
     title: &str,
     score: fn(&ClassMetrics) -> Option<f64>,
 ) -> Option<Chart> {
-    let series: Vec<Series> = (0..CLASSES.len())
-        .map(|class| {
+    let series: Vec<Series> = target
+        .classes
+        .iter()
+        .enumerate()
+        .map(|(class, Class { name, .. })| {
             let value = |row: &MetricsRow| {
                 Some((f64::from(row.epoch), score(&row.metrics.per_class[class])?))
             };
-            let points = run.history(Split::Val, level).filter_map(value).collect();
+            let points = run.history(Split::Val, target).filter_map(value).collect();
             Series {
-                name: CLASSES[class].to_owned(),
+                name: name.clone(),
                 ink: Ink::Class(class),
                 stroke: Stroke::Dotted(2.0),
                 points,
@@ -173,11 +181,11 @@ fn class_curve(
         return None;
     }
     Some(Chart {
-        slug: format!("{level}-class-{slug}"),
-        title: format!("{title}, {}", noun(level)),
+        slug: format!("{}-class-{slug}", super::slug(target)),
+        title: format!("{title}, {}", noun(target)),
         alt: format!(
             "Validation {title} on {} over epochs, at the last: {}",
-            noun(level),
+            noun(target),
             ends.join(", ")
         ),
         note: String::new(),

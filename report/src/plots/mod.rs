@@ -10,7 +10,8 @@ pub(super) use curves::{precision_recall, roc};
 pub(super) use epochs::over_epochs;
 pub(super) use steps::{speed, training};
 
-use fovea_run::config::{Level, MetricName};
+use fovea_run::config::MetricName;
+use fovea_task::{Level, Target};
 
 use super::chart::{Axis, Count};
 
@@ -30,12 +31,28 @@ pub(super) fn metric_title(metric: MetricName) -> &'static str {
     }
 }
 
-/// `patches` or `images`.
-pub(super) fn noun(level: Level) -> &'static str {
-    match level {
+/// `patches` or `images`, with the target's name unless it is that of its level.
+pub(super) fn noun(target: &Target) -> String {
+    let things = match target.level {
         Level::Patch => "patches",
         Level::Image => "images",
+    };
+    match target.name == target.level.name() {
+        true => things.to_owned(),
+        false => format!("{things} ({})", target.name),
     }
+}
+
+/// The target's name as a part of file names and of anchors on the page.
+pub(super) fn slug(target: &Target) -> String {
+    let plain = |c: char| {
+        if c.is_alphanumeric() || c == '_' {
+            c
+        } else {
+            '-'
+        }
+    };
+    target.name.chars().map(plain).collect()
 }
 
 fn unit_axis(label: &'static str) -> Axis {

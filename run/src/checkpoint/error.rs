@@ -34,7 +34,7 @@ pub enum Error {
     Io {
         /// What was tried: "read", "write", ...
         what: &'static str,
-        /// Where.
+        /// The file or directory that could not be used.
         path: PathBuf,
         /// What the kernel answered.
         source: io::Error,
@@ -44,9 +44,9 @@ pub enum Error {
     #[error("{path} is not a complete checkpoint: {reason}\n  help: give a directory step-* of RUN/checkpoints \
              that has a file COMPLETE; an unfinished one can be deleted", path = path.display())]
     Incomplete {
-        /// The checkpoint.
+        /// Directory of the checkpoint.
         path: PathBuf,
-        /// What is missing.
+        /// Which of its files is missing or does not fit.
         reason: String,
     },
 
@@ -54,7 +54,7 @@ pub enum Error {
     #[error("{path} is damaged: {reason}\n  help: use the checkpoint before it, and look after the disk",
             path = path.display())]
     Damaged {
-        /// The file.
+        /// The file that the error is about.
         path: PathBuf,
         /// What is wrong with it.
         reason: String,
@@ -63,11 +63,11 @@ pub enum Error {
     /// A file that holds no weights in a form that is read.
     #[error("{path}: {what}\n  help: {help}", path = path.display())]
     Foreign {
-        /// The file.
+        /// The file that the error is about.
         path: PathBuf,
         /// What it is, or what is wrong with it.
         what: String,
-        /// What to do.
+        /// What to do about it, as an instruction.
         help: &'static str,
     },
 
@@ -75,9 +75,9 @@ pub enum Error {
     #[error("{path} was made by another version of fovea: it has format version {found}, this one reads \
              version {known}\n  help: {help}", path = path.display(), known = FORMAT_VERSION, help = version_help(*found))]
     Version {
-        /// The file.
+        /// The file that the error is about.
         path: PathBuf,
-        /// Its format version.
+        /// Format version that the file names.
         found: u64,
     },
 
@@ -99,7 +99,7 @@ pub enum Error {
         "tensor {name}: {reason}\n  help: fovea reads f32, f16, bf16 and i64; convert the weights to f32"
     )]
     Tensor {
-        /// The tensor's name.
+        /// Name of the tensor in the file.
         name: String,
         /// What is wrong with it.
         reason: String,
@@ -148,7 +148,7 @@ impl Error {
     }
 }
 
-/// ENOSPC and EDQUOT.
+/// Whether the disk is full or a quota used up (ENOSPC, EDQUOT).
 pub(super) fn means_no_space(error: &io::Error) -> bool {
     matches!(
         error.kind(),

@@ -27,7 +27,7 @@ const STATE_MAX_BYTES: u64 = 256 << 20;
 /// A checkpoint in memory.
 #[derive(Debug)]
 pub struct Loaded {
-    /// `state.json`.
+    /// Content of `state.json`.
     pub state: State,
     /// Parameters and buffers, in byte order of their names.
     pub weights: Vec<NamedTensor>,
@@ -38,7 +38,7 @@ pub struct Loaded {
 /// The checkpoint to go on from.
 #[derive(Debug)]
 pub struct ResumePoint {
-    /// Its directory.
+    /// Directory of the checkpoint.
     pub path: PathBuf,
     /// Its state; all files were checked against it.
     pub state: State,
@@ -49,18 +49,18 @@ pub struct ResumePoint {
 /// A checkpoint that was passed over.
 #[derive(Debug)]
 pub struct Skipped {
-    /// Its directory.
+    /// Directory of the checkpoint.
     pub path: PathBuf,
     /// What is wrong with it.
     pub error: Error,
 }
 
-/// A `step-` directory.
+/// A directory whose name begins with `step-`.
 #[derive(Debug)]
 pub struct StepDirectory {
     /// The step in its name.
     pub step: u64,
-    /// Its directory.
+    /// Directory of the checkpoint.
     pub path: PathBuf,
     /// Its state, or what is wrong with it. Sizes are checked, hashes of tensor files are not.
     pub state: Result<State>,

@@ -44,9 +44,9 @@ pub use writer::{Retention, Saved, Writer};
 
 use std::path::{Path, PathBuf};
 
-/// Parameters and buffers.
+/// Parameters and buffers of the model, by name.
 pub const WEIGHTS: &str = "weights.safetensors";
-/// The optimizer's tensors.
+/// Moments of the optimizer, by parameter.
 pub const OPTIMIZER: &str = "optimizer.safetensors";
 /// Everything that is not a tensor.
 pub const STATE: &str = "state.json";

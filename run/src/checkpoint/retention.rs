@@ -3,16 +3,16 @@
 /// What to do with one checkpoint, and why.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Action {
-    /// It stays.
+    /// The checkpoint stays on the disk.
     Keep {
-        /// The checkpoint's step.
+        /// Number of the step that the checkpoint was taken after.
         step: u64,
         /// Why, in words for the log.
         reason: &'static str,
     },
-    /// It can go.
+    /// The checkpoint can be deleted.
     Delete {
-        /// The checkpoint's step.
+        /// Number of the step that the checkpoint was taken after.
         step: u64,
     },
 }

@@ -41,9 +41,9 @@ pub struct Snapshot {
     pub progress: Value,
     /// The step whose checkpoint is the best so far, if any is.
     pub best_step: Option<u64>,
-    /// Parameters and buffers.
+    /// Parameters and buffers of the model, by name.
     pub weights: Vec<NamedTensor>,
-    /// The optimizer's tensors.
+    /// Moments of the optimizer, by parameter.
     pub optimizer: Vec<NamedTensor>,
 }
 

@@ -246,7 +246,7 @@ fn belongs_to_another(name: &str) -> bool {
     })
 }
 
-/// What `COMPLETE` says.
+/// Content of `COMPLETE`: the hash that makes a checkpoint whole.
 pub(super) fn complete_text(state_blake3: &str) -> String {
     format!("fovea checkpoint {FORMAT_VERSION}\nblake3 {state_blake3} {STATE}\n")
 }

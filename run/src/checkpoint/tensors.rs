@@ -13,9 +13,9 @@ compile_error!("checkpoints are little-endian; this machine would need to swap b
 /// The elements of a tensor, row-major.
 #[derive(Debug, Clone, PartialEq)]
 pub enum TensorData {
-    /// 32-bit floats.
+    /// Parameters, buffers and moments.
     F32(Vec<f32>),
-    /// 64-bit signed integers.
+    /// Counters, such as `num_batches_tracked`.
     I64(Vec<i64>),
 }
 
@@ -46,7 +46,7 @@ impl TensorData {
 /// A tensor with its name.
 #[derive(Debug, Clone, PartialEq)]
 pub struct NamedTensor {
-    /// The parameter's name.
+    /// Name of the parameter or buffer, with dots between modules.
     pub name: String,
     /// Its dimensions; none for a scalar.
     pub shape: Vec<usize>,

@@ -10,7 +10,7 @@ use super::retention::{Action, plan};
 use super::store::CheckpointStore;
 use super::{Error, Result, Snapshot};
 
-/// Which checkpoints stay.
+/// Which checkpoints the writer leaves on the disk.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Retention {
     /// So many of the newest; 0 counts as 1.
@@ -22,9 +22,9 @@ pub struct Retention {
 /// A checkpoint that is on disk and verified.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Saved {
-    /// The snapshot's step.
+    /// Step that the snapshot was taken after.
     pub step: u64,
-    /// Its directory.
+    /// Directory of the checkpoint.
     pub path: PathBuf,
     /// [`super::weights_blake3`] of its weights.
     pub weights_blake3: String,

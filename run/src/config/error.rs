@@ -56,7 +56,7 @@ pub enum Error {
     TooLarge {
         /// The file asked for.
         path: PathBuf,
-        /// The limit.
+        /// Largest size that is read, in bytes.
         limit_bytes: u64,
     },
     /// The file is not text.
@@ -64,7 +64,7 @@ pub enum Error {
         "{place}: invalid UTF-8 at byte {byte}\n  help: save the file as UTF-8; a configuration is TOML text"
     )]
     NotUtf8 {
-        /// File and line.
+        /// The file and the line in it.
         place: Place,
         /// Offset of the first bad byte, from 0.
         byte: usize,
@@ -72,7 +72,7 @@ pub enum Error {
     /// The text is not TOML.
     #[error("{place}: this is not TOML: {message}\n      {excerpt}\n  help: {help}")]
     Syntax {
-        /// File and line.
+        /// The file and the line in it.
         place: Place,
         /// What the parser said.
         message: String,
@@ -94,9 +94,9 @@ pub enum Error {
     /// A section that does not exist.
     #[error("{place}: unknown section `[{given}]`\n  help: {help}")]
     UnknownSection {
-        /// Where it stands.
+        /// The file and line, or the `--set`, that holds it.
         place: Place,
-        /// What was given.
+        /// The text that was given, shortened.
         given: String,
         /// The nearest one and all there are.
         help: String,
@@ -104,7 +104,7 @@ pub enum Error {
     /// A key that does not exist.
     #[error("{place}: unknown key `{given}`\n  help: {help}")]
     UnknownKey {
-        /// Where it stands.
+        /// The file and line, or the `--set`, that holds it.
         place: Place,
         /// What was given, as `section.name`.
         given: String,
@@ -116,35 +116,35 @@ pub enum Error {
         "{place}: `{section}` is a section, but is given {given}\n  help: write `[{section}]` on a line of its own and its keys below; they are: {keys}"
     )]
     NotASection {
-        /// Where it stands.
+        /// The file and line, or the `--set`, that holds it.
         place: Place,
-        /// The section.
+        /// Name of the section.
         section: String,
-        /// What was given.
+        /// The text that was given, shortened.
         given: String,
-        /// Its keys.
+        /// The keys of the section, comma-separated.
         keys: String,
     },
     /// A value of another type.
     #[error("{place}: `{key}` is given {given}\n  help: {help}")]
     WrongType {
-        /// Where it stands.
+        /// The file and line, or the `--set`, that holds it.
         place: Place,
         /// The key, as `section.name`.
         key: String,
         /// What was given, with its type and the wanted one.
         given: String,
-        /// What to write.
+        /// The line to write instead.
         help: String,
     },
     /// A word that is not among the known ones.
     #[error("{place}: `{key}` does not know {given:?}\n  help: {help}")]
     UnknownValue {
-        /// Where it stands.
+        /// The file and line, or the `--set`, that holds it.
         place: Place,
         /// The key, as `section.name`.
         key: String,
-        /// What was given.
+        /// The text that was given, shortened.
         given: String,
         /// The nearest one and all there are.
         help: String,
@@ -154,11 +154,11 @@ pub enum Error {
         "{place}: `{key}` is given {given}, which is out of range\n  help: allowed is {allowed}"
     )]
     OutOfRange {
-        /// Where it stands.
+        /// The file and line, or the `--set`, that holds it.
         place: Place,
         /// The key, as `section.name`.
         key: String,
-        /// What was given.
+        /// The text that was given, shortened.
         given: String,
         /// The range, and the default.
         allowed: String,
@@ -166,7 +166,7 @@ pub enum Error {
     /// A preset that does not exist.
     #[error("there is no preset {given:?}\n  help: {help}")]
     UnknownPreset {
-        /// What was given.
+        /// The text that was given, shortened.
         given: String,
         /// The nearest one and all there are.
         help: String,
@@ -176,9 +176,9 @@ pub enum Error {
         "--set {given:?} {problem}\n  help: write --set section.key=value, for example --set optimizer.lr=3e-4"
     )]
     NotAnAssignment {
-        /// What was given.
+        /// The text that was given, shortened.
         given: String,
-        /// What is missing.
+        /// What the assignment lacks.
         problem: &'static str,
     },
     /// Keys that do not fit each other.
@@ -186,7 +186,7 @@ pub enum Error {
     Conflict {
         /// The keys, their values and why they clash.
         problem: String,
-        /// What to change.
+        /// What to change, as an instruction.
         help: String,
     },
 }

@@ -14,7 +14,7 @@ use super::sections::{
 pub struct Section {
     /// Its name in brackets.
     pub name: &'static str,
-    /// One sentence.
+    /// What the section is about, as one sentence for the documentation.
     pub doc: &'static str,
 }
 
@@ -33,7 +33,7 @@ pub struct Key {
     pub doc: &'static str,
     /// Its type; the same for every configuration.
     pub kind: fn(&Config) -> ValueKind,
-    /// Its value.
+    /// Its value in a configuration.
     pub get: fn(&Config) -> Leaf,
     /// Stores a value; returns false, changing nothing, when the leaf is of another type.
     pub set: fn(&mut Config, Leaf) -> bool,
@@ -50,13 +50,13 @@ impl Key {
 /// The type of a key.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum ValueKind {
-    /// `true` or `false`.
+    /// A switch: `true` or `false`.
     Bool,
     /// A whole number, 0 or more.
     Int,
     /// A number, kept in f32.
     Real,
-    /// Any text.
+    /// Any text, a path among others.
     Text,
     /// One of these words.
     Choice(&'static [&'static str]),
@@ -67,11 +67,11 @@ pub enum ValueKind {
 /// The value of a key. Displays as TOML.
 #[derive(Clone, Debug, PartialEq)]
 pub enum Leaf {
-    /// `true` or `false`.
+    /// A switch: `true` or `false`.
     Bool(bool),
-    /// A whole number.
+    /// A whole number of 64 bits, 0 or more.
     Int(u64),
-    /// A number.
+    /// A number in f32; it displays with the fewest digits that read back equal.
     Real(f32),
     /// Text or a word.
     Text(String),

@@ -43,9 +43,9 @@ pub type Result<T> = std::result::Result<T, Error>;
 pub struct Config {
     /// What is trained on.
     pub data: DataConfig,
-    /// Which network.
+    /// The network, and the weights it begins from.
     pub model: ModelConfig,
-    /// What is minimised.
+    /// The loss that training minimises, and its weights.
     pub loss: LossConfig,
     /// How much, how parallel and how exact.
     pub train: TrainConfig,
@@ -61,9 +61,9 @@ pub struct Config {
     pub augment: AugmentConfig,
     /// When checkpoints are written and which are kept.
     pub checkpoint: CheckpointConfig,
-    /// Validation during training.
+    /// How often the validation split is scored, and at which threshold.
     pub eval: EvalConfig,
-    /// Where results go.
+    /// The run directory that results are written to.
     pub run: RunConfig,
 }
 

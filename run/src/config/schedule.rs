@@ -72,7 +72,7 @@ fn power(mut x: f64, mut n: u32) -> f64 {
 pub struct PlateauState {
     /// Evaluations in a row without improvement since the last improvement or reduction.
     pub waited: u32,
-    /// Reductions so far.
+    /// How often the rate has been reduced since the start of the run.
     pub reductions: u32,
 }
 
@@ -166,7 +166,7 @@ impl EarlyStopping {
         }
     }
 
-    /// The watched metric.
+    /// The metric whose best value it remembers.
     #[must_use]
     pub const fn metric(&self) -> MetricName {
         self.metric

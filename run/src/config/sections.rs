@@ -44,7 +44,7 @@ choice! {
     Precision {
         /// bf16 where the processor or the GPU has it natively, f32 elsewhere.
         Auto = "auto",
-        /// 32-bit floats throughout.
+        /// 32-bit floats in every operation.
         F32 = "f32",
         /// bfloat16 activations and gradients, f32 master weights.
         Bf16 = "bf16",
@@ -52,11 +52,11 @@ choice! {
 }
 
 choice! {
-    /// What computes.
+    /// The device that runs forward and backward.
     Device {
         /// `cuda` where there is a GPU, else `cpu`.
         Auto = "auto",
-        /// The processor.
+        /// The processor, on all its threads.
         Cpu = "cpu",
         /// One NVIDIA GPU per rank.
         Cuda = "cuda",
@@ -66,15 +66,15 @@ choice! {
 choice! {
     /// Type in which gradients are summed between GPUs.
     ReduceDtype {
-        /// 32-bit floats.
+        /// Gradients are summed as 32-bit floats.
         F32 = "f32",
-        /// bfloat16.
+        /// Gradients are summed as bfloat16, which halves what travels.
         Bf16 = "bf16",
     }
 }
 
 choice! {
-    /// The optimizer.
+    /// The rule by which gradients move the weights.
     OptimizerKind {
         /// Adam (Kingma & Ba, ICLR 2015), weight decay added to the gradient.
         Adam = "adam",
@@ -234,7 +234,7 @@ pub struct LossConfig {
     pub kind: String,
     /// Focusing exponent.
     pub gamma: f32,
-    /// Per-class weights.
+    /// Weights alpha per class, or how they follow from the data.
     pub alpha: Alpha,
     /// Whether the positive/negative weights below are used.
     pub balance: bool,
@@ -270,11 +270,11 @@ pub struct TrainConfig {
     pub images_per_step: u32,
     /// Slices of the global batch that the reduction tree is built over.
     pub virtual_shards: u32,
-    /// Trainer processes.
+    /// Number of trainer processes at the start of a run.
     pub ranks: u32,
     /// Compute threads of one rank; 0 = cores / ranks.
     pub threads_per_rank: u32,
-    /// What computes.
+    /// The device that runs forward and backward.
     pub device: Device,
     /// Arithmetic of forward and backward.
     pub precision: Precision,
@@ -353,11 +353,11 @@ impl Default for ElasticConfig {
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct OptimizerConfig {
-    /// Adam or AdamW.
+    /// Whether weight decay is part of the gradient (Adam) or applied to the weights (AdamW).
     pub kind: OptimizerKind,
     /// Base learning rate; the schedule scales it.
     pub lr: f32,
-    /// Weight decay.
+    /// Weight decay per step, as the optimizer applies it.
     pub weight_decay: f32,
     /// Decay of the first moment.
     pub beta1: f32,
@@ -440,19 +440,19 @@ impl Default for EarlyStoppingConfig {
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct AugmentConfig {
-    /// Master switch.
+    /// Whether training samples are augmented at all.
     pub enabled: bool,
-    /// Mirroring left-right.
+    /// Whether a sample is mirrored left to right, by chance.
     pub flip: bool,
     /// Turns by 0, 90, 180 or 270 degrees.
     pub quarter_turns: bool,
     /// Largest shift of a patch from its cell, in pixels, along each axis.
     pub offset: u32,
-    /// Brightness jitter, fraction.
+    /// Largest relative change of brightness.
     pub brightness: f32,
-    /// Contrast jitter, fraction.
+    /// Largest relative change of contrast.
     pub contrast: f32,
-    /// Saturation jitter, fraction.
+    /// Largest relative change of saturation.
     pub saturation: f32,
 }
 
@@ -478,7 +478,7 @@ pub struct CheckpointConfig {
     pub every_steps: u32,
     /// Seconds between checkpoints; 0 = not by time.
     pub every_seconds: u32,
-    /// Newest checkpoints kept.
+    /// How many of the newest checkpoints are kept.
     pub keep_last: u32,
     /// Whether the best checkpoint is kept beside them.
     pub keep_best: bool,

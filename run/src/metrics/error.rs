@@ -9,7 +9,7 @@ pub type Result<T, E = Error> = std::result::Result<T, E>;
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum Error {
-    /// Nothing to score.
+    /// A set without labelled samples: nothing to score.
     #[error(
         "no samples to score: the metrics of an empty set are undefined\n  help: check that the split has images (`fovea data DATA`) and that at least one cell is not black"
     )]
@@ -19,11 +19,11 @@ pub enum Error {
         "sample {id}, class {class}: the probability is {value}, outside 0..=1\n  help: the model diverged; resume from an earlier checkpoint with a lower learning rate"
     )]
     BadProbability {
-        /// Sample id.
+        /// Id of the sample: that of a patch, or the index of an image.
         id: u64,
-        /// Class name.
+        /// Name of the class in its target.
         class: String,
-        /// What was found.
+        /// The value that is out of range.
         value: f32,
     },
     /// A label that means no class of the target.
@@ -31,7 +31,7 @@ pub enum Error {
         "sample {id}: {reason}\n  help: run `fovea prepare` again, the prepared labels are not of this version"
     )]
     BadLabel {
-        /// Sample id.
+        /// Id of the sample: that of a patch, or the index of an image.
         id: u64,
         /// The label, and which there are.
         reason: String,
@@ -55,7 +55,7 @@ pub enum Error {
         "{thresholds} thresholds were given for {classes} classes\n  help: this is a defect of the caller, please report it"
     )]
     Thresholds {
-        /// Thresholds given.
+        /// How many thresholds the caller gave.
         thresholds: usize,
         /// Classes of the target.
         classes: usize,
@@ -65,9 +65,9 @@ pub enum Error {
         "sample {id} appears more than once among {samples} rows\n  help: each sample must be scored by exactly one rank; this is a defect of the caller, please report it"
     )]
     Duplicate {
-        /// Sample id.
+        /// Id of the sample: that of a patch, or the index of an image.
         id: u64,
-        /// Rows given.
+        /// How many rows the caller gave.
         samples: usize,
     },
     /// A loss that is NaN or infinite.
@@ -80,9 +80,9 @@ pub enum Error {
         "threshold of class {class} is {value}\n  help: thresholds are probabilities, 0.5 by default"
     )]
     BadThreshold {
-        /// Class name.
+        /// Name of the class in its target.
         class: String,
-        /// What was found.
+        /// The value that is out of range.
         value: f32,
     },
     /// Scores of a target that the task does not have, or not with as many classes.
@@ -90,7 +90,7 @@ pub enum Error {
         "scores of {target:?} with {classes} classes are not of this task\n  help: this is a defect of the caller, please report it"
     )]
     Foreign {
-        /// The target's name.
+        /// Name of the target that the row is about.
         target: String,
         /// Classes that were scored.
         classes: usize,
@@ -100,11 +100,11 @@ pub enum Error {
         "{path}: cannot {action}: {source}\n  help: check that the run directory exists, is writable and that the disk is not full"
     )]
     Io {
-        /// The file.
+        /// The file that the error is about.
         path: PathBuf,
-        /// What was tried.
+        /// What was tried, as a verb.
         action: &'static str,
-        /// The cause.
+        /// The reason that the operating system gave.
         source: std::io::Error,
     },
     /// The file begins with other columns.
@@ -112,7 +112,7 @@ pub enum Error {
         "{path}: the header is not that of a metrics file of this version (found {found:?})\n  help: move the file aside, or use the version of fovea that wrote it"
     )]
     Header {
-        /// The file.
+        /// The file that the error is about.
         path: PathBuf,
         /// First bytes of what is there.
         found: String,
@@ -122,9 +122,9 @@ pub enum Error {
         "{path}: line {line}: {reason}\n  help: the file was edited or damaged; repair that line or delete it"
     )]
     Row {
-        /// The file.
+        /// The file that the error is about.
         path: PathBuf,
-        /// 1-based line.
+        /// Number of the line, the header being 1.
         line: u64,
         /// What is wrong with it.
         reason: String,

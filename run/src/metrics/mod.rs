@@ -69,14 +69,14 @@ pub struct ClassMetrics {
     pub auroc: Option<f64>,
     /// Average precision; `None` without positives.
     pub ap: Option<f64>,
-    /// Positives predicted positive.
+    /// Samples with the class that are predicted to have it.
     pub tp: u64,
-    /// Negatives predicted positive.
+    /// Samples without the class that are predicted to have it.
     pub fp: u64,
-    /// Positives predicted negative.
+    /// Samples with the class that are predicted not to have it.
     #[serde(rename = "fn")]
     pub fn_: u64,
-    /// Negatives predicted negative.
+    /// Samples without the class that are predicted not to have it.
     pub tn: u64,
     /// Samples that carry the class: `tp + fn`.
     pub positives: u64,
@@ -139,7 +139,7 @@ pub struct Metrics {
     pub mean_auroc: Option<f64>,
     /// Mean of the defined per-class average precisions.
     pub mean_ap: Option<f64>,
-    /// Samples scored.
+    /// Labelled samples that were scored.
     pub samples: u64,
     /// `None` where a sample has any number of classes.
     #[serde(flatten, skip_serializing_if = "Option::is_none")]
@@ -176,7 +176,7 @@ pub struct MetricsRow {
     pub split: Split,
     /// Name of the target that was scored; it stands in the column `level`.
     pub target: String,
-    /// The scores.
+    /// All scores of the target after that epoch.
     pub metrics: Metrics,
 }
 
