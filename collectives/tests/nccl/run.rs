@@ -26,7 +26,7 @@ fn meet(client: &mut Client, seat: &Assignment) -> NcclCollective {
     let abort = AbortHandle::new();
     let raised = abort.clone();
     let signal = client.abort_signal();
-    signal.on_abort(move |notice| raised.abort(&notice.reason));
+    signal.on_abort(move |notice| raised.abort(&notice.abort.reason));
     let id = if seat.rank == 0 {
         let id = library().unique_id().unwrap();
         client.publish(seat.generation, id.0.to_vec()).unwrap();
