@@ -175,10 +175,7 @@ impl Dataset {
 
     /// Label of image `i` by the manifest, for target `target` of the task, which is one at image level.
     pub fn label(&self, i: usize, target: usize) -> Label {
-        debug_assert_eq!(
-            self.task().targets()[target].level,
-            fovea_task::Level::Image
-        );
+        debug_assert_eq!(self.task().targets()[target].level, fovea_task::Level::Image);
         Label(u64::from(self.image_label(i)))
     }
 

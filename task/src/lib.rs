@@ -93,9 +93,7 @@ struct Unchecked {
 
 /// A label of one image or cell, as its [`Target`] reads it: the set of its classes, bit `c` for class `c`, where any number
 /// is allowed; the index of its class where there is exactly one.
-#[derive(
-    Clone, Copy, Debug, Default, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize,
-)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
 #[serde(transparent)]
 pub struct Label(pub u64);
 
@@ -350,10 +348,7 @@ mod tests {
             level: Level::Patch,
             ..grade()
         };
-        refused(
-            vec![cells("a"), cells("b")],
-            "at most one target at patch level",
-        );
+        refused(vec![cells("a"), cells("b")], "at most one target at patch level");
         let union = Target {
             union_of_cells: true,
             ..target(Kind::AnyOf, 5)

@@ -192,10 +192,7 @@ impl Membership {
         let evaluates = self.phase == Phase::Running
             && self.drain.is_none()
             && self.first_done.is_none()
-            && self
-                .members
-                .values()
-                .any(|m| m.state == MemberState::Evaluating);
+            && self.members.values().any(|m| m.state == MemberState::Evaluating);
         match self.out_of_time(now_ms).filter(|_| evaluates) {
             Some(reason) => self.drain(&reason, now_ms),
             None => Transition::none(),
