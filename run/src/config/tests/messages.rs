@@ -421,6 +421,6 @@ fn an_unknown_preset() {
     let message = checked(&Config::preset("hybird").unwrap_err());
     says(
         &message,
-        &["\"hybird\"", "did you mean `hybrid`?", "hybrid, demo"],
+        &["\"hybird\"", "did you mean `hybrid`?", "demo, hybrid"],
     );
 }
