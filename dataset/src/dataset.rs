@@ -26,7 +26,7 @@ pub struct Dataset {
 pub struct ImageView<'a> {
     /// Pixels, row by row, R, G, B.
     pub data: &'a [u8],
-    /// Rows of pixels.
+    /// How many rows of pixels there are.
     pub height: usize,
     /// Pixels in a row.
     pub width: usize,

@@ -51,11 +51,11 @@ pub enum Error {
         action: &'static str,
         /// The file or directory.
         path: PathBuf,
-        /// The system's answer.
+        /// What the operating system answered.
         source: io::Error,
     },
 
-    /// The disk has no room for what is to be written.
+    /// The disk has no room for what must be written.
     #[error(
         "no space left for {}: {} to write{}\n  help: free some space, or choose another place, and run the same command again; finished shards are kept",
         path.display(), megabytes(*needed_bytes), available_bytes.map(|b| format!(", {} available", megabytes(b))).unwrap_or_default()
@@ -74,11 +74,11 @@ pub enum Error {
     Option {
         /// The option as typed on the command line ("--size").
         option: &'static str,
-        /// The value given.
+        /// The value that was given, as it is shown.
         value: String,
         /// The rule it breaks, with its numbers.
         limit: String,
-        /// What to do.
+        /// An instruction for the user, without `help: `.
         help: String,
     },
 
@@ -87,9 +87,9 @@ pub enum Error {
     Missing {
         /// What the path should be ("dataset directory").
         what: &'static str,
-        /// The path.
+        /// The path as it was given.
         path: PathBuf,
-        /// What to do.
+        /// An instruction for the user, without `help: `.
         help: String,
     },
 
@@ -100,27 +100,27 @@ pub enum Error {
         path: PathBuf,
         /// What was looked for.
         looked_for: String,
-        /// What to do.
+        /// An instruction for the user, without `help: `.
         help: String,
     },
 
     /// A raw dataset does not have the shape its layout asks for.
     #[error("{}: {problem}\n  help: {help}", path.display())]
     Layout {
-        /// The raw dataset.
+        /// The raw dataset: a directory or an archive.
         path: PathBuf,
         /// What does not fit.
         problem: String,
-        /// What to do.
+        /// An instruction for the user, without `help: `.
         help: String,
     },
 
     /// A zip archive that cannot be read.
     #[error("{} is not a readable zip archive: {reason}\n  help: download or copy it again; `unzip -t` on it lists what is damaged", path.display())]
     Zip {
-        /// The archive.
+        /// The archive as it was given.
         path: PathBuf,
-        /// The reader's reason.
+        /// What the reader of archives found.
         reason: String,
     },
 
@@ -129,11 +129,11 @@ pub enum Error {
         "{path}, line {line}: {reason}\n  help: each line is `name.png,grade` with a grade from 0 to 4; the first may hold headings"
     )]
     Csv {
-        /// The table.
+        /// The table; `archive.zip!entry` inside a zip.
         path: String,
         /// Line number, from 1.
         line: u64,
-        /// What is wrong.
+        /// What is wrong with it, as a clause that follows its name.
         reason: String,
     },
 
@@ -142,9 +142,9 @@ pub enum Error {
         "{path}: {reason}\n  help: open it in a viewer: save it anew from there, or copy it again from its source"
     )]
     Picture {
-        /// The file.
+        /// The file that holds it; `archive.zip!entry` inside a zip.
         path: String,
-        /// What is wrong.
+        /// What is wrong with it, as a clause that follows its name.
         reason: String,
     },
 
@@ -154,9 +154,9 @@ pub enum Error {
         path.display(), if *more { " (stopped looking there)" } else { "" }, list(files)
     )]
     BadFiles {
-        /// The raw dataset.
+        /// The raw dataset: a directory or an archive.
         path: PathBuf,
-        /// Images in it.
+        /// All images of the raw dataset.
         total: usize,
         /// Those among them with a bad file: their own or a mask's.
         images: usize,
@@ -172,7 +172,7 @@ pub enum Error {
         files.len(), list(files), if files.len() < *total { "the others are in what was written" } else { "nothing was written" }
     )]
     BadPhotos {
-        /// Photographs looked at.
+        /// All photographs that were looked at.
         total: usize,
         /// The bad ones, in the order given.
         files: Vec<BadFile>,
@@ -184,7 +184,7 @@ pub enum Error {
         path.display()
     )]
     Occupied {
-        /// The output directory.
+        /// The directory that was to hold the dataset.
         path: PathBuf,
         /// One thing that is in it.
         found: String,
@@ -196,7 +196,7 @@ pub enum Error {
         path.display(), if *complete { "a prepared dataset" } else { "an unfinished dataset" }
     )]
     Otherwise {
-        /// The output directory.
+        /// The directory that was to hold the dataset.
         path: PathBuf,
         /// Each difference as "size 1280 there, 640 asked for".
         differences: String,
@@ -207,16 +207,16 @@ pub enum Error {
     /// Another process is writing the output directory.
     #[error("another process is preparing into {}\n  help: wait for it, or choose another directory", path.display())]
     Busy {
-        /// The output directory.
+        /// The directory that was to hold the dataset.
         path: PathBuf,
     },
 
     /// A manifest that cannot be right.
     #[error("{}: {reason}\n  help: the manifest is damaged or was edited: run `fovea prepare` into a new directory", path.display())]
     Manifest {
-        /// The manifest file.
+        /// The manifest, or the record of an unfinished run.
         path: PathBuf,
-        /// What is wrong.
+        /// What is wrong with it, as a clause that follows its name.
         reason: String,
     },
 
@@ -227,7 +227,7 @@ pub enum Error {
         if *found > u64::from(*supported) { "use a newer fovea, or run `fovea prepare` again with this one" } else { "run `fovea prepare` again with this fovea" }
     )]
     ManifestVersion {
-        /// The manifest file.
+        /// The manifest, or the record of an unfinished run.
         path: PathBuf,
         /// The version it states.
         found: u64,
@@ -238,25 +238,25 @@ pub enum Error {
     /// A directory that was never finished.
     #[error("{} is an unfinished dataset: it has no manifest.json yet\n  help: run the `fovea prepare` command that began it again; it goes on where it stopped", path.display())]
     Unfinished {
-        /// The dataset directory.
+        /// The directory of the unfinished dataset.
         path: PathBuf,
     },
 
     /// A shard file with the wrong length.
     #[error("shard {} has {found} bytes, its manifest says {expected}\n  help: {SHARD_HELP}", path.display())]
     ShardSize {
-        /// The shard file.
+        /// The shard's file, staged or not.
         path: PathBuf,
         /// Bytes by the manifest.
         expected: u64,
-        /// Bytes on disk.
+        /// Its length on the disk.
         found: u64,
     },
 
     /// A shard file whose content changed.
     #[error("shard {} is damaged: its blake3 is {found}, its manifest says {expected}\n  help: {SHARD_HELP}", path.display())]
     ShardHash {
-        /// The shard file.
+        /// The shard's file, staged or not.
         path: PathBuf,
         /// blake3 by the manifest, hex.
         expected: String,
@@ -267,7 +267,7 @@ pub enum Error {
     /// A copy that does not hold what was written to it.
     #[error("the copy {} came out damaged {attempts} times: the disk below it does not keep what is written\n  help: stage to another directory or not at all, and tell the administrator of this node", path.display())]
     BadCopy {
-        /// The copy.
+        /// The copy of a shard that was given up.
         path: PathBuf,
         /// How often it was written.
         attempts: u32,
@@ -276,18 +276,18 @@ pub enum Error {
     /// A directory for a staged copy that somebody else made.
     #[error("{} belongs to user {owner}, not to you (user {user}): a copy in it would not be safe\n  help: stage to a directory that only you can write", path.display())]
     Foreign {
-        /// The directory.
+        /// The directory that would hold the copy.
         path: PathBuf,
         /// User id of its owner.
         owner: u32,
-        /// This user's id.
+        /// The id of the user who runs this process.
         user: u32,
     },
 
     /// A shard file whose inside is not what its manifest describes.
     #[error("shard {}: {reason}\n  help: {SHARD_HELP}", path.display())]
     ShardFormat {
-        /// The shard file.
+        /// The shard's file, staged or not.
         path: PathBuf,
         /// What does not fit.
         reason: String,

@@ -9,7 +9,7 @@ use crate::{Error, Result};
 /// A photograph on disk.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct PhotoFile {
-    /// The file.
+    /// Where to read it.
     pub path: PathBuf,
     /// Its path below the folder without extension (`sub/b`), as text also where the name is no UTF-8.
     pub id: String,
@@ -17,7 +17,7 @@ pub struct PhotoFile {
 
 /// Photographs in `dir` and the folders below it, by id; `dir` may also be one photograph. A file is one by its
 /// extension (png, jpg, tif, bmp, gif, webp, pnm and their variants, in any case), or by its content where the
-/// extension says nothing. Files that are passed over are counted and named in a warning.
+/// extension says nothing. A warning counts and names the files that are skipped.
 ///
 /// # Errors
 /// [`Error::Missing`], [`Error::Empty`] without a photograph, [`Error::Layout`] for a raw dataset, whose masks are none.

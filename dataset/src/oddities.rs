@@ -12,7 +12,7 @@ use crate::{Dataset, Split};
 /// Images named per kind.
 const NAMES: usize = 5;
 
-/// A mask that covers a larger share of the field of view is told.
+/// A mask that covers a larger share of the field of view is worth a warning.
 const MOST_OF_VIEW: f64 = 0.5;
 
 /// A mask that covers a larger share of what is outside the eye is upside down; and one that covers nearly all.
@@ -37,7 +37,7 @@ struct Image<'a> {
 /// The names of the classes that an image can have, and what they are called together.
 struct Names<'a> {
     classes: Vec<&'a str>,
-    /// "lesion"
+    /// "lesion", or "class" in a task without masks.
     kind: &'static str,
 }
 
@@ -53,7 +53,7 @@ impl<'a> Names<'a> {
     }
 }
 
-/// Says what in a prepared dataset cannot be meant so, each in a sentence that names images and numbers: masks that
+/// Reports what looks like a mistake in a prepared dataset, each in a sentence that names images and numbers: masks that
 /// look inverted or cover more than half of the field of view, classes that no image has, no lesion at all, splits
 /// without a lesion, images that are black all over, the same image twice. Reads labels of all images and a sample of
 /// their pixels; writes nothing.
@@ -71,7 +71,7 @@ pub fn oddities(data: &Dataset) -> Vec<String> {
         })
         .collect();
     let task = data.task();
-    let cell_classes = task.cells().map_or(&[][..], |cells| &cells.classes);
+    let cell_classes = task.cell_classes();
     let mut told = large_masks(&images, cell_classes, (data.patch() * data.patch()) as u64);
     let min = data.manifest().recipe.min_lesion_pixels;
     let classes = |i: usize| image_classes(task, images[i].labels, &data.patch_labels(i, min));
@@ -263,7 +263,7 @@ fn alike(images: &[usize], key: impl Fn(usize) -> [u8; 32] + Sync) -> Vec<Vec<us
 
 /// The same image under several names: across splits it spoils the test; with other labels one of them is wrong.
 fn same_images(images: &[Image], twins: &[Vec<usize>]) -> Vec<String> {
-    // Black images are alike, and told as black.
+    // Black images are alike, and reported as black.
     let twins: Vec<&Vec<usize>> = twins
         .iter()
         .filter(|twins| images[twins[0]].black.contains(&0))

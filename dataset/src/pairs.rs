@@ -33,7 +33,7 @@ struct Name {
     count: Option<String>,
 }
 
-/// Says which images look like those of one patient and lie in different splits; `None`: none do. `published` says per
+/// Names the images that look like those of one patient and lie in different splits; `None`: none do. `published` says per
 /// image whether its split is that of the raw dataset, which is never changed.
 pub(crate) fn patients_apart(images: &[(&str, Split)], published: &[bool]) -> Option<String> {
     let ids: Vec<&str> = images.iter().map(|(id, _)| *id).collect();

@@ -109,12 +109,12 @@ fn unusable(photo: &RgbImage, fov: &Fov, black: &[u8]) -> Option<String> {
     plain(photo.as_raw()).or_else(|| (!fov.found).then(|| "no field of view found".to_owned()))
 }
 
-/// Says that a picture is too small to show anything.
+/// The message about a picture that is too small to show anything; `None` for others.
 pub(crate) fn too_small(width: u32, height: u32) -> Option<String> {
     (width.min(height) < MIN_EDGE).then(|| format!("only {width} x {height} pixels"))
 }
 
-/// Says that RGB pixels have one colour, other than black.
+/// The message about RGB pixels of one colour, other than black; `None` for others.
 pub(crate) fn plain(rgb: &[u8]) -> Option<String> {
     let has_colour = || rgb.iter().any(|value| *value != 0);
     (has_one_colour(rgb) && has_colour()).then(|| "one colour all over".to_owned())

@@ -14,7 +14,7 @@ pub trait ProgressListener: Sync {
     fn finish(&self);
 }
 
-/// Says nothing.
+/// The listener of callers that show no progress.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct Silent;
 

@@ -12,7 +12,7 @@ use crate::manifest::{Manifest, SplitCounts};
 pub struct LabelTable {
     /// One line per split that has images, in the order train, val, test.
     pub splits: Vec<(Split, SplitCounts)>,
-    /// All splits together.
+    /// The sums over all splits, and the rates of all images.
     pub total: SplitCounts,
     task: Task,
     min_lesion_pixels: u32,

@@ -29,11 +29,11 @@ impl Square {
 /// A picture in memory.
 #[derive(Clone, Copy, Debug)]
 pub struct Plane<'a> {
-    /// `[height, width, channels]`.
+    /// The samples, row by row: `[height, width, channels]`.
     pub data: &'a [u8],
     /// Pixels in a row.
     pub width: usize,
-    /// Rows.
+    /// How many rows there are.
     pub height: usize,
     /// Bytes of a pixel.
     pub channels: usize,

@@ -45,7 +45,7 @@ pub fn nothing_named() -> anyhow::Error {
     Usage(format!("no configuration given\n  help: {help}")).into()
 }
 
-/// Run directory and dataset; what is missing is said in one go.
+/// Run directory and dataset; one error names all that is missing.
 pub fn places(config: &Config) -> anyhow::Result<(PathBuf, PathBuf)> {
     let (out, data) = (&config.run.out, &config.data.path);
     let (what, how) = match (out.is_empty(), data.is_empty()) {
@@ -60,8 +60,8 @@ pub fn places(config: &Config) -> anyhow::Result<(PathBuf, PathBuf)> {
     Err(Usage(format!("no {what} given\n  help: add {how}")).into())
 }
 
-/// What a run begins from is what it began from: a run that goes on keeps its `model.init` and the hash of it, whatever
-/// the configuration that was named says. A file with the same content may have moved.
+/// Keeps the weights that a run began from: one that continues keeps its `model.init` and the hash of it, whatever the
+/// named configuration says. A file with the same content may have moved.
 pub fn keep_initial_weights(
     run: &Path,
     config: &mut Config,
@@ -107,18 +107,18 @@ pub fn keep_initial_weights(
     Ok(())
 }
 
-/// How far a run is, and how far it is to go.
+/// How far a run is, and how far it must go.
 #[derive(Clone, Copy, Debug)]
 pub struct Epochs {
-    /// `train.epochs` so far.
+    /// `train.epochs` as the run was configured until now.
     pub before: u32,
-    /// `train.epochs` now.
+    /// `train.epochs` as this command configures it.
     pub now: u32,
-    /// Epochs that are through.
+    /// Epochs that are complete.
     pub done: u32,
-    /// Training is complete.
+    /// Whether the run has ended by itself: nothing is left of `before`.
     pub finished: bool,
-    /// Early stopping ended it.
+    /// Whether early stopping ended it.
     pub stopped_early: bool,
 }
 
@@ -144,7 +144,7 @@ pub fn epochs_are_left(run: &Path, epochs: &Epochs) -> Result<bool, Usage> {
     Ok(!epochs.finished || (now > before && !epochs.stopped_early))
 }
 
-/// Refuses to go on with a run under a configuration that would change its result. More epochs do not change what is
+/// Refuses to continue a run under a configuration that would change its result. More epochs do not change what is
 /// done: see [`epochs_are_left`].
 pub fn same_run(run: &Path, config: &Config, before: &Config) -> Result<(), Usage> {
     let mut changed = config.differences(before);

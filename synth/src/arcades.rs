@@ -12,7 +12,7 @@ pub(super) const STEP: f32 = 4.0;
 pub(super) enum VesselKind {
     /// Lighter, thinner, with a bright reflex along the middle.
     Artery,
-    /// Darker, wider.
+    /// Darker and wider, without a reflex.
     Vein,
 }
 

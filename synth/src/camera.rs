@@ -7,7 +7,7 @@ use super::eye::Eye;
 use super::noise::hash;
 use super::rng::RandomStream;
 
-/// Takes the photograph.
+/// Turns the painted eye into the photograph: blur, aperture, noise and black level of a camera.
 pub(super) fn expose(eye: &Eye, mut canvas: Canvas, draw: &mut RandomStream) -> RgbImage {
     blur(&mut canvas, draw.skewed(0.75, 1.7, 1.6) * eye.scale);
     let noise = [

@@ -4,9 +4,9 @@
 /// Axis-aligned box of whole pixels, end exclusive, already cut to the image.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct Rect {
-    /// First column.
+    /// The first column, from 0 at the left.
     pub(super) x0: usize,
-    /// First row.
+    /// The first row, from 0 at the top.
     pub(super) y0: usize,
     /// One past the last column.
     pub(super) x1: usize,
@@ -41,12 +41,12 @@ impl Rect {
 pub(super) struct ScalarField {
     /// Edge length in pixels.
     pub(super) size: usize,
-    /// Row by row.
+    /// One value per pixel, row by row.
     pub(super) data: Vec<f32>,
 }
 
 impl ScalarField {
-    /// All zero.
+    /// A field of `size` x `size` zeros.
     pub(super) fn new(size: usize) -> Self {
         Self {
             size,
@@ -60,7 +60,7 @@ impl ScalarField {
         rect.for_each(self.size, |i, x, y| data[i] = data[i].max(f(x, y)));
     }
 
-    /// Back to zero.
+    /// Sets every pixel to zero, for the next image.
     pub(super) fn clear(&mut self) {
         self.data.fill(0.0);
     }
@@ -70,12 +70,12 @@ impl ScalarField {
 pub(super) struct Canvas {
     /// Edge length in pixels.
     pub(super) size: usize,
-    /// Row by row.
+    /// Red, green and blue per pixel, row by row.
     pub(super) rgb: Vec<[f32; 3]>,
 }
 
 impl Canvas {
-    /// All black.
+    /// A black picture of `size` x `size` pixels.
     pub(super) fn new(size: usize) -> Self {
         Self {
             size,
@@ -113,7 +113,7 @@ impl Canvas {
 pub(super) struct LesionMask {
     /// Edge length in pixels.
     pub(super) size: usize,
-    /// Row by row.
+    /// The coverage per pixel, row by row.
     pub(super) data: Vec<u8>,
     cells: [bool; CELLS * CELLS],
 }
@@ -125,7 +125,7 @@ pub(super) const CELLS: usize = 10;
 pub(super) const POSITIVE: u8 = 128;
 
 impl LesionMask {
-    /// No lesion anywhere.
+    /// A mask of `size` x `size` pixels without a lesion.
     pub(super) fn new(size: usize) -> Self {
         Self {
             size,

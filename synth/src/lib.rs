@@ -45,7 +45,7 @@ use plan::Case;
 use rng::{Purpose, RandomStream};
 use vessels::VesselTree;
 
-/// What [`synth`] makes.
+/// The choices that the bytes of [`synth`] depend on.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct SynthOptions {
     /// Number of photographs, at least 1.
@@ -97,7 +97,7 @@ const BLEEDING: [f32; 3] = [0.34, 1.2, 0.76];
 /// Writes `OUT/Seg-set` in FGADR's layout: photographs, one anti-aliased mask per lesion class
 /// (255 inside, 1-254 along the border) and `DR_Seg_Grading_Label.csv` (`name.png,grade`).
 ///
-/// The dataset is made beside its final name and renamed at the end: a run that was killed leaves no
+/// [`synth`] writes the dataset next to its final name and renames it at the end: a run that was killed leaves no
 /// half dataset, and the next one begins anew.
 ///
 /// # Errors

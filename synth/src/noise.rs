@@ -78,7 +78,7 @@ pub(super) fn smoothstep(low: f32, high: f32, x: f32) -> f32 {
     t * t * (3.0 - 2.0 * t)
 }
 
-/// `exp(-(d / width)^2)`.
+/// A bell curve over the distance `d`: `exp(-(d / width)^2)`.
 pub(super) fn bell(d: f32, width: f32) -> f32 {
     (-(d / width) * (d / width)).exp()
 }

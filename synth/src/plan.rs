@@ -21,7 +21,7 @@ const GRADE_1: f64 = 0.105;
 /// Among images beyond grade 1: the share of grade 2, and of grades 2 and 3 together.
 const GRADE_2_AND_3: [f64; 2] = [0.39, 0.81];
 
-/// What one image is to show.
+/// What one image will show.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub(super) struct Case {
     /// Diabetic retinopathy grade 0-4 (none, mild, moderate, severe, proliferative).

@@ -11,11 +11,11 @@ pub(super) enum Purpose {
     Plan,
     /// Side, optic disc, fovea, field of view.
     Geometry,
-    /// Colour, illumination, textures.
+    /// Colour, illumination and textures of the retina.
     Tone,
-    /// Arteries and veins.
+    /// The courses of arteries and veins.
     Vessels,
-    /// Microaneurysms, haemorrhages, exudates.
+    /// Places and shapes of microaneurysms, haemorrhages and exudates.
     Lesions,
     /// What looks like a lesion but is none.
     Distractors,
@@ -64,7 +64,7 @@ impl RandomStream {
         self.unit() < p
     }
 
-    /// +1 or -1.
+    /// +1 or -1, equally likely.
     pub(super) fn sign(&mut self) -> f32 {
         if self.chance(0.5) { 1.0 } else { -1.0 }
     }
@@ -79,7 +79,7 @@ impl RandomStream {
         ((u64::from(self.0.next_u32()) * n as u64) >> 32) as usize
     }
 
-    /// Uniform in `low..=high`.
+    /// A whole number, uniform in `low..=high`.
     pub(super) fn count(&mut self, low: usize, high: usize) -> usize {
         low + self.below(high - low + 1)
     }

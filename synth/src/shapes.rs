@@ -49,7 +49,7 @@ pub(super) struct Deposit {
     pub(super) strength: f32,
 }
 
-/// A cotton-wool spot.
+/// A cotton-wool spot: a pale patch with a soft edge.
 #[derive(Clone, Debug)]
 pub(super) struct Fluff {
     pub(super) at: [f32; 2],
@@ -87,7 +87,7 @@ impl Brush<'_> {
         });
     }
 
-    /// A microaneurysm.
+    /// Paints a microaneurysm: its density into the layer, its coverage into the mask.
     pub(super) fn spot(&mut self, spot: &Spot) {
         let (radius, faint) = visible(spot.radius);
         let noise = self.noise;

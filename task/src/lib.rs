@@ -255,6 +255,12 @@ impl Task {
     pub fn cells(&self) -> Option<&Target> {
         self.at(Level::Patch).next()
     }
+
+    /// The classes of cells; none without a question that is asked of them.
+    #[must_use]
+    pub fn cell_classes(&self) -> &[Class] {
+        self.cells().map_or(&[], |target| &target.classes)
+    }
 }
 
 impl TryFrom<Unchecked> for Task {

@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 use std::path::Path;
 
-use fovea_task::{Label, Target, Task};
+use fovea_task::{Label, Task};
 use serde::{Deserialize, Serialize};
 
 use super::{
@@ -139,7 +139,7 @@ impl ManifestFile {
         Self {
             format: FORMAT.to_owned(),
             format_version: version,
-            classes: is_first.then(|| class_names(manifest.task.cells())),
+            classes: is_first.then(|| class_names(&manifest.task)),
             task: (!is_first).then(|| manifest.task.clone()),
             recipe: manifest.recipe.clone(),
             grid: manifest.grid,
@@ -158,10 +158,7 @@ impl ManifestFile {
         let task = match (is_first, self.task) {
             (true, _) => {
                 let lesions = Task::lesions();
-                let (found, known) = (
-                    self.classes.unwrap_or_default(),
-                    class_names(lesions.cells()),
-                );
+                let (found, known) = (self.classes.unwrap_or_default(), class_names(&lesions));
                 if found != known {
                     return Err(format!(
                         "classes are {found:?}, those of version 1 are {known:?}"
@@ -208,12 +205,12 @@ impl ManifestFile {
     }
 }
 
-fn class_names(target: Option<&Target>) -> Vec<String> {
-    let classes = target.iter().flat_map(|target| &target.classes);
+fn class_names(task: &Task) -> Vec<String> {
+    let classes = task.cell_classes().iter();
     classes.map(|class| class.name.clone()).collect()
 }
 
-/// Read before the rest, so that a newer version is told as such and not as a strange field.
+/// Read before the rest, so that a newer version is reported as one and not as an unknown field.
 #[derive(Deserialize)]
 struct Probe {
     format: Option<String>,

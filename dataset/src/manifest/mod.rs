@@ -85,7 +85,7 @@ pub struct ImageEntry {
     pub id: String,
     /// Whether it trains, validates or tests.
     pub split: Split,
-    /// Index into [`Manifest::shards`].
+    /// Position of its shard in [`Manifest::shards`].
     pub shard: u32,
     /// Row in that shard's tensors.
     pub row: u32,
@@ -111,7 +111,7 @@ pub struct Manifest {
     pub black_fraction: f64,
     /// blake3 over names and lengths of the raw files, to tell another source from this one.
     pub source: String,
-    /// Figures per split.
+    /// Counts of images, cells and labels per split.
     pub splits: BTreeMap<Split, SplitCounts>,
     /// Shard files in the order of their numbers.
     pub shards: Vec<ShardEntry>,
@@ -137,7 +137,7 @@ impl Manifest {
             images: images as usize,
             size: self.recipe.size as usize,
             grid: self.grid as usize,
-            classes: self.task.cells().map_or(0, |cells| cells.classes.len()),
+            classes: self.task.cell_classes().len(),
             mask: self.recipe.mask,
         }
     }
@@ -178,7 +178,7 @@ impl Manifest {
         if let Some(reason) = too_wide(&self.task) {
             return Err(reason);
         }
-        let cells = self.task.cells().map_or(0, |target| target.classes.len());
+        let cells = self.task.cell_classes().len();
         let image = self
             .task
             .at(Level::Image)

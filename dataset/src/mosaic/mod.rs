@@ -123,7 +123,7 @@ pub fn mosaic(data: &Dataset, out: &Path, options: &MosaicOptions) -> Result<()>
     let mut y = legend(
         &mut canvas,
         &format!("{} images, patches of {} pixels", data.len(), data.patch()),
-        classes(data.task()),
+        data.task().cell_classes(),
     );
 
     for (column, &i) in shown.iter().enumerate() {
@@ -180,7 +180,7 @@ pub fn mosaic_photos(
     let top = legend(
         &mut canvas,
         &format!("{} photographs, patches of {patch} pixels", found.len()),
-        classes(&lesions),
+        lesions.cell_classes(),
     );
     let mut bad = Vec::new();
     for (n, PhotoFile { path, id: name }) in found.iter().enumerate() {
@@ -233,15 +233,10 @@ fn subject(data: &Dataset, i: usize) -> Subject<'_> {
         caption: format!("{} {}  {}", entry.id, entry.split, labels.join(", ")),
         view: data.image(i),
         mask: data.mask(i),
-        classes: classes(data.task()),
+        classes: data.task().cell_classes(),
         black: data.black(i),
         grid: data.grid(),
     }
-}
-
-/// The classes of cells, whose outlines are drawn.
-fn classes(task: &Task) -> &[Class] {
-    task.cells().map_or(&[], |target| &target.classes)
 }
 
 /// Some cells of each class, healthy ones and black ones; kinds without cells are left out.
@@ -272,7 +267,7 @@ fn kinds(
     };
     let mut kinds = Vec::new();
     let target = data.task().cells();
-    for (number, class) in classes(data.task()).iter().enumerate() {
+    for (number, class) in data.task().cell_classes().iter().enumerate() {
         let has = |label: Option<Label>, _| {
             target
                 .zip(label)
@@ -450,7 +445,7 @@ fn draw_patch(
             // The outline runs just outside the lesion, so that small ones stay visible.
             let around = bits(dx - 1, dy) | bits(dx + 1, dy) | bits(dx, dy - 1) | bits(dx, dy + 1);
             let outline = around & !here;
-            if let Some(colour) = colour_of(outline, classes(data.task())) {
+            if let Some(colour) = colour_of(outline, data.task().cell_classes()) {
                 canvas.set(x + dx, y + dy, colour);
             }
         }

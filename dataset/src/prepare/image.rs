@@ -13,7 +13,8 @@ use crate::shard::ShardRow;
 /// The smallest value of 8 bits that counts as lesion in a mask with more than two values.
 const MIDDLE: u8 = 128;
 
-/// Values besides black in a mask that has no soft edges, at most; and shares of dim pixels that are told.
+/// A mask without soft edges has at most this many values besides black; and the shares of dim pixels that are worth a
+/// warning, where the mask has so few values and where it has more.
 const FEW_LEVELS: usize = 8;
 const SOME_DIM: f64 = 0.1;
 const MOST_DIM: f64 = 0.75;
@@ -21,7 +22,7 @@ const MOST_DIM: f64 = 0.75;
 /// Buffers of one thread, reused from image to image, and the image that was made last.
 #[derive(Default)]
 pub(super) struct Desk {
-    /// Raw file content.
+    /// Content of the raw file that was read last.
     file: Vec<u8>,
     /// Decoded picture or mask, source size.
     plane: Vec<u8>,
@@ -58,7 +59,7 @@ impl Desk {
         }
     }
 
-    /// The prepared image.
+    /// The prepared image as a shard stores it.
     pub fn row(&self) -> ShardRow<'_> {
         ShardRow {
             areas: &self.areas,
@@ -260,7 +261,7 @@ impl Desk {
     }
 }
 
-/// What is wrong with the size of a mask. One drawn on the picture as it is stored, not as it is to be seen, is told apart.
+/// What is wrong with the size of a mask. Of one drawn on the picture as it is stored, not upright, it says so.
 fn other_size(mask: Mask, frame: &Framing) -> String {
     let stored = (frame.height, frame.width) == (mask.width, mask.height);
     let why = match frame.turned && stored {
@@ -325,7 +326,7 @@ fn half(white: f64) -> f64 {
     }
 }
 
-/// What is to be said of a mask that counts as empty; nothing when it is black.
+/// The warning about a mask that counts as empty; `None` when it is black.
 fn faint(values: Values) -> Option<Doubt> {
     if values.hidden {
         return Some(Doubt::Transparent);
@@ -336,7 +337,7 @@ fn faint(values: Values) -> Option<Doubt> {
     })
 }
 
-/// What is to be said of a mask with pixels that do not count: when they are most, or when there are so few values that
+/// The warning about a mask with pixels that do not count: when they are most, or when there are so few values that
 /// they are no soft edges.
 fn dim(values: Values, lossy: bool) -> Option<Doubt> {
     let few = !lossy && values.levels <= FEW_LEVELS && values.dim > SOME_DIM;

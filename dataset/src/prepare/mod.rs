@@ -32,7 +32,7 @@ pub const MAX_BAD_FILES: usize = 20;
 /// More threads than this only cost memory: the disk is the limit long before.
 const MAX_WORKERS: usize = 64;
 
-/// How [`prepare`] works.
+/// The choices of a [`prepare`], with the defaults of the command line.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct PrepareOptions {
     /// Layout of the raw dataset.
@@ -53,7 +53,7 @@ pub struct PrepareOptions {
     /// Whether to store class bits per pixel: a quarter of the disk space, needed for lesion-centred crops and outlines.
     /// A task without a target at patch level has none.
     pub mask: bool,
-    /// Images per shard.
+    /// Images per shard, 1 to 4096; the last may have fewer.
     pub shard_images: u32,
 }
 
@@ -126,7 +126,7 @@ impl PrepareOptions {
     }
 }
 
-/// What is to be made, all of it known before the first image is read.
+/// What `prepare` will make, all of it known before it reads the first image.
 pub(super) struct PreparePlan {
     pub raw: Raw,
     pub recipe: Recipe,
@@ -152,11 +152,7 @@ impl PreparePlan {
             images: self.images_of(shard).len(),
             size: self.cells.size,
             grid: self.cells.grid(),
-            classes: self
-                .raw
-                .task
-                .cells()
-                .map_or(0, |target| target.classes.len()),
+            classes: self.raw.task.cell_classes().len(),
             mask: self.recipe.mask,
         }
     }

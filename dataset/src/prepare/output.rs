@@ -158,7 +158,7 @@ impl OutputDirectory {
         self.work.join(format!("shard-{number:05}.part"))
     }
 
-    /// The directory.
+    /// Where the finished dataset will lie.
     pub fn dir(&self) -> &Path {
         &self.dir
     }

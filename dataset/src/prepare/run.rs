@@ -193,7 +193,7 @@ impl Preparation<'_> {
         Ok(open)
     }
 
-    /// Receives complete shards until the workers are gone.
+    /// Receives complete shards until all workers have ended.
     fn finish_shards(&self, complete: &Receiver<Arc<Open>>, done: &mut [Option<ShardEntry>]) {
         for open in complete {
             if open.spoiled.load(Ordering::Relaxed) || lock(&self.fatal).is_some() {

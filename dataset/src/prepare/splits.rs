@@ -9,14 +9,14 @@ use crate::raw::names::first_few;
 use crate::split::SHARES;
 use crate::{Error, Result, Split};
 
-/// Names told in words and errors.
+/// At most this many names stand in one message.
 const NAMES: usize = 5;
 
 /// What is known of the split before the first image is read.
 pub(super) struct Splitter {
     /// Per image, where the raw dataset says it.
     given: Vec<Option<Split>>,
-    /// Per image.
+    /// Names of groups by image; `None` is a group of its own.
     groups: Vec<Option<String>>,
     /// What the user should know.
     pub words: Vec<String>,

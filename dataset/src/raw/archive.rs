@@ -16,7 +16,7 @@ use crate::{Error, Result};
 /// The end of an archive, with its longest comment, is not longer.
 const END_BYTES: u64 = 22 + 65535;
 
-/// Opens an archive; one that is something else, incomplete or in several parts is told as such.
+/// Opens an archive. The error names a file that is none, an incomplete one, and one in several parts.
 pub(super) fn open(path: &Path) -> Result<ZipArchive<SharedFile>> {
     let failed = |e| Error::io("open", path, e);
     let file = File::open(path).map_err(failed)?;

@@ -7,7 +7,7 @@ use std::path::PathBuf;
 pub(crate) struct Entry {
     /// Path below the store with `/` between parts.
     pub name: String,
-    /// Length (unpacked).
+    /// Length in bytes; in an archive, once unpacked.
     pub bytes: u64,
     /// Changes when the content does: modification time in a directory, CRC-32 in an archive.
     pub stamp: u64,

@@ -14,7 +14,7 @@ use super::set::{MaskRule, RawImage, RawSet};
 use super::tree::{Folders, join, last};
 use crate::{Error, Result};
 
-/// FGADR Seg-set.
+/// FGADR Seg-set, as it is distributed.
 pub struct Fgadr;
 
 const IMAGES: &str = "original images";
@@ -37,7 +37,7 @@ const UNUSED: [&str; 2] = ["irma masks", "neovascularization masks"];
 
 const GRADES: &str = "DR_Seg_Grading_Label.csv";
 
-/// Names told of a kind.
+/// At most this many names stand in one message.
 const NAMES: usize = 5;
 
 impl Layout for Fgadr {
@@ -115,7 +115,7 @@ impl Layout for Fgadr {
     }
 }
 
-/// Masks of a class by the position of their image. One without an image is passed over: absence means nothing here.
+/// Masks of a class by the position of their image. One without an image is skipped: absence means nothing here.
 fn class_masks(
     scan: &mut Scan,
     root: &str,

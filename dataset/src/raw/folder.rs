@@ -11,7 +11,7 @@ use super::set::RawSet;
 use super::tree::{Folders, join, last, parent};
 use crate::Result;
 
-/// `images/` and `masks/{MA,HE,EX,SE}/`.
+/// Your own photographs in `images/`, with masks in `masks/{MA,HE,EX,SE}/`.
 pub struct Folder;
 
 const IMAGES: &str = "images";

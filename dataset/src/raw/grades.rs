@@ -9,7 +9,7 @@ use super::names;
 /// One line of the table.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) struct GradeRow {
-    /// From 1.
+    /// Number of the line in the file, from 1.
     pub line: u64,
     /// File name, without folders.
     pub name: String,
@@ -169,7 +169,7 @@ fn grade(field: &str) -> Option<u8> {
     whole.parse().ok().filter(|grade| *grade <= 4)
 }
 
-/// What headings say.
+/// Where a table's headings place names and grades.
 struct Headings {
     /// Of names and of grades.
     columns: (usize, usize),

@@ -148,7 +148,7 @@ fn part(
     Ok(lesions::with_masks(&images, &masks))
 }
 
-/// Says why nothing in `folder` is used.
+/// Notes why nothing in `folder` is used.
 fn note_below(scan: &mut Scan, folder: &str, note: &str) {
     let all = scan.folders();
     for folder in [folder].into_iter().chain(all.children(folder)) {

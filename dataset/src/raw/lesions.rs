@@ -132,7 +132,7 @@ mod tests {
     #[test]
     fn codes_are_the_names_of_the_lesions() {
         let lesions = Task::lesions();
-        let classes = lesions.cells().unwrap().classes.iter();
+        let classes = lesions.cell_classes().iter();
         assert_eq!(
             classes.map(|class| class.name.as_str()).collect::<Vec<_>>(),
             CODES

@@ -95,9 +95,9 @@ pub(crate) struct Raw {
     pub store: Store,
     pub layout: &'static dyn Layout,
     pub task: Task,
-    /// By id, ascending.
+    /// Ordered by id, which no two share.
     pub images: Vec<RawImage>,
-    /// What the user should know: files that are passed over, rows of tables without an image.
+    /// What the user should know: files that are skipped, rows of tables without an image.
     pub words: Vec<String>,
 }
 
@@ -171,7 +171,7 @@ impl Raw {
     }
 }
 
-/// Refuses what no dataset can hold: a mistake in the layout's code, told with the image that shows it.
+/// Refuses what no dataset can hold: a mistake in the layout's code. The error names the image that shows it.
 fn refuse_misfits(
     scan: &Scan,
     layout: &dyn Layout,
@@ -223,7 +223,7 @@ fn refuse_obstructed(scan: &Scan, layout: &dyn Layout, root: &str) -> Result<()>
     ))
 }
 
-/// What a layout said, and every file that is passed over.
+/// The layout's own warnings, and one for every group of files that are skipped.
 fn words(scan: &Scan, layout: &dyn Layout, images: &[RawImage]) -> Vec<String> {
     let used: HashSet<usize> = images.iter().flat_map(RawImage::files).collect();
     let entries = scan.store().entries();

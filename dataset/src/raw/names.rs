@@ -124,7 +124,7 @@ fn is_count(count: &str, rest: &str) -> bool {
 #[derive(Debug, Default)]
 pub struct ByStem<T> {
     exact: HashMap<String, T>,
-    /// `None`: several.
+    /// By stem in lower case; `None` where several things have it.
     lower: HashMap<String, Option<T>>,
 }
 

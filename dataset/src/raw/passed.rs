@@ -5,12 +5,12 @@ use std::collections::{BTreeMap, BTreeSet};
 use super::names::{counted, first_few};
 use super::tree::{is_below, last, parent};
 
-/// Names told of each group, and groups told in all.
+/// At most this many names of a group are shown, and this many groups.
 const NAMES: usize = 4;
 const GROUPS: usize = 12;
 
 /// One line per folder and reason: how many, why, the first few names. `passed` holds (path, reason), `used` the
-/// paths of files that are used: a folder that has none of them, at any depth, is told as one.
+/// paths of files that are used: a folder that has none of them, at any depth, makes one group.
 pub(crate) fn report<'a>(
     passed: &[(&'a str, String)],
     used: impl Iterator<Item = &'a str>,

@@ -230,7 +230,7 @@ impl<'a> Scan<'a> {
     }
 
     /// Refuses files in or below `folder` that are not among `pictures`, which are masks: where a missing mask means that
-    /// there is no lesion, they must not be passed over. `direct`: only those directly in it.
+    /// there is no lesion, they must not be skipped. `direct`: only those directly in it.
     ///
     /// # Errors
     /// There are some.

@@ -66,7 +66,7 @@ impl RawImage {
 
     /// Why it does not fit `task`; `None`: it does.
     pub(crate) fn misfit(&self, task: &Task) -> Option<String> {
-        let expected = task.cells().map_or(0, |target| target.classes.len());
+        let expected = task.cell_classes().len();
         if self.masks().len() != expected {
             return Some(format!(
                 "masks of {} classes for the {expected} of its task at patch level",

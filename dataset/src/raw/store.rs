@@ -62,7 +62,7 @@ impl Store {
             store.archive = Some(archive);
         }
         store.entries.sort_by(|a, b| a.name.cmp(&b.name));
-        // `a/b` and `./a/b`, `a\\b`. In a directory, names that only look alike are told with what they are.
+        // `a/b` and `./a/b`, `a\\b`. In a directory, a later error explains names that only look alike.
         let mut pairs = store.entries.windows(2);
         if store.archive.is_some()
             && let Some(pair) = pairs.find(|pair| pair[0].name == pair[1].name)

@@ -20,7 +20,7 @@ pub(crate) struct Walked {
     pub name: String,
     /// The same as bytes, where it is no UTF-8.
     pub path: Option<PathBuf>,
-    /// Length.
+    /// Length in bytes.
     pub bytes: u64,
     /// Modification time, nanoseconds since 1970.
     pub modified: u64,

@@ -87,7 +87,7 @@ pub(super) fn take_unused(dir: &Path) -> Result<Option<(Lock, Option<File>)>> {
     }
 }
 
-/// Says that this process reads the copy, for as long as the file is kept. None when that cannot be said: the copy may
+/// Shows other processes that this one reads the copy, while the file is kept. `None` where it cannot: the copy may
 /// then be removed, which costs a reader nothing that it has opened.
 pub(crate) fn hold(dir: &Path) -> Option<File> {
     let file = File::open(dir.join(IN_USE)).ok()?;

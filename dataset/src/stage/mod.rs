@@ -29,7 +29,7 @@ const PART: &str = ".part";
 /// The file that readers of the copy lock.
 const IN_USE: &str = "in-use";
 
-/// How to copy.
+/// The choices of [`stage`]: how many shards at a time, and how much room it leaves.
 #[derive(Clone, Copy, Debug)]
 pub struct StageOptions {
     /// Shards copied at a time.
@@ -53,7 +53,7 @@ impl Default for StageOptions {
 pub enum StageOutcome {
     /// The copy is complete.
     Staged {
-        /// Its directory.
+        /// The directory of the copy, inside the one that was asked for.
         dir: PathBuf,
         /// Bytes of its shards.
         bytes: u64,
@@ -74,9 +74,9 @@ pub enum StageOutcome {
 /// What [`unstage`] has done.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum UnstageOutcome {
-    /// The copy is gone.
+    /// The copy existed and was removed.
     Removed,
-    /// There was none.
+    /// There was no copy to remove.
     Absent,
     /// Somebody reads it, or copies into it: it stays.
     InUse,
@@ -89,7 +89,7 @@ pub fn staged_dir(scratch: &Path, manifest: &Manifest) -> PathBuf {
 }
 
 /// Copies the dataset in `from` below `scratch`; waits for another process that does the same. What is there already
-/// and whole is kept, so a copy that was interrupted goes on. Progress is told in bytes.
+/// and whole is kept, so it continues a copy that was interrupted. It reports progress in bytes.
 pub fn stage(
     from: &Path,
     scratch: &Path,

@@ -22,14 +22,14 @@ impl ColourModel {
     }
 }
 
-/// Whether a sample behind the colour says how much of it is to be seen.
+/// What the sample behind the colour means for how much of the colour is visible.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Opacity {
-    /// There is none.
+    /// No sample says so: every pixel is opaque.
     None,
     /// The colour is that of the opaque pixel.
     Straight,
-    /// The colour is what is to be seen of it over black.
+    /// The colour is already what is visible of it over black.
     Premultiplied,
 }
 
@@ -258,7 +258,7 @@ fn over_black(bytes: Vec<u8>, colour: ColourModel, alpha: Opacity) -> Vec<u8> {
     }
 }
 
-/// What is to be seen of a value over black.
+/// What is visible of a value over black.
 pub(super) fn seen(value: u8, alpha: u8) -> u8 {
     ((u16::from(value) * u16::from(alpha) + 127) / 255) as u8
 }
@@ -337,7 +337,7 @@ pub(super) mod tests {
             assert_eq!(firsts(&rgb), [0, expected(largest / 2), expected(largest)]);
             assert!(note.unwrap().contains(&format!("{depth} bits")));
         }
-        // All of the depth is used: nothing is to be said.
+        // All of the depth is used: no note.
         let (rgb, note) = grey16(&[0, 257, 30000, 65535], None).into_rgb().unwrap();
         assert_eq!((firsts(&rgb), note), (vec![0, 1, 117, 255], None));
         // The file says so itself, but for values above what it says.

@@ -3,19 +3,19 @@
 /// A picture format that this crate reads.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Format {
-    /// Windows bitmap.
+    /// Windows bitmap (`BM`), with any header.
     Bmp,
-    /// GIF.
+    /// GIF, 87a and 89a.
     Gif,
-    /// JPEG.
+    /// JPEG, from its start-of-image marker on.
     Jpeg,
-    /// PNG.
+    /// PNG, animated ones among them.
     Png,
     /// Portable anymap: P1 to P7.
     Pnm,
-    /// TIFF, BigTIFF too.
+    /// TIFF and BigTIFF of either byte order.
     Tiff,
-    /// WebP.
+    /// WebP, lossy and lossless.
     WebP,
 }
 
@@ -31,7 +31,7 @@ pub enum Content {
         /// What to do with it.
         help: &'static str,
     },
-    /// Nothing known.
+    /// No format that this crate has a word for.
     Unknown,
 }
 

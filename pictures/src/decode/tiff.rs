@@ -33,7 +33,7 @@ pub(super) struct TiffFacts {
     extra: Option<u32>,
     /// Bytes of a decoded tile; 0 when the file has strips.
     tile_bytes: u64,
-    /// MaxSampleValue or SMaxSampleValue.
+    /// The largest value by the tag MaxSampleValue or SMaxSampleValue.
     stated: Option<f64>,
     pub orientation: Orientation,
 }
@@ -411,7 +411,7 @@ fn interleaved(
     all.ok_or_else(|| "damaged TIFF: it has no planes".to_owned())
 }
 
-/// The decoded samples.
+/// The samples of a file, as the decoder returns them.
 fn pixels(bytes: &[u8]) -> Result<DecodingResult, Reason> {
     let reason = |e: tiff::TiffError| match e {
         tiff::TiffError::IoError(e) if e.kind() == std::io::ErrorKind::UnexpectedEof => {
