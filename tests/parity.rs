@@ -14,6 +14,7 @@ use std::path::Path;
 
 use common::{FINISHED, fovea, scratch};
 use fovea_dataset::Dataset;
+use fovea_task::Task;
 use image::{GrayImage, Luma, Rgb, RgbImage};
 use safetensors::tensor::{Dtype, TensorView};
 use serde::Deserialize;
@@ -89,9 +90,10 @@ fn write_raw(raw: &Path, photographs: &[Photograph]) {
         let path = raw.join(format!("images/{}.png", photograph.name));
         photograph.draw(index as i64).save(path).unwrap();
     }
-    for (index, class) in fovea_dataset::CLASSES.iter().enumerate() {
+    let lesions = Task::lesions();
+    for (index, class) in lesions.cell_classes().iter().enumerate() {
         let photograph = &photographs[index % 3];
-        let folder = raw.join("masks").join(class);
+        let folder = raw.join("masks").join(&class.name);
         fs::create_dir_all(&folder).unwrap();
         let path = folder.join(format!("{}.png", photograph.name));
         photograph.mask().save(path).unwrap();

@@ -184,18 +184,6 @@ impl Dataset {
         self.manifest.images[i].labels[number]
     }
 
-    /// [`Dataset::patch_labels`] as bytes, for callers that know no task but [`Task::lesions`].
-    pub fn cell_labels(&self, i: usize, min_lesion_pixels: u32) -> Vec<u8> {
-        let labels = self.patch_labels(i, min_lesion_pixels);
-        labels.into_iter().map(|label| label.0 as u8).collect()
-    }
-
-    /// The first label of image `i` as a byte, for callers that know no task but [`Task::lesions`].
-    pub fn image_label(&self, i: usize) -> u8 {
-        let labels = &self.manifest.images[i].labels;
-        labels.first().map_or(0, |label| label.0 as u8)
-    }
-
     /// Indices of the images of `split`, ascending.
     pub fn indices(&self, split: Split) -> Vec<usize> {
         self.manifest.indices(split)

@@ -46,24 +46,3 @@ pub use progress::{Bar, ProgressListener, Silent};
 pub use raw::{LAYOUTS, Layout, LayoutChoice};
 pub use split::{SHARES, Split, stratify};
 pub use table::LabelTable;
-
-/// The classes of [`fovea_task::Task::lesions`], for rooms that know no other task yet.
-pub const CLASSES: [&str; 4] = ["MA", "HE", "EX", "SE"];
-
-/// The label byte with every class of [`CLASSES`] set.
-pub const ALL_CLASSES: u8 = 0b1111;
-
-/// The colours of [`CLASSES`], RGB.
-pub const CLASS_COLOURS: [[u8; 3]; 4] = [
-    [0, 229, 255],
-    [57, 255, 20],
-    [255, 77, 255],
-    [255, 255, 255],
-];
-
-/// [`fovea_task::Target::describe`] for a label byte of [`CLASSES`].
-pub fn label_names(label: u8) -> String {
-    let lesions = fovea_task::Task::lesions();
-    let label = fovea_task::Label(u64::from(label));
-    lesions.targets()[0].describe(label)
-}

@@ -83,10 +83,11 @@ fn predict(data: &Dataset, split: Split, skill: f64, noise: &mut SplitMix) -> Ve
     let grid = data.grid() as u32;
     for i in data.indices(split) {
         let id = &data.manifest().images[i].id;
-        let whole = data.image_label(i);
+        let whole = data.label(i, 0).0 as u8;
         lines.push(line(id, None, whole, guess(whole, skill * 1.1)));
-        let labels = data.cell_labels(i, 1);
-        for (cell, (&label, &black)) in labels.iter().zip(data.black(i)).enumerate() {
+        let labels = data.patch_labels(i, 1).into_iter();
+        let labels = labels.map(|label| label.0 as u8).zip(data.black(i));
+        for (cell, (label, &black)) in labels.enumerate() {
             if black == 0 {
                 let at = (cell as u32 / grid, cell as u32 % grid);
                 lines.push(line(id, Some(at), label, guess(label, skill)));

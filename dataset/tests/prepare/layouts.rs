@@ -5,6 +5,7 @@ use std::fs;
 use fovea_dataset::{
     Dataset, MosaicOptions, PrepareOptions, Silent, Split, mosaic, mosaic_photos, prepare,
 };
+use fovea_task::Label;
 use image::{GrayImage, ImageFormat, Luma, RgbImage};
 
 use crate::raw::{
@@ -30,17 +31,17 @@ fn labels_areas_and_pixels_are_those_of_the_raw_images() {
             (entry.id.as_str(), entry.grade),
             (format!("{n:04}_1").as_str(), Some(n as u8 % 5))
         );
-        assert_eq!(data.image_label(i), n as u8 & 15);
+        assert_eq!(data.label(i, 0), Label(u64::from(n & 15)));
         assert_eq!(data.image(i).data, disc(n, SIZE, SIZE).as_raw());
         for class in 0..4 {
             let cell = class * 4 + 1;
             let expected = if n >> class & 1 == 1 { 9 } else { 0 };
             assert_eq!(data.areas(i)[cell * 4 + class], expected);
             assert_eq!(
-                data.cell_labels(i, 9)[cell],
-                if expected > 0 { 1 << class } else { 0 }
+                data.patch_labels(i, 9)[cell],
+                Label(if expected > 0 { 1 << class } else { 0 })
             );
-            assert_eq!(data.cell_labels(i, 10), [0; 16]);
+            assert_eq!(data.patch_labels(i, 10), [Label(0); 16]);
             let pixel = (class * 16 + 4) * 64 + 19 + i % 8;
             assert_eq!(
                 data.mask(i).unwrap()[pixel],
@@ -169,7 +170,7 @@ fn a_folder_of_photographs_is_cut_to_the_disc() {
     let manifest = run(&src, &out).unwrap();
     assert_eq!(manifest.recipe.layout, "folder");
     let data = Dataset::open(&out).unwrap();
-    assert_eq!([0, 1, 2].map(|i| data.image_label(i)), [1, 2, 4]);
+    assert_eq!([0, 1, 2].map(|i| data.label(i, 0).0), [1, 2, 4]);
     // The disc spans columns 40..160, so pixel (100, 60) lands in the middle, cell (2, 2), and (45, 55) at the left.
     assert_eq!(
         data.areas(0)[(2 * 4 + 2) * 4],
@@ -271,7 +272,7 @@ fn the_mosaic_shows_lesions_in_their_colours() {
     let picture = dir.path().join("mosaic.png");
     mosaic(&data, &picture, &MosaicOptions::default()).unwrap();
     let picture = image::open(&picture).unwrap().into_rgb8();
-    for colour in fovea_dataset::CLASS_COLOURS {
+    for colour in data.task().cell_classes().iter().map(|class| class.colour) {
         let count = picture.pixels().filter(|pixel| pixel.0 == colour).count();
         assert!(count > 500, "{colour:?} is on {count} pixels");
     }
