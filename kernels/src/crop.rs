@@ -6,7 +6,7 @@ use crate::augment::{Augment, Draw, draw};
 use crate::error::{Error, Result, check_len, checked_elements};
 use crate::geometry::{BAND, Window};
 use crate::shade::{GREY, Jitter, OutputElement, Shader};
-use crate::simd::{Level, multiversion};
+use crate::simd::{SimdLevel, multiversion};
 use crate::{BatchMut, ImageU8};
 
 /// Elements over which channels line up with 32-lane byte vectors.
@@ -53,8 +53,8 @@ pub fn patch_crop(
         })
         .collect();
     match out {
-        BatchMut::F32(out) => shade_all(Level::detect(), &samples, size, out),
-        BatchMut::Bf16(out) => shade_all(Level::detect(), &samples, size, out),
+        BatchMut::F32(out) => shade_all(SimdLevel::detect(), &samples, size, out),
+        BatchMut::Bf16(out) => shade_all(SimdLevel::detect(), &samples, size, out),
     }
     Ok(())
 }
@@ -141,7 +141,7 @@ fn window<'a>(image: &ImageU8<'a>, spec: &CropSpec, size: usize, draw: &Draw) ->
 }
 
 fn shade_all<E: OutputElement>(
-    level: Level,
+    level: SimdLevel,
     samples: &[(Window<'_, u8>, Draw)],
     size: usize,
     out: &mut [E],
@@ -166,7 +166,7 @@ fn shade_all<E: OutputElement>(
 
 /// Mean grey of the window after brightness, 0..1. The sums are over integers, hence exact in any
 /// order.
-fn mean_grey(level: Level, window: &Window<'_, u8>, brightness: f32) -> f32 {
+fn mean_grey(level: SimdLevel, window: &Window<'_, u8>, brightness: f32) -> f32 {
     // Values above the limit saturate at 1.
     let limit = (255.0 / brightness).min(255.0) as u8;
     let ChannelSums { below, above } = channel_sums(level, window, limit);

@@ -7,7 +7,7 @@ use crate::augment::{Augment, Draw, draw};
 use crate::error::{Error, Result, check_len, checked_elements};
 use crate::geometry::{BAND, Window};
 use crate::shade::{GREY, Jitter, OutputElement, Shader};
-use crate::simd::{Level, multiversion};
+use crate::simd::{SimdLevel, multiversion};
 
 /// Elements over which channels and f64 lanes line up.
 const LANES: usize = 24;
@@ -47,13 +47,13 @@ pub fn global_view(
         size,
     };
     match out {
-        BatchMut::F32(out) => shade(Level::detect(), window, &draw, out),
-        BatchMut::Bf16(out) => shade(Level::detect(), window, &draw, out),
+        BatchMut::F32(out) => shade(SimdLevel::detect(), window, &draw, out),
+        BatchMut::Bf16(out) => shade(SimdLevel::detect(), window, &draw, out),
     }
     Ok(())
 }
 
-fn shade<E: OutputElement>(level: Level, window: Window<'_, f32>, draw: &Draw, out: &mut [E]) {
+fn shade<E: OutputElement>(level: SimdLevel, window: Window<'_, f32>, draw: &Draw, out: &mut [E]) {
     let size = window.size;
     let jitter = Jitter::new(draw, |brightness| mean_grey(level, window, brightness));
     out.par_chunks_mut(3 * size * BAND)
@@ -72,7 +72,7 @@ fn shade<E: OutputElement>(level: Level, window: Window<'_, f32>, draw: &Draw, o
 }
 
 /// Mean grey after brightness, 0..1: per row in fixed lanes, rows in order.
-fn mean_grey(level: Level, window: Window<'_, f32>, brightness: f32) -> f32 {
+fn mean_grey(level: SimdLevel, window: Window<'_, f32>, brightness: f32) -> f32 {
     let rows: Vec<f64> = (0..window.size)
         .into_par_iter()
         .map(|y| grey_sum(level, window.row(y).as_flattened(), brightness))

@@ -7,7 +7,7 @@ use rayon::prelude::*;
 
 use crate::ImageU8;
 use crate::error::{Error, Result, checked_elements};
-use crate::simd::{Level, multiversion};
+use crate::simd::{SimdLevel, multiversion};
 
 /// The source pixels that one output pixel is made of, along one axis.
 pub(crate) struct Taps {
@@ -52,7 +52,7 @@ pub fn resize_antialias(image: &ImageU8<'_>, out_h: usize, out_w: usize) -> Resu
             help: "an image without pixels cannot be resized",
         });
     }
-    let level = Level::detect();
+    let level = SimdLevel::detect();
     let mut out = vec![0.0; checked_elements("the resized image", &[out_h, out_w, 3])?];
     let columns = taps(image.width, out_w);
     // The vertical pass comes first: it reads whole rows of bytes, and its result is one row that
@@ -70,7 +70,7 @@ pub fn resize_antialias(image: &ImageU8<'_>, out_h: usize, out_w: usize) -> Resu
 }
 
 /// Weighted sum of the rows in `taps`.
-fn blend_rows(level: Level, image: &ImageU8<'_>, taps: &Taps, out: &mut [f32]) {
+fn blend_rows(level: SimdLevel, image: &ImageU8<'_>, taps: &Taps, out: &mut [f32]) {
     out.fill(0.0);
     let rows = image.data[3 * image.width * taps.first..].chunks_exact(3 * image.width);
     for (row, &weight) in rows.zip(&taps.weights) {

@@ -8,7 +8,7 @@ use half::bf16;
 
 use crate::augment::Draw;
 use crate::flat::round_chunk;
-use crate::simd::{Level, multiversion};
+use crate::simd::{SimdLevel, multiversion};
 use crate::{IMAGENET_MEAN, IMAGENET_STD};
 
 /// Luma weights of red, green and blue (ITU-R BT.601, as torchvision rounds them).
@@ -58,17 +58,17 @@ const fn per_channel(values: [f32; 3]) -> [f32; GROUP] {
 /// What a pixel value of a source image can be; 0..255 in either type.
 pub(crate) trait SourcePixel: Copy + Default + Send + Sync {
     /// Writes `source / 255` to `unit`.
-    fn to_unit(level: Level, source: &[Self], unit: &mut [f32]);
+    fn to_unit(level: SimdLevel, source: &[Self], unit: &mut [f32]);
 }
 
 impl SourcePixel for u8 {
-    fn to_unit(level: Level, source: &[Self], unit: &mut [f32]) {
+    fn to_unit(level: SimdLevel, source: &[Self], unit: &mut [f32]) {
         unit_from_u8(level, source, unit);
     }
 }
 
 impl SourcePixel for f32 {
-    fn to_unit(level: Level, source: &[Self], unit: &mut [f32]) {
+    fn to_unit(level: SimdLevel, source: &[Self], unit: &mut [f32]) {
         unit_from_f32(level, source, unit);
     }
 }
@@ -76,17 +76,27 @@ impl SourcePixel for f32 {
 /// What a batch can be made of.
 pub(crate) trait OutputElement: Copy + Send {
     /// Writes a row of f32 results.
-    fn store(level: Level, out: &mut [Self], scratch: &mut [f32], fill: impl FnOnce(&mut [f32]));
+    fn store(
+        level: SimdLevel,
+        out: &mut [Self],
+        scratch: &mut [f32],
+        fill: impl FnOnce(&mut [f32]),
+    );
 }
 
 impl OutputElement for f32 {
-    fn store(_: Level, out: &mut [Self], _: &mut [f32], fill: impl FnOnce(&mut [f32])) {
+    fn store(_: SimdLevel, out: &mut [Self], _: &mut [f32], fill: impl FnOnce(&mut [f32])) {
         fill(out);
     }
 }
 
 impl OutputElement for bf16 {
-    fn store(level: Level, out: &mut [Self], scratch: &mut [f32], fill: impl FnOnce(&mut [f32])) {
+    fn store(
+        level: SimdLevel,
+        out: &mut [Self],
+        scratch: &mut [f32],
+        fill: impl FnOnce(&mut [f32]),
+    ) {
         fill(scratch);
         round_chunk(level, out, scratch);
     }
@@ -130,7 +140,7 @@ impl Jitter {
 
 /// Turns rows of source pixels into rows of a batch; owns the row buffers of one thread.
 pub(crate) struct Shader {
-    level: Level,
+    level: SimdLevel,
     /// One row in 0..1 with [`PAD`] zeros at both ends.
     unit: Vec<f32>,
     /// One row of results that are yet to be rounded.
@@ -139,7 +149,7 @@ pub(crate) struct Shader {
 
 impl Shader {
     /// For rows of `size` pixels.
-    pub(crate) fn new(level: Level, size: usize) -> Self {
+    pub(crate) fn new(level: SimdLevel, size: usize) -> Self {
         Self {
             level,
             unit: vec![0.0; 3 * size + 2 * PAD],

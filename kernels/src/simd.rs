@@ -7,10 +7,10 @@
 
 /// An instruction set that this machine was found to have.
 ///
-/// Values come from [`Level::detect`] and [`Level::available`] only; that is what makes calling the
+/// Values come from [`SimdLevel::detect`] and [`SimdLevel::available`] only; that is what makes calling the
 /// specialised code sound.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) struct Level(InstructionSet);
+pub(crate) struct SimdLevel(InstructionSet);
 
 /// The instruction sets that loops are compiled for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -25,7 +25,7 @@ pub(crate) enum InstructionSet {
     Avx512,
 }
 
-impl Level {
+impl SimdLevel {
     /// The widest instruction set of this machine.
     pub(crate) fn detect() -> Self {
         #[cfg(target_arch = "x86_64")]
@@ -68,12 +68,12 @@ impl Level {
     }
 }
 
-/// Defines a function that takes a [`Level`] before its own arguments and runs its body compiled
+/// Defines a function that takes a [`SimdLevel`] before its own arguments and runs its body compiled
 /// for that instruction set. What the body calls must be `#[inline(always)]` to be compiled along.
 macro_rules! multiversion {
     ($(#[$meta:meta])* $vis:vis fn $name:ident($($arg:ident: $ty:ty),* $(,)?) $(-> $ret:ty)? $body:block) => {
         $(#[$meta])*
-        $vis fn $name(level: $crate::simd::Level, $($arg: $ty),*) $(-> $ret)? {
+        $vis fn $name(level: $crate::simd::SimdLevel, $($arg: $ty),*) $(-> $ret)? {
             #[inline(always)]
             fn portable($($arg: $ty),*) $(-> $ret)? $body
 
@@ -90,7 +90,7 @@ macro_rules! multiversion {
             }
 
             match level.isa() {
-                // SAFETY: a Level of this kind exists only where detection found the features.
+                // SAFETY: a SimdLevel of this kind exists only where detection found the features.
                 #[cfg(target_arch = "x86_64")]
                 $crate::simd::InstructionSet::Avx512 => unsafe { avx512($($arg),*) },
                 // SAFETY: as above.

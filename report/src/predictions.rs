@@ -4,7 +4,7 @@ use std::collections::BTreeSet;
 use std::path::Path;
 
 use fovea_run::metrics::Table;
-use fovea_run::predictions::{Prediction, Reader};
+use fovea_run::predictions::{Prediction, RowReader};
 use fovea_task::Task;
 
 use super::table::read_records;
@@ -20,7 +20,7 @@ pub(super) fn read(path: &Path, task: &Task) -> Result<Vec<Prediction>> {
         line,
         reason,
     };
-    let reader = Reader::new(task, &header).map_err(|reason| bad(1, reason))?;
+    let reader = RowReader::new(task, &header).map_err(|reason| bad(1, reason))?;
     let mut lines: Vec<Prediction> = Vec::new();
     for (number, record) in &records {
         lines.push(reader.read(record).map_err(|reason| bad(*number, reason))?);

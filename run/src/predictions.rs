@@ -99,7 +99,7 @@ fn places(classes: &[&str], target: &Target) -> Vec<Option<usize>> {
 
 /// Reads lines with [`Columns::Label`] by the names of their columns.
 #[derive(Debug)]
-pub struct Reader<'a> {
+pub struct RowReader<'a> {
     task: &'a Task,
     image_id: usize,
     row: usize,
@@ -111,7 +111,7 @@ pub struct Reader<'a> {
     probabilities: Vec<Vec<usize>>,
 }
 
-impl<'a> Reader<'a> {
+impl<'a> RowReader<'a> {
     /// A reader of a table with this header, which holds predictions for `task`.
     ///
     /// # Errors
@@ -215,7 +215,7 @@ mod tests {
     fn read(path: &Path, task: &Task) -> Result<Vec<Prediction>, String> {
         let mut reader = csv::Reader::from_path(path).unwrap();
         let header = reader.headers().unwrap().clone();
-        let columns = Reader::new(task, &header)?;
+        let columns = RowReader::new(task, &header)?;
         reader
             .records()
             .map(|record| columns.read(&record.unwrap()))

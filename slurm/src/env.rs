@@ -44,7 +44,7 @@ pub struct ArrayElement {
 
 /// The place of a process in a job step.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Task {
+pub struct JobTask {
     /// `SLURM_STEP_ID`.
     pub step: u32,
     /// `SLURM_PROCID`: 0.. over all nodes of the step.
@@ -73,7 +73,7 @@ pub struct Allocation {
     /// `SLURM_NTASKS`, else the sum of `tasks_per_node`.
     pub ntasks: u32,
     /// Where this process is in its step; `None` in the batch script.
-    pub task: Option<Task>,
+    pub task: Option<JobTask>,
     /// GPUs of the job on this node.
     pub gpus_on_node: u32,
     /// `--cpus-per-task`, where given.
@@ -211,11 +211,11 @@ impl<F: Fn(&str) -> Option<String>> Vars<F> {
     }
 
     /// The batch script has the numbers of a task too (all 0), but no step.
-    fn task(&self) -> Result<Option<Task>, Error> {
+    fn task(&self) -> Result<Option<JobTask>, Error> {
         let Some(step) = self.number("SLURM_STEP_ID")? else {
             return Ok(None);
         };
-        Ok(Some(Task {
+        Ok(Some(JobTask {
             step,
             procid: self.needed("SLURM_PROCID")?,
             localid: self.needed("SLURM_LOCALID")?,

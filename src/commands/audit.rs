@@ -48,7 +48,7 @@ pub fn run(args: &AuditArgs) -> anyhow::Result<Ending> {
         .into());
     }
     let (data, stopped_early) = open(args, &config, &run)?;
-    let records = Records::read(run.path())?;
+    let records = AuditRecords::read(run.path())?;
     let epochs = stopped_early.unwrap_or(config.train.epochs);
     let report = examine(&config, epochs, &data, &records)?;
     if args.json {
@@ -79,14 +79,14 @@ fn open(args: &AuditArgs, config: &Config, run: &RunDir) -> anyhow::Result<(Data
 }
 
 /// Both files, and what is to be said about how they could be read.
-struct Records {
+struct AuditRecords {
     ledger: Vec<LedgerRecord>,
     journal: Vec<JournalRecord>,
     notes: Vec<String>,
     problems: Vec<String>,
 }
 
-impl Records {
+impl AuditRecords {
     /// Both as of one moment: no entry came to the journal while the ledger was read.
     fn read(run: &Path) -> anyhow::Result<Self> {
         let length = |read: &Result<Contents<JournalRecord>, Error>| {
@@ -136,7 +136,7 @@ fn examine(
     config: &Config,
     epochs: u32,
     data: &Dataset,
-    records: &Records,
+    records: &AuditRecords,
 ) -> anyhow::Result<Report> {
     // From the dataset itself, not from what the sample order is made from.
     let grain = models::find(&config.model.name)?.grain;

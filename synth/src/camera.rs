@@ -21,7 +21,7 @@ pub(super) fn expose(eye: &Eye, mut canvas: Canvas, draw: &mut RandomStream) -> 
     let seed = draw.word();
     let size = canvas.size;
     let mut pixels = vec![0u8; size * size * 3];
-    let mut grain = Grain::new(seed, size);
+    let mut grain = FilmGrain::new(seed, size);
     for (y, (row, out)) in canvas
         .rgb
         .chunks_exact(size)
@@ -110,14 +110,14 @@ fn blur_columns(canvas: &mut Canvas, taps: &[f32]) {
 
 /// Sensor noise with unit variance and the short correlation that demosaicing leaves: four values
 /// per pixel (three channels and one they share), from a hash of the position.
-struct Grain {
+struct FilmGrain {
     seed: u32,
     row: u32,
     fresh: Vec<[f32; 4]>,
     previous: Vec<[f32; 4]>,
 }
 
-impl Grain {
+impl FilmGrain {
     fn new(seed: u32, size: usize) -> Self {
         let mut grain = Self {
             seed,
@@ -195,7 +195,7 @@ mod tests {
 
     #[test]
     fn grain_has_unit_variance() {
-        let mut grain = Grain::new(3, 200);
+        let mut grain = FilmGrain::new(3, 200);
         let (mut sum, mut squares) = (0.0f64, 0.0f64);
         for _ in 0..200 {
             grain.next_row();

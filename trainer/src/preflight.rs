@@ -3,16 +3,16 @@
 //! Without these refusals every rank would fail after an epoch. Deciding is pure: [`RunFacts`] of the
 //! splits in, an error or warnings out.
 
-use fovea_coordinator::order::EpochOrder;
+use fovea_coordinator::order::{EpochOrder, Grain};
 use fovea_dataset::{Dataset, Split};
 use fovea_run::config::Config;
 use fovea_run::metrics::{LabelCounts, never_defined, poor, watched};
-use fovea_task::{Label, Level, Target, Task};
+use fovea_task::{Level, Target, Task};
 
 use crate::error::{Error, Result};
 use crate::models;
 use crate::objective;
-use crate::samples::{non_black_cells, order_input};
+use crate::samples::{labels_of, order_input, whole_image};
 
 /// When a run is checked.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -39,8 +39,8 @@ pub fn preflight(config: &Config, data: &Dataset, moment: Moment) -> Result<Vec<
     let facts = RunFacts {
         task: data.task().clone(),
         data: data.dir().display().to_string(),
-        train: SplitFacts::of(config, data, Split::Train),
-        val: SplitFacts::of(config, data, Split::Val),
+        train: SplitFacts::of(config, data, model.grain, Split::Train),
+        val: SplitFacts::of(config, data, model.grain, Split::Val),
         units,
     };
     decide(config, &facts, moment)
@@ -63,30 +63,27 @@ struct RunFacts {
 struct SplitFacts {
     /// Images, with and without labels.
     images: usize,
-    /// Patches that are not black, with and without labels.
-    patches: usize,
-    /// Labels per target of the task: those of images, or of patches that are not black.
+    /// Samples, with and without labels: patches that are not black, or images.
+    samples: usize,
+    /// Labels of the samples per target of the task.
     labels: Vec<LabelCounts>,
 }
 
 impl SplitFacts {
-    fn of(config: &Config, data: &Dataset, split: Split) -> Self {
+    fn of(config: &Config, data: &Dataset, grain: Grain, split: Split) -> Self {
         let targets = data.task().targets();
         let mut facts = Self::default();
         let mut labels = vec![Vec::new(); targets.len()];
         for image in data.indices(split) {
             let cells = data.patch_labels(image, config.data.min_lesion_pixels);
-            let seen = non_black_cells(data, image);
+            let unit = whole_image(data, grain, image);
             facts.images += 1;
-            facts.patches += seen.len();
-            for (index, (target, labels)) in targets.iter().zip(&mut labels).enumerate() {
-                match target.level {
-                    Level::Patch => labels.extend(seen.iter().map(|&c| cells[usize::from(c)])),
-                    Level::Image => labels.push(match target.union_of_cells {
-                        true => Label(cells.iter().fold(0, |all, cell| all | cell.0)),
-                        false => data.label(image, index),
-                    }),
-                }
+            facts.samples += match grain {
+                Grain::Cell => unit.cells.len(),
+                Grain::Image => 1,
+            };
+            for (index, labels) in labels.iter_mut().enumerate() {
+                labels.extend(labels_of(data, &cells, index, &unit));
             }
         }
         let labels = targets.iter().zip(labels);
@@ -102,7 +99,7 @@ fn decide(config: &Config, facts: &RunFacts, moment: Moment) -> Result<Vec<Strin
     for (split, name) in [(&facts.train, "training"), (&facts.val, "validation")] {
         let why = if split.images == 0 {
             "has no images"
-        } else if split.patches == 0 {
+        } else if split.samples == 0 {
             "has no patch that is not black"
         } else {
             continue;
@@ -194,7 +191,7 @@ mod tests {
         };
         let split = |images: &[u64], patches: &[u64]| SplitFacts {
             images: images.len(),
-            patches: patches.len(),
+            samples: patches.len(),
             labels: vec![count(0, images), count(1, patches)],
         };
         RunFacts {

@@ -105,6 +105,30 @@ pub fn non_black_cells(data: &Dataset, image: usize) -> Vec<u16> {
         .collect()
 }
 
+/// The unit that holds all that a model of this grain reads of an image: every cell that is not black, or the image alone.
+pub fn whole_image(data: &Dataset, grain: Grain, image: usize) -> Unit {
+    Unit {
+        image: image as u32,
+        cells: match grain {
+            Grain::Cell => non_black_cells(data, image),
+            Grain::Image => Vec::new(),
+        },
+    }
+}
+
+/// Labels of target `target` of the dataset's task for a unit: one of its image, or one per cell of it. `cells` are the labels
+/// of all cells of the image, `[grid, grid]`.
+pub fn labels_of(data: &Dataset, cells: &[Label], target: usize, unit: &Unit) -> Vec<Label> {
+    let asked = &data.task().targets()[target];
+    match asked.level {
+        Level::Patch => unit.cells.iter().map(|&c| cells[c as usize]).collect(),
+        Level::Image if asked.union_of_cells => {
+            vec![Label(cells.iter().fold(0, |all, cell| all | cell.0))]
+        }
+        Level::Image => vec![data.label(unit.image as usize, target)],
+    }
+}
+
 /// The configured augmentation.
 pub fn augment(config: &Config) -> Augment {
     let a = &config.augment;
@@ -175,30 +199,12 @@ impl SampleSource {
     /// an image that has the classes of its cells, follows the configured rule.
     pub fn labels(&self, target: usize, unit: &Unit) -> Vec<Label> {
         let cells = &self.cell_labels[unit.image as usize];
-        let asked = &self.task().targets()[target];
-        match asked.level {
-            Level::Patch => unit.cells.iter().map(|&c| cells[c as usize]).collect(),
-            Level::Image if asked.union_of_cells => {
-                vec![Label(cells.iter().fold(0, |all, cell| all | cell.0))]
-            }
-            Level::Image => vec![self.data.label(unit.image as usize, target)],
-        }
-    }
-
-    /// Grid cells of an image that the model reads, in row order: those that are not black, or none.
-    pub fn cells(&self, image: usize) -> Vec<u16> {
-        match self.grain {
-            Grain::Cell => non_black_cells(&self.data, image),
-            Grain::Image => Vec::new(),
-        }
+        labels_of(&self.data, cells, target, unit)
     }
 
     /// The unit that holds all that the model reads of an image, for evaluation.
     pub fn whole_image(&self, image: usize) -> Unit {
-        Unit {
-            image: image as u32,
-            cells: self.cells(image),
-        }
+        whole_image(&self.data, self.grain, image)
     }
 
     /// Reads, crops and (in training: `epoch` given) augments the samples of `units`.

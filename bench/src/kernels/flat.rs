@@ -24,8 +24,8 @@ fn noise(n: usize, rng: &mut dyn RngCore) -> Vec<f32> {
     (0..n).map(|_| rng.random_range(-1.0..1.0)).collect()
 }
 
-/// Focal loss with its gradient.
-pub struct Focal {
+/// FocalTrial loss with its gradient.
+pub struct FocalTrial {
     settings: LossSettings,
     focal: Arc<dyn Loss>,
     scale: f32,
@@ -40,7 +40,7 @@ pub struct Focal {
     scratch: DeviceBuffer,
 }
 
-impl Focal {
+impl FocalTrial {
     pub fn new(gpu: &Gpu, s: &Shapes, rng: &mut dyn RngCore) -> Result<Self> {
         let n = s.rows;
         let settings = LossSettings {
@@ -76,7 +76,7 @@ impl Focal {
     }
 }
 
-impl Trial for Focal {
+impl Trial for FocalTrial {
     fn shape(&self) -> String {
         format!("[{} x {CLASSES}]", self.host.1.len())
     }
@@ -186,7 +186,7 @@ impl Trial for Adam {
             n: self.host[0].len(),
             scalars: self.scalars.address(),
         };
-        // SAFETY: as for `Focal`.
+        // SAFETY: as for `FocalTrial`.
         unsafe { gpu.run(&op) }
     }
 
@@ -253,7 +253,7 @@ impl Trial for Cast {
             dst: address(&self.out),
             n: self.host.len(),
         };
-        // SAFETY: as for `Focal`.
+        // SAFETY: as for `FocalTrial`.
         unsafe { gpu.run(&op) }
     }
 
@@ -310,7 +310,7 @@ impl Trial for Squares {
             total: address(&self.total),
             scratch: self.scratch.address(),
         };
-        // SAFETY: as for `Focal`.
+        // SAFETY: as for `FocalTrial`.
         unsafe { gpu.run(&op) }
     }
 

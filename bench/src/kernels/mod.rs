@@ -14,7 +14,7 @@ use rand_chacha::ChaCha8Rng;
 use serde::Serialize;
 use tch::Tensor;
 
-use self::flat::{Adam, Cast, Focal, Squares};
+use self::flat::{Adam, Cast, FocalTrial, Squares};
 use self::pixels::{Crop, ResizeTrial, View};
 
 use super::facts::GpuFacts;
@@ -111,7 +111,7 @@ pub(super) const ALL: [KernelEntry; 10] = [
         Ok(Box::new(View::new(gpu, s, DType::Bf16, rng)?))
     }),
     entry("focal_loss", false, |gpu, s, rng| {
-        Ok(Box::new(Focal::new(gpu, s, rng)?))
+        Ok(Box::new(FocalTrial::new(gpu, s, rng)?))
     }),
     entry("fused_adam", false, |gpu, s, rng| {
         Ok(Box::new(Adam::new(gpu, s, false, rng)?))

@@ -100,7 +100,7 @@ fn extremes_saturate_as_defined() {
             };
             let mut out = vec![0.0; 17 * 17 * 3];
             let samples = [(window(&image, &spec, 17, &draw), draw)];
-            shade_all(Level::detect(), &samples, 17, &mut out);
+            shade_all(SimdLevel::detect(), &samples, 17, &mut out);
             let name = format!("{brightness} {contrast} {saturation}");
             assert_close(&name, &out, &naive(&image, &spec, 17, &draw), 2e-5);
         }
@@ -219,7 +219,7 @@ proptest! {
             let draw = draw(case.seed, 9, spec.sample_id, &case.aug);
             (window(&image, spec, case.size, &draw), draw)
         }).collect();
-        for level in Level::available() {
+        for level in SimdLevel::available() {
             let mut out = vec![0.0f32; one.len()];
             shade_all(level, &samples, case.size, &mut out);
             prop_assert_eq!(&one, &out, "{:?}", level);
@@ -262,9 +262,9 @@ fn white_windows_do_not_overflow_the_sums() {
         };
         let all = (size * size) as u64;
         let levels = if rows == 1 {
-            vec![Level::detect()]
+            vec![SimdLevel::detect()]
         } else {
-            Level::available()
+            SimdLevel::available()
         };
         for level in levels {
             let white = channel_sums(level, &window, 255);

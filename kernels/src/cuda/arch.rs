@@ -19,14 +19,14 @@ impl fmt::Display for Arch {
 
 /// What the compiler makes for a device.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Target {
+pub enum CompileTarget {
     /// Machine code of this very architecture.
     Cubin(Arch),
     /// PTX for this, older, architecture, which the driver translates.
     Ptx(Arch),
 }
 
-impl Target {
+impl CompileTarget {
     /// The best target for a device of `arch` among those that the compiler supports; none if they
     /// are all newer than the device.
     #[must_use]
@@ -63,19 +63,19 @@ mod tests {
     fn devices_newer_than_the_compiler_get_ptx_and_older_ones_nothing() {
         let known = [Arch(75), Arch(90), Arch(100)];
         assert_eq!(
-            Target::choose(Arch(90), &known),
-            Some(Target::Cubin(Arch(90)))
+            CompileTarget::choose(Arch(90), &known),
+            Some(CompileTarget::Cubin(Arch(90)))
         );
         assert_eq!(
-            Target::choose(Arch(89), &known),
-            Some(Target::Ptx(Arch(75)))
+            CompileTarget::choose(Arch(89), &known),
+            Some(CompileTarget::Ptx(Arch(75)))
         );
         assert_eq!(
-            Target::choose(Arch(130), &known),
-            Some(Target::Ptx(Arch(100)))
+            CompileTarget::choose(Arch(130), &known),
+            Some(CompileTarget::Ptx(Arch(100)))
         );
-        assert_eq!(Target::choose(Arch(70), &known), None);
-        let ptx = Target::Ptx(Arch(75));
+        assert_eq!(CompileTarget::choose(Arch(70), &known), None);
+        let ptx = CompileTarget::Ptx(Arch(75));
         assert_eq!(
             (ptx.arch(), Arch(75).to_string()),
             (Arch(75), "sm_75".into())

@@ -9,7 +9,7 @@ use std::path::Path;
 
 use fovea_files::{Durability, Mode};
 
-use super::arch::Target;
+use super::arch::CompileTarget;
 use super::error::Result;
 use super::source::{HEADERS, OPTIONS, Source};
 
@@ -35,7 +35,7 @@ pub enum CacheOutcome {
 
 /// Name of the entry for `source`, compiled by NVRTC of `version` for `target`.
 #[must_use]
-pub fn entry_name(source: &Source, target: Target, version: &str) -> String {
+pub fn entry_name(source: &Source, target: CompileTarget, version: &str) -> String {
     let mut hasher = blake3::Hasher::new();
     let mut add = |part: &str| {
         // Length first, so that no two lists of parts give the same bytes.
@@ -51,8 +51,8 @@ pub fn entry_name(source: &Source, target: Target, version: &str) -> String {
     add(version);
     let stem = source.file.name.trim_end_matches(".cu");
     let (kind, arch) = match target {
-        Target::Cubin(arch) => ("cubin", arch),
-        Target::Ptx(arch) => ("ptx", arch),
+        CompileTarget::Cubin(arch) => ("cubin", arch),
+        CompileTarget::Ptx(arch) => ("ptx", arch),
     };
     format!("{stem}-{arch}-{}.{kind}", &hasher.finalize().to_hex()[..32])
 }

@@ -7,7 +7,7 @@ use std::sync::Arc;
 
 use cudarc::driver::sys;
 
-use super::arch::Target;
+use super::arch::CompileTarget;
 use super::cache::{CacheOutcome, entry_name, get_or_compile};
 use super::device::Device;
 use super::error::{Error, Result, check};
@@ -260,10 +260,10 @@ impl Drop for Current {
     }
 }
 
-fn target(nvrtc: &Nvrtc, device: &Device) -> Result<Target> {
+fn target(nvrtc: &Nvrtc, device: &Device) -> Result<CompileTarget> {
     let supported = nvrtc.supported()?;
     let arch = device.arch;
-    Target::choose(arch, &supported).ok_or_else(|| Error::TooOld {
+    CompileTarget::choose(arch, &supported).ok_or_else(|| Error::TooOld {
         what: format!("GPU {} ({})", device.ordinal, device.name),
         arch,
         who: format!("NVRTC {}", nvrtc.version()),

@@ -25,7 +25,7 @@ pub(crate) mod ops;
 pub mod source;
 mod stream;
 
-pub use arch::{Arch, Target};
+pub use arch::{Arch, CompileTarget};
 pub use device::Device;
 pub use error::{Error, Result};
 pub use graph::Graph;

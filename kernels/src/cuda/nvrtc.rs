@@ -9,7 +9,7 @@ use std::path::{Path, PathBuf};
 
 use libloading::os::unix::{Library, RTLD_GLOBAL, RTLD_NOW};
 
-use super::arch::{Arch, Target};
+use super::arch::{Arch, CompileTarget};
 use super::error::{Error, Result};
 use super::source::{HEADERS, OPTIONS, Source};
 
@@ -145,7 +145,7 @@ impl Nvrtc {
     }
 
     /// Machine code or PTX of `source`.
-    pub fn compile(&self, source: &Source, target: Target) -> Result<Vec<u8>> {
+    pub fn compile(&self, source: &Source, target: CompileTarget) -> Result<Vec<u8>> {
         let text = c_string(source.file.text)?;
         let name = c_string(source.file.name)?;
         let headers = HEADERS.map(|header| (c_string(header.text), c_string(header.name)));
@@ -185,8 +185,8 @@ impl Nvrtc {
         };
         program.compile(source, target)?;
         match target {
-            Target::Cubin(_) => program.output(b"nvrtcGetCUBINSize\0", b"nvrtcGetCUBIN\0"),
-            Target::Ptx(_) => program.output(b"nvrtcGetPTXSize\0", b"nvrtcGetPTX\0"),
+            CompileTarget::Cubin(_) => program.output(b"nvrtcGetCUBINSize\0", b"nvrtcGetCUBIN\0"),
+            CompileTarget::Ptx(_) => program.output(b"nvrtcGetPTXSize\0", b"nvrtcGetPTX\0"),
         }
     }
 
@@ -230,7 +230,7 @@ struct Program<'a> {
 }
 
 impl Program<'_> {
-    fn compile(&self, source: &Source, target: Target) -> Result<()> {
+    fn compile(&self, source: &Source, target: CompileTarget) -> Result<()> {
         let options = OPTIONS.iter().map(|option| c_string(option));
         let options: Vec<CString> = options
             .chain([c_string(&target.option())])

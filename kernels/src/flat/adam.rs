@@ -6,7 +6,7 @@ use rayon::prelude::*;
 
 use super::{CHUNK, round_bf16};
 use crate::error::{Error, Result, check_len};
-use crate::simd::{Level, multiversion};
+use crate::simd::{SimdLevel, multiversion};
 
 /// Hyperparameters of one optimizer step. They are f64, as PyTorch keeps them: `1 - beta2` of an
 /// f32 `beta2` would be off in its fifth digit.
@@ -182,7 +182,7 @@ pub fn adam(
     if let Some(working) = &working {
         check_len("working", SHAPE, working.len(), n)?;
     }
-    let level = Level::detect();
+    let level = SimdLevel::detect();
     let chunks = params
         .par_chunks_mut(CHUNK)
         .zip(grads.par_chunks(CHUNK))

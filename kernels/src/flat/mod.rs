@@ -14,7 +14,7 @@ use half::bf16;
 use rayon::prelude::*;
 
 use crate::error::{Result, check_len};
-use crate::simd::{Level, multiversion};
+use crate::simd::{SimdLevel, multiversion};
 
 /// Elements that one thread takes at a time. Part of the definition of [`sum_squares`]: partial
 /// sums are per chunk.
@@ -27,7 +27,7 @@ const LANES: usize = 32;
 /// into the flat fp32 buffer. Both `[n]`.
 pub fn accumulate_bf16(src: &[bf16], dst: &mut [f32], first: bool) -> Result<()> {
     check_len("src", "[n], as many as dst", src.len(), dst.len())?;
-    let level = Level::detect();
+    let level = SimdLevel::detect();
     let chunks = dst.par_chunks_mut(CHUNK).zip(src.par_chunks(CHUNK));
     if first {
         chunks.for_each(|(dst, src)| widen_chunk(level, dst, src));
@@ -40,7 +40,7 @@ pub fn accumulate_bf16(src: &[bf16], dst: &mut [f32], first: bool) -> Result<()>
 /// `dst += src`, both `[n]`.
 pub fn add_assign(dst: &mut [f32], src: &[f32]) -> Result<()> {
     check_len("src", "[n], as many as dst", src.len(), dst.len())?;
-    let level = Level::detect();
+    let level = SimdLevel::detect();
     dst.par_chunks_mut(CHUNK)
         .zip(src.par_chunks(CHUNK))
         .for_each(|(dst, src)| add_chunk(level, dst, src));
@@ -50,7 +50,7 @@ pub fn add_assign(dst: &mut [f32], src: &[f32]) -> Result<()> {
 /// `dst = src` rounded to nearest even, both `[n]`. NaN stays NaN.
 pub fn to_bf16(src: &[f32], dst: &mut [bf16]) -> Result<()> {
     check_len("dst", "[n], as many as src", dst.len(), src.len())?;
-    let level = Level::detect();
+    let level = SimdLevel::detect();
     dst.par_chunks_mut(CHUNK)
         .zip(src.par_chunks(CHUNK))
         .for_each(|(dst, src)| round_chunk(level, dst, src));
@@ -62,7 +62,7 @@ pub fn to_bf16(src: &[f32], dst: &mut [bf16]) -> Result<()> {
 /// says that every element is finite.
 #[must_use]
 pub fn sum_squares(x: &[f32]) -> f64 {
-    let level = Level::detect();
+    let level = SimdLevel::detect();
     let chunks: Vec<f64> = x
         .par_chunks(CHUNK)
         .map(|chunk| sum_squares_chunk(level, chunk))

@@ -85,7 +85,7 @@ fn bits_depend_neither_on_threads_nor_on_the_processor() {
         for threads in [2, 3, 5] {
             assert_eq!(one, with_threads(threads, || sum_squares(&x)).to_bits());
         }
-        for level in Level::available() {
+        for level in SimdLevel::available() {
             let chunks = x.chunks(CHUNK).map(|c| sum_squares_chunk(level, c));
             assert_eq!(one, chunks.sum::<f64>().to_bits(), "{level:?}");
             let (mut a, mut b) = (values(n, 4), values(n, 4));

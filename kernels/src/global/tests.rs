@@ -54,7 +54,7 @@ fn bits_depend_neither_on_threads_nor_on_the_processor() {
             stride: 70,
             size: 70,
         };
-        for level in Level::available() {
+        for level in SimdLevel::available() {
             let mut out = vec![0.0f32; one.len()];
             shade(level, window, &draw(1, 2, id, &GOLDEN), &mut out);
             assert_eq!(one, out, "{level:?}");

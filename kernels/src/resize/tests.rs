@@ -51,8 +51,8 @@ proptest! {
         let image = ImageU8 { data: &data, height: h, width: w };
         for taps in taps(h, out_h) {
             let mut want = vec![0.0; 3 * w];
-            blend_rows(Level::detect(), &image, &taps, &mut want);
-            for level in Level::available() {
+            blend_rows(SimdLevel::detect(), &image, &taps, &mut want);
+            for level in SimdLevel::available() {
                 let mut row = vec![0.0; 3 * w];
                 blend_rows(level, &image, &taps, &mut row);
                 prop_assert_eq!(&row, &want);

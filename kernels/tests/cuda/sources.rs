@@ -2,7 +2,7 @@
 
 use fovea_kernels::cuda::nvrtc::{Nvrtc, Search};
 use fovea_kernels::cuda::source::sources;
-use fovea_kernels::cuda::{Arch, Target};
+use fovea_kernels::cuda::{Arch, CompileTarget};
 use rayon::prelude::*;
 
 fn nvrtc() -> Nvrtc {
@@ -16,7 +16,7 @@ fn every_source_compiles() {
         let file = source.file.name;
         for arch in Arch::TESTED {
             let code = nvrtc
-                .compile(source, Target::Cubin(arch))
+                .compile(source, CompileTarget::Cubin(arch))
                 .unwrap_or_else(|error| panic!("{error}"));
             assert!(code.starts_with(b"\x7FELF"), "{file} for {arch}");
             for kernel in source.kernels {
@@ -32,7 +32,7 @@ fn every_source_compiles() {
 fn nothing_is_fused_or_approximated() {
     let nvrtc = nvrtc();
     for source in sources() {
-        let ptx = nvrtc.compile(source, Target::Ptx(Arch(80))).unwrap();
+        let ptx = nvrtc.compile(source, CompileTarget::Ptx(Arch(80))).unwrap();
         let ptx = String::from_utf8_lossy(&ptx);
         for word in ["fma.rn", ".approx", ".ftz", "mad.f", ".full."] {
             let by_name = word == "fma.rn" && source.file.text.contains("fmaf(");

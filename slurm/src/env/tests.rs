@@ -51,7 +51,7 @@ fn tasks_of_a_step() {
     let task = allocation("two-nodes-step-3.env").task.expect("a task");
     assert_eq!(
         task,
-        Task {
+        JobTask {
             step: 0,
             procid: 3,
             localid: 1,
@@ -62,7 +62,7 @@ fn tasks_of_a_step() {
     let job = allocation("uneven-step-2.env");
     assert_eq!(
         job.task.expect("a task"),
-        Task {
+        JobTask {
             step: 0,
             procid: 2,
             localid: 0,

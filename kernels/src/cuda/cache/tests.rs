@@ -82,18 +82,21 @@ fn names_tell_sources_targets_and_versions_apart() {
         ..source
     };
     let arch = Arch(90);
-    let base = entry_name(&source, Target::Cubin(arch), "13.0");
+    let base = entry_name(&source, CompileTarget::Cubin(arch), "13.0");
     assert!(
         base.starts_with("patch_crop-sm_90-") && base.ends_with(".cubin"),
         "{base}"
     );
-    assert_eq!(base, entry_name(&source, Target::Cubin(arch), "13.0"));
+    assert_eq!(
+        base,
+        entry_name(&source, CompileTarget::Cubin(arch), "13.0")
+    );
     for other in [
-        entry_name(&changed, Target::Cubin(arch), "13.0"),
-        entry_name(all[1], Target::Cubin(arch), "13.0"),
-        entry_name(&source, Target::Cubin(Arch(80)), "13.0"),
-        entry_name(&source, Target::Ptx(arch), "13.0"),
-        entry_name(&source, Target::Cubin(arch), "13.1"),
+        entry_name(&changed, CompileTarget::Cubin(arch), "13.0"),
+        entry_name(all[1], CompileTarget::Cubin(arch), "13.0"),
+        entry_name(&source, CompileTarget::Cubin(Arch(80)), "13.0"),
+        entry_name(&source, CompileTarget::Ptx(arch), "13.0"),
+        entry_name(&source, CompileTarget::Cubin(arch), "13.1"),
     ] {
         assert_ne!(base, other);
     }

@@ -44,7 +44,9 @@ fn a_mistake_in_a_source_is_shown_with_its_line() {
         },
         kernels: &["k"],
     };
-    let error = nvrtc.compile(&source, Target::Cubin(Arch(90))).unwrap_err();
+    let error = nvrtc
+        .compile(&source, CompileTarget::Cubin(Arch(90)))
+        .unwrap_err();
     let text = error.to_string();
     assert!(
         text.contains("wrong.cu(2)") && text.contains("oops") && text.contains("sm_90"),

@@ -164,7 +164,7 @@ fn bits_depend_neither_on_threads_nor_on_the_processor() {
         };
         let one = run(1);
         assert_eq!(one, run(2));
-        for level in Level::available() {
+        for level in SimdLevel::available() {
             let mut state = base.clone();
             let State {
                 params,

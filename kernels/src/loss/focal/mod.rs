@@ -14,7 +14,7 @@ use super::{Loss, LossAt, LossEntry, LossSettings, check_shapes};
 use crate::cuda::Op;
 use crate::cuda::source::{Source, SourceFile};
 use crate::error::{Error, Result};
-use crate::simd::{Level, multiversion};
+use crate::simd::{SimdLevel, multiversion};
 
 /// The row of [`super::LOSSES`].
 pub(super) static ENTRY: LossEntry = LossEntry {
@@ -139,7 +139,7 @@ impl Loss for Focal {
             by_label: &self.by_label,
             scale: f64::from(scale),
         };
-        let level = Level::detect();
+        let level = SimdLevel::detect();
         let block = BLOCK_ROWS * classes;
         let sums: Vec<f64> = dlogits
             .par_chunks_mut(block)

@@ -80,7 +80,7 @@ fn gradient_is_the_slope_of_the_loss() {
     }
 }
 
-type Kernel = fn(Level, &[f32], &[Label], &Weights<'_>, &mut [f32]) -> f64;
+type Kernel = fn(SimdLevel, &[f32], &[Label], &Weights<'_>, &mut [f32]) -> f64;
 
 fn batches() -> impl Strategy<Value = (usize, Vec<u64>, Vec<f32>, f32)> {
     let classes = prop_oneof![3 => 1usize..=8, 1 => 9..=MAX_CLASSES];
@@ -128,14 +128,14 @@ proptest! {
             by_label: &vec![[0.75, 0.25]; classes],
             scale: 1.0,
         };
-        let block = |level: Level, kernel: Kernel| {
+        let block = |level: SimdLevel, kernel: Kernel| {
             let mut grad = vec![0.0; rows * classes];
             let loss = kernel(level, &logits[..rows * classes], bytemuck::cast_slice(&targets[..rows]), &weights, &mut grad);
             bits((loss, grad))
         };
-        for level in Level::available() {
-            prop_assert_eq!(block(level, squared_block), block(Level::detect(), squared_block));
-            prop_assert_eq!(block(level, power_block), block(Level::detect(), power_block));
+        for level in SimdLevel::available() {
+            prop_assert_eq!(block(level, squared_block), block(SimdLevel::detect(), squared_block));
+            prop_assert_eq!(block(level, power_block), block(SimdLevel::detect(), power_block));
         }
     }
 }
