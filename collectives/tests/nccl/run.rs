@@ -1,5 +1,7 @@
 //! Ranks that meet through a coordinator, lose one of them, and meet again.
 
+use std::sync::Barrier;
+
 use fovea_coordinator::client::{Client, Endpoint};
 use fovea_coordinator::protocol::{Assignment, Ready, Terms, TrainerInfo};
 use fovea_coordinator::rundir::RunLock;
@@ -43,7 +45,7 @@ const HANGS: i32 = 1;
 
 /// One rank of four: two generations, the first of which ends when ranks 2 and 3 are lost during a sum. The world size of
 /// the second one.
-fn rank(endpoint: &Endpoint, pid: u32) -> Option<usize> {
+fn rank(endpoint: &Endpoint, pid: u32, all_met: &Barrier) -> Option<usize> {
     let info = TrainerInfo {
         pid,
         preferred_rank: Some(pid),
@@ -52,6 +54,8 @@ fn rank(endpoint: &Endpoint, pid: u32) -> Option<usize> {
     let mut client = Client::connect(endpoint, info, soon()).unwrap();
     let seat = client.ready(&ready(None), soon()).unwrap();
     let mut nccl = meet(&mut client, &seat);
+    // A rank that is lost earlier ends the others' joining, not their sum.
+    all_met.wait();
     if seat.rank >= 2 {
         // As a process that is killed: nothing is ended in order, and the connection closes.
         nccl.abort_handle().abort("killed");
@@ -93,10 +97,11 @@ fn survivors_of_lost_ranks_meet_again_with_a_new_id() {
         };
         runtime.block_on(server.run(shutdown)).unwrap()
     });
+    let all_met = Barrier::new(4);
     let worlds: Vec<_> = std::thread::scope(|scope| {
-        let endpoint = &endpoint;
+        let (endpoint, all_met) = (&endpoint, &all_met);
         let ranks: Vec<_> = (0..4)
-            .map(|pid| scope.spawn(move || rank(endpoint, pid)))
+            .map(|pid| scope.spawn(move || rank(endpoint, pid, all_met)))
             .collect();
         ranks.into_iter().map(|rank| rank.join().unwrap()).collect()
     });
