@@ -180,6 +180,8 @@ fn too_small(config: &Config, facts: &RunFacts) -> Vec<Error> {
 
 #[cfg(test)]
 mod tests {
+    use fovea_task::Label;
+
     use super::*;
     use fovea_run::config::MetricName;
 
@@ -233,7 +235,7 @@ mod tests {
             );
             assert!(text.contains("\n  help: "), "{text}");
             let mut black = facts();
-            black.train.patches = 0;
+            black.train.samples = 0;
             let text = decide(&config, &black, moment)
                 .expect_err("refused")
                 .to_string();
