@@ -9,7 +9,7 @@ use std::time::Duration;
 use clap::builder::{PossibleValuesParser, TypedValueParser};
 use clap::{ArgAction, Args, Parser, Subcommand, ValueEnum};
 use fovea_collectives::BackendChoice;
-use fovea_run::config;
+use fovea_run::config::{self, PRESETS};
 
 pub use bench::{
     BenchAllreduceArgs, BenchArgs, BenchCommand, BenchCoordinatorArgs, BenchEpochArgs,
@@ -108,6 +108,12 @@ fn layout_help() -> String {
     format!("How the raw dataset is laid out: {names}")
 }
 
+fn preset_help() -> String {
+    let names: Vec<&str> = PRESETS.iter().map(|(name, _)| *name).collect();
+    let names = names.join(", ");
+    format!("Start from a built-in configuration instead of a file: {names}")
+}
+
 #[derive(Args, Debug)]
 pub struct PrepareArgs {
     /// Raw dataset: a directory, or a zip archive of one
@@ -179,8 +185,7 @@ impl From<DeviceChoice> for config::Device {
 pub struct ConfigArgs {
     /// Configuration (TOML); see `fovea train --print-config`
     pub config: Option<PathBuf>,
-    /// Start from a built-in configuration instead of a file: hybrid, demo
-    #[arg(long, conflicts_with = "config")]
+    #[arg(long, conflicts_with = "config", help = preset_help())]
     pub preset: Option<String>,
     /// Prepared dataset (data.path)
     #[arg(long)]

@@ -3,7 +3,7 @@
 use std::path::{Path, PathBuf};
 
 use fovea_coordinator::rundir::LOCK_FILE;
-use fovea_run::config::Config;
+use fovea_run::config::{Config, PRESETS};
 use fovea_run::run_dir::RunDir;
 use fovea_slurm::history;
 use fovea_trainer::weights;
@@ -41,8 +41,12 @@ pub fn apply(config: &mut Config, args: &ConfigArgs) -> anyhow::Result<()> {
 
 /// Neither file nor preset, and no run to take it from.
 pub fn nothing_named() -> anyhow::Error {
-    let help = "give CONFIG.toml, or --preset demo|hybrid; `fovea train --preset hybrid --print-config` shows all keys";
-    Usage(format!("no configuration given\n  help: {help}")).into()
+    let presets: Vec<&str> = PRESETS.iter().map(|(name, _)| *name).collect();
+    Usage(format!(
+        "no configuration given\n  help: give CONFIG.toml, or --preset {}; `fovea train --preset hybrid --print-config` shows all keys",
+        presets.join("|")
+    ))
+    .into()
 }
 
 /// Run directory and dataset; one error names all that is missing.

@@ -66,7 +66,13 @@ pub fn check(config: &LossConfig, task: &Task) -> Result<()> {
                     "loss.kind = {:?} is for {:?} labels, target `{name}` of the dataset has {kind:?} labels",
                     config.kind, entry.kind
                 ),
-                format!("losses for it are: {}", fitting.join(", ")),
+                match fitting.is_empty() {
+                    true => {
+                        "there is no loss for such labels yet: prepare a dataset of another task"
+                            .to_owned()
+                    }
+                    false => format!("losses for it are: {}", fitting.join(", ")),
+                },
             );
         }
     }
@@ -176,7 +182,7 @@ mod tests {
             kind: "focus".to_owned(),
             ..focal.clone()
         };
-        refused(&unknown, &lesions, &["\"focus\"", "known are: focal"]);
+        refused(&unknown, &lesions, &["\"focus\"", "known are: ", "focal"]);
 
         let mut grade = lesions.targets()[0].clone();
         (grade.kind, grade.union_of_cells) = (Kind::OneOf, false);

@@ -123,7 +123,7 @@ fn decide(config: &Config, facts: &RunFacts, moment: Moment) -> Result<Vec<Strin
                 "early_stopping.metric = \"{}\" at early_stopping.level = \"{}\" can never be defined on the validation split of {data}: {why}",
                 watch.metric, watch.level
             ),
-            help: "watch another metric (f1_micro and loss are always defined) or the other level, or prepare a dataset whose validation split has lesions".to_owned(),
+            help: "watch another metric (f1_micro and loss are always defined) or the other level, or prepare a dataset whose validation split has positive labels".to_owned(),
         });
     }
     let mut warnings: Vec<String> = poor(watch.metric, target, labels).into_iter().collect();

@@ -5,7 +5,7 @@
 
 use std::collections::HashMap;
 
-use super::grades::{self, GradeRow};
+use super::grade_table::{self, GradeRow};
 use super::layout::Layout;
 use super::lesions::{self, CODES};
 use super::names::{ByStem, first_few, stem};
@@ -197,7 +197,7 @@ fn read_grades(
         reason,
     };
     let bytes = scan.read(table).map_err(|reason| bad((1, reason)))?;
-    let grades::GradeTable { rows, doubt } = grades::table(&bytes).map_err(bad)?;
+    let grade_table::GradeTable { rows, doubt } = grade_table::table(&bytes).map_err(bad)?;
     let find = |name: &str| by_stem.get(name).or_else(|| by_stem.get(stem(name)));
     let joined = join_rows(&rows, find).map_err(bad)?;
     scan.has_read(table);

@@ -7,7 +7,7 @@ mod archive;
 mod entry;
 mod fgadr;
 mod folder;
-mod grades;
+mod grade_table;
 mod idrid;
 mod layout;
 mod lesions;

@@ -225,7 +225,7 @@ impl<'a> Scan<'a> {
         };
         self.error(
             format!("{one} and {other} have the same name{but}"),
-            "rename one of them and its masks: masks are found by the name without extension",
+            "rename one of them, and its masks if it has any: masks are found by the name without extension",
         )
     }
 

@@ -9,9 +9,9 @@
 
 mod crop;
 mod flat;
-mod focal;
 mod graph;
 mod guarded;
+mod losses;
 mod memory;
 mod refusals;
 mod resize;
@@ -56,12 +56,12 @@ on_both! {
     view::any_view_has_the_bits_of_the_twin,
     view::large_views_have_the_bits_of_the_twin,
     view::indices_beyond_the_images_give_nan,
-    focal::losses_and_gradients_are_those_of_the_twin,
-    focal::large_batches,
-    focal::single_terms_are_accurate,
-    focal::nan_and_infinity_come_through,
-    focal::unlabelled_rows_count_for_nothing,
-    focal::bits_are_the_same_in_every_run,
+    losses::losses_and_gradients_are_those_of_the_twin,
+    losses::large_batches,
+    losses::single_terms_are_accurate,
+    losses::nan_and_infinity_come_through,
+    losses::unlabelled_rows_count_for_nothing,
+    losses::bits_are_the_same_in_every_run,
     flat::casts_have_the_bits_of_the_twin,
     flat::casts_of_every_kind_of_number,
     flat::sums_are_those_of_the_twin,

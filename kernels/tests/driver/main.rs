@@ -11,12 +11,12 @@
 mod bodies;
 #[path = "../cuda/flat.rs"]
 mod flat;
-#[path = "../cuda/focal.rs"]
-mod focal;
 #[path = "../cuda/graph.rs"]
 mod graph;
 #[path = "../cuda/guarded.rs"]
 mod guarded;
+#[path = "../cuda/losses.rs"]
+mod losses;
 #[path = "../cuda/memory.rs"]
 mod memory;
 #[expect(

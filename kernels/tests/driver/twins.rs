@@ -22,12 +22,12 @@ macro_rules! through_the_driver {
 }
 
 through_the_driver! {
-    focal::losses_and_gradients_are_those_of_the_twin,
-    focal::large_batches,
-    focal::single_terms_are_accurate,
-    focal::nan_and_infinity_come_through,
-    focal::unlabelled_rows_count_for_nothing,
-    focal::bits_are_the_same_in_every_run,
+    losses::losses_and_gradients_are_those_of_the_twin,
+    losses::large_batches,
+    losses::single_terms_are_accurate,
+    losses::nan_and_infinity_come_through,
+    losses::unlabelled_rows_count_for_nothing,
+    losses::bits_are_the_same_in_every_run,
     flat::casts_have_the_bits_of_the_twin,
     flat::casts_of_every_kind_of_number,
     flat::sums_are_those_of_the_twin,

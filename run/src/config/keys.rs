@@ -319,7 +319,7 @@ pub static SECTIONS: &[Section] = &[
     },
     Section {
         name: "loss",
-        doc: "What is minimised: focal(image) + patch_weight * focal(patch).",
+        doc: "What is minimised: loss(image) + patch_weight * loss(patch).",
     },
     Section {
         name: "train",

@@ -226,7 +226,7 @@ impl Default for ModelConfig {
     }
 }
 
-/// `[loss]`: what is minimised, `focal(image) + patch_weight * focal(patch)`.
+/// `[loss]`: what is minimised, `loss(image) + patch_weight * loss(patch)`.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct LossConfig {

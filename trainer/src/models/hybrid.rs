@@ -114,11 +114,8 @@ impl Model for Hybrid {
 
         let global = self.global_branch.forward(pass, input.globals)?; // [b, 512]
         let global = self.global_proj.forward(pass, &global)?; // [b, 256]
-        let local = if input.patches.size()[0] > 0 {
-            self.local_branch.forward(pass, input.patches)? // [n, 512]
-        } else {
-            Tensor::f_zeros([0, ResNet18::FEATURES], (Kind::Float, global.device()))? // an all-black photograph
-        };
+        // [n, 512]; of an all-black photograph, n is 0.
+        let local = self.local_branch.forward(pass, input.patches)?;
         let local = self.local_proj.forward(pass, &local)?; // [n, 256]
 
         let zeros = Tensor::f_zeros([1, WIDTH], (Kind::Float, global.device()))?;

@@ -76,7 +76,8 @@ pub trait Model: Send + Sync {
     /// Forward pass of one virtual shard (training) or of one image (evaluation).
     ///
     /// Returns the logits of each target in the task's order, f32 `[rows, classes]`: a row per image, `b`, or per patch, `n`,
-    /// in the order of [`Input::patches`].
+    /// in the order of [`Input::patches`]. They must be finite, and every parameter must take part in one of them: backward
+    /// starts from the sum of `logits * dlogits`.
     fn forward(&self, pass: &Pass<'_>, input: &Input<'_>) -> Result<Vec<Tensor>>;
 
     /// The arithmetic of a training step; `blueprint` is the one that the model was declared in.
@@ -136,7 +137,7 @@ impl ModelEntry {
 #[cfg(test)]
 #[expect(clippy::expect_used, reason = "a test fails here")]
 pub(crate) fn hybrid_for_lesions() -> (Box<dyn Model>, Blueprint) {
-    MODELS[0]
-        .build(&Task::lesions())
+    find("hybrid")
+        .and_then(|entry| entry.build(&Task::lesions()))
         .expect("hybrid answers the lesion task")
 }

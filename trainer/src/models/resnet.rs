@@ -1,6 +1,6 @@
 //! ResNet18 without its classifier (He et al., CVPR 2016), with torchvision's parameter names.
 
-use tch::Tensor;
+use tch::{Kind, Tensor};
 
 use super::{Blueprint, Init, Macs, NormId, ParamId, Pass};
 use crate::error::Result;
@@ -203,8 +203,14 @@ impl ResNet18 {
         Self { stem, blocks }
     }
 
-    /// `[n, 3, H, W]` in the working dtype, channels-last -> features `[n, 512]` in f32.
+    /// `[n, 3, H, W]` in the working dtype, channels-last -> features `[n, 512]` in f32. n may be 0.
     pub fn forward(&self, pass: &Pass<'_>, x: &Tensor) -> Result<Tensor> {
+        if x.size()[0] == 0 {
+            return Ok(Tensor::f_zeros(
+                [0, Self::FEATURES],
+                (Kind::Float, x.device()),
+            )?);
+        }
         let stem = ops::stem(
             pass.engine,
             &self.stem.conv(pass, x)?,

@@ -1,9 +1,9 @@
-//! Focal loss.
+//! Every loss of the list: kernel against twin.
 
 use std::sync::Arc;
 
-use fovea_kernels::loss::{self, Loss, LossAt, LossSettings};
-use fovea_task::{Label, MAX_CLASSES};
+use fovea_kernels::loss::{LOSSES, Loss, LossAt, LossEntry, LossSettings};
+use fovea_task::{Kind, Label, MAX_CLASSES};
 use proptest::prelude::*;
 
 use crate::guarded::{Guarded, assert_bits};
@@ -18,6 +18,7 @@ const ABSOLUTE: f64 = 1e-8;
 
 #[derive(Clone, Debug)]
 struct Case {
+    entry: &'static LossEntry,
     logits: Vec<f32>,
     labels: Vec<Label>,
     params: LossSettings,
@@ -27,7 +28,7 @@ struct Case {
 
 impl Case {
     fn loss(&self) -> Arc<dyn Loss> {
-        loss::build("focal", &self.params).unwrap()
+        (self.entry.build)(&self.params).unwrap()
     }
 
     /// The loss and dlogits of the twin.
@@ -44,14 +45,23 @@ impl Case {
     }
 }
 
+/// A label that a target of the loss's kind with so many classes allows.
+fn label(entry: &LossEntry, classes: usize, bits: u64) -> Label {
+    Label(match entry.kind {
+        Kind::AnyOf => bits & ((1 << classes) - 1),
+        Kind::OneOf => bits % classes as u64,
+    })
+}
+
 fn cases(rows: impl Strategy<Value = usize> + 'static) -> impl Strategy<Value = Case> {
     let gamma = prop_oneof![Just(2.0f32), Just(0.0), Just(1.0), 0.0f32..5.0];
     let weight = || prop_oneof![3 => 0.1f32..4.0, 1 => Just(0.0f32)];
     let classes = prop_oneof![3 => 1usize..9, 1 => 9..=MAX_CLASSES];
-    (rows, classes).prop_flat_map(move |(n, classes)| {
+    let entry = prop::sample::select(LOSSES);
+    (rows, classes, entry).prop_flat_map(move |(n, classes, entry)| {
         let logit = prop_oneof![4 => -6.0f32..6.0, 1 => -120.0f32..120.0, 1 => Just(0.0f32)];
         let label = prop_oneof![
-            7 => (0..1u64 << classes).prop_map(Label),
+            7 => any::<u64>().prop_map(move |bits| label(entry, classes, bits)),
             1 => Just(Label::UNKNOWN),
         ];
         (
@@ -67,17 +77,20 @@ fn cases(rows: impl Strategy<Value = usize> + 'static) -> impl Strategy<Value = 
             (0usize..4, 0usize..4),
         )
             .prop_map(
-                |(logits, labels, (gamma, alpha, pos_weight, neg_weight), scale, shift)| Case {
-                    logits,
-                    labels,
-                    params: LossSettings {
-                        gamma,
-                        alpha,
-                        pos_weight,
-                        neg_weight,
-                    },
-                    scale,
-                    shift,
+                move |(logits, labels, (gamma, alpha, pos_weight, neg_weight), scale, shift)| {
+                    Case {
+                        entry,
+                        logits,
+                        labels,
+                        params: LossSettings {
+                            gamma,
+                            alpha,
+                            pos_weight,
+                            neg_weight,
+                        },
+                        scale,
+                        shift,
+                    }
                 },
             )
     })
@@ -85,15 +98,15 @@ fn cases(rows: impl Strategy<Value = usize> + 'static) -> impl Strategy<Value = 
 
 fn run<R: Runner>(r: &R, case: &Case) -> (f64, Vec<f32>) {
     let n = case.labels.len();
-    let focal = case.loss();
+    let twin = case.loss();
     let logits = Guarded::input(r, &case.logits, case.shift.0);
     let labels = Guarded::input(r, &case.labels, case.shift.1);
-    let record = Guarded::input(r, focal.record(), 0);
+    let record = Guarded::input(r, twin.record(), 0);
     let scale = Guarded::input(r, &[case.scale], 0);
-    let dlogits = Guarded::output(r, n * focal.classes(), case.shift.0);
+    let dlogits = Guarded::output(r, n * twin.classes(), case.shift.0);
     let loss = Guarded::<R, f64>::output(r, 1, 0);
-    let scratch = Guarded::<R, u8>::output(r, focal.scratch_bytes(n), 0);
-    let op = focal.op(LossAt {
+    let scratch = Guarded::<R, u8>::output(r, twin.scratch_bytes(n), 0);
+    let op = twin.op(LossAt {
         logits: logits.address(),
         labels: labels.address(),
         n,
@@ -141,31 +154,37 @@ pub fn large_batches<R: Runner>(r: &R) {
     let classes = 4;
     let n = (1 << 18) + 19;
     let word = |k: u32| fovea_kernels::philox::philox4x32([k, 0, 0, 0], [5, 6]);
-    let case = Case {
-        logits: (0..(n * classes) as u32)
-            .map(|k| (word(k)[0] as f32 / u32::MAX as f32 - 0.6) * 9.0)
-            .collect(),
-        labels: (0..n as u32)
-            .map(|k| Label(u64::from(word(k)[1]) & 15))
-            .collect(),
-        params: LossSettings {
-            gamma: 2.0,
-            alpha: vec![0.5, 1.0, 0.75, 2.0],
-            pos_weight: 3.0,
-            neg_weight: 0.8,
-        },
-        scale: 0.01,
-        shift: (0, 0),
-    };
-    compare(r, &case);
+    for &entry in LOSSES {
+        let case = Case {
+            entry,
+            logits: (0..(n * classes) as u32)
+                .map(|k| (word(k)[0] as f32 / u32::MAX as f32 - 0.6) * 9.0)
+                .collect(),
+            labels: (0..n as u32)
+                .map(|k| label(entry, classes, word(k)[1].into()))
+                .collect(),
+            params: LossSettings {
+                gamma: 2.0,
+                alpha: vec![0.5, 1.0, 0.75, 2.0],
+                pos_weight: 3.0,
+                neg_weight: 0.8,
+            },
+            scale: 0.01,
+            shift: (0, 0),
+        };
+        compare(r, &case);
+    }
 }
 
 /// Nothing but the terms themselves, so that the last term of each series shows.
 pub fn single_terms_are_accurate<R: Runner>(r: &R) {
     let n = 3001;
-    for gamma in [0.0, 1.0] {
-        for label in [0, 1] {
+    let settings = [(0.0, 0), (0.0, 1), (1.0, 0), (1.0, 1)];
+    // A single class of a softmax has no term.
+    for &entry in LOSSES.iter().filter(|entry| entry.kind == Kind::AnyOf) {
+        for (gamma, label) in settings {
             let case = Case {
+                entry,
                 logits: (0..n).map(|k| (k as f32 - 1500.0) / 250.0).collect(),
                 labels: vec![Label(label); n],
                 params: LossSettings {
@@ -195,9 +214,13 @@ pub fn single_terms_are_accurate<R: Runner>(r: &R) {
 }
 
 pub fn nan_and_infinity_come_through<R: Runner>(r: &R) {
-    for gamma in [0.0, 2.0, 1.5] {
+    let gammas = [0.0, 2.0, 1.5].into_iter();
+    // Of a softmax, a logit is in the gradients of its whole row.
+    let sigmoids = || LOSSES.iter().filter(|entry| entry.kind == Kind::AnyOf);
+    for (gamma, &entry) in gammas.flat_map(|gamma| sigmoids().map(move |entry| (gamma, entry))) {
         for bad in [f32::NAN, f32::INFINITY, f32::NEG_INFINITY] {
             let mut case = Case {
+                entry,
                 logits: vec![0.5; 30],
                 labels: vec![Label(0); 10],
                 params: LossSettings {
@@ -229,29 +252,32 @@ pub fn nan_and_infinity_come_through<R: Runner>(r: &R) {
 pub fn unlabelled_rows_count_for_nothing<R: Runner>(r: &R) {
     let classes = 7;
     let labelled = |row: usize| row % 3 == 1;
-    let mut case = Case {
-        logits: (0..300 * classes)
-            .map(|k| (k % 83) as f32 / 9.0 - 4.0)
-            .collect(),
-        labels: (0..300).map(|row| Label(row % 128)).collect(),
-        params: LossSettings {
-            gamma: 2.0,
-            alpha: vec![0.5; classes],
-            pos_weight: 1.0,
-            neg_weight: 0.5,
-        },
-        scale: 0.1,
-        shift: (0, 0),
-    };
-    for row in (0..300).filter(|&row| !labelled(row)) {
-        case.labels[row] = Label::UNKNOWN;
-        case.logits[row * classes..][..classes].fill(f32::NAN);
-    }
-    compare(r, &case);
-    let (_, dlogits) = run(r, &case);
-    for (row, dlogits) in dlogits.chunks(classes).enumerate() {
-        let zero = dlogits.iter().all(|d| d.to_bits() == 0);
-        assert_eq!(zero, !labelled(row), "row {row}: {dlogits:?}");
+    for &entry in LOSSES {
+        let mut case = Case {
+            entry,
+            logits: (0..300 * classes)
+                .map(|k| (k % 83) as f32 / 9.0 - 4.0)
+                .collect(),
+            labels: (0..300).map(|row| label(entry, classes, row)).collect(),
+            params: LossSettings {
+                gamma: 2.0,
+                alpha: vec![0.5; classes],
+                pos_weight: 1.0,
+                neg_weight: 0.5,
+            },
+            scale: 0.1,
+            shift: (0, 0),
+        };
+        for row in (0..300).filter(|&row| !labelled(row)) {
+            case.labels[row] = Label::UNKNOWN;
+            case.logits[row * classes..][..classes].fill(f32::NAN);
+        }
+        compare(r, &case);
+        let (_, dlogits) = run(r, &case);
+        for (row, dlogits) in dlogits.chunks(classes).enumerate() {
+            let zero = dlogits.iter().all(|d| d.to_bits() == 0);
+            assert_eq!(zero, !labelled(row), "row {row}: {dlogits:?}");
+        }
     }
 }
 
