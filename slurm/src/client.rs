@@ -8,45 +8,45 @@ use std::time::{Duration, Instant};
 
 use crate::time;
 
-/// Longest that a command may take: a controller that is busy or gone answers late or not at all.
+/// Longest that a command may take: a busy or absent controller answers late or never.
 pub const TIMEOUT: Duration = Duration::from_secs(60);
-/// Most of what a command prints that is kept.
+/// Most bytes of each output stream that are kept.
 const MAX_BYTES: u64 = 16 << 20;
 /// Fields of `squeue -o`, in the order of [`parse_squeue`].
 const SQUEUE_FIELDS: &str = "%i|%T|%L|%N|%r";
 
-/// A command that did not do what it was asked to.
+/// A command of Slurm that failed.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum Error {
-    /// There is no such command here.
+    /// The program is not on the PATH.
     #[error(
         "{command}: command not found\n  help: go to the cluster's login node, or load its slurm module; `fovea submit --dry-run` shows the script without Slurm"
     )]
     NotFound {
-        /// The command.
+        /// Name of the program, without arguments.
         command: String,
     },
-    /// It could not be started.
+    /// The system refused to start the program.
     #[error("{command}: cannot be started: {source}\n  help: see whether you may run it", source = .what)]
     NotStarted {
-        /// The command.
+        /// Name of the program, without arguments.
         command: String,
-        /// The system's words.
+        /// The operating system's error.
         what: String,
     },
-    /// It took too long.
+    /// The command was still running at the limit and was killed.
     #[error(
         "`{command}` has not answered for {} s{}\n  help: Slurm's controller is busy or away: see `scontrol ping`, and try again", limit.as_secs(), said_so(said)
     )]
     Timeout {
         /// The command with its arguments.
         command: String,
-        /// How long it was waited for.
+        /// How long fovea waited.
         limit: Duration,
-        /// What it had said.
+        /// Standard error in one line; empty when the stream was still open.
         said: String,
     },
-    /// It refused.
+    /// The command ended with an exit code other than 0.
     #[error(
         "`{command}` failed ({status}){}\n  help: {}",
         said_so(said),
@@ -55,21 +55,21 @@ pub enum Error {
     Failed {
         /// The command with its arguments.
         command: String,
-        /// How it ended.
+        /// The exit status in words, such as `exit status: 1`.
         status: String,
-        /// What it said.
+        /// Standard error in one line, or standard output where standard error is empty.
         said: String,
     },
-    /// It printed something else than expected.
+    /// The command succeeded, but its output cannot be parsed.
     #[error(
         "`{command}` printed {printed:?}: {what}\n  help: this Slurm is of a kind that fovea does not know; please report it with `sinfo --version`"
     )]
     Unexpected {
         /// The command with its arguments.
         command: String,
-        /// What it printed.
+        /// The first 200 characters of standard output.
         printed: String,
-        /// What is wrong with it.
+        /// What is wrong with the output.
         what: String,
     },
 }
@@ -83,7 +83,7 @@ fn said_so(said: &str) -> String {
 
 const AWAY: &str = "Slurm's controller is away: see `scontrol ping`, and try again";
 
-/// What to do about the refusals that users meet.
+/// The instruction for a refusal that users meet, by Slurm's words.
 fn help(said: &str) -> &'static str {
     let said = said.to_lowercase();
     let has = |words: &str| said.contains(words);
@@ -107,20 +107,20 @@ fn help(said: &str) -> &'static str {
 }
 
 impl Error {
-    /// Whether Slurm has refused what was asked for, so that asking again is of no use.
+    /// Whether Slurm refused the request itself: asking again is of no use.
     pub fn is_usage(&self) -> bool {
         matches!(self, Self::Failed { said, .. } if help(said) != AWAY)
     }
 }
 
-/// What a command has printed.
+/// The output of a command that succeeded.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Said {
     /// The command with its arguments, for errors.
     pub command: String,
-    /// Standard output.
+    /// Standard output as text, at most 16 MiB.
     pub out: String,
-    /// Standard error.
+    /// Standard error as text, at most 16 MiB.
     pub err: String,
 }
 
@@ -178,7 +178,7 @@ fn run_command(program: &str, mut command: Command, limit: Duration) -> Result<S
         }
     };
     let Some(status) = status else {
-        // Its own children may hold the pipes open: nothing is waited for.
+        // The command's children may hold the pipes open, so nobody waits for the readers.
         let said = if err.is_finished() {
             collect(err)
         } else {
@@ -226,7 +226,7 @@ fn collect(reader: PipeReader) -> String {
     reader.join().unwrap_or_default()
 }
 
-/// What a command said in several lines, without the name that it puts before each.
+/// Joins the lines of a command's output and drops the command's name at the beginning of each.
 fn one_line(said: &str) -> String {
     let lines: Vec<&str> = said
         .lines()
@@ -262,9 +262,9 @@ pub struct JobState {
     pub time_left: Option<Duration>,
     /// Its nodes, compressed; empty while it waits.
     pub nodes: String,
-    /// How often it was requeued, where Slurm told.
+    /// How often Slurm requeued it; only `scontrol` reports that.
     pub restarts: Option<u32>,
-    /// Exit code and signal, where Slurm told.
+    /// Exit code and signal; only `scontrol` reports them.
     pub exit: Option<(i32, i32)>,
 }
 
@@ -318,8 +318,8 @@ pub fn parse_squeue(text: &str) -> Result<Vec<JobState>, String> {
 /// Lines of `scontrol show job --oneliner`, one job each.
 pub fn parse_show_job(text: &str) -> Result<Vec<JobState>, String> {
     let line = |line: &str| {
-        // Values may hold spaces (names, comments); those that are read here hold none and come before them,
-        // except JobName, which is skipped by taking the last of two.
+        // Values such as names and comments may hold spaces. The fields that are read here hold none, and the first
+        // match counts: a job name with ` JobState=` in it would win, because JobName comes before JobState.
         let field = |name: &str| {
             line.split_whitespace()
                 .filter_map(|word| word.strip_prefix(name)?.strip_prefix('='))
@@ -354,18 +354,19 @@ pub fn parse_show_job(text: &str) -> Result<Vec<JobState>, String> {
 
 /// `17` or `17;cluster` from `sbatch --parsable`.
 pub fn parse_job_id(text: &str) -> Option<u64> {
-    // Sites' job-submit plugins print greetings before it.
+    // A site's job-submit plugin may print a greeting before the id.
     let line = text.lines().map(str::trim).rfind(|line| !line.is_empty())?;
     line.split(';').next()?.parse().ok()
 }
 
-/// Asks Slurm whether it would take a script, without submitting it. Its answer: where it would run, and when.
+/// Asks Slurm whether it would accept a script, without submitting it. Returns Slurm's answer: where the job would run,
+/// and when.
 pub fn test_only(script: &Path) -> Result<String, Error> {
     let said = sbatch(&["--test-only"], script)?;
     Ok(one_line(&said.err))
 }
 
-/// Submits a script. The id of the job.
+/// Submits a script and returns the id of the job.
 pub fn submit(script: &Path, options: &[&str]) -> Result<u64, Error> {
     let options: Vec<&str> = std::iter::once("--parsable")
         .chain(options.iter().copied())
@@ -374,7 +375,8 @@ pub fn submit(script: &Path, options: &[&str]) -> Result<u64, Error> {
     parse_job_id(&said.out).ok_or_else(|| said.unexpected("no job id"))
 }
 
-/// A job that is submitted from inside of another one must not inherit that one's numbers.
+/// Runs sbatch without this job's own `SLURM_*` variables: a job that is submitted from inside another one must not
+/// inherit that one's numbers.
 fn sbatch(options: &[&str], script: &Path) -> Result<Said, Error> {
     let mut command = Command::new("sbatch");
     command.args(options).arg(script);
@@ -393,10 +395,10 @@ fn sbatch(options: &[&str], script: &Path) -> Result<Said, Error> {
     run_command("sbatch", command, TIMEOUT)
 }
 
-/// The states of jobs: of those in the queue from `squeue`, of those that have ended from `scontrol`, which knows them
-/// for some minutes. Jobs that Slurm has forgotten are left out; an array gives one state per element.
+/// The states of jobs. `squeue` reports those in the queue; `scontrol` reports those that have ended, which it
+/// remembers for some minutes. A job that Slurm has forgotten is left out; an array gives one state per element.
 ///
-/// `ids` are those of jobs, arrays (`17`) or elements (`17_3`).
+/// `ids` name jobs or arrays (`17`), or elements (`17_3`).
 pub fn job_states(ids: &[String]) -> Result<Vec<JobState>, Error> {
     let mut states = Vec::new();
     for id in ids {
@@ -419,13 +421,14 @@ pub fn job_states(ids: &[String]) -> Result<Vec<JobState>, Error> {
     Ok(states)
 }
 
-/// Both views of the same jobs: the queue knows the time left, the controller how often a job was requeued, and the end.
+/// Merges both views of the same jobs: the queue knows the time left; the controller knows the exit code and how often
+/// a job was requeued.
 fn merge(mut queued: Vec<JobState>, shown: Vec<JobState>) -> Vec<JobState> {
     for job in shown {
         match queued.iter_mut().find(|known| known.id == job.id) {
             Some(known) => (known.restarts, known.exit) = (job.restarts, job.exit),
             None if job.is_over() => queued.push(job),
-            // Elements that wait together are in the queue one by one.
+            // `scontrol` shows waiting elements as one job; the queue lists them one by one.
             None => {}
         }
     }
@@ -447,7 +450,7 @@ pub fn cancel(id: &str, signal: Option<&str>) -> Result<(), Error> {
     run("scancel", &args, TIMEOUT).map(drop)
 }
 
-/// Lines `NAME STATE` of these nodes.
+/// The output of `sinfo` for these nodes: one line `NAME STATE` per node and partition.
 pub fn node_states(nodes: &str) -> Result<String, Error> {
     run("sinfo", &["-h", "-N", "-n", nodes, "-o", "%N %t"], TIMEOUT).map(|said| said.out)
 }

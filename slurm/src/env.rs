@@ -1,15 +1,15 @@
-//! What a process learns from Slurm's environment: which job, which nodes, which task of the step it is.
+//! What a process learns from Slurm's environment: its job, the nodes, and its task in the step.
 //!
-//! Pure over a lookup function, so tests can use captured environments.
+//! Everything is pure over a lookup function, so tests can use captured environments.
 
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use crate::hostlist;
 
-/// A variable that is not what Slurm sets.
+/// Slurm's variables are missing or cannot be parsed.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum Error {
-    /// This is no Slurm job.
+    /// The process is not part of a Slurm job.
     #[error(
         "SLURM_JOB_ID is not set: this is not inside a Slurm job\n  help: submit it with `fovea submit`, or run it under salloc or sbatch"
     )]
@@ -19,16 +19,16 @@ pub enum Error {
         "{0} is not set, though SLURM_JOB_ID is\n  help: run this under sbatch, salloc or srun, and let the environment through (a container: without --cleanenv)"
     )]
     Missing(&'static str),
-    /// A variable cannot be read.
+    /// A variable cannot be parsed.
     #[error(
         "{name}={value:?}: {what}\n  help: something has changed Slurm's variables; remove what sets {name} in the job script or profile"
     )]
     Value {
-        /// The variable.
+        /// Name of the variable.
         name: &'static str,
-        /// Its value.
+        /// The value that was found.
         value: String,
-        /// What is wrong with it.
+        /// What is wrong with the value.
         what: String,
     },
 }
@@ -38,14 +38,14 @@ pub enum Error {
 pub struct ArrayElement {
     /// `SLURM_ARRAY_JOB_ID`, the id of the whole array; one of its elements has the same `SLURM_JOB_ID`.
     pub job: u64,
-    /// `SLURM_ARRAY_TASK_ID`.
+    /// `SLURM_ARRAY_TASK_ID`: the number of this element, one of those that `--array` lists.
     pub task: u32,
 }
 
 /// The place of a process in a job step.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct JobTask {
-    /// `SLURM_STEP_ID`.
+    /// `SLURM_STEP_ID`: the number of the step in its job, from 0.
     pub step: u32,
     /// `SLURM_PROCID`: 0.. over all nodes of the step.
     pub procid: u32,
@@ -53,18 +53,18 @@ pub struct JobTask {
     pub localid: u32,
     /// `SLURM_NODEID`: the node's place in the step's node list.
     pub nodeid: u32,
-    /// `SLURM_STEP_NUM_TASKS`.
+    /// `SLURM_STEP_NUM_TASKS`: number of tasks in the step, over all its nodes.
     pub tasks: u32,
 }
 
-/// What a job has been given, as seen from one of its processes.
+/// What Slurm has allocated to a job, as seen from one of its processes.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Allocation {
     /// `SLURM_JOB_ID`. Unique, but not always this element's alone: see [`Self::id_text`].
     pub job_id: u64,
     /// The element, in an array job.
     pub array: Option<ArrayElement>,
-    /// How often the job was requeued; Slurm leaves `SLURM_RESTART_COUNT` unset at first.
+    /// How often the job was requeued; 0 at first, when Slurm leaves `SLURM_RESTART_COUNT` unset.
     pub restart_count: u32,
     /// The job's nodes by name, in Slurm's order.
     pub nodes: Vec<String>,
@@ -72,26 +72,26 @@ pub struct Allocation {
     pub tasks_per_node: Vec<u32>,
     /// `SLURM_NTASKS`, else the sum of `tasks_per_node`.
     pub ntasks: u32,
-    /// Where this process is in its step; `None` in the batch script.
+    /// This process's place in its step; `None` in the batch script.
     pub task: Option<JobTask>,
     /// GPUs of the job on this node.
     pub gpus_on_node: u32,
-    /// `--cpus-per-task`, where given.
+    /// CPUs of each task (`SLURM_CPUS_PER_TASK`); `None` unless the job asked with `--cpus-per-task`.
     pub cpus_per_task: Option<u32>,
-    /// Processors of the job on this node.
+    /// CPUs of the job on this node (`SLURM_CPUS_ON_NODE`).
     pub cpus_on_node: Option<u32>,
-    /// `SLURM_JOB_PARTITION`.
+    /// `SLURM_JOB_PARTITION`: the partition that the job runs in.
     pub partition: Option<String>,
     /// `SLURMD_NODENAME`: this node as Slurm calls it, which need not be its host name.
     pub node_name: Option<String>,
-    /// `SLURM_SUBMIT_DIR`.
+    /// `SLURM_SUBMIT_DIR`: the directory that `sbatch` ran in.
     pub submit_dir: Option<String>,
-    /// When the job's time is over. Slurm before 23.02 does not tell; ask `squeue` then.
+    /// The end of the job's time limit. `None` in Slurm before 23.02, which does not set it; ask `squeue` then.
     pub end_time: Option<SystemTime>,
 }
 
 impl Allocation {
-    /// Reads the variables through `lookup`, for which a variable that is empty is like one that is not set.
+    /// Reads the variables through `lookup`; an empty variable counts as one that is not set.
     pub fn from_env(lookup: impl Fn(&str) -> Option<String>) -> Result<Self, Error> {
         let vars = Vars(|name: &str| lookup(name).filter(|value| !value.is_empty()));
         let job_id = vars.number("SLURM_JOB_ID")?.ok_or(Error::NoJob)?;
@@ -128,13 +128,13 @@ impl Allocation {
         })
     }
 
-    /// Of this process.
+    /// Reads the environment of this process.
     pub fn of_process() -> Result<Self, Error> {
         Self::from_env(|name| std::env::var(name).ok())
     }
 
-    /// How Slurm's commands are told of this job, and of nothing else: `17`, or `15_3` in an array. The last
-    /// element of an array has the array's own id as `SLURM_JOB_ID`; `scontrol requeue` with it requeues all.
+    /// The id that names this job, and nothing else, to Slurm's commands: `17`, or `15_3` in an array. The last element
+    /// of an array has the array's own id as `SLURM_JOB_ID`; `scontrol requeue` with that id requeues every element.
     pub fn id_text(&self) -> String {
         match &self.array {
             Some(element) => format!("{}_{}", element.job, element.task),
@@ -142,7 +142,7 @@ impl Allocation {
         }
     }
 
-    /// Time left at `now`, where the environment tells.
+    /// Time left at `now`, zero after the end; `None` where the environment has no end time.
     pub fn time_left(&self, now: SystemTime) -> Option<Duration> {
         let end = self.end_time?;
         Some(end.duration_since(now).unwrap_or(Duration::ZERO))
@@ -170,7 +170,7 @@ impl<F: Fn(&str) -> Option<String>> Vars<F> {
         }
     }
 
-    /// A number that a process of a step must have.
+    /// A number that every process of a step must have.
     fn needed(&self, name: &'static str) -> Result<u32, Error> {
         self.number(name)?.ok_or(Error::Missing(name))
     }
@@ -188,7 +188,7 @@ impl<F: Fn(&str) -> Option<String>> Vars<F> {
         })
     }
 
-    /// Not set in some allocations without tasks; one task each then.
+    /// Tasks of each node; one each where the variable is not set, as in some allocations without tasks.
     fn tasks_per_node(&self, nodes: usize) -> Result<Vec<u32>, Error> {
         let name = "SLURM_TASKS_PER_NODE";
         let Some(value) = self.text(name) else {
@@ -202,7 +202,7 @@ impl<F: Fn(&str) -> Option<String>> Vars<F> {
         if counts.len() == nodes {
             return Ok(counts);
         }
-        // In a step on a part of the nodes, srun sets it to the step's own.
+        // In a step on some of the job's nodes, srun sets the variable to the step's own counts.
         if self.text("SLURM_STEP_ID").is_some() {
             return Ok(counts);
         }
@@ -210,7 +210,7 @@ impl<F: Fn(&str) -> Option<String>> Vars<F> {
         Err(Error::Value { name, value, what })
     }
 
-    /// The batch script has the numbers of a task too (all 0), but no step.
+    /// `None` in the batch script: it has the numbers of a task too (all 0), but no step.
     fn task(&self) -> Result<Option<JobTask>, Error> {
         let Some(step) = self.number("SLURM_STEP_ID")? else {
             return Ok(None);
@@ -224,7 +224,7 @@ impl<F: Fn(&str) -> Option<String>> Vars<F> {
         }))
     }
 
-    /// The count, or the list of ids where a Slurm of before 20.11 has only that.
+    /// The count of GPUs, or the length of the list of ids: Slurm before 20.11 sets only the list.
     fn gpus(&self) -> Result<u32, Error> {
         if let Some(count) = self.number("SLURM_GPUS_ON_NODE")? {
             return Ok(count);

@@ -1,34 +1,34 @@
-//! The kind of a path's file system, and how much room it has.
+//! The kind of a path's file system, and its free space.
 
 use std::io;
 use std::path::Path;
 
 use serde::Serialize;
 
-/// Who sees the files of a file system.
+/// Which nodes see the files of a file system.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Reach {
-    /// The node alone; on a disk.
+    /// Only this node; the files are on a disk.
     Node,
-    /// The node alone; in its memory, where files count against a job's memory.
+    /// Only this node; the files are in memory and count against a job's memory.
     Memory,
-    /// Other nodes too.
+    /// Every node that mounts it.
     Network,
-    /// Not known; to be treated like [`Reach::Network`].
+    /// Unknown; treat it like [`Reach::Network`].
     Unknown,
 }
 
 /// A kind of file system.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
 pub struct FilesystemKind {
-    /// As `mount` calls it.
+    /// Its name as `mount` shows it, or words for an unknown one.
     pub name: &'static str,
-    /// Who sees its files.
+    /// Which nodes see its files.
     pub reach: Reach,
 }
 
-/// By the magic number that statfs(2) gives: linux/magic.h, and the sources of those that are not in the kernel.
+/// The kind by the magic number of statfs(2). Sources: linux/magic.h, and the code of file systems outside the kernel.
 pub fn kind(magic: u64) -> FilesystemKind {
     let (name, reach) = match magic {
         0xEF53 => ("ext4", Reach::Node),
@@ -58,10 +58,10 @@ pub fn kind(magic: u64) -> FilesystemKind {
     FilesystemKind { name, reach }
 }
 
-/// A file system as it is now.
+/// A mounted file system at the time of the look.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
 pub struct Mounted {
-    /// Its kind.
+    /// Its name and reach, flattened into this record in JSON.
     #[serde(flatten)]
     pub kind: FilesystemKind,
     /// Bytes that this user may still write.

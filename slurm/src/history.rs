@@ -1,8 +1,8 @@
-//! A run's history under the scheduler: every start of it and how that ended, in
-//! `RUN/slurm/history.jsonl`, one JSON object a line.
+//! A run's history under the scheduler: `RUN/slurm/history.jsonl` records every start of the run and how each one
+//! ended, as one JSON object per line.
 //!
-//! The file outlives jobs: a requeued or resubmitted job continues it. It tells how
-//! often the run has failed without progress, and the reason for each restart.
+//! The file outlives jobs: a requeued or resubmitted job continues it. It tells how often the run has failed without
+//! progress, and the reason for each restart.
 
 use std::fs::{self, OpenOptions};
 use std::io::Write;
@@ -12,13 +12,14 @@ use serde::{Deserialize, Serialize};
 
 use crate::next::NextAction;
 
-/// Folder of the run directory that holds what belongs to the scheduler.
+/// Folder of the run directory for the scheduler's files: script, logs, submission, history.
 pub const FOLDER: &str = "slurm";
 const FILE: &str = "history.jsonl";
-/// Most of the file that is read, in bytes; the end counts.
+/// Bytes of the file that are parsed, from its end; a longer file loses its oldest events.
 const READ_MAX: usize = 4 << 20;
 
-/// A line.
+/// One line of the history. `fovea job plan` appends `Start`, `fovea job next` appends `End`; a plan that refuses the
+/// configuration appends an `End` without a start.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(tag = "event", rename_all = "snake_case")]
 pub enum HistoryEvent {
@@ -26,30 +27,30 @@ pub enum HistoryEvent {
     Start {
         /// Milliseconds since 1970 (UTC).
         unix_ms: u64,
-        /// The job, as `scontrol` knows it.
+        /// The job's id as `scontrol` takes it: `17`, or `17_3` for the element of an array.
         job: String,
         /// How often the scheduler had requeued it.
         requeues: u32,
-        /// Where.
+        /// The nodes that ranks start on, by Slurm's names and in Slurm's order.
         nodes: Vec<String>,
-        /// Number of ranks.
+        /// World size of this start.
         world: usize,
-        /// How they exchange gradients.
+        /// The backend that exchanges the gradients, spelled as in `train.backend`.
         backend: String,
-        /// Committed step of the checkpoint that it starts from.
+        /// Committed step of the checkpoint that the run continues from; 0 for a new run.
         step: u64,
     },
-    /// All of them are gone.
+    /// All processes of the run have exited.
     End {
         /// Milliseconds since 1970 (UTC).
         unix_ms: u64,
-        /// The job.
+        /// The job's id as in `Start`; `none` outside of a Slurm job.
         job: String,
-        /// Newest committed step.
+        /// Newest committed step by `status.json`; 0 when there is none.
         step: u64,
-        /// What comes next.
+        /// What the batch script does next.
         verdict: NextAction,
-        /// Why.
+        /// The reason for the verdict in words, with numbers; shown by `fovea status`.
         why: String,
     },
 }
@@ -59,8 +60,8 @@ pub enum HistoryEvent {
 pub struct History(pub Vec<HistoryEvent>);
 
 impl History {
-    /// Of the run in `run`; empty when no job ever started it. Lines that cannot be read, such as a torn
-    /// last one, are passed over.
+    /// Reads the history of the run in `run`; it is empty when no job ever started the run. Lines that cannot be
+    /// parsed, such as a torn last one, are skipped.
     ///
     /// # Errors
     /// When the file exists and cannot be read.
@@ -87,7 +88,7 @@ impl History {
         })
     }
 
-    /// Where the run was at its last end; 0 before the first.
+    /// The newest committed step at the run's last end; 0 before the first.
     pub fn last_step(&self) -> u64 {
         let ends = self.0.iter().rev().filter_map(|event| match event {
             HistoryEvent::End { step, .. } => Some(*step),
@@ -96,7 +97,7 @@ impl History {
         ends.into_iter().next().unwrap_or(0)
     }
 
-    /// Failures in a row at the newest step, each of them without a step more than the one before.
+    /// Consecutive failures of the newest job without a new committed step between them.
     pub fn failures_without_progress(&self) -> u32 {
         let mut failures = 0;
         let mut at = 0;
@@ -108,7 +109,7 @@ impl History {
             else {
                 continue;
             };
-            // Another job is another try of the user's.
+            // A new job is the user's new attempt.
             let anew = of.replace(job) != Some(job);
             if *step > at || !verdict.is_failure() || anew {
                 failures = 0;
@@ -120,7 +121,7 @@ impl History {
     }
 }
 
-/// Appends a line and has the disk keep it.
+/// Appends a line and syncs the file to disk.
 ///
 /// # Errors
 /// When the file cannot be written.
@@ -134,7 +135,7 @@ pub fn append(run: &Path, event: &HistoryEvent) -> std::io::Result<()> {
         .read(true)
         .append(true)
         .open(&path)?;
-    // A line of its own, also after one that was torn.
+    // The leading newline ends a line that an earlier write left torn.
     let mut line = vec![b'\n'];
     serde_json::to_writer(&mut line, event)?;
     line.push(b'\n');
@@ -142,7 +143,7 @@ pub fn append(run: &Path, event: &HistoryEvent) -> std::io::Result<()> {
     file.sync_all()
 }
 
-/// Where the events of the run in `run` are.
+/// Path of the history of the run in `run`.
 pub fn path(run: &Path) -> PathBuf {
     run.join(FOLDER).join(FILE)
 }
@@ -190,7 +191,7 @@ mod tests {
             count(&[end(4, NextAction::Again), end(4, NextAction::GiveUp), anew]),
             1
         );
-        // A run that went back has got nowhere.
+        // A run that fell back to an older step has made no progress.
         assert_eq!(
             count(&[end(9, NextAction::Again), end(6, NextAction::Again)]),
             2

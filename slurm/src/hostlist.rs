@@ -9,9 +9,9 @@ pub const MAX_NAMES: usize = 65_536;
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("node list {list:?}, at character {at}: {what}\n  help: write it like n[1-2,05-08],gpu7")]
 pub struct Error {
-    /// The whole list.
+    /// The whole list, as it was given.
     pub list: String,
-    /// The character, from 1.
+    /// The offending character's place in the list, counted from 1.
     pub at: usize,
     /// What is wrong there.
     pub what: String,
@@ -68,7 +68,7 @@ impl<'a> HostlistReader<'a> {
         }
     }
 
-    /// About the character that was read last.
+    /// An error about the character that was read last.
     fn error_here(&self, what: impl Into<String>) -> Error {
         self.error(self.at.max(1), what)
     }
@@ -106,7 +106,8 @@ impl<'a> HostlistReader<'a> {
         Ok(())
     }
 
-    /// What stands between two brackets, at most `limit` numbers; the opening one is read already.
+    /// Reads up to the closing bracket and returns the numbers as text, at most `limit`; the caller has read the
+    /// opening one.
     fn bracket(&mut self, limit: usize) -> Result<Vec<String>, Error> {
         let open = self.at;
         let mut numbers = Vec::new();
@@ -141,7 +142,7 @@ impl<'a> HostlistReader<'a> {
         }
     }
 
-    /// A number and with how many digits it is written.
+    /// A number and its count of digits, leading zeros included.
     fn number(&mut self) -> Result<(u64, usize), Error> {
         let begin = self.at;
         while self.peek().is_some_and(|c| c.is_ascii_digit()) {
@@ -159,10 +160,10 @@ impl<'a> HostlistReader<'a> {
     }
 }
 
-/// The shortest way to write names that follow each other, in their order: `n1 n2 n3` becomes `n[1-3]`.
+/// The shortest notation for the names in their order: `n1 n2 n3` becomes `n[1-3]`.
 ///
-/// Names of one prefix and suffix that do not follow each other keep their places, so that [`expand`] gives
-/// back the same names in the same order. Names with commas, brackets or spaces are no node names.
+/// Names are never reordered, so [`expand`] returns the same names in the same order. Names with commas, brackets or
+/// spaces are no node names.
 pub fn compress<S: AsRef<str>>(names: &[S]) -> String {
     let mut groups: Vec<Group<'_>> = Vec::new();
     for name in names.iter().map(AsRef::as_ref) {
@@ -193,7 +194,7 @@ impl<'a> Numbered<'a> {
     fn split(name: &'a str) -> Option<Self> {
         let prefix = name.trim_end_matches(|c: char| c.is_ascii_digit());
         let digits = &name[prefix.len()..];
-        // Longer numbers stay text: they are not counted on.
+        // Longer numbers stay text: they never form a range.
         let number = digits.parse().ok().filter(|_| digits.len() <= 18)?;
         Some(Self {
             prefix,
@@ -203,7 +204,7 @@ impl<'a> Numbered<'a> {
     }
 }
 
-/// First, last, digits of the first.
+/// First number, last number, digits of the first.
 type NumberRange = (u64, u64, usize);
 
 enum Group<'a> {

@@ -7,7 +7,7 @@ use std::path::Path;
 
 use serde::Serialize;
 
-/// What carries an interface's packets; better ones first.
+/// What carries an interface's packets, in order of preference.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize)]
 #[serde(rename_all = "snake_case")]
 pub enum LinkKind {
@@ -15,26 +15,26 @@ pub enum LinkKind {
     Infiniband,
     /// A network card, or a bond or VLAN on cards.
     Ethernet,
-    /// No card of this system's own: a container's or virtual machine's way out.
+    /// The way out of a container or virtual machine, without a network card of its own.
     Virtual,
-    /// Between this host and its containers or virtual machines: other nodes do not reach it.
+    /// A link between this host and its containers or virtual machines: other nodes do not reach it.
     Bridge,
-    /// This host alone.
+    /// The loopback device, which reaches this host alone.
     Loopback,
 }
 
 /// One address of an interface.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 pub struct Interface {
-    /// The interface ("ib0").
+    /// The interface's name ("ib0").
     pub name: String,
-    /// What it is.
+    /// What carries its packets.
     pub kind: LinkKind,
     /// Whether it is up and has a carrier.
     pub up: bool,
     /// Megabits per second, where the system knows.
     pub speed_mbits: Option<u32>,
-    /// The address.
+    /// IPv4 or IPv6; an interface with several addresses is listed once for each.
     pub address: IpAddr,
     /// Leading bits of the address that are the same in its whole subnet.
     pub prefix: u8,
@@ -43,35 +43,35 @@ pub struct Interface {
 /// The address to listen on, with the reason.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct ListenChoice {
-    /// The interface.
+    /// The interface's name ("ib0").
     pub name: String,
-    /// Its address.
+    /// The interface's address that was chosen.
     pub address: IpAddr,
-    /// "InfiniBand", "the fastest of 2 network cards"
+    /// Why, for the log: "InfiniBand", "network card, the fastest or first of 2", "as asked for".
     pub reason: String,
 }
 
-/// No interface fits.
+/// Why no address was chosen.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum Error {
-    /// A wish that nothing fulfils.
+    /// No interface that is up fits the wish.
     #[error(
         "no interface is up that `{wish}` describes; there {}\n  help: name one of these interfaces, one of their addresses, or a subnet like 10.1.0.0/16",
         there_are(there)
     )]
     NoSuch {
-        /// What was asked for.
+        /// The name, address or subnet that was asked for.
         wish: String,
-        /// What there is, as "eth0 10.0.0.3".
+        /// The usable interfaces, as "eth0 10.0.0.3"; link-local addresses are left out.
         there: Vec<String>,
     },
-    /// Nothing but loopback and bridges.
+    /// Without a wish: only loopback and bridges are up.
     #[error(
         "no network interface is up that other nodes can reach; there {}\n  help: ask the administrator which interface connects the nodes, and name it",
         there_are(there)
     )]
     Nothing {
-        /// What there is.
+        /// The usable interfaces, as in [`Self::NoSuch`].
         there: Vec<String>,
     },
 }
@@ -84,8 +84,9 @@ fn there_are(there: &[String]) -> String {
     }
 }
 
-/// The address that other nodes should use: of the interface that `wish` names (by its name, an address, or a subnet as
-/// `10.1.0.0/16`); without a wish InfiniBand before network cards, the fastest first, and never a bridge to containers.
+/// The address that other nodes should use. A `wish` names the interface: by name, address, or subnet such as
+/// `10.1.0.0/16`. Without one, InfiniBand comes before network cards, the fastest first, IPv4 before IPv6; a bridge to
+/// containers is never chosen.
 pub fn choose(list: &[Interface], wish: Option<&str>) -> Result<ListenChoice, Error> {
     let usable = |i: &&Interface| i.up && !is_link_local(i.address);
     let there = || {
@@ -108,7 +109,7 @@ pub fn choose(list: &[Interface], wish: Option<&str>) -> Result<ListenChoice, Er
         .iter()
         .filter(usable)
         .filter(|i| i.kind <= LinkKind::Virtual)
-        // The first of equals: the system lists them in the order of its cards.
+        // The first of equals: the system lists interfaces in the order of its cards.
         .min_by_key(|i| {
             let speed = u32::MAX - i.speed_mbits.unwrap_or(0);
             (i.kind, speed, i.address.is_ipv6())
@@ -175,7 +176,7 @@ fn is_link_local(address: IpAddr) -> bool {
     }
 }
 
-/// The interfaces of this node that have an address.
+/// The interfaces of this node, one entry per address.
 pub fn list() -> io::Result<Vec<Interface>> {
     let found = if_addrs::get_if_addrs()?;
     Ok(found
@@ -198,18 +199,18 @@ pub fn list() -> io::Result<Vec<Interface>> {
         .collect())
 }
 
-/// What the system says of an interface below /sys/class/net.
+/// The facts of an interface that decide its kind, from /sys/class/net.
 #[derive(Clone, Copy, Debug, Default)]
 struct Sys {
-    /// ARPHRD_* of linux/if_arp.h.
+    /// Hardware type: an `ARPHRD_*` of linux/if_arp.h; 0 when it cannot be read.
     arp_type: i64,
-    /// A device stands behind it.
+    /// Whether a hardware device stands behind it.
     device: bool,
-    /// It joins network cards (a bond).
+    /// Whether it is a bond, which joins several network cards.
     bond: bool,
-    /// It is a bridge.
+    /// Whether it is a bridge.
     bridge: bool,
-    /// A bridge or VLAN with a network card below.
+    /// Whether an interface with a hardware device lies below it, as below a VLAN or a bridge.
     over_device: bool,
 }
 
@@ -234,7 +235,7 @@ fn number(path: &Path) -> Option<i64> {
     fs::read_to_string(path).ok()?.trim().parse().ok()
 }
 
-/// Names that container and virtual machine software gives to its own side.
+/// Prefixes of the names that container and virtual machine software gives to the host's side of a link.
 const INNER: [&str; 13] = [
     "docker", "br-", "virbr", "veth", "cni", "flannel", "cali", "podman", "lxcbr", "lxdbr",
     "vmnet", "vnet", "tap",

@@ -1,29 +1,29 @@
-//! What starts the ranks of an MPI world: `srun`, with the plugin that the site's MPI understands, or else MPI's own
+//! The launcher of the ranks of an MPI world: `srun` with the plugin that the site's MPI understands, or else MPI's own
 //! `mpirun` inside the allocation.
 
-/// The launcher's name, and the site's wish for it.
+/// The program's name, and the value of `mpi` in site.toml that asks for it.
 pub const MPIRUN: &str = "mpirun";
 
 /// A way to start MPI ranks.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Launcher {
-    /// `srun` with this `--mpi`.
+    /// `srun` with this value of `--mpi`, such as `pmix_v4`.
     Srun(String),
-    /// MPI's own.
+    /// The `mpirun` of this MPI, inside the allocation.
     Mpirun(Mpirun),
 }
 
-/// Whose `mpirun` it is: they agree on little more than the name.
+/// Whose `mpirun` it is: the options differ between the families.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Mpirun {
-    /// Open MPI.
+    /// Open MPI: `--host n1:2,n2:2`.
     OpenMpi,
-    /// MPICH and its kin: Intel MPI, MVAPICH.
+    /// MPICH and its relatives Intel MPI and MVAPICH: `-hosts n1:2,n2:2`.
     Hydra,
 }
 
 impl Mpirun {
-    /// From the output of `mpirun --version`.
+    /// Recognises the family by the output of `mpirun --version`; `None` for another one.
     pub fn of(version: &str) -> Option<Self> {
         let version = version.to_lowercase();
         if version.contains("open mpi") || version.contains("openrte") {
@@ -35,7 +35,7 @@ impl Mpirun {
         }
     }
 
-    /// The command that starts so many ranks on each of these nodes, before the words of the program.
+    /// The command that starts this many ranks on each of these nodes; the words of the program follow it.
     pub fn words(self, places: &[(&str, usize)]) -> Vec<String> {
         let world: usize = places.iter().map(|(_, ranks)| ranks).sum();
         let hosts: Vec<String> = places
@@ -45,7 +45,7 @@ impl Mpirun {
         let hosts = hosts.join(",");
         let world = world.to_string();
         let words: &[&str] = match self {
-            // Ranks have threads of their own: no core is the only one of a rank.
+            // Ranks have several threads, so a rank must not be bound to one core.
             Self::OpenMpi => &[MPIRUN, "-n", &world, "--host", &hosts, "--bind-to", "none"],
             Self::Hydra => &[MPIRUN, "-n", &world, "-hosts", &hosts],
         };
@@ -53,11 +53,11 @@ impl Mpirun {
     }
 }
 
-/// Chooses among the plugins that `srun` has, an `mpirun` of which this is the version (empty: none), and what the site
-/// file says. Slurm itself where it can: it knows which processes belong to the job, and ends them with it.
+/// Chooses a launcher from the plugins of `srun`, the output of `mpirun --version` (empty without mpirun), and the site
+/// file's wish. Prefers `srun`: Slurm then knows which processes belong to the job, and ends them with it.
 ///
 /// # Errors
-/// When nothing can start ranks, or not what the site file wants.
+/// When no launcher can start MPI ranks, or the one that the site file names cannot.
 pub fn choose(plugins: &[String], version: &str, wish: Option<&str>) -> Result<Launcher, String> {
     let own = Mpirun::of(version);
     match wish {
@@ -85,11 +85,11 @@ pub fn choose(plugins: &[String], version: &str, wish: Option<&str>) -> Result<L
 
 /// The plugin of `srun` that starts ranks of the MPI whose `mpirun --version` this is.
 ///
-/// Open MPI 5 knows PMIx alone, and 4 is seldom built with PMI-2. MPICH and Intel's speak PMI-2 at least.
+/// Open MPI 5 knows only PMIx, and Open MPI 4 is seldom built with PMI-2. MPICH and Intel MPI speak PMI-2 at least.
 pub fn plugin<'a>(plugins: &'a [String], version: &str) -> Option<&'a str> {
     let find = |name: &str| {
         let exact = plugins.iter().find(|plugin| *plugin == name);
-        // The newest: names end with a version.
+        // Names end with a version, so the greatest is the newest (up to version 9).
         let of_version = || {
             plugins
                 .iter()

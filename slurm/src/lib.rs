@@ -1,8 +1,7 @@
-//! All that Fovea knows of SLURM, and nothing of training: the batch script, the environment
-//! of a job, how many ranks start on which nodes, what happens after a job's end, and what to ask the
-//! scheduler's commands.
+//! Everything that Fovea knows of Slurm, and nothing of training: the batch script, a job's environment, how many ranks
+//! start on which nodes, the next action after a job's end, and how to query the scheduler.
 //!
-//! Pure, except for shells around the scheduler's commands, the system's facts and a run's files.
+//! The modules are pure, except for thin layers around the scheduler's commands, the system's facts and a run's files.
 
 #![cfg_attr(
     test,
@@ -25,7 +24,7 @@ pub mod site;
 pub mod submit;
 pub mod time;
 
-/// "12.0 GB".
+/// A size in decimal units: `999 bytes`, `1.5 MB`, `12.0 GB`.
 fn bytes(bytes: u64) -> String {
     match bytes {
         0..1_000_000 => format!("{bytes} bytes"),

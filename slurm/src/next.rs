@@ -1,36 +1,36 @@
-//! The next step once a run's processes are gone: finished, requeue, restart here, or give up.
+//! The next action after a run's processes have exited: finished, requeue, restart here, or give up.
 
 use serde::{Deserialize, Serialize};
 
-/// Exit code of a process of a run: everything is done.
+/// Exit code of a process of a run: training is complete.
 pub const FINISHED: i32 = 0;
-/// Failed.
+/// Exit code of a process that failed; from `fovea job next`: the job gives up.
 pub const FAILED: i32 = 1;
-/// The configuration or the input is wrong: trying again never helps.
+/// Exit code for a wrong configuration or wrong input: a restart never helps.
 pub const WRONG_INPUT: i32 = 2;
-/// Left early with a complete checkpoint.
+/// Exit code of a process that left early, with a complete checkpoint; from `fovea job next`: requeue.
 pub const LEFT: i32 = 85;
-/// `fovea job next`: start again in this job.
+/// Exit code of `fovea job next` alone: restart in this job.
 pub const AGAIN: i32 = 75;
 
-/// What comes next.
+/// What the batch script does after a start of the run has ended.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum NextAction {
-    /// Training is complete.
+    /// Training is complete, and the job ends with success.
     Finished,
     /// The job goes back into the queue.
     Requeue,
-    /// The processes start again in this job.
+    /// The processes restart in this job.
     Again,
-    /// The job ends: it has failed too often without getting on.
+    /// The job ends: it has failed too often without progress.
     GiveUp,
     /// The job ends: the configuration or the input is wrong.
     ConfigError,
 }
 
 impl NextAction {
-    /// The exit code that tells the batch script.
+    /// The exit code of `fovea job next`, by which the batch script acts.
     pub fn code(self) -> i32 {
         match self {
             Self::Finished => FINISHED,
@@ -41,24 +41,24 @@ impl NextAction {
         }
     }
 
-    /// Whether the start before it came to nothing that was wanted.
+    /// Whether this end counts as a failure: a restart in this job, giving up, or a wrong configuration.
     pub fn is_failure(self) -> bool {
         matches!(self, Self::Again | Self::GiveUp | Self::ConfigError)
     }
 }
 
-/// How a start ended.
+/// How a start of the run ended.
 #[derive(Clone, Debug)]
 pub struct Ended {
-    /// Exit code of the coordinator; above 128 it was killed.
+    /// Exit code of the coordinator; above 128 a signal ended it (128 + its number).
     pub coordinator: i32,
-    /// Exit code of `srun`: the highest of the trainers'.
+    /// Exit code of the launcher; that of `srun` is the highest of the trainers'.
     pub trainers: i32,
-    /// The signal by which the scheduler, or the user, had asked the job to leave.
+    /// The signal by which the scheduler or the user asked the job to leave (`TERM`, `USR1`, `INT`), if one did.
     pub noticed: Option<String>,
-    /// Newest committed step.
+    /// Newest committed step by `status.json`; 0 when there is none.
     pub step: u64,
-    /// As [`crate::history::History::failures_without_progress`] counts them, before this end.
+    /// Failures before this end, by [`crate::history::History::failures_without_progress`].
     pub failures: u32,
     /// Newest committed step at the end before this one.
     pub failed_at: u64,
@@ -66,7 +66,7 @@ pub struct Ended {
     pub max_restarts: u32,
 }
 
-/// What comes next, and why, with numbers.
+/// The next action, and the reason for it with numbers.
 pub fn next(ended: &Ended) -> (NextAction, String) {
     let (coordinator, trainers) = (ended.coordinator, ended.trainers);
     let codes = format!(
@@ -101,7 +101,7 @@ pub fn next(ended: &Ended) -> (NextAction, String) {
         );
         return (NextAction::Requeue, why);
     }
-    // A trainer that the scheduler asked by itself has everybody leave, and all say so.
+    // The scheduler may signal one trainer alone: the coordinator then drains all ranks, and all report it.
     if coordinator == LEFT && matches!(trainers, FINISHED | LEFT) {
         let why = format!("left in order at step {} ({codes})", ended.step);
         return (NextAction::Requeue, why);
@@ -122,7 +122,7 @@ pub fn next(ended: &Ended) -> (NextAction, String) {
     (NextAction::Again, why)
 }
 
-/// As people read it.
+/// An exit code for people: with the signal, where one ended the process.
 fn code(code: i32) -> String {
     match code - 128 {
         signal @ 1..=64 => format!("{code} (signal {signal})"),
@@ -150,12 +150,12 @@ mod tests {
     fn each_end_has_its_consequence() {
         let verdict = |ended: &Ended| next(ended).0;
         assert_eq!(verdict(&ended(0, 0)), NextAction::Finished);
-        // One trainer was lost on the way, which the others survived.
+        // The run lost one trainer, and the others finished it.
         assert_eq!(verdict(&ended(0, 137)), NextAction::Finished);
         assert_eq!(verdict(&ended(85, 85)), NextAction::Requeue);
         assert_eq!(verdict(&ended(2, 143)), NextAction::ConfigError);
         assert_eq!(verdict(&ended(85, 2)), NextAction::ConfigError);
-        // All trainers died, so the coordinator was asked to end.
+        // All trainers died, so the batch script asked the coordinator to end.
         assert_eq!(verdict(&ended(85, 139)), NextAction::Again);
         assert_eq!(verdict(&ended(1, 143)), NextAction::Again);
         let killed_at_the_end = Ended {

@@ -1,5 +1,5 @@
-//! How many ranks start where: from the job's available nodes to the arguments of one `srun`, or one `mpirun` where
-//! Slurm cannot start MPI itself.
+//! How many ranks start on which nodes: from the job's available nodes to the arguments of one `srun`, or of one
+//! `mpirun` where Slurm cannot start MPI itself.
 
 use std::fmt;
 
@@ -10,47 +10,47 @@ use crate::launcher::{self, Launcher};
 pub struct Transport {
     /// The spelling of `train.backend`.
     pub name: &'static str,
-    /// Whether it reaches the ranks of one node only.
+    /// Whether it joins only ranks of one node.
     pub one_node: bool,
-    /// Whether MPI starts the ranks, as a world that ends as a whole; other ranks come and go.
+    /// Whether a launcher of MPI starts the ranks; such a world ends as a whole. Other ranks may join and leave.
     pub by_mpi: bool,
 }
 
-/// What there is.
+/// What the job has and what the configuration allows; the input of [`plan`].
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Offer {
-    /// Nodes of the job, in its order, each with the number of tasks that the job has there.
+    /// The job's nodes in Slurm's order, each with the job's number of tasks on it.
     pub nodes: Vec<(String, usize)>,
-    /// Nodes of the job that are down, or that will not come back.
+    /// Nodes of the job that are down or do not answer.
     pub down: Vec<String>,
-    /// CPUs of a task, when the job says so.
+    /// CPUs of a task; none when the job does not specify it.
     pub cpus_per_task: Option<usize>,
-    /// GPUs of the batch node, 0 for none.
+    /// GPUs of the job on the batch node, 0 for none.
     pub gpus: usize,
-    /// Numbers of ranks that the run can have (powers of two that divide its virtual shards).
+    /// World sizes that the run can have (powers of two that divide its virtual shards).
     pub world_sizes: Vec<usize>,
-    /// What the configuration allows; the first that reaches the nodes is taken.
+    /// Transports that the configuration allows; the plan takes the first that reaches the nodes.
     pub transports: Vec<Transport>,
-    /// The types that `srun --mpi=list` names.
+    /// The plugins that `srun --mpi=list` names.
     pub pmi: Vec<String>,
-    /// One of them that the site wants, or [`launcher::MPIRUN`].
+    /// The plugin that the site file asks for, or [`launcher::MPIRUN`].
     pub pmi_wish: Option<String>,
-    /// What `mpirun --version` says; empty where there is none.
+    /// The output of `mpirun --version`; empty without mpirun.
     pub mpirun: String,
 }
 
-/// One `srun` or `mpirun`.
+/// One `srun` or `mpirun`, and what it starts.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Plan {
-    /// Where ranks start.
+    /// The nodes that ranks start on, in the job's order.
     pub nodes: Vec<String>,
-    /// Number of ranks.
+    /// World size; a power of two.
     pub world: usize,
-    /// How they exchange gradients.
+    /// How the ranks exchange gradients.
     pub transport: Transport,
-    /// The launcher and its flags, before the words of the program.
+    /// The launcher and its flags; the words of the program follow them.
     pub launch: Vec<String>,
-    /// Decisions that a user may want to know, with numbers.
+    /// Decisions that a user may want to know, with numbers; the log shows them as warnings.
     pub notes: Vec<String>,
 }
 
@@ -150,8 +150,8 @@ pub fn plan(offer: &Offer) -> Result<Plan, NoPlan> {
     })
 }
 
-/// How many of the ranks each node gets, on as few nodes as hold them, in the order of the job: each as many as the
-/// next when that comes out even, else the first nodes are filled, as `--distribution=block` does.
+/// How many ranks each node gets, on as few nodes as hold them, in the job's order. All nodes get the same number where
+/// that is possible; otherwise the first nodes are filled, as `--distribution=block` does.
 fn share_out<'a>(up: &[&'a (String, usize)], world: usize) -> Vec<(&'a str, usize)> {
     let mut left = world;
     let mut places = Vec::new();
@@ -180,9 +180,9 @@ fn srun(offer: &Offer, places: &[(&str, usize)], mpi: &str) -> Vec<String> {
         format!("--ntasks={world}"),
         format!("--nodelist={}", nodes.join(",")),
         "--distribution=block".to_owned(),
-        // The others decide what a lost node means.
+        // The coordinator and the other ranks decide what a lost node means: srun must not end the step.
         "--no-kill".to_owned(),
-        // Steps of the same job, such as the one that stages data, do not wait for each other.
+        // Steps of the same job, such as the step that stages data, must not wait for each other.
         "--overlap".to_owned(),
     ];
     if places.iter().all(|(_, ranks)| *ranks == places[0].1) {
@@ -192,17 +192,17 @@ fn srun(offer: &Offer, places: &[(&str, usize)], mpi: &str) -> Vec<String> {
         words.push(format!("--cpus-per-task={cpus}"));
     }
     if offer.gpus > 0 {
-        // Every rank sees all GPUs of its node, as NCCL likes it, and takes the one of its local rank.
+        // NCCL works best when every rank sees all GPUs of its node; a rank takes the GPU of its local rank.
         words.push(format!("--gpus-per-node={}", offer.gpus));
     }
     words.push(format!("--mpi={mpi}"));
-    // A world of MPI that lost a rank never gets on: it starts anew. Of others, the rest goes on.
+    // An MPI world that lost a rank never continues, so it must end as a whole. Other worlds continue without the rank.
     words.push(format!("--kill-on-bad-exit={}", u8::from(mpi != "none")));
     words
 }
 
-/// Nodes that cannot be used, from lines `NAME STATE` of `sinfo -h -N -o '%N %t'`, and of the script, which has asked
-/// each node itself (`up`, `down`) and knows better.
+/// Nodes that cannot be used, by lines `NAME STATE`. The first ones come from `sinfo -h -N -o '%N %t'`; the batch
+/// script appends its own (`up`, `down`) after it has asked each node itself, and the last line about a node counts.
 pub fn down_nodes(states: &str) -> Vec<String> {
     let gone = [
         "down",
@@ -217,7 +217,7 @@ pub fn down_nodes(states: &str) -> Vec<String> {
     ];
     let is_down = |state: &str| {
         let flags = state.trim_end_matches(|c: char| !c.is_ascii_alphanumeric());
-        // A star: it does not answer. A node that is draining still works for this job.
+        // A star means that the node does not answer Slurm. A draining node still works for this job.
         let unreachable = state.ends_with('*');
         unreachable || (gone.contains(&flags) && !matches!(flags, "drng" | "drain" | "maint"))
     };
@@ -226,7 +226,7 @@ pub fn down_nodes(states: &str) -> Vec<String> {
         let Some((name, state)) = line.split_once(char::is_whitespace) else {
             continue;
         };
-        // The last word counts.
+        // The last line about a node counts.
         down.retain(|other| other != name);
         if is_down(state.trim()) {
             down.push(name.to_owned());
@@ -354,7 +354,7 @@ mod tests {
         let words = "mpirun -n 4 --host n1:1,n2:3 --bind-to none";
         assert_eq!(open.launch.join(" "), words);
         assert!(open.notes[0].contains("mpirun"), "{:?}", open.notes);
-        // On one node nobody needs MPI.
+        // Ranks on one node need no MPI.
         let mut one = offer(&[("n1", 2)]);
         one.pmi_wish = Some(launcher::MPIRUN.to_owned());
         assert_eq!(plan(&one).unwrap().launch[0], "srun");
@@ -376,7 +376,7 @@ mod tests {
             "n1 alloc\nn2 down*\nn2 down*\nn3 mix\nn4 drng\nn5 down\nn6 idle*\nn7 alloc-\n";
         assert_eq!(down_nodes(states), ["n2", "n5", "n6"]);
         assert!(down_nodes("").is_empty());
-        // One that does not answer Slurm for a moment, and has just started a process.
+        // Neither node answers Slurm for a moment, but n1 has just started a process.
         assert_eq!(down_nodes("n1 mix*\nn2 mix*\nn1 up\nn2 down\n"), ["n2"]);
     }
 

@@ -1,4 +1,4 @@
-//! Which directory of a node suits a copy of the dataset.
+//! The choice of a node's directory for a copy of the dataset.
 
 use std::path::{Path, PathBuf};
 
@@ -9,18 +9,18 @@ use crate::filesystem::{self, Mounted, Reach};
 /// A directory that may be on a disk of the node.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 pub struct Candidate {
-    /// The directory.
+    /// Absolute path; it may not exist on this node.
     pub dir: PathBuf,
-    /// Who says so ("$TMPDIR", "named").
+    /// Where the path comes from: "named" (site.toml or `--stage`), "$SLURM_TMPDIR", "$TMPDIR", "usual place".
     pub origin: String,
-    /// Whether somebody has provided it for jobs, so that memory is meant to be used when it is memory.
+    /// Whether somebody has provided it for jobs; such a directory may be used even when it is in memory.
     pub provided: bool,
 }
 
-/// What there is.
+/// A candidate, and what the system says about it on this node.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 pub struct ScratchFacts {
-    /// The candidate.
+    /// The candidate, flattened into this record in JSON.
     #[serde(flatten)]
     pub candidate: Candidate,
     /// Whether it is a directory in which this user may create files.
@@ -29,17 +29,18 @@ pub struct ScratchFacts {
     pub mounted: Option<Mounted>,
 }
 
-/// The choice, with the reason against each that was not taken before it.
+/// The result of [`choose`].
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct ScratchChoice<'a> {
-    /// The directory.
+    /// The first candidate that suits; none when no candidate does.
     pub chosen: Option<&'a ScratchFacts>,
-    /// "/tmp ($TMPDIR): 3.1 GB free, 12.0 GB needed"
+    /// The reason against each candidate before it: "/tmp ($TMPDIR): 3.1 GB free, 12.0 GB needed".
     pub refused: Vec<String>,
 }
 
-/// All candidates in order of preference: the `named` ones (where `$NAME` stands for a variable of the job's
-/// environment), then, with `usual`, what Slurm and the system provide, and where scratch disks usually are.
+/// All candidates in order of preference. First the `named` ones, in which `$NAME` stands for a variable of the job's
+/// environment; then, with `usual`, the directories that Slurm and the system provide, and the usual places of scratch
+/// disks.
 pub fn candidates(
     named: &[String],
     usual: bool,
@@ -48,7 +49,7 @@ pub fn candidates(
     let mut found: Vec<Candidate> = Vec::new();
     let mut add = |dir: Option<String>, origin: &str, provided: bool| {
         let Some(dir) = dir.filter(|dir| dir.starts_with('/')) else {
-            return; // not set here, or relative to who knows what
+            return; // not set here, or relative to an unknown directory
         };
         let dir = PathBuf::from(dir);
         if !found.iter().any(|other| other.dir == dir) {
@@ -92,7 +93,7 @@ fn expand(text: &str, env: &dyn Fn(&str) -> Option<String>) -> Option<String> {
     Some(out)
 }
 
-/// Looks at each candidate.
+/// Asks the system about each candidate.
 pub fn look(candidates: Vec<Candidate>) -> Vec<ScratchFacts> {
     candidates
         .into_iter()
@@ -109,7 +110,7 @@ fn is_writable(dir: &Path) -> bool {
     dir.is_dir() && rustix::fs::access(dir, access).is_ok()
 }
 
-/// The first candidate on a disk of the node that has room for `needed` bytes.
+/// The first candidate that is on a disk of the node (or in memory provided for jobs) and has room for `needed` bytes.
 pub fn choose(facts: &[ScratchFacts], needed: u64) -> ScratchChoice<'_> {
     let mut refused = Vec::new();
     for fact in facts {

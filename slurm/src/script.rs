@@ -1,8 +1,8 @@
 //! The batch script: from a resolved [`Job`] to the text that `sbatch` gets.
 //!
-//! Pure. The header tells Slurm what the job wants; the settings name what runs; the rest is the same for all jobs of a
-//! kind and comes from `script/*.sh`, with comments for readers of `RUN/slurm/job.sh`. Only the script talks to Slurm,
-//! because a container has none; it passes what it learned to `fovea` as options.
+//! Pure. The header tells Slurm what the job wants; the settings name what runs. The rest is the same for all jobs of a
+//! kind: it comes from `script/*.sh`, with comments for readers of `RUN/slurm/job.sh`. Only the script talks to Slurm,
+//! because a container has none of its commands; the script forwards what it learned to `fovea` as options.
 
 use std::collections::BTreeSet;
 use std::fmt::{Display, Write as _};
@@ -11,46 +11,46 @@ use std::time::Duration;
 use crate::site::{GpuLine, Requeue, Site};
 use crate::time;
 
-/// What stands for the element in the paths and values of an array job.
+/// The placeholder for the element's number in the paths and values of an array job.
 pub const ELEMENT: &str = "%a";
 /// Least and usual notice ahead of the time limit.
 const LEAST_LEAD: Duration = Duration::from_secs(60);
 const USUAL_LEAD: Duration = Duration::from_secs(120);
-/// Slurm keeps the lead in 16 bits.
+/// Slurm stores the lead in 16 bits.
 const MOST_LEAD: Duration = Duration::from_secs(65_535);
 
 /// Everything that a batch script depends on. Paths are absolute.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Job {
-    /// Name in the queue.
+    /// Name of the job in the queue.
     pub name: String,
     /// Run directory; of an array, with [`ELEMENT`] for each element's own. See [`Job::base`].
     pub run: String,
-    /// Prepared dataset.
+    /// Directory of the prepared dataset.
     pub data: String,
-    /// The fovea program on the nodes; in a container, inside the image.
+    /// Path of the fovea program on the nodes; with a container, inside the image.
     pub program: String,
-    /// Nodes.
+    /// Number of nodes (`--nodes`).
     pub nodes: u32,
-    /// Tasks per node.
+    /// Number of ranks on each node (`--ntasks-per-node`).
     pub ranks_per_node: u32,
     /// GPUs per node, 0 for none.
     pub gpus_per_node: u32,
-    /// `--cpus-per-task`
+    /// Value of `--cpus-per-task`; Slurm's default when absent.
     pub cpus_per_rank: Option<u32>,
-    /// `--time`
+    /// Time limit of one job (`--time`).
     pub time: Duration,
     /// Notice ahead of the time limit; see [`signal_lead`].
     pub lead: Duration,
-    /// `--array`
+    /// Value of `--array`; absent for a single job.
     pub array: Option<String>,
-    /// Assignments over `RUN/slurm/config.toml` that hold [`ELEMENT`]; the others are in it.
+    /// Assignments that contain [`ELEMENT`], applied over `RUN/slurm/config.toml`; that file has the others already.
     pub set: Vec<String>,
-    /// Image to run in.
+    /// Container image that fovea runs in; absent without a container.
     pub container: Option<String>,
-    /// Where copies of the data may go on a node, best first; `auto` for what the node has; empty for no copies.
+    /// Directories on a node for a copy of the data, best first; `auto` for the node's usual places; empty for no copy.
     pub scratch: Vec<String>,
-    /// The site's defaults, with what was given for this job over them.
+    /// The site's defaults, overridden by the options of this submission.
     pub site: Site,
 }
 
@@ -58,9 +58,9 @@ pub struct Job {
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("{what}\n  help: {help}")]
 pub struct Error {
-    /// What is wrong.
+    /// What is wrong with the job.
     pub what: String,
-    /// What to do.
+    /// What the user should do, as an instruction.
     pub help: String,
 }
 
@@ -73,9 +73,9 @@ impl Error {
     }
 }
 
-/// How long ahead of its time limit a job is told: three times the time of the newest checkpoint and 30 s for the last
-/// step, where that time is known; else 120 s. At least 60 s, because Slurm looks at limits every 30 s only; at most what
-/// it can count, and a quarter of the whole time.
+/// How long before its time limit Slurm signals a job. Where the time of the newest checkpoint is known: three times
+/// that, and 30 s for the last step; otherwise 120 s. At most a quarter of the time limit and what Slurm can store; at
+/// least 60 s, because Slurm checks limits only every 30 s.
 pub fn signal_lead(save: Option<Duration>, time: Duration) -> Duration {
     let wanted = match save.filter(|save| !save.is_zero()) {
         Some(save) => save
@@ -84,18 +84,18 @@ pub fn signal_lead(save: Option<Duration>, time: Duration) -> Duration {
         None => USUAL_LEAD,
     };
     let lead = wanted.min(time / 4).clamp(LEAST_LEAD, MOST_LEAD);
-    // Whole seconds, upwards.
+    // Rounded up to whole seconds.
     Duration::from_secs(lead.as_secs() + u64::from(lead.subsec_nanos() > 0))
 }
 
 impl Job {
-    /// Directory of what belongs to the whole job: the run directory, or for an array whose elements have names of their
-    /// own (`lr-%a`) the one called `lr-array`.
+    /// Directory of the files that belong to the whole job. It is the run directory; for an array with [`ELEMENT`] in
+    /// its run directory (`lr-%a`), it is the one called `lr-array`.
     pub fn base(&self) -> String {
         base(&self.run, self.array.is_some())
     }
 
-    /// Refuses what would not arrive as it was meant.
+    /// Refuses a job that Slurm or bash would understand differently.
     pub fn check(&self) -> Result<(), Error> {
         let paths = [
             ("run directory", &self.run),
@@ -110,7 +110,7 @@ impl Job {
                 ));
             }
         }
-        // Slurm reads % and \ in names of log files as its own.
+        // Slurm interprets % and \ in the names of log files.
         if self.run.contains('\\') {
             return Err(Error::new(
                 format!(
@@ -142,7 +142,7 @@ impl Job {
     }
 }
 
-/// See [`Job::base`].
+/// [`Job::base`] for a run directory, and whether it is that of an array.
 pub fn base(run: &str, array: bool) -> String {
     match array {
         true => run.replace(ELEMENT, "array"),
@@ -192,7 +192,7 @@ pub fn elements(array: &str) -> Result<Vec<u32>, Error> {
     Ok(elements)
 }
 
-/// The run directory of an element: of its number, or of a word that stands for it.
+/// The run directory of an element, given its number or a placeholder for it.
 pub fn run_of_element(run: &str, element: impl Display) -> String {
     match run.contains(ELEMENT) {
         true => run.replace(ELEMENT, &element.to_string()),
@@ -200,7 +200,7 @@ pub fn run_of_element(run: &str, element: impl Display) -> String {
     }
 }
 
-/// The batch script.
+/// The whole text of the batch script.
 pub fn render(job: &Job) -> String {
     let mut script = header(job);
     script.push_str(&modules(job));
@@ -223,7 +223,7 @@ pub fn render(job: &Job) -> String {
     script
 }
 
-/// What Slurm reads.
+/// The shebang and the `#SBATCH` lines, which `sbatch` reads.
 fn header(job: &Job) -> String {
     let site = &job.site;
     let log = match job.array {
@@ -279,7 +279,7 @@ fn header(job: &Job) -> String {
     for line in lines {
         let _ = writeln!(text, "#SBATCH {}", quote_option(&line));
     }
-    // As the site file has them: their quotes are the user's own.
+    // Copied from the site file as they are: their quotes are the user's.
     for line in &site.sbatch {
         let _ = writeln!(text, "#SBATCH {line}");
     }
@@ -307,7 +307,7 @@ fi
     text
 }
 
-/// What runs, and where.
+/// The variables of the script: the program to run, the paths, and the options.
 fn settings(job: &Job) -> String {
     let array = job.array.is_some();
     let value = |text: &str| match array {
@@ -405,7 +405,7 @@ pub fn quote(text: &str) -> String {
     }
 }
 
-/// The same with the element's number for every [`ELEMENT`].
+/// [`quote`], with the element's number in place of every [`ELEMENT`].
 fn quote_element(text: &str) -> String {
     let parts: Vec<String> = text
         .split(ELEMENT)
@@ -420,7 +420,7 @@ fn quote_element(text: &str) -> String {
     parts.join("\"$element\"")
 }
 
-/// An option in a line of `#SBATCH`: Slurm knows quotes and backslashes there, but no shell reads it.
+/// Quotes an option in an `#SBATCH` line: Slurm knows quotes and backslashes there, but no shell reads the line.
 fn quote_option(option: &str) -> String {
     if !option.contains(|c: char| c.is_whitespace() || "'\"\\#".contains(c)) {
         return option.to_owned();

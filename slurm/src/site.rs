@@ -10,62 +10,62 @@ use toml::de::{DeTable, DeValue};
 
 use crate::time;
 
-/// A site file is a few lines; something else that is named by mistake is not read to its end.
+/// A site file is a few lines long; this limits how much is read of another file that was named by mistake.
 const MAX_FILE_BYTES: u64 = 1 << 20;
 
-/// How this Slurm wants GPUs to be asked for.
+/// Which option of `sbatch` asks for GPUs on this cluster.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub enum GpuLine {
-    /// `--gpus-per-node=2`
+    /// `--gpus-per-node=2`, or `--gpus-per-node=a100:2` with a type.
     #[default]
     GpusPerNode,
-    /// `--gres=gpu:2`
+    /// `--gres=gpu:2`, or `--gres=gpu:a100:2` with a type.
     Gres,
 }
 
-/// How a job comes back.
+/// How a run that is not finished gets its next job.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub enum Requeue {
-    /// The job asks for it: `scontrol requeue`.
+    /// The job requeues itself with `scontrol requeue`.
     #[default]
     Scontrol,
-    /// Where that is forbidden: dependent jobs, submitted beforehand.
+    /// For clusters that forbid requeueing: `fovea submit` submits a chain of dependent jobs beforehand.
     Chain,
 }
 
 /// Defaults for the jobs of one cluster.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Site {
-    /// `--partition`
+    /// Value of `--partition`; Slurm's default partition when absent.
     pub partition: Option<String>,
-    /// `--account`
+    /// Value of `--account`; the user's default account when absent.
     pub account: Option<String>,
-    /// `--qos`
+    /// Value of `--qos`; the account's default when absent.
     pub qos: Option<String>,
-    /// `--constraint`
+    /// Value of `--constraint`, such as `a100&ib`; any node when absent.
     pub constraint: Option<String>,
-    /// `module load` lines.
+    /// Names that the batch script gives to `module load`, one line each, in this order.
     pub modules: Vec<String>,
-    /// How GPUs are asked for.
+    /// Which option asks for GPUs.
     pub gpu: GpuLine,
-    /// Type of GPU in that line, `a100`.
+    /// Type of GPU in that option, such as `a100`; any type when absent.
     pub gpu_type: Option<String>,
-    /// Node-local scratch, the first that exists on a node counts: paths, or variables as `$SLURM_TMPDIR`.
-    /// Empty: what is usual.
+    /// Directories for node-local scratch, the best first: paths, or variables such as `$SLURM_TMPDIR`. Empty for the
+    /// usual places of [`crate::scratch::candidates`].
     pub scratch: Vec<String>,
-    /// Network interface that the coordinator listens on, `ib0`.
+    /// Network interface that the coordinator listens on, such as `ib0`; the best one when absent.
     pub interface: Option<String>,
-    /// How a job comes back.
+    /// How a run gets its next job.
     pub requeue: Requeue,
-    /// Jobs in a chain, the first one included.
+    /// Number of jobs in a chain, the first one included; 1 to 100.
     pub chain: u32,
-    /// What stands before the image in a container, `apptainer exec --nv`; empty for the default.
+    /// The words before the image in a container's command, such as `apptainer exec --nv`; empty for the default.
     pub container: Vec<String>,
-    /// Further options of `sbatch`, one per line.
+    /// Further options of `sbatch`, one `#SBATCH` line each, copied as they are.
     pub sbatch: Vec<String>,
-    /// `srun --mpi`, where the best of `srun --mpi=list` is not the right one; `mpirun` for MPI's own launcher.
+    /// Value of `srun --mpi` where the automatic choice is not the right one; `mpirun` asks for MPI's own launcher.
     pub mpi: Option<String>,
-    /// Time limit of a job that names none.
+    /// Time limit of a job whose submission gives none; at least a minute.
     pub time: Duration,
 }
 
@@ -91,14 +91,14 @@ impl Default for Site {
     }
 }
 
-/// A key of the file: name, what it means with an example, how it is taken over.
+/// A key of the file: its name, an example of its value, and how its value gets into a [`Site`].
 struct SiteKey {
     name: &'static str,
     example: &'static str,
     take: fn(&mut Site, &DeValue<'_>) -> Result<(), String>,
 }
 
-/// All keys, in the order in which they are explained.
+/// All keys, in the order in which messages list them.
 const KEYS: &[SiteKey] = &[
     SiteKey {
         name: "partition",
@@ -279,13 +279,13 @@ fn limit(site: &mut Site, value: &DeValue<'_>) -> Result<(), String> {
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("{}{}: {what}\n  help: {help}", path.display(), line.map_or_else(String::new, |l| format!(", line {l}")))]
 pub struct Error {
-    /// The file.
+    /// Path of the site file.
     pub path: PathBuf,
-    /// The line, from 1, where there is one.
+    /// The line, counted from 1, where the error has one.
     pub line: Option<usize>,
-    /// What is wrong.
+    /// What is wrong, without the place.
     pub what: String,
-    /// What to do.
+    /// What the user should do, as an instruction.
     pub help: String,
 }
 

@@ -1,4 +1,4 @@
-//! Submission: checks the script, hands it to Slurm, and writes `RUN/slurm/submitted.json`.
+//! Submission: hands the batch script to Slurm, and records the jobs in `RUN/slurm/submitted.json`.
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -10,41 +10,41 @@ use serde::{Deserialize, Serialize};
 use crate::client::{self, JobState};
 use crate::history::{FOLDER, History};
 
-/// The configuration as it was submitted, in [`FOLDER`].
+/// The configuration as submitted; a file in [`FOLDER`].
 pub const CONFIG_FILE: &str = "config.toml";
-/// The batch script.
+/// The batch script that `sbatch` gets; a file in [`FOLDER`].
 pub const SCRIPT_FILE: &str = "job.sh";
-/// The ids of the jobs behind the first, one per line: what the script of a chain cancels.
+/// Ids of the jobs behind the first of a chain, one per line; the script cancels them when the run has failed for good.
 pub const CHAIN_FILE: &str = "chain";
-/// What was submitted.
+/// The newest [`Submitted`] as JSON; a file in [`FOLDER`].
 pub const SUBMITTED_FILE: &str = "submitted.json";
-/// Version of that file.
+/// Version of the format of that file.
 const VERSION: u32 = 1;
-/// A longer file was not written by fovea.
+/// Most bytes of that file that are read; fovea never writes a longer one.
 const MAX_BYTES: u64 = 1 << 20;
 
-/// What can go wrong around a submission.
+/// Why a submission, or a look at an earlier one, failed.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
-    /// A command of Slurm.
+    /// A command of Slurm failed.
     #[error(transparent)]
     Client(#[from] client::Error),
-    /// A file.
+    /// A file of the run directory cannot be used.
     #[error("cannot {action} {}: {what}\n  help: {help}", path.display())]
     File {
-        /// A verb.
+        /// The operation that failed: `read` or `write`.
         action: &'static str,
-        /// The file.
+        /// Path of the file.
         path: PathBuf,
-        /// What is wrong.
+        /// The cause, such as the operating system's error.
         what: String,
-        /// What to do.
+        /// What the user should do, as an instruction.
         help: &'static str,
     },
 }
 
 impl Error {
-    /// Whether Slurm has refused what was asked for, so that asking again is of no use.
+    /// Whether Slurm refused the request itself: asking again is of no use.
     pub fn is_usage(&self) -> bool {
         matches!(self, Self::Client(error) if error.is_usage())
     }
@@ -53,24 +53,24 @@ impl Error {
 /// Content of `submitted.json`: the newest submission of a run.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Submitted {
-    /// Version of this file.
+    /// Version of the file's format; this program reads only its own.
     pub version: u32,
-    /// Ids of the jobs: one, or all links of a chain.
+    /// Ids of the jobs: one, or all of a chain in order.
     pub jobs: Vec<u64>,
-    /// `--array`, when it is one.
+    /// The value of `--array`; `None` for a single job.
     pub array: Option<String>,
-    /// Run directory; of an array, with `%a` in it or the parent of its elements' own.
+    /// Run directory. For an array: a path with `%a` in it, or the parent directory of the elements' runs.
     pub run: String,
-    /// When, in milliseconds since 1970 (UTC).
+    /// Time of the submission, in milliseconds since 1970 (UTC).
     pub unix_ms: u64,
-    /// What was typed.
+    /// The words of the `fovea submit` command, the program first.
     pub command: Vec<String>,
-    /// The script that was submitted.
+    /// Path of the submitted script.
     pub script: PathBuf,
 }
 
 impl Submitted {
-    /// The file in a run directory; `None` when nothing was submitted.
+    /// Reads the file of a run directory; `None` when nothing was submitted.
     pub fn load(run: &Path) -> Result<Option<Self>, Error> {
         use std::io::Read as _;
 
@@ -98,7 +98,7 @@ impl Submitted {
         }
     }
 
-    /// Writes the file, and that of the chain.
+    /// Writes this file and the list of the chain's other jobs.
     fn store(&self, run: &Path) -> Result<(), Error> {
         let folder = run.join(FOLDER);
         let links: String = self
@@ -119,7 +119,8 @@ impl Submitted {
     }
 }
 
-/// The jobs of a run: those that `fovea submit` made, and one that has begun it since, submitted by hand.
+/// Ids of the jobs of a run: those that `fovea submit` made, and the newest one that has started the run since, such as
+/// a job submitted by hand.
 pub fn jobs_of(submitted: Option<&Submitted>, history: &History) -> Vec<String> {
     let known = submitted.map_or(&[][..], |submitted| &submitted.jobs);
     let since = submitted.map_or(0, |submitted| submitted.unix_ms);
@@ -133,31 +134,31 @@ pub fn jobs_of(submitted: Option<&Submitted>, history: &History) -> Vec<String> 
     ids
 }
 
-/// Those of the jobs that wait or run.
+/// The states of those jobs that still wait or run.
 pub fn alive(jobs: &[String]) -> Result<Vec<JobState>, Error> {
     let mut states = client::job_states(jobs)?;
     states.retain(|job| !job.is_over());
     Ok(states)
 }
 
-/// A submission to make.
+/// The parameters of [`submit`].
 #[derive(Clone, Debug)]
 pub struct Submission {
-    /// Directory whose [`FOLDER`] holds the script and the configuration already.
+    /// Directory whose [`FOLDER`] already holds the script and the configuration.
     pub base: PathBuf,
     /// Jobs in a chain; 1 for a job that requeues itself.
     pub links: u32,
-    /// `--array`
+    /// The value of `--array`, see [`Submitted::array`].
     pub array: Option<String>,
     /// Run directory, see [`Submitted::run`].
     pub run: String,
-    /// What was typed.
+    /// The words of the command, see [`Submitted::command`].
     pub command: Vec<String>,
 }
 
-/// Submits what [`client::test_only`] has accepted, and writes down what was submitted.
+/// Submits a script that [`client::test_only`] has accepted, and records the jobs.
 ///
-/// When a link of a chain is refused, those before it are taken back.
+/// When Slurm refuses a job of a chain, this cancels the jobs before it.
 pub fn submit(request: &Submission) -> Result<Submitted, Error> {
     let script = request.base.join(FOLDER).join(SCRIPT_FILE);
     let mut jobs: Vec<u64> = Vec::new();
@@ -190,7 +191,7 @@ pub fn submit(request: &Submission) -> Result<Submitted, Error> {
         script,
     };
     if let Err(error) = submitted.store(&request.base) {
-        // Jobs that nobody would find again.
+        // Without the record nobody would find these jobs again.
         take_back(&submitted.jobs);
         return Err(error);
     }
@@ -199,12 +200,12 @@ pub fn submit(request: &Submission) -> Result<Submitted, Error> {
 
 fn take_back(jobs: &[u64]) {
     for id in jobs.iter().rev() {
-        // The error that led here is the one to tell.
+        // The caller reports the first error, so this one is dropped.
         let _ = client::cancel(&id.to_string(), None);
     }
 }
 
-/// Replaces a file in one rename.
+/// Replaces a file atomically, by renaming a synced temporary one.
 pub fn replace(path: &Path, bytes: &[u8]) -> Result<(), Error> {
     fovea_files::replace(path, bytes, Durability::Synced, Mode::Shared).map_err(|e| {
         Error::File {
@@ -270,9 +271,9 @@ mod tests {
         assert_eq!(jobs(Some(&by_fovea), &[start("18", 5)]), ["17", "18", "19"]);
         let later = [start("17", 5), start("42", 9)];
         assert_eq!(jobs(Some(&by_fovea), &later), ["17", "18", "19", "42"]);
-        // One that was before this submission.
+        // A job that started the run before this submission.
         assert_eq!(jobs(Some(&by_fovea), &[start("3", 0)]), ["17", "18", "19"]);
-        // An element knows of no submission, and its array of no start.
+        // An element's directory has no record of the submission; the array's directory has no start.
         assert_eq!(jobs(None, &[start("17_3", 5)]), ["17_3"]);
         assert_eq!(jobs(None, &[]), [""; 0]);
     }

@@ -1,30 +1,30 @@
 //! Slurm's notation for durations: `30`, `12:30`, `4:00:00`, `1-12`, `1-12:00:00`, `UNLIMITED`.
 //!
-//! Pure. Slurm reads and prints the same text in two ways: typed values (`--time 90`) count from minutes,
-//! what `squeue` prints (`1:30`) is minutes and seconds; both are minutes first, seconds after the colon.
+//! Pure. One notation serves both directions: a typed `90` (`--time`) is minutes, and `squeue` prints `1:30` for
+//! minutes and seconds. In both, minutes stand before the colon and seconds behind it.
 
 use std::time::Duration;
 
-/// Text that is no duration.
+/// Text that is no duration in Slurm's notation.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 #[error(
     "{text:?} is no time: {what}\n  help: write minutes (90), hours:minutes:seconds (4:00:00), or days-hours (1-12)"
 )]
 pub struct Error {
-    /// The text.
+    /// The text as it was given.
     pub text: String,
-    /// What is wrong with it.
+    /// What is wrong with the text.
     pub what: String,
 }
 
-/// Words for "there is no limit" or "nobody knows".
+/// Slurm's words for a missing or unknown limit.
 const NO_TIME: [&str; 6] = ["UNLIMITED", "INFINITE", "INVALID", "NOT_SET", "N/A", "NONE"];
 
-/// Longest that is accepted, in days: Slurm counts minutes in 32 bits.
+/// Longest duration that is accepted, in days: Slurm counts minutes in 32 bits.
 const MAX_DAYS: u64 = 365_000;
 
-/// Reads `MM`, `MM:SS`, `HH:MM:SS`, `D-HH`, `D-HH:MM` and `D-HH:MM:SS`; `None` for `UNLIMITED`, `INVALID` and
-/// `NOT_SET` (what `squeue` prints while there is no time to tell).
+/// Reads `MM`, `MM:SS`, `HH:MM:SS`, `D-HH`, `D-HH:MM` and `D-HH:MM:SS`; `None` for words such as `UNLIMITED`, `INVALID`
+/// and `NOT_SET`, which `squeue` prints when it knows no time.
 pub fn parse(text: &str) -> Result<Option<Duration>, Error> {
     let error = |what: &str| Error {
         text: text.to_owned(),
@@ -46,7 +46,7 @@ pub fn parse(text: &str) -> Result<Option<Duration>, Error> {
         .map(number)
         .collect::<Result<_, String>>()
         .map_err(|e| error(&e))?;
-    // Seconds in one unit of each field, by how many there are and whether days stand before them.
+    // Seconds in one unit of each field, by the number of fields and whether days stand before them.
     let units: &[u64] = match (days.is_some(), fields.len()) {
         (true, 1) => &[3600],
         (true, 2) => &[3600, 60],
@@ -55,7 +55,7 @@ pub fn parse(text: &str) -> Result<Option<Duration>, Error> {
         (false, 2) => &[60, 1],
         _ => return Err(error("it has too many fields")),
     };
-    // Only the first field may run over: 90 minutes, 36 hours.
+    // Only the first field may exceed its unit: 90 minutes, 36 hours.
     if fields
         .iter()
         .zip(units)
@@ -93,7 +93,7 @@ fn number(text: &str) -> Result<u64, String> {
     }
 }
 
-/// As Slurm reads and prints it: `4:00:00`, `1-12:00:00`, `UNLIMITED`. Parts of a second are dropped.
+/// Writes Slurm's notation: `4:00:00`, `1-12:00:00`, `UNLIMITED`. Fractions of a second are dropped.
 pub fn format(time: Option<Duration>) -> String {
     let Some(time) = time else {
         return "UNLIMITED".to_owned();

@@ -21,7 +21,7 @@ fn jobs_in_the_queue() {
             .expect_err("fields")
             .contains("2 fields")
     );
-    // A reason is text of the site's own.
+    // The reason is free text, and may contain the separator.
     assert_eq!(
         parse_squeue("1|PENDING|1:00||(a|b)").expect("a reason")[0].reason,
         "(a|b)"
@@ -120,7 +120,7 @@ fn errors_quote_the_command() {
 #[test]
 fn nobody_waits_forever() {
     let begun = Instant::now();
-    // The pipes stay open in what it leaves behind.
+    // The killed shell's child keeps the pipes open.
     let error = run(
         "sh",
         &["-c", "sleep 3 & sleep 60"],

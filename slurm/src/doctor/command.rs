@@ -1,4 +1,4 @@
-//! Commands that may be absent, or may never end.
+//! Runs commands that may be absent or may never end.
 
 use std::io::Read;
 use std::process::{Command, Stdio};
@@ -8,23 +8,23 @@ use std::time::{Duration, Instant};
 /// How a command ended.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) enum CommandOutcome {
-    /// There is no such command, or it may not be run.
+    /// The command does not exist, or this user may not run it.
     Missing,
-    /// It was ended because it took too long.
+    /// It was still running at the limit and was killed.
     TooLong,
-    /// By itself.
+    /// It ended before the limit.
     Ended {
         /// Whether its exit code is 0.
         good: bool,
-        /// Standard output.
+        /// Standard output, at most 1 MiB; empty when another process kept the stream open.
         out: String,
-        /// Standard error.
+        /// Standard error, with the same limits.
         err: String,
     },
 }
 
 impl CommandOutcome {
-    /// Standard output of a command that went well.
+    /// Standard output of a command that ended with exit code 0.
     pub fn good(self) -> Option<String> {
         match self {
             Self::Ended {
@@ -35,12 +35,12 @@ impl CommandOutcome {
     }
 }
 
-/// Most bytes that are kept of each stream.
+/// Most bytes of each stream that are kept.
 const MOST_BYTES: u64 = 1 << 20;
-/// How often a command is asked whether it has ended.
+/// Pause between two looks at whether a command has ended.
 const TICK: Duration = Duration::from_millis(10);
 
-/// Runs `program`, for at most `limit`.
+/// Runs `program` for at most `limit`.
 pub(super) fn run(program: &str, arguments: &[&str], limit: Duration) -> CommandOutcome {
     let started = Command::new(program)
         .args(arguments)
@@ -59,14 +59,14 @@ pub(super) fn run(program: &str, arguments: &[&str], limit: Duration) -> Command
             Ok(Some(status)) => break status,
             Ok(None) if Instant::now() < deadline => std::thread::sleep(TICK),
             _ => {
-                // Ended already, or about to be.
+                // An error here means that it has ended already.
                 let _ = child.kill();
                 let _ = child.wait();
                 return CommandOutcome::TooLong;
             }
         }
     };
-    // A grandchild may keep a stream open; what has been read by then is lost, but nobody waits for it.
+    // A grandchild may keep a stream open: nobody waits for it, and that stream's text is lost.
     let text = |stream: mpsc::Receiver<String>| {
         let left = deadline.saturating_duration_since(Instant::now());
         stream.recv_timeout(left.max(TICK)).unwrap_or_default()
@@ -83,7 +83,7 @@ fn reader(stream: Option<impl Read + Send + 'static>) -> mpsc::Receiver<String> 
     std::thread::spawn(move || {
         let mut bytes = Vec::new();
         if let Some(mut stream) = stream {
-            // A stream that breaks off has given what it had.
+            // A stream that breaks off keeps what was read so far.
             let _ = (&mut stream).take(MOST_BYTES).read_to_end(&mut bytes);
             let _ = std::io::copy(&mut stream, &mut std::io::sink());
         }

@@ -1,4 +1,4 @@
-//! libtorch, the CUDA driver, the GPUs, NCCL.
+//! Judges libtorch, the CUDA driver, the GPUs and NCCL.
 
 use std::fmt;
 use std::path::PathBuf;
@@ -8,14 +8,14 @@ use serde::{Serialize, Serializer};
 
 use super::Line;
 
-/// `major.minor.patch`; parts that are not said are 0.
+/// `major.minor.patch`; missing parts are 0.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord)]
 pub struct Version(pub u32, pub u32, pub u32);
 
 impl FromStr for Version {
     type Err = ();
 
-    /// Takes what follows the numbers too: "22.05.8-1", "2.11.0+cu130".
+    /// Ignores the text behind the numbers: "22.05.8-1", "2.11.0+cu130".
     fn from_str(text: &str) -> Result<Self, ()> {
         let end = text
             .find(|c: char| !c.is_ascii_digit() && c != '.')
@@ -46,37 +46,37 @@ impl Serialize for Version {
 /// The libtorch that this process has loaded.
 #[derive(Clone, Debug, Default, Serialize)]
 pub struct Libtorch {
-    /// Directory of its libraries.
+    /// Directory of its libraries; none when it is unknown.
     pub dir: Option<PathBuf>,
-    /// Its version, from the files beside it.
+    /// Its version, from the files next to it; none when no file tells.
     pub version: Option<Version>,
-    /// The version that this program was made for.
+    /// The version that this program was built for.
     pub wanted: Version,
-    /// The CUDA version it was built for; none in a CPU-only build.
+    /// The CUDA version that libtorch was built for; none in a CPU-only build.
     pub cuda: Option<Version>,
-    /// Whether its CUDA side is loaded.
+    /// Whether libtorch's CUDA libraries are loaded.
     pub cuda_side: bool,
 }
 
-/// One GPU, by nvidia-smi.
+/// One GPU, as nvidia-smi lists it.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 pub struct InstalledGpu {
-    /// "NVIDIA H200"
+    /// Product name, such as "NVIDIA H200".
     pub name: String,
-    /// Megabytes (2^20) of memory.
+    /// Total memory in MiB, by nvidia-smi.
     pub memory_mib: u64,
-    /// Compute capability.
+    /// Compute capability, such as 9.0; none when nvidia-smi does not report it.
     pub capability: Option<Version>,
 }
 
-/// The driver, and what it drives.
+/// The CUDA driver and its GPUs.
 #[derive(Clone, Debug, Default, Serialize)]
 pub struct Cuda {
-    /// The newest CUDA that the driver takes, by libcuda; none without a driver.
+    /// The newest CUDA that the driver supports, by libcuda; none without a driver.
     pub driver: Option<Version>,
-    /// The GPUs; none when nvidia-smi does not tell.
+    /// The GPUs; none when nvidia-smi is missing or fails.
     pub gpus: Option<Vec<InstalledGpu>>,
-    /// GPUs that Slurm says this job has on this node.
+    /// Number of this job's GPUs on this node, by `SLURM_GPUS_ON_NODE`; none where it is not set.
     pub promised: Option<u32>,
 }
 
@@ -86,18 +86,18 @@ impl Cuda {
     }
 }
 
-/// NCCL.
+/// The NCCL that libtorch would load.
 #[derive(Clone, Debug, Default, Serialize)]
 pub struct Nccl {
-    /// The library.
+    /// Path of the library, or its bare name when the loader finds it; none without NCCL.
     pub path: Option<PathBuf>,
-    /// Its version.
+    /// Its version; none when the library cannot be loaded.
     pub version: Option<Version>,
 }
 
-/// NCCL with faults in collectives that 2.28.9 mends.
+/// Versions of NCCL with faults in collectives; 2.28.9 fixes them.
 const BAD_NCCL: std::ops::RangeInclusive<Version> = Version(2, 28, 3)..=Version(2, 28, 8);
-/// The first compute capability that builds for CUDA 13 support.
+/// The lowest compute capability that CUDA 13 supports.
 const CUDA_13_CAPABILITY: Version = Version(7, 5, 0);
 
 pub(super) fn libtorch(torch: &Libtorch, cuda: &Cuda) -> Line {

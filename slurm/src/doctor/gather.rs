@@ -1,4 +1,4 @@
-//! The facts of this machine. Nothing here decides anything, and nothing here fails.
+//! Gathers the facts of this machine. Nothing here decides anything or returns an error.
 
 use std::fs::{self, File};
 use std::io::Write;
@@ -16,33 +16,33 @@ use super::{
 use crate::launcher;
 use crate::{filesystem, interfaces, scratch};
 
-/// For commands that answer from this node.
+/// Time limit of commands that answer from this node.
 const SHORT: Duration = Duration::from_secs(10);
-/// For steps on other nodes.
+/// Time limit of a step on another node.
 const STEP: Duration = Duration::from_secs(20);
-/// Nodes whose clocks are asked.
+/// Most nodes that are asked for their time.
 const MOST_CLOCKS: usize = 16;
 
-/// What only the caller knows.
+/// The facts that only the caller knows.
 #[derive(Clone, Debug, Default)]
 pub struct CallerFacts {
-    /// libtorch, which this process has loaded.
+    /// The libtorch that this process has loaded.
     pub libtorch: Libtorch,
-    /// Whether MPI is built in.
+    /// Whether this program was built with MPI.
     pub mpi: bool,
-    /// The run's directory, or where runs would be made.
+    /// The run's directory, or the place where runs would be made.
     pub run: PathBuf,
-    /// Seconds that a checkpoint of the run takes.
+    /// Seconds that the run's newest checkpoint took to write; none before the first.
     pub save_s: Option<f64>,
-    /// Bytes of the run's dataset; 0 when it is not known.
+    /// Bytes of the run's dataset; 0 when they are unknown.
     pub data_bytes: u64,
-    /// The site's list of scratch directories.
+    /// Scratch directories of the site file; may be empty.
     pub scratch: Vec<String>,
-    /// The interface that the site asks for.
+    /// The interface that the site file asks for.
     pub interface: Option<String>,
 }
 
-/// Looks at this machine. Takes some seconds where commands are slow to answer.
+/// Collects all facts; takes some seconds where commands are slow to answer.
 pub fn gather(given: CallerFacts) -> Facts {
     let env = |name: &str| std::env::var(name).ok().filter(|value| !value.is_empty());
     let nodes = nodes(&env);
@@ -88,13 +88,13 @@ fn node(env: &dyn Fn(&str) -> Option<String>) -> String {
 
 // --- CUDA ----------------------------------------------------------------------------------------
 
-/// `1000 * major + 10 * minor`, as CUDA writes versions.
+/// Decodes `1000 * major + 10 * minor`, as CUDA writes versions.
 fn of_cuda(number: i32) -> Option<Version> {
     let number = u32::try_from(number).ok().filter(|n| *n > 0)?;
     Some(Version(number / 1000, number % 1000 / 10, 0))
 }
 
-/// The newest CUDA that the driver takes.
+/// The newest CUDA that the driver supports.
 fn driver() -> Option<Version> {
     let mut version = 0;
     // SAFETY: libcuda's constructors touch nothing of ours. cuDriverGetVersion has this signature in every version of
@@ -104,7 +104,7 @@ fn driver() -> Option<Version> {
         let get: Symbol<unsafe extern "C" fn(*mut i32) -> i32> =
             library.get(b"cuDriverGetVersion\0").ok()?;
         let code = get(&raw mut version);
-        // Unloading a driver is what few programs do.
+        // Hardly any program unloads a driver, so this one does not try it.
         std::mem::forget(library);
         code
     };
@@ -134,7 +134,7 @@ fn parse_gpus(text: &str) -> Vec<InstalledGpu> {
         .collect()
 }
 
-/// The NCCL that libtorch would load: beside it, in the wheel's place, or where the loader looks.
+/// The NCCL that libtorch would load: next to libtorch, in the wheel's place, or where the loader looks.
 fn nccl(torch: Option<&Path>) -> Nccl {
     let beside = torch.into_iter().flat_map(|lib| {
         let wheel = lib.join("../../nvidia/nccl/lib");
@@ -169,7 +169,7 @@ fn nccl_version(library: &Path) -> Option<Version> {
         code
     };
     let number = u32::try_from(number).ok().filter(|n| code == 0 && *n > 0)?;
-    // 2.8 and before: 2804. From 2.9 on: 22809.
+    // NCCL up to 2.8 writes 2804, from 2.9 on 22809.
     Some(if number < 10_000 {
         Version(number / 1000, number % 1000 / 100, number % 100)
     } else {
@@ -188,7 +188,7 @@ fn mpi_plugins() -> Option<Vec<String>> {
     match run("srun", &["--mpi=list"], SHORT) {
         CommandOutcome::Missing => None,
         CommandOutcome::TooLong => Some(Vec::new()),
-        // Some versions answer on standard error.
+        // Some versions of srun answer on standard error.
         CommandOutcome::Ended { out, err, .. } => Some(launcher::plugins(&format!("{out}\n{err}"))),
     }
 }
@@ -236,7 +236,7 @@ fn scheduler(env: &dyn Fn(&str) -> Option<String>, save_s: Option<f64>) -> Optio
     Some(slurm)
 }
 
-/// The nodes of this allocation; none outside of one.
+/// The nodes of this allocation; empty outside of one.
 fn nodes(env: &dyn Fn(&str) -> Option<String>) -> Vec<String> {
     let Some(list) = env("SLURM_JOB_NODELIST") else {
         return Vec::new();
@@ -248,7 +248,7 @@ fn nodes(env: &dyn Fn(&str) -> Option<String>) -> Vec<String> {
         .collect()
 }
 
-/// Asks each node for its time; the answer belongs to the middle of the time that asking took.
+/// Asks each node for its time. The answer is compared with the middle of the interval that asking took.
 fn clocks(nodes: &[String]) -> Vec<Skew> {
     nodes
         .iter()
@@ -278,7 +278,7 @@ fn now_s() -> f64 {
 
 // --- the run's file system -----------------------------------------------------------------------
 
-/// Syncs that are timed.
+/// Number of syncs that are timed.
 const SYNCS: usize = 5;
 
 fn run_directory(run: &Path) -> RunDirectory {
@@ -305,7 +305,7 @@ fn run_directory(run: &Path) -> RunDirectory {
         }
         Err(error) => found.refused = Some(error.to_string()),
     }
-    // Not there when it could not be made.
+    // The file is missing when it could not be created.
     let _ = fs::remove_file(&trial);
     found
 }
@@ -323,7 +323,7 @@ fn sync_ms(path: &Path) -> std::io::Result<f64> {
     Ok(times[SYNCS / 2])
 }
 
-/// A second lock on a locked file must be refused.
+/// A file system with working locks refuses a second lock on a locked file.
 fn lock_problem(path: &Path) -> Option<String> {
     let lock = || -> Result<(), String> {
         let first = File::open(path).map_err(|e| e.to_string())?;

@@ -1,18 +1,18 @@
-//! MPI, and how Slurm starts its processes.
+//! Judges MPI, and how Slurm starts its processes.
 
 use serde::Serialize;
 
 use super::{Line, Scheduler};
 use crate::launcher;
 
-/// MPI as it is on this node.
+/// The facts about MPI on this node.
 #[derive(Clone, Debug, Default, Serialize)]
 pub struct Mpi {
-    /// Whether this program was built with it.
+    /// Whether this program was built with MPI.
     pub compiled: bool,
     /// First line of `mpirun --version`; none without mpirun.
     pub mpirun: Option<String>,
-    /// What `srun --mpi=list` offers; none without srun.
+    /// The plugins that `srun --mpi=list` offers; none without srun.
     pub plugins: Option<Vec<String>>,
 }
 

@@ -1,7 +1,7 @@
-//! What on this machine stands in the way of a run, and what to do about it.
+//! What on this machine prevents a run, and how to fix it.
 //!
 //! [`gather()`](gather::gather) collects facts: it runs commands, opens libraries, writes a small file. [`judge`] turns
-//! them into lines and touches nothing. An unavailable fact (no such command, no such library) is a fact too.
+//! the facts into lines and touches nothing. A missing command or library is a fact too.
 
 mod command;
 mod cuda;
@@ -21,28 +21,28 @@ pub use page::page;
 pub use scheduler::{Controller, Partition, Scheduler};
 pub use storage::{RunDirectory, Scratch};
 
-/// How good something is.
+/// The severity of a line, from good to bad.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Verdict {
-    /// As it should be. Green.
+    /// Everything is as it should be. Green.
     Ok,
-    /// Works, but not as well as it could, or not for everything. Amber.
+    /// It works, but not as well as it could, or not for everything. Amber.
     Warn,
-    /// A run would not start, or not survive what it should survive. Red.
+    /// A run would not start, or would not survive what it should survive. Red.
     Fail,
 }
 
 /// One line of the page.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 pub struct Line {
-    /// What it is about ("NCCL").
+    /// What the line is about, such as "NCCL".
     pub topic: &'static str,
-    /// How good it is.
+    /// The severity of this line.
     pub verdict: Verdict,
-    /// What was found, and what it means.
+    /// What was found and what it means.
     pub text: String,
-    /// What to do; none where all is well.
+    /// What to do; none with [`Verdict::Ok`].
     pub remedy: Option<String>,
 }
 
@@ -72,32 +72,32 @@ impl Line {
     }
 }
 
-/// All that is known.
+/// All facts about this machine, as `fovea doctor --json` prints them.
 #[derive(Clone, Debug, Serialize)]
 pub struct Facts {
-    /// The node that was looked at.
+    /// This node's name: Slurm's name for it in a job, its host name elsewhere.
     pub node: String,
-    /// libtorch.
+    /// The libtorch that this process has loaded.
     pub libtorch: Libtorch,
     /// The driver and the GPUs.
     pub cuda: Cuda,
-    /// NCCL.
+    /// The NCCL that libtorch would load.
     pub nccl: Nccl,
-    /// MPI.
+    /// MPI in this program, its mpirun, and srun's plugins for it.
     pub mpi: Mpi,
     /// Slurm; none where its commands are not installed.
     pub scheduler: Option<Scheduler>,
-    /// The directory of a run.
+    /// The run directory and its file system.
     pub run: RunDirectory,
-    /// Disks of the node.
+    /// The node's disks for a copy of the dataset.
     pub scratch: Scratch,
-    /// Interfaces and clocks.
+    /// Interfaces of this node, and clocks of the allocation's nodes.
     pub network: NodeNetwork,
 }
 
-/// The page's lines, in order.
+/// The page's lines, in the order of the page.
 pub fn judge(facts: &Facts) -> Vec<Line> {
-    // Commands without a cluster behind them start no ranks anywhere.
+    // Slurm's commands alone start no ranks: there must be a cluster behind them.
     let cluster = facts
         .scheduler
         .as_ref()
@@ -113,7 +113,7 @@ pub fn judge(facts: &Facts) -> Vec<Line> {
     lines
 }
 
-/// The worst of all verdicts.
+/// The worst of all verdicts; `Ok` without lines.
 pub fn worst(lines: &[Line]) -> Verdict {
     lines
         .iter()

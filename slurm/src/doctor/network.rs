@@ -1,37 +1,37 @@
-//! The interface that a coordinator would bind, and whether the nodes agree about the time.
+//! Judges the interface that a coordinator would bind, and whether the nodes agree about the time.
 
 use serde::Serialize;
 
 use super::Line;
 use crate::interfaces::{self, Interface, LinkKind};
 
-/// The clock of another node against this one's.
+/// The offset of a node's clock against this node's.
 #[derive(Clone, Debug, PartialEq, Serialize)]
 pub struct Skew {
-    /// The node.
+    /// Slurm's name of the node; this node is one of those asked.
     pub node: String,
-    /// Seconds that its clock is ahead; negative when it is behind. None when the node did not answer.
+    /// Seconds that its clock is ahead; negative when it is behind; none when the node did not answer.
     pub ahead_s: Option<f64>,
-    /// By how much that may be wrong: half of the time that asking took.
+    /// Uncertainty of `ahead_s` in seconds: half of the time that asking took.
     pub within_s: f64,
 }
 
 /// The network, as this node sees it.
 #[derive(Clone, Debug, Default, Serialize)]
 pub struct NodeNetwork {
-    /// Interfaces with an address.
+    /// One entry per address of an interface.
     pub interfaces: Vec<Interface>,
-    /// The interface that the site asks for.
+    /// The interface that the site file asks for.
     pub wish: Option<String>,
-    /// Whether other nodes have to reach this one.
+    /// Whether other nodes must reach this one: the allocation has several nodes.
     pub several_nodes: bool,
-    /// Clocks; none outside an allocation of several nodes.
+    /// Clocks of the allocation's nodes; none outside an allocation of several nodes.
     pub clocks: Option<Vec<Skew>>,
 }
 
-/// Seconds from which on logs of different nodes are hard to read together.
+/// Offset in seconds above which logs of different nodes are hard to read together.
 const FELT_S: f64 = 2.0;
-/// Seconds at which the credentials of munge, and with them Slurm, come near to their end (300 s).
+/// Offset in seconds above which munge's credentials, and Slurm with them, come close to failing (at 300 s).
 const HARMFUL_S: f64 = 60.0;
 
 pub(super) fn judge(network: &NodeNetwork) -> Vec<Line> {
@@ -101,7 +101,7 @@ fn clocks(clocks: &[Skew]) -> Line {
             "`srun -w NODE --overlap date` shows why; leave the node out with --exclude and tell the administrator",
         );
     }
-    // What is surely there, whatever asking took.
+    // The part of the offset that is certain.
     let sure = |skew: &Skew| (skew.ahead_s.unwrap_or(0.0).abs() - skew.within_s).max(0.0);
     let Some(worst) = clocks.iter().max_by(|a, b| sure(a).total_cmp(&sure(b))) else {
         return Line::ok(TOPIC, "one node, one clock");

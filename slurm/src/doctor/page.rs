@@ -1,15 +1,15 @@
-//! The lines as one page of text.
+//! Lays the lines out as one page of text.
 
 use std::fmt::Write;
 
 use super::{Line, Verdict};
 
-/// Columns of the page.
+/// Width of the page, in columns.
 const WIDTH: usize = 100;
-/// Columns before a line's text: verdict, topic.
+/// Columns before a line's text, for its verdict and topic.
 const INDENT: usize = 23;
 
-/// The page; readable without colours too.
+/// The page; it is readable without colours too.
 pub fn page(node: &str, lines: &[Line], colours: bool) -> String {
     let mut page = format!("fovea doctor on {node}\n\n");
     for line in lines {
@@ -46,7 +46,7 @@ pub fn page(node: &str, lines: &[Line], colours: bool) -> String {
     page
 }
 
-/// Breaks at spaces; a word that is longer than a line stays whole. At least one line.
+/// Breaks text at spaces into at least one line; a word that is longer than a line stays whole.
 fn wrap(text: &str, width: usize) -> Vec<String> {
     let mut lines = vec![String::new()];
     let mut used = 0;

@@ -1,4 +1,4 @@
-//! What Slurm will do to a job, by its configuration.
+//! Judges what Slurm's configuration means for a job of fovea.
 
 use std::collections::BTreeMap;
 
@@ -6,44 +6,44 @@ use serde::Serialize;
 
 use super::{Line, Version};
 
-/// Whether slurmctld can be asked.
+/// Whether slurmctld, Slurm's controller, answers.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Controller {
-    /// It answers.
+    /// `scontrol show config` succeeded.
     #[default]
     Answers,
-    /// It does not: what the command said.
+    /// It did not; the last line of its error, or that it did not answer in time.
     Silent(String),
 }
 
-/// One partition, by `scontrol show partition`.
+/// One partition, as `scontrol show partition` describes it.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize)]
 pub struct Partition {
-    /// Its name.
+    /// Name of the partition.
     pub name: String,
-    /// How its jobs are preempted.
+    /// `PreemptMode`: how Slurm preempts its jobs; `OFF` when Slurm does not report it.
     pub preempt_mode: String,
-    /// Seconds that a preempted job is given.
+    /// `GraceTime`: seconds between the signal to a preempted job and its end; 0 when Slurm does not report it.
     pub grace_s: u64,
 }
 
 /// Slurm as this node sees it.
 #[derive(Clone, Debug, Default, Serialize)]
 pub struct Scheduler {
-    /// By `scontrol --version`.
+    /// Slurm's version; none when `scontrol --version` fails or prints no number.
     pub version: Option<Version>,
-    /// slurmctld.
+    /// Whether the controller answers; when it is silent, `config`, `partitions` and `job_requeue` stay empty.
     pub controller: Controller,
     /// Keys and values of `scontrol show config`.
     pub config: BTreeMap<String, String>,
-    /// The partitions that this user sees.
+    /// The partitions that this user may see.
     pub partitions: Vec<Partition>,
-    /// The job that this process is part of.
+    /// Id of the job that this process is part of; none outside of a job.
     pub job: Option<u32>,
-    /// Whether that job may be requeued.
+    /// Whether Slurm may requeue that job; none when there is no job or Slurm does not tell.
     pub job_requeue: Option<bool>,
-    /// Seconds that a checkpoint of the run takes, where it is known.
+    /// Seconds that the run's newest checkpoint took to write; none before the first.
     pub save_s: Option<f64>,
 }
 
@@ -53,17 +53,17 @@ impl Scheduler {
         (value != "(null)").then_some(value)
     }
 
-    /// A number at the beginning of the value: "30 sec".
+    /// The number at the beginning of a value such as "30 sec".
     fn number(&self, key: &str) -> Option<u64> {
         self.value(key)?.split_whitespace().next()?.parse().ok()
     }
 }
 
-/// Seconds for a save of which nothing is known yet.
+/// Seconds assumed for a checkpoint when none has been written yet.
 const ASSUMED_SAVE_S: f64 = 5.0;
-/// Seconds that pass between the signal and the beginning of the save: a step has to end.
+/// Seconds between the signal and the beginning of the checkpoint: the current step must end first.
 const STEP_S: f64 = 5.0;
-/// srun --overlap came with this one.
+/// The first version with `srun --overlap`.
 const OLDEST: Version = Version(20, 11, 0);
 
 pub(super) fn judge(scheduler: Option<&Scheduler>) -> Vec<Line> {
@@ -136,7 +136,7 @@ fn requeue(slurm: &Scheduler) -> Line {
     }
 }
 
-/// A job says by its exit code what should become of it; Slurm must not think otherwise.
+/// A job's exit code decides what happens next; Slurm's settings must not override it.
 fn exit_codes(slurm: &Scheduler) -> Line {
     const TOPIC: &str = "exit codes";
     let requeued = slurm.value("RequeueExit").unwrap_or_default();
@@ -167,7 +167,7 @@ fn exit_codes(slurm: &Scheduler) -> Line {
     Line::ok(TOPIC, text)
 }
 
-/// Whether a list like "1-3,99" has `code`.
+/// Whether a list such as "1-3,99" contains `code`.
 fn lists(list: &str, code: u32) -> bool {
     list.split(',').any(|part| {
         let mut ends = part.trim().splitn(2, '-').map(str::parse::<u32>);
@@ -221,7 +221,7 @@ fn preemption(slurm: &Scheduler) -> Line {
     Line::ok(TOPIC, text)
 }
 
-/// How long a job lives after the signal: the grace time where there is one, then KillWait.
+/// How long a job lives after the signal: the grace time, where there is one, and then KillWait.
 fn time_to_save(slurm: &Scheduler) -> Line {
     const TOPIC: &str = "time to save";
     let kill_wait = slurm.number("KillWait").unwrap_or(30);
@@ -265,7 +265,7 @@ fn time_to_save(slurm: &Scheduler) -> Line {
     Line::ok(TOPIC, text)
 }
 
-/// `Key = value` lines.
+/// Parses `Key = value` lines.
 pub(super) fn parse_config(text: &str) -> BTreeMap<String, String> {
     text.lines()
         .filter_map(|line| line.split_once('='))
@@ -274,7 +274,7 @@ pub(super) fn parse_config(text: &str) -> BTreeMap<String, String> {
         .collect()
 }
 
-/// One partition per line (`scontrol show partition --oneliner`).
+/// Parses one partition per line (`scontrol show partition --oneliner`).
 pub(super) fn parse_partitions(text: &str) -> Vec<Partition> {
     text.lines()
         .filter_map(|line| {

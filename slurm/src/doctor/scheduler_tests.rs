@@ -2,7 +2,7 @@ use super::super::Verdict::{Fail, Ok as Good, Warn};
 use super::super::tests::about;
 use super::*;
 
-/// As Slurm 22.05.8 prints it.
+/// The output of `scontrol show config` in Slurm 22.05.8, shortened.
 const CONFIG: &str = "\
 Configuration data as of 2026-11-21T11:30:00
 AuthInfo                = socket=/run/munge.sock,cred_expire=5

@@ -1,4 +1,4 @@
-//! The file system of the run directory, and the disks of the node.
+//! Judges the file system of the run directory, and the disks of the node.
 
 use std::path::PathBuf;
 
@@ -9,35 +9,35 @@ use crate::bytes;
 use crate::filesystem::{Mounted, Reach};
 use crate::scratch;
 
-/// The directory of a run, or what is there of it so far.
+/// The directory of a run, or the part of its path that exists so far.
 #[derive(Clone, Debug, Serialize)]
 pub struct RunDirectory {
-    /// The directory that was tried: the run's, or the nearest above it that exists.
+    /// The directory that was tried: the run's, or its nearest ancestor that exists.
     pub path: PathBuf,
-    /// Its file system; none when the system does not say.
+    /// Its file system; none when the system refuses to tell.
     pub mounted: Option<Mounted>,
-    /// What went wrong when a file was written and synced there.
+    /// The error when a file was written and synced there; none when that worked.
     pub refused: Option<String>,
-    /// Milliseconds that a sync of a small file takes (the median of some).
+    /// Milliseconds that a sync of a small file takes (median of five); none when writing failed.
     pub fsync_ms: Option<f64>,
-    /// What went wrong when a file was locked there; none when a lock was taken and seen.
+    /// The error when a file was locked there; none when locks work, or when writing failed.
     pub lock_problem: Option<String>,
 }
 
-/// Disks for a copy of the dataset.
+/// The node's disks for a copy of the dataset.
 #[derive(Clone, Debug, Default, Serialize)]
 pub struct Scratch {
-    /// Directories in order of preference.
+    /// Directories in order of preference, each with its file system.
     pub candidates: Vec<scratch::ScratchFacts>,
-    /// Bytes that the run's dataset takes; 0 when it is not known.
+    /// Bytes that the run's dataset takes; 0 when they are unknown.
     pub needed: u64,
 }
 
-/// Less is red: a checkpoint may not fit.
+/// With less free space the line is red: a checkpoint may not fit.
 const LITTLE_BYTES: u64 = 1_000_000_000;
-/// Less is amber.
+/// With less free space the line is amber: a run keeps several checkpoints.
 const SCARCE_BYTES: u64 = 10_000_000_000;
-/// Milliseconds of a sync from which on commits are felt: one is made for each checkpoint and for some records.
+/// Milliseconds per sync above which commits slow a run down: each checkpoint and some records need one.
 const SLOW_FSYNC_MS: f64 = 200.0;
 
 pub(super) fn run(run: &RunDirectory, slurm: bool) -> Vec<Line> {

@@ -152,7 +152,7 @@ fn bash_reads_every_script() {
     }
 }
 
-/// What bash makes of a word.
+/// The text that bash makes of a word.
 fn in_bash(word: &str, element: &str) -> String {
     let script = format!("element={element}; printf %s {word}");
     let out = Command::new("bash")

@@ -1,5 +1,5 @@
-//! What the batch script does, without Slurm: bash runs it with stand-ins for Slurm's commands and for fovea, which
-//! log their calls in one file.
+//! Tests of what the batch script does, without Slurm: bash runs it with stand-ins for Slurm's commands and for fovea.
+//! The stand-ins log their calls in one file.
 
 mod stage;
 
@@ -109,7 +109,7 @@ fn a_notice_becomes_one_drain_and_one_requeue() {
         &["USR1", "CONT", "TERM", "TERM", "USR1"],
     ] {
         let stage = Stage::new(&Scene {
-            // Takes its time, so that all signals come while it leaves.
+            // The coordinator takes its time, so all signals arrive while it leaves.
             act: &[(
                 "coordinator",
                 "say start $$; trap 'say got USR1' USR1\nuntil grep -q 'got USR1' \"$STAND_INS/log\"; do sleep 0.05; done; sleep 0.5; exit 85",
@@ -204,7 +204,7 @@ fn starts_again_when_told_to() {
             "{what}: {log:#?}"
         );
     }
-    // After a failure a node that does not answer is down, whatever Slurm still thinks.
+    // After a failure, a node that starts no process counts as down, whatever Slurm still reports.
     let plans: Vec<&String> = log.iter().filter(|line| line.starts_with("plan")).collect();
     let down: Vec<bool> = plans.iter().map(|line| line.contains("n2 down")).collect();
     assert_eq!(down, [false, true, true], "{plans:#?}");
@@ -368,7 +368,7 @@ fn a_chain_leaves_requeueing_to_the_next_link() {
     ] {
         let stage = Stage::new(&Scene {
             site: chain.clone(),
-            // Written before the ranks start.
+            // The stand-in for `fovea job plan` writes the chain before the ranks start.
             act: &[(
                 "plan",
                 "printf '18\\n19\\n' > \"${1%/config.toml}/chain\"; echo 'launch=(srun -n1)'",

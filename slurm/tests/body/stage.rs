@@ -1,4 +1,4 @@
-//! A place where a batch script runs with stand-ins for Slurm's commands and for fovea.
+//! A temporary directory in which a batch script runs with stand-ins for Slurm's commands and for fovea.
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -9,10 +9,10 @@ use fovea_slurm::script::{Job, render};
 use fovea_slurm::site::Site;
 use rustix::process::{Pid, Signal, kill_process};
 
-/// Long enough for a busy machine.
+/// Time limit for everything that must happen soon, long enough for a busy machine.
 const SOON: Duration = Duration::from_secs(30);
 
-/// All stand-ins are this script under several names; a file of the same name beside it holds what one does.
+/// All stand-ins are this script under several names; `$STAND_INS/do/NAME` holds what each one does.
 const STAND_IN: &str = r#"#!/bin/bash
 name=${0##*/}
 [ "$name" != fovea ] || { name=$1; shift; }
@@ -21,7 +21,7 @@ say() { local line="$name $*"; echo "${line//$'\n'/, }" >> "$STAND_INS/log"; }
 . "$STAND_INS/do/$name"
 "#;
 
-/// Takes the next line of a file, or stays at the last one.
+/// Defines `next_line`: it takes the next line of a file, and repeats the last one.
 const NEXT_LINE: &str = r#"
 next_line() {
     local all
@@ -36,10 +36,10 @@ pub struct Stage {
     batch: Child,
 }
 
-/// What a test changes of a job that runs until the file `finish` is there.
+/// The job by default runs until the file `finish` exists; a test changes parts of it.
 #[derive(Default)]
 pub struct Scene<'a> {
-    /// Stand-ins by name, in bash.
+    /// Names of stand-ins, each with its script in bash.
     pub act: &'a [(&'a str, &'a str)],
     pub site: Site,
     pub array: Option<&'a str>,
@@ -54,7 +54,7 @@ until [ -e "$STAND_INS/finish" ]; do sleep 0.05; done
 say finishes
 exit 0
 "#;
-/// Leaves when a coordinator has left by itself.
+/// The trainers leave when a coordinator has finished or got a signal.
 const TRAINER: &str = r#"
 say start "$@"
 until grep -q -e 'coordinator finishes' -e 'coordinator got' "$STAND_INS/log"; do sleep 0.05; done
@@ -113,8 +113,8 @@ impl Stage {
         for name in [
             "srun", "mpirun", "squeue", "sinfo", "scontrol", "scancel", "fovea",
         ] {
-            // Copied by another process: a file that this one still has open for writing cannot be run, and a thread
-            // beside may be starting a process that has inherited it for a moment.
+            // Another process copies the file: Linux refuses to run a file that this process still has open for
+            // writing, and another thread may be starting a process that has inherited it for a moment.
             let from = path.join("stand-in");
             fs::write(&from, STAND_IN).expect("a stand-in");
             let install = Command::new("install")
@@ -196,7 +196,7 @@ impl Stage {
         fs::write(self.dir.path().join(file), text).expect(file);
     }
 
-    /// Waits for the `nth` line with this beginning.
+    /// Waits for the `nth` line of the log with this beginning.
     pub fn until(&self, nth: usize, begin: &str) -> String {
         let end = Instant::now() + SOON;
         loop {
@@ -216,7 +216,7 @@ impl Stage {
         }
     }
 
-    /// Pid of the `nth` coordinator, once it is there.
+    /// The process id of the `nth` coordinator; waits for it to start.
     pub fn coordinator(&self, nth: usize) -> u32 {
         let line = self.until(nth, "coordinator start");
         line.split(' ')
@@ -229,7 +229,7 @@ impl Stage {
         signal_to(self.batch.id(), signal);
     }
 
-    /// Exit code and log of the script, which has left no process behind.
+    /// Exit code and log of the script; asserts that no process of it is left.
     pub fn end(mut self) -> (i32, Vec<String>) {
         let end = Instant::now() + SOON;
         let status = loop {
@@ -239,7 +239,7 @@ impl Stage {
             assert!(Instant::now() < end, "still running: {:#?}", self.log());
             std::thread::sleep(Duration::from_millis(20));
         };
-        // What a killed stand-in was sleeping on ends by itself.
+        // A killed stand-in may leave a `sleep` behind, which ends by itself.
         let settled = Instant::now() + Duration::from_millis(500);
         while !self.processes().is_empty() && Instant::now() < settled {
             std::thread::sleep(Duration::from_millis(20));
@@ -252,7 +252,7 @@ impl Stage {
         (status.code().expect("an exit code"), self.log())
     }
 
-    /// Everything that runs with this stage's environment.
+    /// All processes with this stage's environment.
     fn processes(&self) -> Vec<String> {
         let mark = format!("STAND_INS={}", self.dir.path().display());
         fs::read_dir("/proc")
@@ -271,7 +271,7 @@ impl Stage {
 }
 
 impl Drop for Stage {
-    /// A test that failed leaves nothing either.
+    /// A failed test leaves no processes behind either.
     fn drop(&mut self) {
         let _ = self.batch.kill();
         let mark = format!("STAND_INS={}", self.dir.path().display());
@@ -298,7 +298,7 @@ pub fn signal_to(pid: u32, signal: &str) {
         "KILL" => Signal::KILL,
         other => panic!("no signal of these tests: {other}"),
     };
-    // One that is gone already is all right.
+    // A process that has exited already needs no signal.
     if let Some(pid) = i32::try_from(pid).ok().and_then(Pid::from_raw) {
         let _ = kill_process(pid, signal);
     }
