@@ -1,4 +1,4 @@
-//! How fast ranks add their buffers: `fovea bench allreduce`.
+//! The speed at which ranks sum their buffers: `fovea bench allreduce`.
 
 use std::sync::Arc;
 use std::time::Instant;
@@ -11,26 +11,26 @@ use serde::Serialize;
 
 use super::seat::{PATIENCE, slowest};
 
-/// Calls before the clock counts.
+/// Calls before the measured ones.
 const WARM_UP: usize = 3;
 
-/// One size.
+/// The measurement of one buffer size.
 #[derive(Clone, Debug, PartialEq, Serialize)]
 pub struct Figure {
-    /// Of the buffer of each rank.
+    /// Bytes of each rank's buffer.
     pub bytes: u64,
     /// Median over the calls, each as long as its slowest rank, in milliseconds.
     pub ms: f64,
     /// Shortest call, in milliseconds.
     pub min_ms: f64,
-    /// `bytes / time`, in 10^9 bytes per second.
+    /// Algorithm bandwidth: `bytes / time`, in 10^9 bytes per second.
     pub algbw_gb_s: f64,
-    /// What a link between ranks would have to carry, in 10^9 bytes per second; see [`bus_bandwidth`].
+    /// Bus bandwidth: what a link between ranks would have to carry, in 10^9 bytes per second; see [`bus_bandwidth`].
     pub busbw_gb_s: f64,
 }
 
-/// `algbw * 2 (n - 1) / n`: comparable between numbers of ranks, as each must send and receive that share of its
-/// buffer twice at least (nccl-tests, doc/PERFORMANCE.md, "AllReduce").
+/// `algbw * 2 (n - 1) / n`, which is comparable between world sizes: a rank must send and receive at least twice that
+/// share of its buffer (nccl-tests, doc/PERFORMANCE.md, "AllReduce").
 pub fn bus_bandwidth(algbw: f64, world: usize) -> f64 {
     algbw * 2.0 * (world.saturating_sub(1)) as f64 / world.max(1) as f64
 }
@@ -38,7 +38,7 @@ pub fn bus_bandwidth(algbw: f64, world: usize) -> f64 {
 /// Sums buffers of each of these sizes (bytes) `repeats` times. All ranks call it, and get the same figures.
 ///
 /// # Errors
-/// When a rank is lost, or a sum is wrong.
+/// A rank is lost, or a sum is wrong.
 pub fn measure(
     collective: &mut dyn Collective,
     sizes: &[u64],
@@ -53,11 +53,11 @@ pub fn measure(
     sizes.iter().map(&mut one).collect()
 }
 
-/// The same with buffers in GPU memory, whose sums stay there. Times are those of the device, from the buffer's last
+/// [`measure`] with buffers in GPU memory, whose sums stay there. The GPU measures the times, from the buffer's last
 /// write to its sum.
 ///
 /// # Errors
-/// As [`measure`]; when the backend knows host memory only.
+/// As [`measure`]; the backend sums only in host memory.
 pub fn measure_on_gpus(
     collective: &mut dyn Collective,
     kernels: &Arc<Kernels>,
@@ -72,7 +72,7 @@ pub fn measure_on_gpus(
     sizes.iter().map(&mut one).collect()
 }
 
-/// Uploads, sums, downloads; seconds of the sum.
+/// Uploads, sums and downloads the buffer; returns the seconds of the sum.
 fn sum_on_gpu(
     collective: &mut dyn Collective,
     kernels: &Arc<Kernels>,
@@ -86,8 +86,8 @@ fn sum_on_gpu(
     })?;
     let values = DeviceBuffer::new(kernels, buffer)?;
     let (begun, done) = (Event::timed(kernels)?, Event::timed(kernels)?);
-    // SAFETY: our own stream, and memory of this length that stays until the sum has been waited for; after an error the
-    // process ends.
+    // SAFETY: the stream is ours, and the memory has this length and stays until the sum has been waited for; after an
+    // error the process ends.
     let summed = unsafe {
         begun.record(stream.handle())?;
         device
@@ -97,7 +97,7 @@ fn sum_on_gpu(
             .and_then(|()| device.wait(&done, Instant::now() + PATIENCE))
     };
     if let Err(error) = summed {
-        // Somebody may still write to it.
+        // Another rank may still write to it.
         std::mem::forget(values);
         return Err(error.into());
     }
@@ -105,7 +105,7 @@ fn sum_on_gpu(
     Ok(f64::from(done.ms_since(&begun)?) / 1e3)
 }
 
-/// Sums what it is given over all ranks, and says how many seconds that took.
+/// Sums a buffer over all ranks and returns the seconds that it took.
 type Sum<'a> = dyn FnMut(&mut dyn Collective, &mut [f32]) -> Result<f64> + 'a;
 
 fn measure_one(
@@ -124,7 +124,7 @@ fn measure_one(
         if call >= WARM_UP {
             mine.push(took);
         }
-        // Small integers: exact in any order.
+        // Small integers sum exactly in any order.
         let expected = (world * (world + 1) / 2) as f32;
         if let Some(wrong) = buffer.iter().position(|x| *x != expected) {
             return Err(Error::Internal(format!(

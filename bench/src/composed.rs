@@ -1,5 +1,5 @@
-//! The kernels' work as written with libtorch alone: one operation after another, each a pass over
-//! memory. Any device. The tests compare them with the twins.
+//! The kernels' work written with libtorch alone: one operation after another, each of which passes over memory. It
+//! runs on any device. The tests compare it with the twins.
 
 use fovea_kernels::flat::AdamParams;
 use fovea_kernels::loss::LossSettings;
@@ -8,8 +8,8 @@ use tch::{Kind, Reduction, Tensor};
 
 use fovea_trainer::Result;
 
-/// Crop, mirror and normalise by indexing: `images` `[i, h, w, 3]` u8, `which` `[n]`, `rows` and `columns` `[n, s]` i64
-/// (descending columns mirror) -> `[n, s, s, 3]`. Without turns and colour jitter.
+/// Crops, mirrors and normalises by indexing: `images` `[i, h, w, 3]` u8, `which` `[n]`, `rows` and `columns` `[n, s]`
+/// i64 (descending columns mirror) -> `[n, s, s, 3]`. Turns and colour jitter are left out.
 pub fn crop(
     images: &Tensor,
     which: &Tensor,
@@ -41,14 +41,14 @@ pub fn resize(images: &Tensor, size: i64) -> Result<Tensor> {
     Ok(resized.f_permute([0, 2, 3, 1])?)
 }
 
-/// Mirror where `flip` `[n, 1, 1, 1]` says so, and normalise: `[n, s, s, 3]` f32 in 0..255, the same out. Without turns
-/// and colour jitter.
+/// Mirrors where `flip` `[n, 1, 1, 1]` is true, and normalises: `[n, s, s, 3]` f32 in 0..255 -> the same shape. Turns
+/// and colour jitter are left out.
 pub fn view(resized: &Tensor, flip: &Tensor, kind: Kind) -> Result<Tensor> {
     let mirrored = resized.f_flip([2])?.f_where_self(flip, resized)?;
     normalise(&mirrored, kind)
 }
 
-/// Labels `[n]` i64 as `[n, classes]` f32, bit by bit.
+/// The bits of the labels `[n]` i64 as `[n, classes]` f32, 0 or 1.
 fn bits(targets: &Tensor, classes: usize) -> Result<Tensor> {
     let masks: Vec<i64> = (0..classes).map(|class| 1 << class).collect();
     let masks = Tensor::from_slice(&masks).f_to_device(targets.device())?;
@@ -83,7 +83,7 @@ pub fn focal(
     Ok((loss.f_detach()?, gradient[0].f_mul_scalar(scale)?))
 }
 
-/// One step of Adam or AdamW on flat tensors, operation by operation as PyTorch's foreach implementation.
+/// One step of Adam or AdamW on flat tensors, operation by operation like PyTorch's foreach implementation.
 pub fn adam(
     [params, grads, m, v]: [&Tensor; 4],
     working: Option<&Tensor>,
@@ -123,7 +123,7 @@ mod tests {
     use fovea_task::Label;
     use half::bf16;
 
-    /// Numbers from -1 to 1.
+    /// `n` numbers in -1..=1, by hash.
     fn noise(n: usize, salt: u32) -> Vec<f32> {
         let word = |k| fovea_kernels::philox::philox4x32([k, salt, 0, 0], [5, 6])[0];
         (0..n as u32)
@@ -143,7 +143,7 @@ mod tests {
         Vec::<f32>::try_from(&flat).unwrap()
     }
 
-    /// Largest difference.
+    /// Largest absolute difference between two slices of one length.
     fn off(a: &[f32], b: &[f32]) -> f32 {
         assert_eq!(a.len(), b.len());
         a.iter()
@@ -188,7 +188,7 @@ mod tests {
         patch_crop(&images, &specs, CUT, 0, 0, None, BatchMut::F32(&mut want)).unwrap();
         assert!(off(&values(&got), &want) < 1e-6);
 
-        // All mirrored: this seed, epoch and id flip, as the twin says.
+        // In this epoch the twin mirrors every patch: the draw flips for this seed and id.
         let augment = Augment {
             flip: true,
             ..Augment::default()

@@ -9,12 +9,13 @@ use fovea_kernels::cuda::{Kernels, Stream};
 use fovea_trainer::gpu::Gpu;
 use fovea_trainer::ops::NormEngine;
 
-/// A GPU that exists only here. Tensors lie on the CPU.
+/// A GPU of the emulated driver. Its tensors lie on the CPU.
 pub fn gpu(engine: NormEngine) -> Gpu {
     static KERNELS: OnceLock<(Arc<Kernels>, Stream)> = OnceLock::new();
     let (kernels, stream) = KERNELS.get_or_init(|| {
         driver::load().unwrap();
-        // Compiled once per build, whatever number of processes these tests run in: beside target/*/deps.
+        // The kernels are compiled once per build, for all processes that run these tests: the cache lies next to
+        // target/*/deps.
         let test = std::env::current_exe().unwrap();
         let cache = test.ancestors().nth(3).unwrap().join("tmp/kernels");
         let kernels = Kernels::load(0, &Search::from_env(), Some(&cache)).unwrap();
@@ -24,7 +25,7 @@ pub fn gpu(engine: NormEngine) -> Gpu {
     Gpu::on_host(Arc::clone(kernels), stream.handle(), engine)
 }
 
-/// The driver is one for the process, and runs kernels one at a time.
+/// Locks the emulated driver: there is one per process, and it runs kernels one at a time.
 pub fn alone() -> MutexGuard<'static, ()> {
     static ALONE: Mutex<()> = Mutex::new(());
     ALONE.lock().unwrap_or_else(PoisonError::into_inner)

@@ -1,4 +1,4 @@
-//! The measured machine.
+//! The facts of the GPU that was measured.
 
 use std::io::Read;
 use std::process::{Command, Stdio};
@@ -10,36 +10,37 @@ use serde::Serialize;
 use fovea_trainer::Result;
 use fovea_trainer::gpu::Gpu;
 
-/// What is asked of nvidia-smi.
+/// The fields that nvidia-smi is asked for, in the order of `GpuFacts::take`.
 const QUERY: &str = "driver_version,clocks.sm,clocks.max.sm";
-/// How long it may take: the first call after a driver has been loaded takes seconds.
+/// How long nvidia-smi may take: its first call after the driver was loaded takes seconds.
 const PATIENCE: Duration = Duration::from_secs(20);
 
-/// A GPU, its driver and its compiler.
+/// A GPU, its driver and the compiler of its kernels.
 #[derive(Clone, Debug, Default, PartialEq, Serialize)]
 pub struct GpuFacts {
-    /// The driver's name for it.
+    /// The GPU's name in the CUDA driver.
     pub name: String,
-    /// As `9.0`.
+    /// Compute capability as `major.minor`, such as `9.0`.
     pub compute_capability: String,
-    /// Of the GPU.
+    /// Total memory of the GPU in bytes.
     pub memory_bytes: u64,
-    /// Multiprocessors.
+    /// Number of streaming multiprocessors.
     pub multiprocessors: u32,
-    /// The newest CUDA that the driver takes.
+    /// The newest CUDA that the driver supports.
     pub cuda: String,
-    /// Version of the compiler of the kernels.
+    /// Version of NVRTC, which compiles the kernels.
     pub nvrtc: String,
-    /// Version of the driver, where nvidia-smi tells.
+    /// Version of the driver; none where nvidia-smi does not report it.
     pub driver: Option<String>,
-    /// Clock of the multiprocessors right after the measurement, MHz, where nvidia-smi tells.
+    /// Clock of the multiprocessors in MHz when these facts were taken; `bench kernels` takes them right after it has
+    /// measured. None where nvidia-smi does not report it.
     pub sm_clock_mhz: Option<u32>,
-    /// The highest that they have, MHz.
+    /// Highest clock of the multiprocessors in MHz; none where nvidia-smi does not report it.
     pub max_sm_clock_mhz: Option<u32>,
 }
 
 impl GpuFacts {
-    /// Of this GPU.
+    /// Takes the facts of this GPU now.
     pub fn of(gpu: &Gpu) -> Result<Self> {
         let device = gpu.kernels().device();
         let visible = std::env::var("CUDA_VISIBLE_DEVICES").ok();
@@ -57,7 +58,7 @@ impl GpuFacts {
         Ok(facts)
     }
 
-    /// What nvidia-smi printed; nothing where it has no answer, as `[N/A]`.
+    /// Reads a line that nvidia-smi printed; a field such as `[N/A]` stays none.
     fn take(&mut self, line: &str) {
         let mut fields = line.trim().split(',').map(str::trim);
         let driver = fields
@@ -70,14 +71,14 @@ impl GpuFacts {
     }
 }
 
-/// How nvidia-smi calls the process's GPU `ordinal`; `visible` is `CUDA_VISIBLE_DEVICES`.
+/// The name that nvidia-smi has for the process's GPU `ordinal`; `visible` is `CUDA_VISIBLE_DEVICES`.
 fn id(ordinal: u32, visible: Option<&str>) -> String {
     let chosen = visible.and_then(|list| list.split(',').nth(ordinal as usize));
     let chosen = chosen.map(str::trim).filter(|id| !id.is_empty());
     chosen.map_or_else(|| ordinal.to_string(), str::to_owned)
 }
 
-/// Its answer about one GPU, if there is such a program and it answers in time.
+/// What nvidia-smi prints about one GPU; none when there is no such program or it takes too long.
 fn nvidia_smi(id: &str) -> Option<String> {
     let mut child = Command::new("nvidia-smi")
         .args([
@@ -102,7 +103,7 @@ fn nvidia_smi(id: &str) -> Option<String> {
         std::thread::sleep(Duration::from_millis(20));
     }
     let mut told = String::new();
-    // A line: it is in the pipe.
+    // The output is one line, so all of it is in the pipe.
     child.stdout.take()?.read_to_string(&mut told).ok()?;
     Some(told)
 }

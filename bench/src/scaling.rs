@@ -1,7 +1,8 @@
 //! Training steps over 1, 2, 4, ... ranks: `fovea bench scaling`.
 //!
-//! *Weak*: every rank has the same work, so the global batch grows. *Strong*: fewer ranks share the global batch of the
-//! most ranks. Both meet at the most ranks. Virtual shards follow the images: as many per image everywhere.
+//! *Weak*: every rank has the same work, so the global batch grows. *Strong*: every world size has the global batch of
+//! the largest one. Both are the same measurement at the largest world size. The number of virtual shards per image is
+//! the same everywhere.
 
 use std::path::Path;
 
@@ -15,48 +16,48 @@ use super::synthetic::Work;
 use super::times::Spread;
 use super::training::{Training, take_steps};
 
-/// What grows with the ranks.
+/// What grows with the number of ranks.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Growth {
-    /// The global batch.
+    /// The global batch grows; every rank has the same work.
     Weak,
-    /// Nothing: the same global batch.
+    /// Nothing grows: the global batch is always that of the largest world size.
     Strong,
 }
 
-/// One number of ranks, measured.
+/// The measurement of one world size.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Measured {
-    /// What rank 0 computed on.
+    /// The device of the rank that reports, with its threads on a CPU.
     pub device: String,
-    /// How the ranks met.
+    /// The backend that exchanged the gradients.
     pub backend: String,
-    /// Number of ranks.
+    /// World size of the measurement.
     pub ranks: usize,
-    /// Images of a global batch.
+    /// Images of a global batch, over all ranks.
     pub images: u32,
-    /// From commit to commit, of the slowest rank.
+    /// Milliseconds from commit to commit, of the slowest rank in each step.
     pub step_ms: Spread,
-    /// By the median.
+    /// Patches of all ranks per second, by the median step.
     pub patches_per_s: f64,
 }
 
-/// One number of ranks among others.
+/// The measurement of one world size, compared with one rank.
 #[derive(Clone, Debug, PartialEq, Serialize)]
 pub struct ScalingPoint {
-    /// What grew.
+    /// Whether this is a point of the weak or of the strong curve.
     pub growth: Growth,
-    /// What was measured.
+    /// The measurement, flattened into this record in JSON.
     #[serde(flatten)]
     pub measured: Measured,
-    /// Steps in a second, by the median.
+    /// Steps per second, by the median.
     pub steps_per_s: f64,
-    /// Patches in a second and rank, against those of one rank.
+    /// Patches per second and rank, divided by those of one rank.
     pub efficiency: f64,
 }
 
-/// Powers of two up to `most`.
+/// The powers of two up to `most`.
 pub fn worlds(most: usize) -> Vec<usize> {
     let doubled = |world: &usize| world.checked_mul(2);
     std::iter::successors(Some(1), doubled)
@@ -67,7 +68,7 @@ pub fn worlds(most: usize) -> Vec<usize> {
 /// The work of `world` ranks; `each` is that of one rank alone, `most` the largest number of ranks.
 ///
 /// # Errors
-/// Virtual shards of a rank that are no power of two; a batch that is too large.
+/// The virtual shards of a rank are no power of two; the batch is too large.
 pub fn shared(each: &Work, growth: Growth, world: usize, most: usize) -> Result<Work> {
     if !each.virtual_shards.is_power_of_two() {
         return Err(Error::Usage {
@@ -93,10 +94,10 @@ pub fn shared(each: &Work, growth: Growth, world: usize, most: usize) -> Result<
     })
 }
 
-/// Takes part in the measurement of `seat.world` ranks. All of them get the same figures.
+/// Takes part in the measurement of `seat.world` ranks. All ranks get the same times.
 ///
 /// # Errors
-/// As a training step; a rank that does not come.
+/// As for a training step; a rank is lost or never comes.
 pub fn measure_rank(
     work: &Work,
     seat: &MeetingSeat,
@@ -118,7 +119,7 @@ pub fn measure_rank(
     })
 }
 
-/// Efficiencies of one kind, whose first is that of one rank.
+/// The points of one curve, with efficiencies; the first of `measured` must be one rank.
 pub fn points(growth: Growth, measured: &[Measured]) -> Vec<ScalingPoint> {
     let rate = |m: &Measured| m.patches_per_s / m.ranks as f64;
     let alone = measured.first().map_or(f64::NAN, rate);
@@ -133,10 +134,10 @@ pub fn points(growth: Growth, measured: &[Measured]) -> Vec<ScalingPoint> {
         .collect()
 }
 
-/// Draws efficiency over ranks into a PNG.
+/// Draws the efficiency over the number of ranks into a PNG.
 ///
 /// # Errors
-/// When it cannot be written.
+/// The file cannot be written.
 pub fn plot(points: &[ScalingPoint], path: &Path) -> fovea_report::Result<()> {
     let line = |growth: Growth, name: &str| {
         let of = points.iter().filter(|point| point.growth == growth);
@@ -212,7 +213,7 @@ mod tests {
             step_ms: Spread::of(&[ms]),
             patches_per_s: f64::from(images) * 10.0 / ms * 1e3,
         };
-        // Twice the work in a quarter more time.
+        // Twice the work in 25 % more time.
         let weak = points(Growth::Weak, &[of(1, 4, 100.0), of(2, 8, 125.0)]);
         assert!((weak[1].efficiency - 0.8).abs() < 1e-12);
         assert!((weak[1].steps_per_s - 8.0).abs() < 1e-12);

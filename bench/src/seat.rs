@@ -12,24 +12,24 @@ use fovea_kernels::cuda::{Kernels, nvrtc};
 use fovea_trainer::gpu::{VisibleGpus, cache_folder};
 use fovea_trainer::{Error, Result};
 
-/// How long ranks wait for each other.
+/// How long a rank waits for the others before it fails.
 pub(super) const PATIENCE: Duration = Duration::from_secs(300);
 
-/// Where the ranks meet.
+/// A rank's place in a measurement, and where the ranks meet.
 #[derive(Clone, Debug)]
 pub struct MeetingSeat {
-    /// The same for all ranks of a measurement, and for no other.
+    /// Name of the measurement: the same for all its ranks, and used by no other.
     pub meeting: String,
-    /// `0..world`.
+    /// This rank's number, from 0.
     pub rank: usize,
-    /// Number of ranks.
+    /// World size: the number of ranks that meet.
     pub world: usize,
 }
 
 const ENVIRONMENT: &Lookup<'static> = &|name| std::env::var(name).ok();
 
-/// The backend whose launcher has started this process and all other ranks, if one did and this program can use it,
-/// with the number of ranks.
+/// The backend whose launcher has started this process and all other ranks, with the world size. None if no launcher
+/// did, or if this program was built without that backend.
 pub fn launched() -> Option<(&'static BackendEntry, usize)> {
     BACKENDS.iter().filter(|row| row.is_built).find_map(|row| {
         let world = (row.world_launcher.as_ref()?.launched)(ENVIRONMENT)?;
@@ -37,10 +37,10 @@ pub fn launched() -> Option<(&'static BackendEntry, usize)> {
     })
 }
 
-/// Joins the other ranks: those that a launcher has started with this one, else of this machine.
+/// Joins the other ranks: those that a launcher has started together with this one, or else ranks of this machine.
 ///
 /// # Errors
-/// When they do not come, or there is no room for shared memory.
+/// The others do not come in time, or there is no room for shared memory.
 pub fn join(seat: &MeetingSeat) -> Result<Box<dyn Collective>> {
     let (row, world) = launched().unwrap_or_else(|| {
         let here = Surroundings {
@@ -70,7 +70,7 @@ fn options<'a>(
     }
 }
 
-/// The only one of a measurement.
+/// The only meeting of a measurement.
 fn meeting(rank: usize, world: usize) -> Meeting {
     Meeting {
         generation: 1,
@@ -80,7 +80,7 @@ fn meeting(rank: usize, world: usize) -> Meeting {
     }
 }
 
-/// A board with nothing but the name of the measurement.
+/// A board that offers only the name of the measurement.
 struct Named<'a>(&'a str);
 
 impl Board for Named<'_> {
@@ -103,11 +103,11 @@ fn nobody_to_tell() -> collectives::Error {
     )
 }
 
-/// Ranks that have met already.
+/// A board over ranks that have already met, by which they meet again through another backend.
 struct Met(Box<dyn Collective>);
 
 impl Met {
-    /// What rank 0 gives, for all ranks.
+    /// Gives all ranks what rank 0 passed in.
     fn of_first(&mut self, mine: &[u8], deadline: Instant) -> collectives::Result<Vec<u8>> {
         Ok(self.0.all_gather(mine, deadline)?.swap_remove(0))
     }
@@ -129,13 +129,12 @@ impl Board for Met {
     }
 }
 
-/// Joins the ranks that have met through `ranks` once more, by the backend of `choice`. On GPUs, `kernels` are those of
-/// this rank's.
-/// Keeps `ranks` where that is their backend, where only a launcher can start its world, and where there is no GPU for
-/// it.
+/// Joins the ranks that have met through `ranks` once more, by the backend of `choice`. On a GPU, `kernels` are those
+/// of this rank's GPU. Keeps `ranks` where they use that backend already, where only a launcher can start its world,
+/// and where there is no GPU for it.
 ///
 /// # Errors
-/// The backend's library is missing; a rank is lost.
+/// The backend's library is missing, or a rank is lost.
 pub fn join_by(
     choice: BackendChoice,
     ranks: Box<dyn Collective>,
@@ -154,15 +153,15 @@ pub fn join_by(
     let mut backend = (row.open)(&options(meeting.world, kernels, &abort))?;
     let mut board = Met(ranks);
     let joined = backend.meet(&meeting, &mut board, &abort, until)?;
-    // Everybody is in: nobody needs the way there any more.
+    // All ranks are in the new world and need the old one no more.
     board.0.barrier(until)?;
     Ok(joined)
 }
 
-/// The kernels of process `rank`'s GPU: more processes than GPUs share them.
+/// The kernels of the GPU of process `rank`; more processes than GPUs share them.
 ///
 /// # Errors
-/// There is no GPU, or no compiler of kernels for it.
+/// There is no GPU, or no compiler for its kernels.
 pub fn open_gpu(rank: usize) -> Result<Arc<Kernels>> {
     let gpus = gpus();
     if gpus == 0 {
@@ -180,12 +179,12 @@ pub fn open_gpu(rank: usize) -> Result<Arc<Kernels>> {
     )?)
 }
 
-/// GPUs that this process may use.
+/// Number of GPUs that this process may use.
 pub fn gpus() -> usize {
     VisibleGpus::here().count() as usize
 }
 
-/// For each measured time, that of the slowest rank. All ranks call it, with as many times.
+/// For each measured time, that of the slowest rank. All ranks call it, with as many values.
 pub(super) fn slowest(collective: &mut dyn Collective, mine: &[f64]) -> Result<Vec<f64>> {
     let bytes: Vec<u8> = mine.iter().flat_map(|time| time.to_le_bytes()).collect();
     let all = collective.all_gather(&bytes, Instant::now() + PATIENCE)?;

@@ -1,4 +1,4 @@
-//! What measurements train on: images of random pixels, labels by hash, the model of preset `hybrid`.
+//! The data of measurements: images of random pixels, and labels by hash, for the model of preset `hybrid`.
 
 use std::sync::Arc;
 
@@ -16,43 +16,43 @@ use fovea_trainer::precision::Precision;
 use fovea_trainer::samples::{Assembler, Randomness, ShardBatch, augment};
 use fovea_trainer::{Error, Result};
 
-/// Most bytes of images in host memory.
+/// Most bytes of images that may lie in host memory.
 const MOST_HOST_BYTES: usize = 4 << 30;
 
-/// A cell's number has 16 bits.
+/// Most cells along a side: a cell's number has 16 bits.
 const MOST_CELLS_A_SIDE: u32 = 255;
 
-/// How much work is measured, and on what.
+/// The work that is measured: its size, its device and its settings.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 pub struct Work {
-    /// What computes.
+    /// The device that computes, as `train.device`.
     pub device: Device,
-    /// Images that there are.
+    /// Number of images in the set.
     pub images: u32,
-    /// Their side, pixels.
+    /// Side of an image in pixels.
     pub size: u32,
-    /// Side of a patch, pixels; divides `size`.
+    /// Side of a patch in pixels; divides `size`.
     pub patch: u32,
-    /// Side of a whole image's view, pixels.
+    /// Side of the global view in pixels.
     pub global_size: u32,
     /// Images of a step, over all ranks.
     pub images_per_step: u32,
-    /// Patches of each of them.
+    /// Patches of each image of a step, as `data.patches_per_image`.
     pub patches_per_image: u32,
-    /// As `train.virtual_shards`.
+    /// Virtual shards of a step, as `train.virtual_shards`.
     pub virtual_shards: u32,
-    /// As `train.precision`.
+    /// Precision of the convolutions, as `train.precision`.
     pub precision: PrecisionChoice,
-    /// As `train.threads_per_rank`.
+    /// CPU threads of each rank, as `train.threads_per_rank`.
     pub threads: u32,
-    /// As `train.cuda_graphs`.
+    /// Whether to run steps as CUDA graphs, as `train.cuda_graphs`.
     pub cuda_graphs: bool,
-    /// Leaves out cells, so that every image of a step has `patches_per_image` patches.
+    /// Whether to leave out cells, which gives every image of a step exactly `patches_per_image` patches.
     pub even: bool,
 }
 
 impl Work {
-    /// The configuration of `ranks` ranks that do this together.
+    /// The configuration with which `ranks` ranks do this work together.
     pub fn config(&self, ranks: u32) -> Result<Config> {
         let mut config = Config::preset("hybrid")?;
         config.train.device = self.device;
@@ -109,7 +109,7 @@ impl Work {
         Ok(())
     }
 
-    /// Cells of each image that are used.
+    /// Number of cells of each image that are used.
     fn cells(&self) -> u32 {
         let all = (self.size / self.patch).pow(2);
         match self.even {
@@ -118,12 +118,12 @@ impl Work {
         }
     }
 
-    /// How often an image with some of its patches is trained on in an epoch.
+    /// Units of an epoch: an image is in as many steps as its cells need.
     fn units(&self) -> u64 {
         u64::from(self.images) * u64::from(self.cells().div_ceil(self.patches_per_image))
     }
 
-    /// The images' number and size.
+    /// Number and size of the images.
     pub(crate) fn shape(&self) -> SetShape {
         SetShape {
             count: self.images as usize,
@@ -132,7 +132,7 @@ impl Work {
         }
     }
 
-    /// What epochs are ordered from: every cell that is used, none is black.
+    /// The input of the sample order: every cell that is used, because none is black.
     pub(crate) fn order_input(&self, seed: u64) -> OrderInput {
         let cells: Vec<u16> = (0..self.cells() as u16).collect();
         OrderInput {
@@ -147,24 +147,24 @@ impl Work {
     }
 }
 
-/// Reads the samples that do not exist.
+/// The source of synthetic samples, in place of a dataset.
 pub(crate) struct SyntheticSamples {
     assembler: Assembler,
     augment: Augment,
     seed: u64,
-    /// On the CPU the images; a GPU has its own.
+    /// The images of the CPU; none on a GPU, which makes its own in its memory.
     host: Option<Host>,
 }
 
 struct Host {
     size: usize,
     pixels: Vec<Vec<u8>>,
-    /// To the global view's size.
+    /// The images, resized to the global view's size.
     resized: Vec<Arc<Vec<f32>>>,
 }
 
 impl SyntheticSamples {
-    /// Makes the images, on the CPU.
+    /// Makes the images on the CPU; a GPU makes its own later.
     pub fn new(work: &Work, config: &Config, precision: Precision, on_gpu: bool) -> Result<Self> {
         let shape = work.shape();
         let host = match on_gpu {
@@ -184,7 +184,7 @@ impl SyntheticSamples {
         })
     }
 
-    /// As `SampleSource::load` in training.
+    /// Loads the samples of these units, as `SampleSource::load` does in training.
     pub fn load(&self, units: &[Unit], epoch: u32) -> Result<ShardBatch> {
         let mut batch = match &self.host {
             None => self.assembler.crops(units, Some(epoch)),
@@ -250,7 +250,7 @@ impl Host {
     }
 }
 
-/// Four classes, each on a quarter of the samples (the multiplier is splitmix64's).
+/// The label of a sample: four classes, each on a quarter of the samples (the multiplier is splitmix64's).
 fn label(id: u64) -> Label {
     let bits = id.wrapping_mul(0x9E37_79B9_7F4A_7C15);
     Label((bits >> 60) & (bits >> 56) & 15)

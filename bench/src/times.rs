@@ -1,20 +1,20 @@
-//! Many measured times in a few numbers.
+//! Summarises many measured times in a few numbers.
 
 use serde::{Deserialize, Serialize};
 
-/// Median and the range that 80 % of the values lie in.
+/// The median, and the range that contains 80 % of the values; in the unit of the values.
 #[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Spread {
-    /// Half of the values are below.
+    /// Half of the values are below it.
     pub median: f64,
-    /// A tenth of the values is below.
+    /// A tenth of the values is below it.
     pub p10: f64,
-    /// A tenth of the values is above.
+    /// A tenth of the values is above it.
     pub p90: f64,
 }
 
 impl Spread {
-    /// Of these values, in any order; NaN without any.
+    /// Summarises these values, in any order; NaN without any.
     pub fn of(values: &[f64]) -> Self {
         let mut sorted = values.to_vec();
         sorted.sort_by(f64::total_cmp);
@@ -26,7 +26,7 @@ impl Spread {
     }
 }
 
-/// Between the two values that lie around the place, as numpy's default does it.
+/// The quantile `q`, interpolated linearly between its two neighbours, as numpy does by default; NaN without values.
 fn quantile(sorted: &[f64], q: f64) -> f64 {
     let Some(last) = sorted.len().checked_sub(1) else {
         return f64::NAN;

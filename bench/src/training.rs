@@ -25,17 +25,17 @@ use super::seat::{MeetingSeat, PATIENCE, join, join_by, slowest};
 use super::synthetic::{SyntheticSamples, Work};
 use super::times::Spread;
 
-/// One committed step.
+/// The times and the loss of one committed step.
 pub(super) struct MeasuredStep {
-    /// From the commit before to this one.
+    /// Milliseconds from the commit before to this one.
     pub ms: f64,
-    /// Patches of all ranks.
+    /// Patches of the step, over all ranks.
     pub patches: u64,
-    /// Global mean loss.
+    /// Mean loss of the step over all ranks.
     pub loss: f64,
 }
 
-/// A rank that trains on what does not exist.
+/// A rank that trains on synthetic images.
 pub(super) struct Training {
     pub work: Work,
     pub config: Config,
@@ -46,14 +46,14 @@ pub(super) struct Training {
     collective: Box<dyn Collective>,
     part: Part,
     step: u64,
-    /// The newest step's first and last work on a GPU, until its time is known.
+    /// Events before the first and after the last GPU work of the newest step, until its time is known.
     on_gpu: Option<(Event, Event)>,
-    /// From the one to the other, by step.
+    /// Milliseconds between these events, by step; empty on a CPU.
     gpu_ms: Vec<f64>,
 }
 
 impl Training {
-    /// This process alone.
+    /// A world of this process alone.
     pub fn alone(work: &Work) -> Result<Self> {
         let seat = MeetingSeat {
             meeting: String::new(),
@@ -63,7 +63,7 @@ impl Training {
         Self::with(work, &seat, BackendChoice::Auto)
     }
 
-    /// One of several ranks. Each has all images, as in training.
+    /// One of several ranks. Every rank has all images, as in training.
     pub fn with(work: &Work, seat: &MeetingSeat, choice: BackendChoice) -> Result<Self> {
         let MeetingSeat { rank, world, .. } = *seat;
         let config = work.config(world as u32)?;
@@ -76,7 +76,7 @@ impl Training {
         Self::on(work, config, lanes, gpu, collective)
     }
 
-    /// On this GPU, or the CPU, with these ranks.
+    /// A rank on this GPU, or on the CPU, joined to the other ranks by `collective`.
     fn on(
         work: &Work,
         config: Config,
@@ -113,7 +113,7 @@ impl Training {
         })
     }
 
-    /// The GPU's name, or that it is the CPU and by how many threads.
+    /// The GPU's name; on a CPU, the number of threads and lanes.
     pub fn device(&self) -> String {
         match self.replica.gpu() {
             Some(gpu) => gpu.describe(),
@@ -125,7 +125,7 @@ impl Training {
         }
     }
 
-    /// Operations of a full step.
+    /// Floating-point operations of a full step, forward and backward.
     pub fn flops(&self) -> u64 {
         let net = &self.replica.net;
         let sizes = Sizes {
@@ -137,17 +137,17 @@ impl Training {
         net.model.macs(&net.params.blueprint, &sizes).flops()
     }
 
-    /// The backend by which the ranks meet.
+    /// Name of the backend that exchanges the gradients.
     pub fn backend(&self) -> &'static str {
         self.collective.name()
     }
 
-    /// By step, what the slowest rank has.
+    /// For each step, the largest value of all ranks. All ranks call it, with as many values.
     pub fn slowest(&mut self, mine: &[f64]) -> Result<Vec<f64>> {
         slowest(self.collective.as_mut(), mine)
     }
 
-    /// Steps of an epoch, until it is over or `take` has seen enough of them.
+    /// Takes the steps of an epoch until it is over or `take` returns false.
     pub fn epoch(&mut self, epoch: u32, take: &mut dyn FnMut(&MeasuredStep) -> bool) -> Result<()> {
         let order = Arc::new(EpochOrder::new(&self.order_input, epoch)?);
         let samples = Arc::clone(&self.samples);
@@ -196,7 +196,7 @@ impl Training {
         self.settle()
     }
 
-    /// Waits for the newest commit.
+    /// Waits until the GPU has finished the newest commit.
     fn settle(&mut self) -> Result<()> {
         if let Some((_, end)) = &self.on_gpu {
             end.synchronize()?;
@@ -208,7 +208,7 @@ impl Training {
         self.replica.gpu().map(Gpu::stamp).transpose()
     }
 
-    /// The step before is through when the host has waited for an attempt.
+    /// Records the GPU time of the step before, which is over once the host has waited for an attempt or for its end.
     fn note_gpu_time(&mut self) -> Result<()> {
         if let Some((begun, end)) = self.on_gpu.take() {
             self.gpu_ms.push(f64::from(end.ms_since(&begun)?));
@@ -216,8 +216,8 @@ impl Training {
         Ok(())
     }
 
-    /// Bytes that were in use at most: of the GPU's memory by anybody (libtorch gives back nothing, so now is the peak),
-    /// else of host memory by this process.
+    /// Peak memory in bytes. On a GPU: the memory that all processes use there now, which is the peak, because libtorch
+    /// returns nothing. On a CPU: the host memory of this process.
     fn peak_bytes(&self) -> Result<u64> {
         match self.replica.gpu() {
             Some(gpu) => Ok(gpu.used_bytes()? as u64),
@@ -228,53 +228,54 @@ impl Training {
     }
 }
 
-/// `VmHWM` of /proc/PID/status in bytes; 0 where it is not told.
+/// `VmHWM` of /proc/PID/status in bytes; 0 where it is missing.
 fn peak_of_process(status: &str) -> u64 {
     let line = status.lines().find_map(|line| line.strip_prefix("VmHWM:"));
     let kib = line.and_then(|rest| rest.trim().strip_suffix(" kB")?.trim().parse().ok());
     kib.unwrap_or(0) * 1024
 }
 
-/// What `fovea bench step` found.
+/// The result of `fovea bench step`.
 #[derive(Clone, Debug, PartialEq, Serialize)]
 pub struct StepFigures {
-    /// What computed.
+    /// The GPU's name, or the CPU with its threads and lanes.
     pub device: String,
-    /// Of convolutions.
+    /// Precision of the convolutions: `f32` or `bf16`, as resolved for this device.
     pub precision: &'static str,
-    /// Images of a step.
+    /// Images of a step, over all ranks.
     pub images: u32,
-    /// Patches of each of them.
+    /// Patches of each image of a step.
     pub patches_per_image: u32,
-    /// Side of a patch, pixels.
+    /// Side of a patch in pixels.
     pub patch: u32,
-    /// Side of a whole image's view, pixels.
+    /// Side of the global view in pixels.
     pub global_size: u32,
-    /// Leaves of the reduction tree.
+    /// Virtual shards: the leaves of the reduction tree.
     pub virtual_shards: u32,
-    /// Whether steps were to be run as CUDA graphs.
+    /// Whether the configuration asked for CUDA graphs.
     pub cuda_graphs: bool,
-    /// Steps that were measured.
+    /// Number of measured steps, without the warm-up.
     pub steps: u32,
-    /// From commit to commit.
+    /// Milliseconds from commit to commit.
     pub step_ms: Spread,
-    /// Patches of a step by the median.
+    /// Patches per second, by the median step.
     pub patches_per_s: f64,
-    /// 10^9 operations of a step's convolutions, linear layers and attention, forward and backward.
+    /// Operations in 10^9 of a step's convolutions, linear layers and attention, forward and backward.
     pub gflop: f64,
-    /// 10^12 of them in a second, by the median.
+    /// These operations in 10^12 per second, by the median step.
     pub tflop_per_s: f64,
-    /// On a GPU, the part of the time in which a step's work is on the stream, between the first and the last of it; the
-    /// rest is the host's between steps. Gaps between two kernels of a step count as work.
+    /// On a GPU, the fraction of the measured time in which a step is on the stream, from its first to its last
+    /// operation; the rest is the host's time between steps. Gaps between two kernels of a step count as work. None on
+    /// a CPU.
     pub gpu_share: Option<f64>,
-    /// Global mean loss of the last step.
+    /// Mean loss of the last step; NaN without steps.
     pub loss: f64,
 }
 
 /// Measures `steps` steps after `warm_up` others.
 ///
 /// # Errors
-/// What does not fit together in `work`; no GPU where one is asked for; what goes wrong in a step.
+/// Parts of `work` do not fit together; there is no GPU where one is asked for; a step fails.
 pub fn measure_steps(work: &Work, warm_up: u32, steps: u32) -> Result<StepFigures> {
     figures_of(&mut Training::alone(work)?, warm_up, steps)
 }
@@ -307,7 +308,7 @@ fn figures_of(training: &mut Training, warm_up: u32, steps: u32) -> Result<StepF
     })
 }
 
-/// `steps` steps after `warm_up` others, over as many epochs as it takes.
+/// Takes `steps` steps after `warm_up` others, over as many epochs as they need.
 pub(super) fn take_steps(
     training: &mut Training,
     warm_up: u32,
@@ -329,39 +330,39 @@ pub(super) fn take_steps(
     Ok(taken)
 }
 
-/// What `fovea bench epoch` found.
+/// The result of `fovea bench epoch`.
 #[derive(Clone, Debug, PartialEq, Serialize)]
 pub struct EpochFigures {
-    /// What computed.
+    /// The GPU's name, or the CPU with its threads and lanes.
     pub device: String,
-    /// Of convolutions.
+    /// Precision of the convolutions: `f32` or `bf16`, as resolved for this device.
     pub precision: &'static str,
-    /// Images of the set.
+    /// Number of images in the set.
     pub images: u32,
-    /// Their side, pixels.
+    /// Side of an image in pixels.
     pub size: u32,
-    /// Patches that were trained on, each once.
+    /// Patches trained on, each once.
     pub patches: u64,
-    /// Steps.
+    /// Number of steps in the epoch, all measured.
     pub steps: u32,
-    /// Before the first step: images, kernels, parameters.
+    /// Seconds before the first step: images, kernels, parameters.
     pub set_up_s: f64,
-    /// From the first batch to the last commit.
+    /// Seconds from the first batch to the last commit.
     pub seconds: f64,
-    /// Patches in a second.
+    /// Patches per second over the whole epoch.
     pub patches_per_s: f64,
-    /// From commit to commit.
+    /// Milliseconds from commit to commit.
     pub step_ms: Spread,
-    /// Most memory in use, bytes: of the GPU by all that run on it, else of this process.
+    /// Peak memory in bytes: on a GPU that of all processes on it, otherwise that of this process.
     pub peak_bytes: u64,
-    /// Global mean loss of the first and of the last step.
+    /// Mean loss of the first and of the last step.
     pub loss: [f64; 2],
 }
 
-/// Trains one epoch on all images.
+/// Trains one epoch on all images and measures it.
 ///
 /// # Errors
-/// As [`measure_steps`]; images that do not fit into memory.
+/// As [`measure_steps`]; the images do not fit into memory.
 pub fn measure_epoch(work: &Work) -> Result<EpochFigures> {
     let begun = Instant::now();
     let mut training = Training::alone(work)?;
@@ -408,7 +409,7 @@ mod tests {
         assert!(peak_of_process(&own) > 1 << 20);
     }
 
-    /// The whole loop with images that are made in the memory of an emulated GPU.
+    /// Runs the whole loop, with images in the memory of an emulated GPU.
     #[test]
     fn steps_on_the_emulated_gpu() {
         let _alone = crate::emulated::alone();

@@ -20,7 +20,7 @@ fn kernels() -> Arc<Kernels> {
     Kernels::load(0, &nvrtc::Search::from_env(), Some(&cache)).unwrap()
 }
 
-/// What each of three ranks measures; the measurement checks each sum itself.
+/// The figures of each of three ranks; the measurement itself checks every sum.
 fn measured(kernels: &Arc<Kernels>, sizes: &[u64]) -> Vec<Vec<Figure>> {
     let search = NcclSearch {
         chosen: Some(standin::path().to_owned()),

@@ -1,4 +1,4 @@
-//! A GPU against the CPU: `fovea gpu-check`. For hosts on which the tests cannot be built.
+//! Compares a GPU with the CPU: `fovea gpu-check`. It serves hosts on which the tests cannot be built.
 
 mod steps;
 
@@ -12,59 +12,60 @@ use serde::Serialize;
 use super::facts::GpuFacts;
 use super::kernels::{ALL, KernelEntry, Shapes};
 
-/// Of results in f32.
+/// Largest allowed deviation of results in f32.
 const F32_LIMIT: f64 = 1e-5;
-/// Of results that are rounded to bf16.
+/// Largest allowed deviation of results that are rounded to bf16.
 const BF16_LIMIT: f64 = 1e-2;
-/// Every so many cases one is as large as in training.
+/// One case in so many is as large as in training.
 const LARGE_EVERY: u32 = 8;
-/// Training steps: enough that one is recorded as a CUDA graph and run as one.
+/// Number of training steps: enough to record one as a CUDA graph and to run that graph.
 const STEPS: u32 = 8;
-/// How often the loss is computed for its bits.
+/// Number of times that the loss is computed to compare its bits.
 const RUNS: usize = 10;
 
-/// One comparison.
+/// The result of one comparison between GPU and CPU.
 #[derive(Clone, Debug, PartialEq, Serialize)]
 pub struct Check {
-    /// What was compared.
+    /// Name of the kernel or of the quantity that was compared.
     pub name: String,
-    /// How often, on different inputs.
+    /// Number of different inputs, or of training steps.
     pub cases: u32,
-    /// Largest deviation: of kernels `|got - want| / max(1, |want|)` by element; not finite where one side is not.
+    /// Largest deviation. For kernels it is `|got - want| / max(1, |want|)` by element; infinite where only one side is
+    /// finite, and after an error.
     pub deviation: f64,
-    /// What it may be.
+    /// Largest deviation that passes.
     pub limit: f64,
-    /// Whether every bit was the same.
+    /// Whether all results agreed in every bit.
     pub same_bits: bool,
-    /// Whether it is within the limit and nothing went wrong.
+    /// Whether the deviation is within the limit and no error occurred.
     pub passed: bool,
-    /// What went wrong.
+    /// The error that stopped the comparison; none without one.
     pub problem: Option<String>,
 }
 
-/// What `fovea gpu-check` found.
+/// The result of `fovea gpu-check`.
 #[derive(Clone, Debug, PartialEq, Serialize)]
 pub struct CheckReport {
-    /// What it ran on.
+    /// The GPU that was compared, with its driver.
     pub gpu: GpuFacts,
-    /// Chooses the inputs.
+    /// Seed of the random inputs.
     pub seed: u64,
-    /// All comparisons.
+    /// The comparisons: kernels, the repeated loss, then training steps.
     pub checks: Vec<Check>,
 }
 
 impl CheckReport {
-    /// Whether all passed.
+    /// Whether all comparisons passed.
     pub fn passed(&self) -> bool {
         self.checks.iter().all(|check| check.passed)
     }
 }
 
-/// Compares every kernel with its twin on `cases` random inputs, the loss with itself and, `with_steps`, training steps
-/// with those of the CPU, on GPU `ordinal`.
+/// Compares GPU `ordinal` with the CPU: every kernel with its twin on `cases` random inputs, the loss with itself, and,
+/// `with_steps`, training steps.
 ///
 /// # Errors
-/// No such GPU. What goes wrong in a comparison is in the report.
+/// There is no such GPU. An error within a comparison goes into the report instead.
 pub fn check_gpu(ordinal: u32, cases: u32, seed: u64, with_steps: bool) -> Result<CheckReport> {
     let open = || Gpu::open(ordinal, gpu::cache_folder().as_deref());
     let gpu = open()?;
@@ -114,7 +115,7 @@ impl Check {
     }
 }
 
-/// How far two results are apart.
+/// How far two results differ; fields as in [`Check`].
 #[derive(Clone, Copy, Debug, PartialEq)]
 struct Deviation {
     largest: f64,
@@ -131,7 +132,7 @@ impl Deviation {
         same_bits: false,
     };
 
-    /// Element by element. Another length, or a number that is finite on one side only, is infinitely far.
+    /// Compares element by element. Another length, or a number that is finite on one side only, is infinitely far.
     fn between(got: &[f64], want: &[f64]) -> Self {
         if got.len() != want.len() {
             return Self::UNKNOWN;
@@ -165,7 +166,7 @@ fn compare(gpu: &Gpu, entry: &KernelEntry, cases: u32, rng: &mut dyn RngCore) ->
         };
         let trial = (entry.make)(gpu, &shapes, rng)?;
         let put = trial.kernel(gpu);
-        // Nothing may be on its way when the trial's memory is given back.
+        // The trial's memory is freed below: no work on it may be left.
         gpu.synchronize()?;
         put?;
         all = all.and(Deviation::between(&trial.got()?, &trial.twin()?));
@@ -173,7 +174,7 @@ fn compare(gpu: &Gpu, entry: &KernelEntry, cases: u32, rng: &mut dyn RngCore) ->
     Ok(all)
 }
 
-/// The same loss and gradient again and again.
+/// Computes the same loss and gradient several times and compares the bits with the first result.
 fn repeat(gpu: &Gpu, shapes: &Shapes, rng: &mut dyn RngCore) -> Result<Deviation> {
     let Some(entry) = ALL.iter().find(|entry| entry.name == "focal_loss") else {
         return Ok(Deviation::UNKNOWN);
@@ -194,7 +195,7 @@ fn repeat(gpu: &Gpu, shapes: &Shapes, rng: &mut dyn RngCore) -> Result<Deviation
     Ok(all)
 }
 
-/// Sizes around those at which kernels take another path: multiples of 8, of a warp, of a block, and others.
+/// Random sizes around those at which kernels take another path: multiples of 8, of a warp, of a block, and others.
 fn small(rng: &mut dyn RngCore) -> Shapes {
     let mut side = || match rng.random_bool(0.3) {
         true => 8 * rng.random_range(1..9),
@@ -220,7 +221,7 @@ fn small(rng: &mut dyn RngCore) -> Shapes {
     }
 }
 
-/// Several tiles per block, several loads per thread, more partial sums than threads.
+/// Sizes as in training: several tiles per block, several loads per thread, more partial sums than threads.
 fn large() -> Shapes {
     Shapes {
         images: 3,
@@ -253,7 +254,7 @@ mod tests {
         assert_eq!(Deviation::between(&[1.0], &[]), Deviation::UNKNOWN);
     }
 
-    /// On the emulated GPU all kernels pass, and one that computes something else does not.
+    /// On the emulated GPU all kernels pass, and a kernel that does not run fails.
     #[test]
     fn kernels_are_compared() {
         let _alone = crate::emulated::alone();
@@ -263,7 +264,7 @@ mod tests {
             let compared = compare(&gpu, entry, 3, &mut rng).expect("compared");
             let limit = if entry.bf16 { BF16_LIMIT } else { F32_LIMIT };
             assert!(compared.largest <= limit, "{}: {compared:?}", entry.name);
-            // In f32 against f64, or in another order.
+            // These compute in f32 what the twin computes in f64, or sum in another order.
             let rounded = ["focal_loss", "sum_squares"].contains(&entry.name);
             assert!(
                 compared.same_bits || rounded,
@@ -274,7 +275,7 @@ mod tests {
         let again = repeat(&gpu, &small(&mut rng), &mut rng).expect("losses");
         assert_eq!(again, Deviation::NONE);
         driver::check().expect("nothing forbidden");
-        // As if the kernel had not run.
+        // The outputs of a kernel that has not run.
         let trial = (ALL[0].make)(&gpu, &small(&mut rng), &mut rng).expect("buffers");
         let off = Deviation::between(&trial.got().expect("zeros"), &trial.twin().expect("pixels"));
         let check = Check::new("nothing ran", 1, F32_LIMIT, Ok(off));

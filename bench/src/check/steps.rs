@@ -1,4 +1,4 @@
-//! Training steps on a GPU against the same steps on the CPU, on a small synthetic dataset.
+//! Compares training steps on a GPU with the same steps on the CPU, on a small synthetic dataset.
 
 use std::sync::Arc;
 
@@ -19,16 +19,16 @@ use fovea_trainer::{Error, Result};
 
 use super::{Check, Deviation};
 
-/// Of the first step's sums, by their norm: convolutions add in other orders.
+/// Largest relative distance of the first step's sums, by their norm: convolutions sum in other orders.
 const SUMS_LIMIT: f64 = 1e-2;
-/// Of the losses, relative: the optimizer makes more of small differences from step to step.
+/// Largest relative difference of losses: the optimizer amplifies small differences from step to step.
 const LOSS_LIMIT: f64 = 1e-2;
 const VIRTUAL_SHARDS: usize = 2;
 const IMAGES_PER_STEP: usize = 4;
 const PATCHES_PER_IMAGE: usize = 4;
 const PATIENCE: std::time::Duration = std::time::Duration::from_secs(60);
 
-/// The sums of the first step, and the losses of all.
+/// Compares the gradient sums of the first step, and the losses of all steps.
 pub(super) fn check(gpu: Result<Gpu>, steps: u32, graphs: bool) -> Vec<Check> {
     let how = if graphs { "as CUDA graphs" } else { "f32" };
     let (sums, losses) = match gpu.and_then(|gpu| compare(gpu, steps, graphs)) {
@@ -93,15 +93,15 @@ fn compare(mut gpu: Gpu, steps: u32, graphs: bool) -> Result<(Deviation, Deviati
 }
 
 struct Ran {
-    /// Of the first step.
+    /// Gradient sums of the first step, as one flat buffer.
     sums: Vec<f32>,
     losses: Vec<f64>,
-    /// CUDA graphs at the end.
+    /// Number of CUDA graphs at the end.
     graphs: usize,
 }
 
-/// Steps on two batches in turn: of one shape, so that graphs are used, and different, so that what is left of the step
-/// before shows.
+/// Takes steps on two batches in turn. Their shapes are equal, so graphs are used; their contents differ, so leftovers
+/// of the step before would show.
 fn run(config: &Config, data: &Arc<Dataset>, steps: u32, gpu: Option<Gpu>) -> Result<Ran> {
     let precision = Precision::F32;
     let (grain, on_gpu) = (models::find(&config.model.name)?.grain, gpu.is_some());
@@ -155,7 +155,7 @@ fn run(config: &Config, data: &Arc<Dataset>, steps: u32, gpu: Option<Gpu>) -> Re
     Ok(ran)
 }
 
-/// `|a - b| / |b|`.
+/// `|a - b| / |b|` by the Euclidean norm.
 fn distance(a: &[f32], b: &[f32]) -> Deviation {
     let norm = |values: &mut dyn Iterator<Item = f64>| values.map(|x| x * x).sum::<f64>().sqrt();
     let apart = norm(&mut a.iter().zip(b).map(|(a, b)| f64::from(*a) - f64::from(*b)));
@@ -186,7 +186,8 @@ mod tests {
         );
     }
 
-    /// Without libtorch's CUDA side nothing can be recorded: training goes on, and it is told.
+    /// Without libtorch's CUDA side nothing can be recorded: training continues without graphs, and the check reports
+    /// it.
     #[test]
     fn graphs_that_were_not_recorded_are_no_success() {
         let _alone = crate::emulated::alone();

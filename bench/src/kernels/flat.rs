@@ -1,4 +1,4 @@
-//! Trials of the loss and of the passes over flat buffers.
+//! Trials of the loss and of the kernels that pass over flat buffers.
 
 use std::sync::Arc;
 
@@ -16,22 +16,22 @@ use tch::{Kind, Tensor};
 use super::{Shapes, Trial, address, kind, numbers, on};
 use crate::composed;
 
-/// Label classes.
+/// Columns of the logits: one per label class.
 const CLASSES: usize = 4;
 
-/// Numbers of the size of gradients and parameters.
+/// `n` numbers in -1..1, about the size of gradients and parameters.
 fn noise(n: usize, rng: &mut dyn RngCore) -> Vec<f32> {
     (0..n).map(|_| rng.random_range(-1.0..1.0)).collect()
 }
 
-/// FocalTrial loss with its gradient.
+/// The focal loss with its gradient.
 pub struct FocalTrial {
     settings: LossSettings,
     focal: Arc<dyn Loss>,
     scale: f32,
     host: (Vec<f32>, Vec<Label>),
     logits: Tensor,
-    /// `[n]` i64.
+    /// Labels `[n]` i64, one bit per class.
     labels: Tensor,
     record: DeviceBuffer,
     scale_on_device: DeviceBuffer,
@@ -81,7 +81,7 @@ impl Trial for FocalTrial {
         format!("[{} x {CLASSES}]", self.host.1.len())
     }
 
-    /// f32 logits in, as many gradients out, 8 bytes of labels per row.
+    /// Per row: the f32 logits in, as many gradients out, and 8 bytes of labels in.
     fn bytes(&self) -> usize {
         8 * self.host.0.len() + 8 * self.host.1.len()
     }
@@ -97,7 +97,7 @@ impl Trial for FocalTrial {
             loss: address(&self.loss),
             scratch: self.scratch.address(),
         });
-        // SAFETY: self's buffers, made for these numbers; whoever has self waits for the work before dropping it.
+        // SAFETY: these are self's buffers, made for these sizes; the caller waits for the work before it drops self.
         unsafe { gpu.run(&*op) }
     }
 
@@ -106,7 +106,7 @@ impl Trial for FocalTrial {
         composed::focal(&self.logits, &self.labels, &self.settings, scale).map(drop)
     }
 
-    /// The mean loss, then gradients of the sum.
+    /// The mean loss, then the gradients of the summed loss.
     fn got(&self) -> Result<Vec<f64>> {
         let loss = numbers(&self.loss)?[0] * f64::from(self.scale);
         let dlogits = numbers(&self.dlogits)?.into_iter();
@@ -126,10 +126,10 @@ impl Trial for FocalTrial {
     }
 }
 
-/// One step of Adam.
+/// One step of Adam, with or without the bf16 working copy.
 pub struct Adam {
     params: AdamParams,
-    /// Parameters, gradients, moments.
+    /// Parameters, gradients, first and second moments.
     host: [Vec<f32>; 4],
     device: [Tensor; 4],
     working: Option<Tensor>,
@@ -170,7 +170,7 @@ impl Trial for Adam {
         format!("{} parameters", self.host[0].len())
     }
 
-    /// Four f32 in, three out, and 2 bytes of the working copy.
+    /// Per parameter: four f32 in, three out, and 2 bytes of the working copy, where there is one.
     fn bytes(&self) -> usize {
         self.host[0].len() * (28 + if self.working.is_some() { 2 } else { 0 })
     }
@@ -242,7 +242,7 @@ impl Trial for Cast {
         format!("{} elements", self.host.len())
     }
 
-    /// 4 bytes in, 2 out.
+    /// Per element: 4 bytes in, 2 bytes out.
     fn bytes(&self) -> usize {
         6 * self.host.len()
     }
@@ -272,7 +272,7 @@ impl Trial for Cast {
     }
 }
 
-/// The sum of squares, in f64. The composition's `norm` adds in f32.
+/// The sum of squares, in f64; the composition's `norm` sums in f32.
 pub struct Squares {
     host: Vec<f32>,
     values: Tensor,
@@ -298,7 +298,7 @@ impl Trial for Squares {
         format!("{} elements", self.host.len())
     }
 
-    /// 4 bytes in.
+    /// Per element: 4 bytes in; the single sum does not count.
     fn bytes(&self) -> usize {
         4 * self.host.len()
     }

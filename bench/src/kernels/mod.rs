@@ -1,4 +1,5 @@
-//! The CUDA kernels at full size, each with the same operation composed of libtorch's: `fovea bench kernels`.
+//! Measures the CUDA kernels at full size, each next to the same operation composed of libtorch's: `fovea bench
+//! kernels`.
 
 mod flat;
 mod pixels;
@@ -20,31 +21,31 @@ use self::pixels::{Crop, ResizeTrial, View};
 use super::facts::GpuFacts;
 use super::times::Spread;
 
-/// Calls before the clock counts.
+/// Calls before the measured ones.
 const WARM_UP: usize = 5;
-/// What a copy moves at most, bytes.
+/// Most bytes that a copy moves.
 const COPY_BYTES: usize = 2 << 30;
-/// Part of the free memory that each side of a copy may take.
+/// Each side of a copy may take at most the free memory divided by this.
 const COPY_SHARE: usize = 8;
 
-/// How large the inputs are.
+/// The sizes of a trial's inputs.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Shapes {
-    /// Images in device memory.
+    /// Number of images in device memory.
     pub images: usize,
-    /// Their side, pixels.
+    /// Side of an image in pixels.
     pub size: usize,
-    /// Patches.
+    /// Number of patches, cropped from random places of the images.
     pub patches: usize,
-    /// Their side, pixels; at most `size`.
+    /// Side of a patch in pixels; at most `size`.
     pub patch: usize,
-    /// Side of a whole image's view, pixels; there is one of each image.
+    /// Side of the global view in pixels; there is one view of each image.
     pub view: usize,
-    /// Strengths, for patches and views.
+    /// Strengths of the augmentation of patches and views; none for no augmentation.
     pub augment: Option<Augment>,
-    /// Rows of logits, 4 classes each.
+    /// Rows of logits, of 4 classes each.
     pub rows: usize,
-    /// Parameters of the model.
+    /// Number of parameters of the model.
     pub parameters: usize,
 }
 
@@ -64,36 +65,36 @@ impl Shapes {
     }
 }
 
-/// An operation on buffers that are ready, and the same on the host.
+/// A kernel's operation on buffers that are ready, and the same operation by libtorch and on the host.
 pub(super) trait Trial {
-    /// What it works on.
+    /// The input's size in words, for the table.
     fn shape(&self) -> String;
-    /// Bytes that have to move at least: every input read once, every output written once.
+    /// Least bytes that must move: every input read once, every output written once.
     fn bytes(&self) -> usize;
-    /// Puts the kernel on the stream. The buffers stay as long as self.
+    /// Puts the kernel on the GPU's stream. The caller must keep `self` until that work is over.
     fn kernel(&self, gpu: &Gpu) -> Result<()>;
-    /// Has libtorch do the same, or the less that the documentation says.
+    /// Has libtorch do the same, or the part of it that the trial's documentation names.
     fn composed(&self) -> Result<()>;
-    /// What the kernel wrote.
+    /// What the kernel wrote, read back to the host.
     fn got(&self) -> Result<Vec<f64>>;
-    /// What it should write when it has run once.
+    /// What the kernel must write when it runs once, by its twin.
     fn twin(&self) -> Result<Vec<f64>>;
 }
 
 /// Makes a trial of these sizes.
 type Make = fn(&Gpu, &Shapes, &mut dyn RngCore) -> Result<Box<dyn Trial>>;
 
-/// A kernel that there are trials of.
+/// A kernel to measure and to check.
 pub(super) struct KernelEntry {
-    /// As `fovea-kernels` calls it, with the element type.
+    /// The kernel's name in `fovea-kernels`, with the element type where it has several.
     pub name: &'static str,
-    /// Whether what it writes is rounded to bf16.
+    /// Whether the kernel rounds its output to bf16.
     pub bf16: bool,
-    /// Makes one.
+    /// Makes a trial with random inputs of the given sizes.
     pub make: Make,
 }
 
-/// Every kernel of a step.
+/// All kernels of a training step.
 pub(super) const ALL: [KernelEntry; 10] = [
     entry("patch_crop f32", false, |gpu, s, rng| {
         Ok(Box::new(Crop::new(gpu, s, DType::F32, rng)?))
@@ -131,7 +132,7 @@ const fn entry(name: &'static str, bf16: bool, make: Make) -> KernelEntry {
     KernelEntry { name, bf16, make }
 }
 
-/// Where a tensor's elements begin.
+/// Address of a tensor's first element.
 fn address(tensor: &Tensor) -> u64 {
     tensor.data_ptr() as u64
 }
@@ -144,12 +145,12 @@ fn kind(dtype: DType) -> tch::Kind {
     }
 }
 
-/// A copy of `values` on the GPU, `[n]`.
+/// Copies `values` to the GPU, as `[n]`.
 fn on<T: tch::kind::Element>(gpu: &Gpu, values: &[T]) -> Result<Tensor> {
     Ok(Tensor::f_from_slice(values)?.f_to_device(gpu.device())?)
 }
 
-/// A tensor's elements.
+/// A tensor's elements on the host, row-major.
 fn numbers(tensor: &Tensor) -> Result<Vec<f64>> {
     let values = tensor
         .f_to_device(tch::Device::Cpu)?
@@ -157,44 +158,44 @@ fn numbers(tensor: &Tensor) -> Result<Vec<f64>> {
     Ok(Vec::<f64>::try_from(&values.f_contiguous()?.f_view([-1])?)?)
 }
 
-/// One kernel.
+/// The measurement of one kernel.
 #[derive(Clone, Debug, PartialEq, Serialize)]
 pub struct KernelFigure {
-    /// As `fovea-kernels` calls it, with the element type.
+    /// The kernel's name in `fovea-kernels`, with the element type where it has several.
     pub name: &'static str,
-    /// On what.
+    /// The input's size in words, such as `4096 patches of 128 px`.
     pub shape: String,
-    /// Median time on the device.
+    /// Median time on the device, in milliseconds.
     pub ms: f64,
-    /// Bytes that have to move at least: every input read once, every output written once.
+    /// Least bytes that must move: every input read once, every output written once.
     pub bytes: u64,
-    /// 10^9 of them in a second.
+    /// `bytes / ms`, in 10^9 bytes per second.
     pub gb_s: f64,
-    /// Of what the copy moved in a second in the same run.
+    /// `gb_s` divided by the rate of the copy in the same run.
     pub of_copy: f64,
-    /// Median time of the operation composed of libtorch's.
+    /// Median time of the operation composed of libtorch's, in milliseconds.
     pub composed_ms: f64,
-    /// How often the kernel's time goes into it.
+    /// Speed-up over the composition: `composed_ms / ms`.
     pub ratio: f64,
 }
 
-/// What `fovea bench kernels` found.
+/// The result of `fovea bench kernels`.
 #[derive(Clone, Debug, PartialEq, Serialize)]
 pub struct KernelFigures {
-    /// What it ran on.
+    /// The GPU that was measured, with its driver.
     pub gpu: GpuFacts,
-    /// Bytes read and written by a copy within device memory, 10^9 in a second.
+    /// Bytes read and written by a copy within device memory, in 10^9 per second.
     pub copy_gb_s: f64,
-    /// How often each was measured.
+    /// Number of measured calls of each kernel.
     pub repeats: usize,
-    /// The kernels.
+    /// One entry per kernel, in the order of a step.
     pub kernels: Vec<KernelFigure>,
 }
 
 /// Measures all kernels on GPU `ordinal`.
 ///
 /// # Errors
-/// No such GPU; what goes wrong on it; too little memory.
+/// There is no such GPU, it has too little memory, or a kernel fails.
 pub fn measure_kernels(ordinal: u32, repeats: usize) -> Result<KernelFigures> {
     let gpu = Gpu::open(ordinal, gpu::cache_folder().as_deref())?;
     measure_on(&gpu, &Shapes::full(), COPY_BYTES, repeats)
@@ -231,7 +232,7 @@ fn measure_on(gpu: &Gpu, shapes: &Shapes, copy: usize, repeats: usize) -> Result
     })
 }
 
-/// Measures what is put on a GPU's stream.
+/// Measures the time of work on a GPU's stream.
 struct Clock<'a> {
     gpu: &'a Gpu,
     repeats: usize,
@@ -266,8 +267,9 @@ impl<'a> Clock<'a> {
         Ok(started?)
     }
 
-    /// Median time on the device of what `work` puts on the stream. A copy goes before each: while it runs, the host
-    /// puts down all that follows, so that its own time does not count, and nothing is left in the device's caches.
+    /// Median time in milliseconds on the device of the work that `work` puts on the stream. A copy precedes each call.
+    /// While it runs, the host submits all that follows, so the host's own time does not count; the copy also clears
+    /// the device's caches.
     fn median(&self, work: &mut dyn FnMut() -> Result<()>) -> Result<f64> {
         for _ in 0..WARM_UP {
             work()?;
@@ -307,7 +309,7 @@ mod tests {
         }
     }
 
-    /// By hand from the documentation of each.
+    /// The expected numbers are worked out by hand from the documentation of each trial.
     #[test]
     fn bytes_are_counted() {
         let _alone = crate::emulated::alone();
@@ -338,7 +340,7 @@ mod tests {
         assert_eq!(bytes, want);
     }
 
-    /// All of it with the emulated driver, in which time passes as well.
+    /// Runs the whole measurement on the emulated driver, whose events have times too.
     #[test]
     fn everything_is_measured() {
         let _alone = crate::emulated::alone();

@@ -1,4 +1,4 @@
-//! Trials of the kernels that make pixels.
+//! Trials of the kernels that produce pixels.
 
 use fovea_kernels::cuda::{
     DeviceBuffer, GlobalView, ImageRecord, PatchCrop, Resize as ResizeOp, StepRecord, resize_table,
@@ -16,7 +16,7 @@ use tch::Tensor;
 use super::{Shapes, Trial, address, kind, numbers, on};
 use crate::composed;
 
-/// What randomness is hashed from besides the sample ids.
+/// Seed and epoch of the randomness; the sample ids are hashed in as well.
 const SEED: u64 = 7;
 const EPOCH: u32 = 3;
 
@@ -63,13 +63,13 @@ impl RandomImages {
     }
 }
 
-/// `[n, side, side, 3]` of a dtype.
+/// A tensor of zeros `[n, side, side, 3]`, for a kernel's output.
 fn batch(gpu: &Gpu, n: usize, side: usize, dtype: DType) -> Result<Tensor> {
     let shape = [n as i64, side as i64, side as i64, 3];
     Ok(Tensor::f_zeros(shape, (kind(dtype), gpu.device()))?)
 }
 
-/// What a twin writes, in either dtype.
+/// The output of a twin in either dtype, as f64.
 fn written(
     len: usize,
     dtype: DType,
@@ -89,7 +89,7 @@ fn written(
     }
 }
 
-/// Patch crop. The composition leaves out turns and colour jitter.
+/// Crops of patches. The composition leaves out turns and colour jitter.
 pub struct Crop {
     images: RandomImages,
     specs: Vec<CropSpec>,
@@ -99,7 +99,7 @@ pub struct Crop {
     spec_records: DeviceBuffer,
     step: DeviceBuffer,
     out: Tensor,
-    /// For the composition: image `[n]`, rows and columns `[n, patch]`.
+    /// Inputs of the composition: image `[n]`, rows and columns `[n, patch]`, all i64.
     at: [Tensor; 3],
 }
 
@@ -149,7 +149,7 @@ impl Trial for Crop {
         format!("{} patches of {} px", self.specs.len(), self.patch)
     }
 
-    /// Each pixel of a patch 3 bytes in and 3 elements out; a spec of 24 bytes per patch.
+    /// Per pixel of a patch, 3 bytes in and 3 elements out; per patch, a spec of 24 bytes.
     fn bytes(&self) -> usize {
         let pixels = self.specs.len() * self.patch * self.patch;
         pixels * 3 * (1 + kind(self.dtype).elt_size_in_bytes()) + self.spec_records.bytes()
@@ -167,7 +167,7 @@ impl Trial for Crop {
             dtype: self.dtype,
             out: address(&self.out),
         };
-        // SAFETY: self's buffers, made for these numbers; whoever has self waits for the work before dropping it.
+        // SAFETY: these are self's buffers, made for these sizes; the caller waits for the work before it drops self.
         unsafe { gpu.run(&op) }
     }
 
@@ -188,7 +188,7 @@ impl Trial for Crop {
     }
 }
 
-/// Antialiased resize of every image.
+/// The antialiased resize of every image.
 pub struct ResizeTrial {
     images: RandomImages,
     side: usize,
@@ -218,7 +218,7 @@ impl Trial for ResizeTrial {
         )
     }
 
-    /// Images in, f32 pixels out, and the taps once.
+    /// Per image, its pixels in and the f32 pixels of its view out; in addition the taps once.
     fn bytes(&self) -> usize {
         self.images.host.len() + 4 * self.out.numel() + self.taps.bytes()
     }
@@ -258,7 +258,7 @@ impl Trial for ResizeTrial {
     }
 }
 
-/// Whole-image views of resized images. The composition leaves out turns and colour jitter.
+/// Global views of resized images. The composition leaves out turns and colour jitter.
 pub struct View {
     host: Vec<f32>,
     ids: Vec<u64>,
@@ -271,7 +271,7 @@ pub struct View {
     step: DeviceBuffer,
     scratch: DeviceBuffer,
     out: Tensor,
-    /// For the composition.
+    /// Which views the composition mirrors: bool `[n, 1, 1, 1]`.
     flip: Tensor,
 }
 
@@ -308,7 +308,7 @@ impl Trial for View {
         format!("{} views of {} px", self.ids.len(), self.side)
     }
 
-    /// Every f32 in once and every element out.
+    /// Per pixel, 3 f32 in and 3 elements out.
     fn bytes(&self) -> usize {
         self.host.len() * (4 + kind(self.dtype).elt_size_in_bytes())
     }
