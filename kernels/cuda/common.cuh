@@ -1,8 +1,8 @@
 // Types, rounding, loads and sums that the kernels share.
 //
-// The same text is compiled by NVRTC for a GPU and, in the tests, as C++ for the CPU. So it includes
-// nothing from outside, and uses only operations that IEEE 754 rounds in one way: no contraction of a
-// multiply with an add (--fmad=false, -ffp-contract=off), no approximate function, fmaf by name.
+// NVRTC compiles this text for a GPU; in the tests a C++ compiler compiles it for the CPU. So it includes no header
+// from outside, and uses only operations that IEEE 754 rounds in one way: no contraction of a multiply with an add
+// (--fmad=false, -ffp-contract=off), no approximate function, fmaf by name.
 #pragma once
 
 typedef unsigned char u8;
@@ -10,7 +10,7 @@ typedef unsigned short u16;
 typedef unsigned int u32;
 typedef unsigned long long u64;
 
-// The emulator defines it to check a wide access before it is made.
+// The emulator defines this macro to check a wide access before the kernel makes it.
 #ifndef FOVEA_ACCESS
 #define FOVEA_ACCESS(address, bytes)
 #endif
@@ -23,7 +23,7 @@ struct bf16 {
     u16 bits;
 };
 
-// To nearest even; a NaN stays one. The same bits as `round_bf16` of the twin.
+// Rounds to nearest even; a NaN stays a NaN. The twin's `round_bf16` gives the same bits.
 __device__ __forceinline__ u32 round_bf16(float x) {
     u32 bits = __float_as_uint(x);
     u32 rounded = (bits + 0x7FFFu + (bits >> 16 & 1u)) >> 16;
@@ -88,6 +88,6 @@ __device__ __forceinline__ T block_sum(T value, T *scratch) {
     if (warp == 0) {
         value = warp_sum(lane < blockDim.x / WARP ? scratch[lane] : T(0));
     }
-    __syncthreads();  // scratch may be used again
+    __syncthreads();  // the caller may use scratch again
     return value;
 }

@@ -1,14 +1,14 @@
-// What augmentation does to a sample: `philox4x32` and `draw` of the twin, bit for bit.
+// The draws of augmentation: the twin's `philox4x32` and `draw`, bit for bit.
 #pragma once
 #include "common.cuh"
 
-// What the host knows beforehand; everything 0 is no augmentation.
+// The strengths, which the host knows when it launches; all 0 switch augmentation off.
 struct Augment {
     u32 flip, quarter_turns, offset;
     float brightness, contrast, saturation;
 };
 
-// What changes from step to step: read from device memory, so that a captured graph sees it.
+// The seed and the epoch. Kernels read them from device memory, because a captured graph must see each step's own.
 struct StepSeed {
     u64 seed;
     u32 epoch, unused;

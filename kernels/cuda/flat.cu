@@ -1,5 +1,5 @@
-// Passes over flat buffers: casts, sums in a fixed order.
-// Twin: flat/mod.rs; casts bit for bit, sums in another fixed order.
+// Passes over flat buffers: casts, and sums in a fixed order. Twin: flat/mod.rs. Casts give its bits; sums add in
+// another fixed order.
 #include "common.cuh"
 
 #define PER_THREAD 8u
@@ -20,7 +20,7 @@ extern "C" __global__ void __launch_bounds__(256)
     }
 }
 
-// to = from, or with `add` to += from, widened.
+// Widens: to = from, or with `add` to += from.
 extern "C" __global__ void __launch_bounds__(256)
     fovea_accumulate_bf16(const bf16 *from, float *to, u64 n, u32 add, u32 wide) {
     u64 first = ((u64)blockIdx.x * blockDim.x + threadIdx.x) * PER_THREAD;
@@ -71,7 +71,7 @@ extern "C" __global__ void __launch_bounds__(256)
     }
 }
 
-// One block: *total = the sum of `count` partials. Always the same number of threads.
+// One block: *total = the sum of `count` partials. Every launch has the same number of threads, which fixes the order.
 extern "C" __global__ void __launch_bounds__(256)
     fovea_sum(const double *partials, u32 count, double *total) {
     __shared__ double scratch[WARP];

@@ -4,7 +4,8 @@
 
 #define PER_THREAD 8u
 
-// `AdamScalars` on the host; read from device memory, so that a captured graph sees the step's own.
+// `AdamScalars` on the host. The kernel reads them from device memory, because a captured graph must see each step's
+// own.
 struct Scalars {
     float grad_scale, l2, keep, one_minus_beta1, beta1, beta2, one_minus_beta2, sqrt_correction2,
         eps, minus_step_size;

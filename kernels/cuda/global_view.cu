@@ -1,19 +1,19 @@
-// The whole-image branch's input from resized images: mirror, quarter turn, jitter, normalise.
-// Twin: global.rs, bit for bit.
+// The whole-image branch's input from resized images: mirror, quarter turn, jitter, normalise. Twin: global.rs, bit for
+// bit.
 //
-// With contrast three launches: the grey of every row, their mean, the view. Without, the last only.
+// With contrast there are three launches: the grey of every row, their mean, the view. Without it, only the last.
 #include "draw.cuh"
 #include "shade.cuh"
 #include "tile.cuh"
 
-// Lanes of a row's grey sum. Part of the definition.
+// Lanes of a row's grey sum. Their number is part of the definition: it fixes the order of the additions.
 #define LANES 24u
 #define PITCH 97u
 
 struct Sources {
     const float *resized;  // [count, size, size, 3], 0..255
     u32 count;
-    const u32 *selection;  // [k]: which of them
+    const u32 *selection;  // [k]: index of each into resized
 };
 
 __device__ __forceinline__ const float *source(const Sources &s, u32 size, u32 slot) {
@@ -31,7 +31,7 @@ extern "C" __global__ void __launch_bounds__(256)
     Sources sources = {resized, count, selection};
     const float *image = source(sources, size, slot);
     if (y >= size || image == 0) {
-        return;  // the whole warp leaves, and only shuffles follow
+        return;  // the whole warp returns, and only shuffles follow
     }
     Augment aug = {flip, quarter_turns, offset, brightness, contrast, saturation};
     float factor = draw(*step, sample_ids[slot], aug).brightness;
@@ -113,7 +113,7 @@ __device__ __forceinline__ void view(const Sources &sources, const u64 *sample_i
     const float *image = source(sources, size, blockIdx.x);
     if (image == 0) {
         fill_with_nan(out, elements);
-        return;  // the whole block leaves: the condition is the image's
+        return;  // the whole block returns: the condition depends on the image alone
     }
     Draw d = draw(*step, sample_ids[blockIdx.x], aug);
     Jitter jitter = make_jitter(d, means ? means[blockIdx.x] : 0.0f);
@@ -138,7 +138,7 @@ __device__ __forceinline__ void view(const Sources &sources, const u64 *sample_i
             }
         }
         __syncthreads();
-        // The next tile's load touches other memory than this store: no barrier between them.
+        // No barrier here: the next tile's load writes other memory than this store reads.
         store_tile(t, size, wide_out, finished, out);
     }
 }

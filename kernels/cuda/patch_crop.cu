@@ -1,14 +1,14 @@
 // 8-bit images to a normalised channels-last batch: crop, mirror, quarter turn, jitter, normalise.
 // Twin: crop.rs, bit for bit.
 //
-// Block (sample, band): a block takes every gridDim.y-th tile of its sample. Where contrast needs the
-// mean grey of the whole patch, each block of the sample sums it for itself; the sums are over
-// integers, so their order does not matter and the second read comes from the cache.
+// Block (sample, band): a block takes every gridDim.y-th tile of its sample. Where contrast needs the mean grey of the
+// whole patch, each block of the sample sums it for itself. The sums are integers, so their order does not matter, and
+// the second read hits the cache.
 #include "draw.cuh"
 #include "shade.cuh"
 #include "tile.cuh"
 
-// An image that is resident on the device: [height, width, 3] bytes.
+// An image in device memory: [height, width, 3] bytes.
 struct Image {
     u64 data;
     u32 height, width;
@@ -19,8 +19,8 @@ struct Spec {
     u32 image, y, x, unused;
 };
 
-// 7 aligned chunks hold a row of 96 bytes at any alignment; 29 words, so that columns do not meet in
-// one bank.
+// 7 aligned chunks hold a row of 96 bytes at any alignment. A row takes 29 words, an odd number, so that the words of a
+// column lie in different banks.
 #define CHUNKS 7
 #define PITCH 29
 
@@ -29,7 +29,7 @@ struct Window {
     u64 start, stride, image_begin, image_end;
 };
 
-// The 16 bytes at an aligned address; those outside of the image are 0 and not touched.
+// The 16 bytes at an aligned address. Bytes outside of the image are never read and come as 0.
 __device__ __forceinline__ uint4 load_chunk(u64 at, const Window &w) {
     if (at >= w.image_begin && at + 16 <= w.image_end) {
         return load16((const void *)at);
@@ -48,7 +48,7 @@ __device__ __forceinline__ u32 bytes_below(int n) {
     return n <= 0 ? 0u : n >= 4 ? ~0u : (1u << 8 * n) - 1u;
 }
 
-// Per channel: the sum of the values up to a limit, and the number of values beyond it.
+// Per channel: the sum of the values up to a limit, and the number of values above it.
 struct Sums {
     u32 below[3], above[3];
 };
@@ -82,7 +82,7 @@ __device__ __forceinline__ void add_chunk(Sums &sums, uint4 chunk, u64 at, u64 b
     }
 }
 
-// Mean grey of the window after brightness, 0..1, valid in thread 0.
+// Mean grey of the window after brightness, 0..1; only thread 0 gets it.
 __device__ __forceinline__ float mean_grey(const Window &w, u32 size, float brightness,
                                            u64 *scratch) {
     // Values above the limit saturate at 1.
@@ -174,7 +174,7 @@ __device__ __forceinline__ void patch_crop(const Image *images, u32 image_count,
     if (image.height < size || image.width < size || spec.y > image.height - size ||
         spec.x > image.width - size) {
         fill_with_nan(out, elements);
-        return;  // the whole block leaves: the condition is the sample's
+        return;  // the whole block returns: the condition depends on the sample alone
     }
     Draw d = draw(*step, spec.sample_id, aug);
     u32 top = shifted(spec.y, d.dy, image.height, size);
@@ -201,7 +201,7 @@ __device__ __forceinline__ void patch_crop(const Image *images, u32 image_count,
         __syncthreads();
         shade_tile(w, pose, t, jitter, shared.toned, shared.words, finished);
         __syncthreads();
-        // The next tile's load touches other memory than this store: no barrier between them.
+        // No barrier here: the next tile's load writes other memory than this store reads.
         store_tile(t, size, wide, finished, out);
     }
 }

@@ -1,9 +1,8 @@
 // Antialiased bilinear resize of resident images to f32. Twin: resize.rs, bit for bit.
 //
-// Block (64 columns, row, image) of the output: the vertical blend of the source columns that these
-// columns need goes to shared memory, a window of them after the other, then the horizontal blend
-// adds what it finds there. So any ratio works with the same memory, and every sum runs in the
-// twin's order.
+// Block (64 columns, row, image) of the output. The source columns that these output columns need are blended
+// vertically into shared memory, one window of them after the other; then the horizontal blend adds the window's share.
+// So any ratio works with the same memory, and every sum runs in the twin's order.
 #include "common.cuh"
 
 struct Image {
@@ -38,7 +37,7 @@ extern "C" __global__ void __launch_bounds__(192)
         if (has_output) {
             *out = quiet_nan();
         }
-        return;  // the whole block leaves: the condition is the image's
+        return;  // the whole block returns: the condition depends on the image alone
     }
     const Entry *rows = (const Entry *)row_table, *across = (const Entry *)column_table;
     const float *row_weights = (const float *)(rows + out_height) + rows[i].weights;

@@ -8,7 +8,7 @@
 #define GREY_G 0.587f
 #define GREY_B 0.114f
 
-// Colour jitter of one sample with its mean grey already taken.
+// Colour jitter of one sample whose mean grey is known.
 struct Jitter {
     u32 active;      // 0: the pixel is only normalised
     u32 saturating;  // 0: saturation is exactly 1
@@ -19,7 +19,7 @@ struct Pixel {
     float r, g, b;
 };
 
-// `mean_grey` is 0 where contrast is exactly 1 and nobody took it.
+// The caller passes 0 for `mean_grey` where contrast is exactly 1, because it did not compute the mean.
 __device__ __forceinline__ Jitter make_jitter(const Draw &d, float mean_grey) {
     Jitter j;
     j.active = d.brightness != 1.0f || d.contrast != 1.0f || d.saturation != 1.0f;

@@ -1,5 +1,5 @@
-// A square of pixels, mirrored and turned tile by tile: which source pixels a tile of the output is
-// made of, and how the finished tile is written with 16-byte stores.
+// A square of pixels, mirrored and turned tile by tile: which source pixels a tile of the output shows, and how 16-byte
+// stores write the finished tile.
 #pragma once
 #include "common.cuh"
 
@@ -83,7 +83,7 @@ __device__ __forceinline__ void store_tile(const Tile &t, u32 size, u32 wide, co
     }
 }
 
-// Fills this block's share of a sample that was not given properly.
+// Fills this block's share of a sample whose spec is invalid.
 template <class Out>
 __device__ __forceinline__ void fill_with_nan(Out *out, u64 elements) {
     u64 step = (u64)gridDim.y * blockDim.x;

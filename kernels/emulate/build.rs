@@ -1,12 +1,12 @@
-//! Compiles the same `.cu` files that a GPU runs, as C++ for the CPU: into this crate, and into a library that
-//! replaces the CUDA driver.
+//! Compiles the `.cu` files that a GPU runs as C++ for the CPU: into this crate, and into a library that replaces the
+//! CUDA driver.
 
 use std::path::{Path, PathBuf};
 
 fn main() {
     println!("cargo:rerun-if-changed=../cuda");
     println!("cargo:rerun-if-changed=cpp");
-    // The list of losses: a new one has a row in it.
+    // The list of losses, because a new loss adds a row to it.
     println!("cargo:rerun-if-changed=../src/loss/mod.rs");
     let generated = folder("kernels");
     modules(&generated);
@@ -25,15 +25,16 @@ fn main() {
     let folder = folder("driver");
     let standin = folder.join("libcuda.so.1");
     share("libcuda.so.1", &standin, &[&emulator[..], &driver].concat());
-    // The driver's other name, by which cudarc looks for it first: nothing but a reference to the stand-in.
+    // The driver's other name, which cudarc tries first: this library only refers to the stand-in.
     share("libcuda.so", &folder.join("libcuda.so"), &[standin]);
     println!("cargo:rustc-env=FOVEA_STANDIN={}", folder.display());
     nccl();
-    // Last, as it tells cargo what to link.
+    // This comes last because it tells cargo what to link.
     compiler().objects(&emulator).compile("fovea_emulate");
 }
 
-/// Writes what `cpp/kernels.cpp` includes: each `.cu` file in a namespace of its own, and a row for each of its kernels.
+/// Writes the files that `cpp/kernels.cpp` includes: each `.cu` file in a namespace of its own, and a row for each of
+/// its kernels.
 fn modules(out: &Path) {
     let losses = entries(Path::new("../src/loss"));
     let folders = losses.into_iter().filter(|path| path.is_dir());
@@ -60,7 +61,7 @@ fn module(file: &Path, modules: &mut String, table: &mut String) {
         "namespace {stem}_module {{\n#include \"{}\"\n",
         path.display()
     );
-    // Macros know no namespace.
+    // Namespaces do not scope macros, so each file's are undefined after it.
     let defines = text
         .lines()
         .filter_map(|line| line.strip_prefix("#define "));
@@ -80,7 +81,7 @@ fn module(file: &Path, modules: &mut String, table: &mut String) {
     }
 }
 
-/// What is in a folder, in order of name.
+/// The entries of a folder, sorted by name.
 fn entries(folder: &Path) -> Vec<PathBuf> {
     let entries = std::fs::read_dir(folder).expect("a folder of kernels can be read");
     let path = |entry: std::io::Result<std::fs::DirEntry>| entry.map(|entry| entry.path());
@@ -91,7 +92,7 @@ fn entries(folder: &Path) -> Vec<PathBuf> {
     paths
 }
 
-/// A library that takes the place of NCCL. It finds the stand-in for the driver in the process.
+/// Builds a library that takes the place of NCCL. It finds the stand-in for the driver in the process.
 fn nccl() {
     let parts = compiler().file("cpp/nccl/nccl.cpp").compile_intermediates();
     let standin = folder("nccl").join("libnccl.so.2");
@@ -99,7 +100,8 @@ fn nccl() {
     println!("cargo:rustc-env=FOVEA_STANDIN_NCCL={}", standin.display());
 }
 
-/// A folder for libraries. Not OUT_DIR itself: cargo has the loader look there, and every test would find a driver.
+/// A folder for libraries. It is not OUT_DIR itself: cargo puts that on the loader's path, and every test would find a
+/// driver.
 fn folder(name: &str) -> PathBuf {
     let folder = PathBuf::from(std::env::var_os("OUT_DIR").expect("cargo sets OUT_DIR")).join(name);
     std::fs::create_dir_all(&folder).expect("OUT_DIR can be written");
@@ -114,13 +116,13 @@ fn compiler() -> cc::Build {
         .opt_level(2)
         .include("../cuda")
         .include("cpp")
-        // As NVRTC is told: no multiply is fused with an add behind the source's back.
+        // NVRTC gets the same rule: no multiply is fused with an add unless the source says so.
         .flag("-ffp-contract=off")
         // Kernels read bytes, words and vectors of one buffer.
         .flag("-fno-strict-aliasing")
         // A checked longjmp refuses to leave a fiber's stack.
         .flag("-U_FORTIFY_SOURCE")
-        // The emulator in the stand-in must not be that of the program which loads it.
+        // A program that loads the stand-in may have an emulator of its own; the two must stay apart.
         .flag("-fvisibility=hidden")
         .pic(true)
         .warnings(true)

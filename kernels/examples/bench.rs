@@ -1,7 +1,7 @@
 //! Measures the kernels: `cargo run --release -p fovea-kernels --example bench [threads...]`.
 //!
-//! GB/s count the bytes that the line names, best of several runs; a copy of the same size is the
-//! yardstick for the passes over flat buffers.
+//! GB/s count the bytes that the line names, over the best of several runs. A copy of the same size is the yardstick
+//! for the passes over flat buffers.
 
 use std::hint::black_box;
 use std::time::Instant;
@@ -15,7 +15,7 @@ use fovea_task::Label;
 use half::bf16;
 use rayon::prelude::*;
 
-/// Parameters of the hybrid model, about.
+/// Parameters of the hybrid model, rounded.
 const PARAMETERS: usize = 22_500_000;
 const RUNS: usize = 15;
 

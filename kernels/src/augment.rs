@@ -3,7 +3,7 @@
 use crate::error::{Error, Result};
 use crate::philox::philox4x32;
 
-/// Largest offset jitter, pixels: far beyond any patch, and small enough to add to any coordinate.
+/// Largest offset jitter, pixels: far beyond any patch, and small enough to be added to any coordinate.
 const MAX_OFFSET: u32 = 1 << 16;
 
 /// Strengths of the augmentation; everything is off in the default.
@@ -24,7 +24,7 @@ pub struct Augment {
 }
 
 impl Augment {
-    /// Refuses strengths that are not finite, negative, or offsets beyond 65536 pixels.
+    /// Returns an error for strengths that are negative or not finite, and for offsets beyond 65536 pixels.
     pub fn check(&self) -> Result<()> {
         let strengths = [
             ("Augment::brightness", self.brightness),
@@ -53,8 +53,8 @@ impl Augment {
     }
 }
 
-/// What happens to one sample. The order is: shift the window, mirror, turn, brightness, contrast,
-/// saturation, normalise.
+/// The draws of one sample. They apply in this order: shift the window, mirror, turn, brightness, contrast, saturation,
+/// normalise.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Draw {
     /// Mirror left-right, before turning.
@@ -86,12 +86,12 @@ impl Draw {
     };
 }
 
-/// What augmentation does to `sample_id` in `epoch`.
+/// The draw of sample `sample_id` in `epoch`.
 ///
 /// Philox with key = seed (low word first) and counter = (sample id low, sample id high, epoch,
-/// block). Each choice owns its random word, so switching one kind of augmentation on or off leaves
-/// the others as they were: block 0 is (mirror in bit 31 and turns in bits 30..29, dx, dy,
-/// brightness), block 1 is (contrast, saturation, unused, unused).
+/// block). Each choice owns its random word, so switching one kind of augmentation on or off leaves the others
+/// unchanged: block 0 is (mirror in bit 31 and turns in bits 30..29, dx, dy, brightness), block 1 is (contrast,
+/// saturation, unused, unused).
 #[must_use]
 pub fn draw(seed: u64, epoch: u32, sample_id: u64, aug: &Augment) -> Draw {
     let key = [seed as u32, (seed >> 32) as u32];

@@ -9,10 +9,10 @@ use crate::shade::{GREY, Jitter, OutputElement, Shader};
 use crate::simd::{SimdLevel, multiversion};
 use crate::{BatchMut, ImageU8};
 
-/// Elements over which channels line up with 32-lane byte vectors.
+/// Channels line up with 32-lane byte vectors after this many elements.
 const BYTES: usize = 96;
 
-/// Which pixels a sample is made of.
+/// Where one sample lies, and its identity.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct CropSpec {
     /// Index into the `images` of the same call.
@@ -21,17 +21,16 @@ pub struct CropSpec {
     pub y: u32,
     /// Left column of the grid cell, pixels.
     pub x: u32,
-    /// Identity of the sample: what its randomness is hashed from.
+    /// Identity of the sample; its draws are hashed from it.
     pub sample_id: u64,
 }
 
-/// Crops one `size` x `size` patch per spec, augments it as [`draw`] says for its sample id, and
-/// writes `(x / 255 - mean) / std` to `out`, `[specs.len(), size, size, 3]`.
+/// Crops one `size` x `size` patch per spec, augments it by the [`draw`] of its sample id, and writes `(x / 255 - mean)
+/// / std` to `out`, `[specs.len(), size, size, 3]`.
 ///
-/// In order: the window is shifted by the offset jitter and clamped into the image, mirrored,
-/// turned, then brightness (factor on the value), contrast (blend with the mean grey of the patch),
-/// saturation (blend with the pixel's own grey), each clamped to 0..1, then normalised. `None` is
-/// the bare crop.
+/// In order: the window is shifted by the offset jitter and clamped into the image, mirrored, turned, then brightness
+/// (factor on the value), contrast (blend with the mean grey of the patch), saturation (blend with the pixel's own
+/// grey), each clamped to 0..1, then normalised. With `None` the patch is cropped and normalised only.
 pub fn patch_crop(
     images: &[ImageU8<'_>],
     specs: &[CropSpec],
@@ -82,7 +81,7 @@ fn check(
     check_specs(images.len(), side, specs, size)
 }
 
-/// Refuses specs that do not lie inside their image; `sides` gives (height, width) of an image.
+/// Returns an error for a spec that does not lie inside its image; `sides` gives (height, width) of an image.
 pub(crate) fn check_specs(
     images: usize,
     sides: impl Fn(usize) -> (usize, usize),
@@ -179,7 +178,7 @@ fn mean_grey(level: SimdLevel, window: &Window<'_, u8>, brightness: f32) -> f32 
     (grey / (window.size * window.size) as f64) as f32
 }
 
-/// Per channel: the sum of the values up to a limit, and the number of values beyond it.
+/// Per channel: the sum of the values up to a limit, and the number of values above it.
 #[derive(Clone, Copy, Debug, Default, PartialEq)]
 struct ChannelSums {
     below: [u64; 3],
@@ -194,7 +193,7 @@ struct ByteLanes {
 }
 
 impl ByteLanes {
-    /// Blocks that fill 16 bits: 257 * 255 = 65535.
+    /// Number of blocks whose sums fill 16 bits: 257 * 255 = 65535.
     const FULL: usize = 257;
 
     const EMPTY: Self = Self {
@@ -203,7 +202,7 @@ impl ByteLanes {
         blocks: 0,
     };
 
-    /// Makes room for `blocks` more.
+    /// Makes room for `blocks` more, if need be by moving the partial sums to `sums`.
     fn flush_unless_room(&mut self, blocks: usize, sums: &mut ChannelSums) {
         if self.blocks + blocks > Self::FULL {
             for k in 0..BYTES {

@@ -1,7 +1,7 @@
-//! What can be wrong with a call into this crate. Kernels never panic on bad arguments.
+//! Errors of calls into this crate. Kernels never panic on bad arguments.
 
-/// A call that a kernel refused. The first line says what, the limit and the actual number; the
-/// second line starts with `  help: ` and says what to do.
+/// A call that a kernel refused. The first line gives the problem, the limit and the actual number; the second line
+/// starts with `  help: ` and says what to do.
 #[derive(Debug, Clone, PartialEq, thiserror::Error)]
 pub enum Error {
     /// A buffer does not have the length its shape asks for.
@@ -18,25 +18,25 @@ pub enum Error {
         /// Elements that were passed.
         actual: usize,
     },
-    /// A number is outside what the kernel can compute with.
+    /// A number outside of the range that the kernel can compute with.
     #[error("{what} is {actual}, the limit is {limit}\n  help: {help}")]
     Argument {
         /// Name of the argument, as in the function's signature.
         what: &'static str,
         /// The allowed range in words, e.g. `1 or more`.
         limit: &'static str,
-        /// What was passed, printed.
+        /// The value that was passed, printed.
         actual: String,
         /// What the caller should do.
         help: &'static str,
     },
-    /// A [`crate::CropSpec`] names an image that was not passed.
+    /// A [`crate::CropSpec`] names an image that the caller did not pass.
     #[error(
         "crop of sample {sample_id} asks for image {image}, but only {images} images were passed\n  \
          help: CropSpec::image counts from 0 within the `images` of the same call"
     )]
     ImageIndex {
-        /// The sample whose crop was asked for.
+        /// The sample whose crop failed.
         sample_id: u64,
         /// The image index in its [`crate::CropSpec`].
         image: usize,
@@ -50,22 +50,22 @@ pub enum Error {
          image; check the patch size and the grid that the dataset was prepared with"
     )]
     CropOutside {
-        /// The sample whose crop was asked for.
+        /// The sample whose crop failed.
         sample_id: u64,
         /// The image index in its [`crate::CropSpec`].
         image: usize,
-        /// Top row of the crop, pixels.
+        /// Top row of the crop in its image, pixels.
         y: u32,
-        /// Left column of the crop, pixels.
+        /// Left column of the crop in its image, pixels.
         x: u32,
         /// Side of the crop, pixels.
         size: usize,
-        /// Rows of the image, pixels.
+        /// Height of the image, pixels.
         height: usize,
-        /// Columns of the image, pixels.
+        /// Width of the image, pixels.
         width: usize,
     },
-    /// A shape whose element count does not fit in memory's address range.
+    /// The element count of a shape does not fit in `usize`.
     #[error("the shape of {what} overflows: {shape}\n  help: use smaller sizes")]
     Overflow {
         /// Name of the buffer.
@@ -78,7 +78,7 @@ pub enum Error {
 /// Result of a call into this crate.
 pub type Result<T> = std::result::Result<T, Error>;
 
-/// Refuses a buffer of the wrong length.
+/// Returns an error for a buffer of another length than its shape asks for.
 pub(crate) fn check_len(
     what: &'static str,
     shape: &'static str,
@@ -97,7 +97,7 @@ pub(crate) fn check_len(
     }
 }
 
-/// Product of a shape, refused when it does not fit in `usize`.
+/// Product of a shape; an error when it does not fit in `usize`.
 pub(crate) fn checked_elements(what: &'static str, shape: &[usize]) -> Result<usize> {
     shape
         .iter()

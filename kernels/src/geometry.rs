@@ -2,34 +2,33 @@
 
 use crate::augment::Draw;
 
-/// Rows that are permuted together: source cache lines are used whole also when rows become
-/// columns, and the band stays in the first-level cache.
+/// Rows that are permuted together. Whole cache lines of the source are used even when rows become columns, and the
+/// band stays in the first-level cache.
 pub(crate) const BAND: usize = 16;
 
 /// A square of RGB pixels inside a larger image.
 #[derive(Clone, Copy)]
 pub(crate) struct Window<'a, T> {
-    /// From the top left pixel of the square on, at least `(size - 1) * stride + size` pixels.
+    /// Pixels from the top left one of the square on, at least `(size - 1) * stride + size`.
     pub pixels: &'a [[T; 3]],
-    /// Pixels from one row to the next.
+    /// Distance from one row to the next, pixels.
     pub stride: usize,
-    /// Side, pixels.
+    /// Length of a side, pixels.
     pub size: usize,
 }
 
 impl<'a, T: Copy> Window<'a, T> {
-    /// Row `y` of the window as it lies in the image.
+    /// Row `y` of the window, as it lies in the image.
     pub(crate) fn row(&self, y: usize) -> &'a [[T; 3]] {
         let start = y * self.stride;
         &self.pixels[start..start + self.size]
     }
 
-    /// Writes output rows `first..` of the mirrored, then turned window; `band` is
-    /// `[rows, size]` pixels.
+    /// Writes the rows of the output from `first` on: mirrored, then turned. `band` is `[rows, size]` pixels.
     ///
-    /// With `last = size - 1`, pixel (i, j) of the output is pixel (y, x) of the window:
-    /// no turn (i, j), one (j, last - i), two (last - i, last - j), three (last - j, i), where a
-    /// mirrored window has last - x in place of x.
+    /// With `last = size - 1`, pixel (i, j) of the output is pixel (y, x) of the window: (i, j) without a turn, (j,
+    /// last - i) after one, (last - i, last - j) after two, (last - j, i) after three; for a mirrored window, last - x
+    /// takes the place of x.
     pub(crate) fn place(&self, draw: &Draw, first: usize, band: &mut [[T; 3]]) {
         if draw.turns.is_multiple_of(2) {
             self.place_rows(draw, first, band);

@@ -1,4 +1,4 @@
-//! The whole-image branch's input: an image, already resized, augmented and normalised.
+//! The whole-image branch's input: a resized image, augmented and normalised.
 
 use rayon::prelude::*;
 
@@ -9,13 +9,13 @@ use crate::geometry::{BAND, Window};
 use crate::shade::{GREY, Jitter, OutputElement, Shader};
 use crate::simd::{SimdLevel, multiversion};
 
-/// Elements over which channels and f64 lanes line up.
+/// Channels and f64 lanes line up after this many elements.
 const LANES: usize = 24;
 
 /// Augments and normalises one image, `resized` `[size, size, 3]` in 0..255, and writes
 /// `(x / 255 - mean) / std` to `out`, `[size, size, 3]`.
 ///
-/// As [`crate::patch_crop`], with the same [`draw`]; the offset jitter is ignored, there is nothing
+/// As [`crate::patch_crop`], with the same [`draw`], except that the offset jitter is ignored: there are no pixels
 /// outside the image to shift in.
 pub fn global_view(
     resized: &[f32],
@@ -71,7 +71,7 @@ fn shade<E: OutputElement>(level: SimdLevel, window: Window<'_, f32>, draw: &Dra
         );
 }
 
-/// Mean grey after brightness, 0..1: per row in fixed lanes, rows in order.
+/// Mean grey after brightness, 0..1: each row is summed in fixed lanes, then the rows in order.
 fn mean_grey(level: SimdLevel, window: Window<'_, f32>, brightness: f32) -> f32 {
     let rows: Vec<f64> = (0..window.size)
         .into_par_iter()

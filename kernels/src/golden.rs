@@ -1,4 +1,4 @@
-//! Numbers from PyTorch and torchvision: `tests/golden/kernels.txt`, written by `kernels.py` there.
+//! Numbers from PyTorch and torchvision: `tests/golden/kernels.txt`, which `kernels.py` in that folder writes.
 
 const TEXT: &str = include_str!("../../tests/golden/kernels.txt");
 
@@ -23,7 +23,7 @@ pub(crate) fn values_f32(name: &str) -> Vec<f32> {
     values(name).iter().map(|&v| v as f32).collect()
 }
 
-/// The picture of `kernels.py`, `[height, width, 3]`.
+/// The picture that `kernels.py` also makes, `[height, width, 3]`.
 pub(crate) fn picture(height: usize, width: usize) -> Vec<u8> {
     let mut out = Vec::with_capacity(height * width * 3);
     for y in 0..height {
@@ -36,7 +36,7 @@ pub(crate) fn picture(height: usize, width: usize) -> Vec<u8> {
     out
 }
 
-/// Fails unless every element is within `tolerance` of what was wanted.
+/// Fails unless every element is within `tolerance` of the wanted one.
 pub(crate) fn assert_close(name: &str, got: &[f32], want: &[f64], tolerance: f64) {
     assert_eq!(got.len(), want.len(), "{name}: length");
     for (i, (&got, &want)) in got.iter().zip(want).enumerate() {
@@ -45,7 +45,7 @@ pub(crate) fn assert_close(name: &str, got: &[f32], want: &[f64], tolerance: f64
     }
 }
 
-/// Runs `f` in a pool of its own with so many threads.
+/// Runs `f` in a rayon pool of its own with this many threads.
 pub(crate) fn with_threads<T: Send>(threads: usize, f: impl FnOnce() -> T + Send) -> T {
     rayon::ThreadPoolBuilder::new()
         .num_threads(threads)

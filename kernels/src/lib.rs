@@ -1,11 +1,11 @@
-//! Patch crop, resize, losses and the passes over flat parameter buffers: the CPU twins, and in
-//! [`cuda`] their GPU side.
+//! Patch crop, resize, losses, normalisation and the passes over flat parameter buffers: the CPU twins, and in [`cuda`]
+//! their GPU side.
 //!
 //! Each function outside [`cuda`] *defines* what a device kernel of the same name must compute. So it is pure
-//! (randomness comes from a counter-based hash of its arguments, see [`philox`]), its result does
-//! not depend on the number of threads, and it gives the same bits with AVX-512, AVX2 and without:
-//! it uses only correctly rounded operations (no approximate reciprocal, no libm), in a fixed order,
-//! and fuses a multiply-add everywhere ([`norm`]) or nowhere (all others).
+//! (randomness comes from a counter-based hash of its arguments, see [`philox`]), its result does not depend on the
+//! number of threads, and it gives the same bits with AVX-512, with AVX2 and without both: it uses only correctly
+//! rounded operations (no approximate reciprocal, no libm), in a fixed order, and fuses a multiply-add everywhere
+//! ([`norm`]) or nowhere (all others).
 //!
 //! This room must not know about files (except the cache of compiled kernels), models, tensors or ranks.
 
@@ -46,7 +46,7 @@ pub const IMAGENET_STD: [f32; 3] = [0.229, 0.224, 0.225];
 /// Element type of a batch.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum DType {
-    /// 32-bit IEEE 754.
+    /// 32-bit IEEE 754 binary floating point.
     F32,
     /// bfloat16: the upper 16 bits of an f32, rounded to nearest even.
     Bf16,
@@ -57,14 +57,14 @@ pub enum DType {
 pub struct ImageU8<'a> {
     /// `[height, width, 3]`, RGB, rows from the top, no padding between rows.
     pub data: &'a [u8],
-    /// Rows, pixels.
+    /// Height of the image, pixels.
     pub height: usize,
-    /// Columns, pixels.
+    /// Width of the image, pixels.
     pub width: usize,
 }
 
 impl ImageU8<'_> {
-    /// Refuses data that is not `[height, width, 3]`.
+    /// Returns an error for data that is not `[height, width, 3]`.
     pub(crate) fn check(&self) -> Result<()> {
         let expected = error::checked_elements("ImageU8::data", &[self.height, self.width, 3])?;
         let shape = "[height, width, 3] bytes";
@@ -76,9 +76,9 @@ impl ImageU8<'_> {
 /// channels-last `[n, 3, size, size]` tensor.
 #[derive(Debug)]
 pub enum BatchMut<'a> {
-    /// Full precision.
+    /// f32 elements, the full precision of the computation.
     F32(&'a mut [f32]),
-    /// Rounded to nearest even.
+    /// bf16 elements, rounded to nearest even.
     Bf16(&'a mut [bf16]),
 }
 

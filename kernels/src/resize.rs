@@ -9,7 +9,7 @@ use crate::ImageU8;
 use crate::error::{Error, Result, checked_elements};
 use crate::simd::{SimdLevel, multiversion};
 
-/// The source pixels that one output pixel is made of, along one axis.
+/// The source pixels that one output pixel blends, along one axis.
 pub(crate) struct Taps {
     pub(crate) first: usize,
     /// Weights of `first..`, at least one; their sum is 1.

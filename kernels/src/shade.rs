@@ -14,10 +14,10 @@ use crate::{IMAGENET_MEAN, IMAGENET_STD};
 /// Luma weights of red, green and blue (ITU-R BT.601, as torchvision rounds them).
 pub(crate) const GREY: [f32; 3] = [0.2989, 0.587, 0.114];
 
-/// Elements after which channels and 16-lane vectors line up again.
+/// Channels and 16-lane vectors line up again after this many elements.
 const GROUP: usize = 48;
 
-/// Readable elements that a row needs before and after it: grey looks two elements to either side.
+/// Readable elements that a row needs before and after it: the grey looks two elements to either side.
 const PAD: usize = 2;
 
 /// The factor from 0..255 to 0..1.
@@ -55,7 +55,7 @@ const fn per_channel(values: [f32; 3]) -> [f32; GROUP] {
     out
 }
 
-/// What a pixel value of a source image can be; 0..255 in either type.
+/// The types of a source image's pixel values; 0..255 in either type.
 pub(crate) trait SourcePixel: Copy + Default + Send + Sync {
     /// Writes `source / 255` to `unit`.
     fn to_unit(level: SimdLevel, source: &[Self], unit: &mut [f32]);
@@ -73,7 +73,7 @@ impl SourcePixel for f32 {
     }
 }
 
-/// What a batch can be made of.
+/// The element types of a batch.
 pub(crate) trait OutputElement: Copy + Send {
     /// Writes a row of f32 results.
     fn store(
@@ -102,7 +102,7 @@ impl OutputElement for bf16 {
     }
 }
 
-/// Colour jitter of one sample, with its mean grey already taken.
+/// Colour jitter of one sample whose mean grey is known.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Jitter {
     pub brightness: f32,
@@ -113,8 +113,8 @@ pub(crate) struct Jitter {
 }
 
 impl Jitter {
-    /// The jitter of `draw`, `None` if it changes nothing. `mean_grey` of a brightness is asked for
-    /// only where contrast needs it.
+    /// The jitter of `draw`, `None` if it changes nothing. Calls `mean_grey` with the brightness only where contrast
+    /// needs the mean.
     pub(crate) fn new(draw: &Draw, mean_grey: impl FnOnce(f32) -> f32) -> Option<Self> {
         let Draw {
             brightness,
@@ -143,7 +143,7 @@ pub(crate) struct Shader {
     level: SimdLevel,
     /// One row in 0..1 with [`PAD`] zeros at both ends.
     unit: Vec<f32>,
-    /// One row of results that are yet to be rounded.
+    /// One row of results that must still be rounded.
     result: Vec<f32>,
 }
 
@@ -203,7 +203,7 @@ multiversion! {
 }
 
 multiversion! {
-    /// Brightness, then contrast.
+    /// Applies brightness, then contrast, to values in 0..1.
     fn tone(unit: &mut [f32], jitter: Jitter) {
         let lift = (1.0 - jitter.contrast) * jitter.mean_grey;
         for value in unit {

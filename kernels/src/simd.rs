@@ -1,23 +1,22 @@
-//! Choosing an instruction set at run time.
+//! The choice of an instruction set at run time.
 //!
-//! A kernel's inner loop is written once, as plain Rust that the compiler can vectorise, and
-//! compiled three times: for AVX-512, for AVX2 and for the baseline. Rust neither fuses a multiply
-//! with an add nor reorders floating-point operations, so the three give the same bits; the tests
-//! check every kernel.
+//! A kernel's inner loop is written once, as plain Rust that the compiler can vectorise, and compiled three times: for
+//! AVX-512, for AVX2 and for the baseline. Rust neither fuses a multiply with an add nor reorders floating-point
+//! operations, so the three give the same bits; the tests check every kernel.
 
 /// An instruction set that this machine was found to have.
 ///
-/// Values come from [`SimdLevel::detect`] and [`SimdLevel::available`] only; that is what makes calling the
-/// specialised code sound.
+/// Values come from [`SimdLevel::detect`] and [`SimdLevel::available`] only; this makes calling the specialised code
+/// sound.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct SimdLevel(InstructionSet);
 
 /// The instruction sets that loops are compiled for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum InstructionSet {
-    /// What the build targets.
+    /// The instruction set that the build targets.
     Portable,
-    /// AVX2.
+    /// AVX2, with 256-bit vectors.
     #[cfg(target_arch = "x86_64")]
     Avx2,
     /// AVX-512 F, BW, DQ and VL.
@@ -68,8 +67,8 @@ impl SimdLevel {
     }
 }
 
-/// Defines a function that takes a [`SimdLevel`] before its own arguments and runs its body compiled
-/// for that instruction set. What the body calls must be `#[inline(always)]` to be compiled along.
+/// Defines a function that takes a [`SimdLevel`] before its own arguments and runs its body compiled for that
+/// instruction set. Functions that the body calls must be `#[inline(always)]` to be compiled along.
 macro_rules! multiversion {
     ($(#[$meta:meta])* $vis:vis fn $name:ident($($arg:ident: $ty:ty),* $(,)?) $(-> $ret:ty)? $body:block) => {
         $(#[$meta])*

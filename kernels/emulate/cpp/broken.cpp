@@ -1,4 +1,4 @@
-// Kernels with the faults that the scheduler is there to find; see tests.rs.
+// Kernels with the faults that the scheduler must find; see tests.rs.
 #include "cuda_on_cpu.h"
 #include "registry.h"
 
@@ -36,7 +36,7 @@ void misaligned(void *const *arguments) {
     FOVEA_ACCESS(*static_cast<char **>(arguments[0]) + 4, 16);
 }
 
-// 16 bytes of which the last 8 are beyond the buffer, which ends 8 bytes before a word per thread.
+// A 16-byte access whose last 8 bytes lie beyond the buffer, which ends 8 bytes before a word per thread.
 void beyond_the_end(void *const *arguments) {
     FOVEA_ACCESS(*static_cast<char **>(arguments[0]) + 4 * blockDim.x - 16, 16);
 }
@@ -53,7 +53,7 @@ void race(void *const *arguments) {
     out[threadIdx.x] = shared[(threadIdx.x + 1) % 64];
 }
 
-// What shared memory holds at the start of a block, and each lane's left neighbour.
+// Writes the content of shared memory at the start of a block, and each lane's left neighbour.
 void sound(void *const *arguments) {
     __shared__ unsigned shared[64];
     unsigned *out = *static_cast<unsigned **>(arguments[0]);

@@ -24,7 +24,7 @@ struct Index {
     unsigned x, y, z;
 };
 
-// Of the thread that runs at the moment.
+// The indices of the thread that runs at the moment.
 extern Index threadIdx, blockIdx, blockDim, gridDim;
 
 namespace emulator {
@@ -35,8 +35,7 @@ unsigned lane();
 // Ends the launch with an error. Does not return.
 [[noreturn]] void fail(const char *format, ...) __attribute__((format(printf, 1, 2)));
 
-// A wide access: it has to be aligned and to lie within one buffer or in
-// shared memory.
+// Checks a wide access: it must be aligned, and lie within one buffer or in shared memory.
 void check_access(const void *address, unsigned bytes, const char *file, int line);
 
 template <class T>
@@ -54,7 +53,7 @@ T shuffled(T value, unsigned mask, unsigned source, const char *file, int line) 
 #define __syncthreads() emulator::barrier(__FILE__, __LINE__)
 #define __shfl_sync(mask, value, source) \
     emulator::shuffled(value, mask, (source) % 32u, __FILE__, __LINE__)
-// Beyond the last lane a thread gets its own value back.
+// Beyond the last lane, a thread gets its own value back.
 #define __shfl_down_sync(mask, value, distance)                                               \
     emulator::shuffled(value, mask,                                                           \
                        emulator::lane() + (distance) < 32u ? emulator::lane() + (distance)    \

@@ -1,11 +1,11 @@
-// The kernels, compiled for the CPU, and the table by which they are found. build.rs writes both includes.
+// The kernels, compiled for the CPU, and the table in which `find` looks them up. build.rs writes both includes.
 #include "cuda_on_cpu.h"
 
 #include <utility>
 
 #include "registry.h"
 
-// Each file in a namespace of its own, as each is a module of its own on a GPU.
+// Each file has a namespace of its own, because on a GPU each is a module of its own.
 #include "common.cuh"
 #include "draw.cuh"
 #include "shade.cuh"

@@ -1,4 +1,4 @@
-// How a kernel is found and called.
+// How the emulator finds and calls a kernel.
 #pragma once
 #include <cstddef>
 #include <cstdint>
@@ -12,14 +12,14 @@ struct Entry {
     size_t arguments;
 };
 
-// Null if there is none of this name.
+// Null if there is no kernel of this name.
 const Entry *find(const char *name);
 // As `find`, among the faulty kernels of the emulator's own tests.
 const Entry *find_test(const char *name);
-// Null beyond the last.
+// Null for an index beyond the last kernel.
 const char *name_of(size_t index);
 
-// Whether a wide access outside of all declared buffers is fine all the same. Null: it never is.
+// Whether a wide access outside of all declared buffers is allowed all the same. Null: none is.
 extern bool (*foreign)(uintptr_t address, size_t bytes);
 
 }  // namespace emulator

@@ -1,9 +1,9 @@
 // Runs a launch: blocks one after the other, the threads of a block as fibers on one OS thread.
 //
-// A fiber runs until it ends or waits at a barrier or shuffle; when none can run, those who wait are
-// released if all who have to be there are there, else the launch fails. The order of blocks and of
-// threads and the speed of warps are drawn from a seed, as a GPU promises none: a missing barrier then
-// shows as another result. All shared memory is poisoned before each block.
+// A fiber runs until it ends or waits at a barrier or shuffle. When none can run, the scheduler releases the waiting
+// fibers if all that must be there are there; otherwise the launch fails. A seed draws the order of blocks and of
+// threads and the speed of warps, because a GPU promises none: a missing barrier then shows as another result. All
+// shared memory is poisoned before each block.
 #include <setjmp.h>
 #include <ucontext.h>
 
@@ -20,7 +20,7 @@
 
 Index threadIdx, blockIdx, blockDim, gridDim;
 
-// Bounds of the section that all __shared__ variables of this program or library are in; the linker defines them.
+// Bounds of the section that holds all __shared__ variables of this program or library; the linker defines them.
 extern "C" __attribute__((visibility("hidden"))) char __start_fovea_shared[], __stop_fovea_shared[];
 
 bool (*emulator::foreign)(uintptr_t address, size_t bytes) = nullptr;
@@ -44,7 +44,7 @@ struct Fiber {
     unsigned shuffles = 0;
 };
 
-// Two sets of slots suffice: nobody is more than one shuffle ahead of its warp.
+// Two sets of slots suffice: no thread is more than one shuffle ahead of its warp.
 struct Slots {
     uint64_t bits[2][WARP_LANES];
 };
@@ -137,7 +137,7 @@ bool together(unsigned first, unsigned count) {
     return true;
 }
 
-// Lets those go on who wait and are complete. False if the launch cannot go on.
+// Releases the fibers whose group is complete. Returns false if the launch cannot continue.
 bool release(unsigned threads) {
     bool some = false;
     for (unsigned warp = 0; warp < threads; warp += WARP_LANES) {
@@ -156,7 +156,7 @@ bool release(unsigned threads) {
         }
     }
     for (unsigned t = 0; t < threads; ++t) {
-        some |= fibers[t].state == State::Ready;  // of a warp that was passed over
+        some |= fibers[t].state == State::Ready;  // of a warp that was skipped
     }
     if (some) {
         return true;
@@ -193,8 +193,7 @@ std::vector<unsigned> shuffled_order(unsigned count, Random &random) {
 
 // False if the block failed; its fibers are then left where they were.
 //
-// Warps have speeds: a slow one is passed over most of the time, so that the others get ahead of it
-// as far as barriers let them.
+// Warps have speeds: a slow one is skipped most of the time, so the others get ahead of it as far as barriers allow.
 bool run_block(const std::vector<unsigned> &order, Random &random) {
     unsigned threads = blockDim.x;
     std::vector<unsigned> slowness(threads / WARP_LANES), resting(threads / WARP_LANES);
@@ -295,7 +294,7 @@ uint64_t emulator::shuffle(uint64_t bits, unsigned mask, unsigned source, const 
     return set[source];
 }
 
-// Runs a kernel. 0, or 1 with a message in `error`.
+// Runs a kernel. Returns 0, or 1 with a message in `error`.
 extern "C" int fovea_emulate(const char *name, const unsigned *grid, unsigned threads,
                              void *const *values, const unsigned char *sizes, size_t count,
                              uint64_t seed, char *error, size_t error_bytes) {
@@ -339,14 +338,14 @@ extern "C" int fovea_emulate(const char *name, const unsigned *grid, unsigned th
     }
     if (failed) {
         for (Fiber &fiber : fibers) {
-            fiber.started = false;  // some are in the middle of a kernel: begin anew
+            fiber.started = false;  // some stopped in the middle of a kernel: restart them
         }
         std::snprintf(error, error_bytes, "%s", message);
     }
     return failed;
 }
 
-// Declares a buffer, or with `bytes` 0 takes that back.
+// Declares a buffer, or with `bytes` 0 removes it.
 extern "C" void fovea_emulated_buffer(uintptr_t address, size_t bytes) {
     std::lock_guard<std::mutex> lock(buffers_lock);
     if (bytes) {
@@ -356,7 +355,7 @@ extern "C" void fovea_emulated_buffer(uintptr_t address, size_t bytes) {
     }
 }
 
-// The name of kernel `index`, null beyond the last.
+// The name of kernel `index`; null for an index beyond the last.
 extern "C" const char *fovea_emulated_kernel(size_t index) {
     return emulator::name_of(index);
 }

@@ -1,10 +1,10 @@
 //! A stand-in for the CUDA driver in this process, on host memory.
 //!
-//! It has the functions that Fovea calls, runs kernels on the emulator, and looks for what a GPU would not report:
-//! writes around and after the life of memory, copies beyond its ends, frees of unknown addresses ([`check`]). New
-//! memory is NaN. Lazy mode works as late as CUDA allows, so that a missing wait shows ([`set_lazy`]).
+//! It has the functions that Fovea calls, runs kernels on the emulator, and finds errors that a GPU would not report:
+//! writes around memory and after its life, copies beyond its ends, frees of unknown addresses ([`check`]). New memory
+//! is NaN. In lazy mode work runs as late as CUDA allows, and a missing wait shows ([`set_lazy`]).
 //!
-//! There is one stand-in per process, settings included: tests that use it take turns.
+//! A process has one stand-in, with one set of settings: tests that use it take turns.
 
 use std::ffi::{CStr, c_char, c_int};
 use std::path::Path;
@@ -14,7 +14,7 @@ use libloading::os::unix::{Library, RTLD_GLOBAL, RTLD_NOW};
 
 /// Names of the driver, in the order in which they are loaded: the second refers to the first.
 const NAMES: [&str; 2] = ["libcuda.so.1", "libcuda.so"];
-/// Asks the loader for what is loaded already, and no more.
+/// `RTLD_NOLOAD` of the loader: returns a library that is loaded already, and loads none.
 const RTLD_NOLOAD: c_int = 4;
 
 /// The functions of the library, which is never unloaded.
@@ -27,8 +27,8 @@ struct Driver {
     set_gone: unsafe extern "C" fn(c_int),
 }
 
-/// Loads the stand-in, once, under the driver's names: who opens libcuda from now on, gets it. Also on a machine with
-/// a GPU, unless the process has opened the real driver before.
+/// Loads the stand-in, once, under the driver's names: every later load of libcuda gets it. This also works on a
+/// machine with a GPU, unless the process has opened the real driver before.
 ///
 /// # Errors
 ///
@@ -37,12 +37,12 @@ pub fn load() -> Result<(), String> {
     driver().as_ref().map(|_| ()).map_err(Clone::clone)
 }
 
-/// Whether nothing forbidden was done since the last call. Does all work first that lies on streams; afterwards,
-/// contexts in which something failed can be used again.
+/// Returns an error if the program did anything forbidden since the last call. First runs all work on the streams;
+/// afterwards, contexts in which something failed work again.
 ///
 /// # Errors
 ///
-/// What was done, a line each.
+/// The findings, one per line.
 pub fn check() -> Result<(), String> {
     let mut report = [0u8; 8192];
     // SAFETY: it writes at most as many bytes as it is told.
@@ -54,21 +54,21 @@ pub fn check() -> Result<(), String> {
     Err(text.to_string_lossy().into_owned())
 }
 
-/// How many buffers, streams, events, graphs and modules were made and not destroyed.
+/// Buffers, streams, events, graphs and modules that the program made and did not destroy.
 #[must_use]
 pub fn alive() -> usize {
     // SAFETY: only counts.
     unsafe { (loaded().alive)() }
 }
 
-/// Whether work on streams waits until something waits for it. Off at first: it is done at once, in the order of the
-/// calls. Turning it off does what lies on streams.
+/// Whether work on streams waits until something waits for it. Off at first: then work runs at once, in the order of
+/// the calls. Turning it off runs the waiting work.
 pub fn set_lazy(lazy: bool) {
     // SAFETY: any value is allowed.
     unsafe { (loaded().set_lazy)(c_int::from(lazy)) }
 }
 
-/// How many GPUs there are; 1 at first. With 0, the driver says at its next start that there is none.
+/// Number of GPUs; 1 at first. With 0, the driver reports at its next start that there is none.
 pub fn set_devices(devices: u32) {
     // SAFETY: any value is allowed.
     unsafe { (loaded().set_devices)(c_int::try_from(devices).unwrap_or(c_int::MAX)) }
@@ -80,7 +80,7 @@ pub fn set_memory(bytes: usize) {
     unsafe { (loaded().set_memory)(bytes) }
 }
 
-/// Whether every call fails as it does at the end of a process, when the driver has shut down before the caller.
+/// Whether every call fails, as at the end of a process when the driver has shut down before the caller.
 pub fn set_gone(gone: bool) {
     // SAFETY: any value is allowed.
     unsafe { (loaded().set_gone)(c_int::from(gone)) }

@@ -1,10 +1,10 @@
 //! Runs the CUDA kernels of `fovea-kernels` on the CPU, for their tests.
 //!
-//! `build.rs` compiles the `.cu` files as C++ against a header that supplies what CUDA would
-//! (`cpp/cuda_on_cpu.h`), and a scheduler of fibers runs them (`cpp/scheduler.cpp`). It finds threads
-//! that leave while others wait for them, barriers that not all reach, accesses of 16 bytes that are
-//! misaligned or leave their buffer and arguments of the wrong size; a missing barrier shows as a result
-//! that depends on the seed. The caller must find narrower writes out of bounds, with guard zones.
+//! `build.rs` compiles the `.cu` files as C++ against a header that supplies CUDA's part (`cpp/cuda_on_cpu.h`), and a
+//! scheduler of fibers runs them (`cpp/scheduler.cpp`). It finds threads that leave while others wait for them,
+//! barriers that not all threads reach, 16-byte accesses that are misaligned or leave their buffer, and arguments of
+//! the wrong size. A missing barrier shows as a result that depends on the seed. The caller must find narrower writes
+//! out of bounds, with guard zones.
 
 pub mod driver;
 pub mod nccl;
@@ -28,12 +28,12 @@ unsafe extern "C" {
     fn fovea_emulated_kernel(index: usize) -> *const c_char;
 }
 
-/// Runs kernel `name` on a `grid` of blocks of `threads` threads; `seed` sets in which order. A value
-/// is an argument's bytes, lowest first, of which the kernel takes as many as `sizes` says.
+/// Runs kernel `name` on a `grid` of blocks of `threads` threads, in an order that `seed` draws. Each of `values` holds
+/// an argument's bytes, lowest first; the kernel takes as many as `sizes` says.
 ///
 /// # Errors
 ///
-/// What is wrong with the launch, or with what the kernel did, and where.
+/// A launch that CUDA would refuse, or a fault of the kernel, with its place.
 ///
 /// # Safety
 ///
@@ -78,8 +78,8 @@ pub unsafe fn run(
     Err(text.to_string_lossy().into_owned())
 }
 
-/// A buffer that kernels may access, until it is dropped. Accesses of 16 bytes outside of all buffers
-/// are errors; narrower ones are not looked at.
+/// A buffer that kernels may access until it is dropped. A 16-byte access outside of all buffers is an error; narrower
+/// ones are not checked.
 #[derive(Debug)]
 pub struct Buffer {
     address: u64,
@@ -102,7 +102,7 @@ impl Drop for Buffer {
     }
 }
 
-/// The kernels there are.
+/// Names of the compiled kernels.
 #[must_use]
 pub fn names() -> Vec<String> {
     let name = |index| {

@@ -9,54 +9,55 @@ use std::sync::OnceLock;
 
 use libloading::os::unix::{Library, RTLD_LOCAL, RTLD_NOW};
 
-/// How the stand-in is to behave from now on. Operations are counted from 0 in each communicator.
+/// How the stand-in behaves from now on. Operations are counted from 0 in each communicator.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Set {
-    /// What `ncclGetVersion` says.
+    /// The number that `ncclGetVersion` returns, e.g. 22705 for 2.27.5.
     Version(i32),
     /// Communicators never get ready.
     InitHangs,
-    /// This operation never ends.
+    /// The operation of this number never ends.
     HangAt(i32),
-    /// The call of `rank`'s operation `at` gives `code`.
+    /// The call of operation `at` on rank `rank` returns `code`.
     Fail {
-        /// The rank.
+        /// The rank whose call fails.
         rank: i32,
-        /// Its operation.
+        /// Number of the operation.
         at: i32,
-        /// The code.
+        /// The `ncclResult_t` that the call returns.
         code: i32,
     },
-    /// From `rank`'s operation `at` on, which does not end, its communicator is in state `code`.
+    /// From operation `at` on, operations never end, and the communicator of `rank` reports `code` as its asynchronous
+    /// error.
     AsyncError {
-        /// The rank.
+        /// The rank whose communicator reports the error.
         rank: i32,
-        /// Its operation.
+        /// Number of the first operation that does not end.
         at: i32,
-        /// The code.
+        /// The `ncclResult_t` that the communicator reports.
         code: i32,
     },
-    /// An abort takes this long.
+    /// An abort takes this many milliseconds.
     AbortMs(i32),
-    /// The first operation gets on its stream only after this time, as while NCCL makes connections.
+    /// The first operation gets on its stream only after this many milliseconds, as while NCCL makes connections.
     ConnectMs(i32),
-    /// An operation ends this long after all ranks are there.
+    /// An operation ends this many microseconds after all ranks have come.
     DelayUs(i32),
 }
 
-/// The library, for `FOVEA_NCCL`.
+/// Path of the library, for `FOVEA_NCCL`.
 #[must_use]
 pub fn path() -> &'static Path {
     Path::new(env!("FOVEA_STANDIN_NCCL"))
 }
 
-/// Everything as at the start of the process, and nothing found.
+/// Resets all settings and forgets all findings.
 pub fn reset() {
     // SAFETY: it may be called at any time.
     unsafe { (standin().reset)() }
 }
 
-/// Changes one setting.
+/// Changes one setting, for operations that begin after it.
 pub fn set(set: Set) {
     let (name, [a, b, c]) = match set {
         Set::Version(number) => (c"version", [number, 0, 0]),
@@ -73,18 +74,18 @@ pub fn set(set: Set) {
     unsafe { (standin().set)(name.as_ptr(), a, b, c) }
 }
 
-/// Communicators that are neither destroyed nor aborted.
+/// Number of communicators that are neither destroyed nor aborted.
 #[must_use]
 pub fn live() -> usize {
     // SAFETY: it may be called at any time.
     unsafe { (standin().live)() }.unsigned_abs() as usize
 }
 
-/// Whether nothing forbidden was done since the last call.
+/// Returns an error if a test did anything forbidden since the last call.
 ///
 /// # Errors
 ///
-/// What was done, a line each.
+/// The findings, one per line.
 pub fn check() -> Result<(), String> {
     let mut text = [0u8; 8192];
     // SAFETY: it writes at most as many bytes as it is told.

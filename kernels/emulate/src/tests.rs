@@ -1,4 +1,4 @@
-//! The scheduler against kernels that are known to be faulty, and one that is not.
+//! The scheduler against kernels that are known to be faulty, and against one that is not.
 
 #![expect(clippy::unwrap_used, reason = "a failed unwrap is a failed test")]
 
@@ -45,7 +45,7 @@ fn faults_are_found_and_named() {
             assert!(error.starts_with(&format!("{name}, block (")), "{error}");
             assert!(words.iter().all(|word| error.contains(word)), "{error}");
         }
-        // A failed launch leaves nothing behind.
+        // A failed launch leaves no state behind.
         run_test("test_sound", 2, 1).unwrap();
     }
 }

@@ -35,7 +35,7 @@ fn everything_off_is_the_identity() {
     }
 }
 
-/// Each choice has its own word: the others stay when one is switched off.
+/// Each choice has its own word: switching one off leaves the others unchanged.
 #[test]
 fn choices_are_independent_of_what_else_is_on() {
     let quiet = Augment {

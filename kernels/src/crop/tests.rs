@@ -185,7 +185,7 @@ impl Case {
 }
 
 proptest! {
-    /// Also shows that offsets never read outside: the naive crop clamps, then indexes.
+    /// This also shows that offsets never read outside of the image: the naive crop clamps, then indexes.
     #[test]
     fn any_crop_equals_the_naive_one(case in cases()) {
         let each = case.size * case.size * 3;

@@ -1,4 +1,4 @@
-//! Which machine code to ask NVRTC for.
+//! The choice of the machine code to ask NVRTC for.
 
 use std::fmt;
 
@@ -7,7 +7,7 @@ use std::fmt;
 pub struct Arch(pub u32);
 
 impl Arch {
-    /// What every release is tested to compile for: Turing, A100, Ampere, Ada, Hopper, Blackwell.
+    /// Architectures that every release is compiled for in the tests: Turing, A100, Ampere, Ada, Hopper, Blackwell.
     pub const TESTED: [Self; 6] = [Self(75), Self(80), Self(86), Self(89), Self(90), Self(100)];
 }
 
@@ -17,18 +17,18 @@ impl fmt::Display for Arch {
     }
 }
 
-/// What the compiler makes for a device.
+/// The kind of code that the compiler makes for a device.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum CompileTarget {
-    /// Machine code of this very architecture.
+    /// Machine code of exactly this architecture.
     Cubin(Arch),
     /// PTX for this, older, architecture, which the driver translates.
     Ptx(Arch),
 }
 
 impl CompileTarget {
-    /// The best target for a device of `arch` among those that the compiler supports; none if they
-    /// are all newer than the device.
+    /// The best target for a device of `arch` among those that the compiler supports; none if all are newer than the
+    /// device.
     #[must_use]
     pub fn choose(arch: Arch, supported: &[Arch]) -> Option<Self> {
         if supported.contains(&arch) {
@@ -38,7 +38,7 @@ impl CompileTarget {
         older.max().map(Self::Ptx)
     }
 
-    /// The architecture that is compiled for.
+    /// The architecture that the code is compiled for.
     #[must_use]
     pub fn arch(self) -> Arch {
         match self {
@@ -46,7 +46,7 @@ impl CompileTarget {
         }
     }
 
-    /// The compiler's option for it.
+    /// The compiler's option for the target.
     pub(super) fn option(self) -> String {
         match self {
             Self::Cubin(arch) => format!("--gpu-architecture=sm_{}", arch.0),

@@ -1,8 +1,8 @@
 //! Compiled kernels on disk, so that a process starts in milliseconds rather than seconds.
 //!
 //! An entry is one file, named after its inputs: the hash of sources, options and NVRTC's version,
-//! and the architecture. Content: magic, length, BLAKE3 hash, code. Anything that does not fit is
-//! recompiled and replaced; an unwritable folder costs only time.
+//! and the architecture. Its content is magic, length, BLAKE3 hash, code. An entry that does not fit is compiled again
+//! and replaced; an unwritable folder costs only time.
 
 use std::io::{self, Read};
 use std::path::Path;
@@ -15,21 +15,21 @@ use super::source::{HEADERS, OPTIONS, Source};
 
 const MAGIC: &[u8; 8] = b"FOVEAKC1";
 const HASH_BYTES: usize = 32;
-/// Magic, length, hash.
+/// Bytes of an entry before its code: magic, the code's length as 8 bytes, the code's BLAKE3 hash.
 const HEADER_BYTES: usize = MAGIC.len() + 8 + HASH_BYTES;
-/// Longest code that is read: a hundred times what a kernel has.
+/// Longest code that is read, bytes: a hundred times the length of a kernel.
 const LONGEST_BYTES: u64 = 64 << 20;
 
-/// What became of a request.
+/// How a request was served.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum CacheOutcome {
-    /// It was there.
+    /// The entry was in the folder.
     Hit,
-    /// It was compiled and stored.
+    /// There was no entry: the code was compiled and stored.
     Stored,
-    /// It was there but unusable, as the text says; compiled and stored anew.
+    /// The entry was unusable, for the reason that the text gives: the code was compiled and stored again.
     Replaced(String),
-    /// It was compiled, and could not be stored, as the text says.
+    /// The code was compiled but not stored, for the reason that the text gives.
     NotStored(String),
 }
 
@@ -57,7 +57,8 @@ pub fn entry_name(source: &Source, target: CompileTarget, version: &str) -> Stri
     format!("{stem}-{arch}-{}.{kind}", &hasher.finalize().to_hex()[..32])
 }
 
-/// The code of entry `name` in `folder`, else what `compile` makes, which is then stored there.
+/// Returns the code of entry `name` in `folder`; without a usable entry, the code that `compile` makes, which it then
+/// stores there.
 pub fn get_or_compile(
     folder: &Path,
     name: &str,

@@ -10,24 +10,24 @@ use super::error::{Error, Result, check};
 /// Facts about one GPU that do not change while the process runs.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Device {
-    /// The driver's handle.
+    /// The driver's handle, from `cuDeviceGet`.
     pub(super) handle: sys::CUdevice,
-    /// Its number, as CUDA counts after `CUDA_VISIBLE_DEVICES`.
+    /// Its number, counted after `CUDA_VISIBLE_DEVICES`.
     pub ordinal: u32,
     /// The driver's name for it, e.g. `NVIDIA H200`.
     pub name: String,
-    /// Compute capability.
+    /// The architecture, its compute capability.
     pub arch: Arch,
-    /// Memory in all, bytes.
+    /// All of its memory, bytes.
     pub total_bytes: usize,
-    /// Multiprocessors.
+    /// Number of streaming multiprocessors.
     pub multiprocessors: u32,
-    /// The newest CUDA that the driver takes, as the driver writes it: 1000 * major + 10 * minor.
+    /// The newest CUDA version that the driver supports, in the driver's form: 1000 * major + 10 * minor.
     pub driver: u32,
 }
 
 impl Device {
-    /// How many GPUs there are for this process.
+    /// Number of GPUs that this process may use.
     ///
     /// # Errors
     ///
@@ -42,7 +42,7 @@ impl Device {
         Ok(count as u32)
     }
 
-    /// Asks for the facts about GPU `ordinal`. Makes no context and takes no memory there.
+    /// Reads the facts about GPU `ordinal`. Makes no context and takes no memory there.
     ///
     /// # Errors
     ///
@@ -94,14 +94,14 @@ impl Device {
         })
     }
 
-    /// [`Self::driver`] as people write it, e.g. `13.0`.
+    /// [`Self::driver`] in the usual form, e.g. `13.0`.
     #[must_use]
     pub fn driver_version(&self) -> String {
         format!("{}.{}", self.driver / 1000, self.driver % 1000 / 10)
     }
 }
 
-/// Starts the driver, as often as one likes.
+/// Starts the driver; later calls do nothing.
 fn open_driver() -> Result<()> {
     // SAFETY: only looks whether the library can be opened.
     if !unsafe { sys::is_culib_present() } {

@@ -1,40 +1,40 @@
-//! What can go wrong between this crate and CUDA.
+//! Errors between this crate and CUDA.
 
 use cudarc::driver::result::DriverError;
 use cudarc::driver::sys::{self, CUresult as Code};
 
 use super::arch::Arch;
 
-/// A call that CUDA or this crate refused. The first line says what, the second, starting with
-/// `  help: `, what to do.
+/// A call that CUDA or this crate refused. The first line gives the problem; the second, which starts with `  help: `,
+/// says what to do.
 #[derive(Debug, Clone, PartialEq, thiserror::Error)]
 pub enum Error {
-    /// An operation does not fit together.
+    /// The arguments of an operation do not fit together.
     #[error(transparent)]
     Argument(#[from] crate::Error),
-    /// No libnvrtc was found, or none that can be used.
+    /// No usable libnvrtc was found.
     #[error(
         "no NVRTC library that can be loaded; tried {tried}\n  help: make setup fetches it beside \
          libtorch; elsewhere: python3 -m pip install 'nvidia-cuda-nvrtc==13.0.*', and set FOVEA_NVRTC \
          to its libnvrtc.so.13 (or the folder that holds it)"
     )]
     NvrtcMissing {
-        /// Each place and what the loader said.
+        /// Each place that was tried, with the loader's message.
         tried: String,
     },
-    /// NVRTC failed other than by refusing the source.
+    /// NVRTC failed for another reason than an error in the source.
     #[error(
         "NVRTC {version}: {call} failed with {code} ({text})\n  help: check that libnvrtc and \
          libnvrtc-builtins are of one version and lie in one folder"
     )]
     Nvrtc {
-        /// Version of the library.
+        /// NVRTC's version, e.g. `13.0`.
         version: String,
         /// The function that failed.
         call: &'static str,
-        /// Its nvrtcResult.
+        /// The `nvrtcResult` that it returned.
         code: i32,
-        /// NVRTC's words for the code.
+        /// NVRTC's description of the code.
         text: String,
     },
     /// A kernel source does not compile.
@@ -47,12 +47,12 @@ pub enum Error {
         file: &'static str,
         /// The architecture it was compiled for.
         arch: Arch,
-        /// Version of NVRTC.
+        /// NVRTC's version, e.g. `13.0`.
         version: String,
-        /// The compiler's messages.
+        /// The compiler's messages, with line numbers.
         log: String,
     },
-    /// No CUDA driver on this machine.
+    /// This machine has no CUDA driver.
     #[error(
         "no CUDA driver on this machine: libcuda.so.1 cannot be loaded\n  help: install the NVIDIA \
          driver (nvidia-smi shows whether it works), in a container pass --gpus all (Docker) or --nv \
@@ -64,26 +64,26 @@ pub enum Error {
     Driver {
         /// The function that failed.
         call: &'static str,
-        /// Its CUresult.
+        /// The `CUresult` that it returned.
         code: u32,
-        /// The driver's name and words for the code.
+        /// The driver's name and description of the code.
         text: String,
         /// What the user can do.
         help: &'static str,
     },
-    /// A GPU, or an NVRTC, of another time.
+    /// The GPU is older than the oldest architecture that this NVRTC compiles for.
     #[error(
         "{what} is {arch}, and the oldest that {who} compiles for is {oldest}\n  help: use a GPU of that \
          compute capability or newer, or an older NVRTC (FOVEA_NVRTC)"
     )]
     TooOld {
-        /// The device.
+        /// The GPU's number and name.
         what: String,
-        /// Its architecture.
+        /// The GPU's architecture (compute capability).
         arch: Arch,
-        /// The compiler.
+        /// The compiler: NVRTC with its version.
         who: String,
-        /// Its oldest target.
+        /// The oldest architecture that the compiler supports.
         oldest: Arch,
     },
 }

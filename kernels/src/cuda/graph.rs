@@ -7,8 +7,8 @@ use cudarc::driver::sys::{self, CUstreamCaptureMode};
 use super::error::{Error, Result, check};
 use super::kernels::Kernels;
 
-/// Launches and copies that were captured from a stream: the same kernels, addresses and sizes at every launch,
-/// on what the memory holds then.
+/// Launches and copies that were captured from a stream. Every launch of the graph repeats them with the same kernels,
+/// addresses and sizes, on the memory's content at that time.
 #[derive(Debug)]
 pub struct Graph {
     kernels: Arc<Kernels>,
@@ -22,15 +22,15 @@ unsafe impl Send for Graph {}
 unsafe impl Sync for Graph {}
 
 impl Graph {
-    /// Records what `work` puts on `stream`, which is not run, and gives back the graph and what `work` returned. The
-    /// capture is ended in any case, also when `work` fails or panics.
+    /// Records the work that `work` puts on `stream`, without running it; returns the graph and the result of `work`.
+    /// The capture is ended in any case, also when `work` fails or panics.
     ///
-    /// Other threads may use the device meanwhile (mode "relaxed"); but `work` may not wait for `stream` nor ask
+    /// Other threads may use the device meanwhile (mode "relaxed"); but `work` must neither wait for `stream` nor ask
     /// whether it is done.
     ///
     /// # Errors
     ///
-    /// The error of `work`. What the driver says: `stream` is the default stream, is being captured already, or
+    /// The error of `work`. The driver's error if `stream` is the default stream, is being captured already, or
     /// something waited for it.
     ///
     /// # Safety
@@ -60,7 +60,7 @@ impl Graph {
     ///
     /// # Errors
     ///
-    /// What the driver says.
+    /// The driver's error.
     ///
     /// # Safety
     ///
@@ -125,7 +125,7 @@ impl<'a> Capture<'a> {
 impl Drop for Capture<'_> {
     fn drop(&mut self) {
         if self.open {
-            // Why `work` failed is the error to tell.
+            // The error of `work` is the one to report.
             let _ = self.end();
         }
     }

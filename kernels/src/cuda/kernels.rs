@@ -1,4 +1,4 @@
-//! The kernels of one GPU: compiled, loaded, launched.
+//! Compiles, loads and launches the kernels of one GPU.
 
 use std::collections::HashMap;
 use std::ffi::c_void;
@@ -34,13 +34,12 @@ unsafe impl Send for Kernels {}
 unsafe impl Sync for Kernels {}
 
 impl Kernels {
-    /// Compiles, or takes from the folder `cache`, and loads all kernels for GPU `ordinal` (as CUDA
-    /// counts after `CUDA_VISIBLE_DEVICES`). A cache that cannot be used is warned of in the log and
-    /// worked without.
+    /// Compiles all kernels for GPU `ordinal` (counted after `CUDA_VISIBLE_DEVICES`), or takes them from the folder
+    /// `cache`, and loads them. An unusable cache costs a warning in the log and the compilation.
     ///
     /// # Errors
     ///
-    /// No driver, no such GPU, no NVRTC, a GPU too old for it; with what to install.
+    /// No driver, no such GPU, no NVRTC, or a GPU too old for it; the message says what to install.
     pub fn load(ordinal: u32, search: &Search, cache: Option<&Path>) -> Result<Arc<Self>> {
         let device = Device::open(ordinal)?;
         let nvrtc = Nvrtc::open(search)?;
@@ -50,7 +49,7 @@ impl Kernels {
         check("cuDevicePrimaryCtxRetain", unsafe {
             sys::cuDevicePrimaryCtxRetain(&mut context, device.handle)
         })?;
-        // From here on drop cleans up.
+        // From here on, drop cleans up.
         let mut kernels = Self {
             device,
             context,
@@ -115,17 +114,17 @@ impl Kernels {
         Ok(())
     }
 
-    /// The GPU.
+    /// The GPU that the kernels are loaded on.
     #[must_use]
     pub fn device(&self) -> &Device {
         &self.device
     }
 
-    /// Memory of the GPU that nobody, of any process, has taken, bytes.
+    /// Memory of the GPU that no process has taken, bytes.
     ///
     /// # Errors
     ///
-    /// What went wrong on the device before.
+    /// The error of earlier work on the device.
     pub fn free_bytes(&self) -> Result<usize> {
         let (mut free, mut total) = (0, 0);
         let _current = self.enter()?;
@@ -136,12 +135,12 @@ impl Kernels {
         Ok(free)
     }
 
-    /// Checks `op` and launches it on `stream` (a `CUstream`, or what `cudaStream_t` and
-    /// `c10::cuda::CUDAStream` hold; 0 is the legacy default stream). Returns at once.
+    /// Checks `op` and launches it on `stream`: a `CUstream`, or the handle that `cudaStream_t` and
+    /// `c10::cuda::CUDAStream` hold; 0 is the legacy default stream. Returns at once.
     ///
     /// # Errors
     ///
-    /// What does not fit together in `op`; what the driver says.
+    /// The arguments of `op` do not fit together; the driver's error.
     ///
     /// # Safety
     ///
@@ -196,11 +195,11 @@ impl Kernels {
         check("cuLaunchKernel", code)
     }
 
-    /// Waits until everything on `stream` is done. For tests and measurements.
+    /// Waits until all work on `stream` is done. For tests and measurements.
     ///
     /// # Errors
     ///
-    /// What went wrong on the device since.
+    /// The error of work on the device since.
     ///
     /// # Safety
     ///
@@ -213,12 +212,12 @@ impl Kernels {
         })
     }
 
-    /// Makes the context current in this thread until the result is dropped: for libraries that use the
-    /// context they find, such as NCCL.
+    /// Makes the context current in this thread until the result is dropped, for libraries that use the current
+    /// context, such as NCCL.
     ///
     /// # Errors
     ///
-    /// What the driver says.
+    /// The driver's error.
     pub fn enter(&self) -> Result<Current> {
         // SAFETY: the context lives as long as self, and Current is dropped in this thread.
         check("cuCtxPushCurrent", unsafe {

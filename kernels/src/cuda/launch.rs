@@ -3,18 +3,18 @@
 use super::error::Result;
 use crate::error::Error;
 
-/// Blocks along y and z that CUDA allows.
+/// Most blocks along y and along z that CUDA allows.
 pub(super) const MOST_BLOCKS_YZ: usize = 65_535;
-/// Blocks along x that CUDA allows.
+/// Most blocks along x that CUDA allows.
 const MOST_BLOCKS_X: usize = i32::MAX as usize;
 
 /// An operation on device memory.
 pub trait Op {
-    /// What has to be launched, in order, on one stream; nothing if there is nothing to do.
+    /// Returns the launches, in the order in which one stream must run them; none if there is no work.
     ///
     /// # Errors
     ///
-    /// What does not fit together, as the CPU twin would say it.
+    /// The arguments do not fit together; the message is the CPU twin's.
     fn launches(&self) -> Result<Vec<Launch>>;
 }
 

@@ -1,5 +1,5 @@
-//! Memory of the device and of the host that both sides can reach, and copies between them. Device memory
-//! holds what libtorch does not: tables, records, tests, measurements.
+//! Device memory, host memory that both sides can reach, and copies between them. Fovea's device memory holds tables,
+//! records, tests and measurements; tensors are libtorch's.
 
 use std::ffi::c_void;
 use std::sync::Arc;
@@ -11,7 +11,7 @@ use super::error::{Result, check};
 use super::kernels::Kernels;
 use crate::error::check_len;
 
-/// A piece of device memory, freed when dropped: nothing that was started may still use it then.
+/// A piece of device memory, freed when dropped. No work that was started may still use it then.
 #[derive(Debug)]
 pub struct DeviceBuffer {
     kernels: Arc<Kernels>,
@@ -20,11 +20,11 @@ pub struct DeviceBuffer {
 }
 
 impl DeviceBuffer {
-    /// `bytes` bytes of any content; 0 give no memory (address 0).
+    /// `bytes` bytes of any content; for 0 bytes no memory is allocated (address 0).
     ///
     /// # Errors
     ///
-    /// No memory left, or what went wrong on the device before.
+    /// No memory is left; the error of earlier work on the device.
     pub fn uninit(kernels: &Arc<Kernels>, bytes: usize) -> Result<Self> {
         let mut address = 0;
         if bytes > 0 {
@@ -41,7 +41,7 @@ impl DeviceBuffer {
         })
     }
 
-    /// A copy of `values`; no values give no memory (address 0). Waits for the copy.
+    /// A copy of `values`; without values no memory is allocated (address 0). Waits for the copy.
     ///
     /// # Errors
     ///
@@ -58,17 +58,17 @@ impl DeviceBuffer {
         self.address
     }
 
-    /// Its length, bytes.
+    /// Length of the buffer, bytes.
     #[must_use]
     pub fn bytes(&self) -> usize {
         self.bytes
     }
 
-    /// Overwrites all of it. Waits for the copy, so that every stream sees it.
+    /// Overwrites the whole buffer. Waits for the copy, so every stream sees it.
     ///
     /// # Errors
     ///
-    /// Another number of bytes than [`Self::bytes`]; what went wrong on the device before.
+    /// The length of `values` is not [`Self::bytes`]; the error of earlier work on the device.
     pub fn upload<T: Pod>(&mut self, values: &[T]) -> Result<()> {
         let bytes: &[u8] = bytemuck::cast_slice(values);
         self.copy(bytes.len(), |address| {
@@ -84,7 +84,7 @@ impl DeviceBuffer {
         })
     }
 
-    /// Copies all of it out. Waits for the default stream and the copy, not for other streams.
+    /// Copies the whole buffer to `values`. Waits for the default stream and the copy, not for other streams.
     ///
     /// # Errors
     ///
@@ -122,8 +122,8 @@ impl Drop for DeviceBuffer {
     }
 }
 
-/// Page-locked host memory: what asynchronous copies need to run beside other work. Zero at first, freed when
-/// dropped: no copy that was started may still use it then.
+/// Page-locked host memory: asynchronous copies need it to run at the same time as other work. Zero at first, freed
+/// when dropped: no copy that was started may still use it then.
 #[derive(Debug)]
 pub struct PinnedBuffer {
     kernels: Arc<Kernels>,
@@ -137,11 +137,11 @@ unsafe impl Send for PinnedBuffer {}
 unsafe impl Sync for PinnedBuffer {}
 
 impl PinnedBuffer {
-    /// `bytes` zeros; 0 give no memory.
+    /// `bytes` zeros; for 0 bytes no memory is allocated.
     ///
     /// # Errors
     ///
-    /// The host has no memory left that may be locked.
+    /// The host has no memory left that can be locked.
     pub fn new(kernels: &Arc<Kernels>, bytes: usize) -> Result<Self> {
         let mut start = std::ptr::null_mut();
         if bytes > 0 {
@@ -160,7 +160,7 @@ impl PinnedBuffer {
         })
     }
 
-    /// Its length, bytes.
+    /// Length of the buffer, bytes.
     #[must_use]
     pub fn bytes(&self) -> usize {
         self.bytes
@@ -183,8 +183,8 @@ impl PinnedBuffer {
     pub fn as_slice<T: Pod>(&self) -> &[T] {
         match self.elements::<T>() {
             0 => &[],
-            // SAFETY: initialised memory of at least this many T, page aligned, and any bytes are a T. Who starts
-            // a copy has promised that nobody looks at the memory until it is done.
+            // SAFETY: initialised memory of at least this many T, page aligned, and any bytes are a T. The caller that
+            // starts a copy has promised that nobody reads the memory until the copy is done.
             count => unsafe { std::slice::from_raw_parts(self.start.cast(), count) },
         }
     }
@@ -216,14 +216,14 @@ impl Drop for PinnedBuffer {
     }
 }
 
-/// Copies that a stream does in its order. They return at once, but for pageable host memory, for which the
-/// driver may wait. 0 bytes do nothing.
+/// Copies that a stream runs in its order. They return at once, except with pageable host memory, for which the driver
+/// may wait. 0 bytes do nothing.
 impl Kernels {
     /// Copies `bytes` bytes from the host to the device.
     ///
     /// # Errors
     ///
-    /// What the driver says.
+    /// The driver's error.
     ///
     /// # Safety
     ///
@@ -246,7 +246,7 @@ impl Kernels {
     ///
     /// # Errors
     ///
-    /// What the driver says.
+    /// The driver's error.
     ///
     /// # Safety
     ///
@@ -274,7 +274,7 @@ impl Kernels {
     ///
     /// # Errors
     ///
-    /// What the driver says.
+    /// The driver's error.
     ///
     /// # Safety
     ///
@@ -297,7 +297,7 @@ impl Kernels {
     ///
     /// # Errors
     ///
-    /// What the driver says.
+    /// The driver's error.
     ///
     /// # Safety
     ///

@@ -1,13 +1,14 @@
 //! The kernels on an NVIDIA GPU: the same contracts as the CPU twins, on raw device pointers.
 //!
-//! An operation is a plain struct ([`PatchCrop`], [`FusedAdam`], ...) that holds device addresses and
-//! sizes. [`Op::launches`] checks it and returns its launches, without a GPU; [`Kernels::run`]
-//! launches them on a stream of the caller. `run` neither allocates nor synchronises, and reads
-//! from device memory what changes from step to step (epoch, learning rate, samples, loss scale), so
-//! it also accepts a stream that is being captured into a CUDA graph.
+//! An operation is a plain struct ([`PatchCrop`], [`FusedAdam`], ...) that holds device addresses and sizes.
+//! [`Op::launches`] checks it and returns its launches, without a GPU; [`Kernels::run`] launches them on a stream of
+//! the caller. `run` neither allocates nor synchronises, and the kernels read from device memory what changes from step
+//! to step (epoch, learning rate, samples, loss scale), so `run` also accepts a stream that is being captured into a
+//! CUDA graph.
 //!
-//! The sources (`kernels/cuda/`, and one beside each [loss](crate::loss)) are in the binary; [`Kernels::load`] compiles them with NVRTC
-//! for the device found, with a cache on disk. Building needs neither CUDA nor a GPU.
+//! The binary contains the sources: those of `kernels/cuda/`, and one for each [loss](crate::loss), in its folder.
+//! [`Kernels::load`] compiles them with NVRTC for the device found, with a cache on disk. Building needs neither CUDA
+//! nor a GPU.
 //!
 //! An address is `u64`, like `CUdeviceptr`; 0 is null. Memory belongs to the caller (libtorch): both use
 //! the device's primary context.

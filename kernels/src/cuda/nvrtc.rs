@@ -1,8 +1,7 @@
 //! NVRTC, the CUDA compiler as a library. It needs neither a GPU nor a driver.
 //!
-//! Bound here by hand rather than through `cudarc`: that opens the library by its short name, so on
-//! a machine with several it might not be the one chosen here, and it panics if there is
-//! none.
+//! This module binds NVRTC itself rather than through `cudarc`, which opens the library by its short name: on a machine
+//! with several it might not open the one chosen here, and it panics if there is none.
 
 use std::ffi::{CStr, CString, c_char, c_int, c_void};
 use std::path::{Path, PathBuf};
@@ -13,10 +12,10 @@ use super::arch::{Arch, CompileTarget};
 use super::error::{Error, Result};
 use super::source::{HEADERS, OPTIONS, Source};
 
-/// Names of the library, the one that is tested first.
+/// Names of the library; the tested one comes first.
 const NAMES: [&str; 3] = ["libnvrtc.so.13", "libnvrtc.so.12", "libnvrtc.so"];
 
-/// Folders of the PyPI wheels, from libtorch's own.
+/// Folders of NVRTC's PyPI wheels, relative to libtorch's folder.
 const BESIDE_LIBTORCH: [&str; 2] = ["../../nvidia/cu13/lib", "../../nvidia/cuda_nvrtc/lib"];
 
 type ProgramHandle = *mut c_void;
@@ -24,19 +23,19 @@ type Code = c_int;
 const SUCCESS: Code = 0;
 const COMPILATION: Code = 6;
 
-/// Where to look for NVRTC, in this order: `chosen` and nothing else if it is set; folders beside
-/// libtorch; the system's loader.
+/// Where to look for NVRTC. If `chosen` is set, only there; else in folders next to libtorch, then with the system's
+/// loader.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Search {
-    /// The library, or the folder that holds it.
+    /// Path of the library or of its folder; absent unless `FOVEA_NVRTC` is set.
     pub chosen: Option<PathBuf>,
-    /// The `lib` folder of libtorch.
+    /// The `lib` folder of libtorch; absent if no libtorch is known.
     pub libtorch: Option<PathBuf>,
 }
 
 impl Search {
-    /// From the environment: `FOVEA_NVRTC`, and the folder of the libtorch that this process has
-    /// loaded, else that of `LIBTORCH`.
+    /// Reads the environment: `FOVEA_NVRTC`, and the folder of the libtorch that this process has loaded, else that of
+    /// `LIBTORCH`.
     #[must_use]
     pub fn from_env() -> Self {
         let variable = |name| std::env::var_os(name).filter(|value| !value.is_empty());
@@ -48,7 +47,7 @@ impl Search {
         }
     }
 
-    /// Paths (and, last, bare names for the loader) to try in order.
+    /// Paths to try in order; bare names for the loader come last.
     fn candidates(&self) -> Vec<PathBuf> {
         if let Some(chosen) = &self.chosen {
             return if chosen.is_dir() {
@@ -74,16 +73,16 @@ fn loaded_libtorch(maps: &str) -> Option<PathBuf> {
     Some(Path::new(&line[line.find('/')?..]).parent()?.to_path_buf())
 }
 
-/// The loaded library.
+/// NVRTC, loaded into this process.
 #[derive(Debug)]
 pub struct Nvrtc {
     library: Library,
-    /// Version, e.g. `13.0`.
+    /// NVRTC's version, e.g. `13.0`.
     version: String,
 }
 
 impl Nvrtc {
-    /// Loads the first NVRTC that can be loaded.
+    /// Loads the first NVRTC of the search that can be loaded.
     pub fn open(search: &Search) -> Result<Self> {
         let mut tried = Vec::new();
         for path in search.candidates() {
@@ -109,8 +108,8 @@ impl Nvrtc {
         // SAFETY: nvrtcVersion(int *major, int *minor).
         nvrtc.check("nvrtcVersion", unsafe { symbol(&mut major, &mut minor) })?;
         nvrtc.version = format!("{major}.{minor}");
-        // NVRTC opens its second half by name, where the loader would not look. An open library of
-        // that name is found first, so it stays open.
+        // NVRTC opens its second half, the builtins, by name, and the loader would not look in this folder. It finds an
+        // open library of that name first, so the builtins stay open.
         if let Some(folder) = folder {
             let builtins = folder.join(format!("libnvrtc-builtins.so.{}", nvrtc.version));
             // SAFETY: as for NVRTC itself.
@@ -144,7 +143,7 @@ impl Nvrtc {
         Ok(archs.into_iter().map(|arch| Arch(arch as u32)).collect())
     }
 
-    /// Machine code or PTX of `source`.
+    /// Compiles `source` to machine code or PTX.
     pub fn compile(&self, source: &Source, target: CompileTarget) -> Result<Vec<u8>> {
         let text = c_string(source.file.text)?;
         let name = c_string(source.file.name)?;
@@ -282,7 +281,7 @@ impl Drop for Program<'_> {
     fn drop(&mut self) {
         type Destroy = unsafe extern "C" fn(*mut ProgramHandle) -> Code;
         if let Ok(destroy) = self.nvrtc.function::<Destroy>(b"nvrtcDestroyProgram\0") {
-            // SAFETY: a live program, destroyed once. A failure would leak it, no more.
+            // SAFETY: a live program, destroyed once. A failure would only leak it.
             unsafe { destroy(&mut self.handle) };
         }
     }

@@ -1,20 +1,20 @@
-//! The kernel sources, as they are in the binary.
+//! The kernel sources, which the binary contains.
 
 use crate::loss::LOSSES;
 
-/// A file of `kernels/cuda/` or of a loss.
+/// A file of `kernels/cuda/` or of a loss's folder.
 #[derive(Clone, Copy, Debug)]
 pub struct SourceFile {
-    /// Its name, as in `#include` and in the compiler's messages.
+    /// File name, as in `#include` and in the compiler's messages.
     pub name: &'static str,
-    /// Its content.
+    /// Content of the file at build time.
     pub text: &'static str,
 }
 
-/// A file that is compiled by itself, and the kernels in it.
+/// A file that NVRTC compiles by itself, and the kernels in it.
 #[derive(Clone, Copy, Debug)]
 pub struct Source {
-    /// The `.cu` file.
+    /// The `.cu` file with the kernels.
     pub file: SourceFile,
     /// Names of its `extern "C" __global__` functions.
     pub kernels: &'static [&'static str],
@@ -29,7 +29,7 @@ macro_rules! file {
     };
 }
 
-/// What a source may include.
+/// The headers that a source may include.
 pub const HEADERS: [SourceFile; 4] = [
     file!("common.cuh"),
     file!("draw.cuh"),
@@ -37,7 +37,7 @@ pub const HEADERS: [SourceFile; 4] = [
     file!("tile.cuh"),
 ];
 
-/// Everything that is compiled: the files of `kernels/cuda/`, then those of the losses.
+/// Every source that is compiled: the files of `kernels/cuda/`, then those of the losses.
 pub fn sources() -> impl Iterator<Item = &'static Source> {
     SOURCES
         .iter()
@@ -78,9 +78,9 @@ static SOURCES: [Source; 5] = [
     },
 ];
 
-/// Options of every compilation besides the architecture. They ask for what IEEE 754 says, so that a
-/// kernel can give the bits of its twin: no multiply fused with an add unless the source says so, no
-/// flush of subnormals, correctly rounded division and square root.
+/// Options of every compilation in addition to the architecture. They demand IEEE 754 arithmetic, which lets a kernel
+/// give the bits of its twin: no multiply fused with an add unless the source says so, no flush of subnormals,
+/// correctly rounded division and square root.
 pub const OPTIONS: [&str; 5] = [
     "--std=c++17",
     "--fmad=false",

@@ -1,4 +1,4 @@
-//! Our own streams, and events: what waits for what.
+//! Fovea's own streams, and the events by which streams and the host wait for each other.
 //!
 //! A stream's handle is `usize`, as [`Kernels::run`] takes it, so libtorch's streams work as well.
 
@@ -13,8 +13,7 @@ use super::kernels::Kernels;
 /// Driver version from which events measure time by cuEventElapsedTime_v2.
 const WITH_ELAPSED_TIME_V2: u32 = 12_080;
 
-/// A stream that does not wait for the default stream, destroyed when dropped; work that is on it then is
-/// still done.
+/// A stream that does not wait for the default stream. Dropping it destroys it; the work that is on it is still done.
 #[derive(Debug)]
 pub struct Stream {
     kernels: Arc<Kernels>,
@@ -32,7 +31,7 @@ impl Stream {
     ///
     /// # Errors
     ///
-    /// What the driver says.
+    /// The driver's error.
     pub fn new(kernels: &Arc<Kernels>) -> Result<Self> {
         Self::with_priority(kernels, 0)
     }
@@ -41,7 +40,7 @@ impl Stream {
     ///
     /// # Errors
     ///
-    /// What the driver says.
+    /// The driver's error.
     pub fn with_high_priority(kernels: &Arc<Kernels>) -> Result<Self> {
         let (mut least, mut greatest) = (0, 0);
         let current = kernels.enter()?;
@@ -67,27 +66,27 @@ impl Stream {
         })
     }
 
-    /// Its handle, alive as long as self.
+    /// The driver's handle, valid as long as `self`.
     #[must_use]
     pub fn handle(&self) -> usize {
         self.handle as usize
     }
 
-    /// Waits until everything on the stream is done.
+    /// Waits until all work on the stream is done.
     ///
     /// # Errors
     ///
-    /// What went wrong on the device since.
+    /// The error of work on the device since.
     pub fn synchronize(&self) -> Result<()> {
         // SAFETY: the stream lives as long as self.
         unsafe { self.kernels.synchronize(self.handle()) }
     }
 
-    /// Lets what is put on the stream from now on wait for what `event` stands for now. Returns at once.
+    /// Makes work that is put on the stream from now on wait for the last recording of `event`. Returns at once.
     ///
     /// # Errors
     ///
-    /// What the driver says.
+    /// The driver's error.
     pub fn wait(&self, event: &Event) -> Result<()> {
         // SAFETY: the stream lives as long as self.
         unsafe { wait_event(self.handle(), event) }
@@ -103,11 +102,11 @@ impl Drop for Stream {
     }
 }
 
-/// As [`Stream::wait`], for a stream that is not ours.
+/// As [`Stream::wait`], for a stream of another library.
 ///
 /// # Errors
 ///
-/// What the driver says.
+/// The driver's error.
 ///
 /// # Safety
 ///
@@ -134,26 +133,26 @@ unsafe impl Send for Event {}
 unsafe impl Sync for Event {}
 
 impl Event {
-    /// An event to wait for.
+    /// An event that can be waited for but not timed.
     ///
     /// # Errors
     ///
-    /// What the driver says.
+    /// The driver's error.
     pub fn new(kernels: &Arc<Kernels>) -> Result<Self> {
         Self::create(kernels, false)
     }
 
-    /// An event that knows its time as well, which costs the stream a little.
+    /// An event that also records its time, which costs the stream a little.
     ///
     /// # Errors
     ///
-    /// What the driver says.
+    /// The driver's error.
     pub fn timed(kernels: &Arc<Kernels>) -> Result<Self> {
         Self::create(kernels, true)
     }
 
     fn create(kernels: &Arc<Kernels>, timed: bool) -> Result<Self> {
-        // Who waits sleeps: other threads of this process (loading, NCCL's) want the processor.
+        // A waiting thread sleeps, because other threads of this process (loading, NCCL's) need the processor.
         let flags = CUevent_flags::CU_EVENT_BLOCKING_SYNC as c_uint
             | if timed {
                 CUevent_flags::CU_EVENT_DEFAULT as c_uint
@@ -173,11 +172,11 @@ impl Event {
         })
     }
 
-    /// Stands from now on for everything that is on `stream` now. Returns at once.
+    /// Records the event on `stream`: from now on it stands for all work that is there now. Returns at once.
     ///
     /// # Errors
     ///
-    /// What the driver says.
+    /// The driver's error.
     ///
     /// # Safety
     ///
@@ -190,11 +189,11 @@ impl Event {
         })
     }
 
-    /// Whether it is reached. Does not wait.
+    /// Whether the device has reached the event. Does not wait.
     ///
     /// # Errors
     ///
-    /// What went wrong on the device since.
+    /// The error of work on the device since.
     pub fn is_done(&self) -> Result<bool> {
         let _current = self.kernels.enter()?;
         // SAFETY: the event lives.
@@ -204,11 +203,11 @@ impl Event {
         }
     }
 
-    /// Waits until it is reached.
+    /// Waits until the device has reached the event.
     ///
     /// # Errors
     ///
-    /// What went wrong on the device since.
+    /// The error of work on the device since.
     pub fn synchronize(&self) -> Result<()> {
         let _current = self.kernels.enter()?;
         // SAFETY: the event lives.
@@ -217,11 +216,11 @@ impl Event {
         })
     }
 
-    /// Milliseconds on the device from `earlier` to self, both reached.
+    /// Milliseconds on the device from `earlier` to `self`; the device must have reached both.
     ///
     /// # Errors
     ///
-    /// One of them is not timed, was never recorded or is not reached yet.
+    /// One of them is not timed, was never recorded, or is not reached yet.
     pub fn ms_since(&self, earlier: &Self) -> Result<f32> {
         let untimed = |what: &'static str, actual: String, help| crate::Error::Argument {
             what,

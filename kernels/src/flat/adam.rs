@@ -8,8 +8,8 @@ use super::{CHUNK, round_bf16};
 use crate::error::{Error, Result, check_len};
 use crate::simd::{SimdLevel, multiversion};
 
-/// Hyperparameters of one optimizer step. They are f64, as PyTorch keeps them: `1 - beta2` of an
-/// f32 `beta2` would be off in its fifth digit.
+/// Hyperparameters of one optimizer step. They are f64, as PyTorch keeps them: `1 - beta2` of an f32 `beta2` would be
+/// off in its fifth digit.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct AdamParams {
     /// Learning rate of this step, 0 or more.
@@ -25,14 +25,14 @@ pub struct AdamParams {
     /// `true`: the decay shrinks the parameter (AdamW). `false`: it is an L2 term in the gradient
     /// (Adam).
     pub decoupled: bool,
-    /// Number of this step, from 1: how often the moments have been updated after it.
+    /// Number of this step, from 1: how many updates the moments have had after it.
     pub step: u64,
-    /// Factor on every gradient before anything else: 1 / samples, norm clipping.
+    /// Factor on every gradient, applied first: the factor of norm clipping, see [`super::clip_scale`].
     pub grad_scale: f64,
 }
 
 impl AdamParams {
-    /// Refuses numbers with which the update is undefined.
+    /// Returns an error for numbers with which the update is undefined.
     fn check(&self) -> Result<()> {
         let below_one = |x: f64| (0.0..1.0).contains(&x);
         let not_negative = |x: f64| x.is_finite() && x >= 0.0;
@@ -94,8 +94,8 @@ impl AdamParams {
     }
 }
 
-/// [`AdamParams`] as the inner loop wants them, rounded to f32 once as PyTorch rounds its Python scalars.
-/// The GPU reads them in this layout.
+/// [`AdamParams`] in the form of the inner loop, rounded to f32 once, as PyTorch rounds its Python scalars. The GPU
+/// kernel reads them in this layout.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, PartialEq, Pod, Zeroable)]
 pub struct AdamScalars {
@@ -146,7 +146,7 @@ impl AdamScalars {
     }
 }
 
-/// `base^exponent` by squaring: the same bits on every machine, which libm's pow does not promise.
+/// `base^exponent` by squaring: the same bits on every machine, which libm's pow does not guarantee.
 fn power(mut base: f64, mut exponent: u64) -> f64 {
     let mut result = 1.0;
     while exponent > 0 {
@@ -164,7 +164,7 @@ fn power(mut base: f64, mut exponent: u64) -> f64 {
 ///
 /// The order of operations is that of `torch.optim.Adam` / `AdamW` (PyTorch 2.11, one tensor, not
 /// capturable): `step_size = lr / (1 - beta1^step)`, `denom = sqrt(v) / sqrt(1 - beta2^step) + eps`.
-/// A gradient that is not finite poisons its parameter: check [`super::sum_squares`] first.
+/// A gradient that is not finite makes its parameter NaN or infinite: check [`super::sum_squares`] first.
 pub fn adam(
     params: &mut [f32],
     grads: &[f32],

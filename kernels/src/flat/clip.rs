@@ -1,7 +1,7 @@
 //! Gradient clipping by norm.
 
-/// What a gradient of this `norm` is scaled by so that its norm is at most `clip_norm`, as
-/// `torch.nn.utils.clip_grad_norm_` does: `min(1, clip_norm / (norm + 1e-6))`; 1 without a limit (0).
+/// The factor that scales a gradient of this `norm` to a norm of at most `clip_norm`, as
+/// `torch.nn.utils.clip_grad_norm_` computes it: `min(1, clip_norm / (norm + 1e-6))`; 1 without a limit (0).
 #[must_use]
 pub fn clip_scale(norm: f64, clip_norm: f64) -> f64 {
     if clip_norm > 0.0 {

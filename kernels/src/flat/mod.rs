@@ -1,8 +1,7 @@
 //! Passes over the flat parameter, gradient and moment buffers.
 //!
-//! Every pass works on fixed chunks in parallel, so its bits never depend on the number of threads,
-//! and touches each element once: at 22.5 million parameters memory bandwidth bounds
-//! these passes.
+//! Every pass works on fixed chunks in parallel, so its bits never depend on the number of threads. It touches each
+//! element once, because memory bandwidth bounds these passes at 22.5 million parameters.
 
 mod adam;
 mod clip;
@@ -16,11 +15,11 @@ use rayon::prelude::*;
 use crate::error::{Result, check_len};
 use crate::simd::{SimdLevel, multiversion};
 
-/// Elements that one thread takes at a time. Part of the definition of [`sum_squares`]: partial
-/// sums are per chunk.
+/// Elements that one thread takes at a time. They are part of the definition of [`sum_squares`], whose partial sums are
+/// per chunk.
 pub(crate) const CHUNK: usize = 1 << 16;
 
-/// Lanes of the partial sums of [`sum_squares`]: four 512-bit accumulators hide the add's latency.
+/// Lanes of the partial sums of [`sum_squares`]: four 512-bit accumulators hide the latency of the addition.
 const LANES: usize = 32;
 
 /// `dst = src` when `first`, else `dst += src`, widening to f32: one microbatch's bf16 gradients
@@ -57,9 +56,8 @@ pub fn to_bf16(src: &[f32], dst: &mut [bf16]) -> Result<()> {
     Ok(())
 }
 
-/// Sum of the squares of `x` in f64, in a fixed order: 32 interleaved lanes per chunk of 65536
-/// elements, lanes in order, chunks in order. NaN and infinity propagate, so a finite result also
-/// says that every element is finite.
+/// Sum of the squares of `x` in f64, in a fixed order: 32 interleaved lanes per chunk of 65536 elements, lanes in
+/// order, chunks in order. NaN and infinity propagate: a finite result proves that every element is finite.
 #[must_use]
 pub fn sum_squares(x: &[f32]) -> f64 {
     let level = SimdLevel::detect();
@@ -70,18 +68,18 @@ pub fn sum_squares(x: &[f32]) -> f64 {
     chunks.iter().sum()
 }
 
-/// `x` rounded to nearest even, without a branch. Unlike the processor's own conversion it keeps
-/// subnormals, so the bits are the same on every machine.
+/// `x` rounded to nearest even, without a branch. Unlike the processor's own conversion it keeps subnormals, so the
+/// bits are the same on every machine.
 #[inline(always)]
 pub(crate) fn round_bf16(x: f32) -> bf16 {
     let bits = x.to_bits();
     let rounded = bits.wrapping_add(0x7FFF + (bits >> 16 & 1)) >> 16;
-    // A NaN keeps its upper payload and is made quiet, so that rounding cannot turn it into inf.
+    // A NaN keeps its upper payload and becomes quiet, because rounding could otherwise turn it into infinity.
     let quiet = bits >> 16 | 0x40;
     bf16::from_bits(if x.is_nan() { quiet } else { rounded } as u16)
 }
 
-/// `x` exactly, as f32.
+/// `x` as f32, exactly.
 #[inline(always)]
 fn widen_bf16(x: bf16) -> f32 {
     f32::from_bits(u32::from(x.to_bits()) << 16)
@@ -112,7 +110,7 @@ multiversion! {
 }
 
 multiversion! {
-    /// Rounds as many elements as the shorter slice has.
+    /// Rounds as many elements as the shorter of the two slices has.
     pub(crate) fn round_chunk(dst: &mut [bf16], src: &[f32]) {
         for (d, &s) in dst.iter_mut().zip(src) {
             *d = round_bf16(s);

@@ -117,7 +117,7 @@ proptest! {
     }
 }
 
-/// f32 would overflow here; the sum is finite as long as the elements are.
+/// In f32 this sum would overflow; in f64 it is finite as long as the elements are.
 #[test]
 fn squares_are_taken_in_f64() {
     assert!((sum_squares(&[f32::MAX; 100]) / 1.157_920_9e79 - 1.0).abs() < 1e-6);

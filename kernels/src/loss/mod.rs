@@ -1,7 +1,7 @@
 //! Losses over one head's logits: the summed loss and its gradient in one pass.
 //!
 //! A loss is a folder here, with its definition on the CPU (the twin), its kernel and its tests, and a row of
-//! [`LOSSES`]. Whoever trains or evaluates uses the trait alone.
+//! [`LOSSES`]. Training and evaluation use the trait alone.
 
 mod focal;
 
@@ -20,17 +20,17 @@ pub static LOSSES: &[&LossEntry] = &[&focal::ENTRY];
 /// A row of [`LOSSES`].
 #[derive(Debug)]
 pub struct LossEntry {
-    /// Its spelling in configurations; unique.
+    /// The loss's name in configurations; unique.
     pub name: &'static str,
-    /// The kind of target whose labels it reads.
+    /// The kind of target whose labels the loss reads.
     pub kind: Kind,
-    /// Makes it of settings; refuses those it cannot compute with.
+    /// Builds the loss from settings; returns an error for settings that it cannot compute with.
     pub build: fn(&LossSettings) -> Result<Arc<dyn Loss>>,
-    /// Its kernel.
+    /// The CUDA source of its kernel.
     pub source: Source,
 }
 
-/// What a configuration and a dataset can say about a loss. Each loss takes what it needs.
+/// Settings of a loss that come from the configuration and the dataset. Each loss uses the ones it needs.
 #[derive(Clone, Debug, PartialEq)]
 pub struct LossSettings {
     /// Focusing exponent, 0 or more; 0 weighs easy and hard samples alike.
@@ -68,26 +68,26 @@ pub trait Loss: Send + Sync + Debug {
         dlogits: &mut [f32],
     ) -> Result<f64>;
 
-    /// The record of settings that the kernel reads, as bytes on the device; it is the same in every step.
+    /// The settings that the kernel reads, as bytes for the device; they are the same in every step.
     fn record(&self) -> &[u8];
 
     /// Bytes of scratch memory that the kernel needs for `n` rows.
     fn scratch_bytes(&self, n: usize) -> usize;
 
-    /// The kernel that computes [`Loss::host`] on device memory. It does not look for labels that are not allowed.
+    /// The operation that computes [`Loss::host`] on device memory. It does not check whether labels are allowed.
     fn op(&self, at: LossAt) -> Box<dyn Op>;
 
-    /// Its name in configurations.
+    /// The loss's name in configurations.
     fn name(&self) -> &'static str {
         self.entry().name
     }
 
-    /// The kind of target whose labels it reads.
+    /// The kind of target whose labels the loss reads.
     fn kind(&self) -> Kind {
         self.entry().kind
     }
 
-    /// Writes the probabilities of logits `[n, C]` to `out` of the same shape: [`probabilities`] of its kind.
+    /// Writes the probabilities of logits `[n, C]` to `out` of the same shape: [`probabilities`] of the loss's kind.
     ///
     /// # Errors
     ///
@@ -97,32 +97,32 @@ pub trait Loss: Send + Sync + Debug {
     }
 }
 
-/// Where a loss's kernel finds its inputs and puts its results: device addresses, and the number of rows.
+/// Addresses in device memory of a loss kernel's inputs and results, and the number of rows.
 #[derive(Clone, Copy, Debug)]
 pub struct LossAt {
-    /// `[n, C]` f32.
+    /// Address of the logits, `[n, C]` f32; only read.
     pub logits: u64,
-    /// `[n]` [`Label`], 8-byte aligned.
+    /// Address of the labels, `[n]` [`Label`], 8-byte aligned.
     pub labels: u64,
-    /// Rows; `n * C` is at most 2147483647.
+    /// Number of rows; `n * C` is at most 2147483647.
     pub n: usize,
-    /// The bytes of [`Loss::record`], 4-byte aligned.
+    /// Address of the bytes of [`Loss::record`], 4-byte aligned.
     pub record: u64,
-    /// One f32: factor on `dlogits`, not on the loss.
+    /// Address of one f32: the factor on `dlogits`, not on the loss.
     pub scale: u64,
-    /// `[n, C]` f32, written.
+    /// Address of the scaled gradient, `[n, C]` f32; written.
     pub dlogits: u64,
-    /// One f64, written: the summed loss, 0 without rows.
+    /// Address of the summed loss, one f64; written, 0 without rows.
     pub loss: u64,
-    /// [`Loss::scratch_bytes`] bytes, 8-byte aligned.
+    /// Address of [`Loss::scratch_bytes`] bytes, 8-byte aligned.
     pub scratch: u64,
 }
 
-/// The loss called `name`.
+/// Builds the loss called `name`.
 ///
 /// # Errors
 ///
-/// There is none of this name; settings it cannot compute with.
+/// No loss has this name; the loss cannot compute with the settings.
 pub fn build(name: &str, settings: &LossSettings) -> Result<Arc<dyn Loss>> {
     match LOSSES.iter().find(|entry| entry.name == name) {
         Some(entry) => (entry.build)(settings),
@@ -135,9 +135,9 @@ pub fn build(name: &str, settings: &LossSettings) -> Result<Arc<dyn Loss>> {
     }
 }
 
-/// Writes the probabilities of logits `[n, classes]` to `out` of the same shape: a sigmoid of each logit where any
-/// number of classes is allowed, a softmax over each row where there is exactly one. Computed in f64, so that nothing
-/// overflows; NaN gives NaN.
+/// Writes the probabilities of logits `[n, classes]` to `out` of the same shape: a sigmoid of each logit where a label
+/// may have any number of classes, a softmax over each row where it has exactly one. Computed in f64, which cannot
+/// overflow; NaN gives NaN.
 ///
 /// # Errors
 ///
@@ -162,13 +162,13 @@ pub fn probabilities(kind: Kind, classes: usize, logits: &[f32], out: &mut [f32]
     Ok(())
 }
 
-/// `1 / (1 + exp(-z))`, in f64 so that it never overflows.
+/// `1 / (1 + exp(-z))`, in f64 because it must never overflow.
 #[must_use]
 pub fn sigmoid(z: f32) -> f32 {
     (1.0 / (1.0 + (-f64::from(z)).exp())) as f32
 }
 
-/// `exp(z_c - max z) / sum over c of exp(z_c - max z)` of one row, in f64 so that it never overflows.
+/// `exp(z_c - max z) / sum over c of exp(z_c - max z)` of one row, in f64 because it must never overflow.
 #[must_use]
 pub fn softmax(logits: &[f32]) -> Vec<f32> {
     let highest = logits.iter().copied().fold(f32::NEG_INFINITY, f32::max);
@@ -177,7 +177,7 @@ pub fn softmax(logits: &[f32]) -> Vec<f32> {
     logits.iter().map(|&z| (power(z) / sum) as f32).collect()
 }
 
-/// Refuses buffers that are not `[n, classes]` for the `n` of `labels`.
+/// Returns an error for buffers that are not `[n, classes]` for the `n` of `labels`.
 fn check_shapes(classes: usize, logits: &[f32], labels: &[Label], dlogits: &[f32]) -> Result<()> {
     let elements = checked_elements("logits", &[labels.len(), classes])?;
     check_len("logits", "[labels.len(), C]", logits.len(), elements)?;

@@ -26,7 +26,7 @@ fn losses_are_found_by_their_names() {
     assert!(error.starts_with("the name of a loss is hinge"), "{error}");
 }
 
-/// What the trait promises of every loss.
+/// The promises that the trait makes for every loss.
 #[test]
 fn unlabelled_rows_count_for_nothing() {
     for entry in LOSSES {
@@ -70,7 +70,7 @@ proptest! {
         for (p, z) in out.chunks(classes).zip(logits.chunks(classes)) {
             prop_assert!((p.iter().map(|&p| f64::from(p)).sum::<f64>() - 1.0).abs() < 1e-5);
             for (i, j) in (0..classes).zip(1..classes) {
-                // The logits' difference is the logarithm of the odds, as far as f32 holds both.
+                // The difference of two logits is the logarithm of the odds, as far as f32 can hold both.
                 if p[i] > 1e-30 && p[j] > 1e-30 {
                     let odds = (f64::from(p[i]) / f64::from(p[j])).ln();
                     prop_assert!((odds - (f64::from(z[i]) - f64::from(z[j]))).abs() < 1e-5);

@@ -6,11 +6,11 @@ use super::workers::{Exec, Pieces};
 use crate::error::{Error, Result, check_len, checked_elements};
 use std::ops::Range;
 
-/// Mean over the rows of one image.
+/// The mean over the pixels of one image.
 struct Mean<'a, T> {
-    /// `[pixels, channels]`
+    /// The image's activation, `[pixels, channels]`.
     x: &'a [T],
-    /// `[channels]`
+    /// The means, `[channels]`; written.
     y: &'a mut [T],
 }
 
@@ -42,11 +42,11 @@ impl<T: Element> Kernel for Mean<'_, T> {
     }
 }
 
-/// The same share of the gradient for every row of one image.
+/// The gradient for one image: the same share for every pixel.
 struct GradientSpread<'a, T> {
-    /// `[channels]`
+    /// Gradient of the means, `[channels]`.
     dy: &'a [T],
-    /// `[pixels, channels]`
+    /// Gradient of the activation, `[pixels, channels]`; written.
     dx: &'a mut [T],
 }
 

@@ -6,14 +6,14 @@ use super::workers::{Exec, Pieces};
 use super::{Element, ReluGate, block_rows};
 use std::ops::Range;
 
-/// Which [`ReluGate`], as a constant of the inner loops.
+/// The kind of [`ReluGate`], as a constant of the inner loops.
 mod gates {
     pub(super) const OPEN: u8 = 0;
     pub(super) const OUTPUT: u8 = 1;
     pub(super) const INPUT: u8 = 2;
 }
 
-/// The gate of one block, with what it needs.
+/// The gate of one block, with the data that it needs.
 #[derive(Clone, Copy)]
 pub(super) enum BlockGate<'a, T> {
     Open,
@@ -57,8 +57,8 @@ impl<'a, T: Element> BlockGate<'a, T> {
     }
 }
 
-/// Per channel `sum(g)` and `sum(g * (x - mean))` of one block, `g` being `dy` (plus the second
-/// gradient) where the gate is open. Writes `g` out when asked.
+/// Sums per channel `g` and `g * (x - mean)` over one block, where `g` is `dy` (plus the second gradient) where the
+/// gate is open and 0 elsewhere. Also writes `g` if there is a buffer for it.
 struct Reduce<'a, T> {
     x: &'a [T],
     dy: &'a [T],
@@ -66,7 +66,7 @@ struct Reduce<'a, T> {
     gate: BlockGate<'a, T>,
     mean: &'a [f32],
     gated: Option<&'a mut [T]>,
-    /// `[2, channels]`
+    /// The two sums of each channel, `[2, channels]`; written.
     sums: &'a mut [f32],
 }
 
@@ -117,7 +117,7 @@ impl<T: Element> Reduce<'_, T> {
                     if KEEP {
                         T::store(g, gated.add(at));
                         if SECOND {
-                            // The second pass reads the rounded sum: both must see the same.
+                            // The second pass reads the rounded sum, so this one must use it too.
                             g = T::load::<L>(gated.add(at));
                         }
                     }
@@ -185,7 +185,7 @@ pub(super) struct GradientSums {
     pub(super) dot: Vec<f64>,
 }
 
-/// The reducing pass. `gated` receives `g` when it is there.
+/// The reducing pass. `gated` receives `g` when it is given.
 pub(super) fn reduce<T: Element>(
     exec: Exec,
     x: &[T],
@@ -233,7 +233,7 @@ pub(super) fn reduce<T: Element>(
     sums
 }
 
-/// Per channel factors of `dx = a * g + b * x + c`.
+/// The factors, per channel, of `dx = a * g + b * x + c`.
 pub(super) struct Factors {
     pub(super) a: Vec<f32>,
     pub(super) b: Vec<f32>,
@@ -241,13 +241,12 @@ pub(super) struct Factors {
 }
 
 impl Factors {
-    /// Channels.
+    /// Number of channels, the length of each factor.
     pub(super) fn len(&self) -> usize {
         self.a.len()
     }
 
-    /// From `dx = weight * invstd * (g - sum(g) / n - xhat * sum(g * xhat) / n)` with
-    /// `xhat = (x - mean) * invstd`.
+    /// From `dx = weight * invstd * (g - sum(g) / n - xhat * sum(g * xhat) / n)` with `xhat = (x - mean) * invstd`.
     pub(super) fn new(
         weight: &[f32],
         mean: &[f32],

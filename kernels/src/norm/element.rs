@@ -13,17 +13,17 @@ mod sealed {
     pub trait Access: Copy + Send + Sync + 'static {
         /// Whether elements have only the bits of bf16.
         const NARROW: bool;
-        /// How maxima are found.
+        /// How this type finds maxima.
         type Race<L: Lanes>: Race<Self>;
-        /// Reads `L::WIDTH` elements.
+        /// Reads `L::WIDTH` elements from `from` on, widened to f32.
         unsafe fn load<L: Lanes>(from: *const Self) -> L;
         /// Writes `L::WIDTH` elements, rounded to nearest even.
         unsafe fn store<L: Lanes>(value: L, to: *mut Self);
-        /// Reads `N * L::WIDTH` per-channel numbers, in the lane order that `load` gives.
+        /// Reads `N * L::WIDTH` per-channel f32 numbers, in the lane order that `load` gives.
         unsafe fn load_channels<L: Lanes, const N: usize>(from: *const f32) -> [L; N];
-        /// Writes `L::WIDTH` per-channel numbers from that order.
+        /// Writes `L::WIDTH` per-channel f32 numbers from that order.
         unsafe fn store_channels<L: Lanes>(value: L, to: *mut f32);
-        /// Reads the elements whose byte at `codes` is `code`, 0 elsewhere.
+        /// Reads the elements whose byte at `codes` is `code`, and 0 for the others.
         unsafe fn pick<L: Lanes>(from: *const Self, codes: *const u8, code: u8) -> L;
     }
 }
@@ -34,9 +34,9 @@ pub trait Element: sealed::Access {}
 impl Element for f32 {}
 impl Element for bf16 {}
 
-/// [`sealed::Access`] by the methods of [`Lanes`] for one element type. (Functions and not closures in
-/// the kernels: only a function can be made to inline, and outside a function with the instructions
-/// enabled a vector operation is a call.)
+/// Implements [`sealed::Access`] for one element type by methods of [`Lanes`]. (The kernels use functions, not
+/// closures: only a function can be made to inline, and outside a function with the instructions enabled a vector
+/// operation is a call.)
 macro_rules! access {
     ($element:ty, $narrow:literal, $race:ident, $load:ident, $store:ident, $channels:ident, $back:ident, $pick:ident) => {
         impl sealed::Access for $element {

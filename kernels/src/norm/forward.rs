@@ -5,17 +5,17 @@ use super::workers::{Exec, Pieces};
 use super::{Element, block_rows};
 use std::ops::Range;
 
-/// Rows of a block, evenly spread, whose mean shifts its sums.
+/// Rows of a block, evenly spread, whose mean shifts the block's sums.
 const SHIFT_ROWS: usize = 8;
-/// Rows that a pass without sums handles strip by strip before it goes on: they stay in L1.
+/// Rows that a pass without sums handles strip by strip before it continues: they stay in L1.
 pub(super) const TILE_ROWS: usize = 8;
 
-/// Shifted sums of one block: with `k` near the mean of some of its rows, writes `k`, `sum(x - k)`
-/// and `sum((x - k)^2)` per channel.
+/// Shifted sums of one block: with `k` near the mean of some of its rows, writes `k`, `sum(x - k)` and `sum((x - k)^2)`
+/// per channel.
 struct Moments<'a, T> {
     x: &'a [T],
     channels: usize,
-    /// `[3, channels]`
+    /// The three numbers of each channel, `[3, channels]`; written.
     sums: &'a mut [f32],
 }
 
@@ -68,11 +68,10 @@ impl<T: Element> Kernel for Moments<'_, T> {
 
 /// Mean and sum of squared deviations of every channel of `x` `[rows, channels]`.
 ///
-/// Each block of rows is summed in f32 about a shift taken from the block itself: the mean of 8 of its
-/// `n` rows. Its distance from the block's mean is at most `sqrt(M2 / 8)`, so the subtraction of its
-/// square loses at most `log2(n / 8)` bits, whatever the data. For bf16 the shift is cut to bf16: the
-/// differences then lie on the elements' own grid and their sums are mostly exact. Blocks are joined
-/// in f64, in order.
+/// Each block of rows is summed in f32 about a shift taken from the block itself: the mean of 8 of its `n` rows. Its
+/// distance from the block's mean is at most `sqrt(M2 / 8)`, so the subtraction of its square loses at most `log2(n /
+/// 8)` bits, whatever the data. For bf16 the shift is cut to bf16: the differences then lie on the elements' own grid,
+/// and their sums are mostly exact. Blocks are joined in f64, in order.
 pub(super) fn moments<T: Element>(exec: Exec, x: &[T], channels: usize) -> ChannelMoments {
     let block = block_rows(channels) * channels;
     let blocks = x.len().div_ceil(block);
@@ -98,11 +97,11 @@ pub(super) fn moments<T: Element>(exec: Exec, x: &[T], channels: usize) -> Chann
     }
 }
 
-/// First two moments per channel.
+/// The first two moments of each channel, over all rows.
 pub(super) struct ChannelMoments {
-    /// Mean.
+    /// Mean of each channel, `[channels]`.
     pub(super) mean: Vec<f64>,
-    /// Sum of squared deviations from the mean.
+    /// Sum of squared deviations from the mean, `[channels]`.
     pub(super) m2: Vec<f64>,
 }
 
@@ -144,7 +143,7 @@ impl Join<'_> {
     }
 }
 
-/// `y = x * scale + shift (+ residual)`, then ReLU when asked, for one block.
+/// Computes `y = x * scale + shift (+ residual)`, then ReLU when asked, for one block.
 struct Apply<'a, T> {
     x: &'a [T],
     residual: Option<&'a [T]>,

@@ -6,11 +6,10 @@
 //! rows are f32 within a block of fixed size and f64 across blocks, in order. So the bits depend
 //! neither on the number of threads nor on the instruction set.
 //!
-//! Threads: the current rayon pool; with one thread everything runs on the caller's. Formulas are
-//! those of Ioffe and Szegedy 2015 as PyTorch's `batch_norm` computes them (biased variance for the
-//! normalisation).
+//! A pass runs on the current rayon pool; with one thread, everything runs on the caller's. The formulas are those of
+//! Ioffe and Szegedy 2015, as PyTorch's `batch_norm` computes them (biased variance for the normalisation).
 //!
-//! This room must not know about tensors, autograd or running buffers: the caller averages those.
+//! This module must not know about tensors, autograd or running buffers: the caller updates the running averages.
 
 mod average;
 mod backward;
@@ -36,8 +35,8 @@ use crate::error::{Error, Result, check_len, checked_elements};
 use backward::{BlockGate, Factors, GradientSums};
 use workers::Exec;
 
-/// Rows of a block. A constant of the shape, because it fixes the order of the sums: about 32,768
-/// elements, which in bf16 is 64 KB.
+/// Rows of a block, about 32,768 elements (64 KB in bf16). They depend on the shape alone, because they fix the order
+/// of the sums.
 fn block_rows(channels: usize) -> usize {
     (32 * 1024 / channels.max(1)).clamp(16, 1024)
 }
@@ -45,19 +44,19 @@ fn block_rows(channels: usize) -> usize {
 /// Input of a normalising forward pass.
 #[derive(Clone, Copy, Debug)]
 pub struct Forward<'a, T> {
-    /// Activation, `[rows, channels]`.
+    /// Input of the layer, `[rows, channels]`.
     pub x: &'a [T],
-    /// `N * H * W`.
+    /// Number of rows, `N * H * W`.
     pub rows: usize,
-    /// Channels.
+    /// Number of channels, C.
     pub channels: usize,
-    /// Affine factor, `[channels]`.
+    /// Learned affine factor (gamma), `[channels]`.
     pub weight: &'a [f32],
-    /// Affine offset, `[channels]`.
+    /// Learned affine offset (beta), `[channels]`.
     pub bias: &'a [f32],
-    /// Added before the ReLU, `[rows, channels]`.
+    /// Residual branch, `[rows, channels]`, added before the ReLU; none if the layer has no residual.
     pub residual: Option<&'a [T]>,
-    /// Whether the result goes through a ReLU.
+    /// Whether the result passes a ReLU.
     pub relu: bool,
     /// Added to the variance before the square root.
     pub eps: f32,
@@ -112,8 +111,8 @@ impl BatchStats<'_> {
     }
 }
 
-/// `(scale, shift)` such that the normalised value is `x * scale + shift`. Forward and backward both
-/// call this with the same f32 numbers, so a gate that is computed again opens on the same bits.
+/// `(scale, shift)`, with which the normalised value is `x * scale + shift`. Forward and backward both call this with
+/// the same f32 numbers, so a gate that is computed again opens on the same bits.
 fn scale_shift(weight: &[f32], bias: &[f32], mean: &[f32], invstd: &[f32]) -> (Vec<f32>, Vec<f32>) {
     let mut pair = (vec![0.0; weight.len()], vec![0.0; weight.len()]);
     for i in 0..weight.len() {
@@ -136,8 +135,8 @@ fn check_train_rows(rows: usize) -> Result<()> {
     })
 }
 
-/// `out = relu(weight * (x - mean) * invstd + bias (+ residual))` with the statistics of this batch,
-/// which it returns. Two passes: one reads `x`, one reads it again and writes `out`.
+/// `out = relu(weight * (x - mean) * invstd + bias (+ residual))` with the statistics of this batch, which it also
+/// writes. Two passes: one reads `x`, one reads it again and writes `out`.
 ///
 /// # Errors
 /// When a buffer does not have its shape's length, or `rows < 2`.
@@ -209,15 +208,15 @@ fn running_invstd(running_var: &[f32], eps: f32) -> Vec<f32> {
     running_var.iter().map(invstd).collect()
 }
 
-/// Where the ReLU let the gradient through.
+/// Where the ReLU let values through, and so lets the gradient through.
 #[derive(Clone, Copy, Debug)]
 pub enum ReluGate<'a, T> {
-    /// There was no ReLU: everywhere.
+    /// Everywhere: the layer has no ReLU.
     Open,
     /// Where the output `[rows, channels]` of the forward pass is positive.
     Output(&'a [T]),
-    /// Where the normalised value, computed again from `x`, is positive. Only when there was no
-    /// residual; saves reading the output.
+    /// Where the normalised value, computed again from `x`, is positive. Only possible without a residual; saves
+    /// reading the output.
     Input {
         /// Affine offset of the forward pass, `[channels]`.
         bias: &'a [f32],
@@ -229,31 +228,31 @@ pub enum ReluGate<'a, T> {
 pub struct Backward<'a, T> {
     /// Input of the forward pass, `[rows, channels]`.
     pub x: &'a [T],
-    /// `N * H * W`.
+    /// Number of rows, `N * H * W`.
     pub rows: usize,
-    /// Channels.
+    /// Number of channels, C.
     pub channels: usize,
     /// Gradient of the output, `[rows, channels]`.
     pub dy: &'a [T],
-    /// A second gradient of the same output, added to the first (an output that two layers read gets
-    /// one from each; adding them here saves a pass). Needs [`Gradients::dresidual`].
+    /// A second gradient of the same output, added to the first; none if one layer reads the output. (Each of two
+    /// layers that read it gives a gradient; adding them here saves a pass.) Needs [`Gradients::dresidual`].
     pub second_dy: Option<&'a [T]>,
     /// The ReLU of the forward pass.
     pub gate: ReluGate<'a, T>,
-    /// Affine factor, `[channels]`.
+    /// Learned affine factor (gamma), `[channels]`.
     pub weight: &'a [f32],
     /// Batch mean from the forward pass, `[channels]`.
     pub mean: &'a [f32],
-    /// From the forward pass, `[channels]`.
+    /// `1 / sqrt(biased variance + eps)` from the forward pass, `[channels]`.
     pub invstd: &'a [f32],
 }
 
-/// What the backward pass writes.
+/// Buffers that the backward pass writes.
 #[derive(Debug)]
 pub struct Gradients<'a, T> {
     /// Gradient of `x`, `[rows, channels]`.
     pub dx: &'a mut [T],
-    /// Gradient of the residual = `dy` where the gate is open, `[rows, channels]`.
+    /// Gradient of the residual, `[rows, channels]`: `dy` where the gate is open, else 0. None if it is not needed.
     pub dresidual: Option<&'a mut [T]>,
     /// Gradient of the affine factor, `[channels]`.
     pub dweight: &'a mut [f32],
@@ -331,7 +330,7 @@ fn train_backward<T: Element>(
     let sums = backward::reduce(exec, x, dy, gate, mean, grads.dresidual.as_deref_mut());
     affine_gradients(&sums, input.invstd, grads.dweight, grads.dbias);
     let factors = Factors::new(input.weight, mean, input.invstd, &sums, input.rows);
-    // What the first pass wrote is the gradient behind the gate: one stream instead of two or three.
+    // The first pass wrote the gradient behind the gate: one stream to read instead of two or three.
     let (dy, gate) = match grads.dresidual.as_deref() {
         Some(gated) => (gated, BlockGate::Open),
         None => (input.dy, gate),

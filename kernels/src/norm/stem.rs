@@ -15,13 +15,13 @@ use crate::error::{Result, check_len};
 /// Input of the fused stem.
 #[derive(Clone, Copy, Debug)]
 pub struct StemForward<'a, T> {
-    /// Shape of `x`.
+    /// Shape of `x`, the input of the pooling.
     pub shape: PoolShape,
     /// Output of the convolution, `[n, h, w, channels]`.
     pub x: &'a [T],
-    /// Affine factor, `[channels]`.
+    /// Learned affine factor (gamma), `[channels]`.
     pub weight: &'a [f32],
-    /// Affine offset, `[channels]`.
+    /// Learned affine offset (beta), `[channels]`.
     pub bias: &'a [f32],
     /// Added to the variance before the square root.
     pub eps: f32,
@@ -50,14 +50,14 @@ impl<T: Element> StemForward<'_, T> {
     }
 }
 
-/// What a training forward pass of the stem writes, each `[n, ceil(h / 2), ceil(w / 2), channels]`.
+/// Buffers that a training forward pass of the stem writes, each `[n, ceil(h / 2), ceil(w / 2), channels]`.
 #[derive(Debug)]
 pub struct StemOutput<'a, T> {
-    /// `maxpool(relu(norm(x)))`.
+    /// The stem's output, `maxpool(relu(norm(x)))`.
     pub y: &'a mut [T],
-    /// The element of `x` that won each window; the backward pass wants it back.
+    /// The element of `x` that won each window; the backward pass needs it.
     pub winner: &'a mut [T],
-    /// Its position, 1..=9, or 0 where the ReLU is closed; the backward pass wants it back.
+    /// The winner's position, 1..=9, or 0 where the ReLU is closed; the backward pass needs it.
     pub codes: &'a mut [u8],
 }
 
@@ -97,7 +97,7 @@ pub(super) fn train_forward<T: Element>(
     Ok(())
 }
 
-/// As [`stem_train_forward`], with given statistics: one pass, nothing kept for a backward pass.
+/// As [`stem_train_forward`], with given statistics: one pass, without outputs for a backward pass.
 ///
 /// # Errors
 /// When a buffer does not have its shape's length.
@@ -133,23 +133,23 @@ pub(super) fn eval_forward<T: Element>(
 /// Input of the stem's backward pass.
 #[derive(Clone, Copy, Debug)]
 pub struct StemBackward<'a, T> {
-    /// Shape of `x`.
+    /// Shape of `x`, as in the forward pass.
     pub shape: PoolShape,
     /// Input of the forward pass, `[n, h, w, channels]`.
     pub x: &'a [T],
-    /// From the forward pass.
+    /// [`StemOutput::winner`] of the forward pass.
     pub winner: &'a [T],
-    /// From the forward pass.
+    /// [`StemOutput::codes`] of the forward pass.
     pub codes: &'a [u8],
     /// Gradient of `y`, `[n, ceil(h / 2), ceil(w / 2), channels]`.
     pub dy: &'a [T],
-    /// Affine factor, `[channels]`.
+    /// Learned affine factor (gamma), `[channels]`.
     pub weight: &'a [f32],
-    /// Affine offset, `[channels]`.
+    /// Learned affine offset (beta), `[channels]`.
     pub bias: &'a [f32],
-    /// From the forward pass, `[channels]`.
+    /// Batch mean from the forward pass, `[channels]`.
     pub mean: &'a [f32],
-    /// From the forward pass, `[channels]`.
+    /// `1 / sqrt(biased variance + eps)` from the forward pass, `[channels]`.
     pub invstd: &'a [f32],
 }
 

@@ -1,4 +1,4 @@
-//! Who runs the blocks of a pass, and how they get disjoint pieces of a buffer.
+//! The threads that run the blocks of a pass, and how each gets disjoint pieces of a buffer.
 
 use super::lanes::Isa;
 use rayon::prelude::*;
@@ -8,7 +8,7 @@ use std::ops::Range;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::atomic::{AtomicBool, Ordering};
 
-/// One task of a caller's parallel loop: `state` as it was given, `index` in `0..tasks`.
+/// One task of a caller's parallel loop: `state` as the loop was given it, `index` in `0..tasks`.
 pub type LoopTask = unsafe extern "C" fn(state: *mut c_void, index: i64);
 
 /// A caller's parallel loop: calls `task(state, i)` exactly once for each `i` in `0..tasks`, from any
@@ -22,19 +22,19 @@ pub(crate) enum Workers {
     Inline,
     /// The rayon pool that is current when the pass starts.
     Rayon,
-    /// A loop of the caller's. Whoever makes this value vouches that it keeps the contract of
+    /// A loop of the caller's. The code that makes this value vouches that the loop keeps the contract of
     /// [`ParallelFor`].
     Foreign(ParallelFor),
 }
 
-/// What a pass runs on. Nothing in here changes a bit of the result.
+/// The threads and instructions that a pass runs on. They change no bit of the result.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Exec {
     pub(crate) workers: Workers,
     pub(crate) isa: Isa,
 }
 
-/// Passes over fewer elements than this stay on the calling thread: waking another costs more.
+/// Passes over fewer elements than this stay on the calling thread, because waking another costs more.
 const PARALLEL_ELEMENTS: usize = 32 * 1024;
 
 impl Exec {
@@ -61,8 +61,8 @@ impl Exec {
         }
     }
 
-    /// [`Exec::for_each`] for a pass over what the pass before has read. One thread goes backwards:
-    /// the end is still in its cache. Several keep the order, so that each may meet its own part.
+    /// [`Exec::for_each`] for a pass over data that the pass before has read. One thread goes backwards, because the
+    /// end is still in its cache. Several keep the order: each may then meet its own part.
     pub(crate) fn for_each_again(self, tasks: usize, elements: usize, task: impl Fn(usize) + Sync) {
         if matches!(self.workers, Workers::Inline) {
             (0..tasks).rev().for_each(task);
@@ -135,7 +135,7 @@ impl<'a, T> Pieces<'a, T> {
         unsafe { self.range(begin..end) }
     }
 
-    /// The elements `range`.
+    /// The elements of `range`, for writing.
     ///
     /// # Safety
     /// While the returned slice lives, no overlapping piece or range is asked for.

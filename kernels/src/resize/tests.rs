@@ -22,7 +22,7 @@ fn results_are_those_of_torch() {
     ] {
         let name = format!("resize.{h}x{w}.{out_h}x{out_w}");
         let out = resize(&picture(h, w), h, w, out_h, out_w);
-        // Of 255; PyTorch works in f32 and columns first.
+        // Values go up to 255. PyTorch works in f32 and does columns first.
         assert_close(&name, &out, &values(&name), 5e-4);
     }
 }

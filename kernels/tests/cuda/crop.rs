@@ -32,7 +32,7 @@ pub fn augments() -> impl Strategy<Value = Option<Augment>> {
     )
 }
 
-/// Images of several sizes, each with the patch in it somewhere.
+/// Images of several sizes, with the patch somewhere in each.
 #[derive(Clone, Debug)]
 struct Case {
     /// (height, width, pixels, alignment)
@@ -93,7 +93,7 @@ fn cases() -> impl Strategy<Value = Case> {
     .prop_flat_map(case_of)
 }
 
-/// Uploads images; the buffers and their records.
+/// Uploads images; returns the buffers and their records.
 fn images<'a, R: Runner>(
     r: &'a R,
     images: &[(usize, usize, Vec<u8>, usize)],

@@ -29,7 +29,7 @@ fn lengths() -> impl Strategy<Value = usize> {
     ]
 }
 
-/// Distances from alignment: mostly none, so that wide accesses are made.
+/// Distances from alignment: mostly none, because only then are wide accesses made.
 fn shifts() -> impl Strategy<Value = usize> {
     prop_oneof![2 => Just(0usize), 1 => 0usize..8]
 }
@@ -61,7 +61,7 @@ fn cast<R: Runner>(r: &R, source: &[f32], shifts: (usize, usize)) {
         flat::accumulate_bf16(&want, &mut sum, first).unwrap();
         assert_eq!(dst.read().len(), n);
         for (got, want) in dst.read().iter().zip(&sum) {
-            // The payload of a NaN that went through an addition is the processor's choice.
+            // The processor chooses the payload of a NaN that went through an addition.
             let same = got.to_bits() == want.to_bits() || !first && got.is_nan() && want.is_nan();
             assert!(same, "accumulate {first}: {got} instead of {want}");
         }

@@ -36,7 +36,7 @@ fn hyper(step: u64) -> AdamParams {
     }
 }
 
-/// What is captured reads its scalars anew at every replay.
+/// A captured step reads its scalars again at every replay.
 pub fn a_captured_step_reads_its_scalars_anew(kernels: &Arc<Kernels>) {
     let grads = gradients();
     let zeros = vec![0.0f32; N];
@@ -119,7 +119,7 @@ impl Chain {
         }
     }
 
-    /// Puts the chain on `stream`, the middle of it on `middle`, with events where one is left for the other.
+    /// Puts the chain on `stream`, the middle of it on `middle`, with events where the work changes streams.
     unsafe fn put_on(&self, stream: &Stream, middle: &Stream) -> Result<(), Error> {
         let [there, back] = [0, 1].map(|_| Event::new(&self.kernels).unwrap());
         let cast = ToBf16 {
@@ -135,7 +135,7 @@ impl Chain {
         };
         let kernels = &self.kernels;
         let (on, bytes) = (stream.handle(), 4 * N);
-        // SAFETY: the buffers have these lengths; the caller lets them live and the streams as well.
+        // SAFETY: the buffers have these lengths; the caller keeps them and the streams alive.
         unsafe {
             kernels.copy_to_device_async(on, self.wide.address(), self.input.as_ptr(), bytes)?;
             there.record(on)?;
@@ -178,7 +178,7 @@ pub fn a_replayed_chain_does_what_a_plain_run_does(kernels: &Arc<Kernels>) {
         let near = |(got, want): (&f32, &f32)| (got - want).abs() < 1e-6;
         assert!(got.iter().zip(&thrice).all(near));
 
-        // The input is read at the launch, on whichever stream that is.
+        // The graph reads the input at the launch, on whichever stream that is.
         replayed.input.as_mut_slice::<f32>().fill(2.0);
         replayed.sum.upload(&vec![1.0f32; N]).unwrap();
         // SAFETY: as above.
@@ -189,7 +189,7 @@ pub fn a_replayed_chain_does_what_a_plain_run_does(kernels: &Arc<Kernels>) {
     }
 }
 
-/// Whatever went wrong, the stream can be used and captured again.
+/// Whatever failed before, the stream can be used and captured again.
 fn is_sound(kernels: &Arc<Kernels>, stream: &Stream) {
     let chain = Chain::new(kernels);
     // SAFETY: the buffers outlive the synchronize.
@@ -217,7 +217,7 @@ pub fn a_capture_ends_when_its_work_fails(kernels: &Arc<Kernels>) {
     }
     let stream = Stream::new(kernels).unwrap();
     let chain = Chain::new(kernels);
-    // SAFETY: what is captured is never launched.
+    // SAFETY: the capture is never launched.
     let failed = unsafe {
         Graph::capture(kernels, stream.handle(), || {
             chain.put_on(&stream, &stream)?;
@@ -258,7 +258,7 @@ pub fn waiting_for_a_stream_spoils_its_capture(kernels: &Arc<Kernels>) {
             let failed = Graph::capture(kernels, on, offence);
             assert_eq!(code(&failed.unwrap_err()), expected);
             is_sound(kernels, &stream);
-            // Work that does not mind gets no graph either.
+            // Work that ignores the error gets no graph either.
             event.record(other.handle()).unwrap();
             let spoilt = Graph::capture(kernels, on, || {
                 offence().unwrap_err();

@@ -1,4 +1,4 @@
-//! Buffers with guard zones: the surroundings read as NaN, and must stay intact.
+//! Buffers with guard zones: their surroundings read as NaN, and must stay intact.
 
 use std::marker::PhantomData;
 
@@ -8,10 +8,10 @@ use crate::runner::Runner;
 
 /// Bytes before and after a buffer.
 const GUARD: usize = 256;
-/// As f32 and bf16 a NaN, as an index far too large, as a pixel white.
+/// A NaN as f32 and bf16, far too large as an index, white as a pixel.
 const POISON: u8 = 0xFF;
 
-/// `[T]` in a runner's memory. Dropping it checks its guards, and of an input its content.
+/// `[T]` in a runner's memory. Dropping it checks its guards, and for an input also its content.
 pub struct Guarded<'a, R: Runner, T: Pod> {
     runner: &'a R,
     block: R::Block,
@@ -19,7 +19,7 @@ pub struct Guarded<'a, R: Runner, T: Pod> {
     /// Bytes from the block's start.
     start: usize,
     bytes: usize,
-    /// What an input holds.
+    /// The bytes of an input, which must not change; none for an output.
     input: Option<Vec<u8>>,
     element: PhantomData<T>,
 }

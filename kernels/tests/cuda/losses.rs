@@ -9,11 +9,11 @@ use proptest::prelude::*;
 use crate::guarded::{Guarded, assert_bits};
 use crate::runner::{Runner, for_all};
 
-/// Of a term, relative to it: f32 against the twin's f64. A dense scan gives at most 9e-7, and the
-/// weights and the scale are rounded, too.
+/// Tolerance of a term, relative to it: f32 against the twin's f64. A dense scan gives at most 9e-7, and the weights
+/// and the scale are rounded, too.
 const RELATIVE: f64 = 2e-6;
-/// Of a term below a thousandth of the class weight, relative to that weight: there a large gamma
-/// magnifies the rounding of the logarithm.
+/// Tolerance of a term below a thousandth of the class weight, relative to that weight: there a large gamma magnifies
+/// the rounding of the logarithm.
 const ABSOLUTE: f64 = 1e-8;
 
 #[derive(Clone, Debug)]
@@ -45,7 +45,7 @@ impl Case {
     }
 }
 
-/// A label that a target of the loss's kind with so many classes allows.
+/// A label that a target of the loss's kind with this many classes allows.
 fn label(entry: &LossEntry, classes: usize, bits: u64) -> Label {
     Label(match entry.kind {
         Kind::AnyOf => bits & ((1 << classes) - 1),
@@ -176,11 +176,11 @@ pub fn large_batches<R: Runner>(r: &R) {
     }
 }
 
-/// Nothing but the terms themselves, so that the last term of each series shows.
+/// Single terms without a sum, so the last term of each series shows.
 pub fn single_terms_are_accurate<R: Runner>(r: &R) {
     let n = 3001;
     let settings = [(0.0, 0), (0.0, 1), (1.0, 0), (1.0, 1)];
-    // A single class of a softmax has no term.
+    // A softmax over a single class has a loss of 0, so only sigmoids are tested.
     for &entry in LOSSES.iter().filter(|entry| entry.kind == Kind::AnyOf) {
         for (gamma, label) in settings {
             let case = Case {
@@ -201,7 +201,7 @@ pub fn single_terms_are_accurate<R: Runner>(r: &R) {
             assert!((loss / want_loss - 1.0).abs() < 2e-7, "{loss} {want_loss}");
             for (k, (&got, &want)) in dlogits.iter().zip(&want).enumerate() {
                 let error = (f64::from(got) / f64::from(want) - 1.0).abs();
-                // A dense scan gives at most 4.7e-7, small ones 9e-7.
+                // A dense scan gives at most 4.7e-7, for small terms 9e-7.
                 let limit = if want.abs() > 1e-3 { 6e-7 } else { 1.2e-6 };
                 assert!(
                     error < limit,
@@ -215,7 +215,7 @@ pub fn single_terms_are_accurate<R: Runner>(r: &R) {
 
 pub fn nan_and_infinity_come_through<R: Runner>(r: &R) {
     let gammas = [0.0, 2.0, 1.5].into_iter();
-    // Of a softmax, a logit is in the gradients of its whole row.
+    // A softmax carries one logit into the gradients of its whole row.
     let sigmoids = || LOSSES.iter().filter(|entry| entry.kind == Kind::AnyOf);
     for (gamma, &entry) in gammas.flat_map(|gamma| sigmoids().map(move |entry| (gamma, entry))) {
         for bad in [f32::NAN, f32::INFINITY, f32::NEG_INFINITY] {
@@ -248,7 +248,7 @@ pub fn nan_and_infinity_come_through<R: Runner>(r: &R) {
     }
 }
 
-/// Also where their logits are NaN: a factor of 0 would let those through.
+/// Their logits may even be NaN: a factor of 0 would let those through.
 pub fn unlabelled_rows_count_for_nothing<R: Runner>(r: &R) {
     let classes = 7;
     let labelled = |row: usize| row % 3 == 1;

@@ -1,5 +1,5 @@
-//! The CUDA kernels against their CPU twins: one body per kernel, run on the emulator in every
-//! `cargo test`, and on a GPU on request:
+//! The CUDA kernels against their CPU twins: one body per kernel, which every `cargo test` runs on the emulator, and
+//! which runs on a GPU on request:
 //! `cargo test --release -p fovea-kernels --test cuda -- --ignored`.
 
 #![expect(
@@ -23,7 +23,7 @@ mod view;
 #[macro_use]
 mod bodies;
 
-/// Each body as a test on the emulator and as one on the device.
+/// Makes each body one test on the emulator and one on the device.
 macro_rules! on_both {
     ($($module:ident :: $body:ident),* $(,)?) => {
         mod emulated {
@@ -68,7 +68,7 @@ on_both! {
     flat::adam_has_the_bits_of_the_twin,
 }
 
-/// What needs a device and no twin: here on a GPU, in tests/driver on the stand-in for its driver.
+/// Tests that need a device and no twin: here on a GPU, in tests/driver on the stand-in for its driver.
 macro_rules! on_gpu {
     ($($module:ident :: $body:ident),* $(,)?) => {
         mod gpu {

@@ -57,7 +57,7 @@ pub fn pinned_buffers_are_zero_and_hold_whole_elements(kernels: &Arc<Kernels>) {
     assert!(nothing.as_slice::<u32>().is_empty() && nothing.as_mut_slice::<u32>().is_empty());
 }
 
-/// Host to device, on the device, a fill of its middle, and back.
+/// Copies host to device, on the device, fills the middle, and copies back.
 pub fn copies_run_in_the_order_of_their_stream(kernels: &Arc<Kernels>) {
     let stream = Stream::new(kernels).unwrap();
     let mut host = PinnedBuffer::new(kernels, 4 * N).unwrap();
@@ -89,7 +89,7 @@ pub fn copies_run_in_the_order_of_their_stream(kernels: &Arc<Kernels>) {
     assert!(untouched == values(4));
 }
 
-/// The driver copies pageable memory before the call returns: it may be changed, or read, then.
+/// The driver copies pageable memory before the call returns: afterwards the program may change or read it.
 pub fn pageable_memory_can_be_copied_as_well(kernels: &Arc<Kernels>) {
     let stream = Stream::new(kernels).unwrap();
     let device = DeviceBuffer::uninit(kernels, 4 * N).unwrap();
@@ -147,7 +147,7 @@ pub fn more_memory_than_there_is_is_refused(kernels: &Arc<Kernels>) {
         error.contains("\n  help: the host has not that much memory"),
         "{error}"
     );
-    // The device is none the worse for it.
+    // The device still works.
     DeviceBuffer::new(kernels, &[1u8]).unwrap();
 }
 

@@ -1,4 +1,4 @@
-//! What the operations refuse, without a GPU.
+//! The arguments that operations refuse, without a GPU.
 
 use fovea_kernels::cuda::nvrtc::Search;
 use fovea_kernels::cuda::{
@@ -8,7 +8,7 @@ use fovea_kernels::cuda::{
 use fovea_kernels::loss::{self, LossAt, LossSettings};
 use fovea_kernels::{Augment, CropSpec, DType};
 
-/// The refusal's text; its second line has to say what to do.
+/// The error's text; its second line must say what to do.
 fn refusal(op: &dyn Op) -> String {
     let text = op.launches().unwrap_err().to_string();
     assert!(text.contains("\n  help: "), "{text}");

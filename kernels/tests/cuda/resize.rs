@@ -77,7 +77,7 @@ pub fn any_resize_has_the_bits_of_the_twin<R: Runner>(r: &R) {
     });
 }
 
-/// More source columns than one window of shared memory has; one tap list longer than it, too.
+/// More source columns than one window of shared memory holds, and one list of taps longer than it.
 pub fn wide_images_and_wide_results<R: Runner>(r: &R) {
     compare(r, (3, 1300), (2, 65), &[2], 0);
     compare(r, (2, 1500), (1, 3), &[0, 1], 1);

@@ -9,11 +9,11 @@ use fovea_kernels::cuda::{DeviceBuffer, Kernels, Op};
 use proptest::strategy::Strategy;
 use proptest::test_runner::{Config, TestRunner};
 
-/// Memory that kernels can use, and kernels.
+/// Memory that kernels can use, and a way to run kernels.
 pub trait Runner {
     /// A piece of memory, 256-byte aligned.
     type Block;
-    /// That kernels may access a part of a block, until it is dropped.
+    /// Permission for kernels to access a part of a block, until it is dropped.
     type Permit;
     fn block(&self, bytes: &[u8]) -> Self::Block;
     fn address(block: &Self::Block) -> u64;
@@ -22,7 +22,7 @@ pub trait Runner {
     fn run(&self, op: &dyn Op);
 }
 
-/// The kernels as C++, on host memory; each launch in another order of blocks and threads.
+/// The kernels as C++, on host memory; each launch has another order of blocks and threads.
 #[derive(Default)]
 pub struct Emulator {
     seed: Cell<u64>,
@@ -88,7 +88,7 @@ impl Drop for HostBlock {
     }
 }
 
-/// GPU 0. That there is none is a failure.
+/// GPU 0. The tests fail if there is none.
 pub struct Device(pub Arc<Kernels>);
 
 impl Device {
@@ -111,7 +111,7 @@ impl Runner for Device {
         block.address()
     }
 
-    /// Nothing tells a GPU; compute-sanitizer looks at whole allocations.
+    /// Does nothing: a GPU has no such check, and compute-sanitizer looks at whole allocations.
     fn permit(&self, _address: u64, _bytes: usize) {}
 
     fn read(&self, block: &Self::Block) -> Vec<u8> {

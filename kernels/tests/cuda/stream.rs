@@ -6,7 +6,7 @@ use fovea_kernels::cuda::{DeviceBuffer, Error, Event, Kernels, PinnedBuffer, Str
 
 const BYTES: usize = 8 << 20;
 
-/// One stream writes, a second takes it on, a third copies it out; only events hold them together.
+/// One stream writes, a second copies on, a third copies out; only events keep them in order.
 fn through_three_streams(kernels: &Arc<Kernels>, streams: [usize; 3], value: u8) {
     let [first, second] = [0, 1].map(|_| DeviceBuffer::uninit(kernels, BYTES).unwrap());
     let host = PinnedBuffer::new(kernels, BYTES).unwrap();
@@ -56,7 +56,7 @@ pub fn an_event_stands_for_its_last_recording(kernels: &Arc<Kernels>) {
     let stream = Stream::new(kernels).unwrap();
     let buffer = DeviceBuffer::uninit(kernels, BYTES).unwrap();
     let event = Event::new(kernels).unwrap();
-    // Never recorded: reached, and nothing to wait for.
+    // Never recorded: it counts as reached, and waiting for it returns at once.
     assert!(event.is_done().unwrap());
     event.synchronize().unwrap();
     stream.wait(&event).unwrap();
@@ -106,7 +106,7 @@ pub fn timed_events_measure_what_lies_between(kernels: &Arc<Kernels>) {
     assert!(matches!(error, Error::Driver { code: 400, .. }), "{error}");
 }
 
-/// What is on a stream when it is dropped is done all the same.
+/// The work on a stream that is dropped is still done.
 pub fn a_dropped_stream_finishes(kernels: &Arc<Kernels>) {
     let stream = Stream::new(kernels).unwrap();
     let buffer = DeviceBuffer::uninit(kernels, BYTES).unwrap();

@@ -1,4 +1,4 @@
-//! Faults that the stand-in finds: each test does something forbidden.
+//! Faults that the stand-in finds: each test breaks one rule.
 
 use cudarc::driver::sys::{self, CUresult};
 use fovea_emulate::driver;
@@ -6,7 +6,7 @@ use fovea_kernels::cuda::{DeviceBuffer, Error, Graph, PinnedBuffer, Stream, ToBf
 
 use crate::Turn;
 
-/// What was found, and that it is told once.
+/// Returns the finding, and checks that it is reported once.
 fn found() -> String {
     let found = driver::check().unwrap_err();
     driver::check().unwrap();
@@ -24,7 +24,7 @@ fn writes_around_a_buffer_are_found() {
         dst,
         n,
     };
-    // SAFETY: the stand-in has guard zones for what is written outside of the buffer.
+    // SAFETY: writes outside of the buffer land in the stand-in's guard zones.
     unsafe {
         // 7 elements are too few for wide writes, which the emulator would stop.
         kernels.run(0, &cast(target.address() + 2 * 56, 7)).unwrap();
@@ -62,7 +62,7 @@ fn writes_to_freed_memory_are_found() {
     let capture = |target: &DeviceBuffer, by_kernel: bool| {
         let (on, target) = (stream.handle(), target.address());
         let src = source.address();
-        // SAFETY: the stand-in keeps what was freed for a while.
+        // SAFETY: the stand-in keeps freed blocks for a while.
         let captured = unsafe {
             Graph::capture(&kernels, on, || match by_kernel {
                 true => kernels.run(
@@ -179,7 +179,7 @@ fn frees_of_what_is_not_there_are_found() {
     let (device, host) = (buffer.address(), pinned.as_ptr());
     drop(buffer);
     in_context(|| {
-        // SAFETY: the stand-in looks up what it frees.
+        // SAFETY: the stand-in looks up the addresses that it frees.
         unsafe {
             let refused = CUresult::CUDA_ERROR_INVALID_VALUE;
             assert_eq!(sys::cuMemFree_v2(device), refused);
@@ -193,7 +193,7 @@ fn frees_of_what_is_not_there_are_found() {
     });
 }
 
-/// Wrappers make the context current; by hand one can forget it.
+/// Our wrappers make the context current; direct calls can forget it.
 #[test]
 fn calls_without_a_context_are_refused() {
     let turn = Turn::take();
@@ -217,8 +217,8 @@ fn calls_without_a_context_are_refused() {
             assert_eq!(sys::cuCtxSynchronize(), CUresult::CUDA_SUCCESS);
         }
     });
-    // A context that nobody holds.
-    // SAFETY: the stand-in looks up what it is given.
+    // A pointer that is no context.
+    // SAFETY: the stand-in looks up the handle that it gets.
     let pushed = unsafe { sys::cuCtxPushCurrent_v2(std::ptr::dangling_mut()) };
     assert_eq!(pushed, CUresult::CUDA_ERROR_INVALID_CONTEXT);
 }

@@ -9,14 +9,15 @@ use crate::Turn;
 
 const BYTES: usize = 1000;
 
-/// What a second stream copies out that waits, or does not, for the first, which writes 7s over 1s.
+/// The byte that a second stream copies out after the first was told to write 7s over 1s. With `waits`, the second
+/// waits for the first.
 fn copied_out(kernels: &Arc<Kernels>, waits: bool) -> u8 {
     let [writer, reader] = [0, 1].map(|_| Stream::new(kernels).unwrap());
     let buffer = DeviceBuffer::new(kernels, &[1u8; BYTES]).unwrap();
     let host = PinnedBuffer::new(kernels, BYTES).unwrap();
     let written = Event::new(kernels).unwrap();
     // SAFETY: live streams; buffers of this length that outlive the synchronize; the driver is the stand-in, which runs
-    // one thing after the other.
+    // one item after the other.
     unsafe {
         kernels
             .fill_async(writer.handle(), buffer.address(), 7, BYTES)
@@ -59,7 +60,7 @@ fn a_host_that_does_not_wait() {
             .copy_to_device_async(on, buffer.address(), host.as_ptr(), BYTES)
             .unwrap();
     }
-    // Too early: the copy is still to read it.
+    // Too early: the copy has not read it yet.
     host.as_mut_slice::<u8>().fill(3);
     // SAFETY: as above.
     unsafe {
@@ -102,7 +103,7 @@ fn events_are_reached_one_step_per_question() {
     }
     let answers: Vec<bool> = (0..4).map(|_| halfway.is_done().unwrap()).collect();
     assert_eq!(answers, [false, false, false, true]);
-    // A wait for what is done is a step as well.
+    // A wait for a reached event is a step as well.
     let answers: Vec<bool> = (0..3).map(|_| end.is_done().unwrap()).collect();
     assert_eq!(answers, [false, false, true]);
     let mut read = [0u8; BYTES];

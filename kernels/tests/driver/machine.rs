@@ -189,6 +189,6 @@ fn nothing_panics_when_the_driver_is_gone() {
             "{error}"
         );
     }
-    // Another start of the same process finds everything as it was.
+    // The next start in the same process finds everything as before.
     DeviceBuffer::new(&kernels, &[1u8; 10]).unwrap();
 }

@@ -1,5 +1,5 @@
 //! Streams, memory, graphs and kernels through the driver's own functions, without a GPU: on the stand-in for the
-//! driver, of which a process has one. So these tests have their own binary and take turns.
+//! driver. A process has one stand-in, so these tests have a binary of their own and take turns.
 
 #![expect(
     clippy::unwrap_used,
@@ -40,7 +40,7 @@ use fovea_emulate::driver;
 use fovea_kernels::cuda::nvrtc::Search;
 use fovea_kernels::cuda::{Kernels, Result};
 
-/// The stand-in, for one test at a time. Dropped, it must have found nothing.
+/// The stand-in, for one test at a time. It must have no findings when this is dropped.
 struct Turn {
     _guard: MutexGuard<'static, ()>,
 }
@@ -50,13 +50,13 @@ impl Turn {
         static TURNS: Mutex<()> = Mutex::new(());
         let guard = TURNS.lock().unwrap_or_else(PoisonError::into_inner);
         driver::load().unwrap_or_else(|error| panic!("{error}"));
-        // What a test before left that failed.
+        // A failed test may have left lazy mode on.
         driver::set_lazy(false);
         let _ = driver::check();
         Self { _guard: guard }
     }
 
-    /// The kernels of GPU 0, loaded once.
+    /// The kernels of GPU 0, which are loaded once.
     fn kernels(&self) -> Arc<Kernels> {
         static KERNELS: OnceLock<Arc<Kernels>> = OnceLock::new();
         Arc::clone(KERNELS.get_or_init(|| load(0).unwrap_or_else(|e| panic!("{e}"))))
@@ -78,7 +78,7 @@ fn load(ordinal: u32) -> Result<Arc<Kernels>> {
     Kernels::load(ordinal, &Search::from_env(), Some(&cache))
 }
 
-/// Each body with work done at once and with work done as late as may be.
+/// Makes each body two tests: one with work done at once, one with work done as late as allowed.
 macro_rules! in_both_modes {
     ($($module:ident :: $body:ident),* $(,)?) => {
         mod at_once {

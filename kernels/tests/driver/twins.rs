@@ -1,4 +1,4 @@
-//! Kernels that were compiled, loaded and launched as on a GPU, against their twins.
+//! Kernels that are compiled, loaded and launched as on a GPU, against their twins.
 
 use fovea_kernels::cuda::nvrtc::Search;
 use fovea_kernels::cuda::{Kernels, ToBf16};
@@ -68,7 +68,7 @@ fn kernels_come_from_the_cache_the_second_time() {
     assert_eq!(entries(), stored, "they were read, not written");
 }
 
-/// Memory that the driver does not know, as a tensor of libtorch's on the CPU, passes for device memory.
+/// Memory that the driver does not know passes for device memory, like a tensor of libtorch's on the CPU.
 #[test]
 fn kernels_run_on_memory_of_others() {
     let turn = Turn::take();

@@ -1,4 +1,4 @@
-// The driver's answers: those that the stand-in gives, with CUDA's names and numbers.
+// The driver's result codes that the stand-in returns, with CUDA's names and numbers.
 #pragma once
 
 #define DRIVER_CODES(X)                                                                        \

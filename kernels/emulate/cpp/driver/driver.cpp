@@ -1,5 +1,6 @@
 // A stand-in for libcuda.so.1, for tests: the functions that Fovea calls, on host memory, with the kernels of the
-// emulator. Device, contexts, modules, launches, and what tests set and ask.
+// emulator. This file holds devices, contexts, modules, launches, and the functions by which tests configure and query
+// it.
 #include "driver.h"
 
 #include <cstdarg>
@@ -19,7 +20,7 @@ State &state() {
     return only;
 }
 
-// Not destroyed with its thread either: what the thread drops last still calls.
+// The list outlives its thread too: destructors that run last in the thread still call the driver.
 static thread_local std::vector<Context *> &currents = *new std::vector<Context *>;
 
 Context *current() {
@@ -88,7 +89,7 @@ API Code cuDriverGetVersion(int *version) {
     return SUCCESS;
 }
 
-// NVRTC asks for tables of a real driver, and takes no for an answer, but not that the function is missing.
+// NVRTC asks for tables of a real driver. It does not accept an error, but it accepts that the function is missing.
 API Code cuGetExportTable(const void **, const void *) {
     return ERROR_NOT_FOUND;
 }
@@ -109,7 +110,7 @@ API Code cuGetErrorName(int code, const char **name) {
 API Code cuGetErrorString(int code, const char **words) {
     State &s = state();
     std::lock_guard<std::recursive_mutex> lock(s.lock);
-    // What a real driver cannot tell. The text lives on, as the caller expects.
+    // A real driver has no such text. The text outlives the call, as the caller expects.
     Context *context = current();
     if (context && context->fault == code && code) {
         static std::set<std::string> &texts = *new std::set<std::string>;
@@ -241,7 +242,7 @@ API Code cuCtxPopCurrent_v2(void **handle) {
 
 API Code cuModuleLoadData(void **handle, const void *image) {
     return in_context([&](State &s, Context &context) {
-        // Machine code, or PTX. Which kernels are in it does not matter: those run that are compiled into this library.
+        // Machine code, or PTX. Its content does not matter: the kernels compiled into this library run instead.
         bool elf = std::memcmp(image, "\x7f" "ELF", 4) == 0;
         if (!elf && !std::strstr(static_cast<const char *>(image), ".version")) {
             return ERROR_INVALID_IMAGE;
@@ -289,7 +290,7 @@ API Code cuLaunchKernel(const emulator::Entry *kernel, unsigned x, unsigned y, u
     });
 }
 
-// What tests set and ask.
+// Functions by which tests configure and query the stand-in.
 
 API void fovea_driver_set_lazy(int lazy) {
     State &s = state();
@@ -318,7 +319,7 @@ API void fovea_driver_set_gone(int gone) {
     s.gone = gone;
 }
 
-// Buffers, streams, events, graphs (launchable or not) and modules that were made and not destroyed.
+// Buffers, streams, events, graphs (launchable or not) and modules that the program made and did not destroy.
 API size_t fovea_driver_alive() {
     State &s = state();
     std::lock_guard<std::recursive_mutex> lock(s.lock);
@@ -326,8 +327,8 @@ API size_t fovea_driver_alive() {
     return live_blocks() + s.streams.live.size() + s.events.live.size() + graphs + s.modules.live.size();
 }
 
-// Writes what was found since the last call, a line each, forgets it, and makes faulty contexts well. Whether
-// there was anything.
+// Writes the findings since the last call, one per line, and forgets them; faulty contexts work again afterwards.
+// Returns whether there was any.
 API int fovea_driver_check(char *report, size_t bytes) {
     State &s = state();
     std::lock_guard<std::recursive_mutex> lock(s.lock);

@@ -1,5 +1,5 @@
-// What the files of the stand-in for the CUDA driver share. One lock covers all of it: each function of the API
-// takes it (`anywhere`, `in_context`), everything else runs under it.
+// Types and functions that the files of the stand-in for the CUDA driver share. One lock covers all of it: each
+// function of the API takes it (`anywhere`, `in_context`), and everything else runs under it.
 #pragma once
 
 #include <cstddef>
@@ -25,7 +25,7 @@ namespace driver {
 struct Stream;
 struct Context;
 
-// Which item of each stream of a capture something comes after.
+// For each stream of a capture, the item after which something comes.
 using Clock = std::map<Stream *, size_t>;
 
 // A point in the work of a stream: one recording of an event.
@@ -33,7 +33,7 @@ struct Mark {
     std::shared_ptr<Stream> stream;
     bool done = false;
     double ms = 0;
-    // Of a recording in a capture.
+    // Whether the recording was made in a capture.
     bool captured = false;
     std::weak_ptr<struct Capture> capture;
     Clock clock;
@@ -44,10 +44,10 @@ struct Item {
     std::function<void(Context &)> work;
     std::shared_ptr<Mark> wait;
     std::shared_ptr<Mark> record;
-    std::function<bool()> hold = {};  // not done until it says so, see fovea_driver_hold
+    std::function<bool()> hold = {};  // not done before it returns true, see fovea_driver_hold
 };
 
-// What was captured, in the order of the calls, and on which stream.
+// The captured items, in the order of the calls, each with its stream.
 struct Recording {
     std::shared_ptr<Stream> origin;
     std::vector<std::pair<std::shared_ptr<Stream>, Item>> items;
@@ -62,7 +62,7 @@ struct Stream : std::enable_shared_from_this<Stream> {
     explicit Stream(Context *context) : context(context) {}
 
     Context *context;
-    std::deque<Item> queue;  // what is not done yet
+    std::deque<Item> queue;  // items that are not done yet
     std::shared_ptr<Capture> capture;
     Clock clock;
 };
@@ -70,7 +70,7 @@ struct Stream : std::enable_shared_from_this<Stream> {
 struct Event {
     Context *context;
     bool timed;
-    std::shared_ptr<Mark> mark;  // of the last recording
+    std::shared_ptr<Mark> mark;  // of the last recording; null before the first
 };
 
 struct Graph {
@@ -86,7 +86,7 @@ struct Module {
     Context *context;
 };
 
-// Objects that the program holds by handles. A handle is the object's address.
+// Objects that the program refers to by handles. A handle is the object's address.
 template <class T>
 struct Table {
     std::map<void *, std::shared_ptr<T>> live;
@@ -96,7 +96,7 @@ struct Table {
         live.emplace(handle, std::move(object));
         return handle;
     }
-    // Null for what is no live handle.
+    // Returns null for a handle that is not alive.
     std::shared_ptr<T> find(void *handle) const {
         auto found = live.find(handle);
         return found == live.end() ? nullptr : found->second;
@@ -111,7 +111,7 @@ struct Context {
     unsigned retained = 0;
     std::shared_ptr<Stream> default_stream;
     size_t used = 0;       // bytes of device memory
-    Code fault = SUCCESS;  // given by every call once something failed on the device
+    Code fault = SUCCESS;  // every call returns it once something has failed on the device
     std::string fault_text;
 };
 
@@ -139,7 +139,7 @@ State &state();
 // The context that is current in this thread, or null.
 Context *current();
 
-// A finding about the program under test. `fault` makes it the context's fault as well.
+// Notes a finding about the program under test; `fault` also makes it the context's fault.
 void found(std::string text);
 void fault(Context &context, Code code, std::string text);
 std::string text(const char *format, ...) __attribute__((format(printf, 1, 2)));
@@ -148,15 +148,15 @@ std::string text(const char *format, ...) __attribute__((format(printf, 1, 2)));
 void free_all_of(Context &context);
 size_t live_blocks();
 void look_at_all_guards();
-// Whether kernels may access memory that was not allocated here: such that is not near any that was.
+// Whether kernels may access memory that was not allocated here: only memory that is not near any such block.
 bool foreign(uintptr_t at, size_t bytes);
 
 // stream.cpp
 std::shared_ptr<Stream> stream_of(Context &context, void *handle);
-// Puts `item` on `stream`: records it if the stream is being captured, does it at once in eager mode.
+// Puts `item` on `stream`: records it if the stream is being captured, runs it at once in eager mode.
 Code enqueue(Stream &stream, Item item);
 Code enqueue_work(Context &context, void *stream, std::function<void(Context &)> work);
-// Does all that is on the stream, or all up to what holds it.
+// Runs all items on the stream, up to the first that is held.
 void drain(Stream &stream);
 void drain_all();
 
@@ -175,7 +175,7 @@ Code anywhere(F run) {
     return s.initialised ? run(s) : ERROR_NOT_INITIALIZED;
 }
 
-// As `anywhere`, for what needs a context that is current and well.
+// As `anywhere`, for functions that need a current context without a fault.
 template <class F>
 Code in_context(F run) {
     return anywhere([&](State &s) {

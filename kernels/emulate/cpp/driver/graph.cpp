@@ -1,11 +1,11 @@
-// Stream capture and graphs. What is put on a capturing stream is recorded with the stream it was for; a launch
-// plays it back on streams of its own, each of which waits for the others where it did.
+// Stream capture and graphs. Items that are put on a capturing stream are recorded with the stream that they were for;
+// a launch plays them back on streams of its own, each of which waits for the others where it did in the capture.
 #include "driver.h"
 
 namespace driver {
 namespace {
 
-// Waits and recordings are played back with marks of their own: those of the capture are never reached.
+// Waits and recordings are played back with marks of their own, because nobody ever reaches the capture's.
 void play(Context &context, const Recording &recording) {
     std::map<Stream *, std::shared_ptr<Stream>> streams;
     std::map<Mark *, std::shared_ptr<Mark>> marks;
@@ -25,7 +25,7 @@ void play(Context &context, const Recording &recording) {
         }
         enqueue(*stream, std::move(now));
     }
-    // The other streams have been joined: they are done as far as the first waits for them.
+    // The other streams have been joined: they are done as far as the first stream waits for them.
     if (auto &origin = streams[recording.origin.get()]) {
         drain(*origin);
     }

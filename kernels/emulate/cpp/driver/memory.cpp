@@ -1,5 +1,5 @@
-// Memory and copies. A block lies between guard zones, holds NaN until it is written, and is kept for a while
-// after it was freed: guards and freed blocks that changed were written by who must not.
+// Memory and copies. A block lies between guard zones, holds NaN until it is written, and is kept for a while after it
+// was freed: a change in a guard zone or in a freed block is a write that must not be.
 #include <algorithm>
 #include <cstdlib>
 #include <cstring>
@@ -30,9 +30,9 @@ struct Block {
     }
 };
 
-// By the address that the program has. Not destroyed at the end of the process, when other threads may still call.
+// By the program's address. Not destroyed at the end of the process, when other threads may still call.
 auto &blocks = *new std::map<uintptr_t, Block>;
-// Addresses of those that were freed, oldest first.
+// Addresses of freed blocks, oldest first.
 auto &kept = *new std::deque<uintptr_t>;
 size_t kept_bytes, allocations;
 
@@ -53,7 +53,7 @@ const Block *touched(uintptr_t at, size_t bytes) {
     return after != blocks.end() && at + bytes > after->first - GUARD ? &after->second : nullptr;
 }
 
-// What is wrong with an access, or nothing. Unknown memory is fine: tensors of the CPU stand in for such of a GPU.
+// The problem with an access, empty without one. Unknown memory is allowed: tensors of the CPU stand in for a GPU's.
 std::string wrong(uintptr_t at, size_t bytes) {
     if (at == 0) {
         return "address 0";
@@ -70,11 +70,11 @@ std::string wrong(uintptr_t at, size_t bytes) {
                 block->freed ? ", which was freed" : "");
 }
 
-// Reports, once, the bytes in [from, to) that are not poison any more.
+// Reports, once, the bytes in [from, to) that are no longer poison.
 void look_at(const Block &block, size_t from, size_t to, const char *where) {
     auto changed = [](char byte) { return byte != char(POISON); };
     char *begin = block.start + from, *end = block.start + to;
-    // Each byte is as the one before it: fast, as this is nearly always so.
+    // Compares each byte with the one before it: fast, and nearly always enough.
     if (begin == end || (!changed(*begin) && std::memcmp(begin, begin + 1, end - begin - 1) == 0)) {
         return;
     }
@@ -133,7 +133,7 @@ void release(uintptr_t address, Block &block) {
 }
 
 Code free_one(uintptr_t address, bool pinned, const char *call) {
-    drain_all();  // whatever still uses it
+    drain_all();  // because an item may still use it
     Block *block = find(address);
     if (!block || block->pinned != pinned) {
         found(text("%s of %#zx, which is no such allocation%s", call, size_t(address),
@@ -144,7 +144,7 @@ Code free_one(uintptr_t address, bool pinned, const char *call) {
     return SUCCESS;
 }
 
-// Host memory that a copy can reach by itself. All other is read or written before a call returns.
+// Host memory that a copy can reach by itself. All other memory is read or written before a call returns.
 bool is_pinned(uintptr_t at) {
     const Block *block = touched(at, 1);
     return block && block->pinned;
@@ -173,7 +173,7 @@ struct Copy {
     }
 };
 
-// What the driver says at once to a copy that cannot be.
+// The error that the driver returns at once for an impossible copy.
 Code refuse(const char *call, const std::string &problem) {
     if (problem.empty()) {
         return SUCCESS;
@@ -198,7 +198,7 @@ Code copy_async(const char *call, Context &context, void *stream, const Copy &co
     return code ? code : enqueue_work(context, stream, copy);
 }
 
-// The driver waits for copies of pageable memory, wholly or in part, which a capture cannot.
+// The driver waits for copies of pageable memory, wholly or in part, which a capture forbids.
 Code refuse_pageable(Context &context, void *handle) {
     auto stream = stream_of(context, handle);
     if (!stream) {

@@ -1,5 +1,5 @@
-// Streams and events. In lazy mode, what is put on a stream is done when something waits for it and not before, the
-// latest that CUDA allows: a missing wait then shows as another result. In eager mode it is done at once.
+// Streams and events. In lazy mode, an item on a stream runs only when something waits for it, which is the latest that
+// CUDA allows: a missing wait then shows as another result. In eager mode it runs at once.
 #include <chrono>
 #include <thread>
 
@@ -12,7 +12,7 @@ constexpr unsigned NON_BLOCKING = 1, DISABLE_TIMING = 2;
 
 bool reach(const Mark &mark);
 
-// Does the next item of `stream`. False: it is held.
+// Runs the next item of `stream`. Returns false if the item is held.
 bool step(Stream &stream) {
     const Item &next = stream.queue.front();
     if ((next.hold && !next.hold()) || (next.wait && !reach(*next.wait))) {
@@ -33,7 +33,7 @@ bool step(Stream &stream) {
     return true;
 }
 
-// Items wait only for marks that were put on their streams before, so this ends. False: its stream is held.
+// Items wait only for marks that were put on their streams before, so this ends. Returns false if the stream is held.
 bool reach(const Mark &mark) {
     while (!mark.done && !mark.stream->queue.empty()) {
         if (!step(*mark.stream)) {
@@ -43,7 +43,7 @@ bool reach(const Mark &mark) {
     return true;
 }
 
-// What waits on the host looks again and again while a stream is held, and lets others call meanwhile.
+// A call that waits on the host polls while a stream is held, and meanwhile lets others call.
 template <class F>
 Code patiently(F look) {
     for (;;) {
@@ -132,7 +132,7 @@ API Code cuStreamDestroy_v2(void *handle) {
         }
         invalidate(*stream);
         s.streams.live.erase(handle);
-        s.orphans.push_back(stream);  // what is on it is still done
+        s.orphans.push_back(stream);  // its items still run
         return SUCCESS;
     });
 }
@@ -189,7 +189,7 @@ API Code cuStreamWaitEvent(void *handle, void *event_handle, unsigned) {
                 capture->invalid = true;
                 return ERROR_STREAM_CAPTURE_MERGE;
             }
-            stream->capture = capture;  // it joins
+            stream->capture = capture;  // the stream joins the capture
             for (const auto &[other, item] : mark->clock) {
                 size_t &known = stream->clock[other];
                 known = std::max(known, item);
@@ -232,7 +232,8 @@ API Code cuEventRecord(void *handle, void *stream_handle) {
     });
 }
 
-// Runs `then` with the last recording of an event, null if there is none, unless it is of a capture.
+// Runs `then` with the last recording of an event, and does nothing for an event without one. Refuses a recording of a
+// capture, which it invalidates.
 template <class F>
 static Code with_mark(void *handle, F then) {
     return in_context([&](State &s, Context &context) {
@@ -285,8 +286,8 @@ API Code cuEventElapsedTime_v2(float *ms, void *start, void *end) {
     });
 }
 
-// Holds `stream` at this point, once it comes to it, until `ready(data)` is not 0: for stand-ins of libraries whose
-// work on a stream ends when others have come. `ready` is called from any thread, and must not call the driver.
+// Holds `stream` at this point, once it gets there, until `ready(data)` is not 0: for stand-ins of libraries whose work
+// on a stream ends when other ranks have come. Any thread may call `ready`, which must not call the driver.
 API Code fovea_driver_hold(void *handle, int (*ready)(void *), void *data) {
     return anywhere([&](State &s) {
         auto stream = s.streams.find(handle);

@@ -1,9 +1,10 @@
 // A stand-in for NCCL: ranks are threads of one process, device memory is host memory (driver/). It can misbehave as
-// the real one does when a rank or a network is lost, and it looks for what the real one would not tell: calls on a
-// communicator that is aborted, destroyed, in use by another thread or not ready; ranks that are in different operations.
+// the real NCCL does when a rank or a network is lost, and it reports errors that the real one would hide: calls on a
+// communicator that is aborted, destroyed, in use by another thread or not ready; ranks that are in different
+// operations.
 //
-// An operation is an item on its stream. It begins when the item's turn comes on all ranks, is done by a thread of its
-// own some time later, and holds what comes behind it on the streams until then.
+// An operation is an item on its stream. It begins when the item's turn comes on all ranks, a thread of its own
+// performs it some time later, and until then it holds the items behind it on the streams.
 #include <dlfcn.h>
 
 #include <atomic>
@@ -30,7 +31,7 @@ struct UniqueId {
     char bytes[128];
 };
 
-// ncclConfig_t of NCCL 2.14, which all later ones begin with.
+// ncclConfig_t of NCCL 2.14; all later versions begin with it.
 struct Config {
     size_t size;
     unsigned magic, version;
@@ -39,7 +40,7 @@ struct Config {
 
 struct Comm;
 
-// What an operation is; the same on all ranks.
+// The kind of an operation; the same on all ranks.
 struct Kind {
     const char *name = nullptr;
     size_t count = 0;
@@ -53,7 +54,7 @@ struct Kind {
 // The n-th operation of a world.
 struct Meeting {
     Kind kind;
-    int first = 0;  // who called it first
+    int first = 0;  // the rank that called it first
     bool called = false, hangs = false, done = false;
     size_t arrived = 0;
     std::vector<const char *> from;
@@ -73,7 +74,7 @@ struct Comm {
     int operations = 0;
     int state = IN_PROGRESS;
     bool connected = false, finalizing = false;
-    const char *over = nullptr;         // how it ended
+    const char *over = nullptr;         // how it ended; null while it lives
     bool released = false;              // its operations no longer hold their streams
     std::atomic<bool> in_use{false};
 };
@@ -119,7 +120,7 @@ __attribute__((format(printf, 1, 2))) void found(const char *format, ...) {
     state().findings += std::string(text) + "\n";
 }
 
-// Null, with a finding, for what may not be used. Under the lock.
+// Null, with a finding, for a communicator that must not be used. The caller holds the lock.
 Comm *usable(void *handle, const char *call) {
     Comm *comm = static_cast<Comm *>(handle);
     if (!state().comms.count(comm)) {
@@ -133,14 +134,14 @@ Comm *usable(void *handle, const char *call) {
     return comm;
 }
 
-// Notices two threads in one communicator.
+// Detects two threads in one communicator.
 struct Use {
     explicit Use(Comm *comm, const char *call) : comm(comm) {
         if (comm && comm->in_use.exchange(true)) {
             Guard guard(state().lock);
             found("%s on rank %d while another thread uses the communicator", call, comm->rank);
         }
-        // Long enough for two threads to meet.
+        // Gives a second thread time to enter.
         std::this_thread::yield();
     }
     ~Use() {
@@ -181,7 +182,7 @@ size_t width(int type) {
     }
 }
 
-// Each element is summed from another rank on, round the ring: not in the order of the CPU's tree.
+// Sums the ranks in ring order, beginning at another rank for each element: not in the order of the CPU's tree.
 void sum(Meeting &meeting) {
     size_t world = meeting.from.size(), bytes = meeting.kind.count * width(meeting.kind.type);
     std::vector<char> out(bytes);
@@ -228,7 +229,7 @@ void perform(Meeting &meeting) {
     }
 }
 
-// Asked by the driver, under its lock, when it is the operation's turn on its stream, until it says yes.
+// The driver calls it, under its lock, when the operation's turn on its stream has come, until it returns 1.
 int ready(void *data) {
     Call *call = static_cast<Call *>(data);
     State &s = state();
@@ -322,7 +323,7 @@ int operation(const char *name, const void *from, void *to, size_t count, int ty
         enqueue(comm, meeting, stream);
         return SUCCESS;
     }
-    // As NCCL does when it has to make connections first: the work gets on the stream later, from another thread.
+    // NCCL does so when it must make connections first: another thread puts the work on the stream later.
     std::thread([=, wait = s.settings.connect_ms] {
         std::this_thread::sleep_for(std::chrono::milliseconds(wait));
         {
@@ -468,7 +469,7 @@ API const char *ncclGetErrorString(int code) {
 
 API const char *ncclGetLastError(void *) { return "stand-in:\n  what went wrong"; }
 
-// How it is to behave. Each goes for what begins after it.
+// How the stand-in behaves. A setting applies to operations that begin after it.
 API void fovea_nccl_reset() {
     Guard guard(state().lock);
     state().settings = Settings();
@@ -510,7 +511,7 @@ API int fovea_nccl_live() {
     return live;
 }
 
-// What was found since the last time, a line each; its length.
+// Writes the findings since the last call, one per line; returns their length.
 API size_t fovea_nccl_findings(char *text, size_t bytes) {
     Guard guard(state().lock);
     std::string findings = std::move(state().findings);

@@ -5,7 +5,7 @@ use crate::cuda::{Arch, Error};
 const NAME: &str = "kernel-sm_90-00.cubin";
 const CODE: &[u8] = b"code of a kernel";
 
-/// Asks for the entry; says what came and whether the compiler ran.
+/// Asks for the entry; returns its code and outcome, and whether the compiler ran.
 fn get(folder: &Path) -> (Vec<u8>, CacheOutcome, bool) {
     let mut compiled = false;
     let (code, outcome) = get_or_compile(folder, NAME, || {
@@ -48,7 +48,7 @@ fn every_damage_is_noticed_and_repaired() {
     }
 }
 
-/// Also for root, who may write everywhere: the folder's parent is a file.
+/// The folder's parent is a file, because root may write to any folder.
 #[test]
 fn a_folder_that_cannot_be_written_costs_only_time() {
     let folder = tempfile::tempdir().unwrap();

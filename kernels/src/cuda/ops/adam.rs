@@ -7,22 +7,22 @@ use crate::cuda::launch::{Launch, Op, address, wide};
 
 /// [`crate::flat::adam`]: one step over `[n]` parameters in a single pass, with the same bits.
 ///
-/// Everything that changes from step to step is in `scalars`.
+/// The kernel reads everything that changes from step to step from `scalars`.
 #[derive(Clone, Copy, Debug)]
 pub struct FusedAdam {
-    /// `[n]` f32, updated.
+    /// Address of the parameters, `[n]` f32; updated.
     pub params: u64,
-    /// `[n]` f32.
+    /// Address of the gradients, `[n]` f32; only read.
     pub grads: u64,
-    /// `[n]` f32, updated.
+    /// Address of Adam's first moments, `[n]` f32; updated.
     pub m: u64,
-    /// `[n]` f32, updated.
+    /// Address of Adam's second moments, `[n]` f32; updated.
     pub v: u64,
-    /// `[n]` bf16, the rounded parameters, written; 0 for none.
+    /// Address of the parameters rounded to bf16, `[n]`; written. 0 for none.
     pub working: u64,
-    /// Parameters.
+    /// Number of parameters, gaps in the buffers included.
     pub n: usize,
-    /// One [`crate::flat::AdamScalars`].
+    /// Address of one [`crate::flat::AdamScalars`], the scalars of this step.
     pub scalars: u64,
 }
 

@@ -15,9 +15,9 @@ use crate::{DType, error};
 pub struct ImageRecord {
     /// Address of `[height, width, 3]` bytes, RGB; any alignment.
     pub data: u64,
-    /// Rows, pixels.
+    /// Height of the image, pixels.
     pub height: u32,
-    /// Columns, pixels.
+    /// Width of the image, pixels.
     pub width: u32,
 }
 
@@ -32,7 +32,7 @@ pub struct SpecRecord {
     unused: u32,
 }
 
-/// What randomness is hashed from besides the sample ids, as the kernels read it.
+/// The seed and the epoch, which draws are hashed from in addition to the sample ids, as the kernels read them.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Pod, Zeroable)]
 pub struct StepRecord {
@@ -42,7 +42,7 @@ pub struct StepRecord {
 }
 
 impl StepRecord {
-    /// The record of an epoch.
+    /// The record of `epoch` in a run with this seed.
     #[must_use]
     pub fn new(seed: u64, epoch: u32) -> Self {
         Self {
@@ -53,12 +53,12 @@ impl StepRecord {
     }
 }
 
-/// Checks `specs` as [`crate::patch_crop`] does, against the (height, width) of the resident images,
-/// and gives the records to upload.
+/// Checks `specs` as [`crate::patch_crop`] does, against the (height, width) of the resident images, and returns the
+/// records to upload.
 ///
 /// # Errors
 ///
-/// A spec whose image does not exist or whose window leaves it.
+/// A spec whose image does not exist, or whose window leaves its image.
 pub fn spec_records(
     images: &[(usize, usize)],
     specs: &[CropSpec],
@@ -70,8 +70,7 @@ pub fn spec_records(
         .iter()
         .map(|spec| SpecRecord {
             sample_id: spec.sample_id,
-            // An index into resident images; their records alone would fill the device's memory
-            // before this overflows.
+            // An index into resident images. Before it overflows, the records alone would fill the device's memory.
             image: spec.image as u32,
             y: spec.y,
             x: spec.x,
@@ -82,28 +81,28 @@ pub fn spec_records(
 
 /// [`crate::patch_crop`] from resident images, with the same bits.
 ///
-/// A spec that does not fit its image (they are in device memory, where nothing checks them) gives a
-/// patch of NaN and touches no other memory.
+/// A spec that does not fit its image gives a patch of NaN and touches no other memory: specs are in device memory,
+/// where nothing checks them.
 #[derive(Clone, Copy, Debug)]
 pub struct PatchCrop<'a> {
-    /// `[image_count]` [`ImageRecord`].
+    /// Address of the resident images' records, `[image_count]` [`ImageRecord`].
     pub images: u64,
-    /// Resident images.
+    /// Number of resident images.
     pub image_count: usize,
-    /// `[n]` [`SpecRecord`] from [`spec_records`].
+    /// Address of the patches' places, `[n]` [`SpecRecord`] from [`spec_records`].
     pub specs: u64,
-    /// Patches of the batch.
+    /// Number of patches in the batch.
     pub n: usize,
-    /// One [`StepRecord`].
+    /// Address of one [`StepRecord`].
     pub step: u64,
     /// Side of a patch, pixels, 1 to 16384.
     pub size: usize,
-    /// Strengths; none is the bare crop.
+    /// Strengths; with none the patches are cropped and normalised only.
     pub augment: Option<&'a Augment>,
     /// Element type of `out`.
     pub dtype: DType,
-    /// `[n, size, size, 3]`, a channels-last batch. With 16-byte alignment and a `size` that is a
-    /// multiple of 8 it is written 16 bytes at a time.
+    /// Address of the result, `[n, size, size, 3]`, a channels-last batch. With 16-byte alignment and a `size` that is
+    /// a multiple of 8 the kernel writes 16 bytes at a time.
     pub out: u64,
 }
 

@@ -4,18 +4,18 @@ use super::THREADS;
 use crate::cuda::error::Result;
 use crate::cuda::launch::{Launch, Op, address, index32, wide};
 
-/// Elements of a thread in the passes that write as much as they read.
+/// Elements per thread in the passes that write as much as they read.
 const PER_THREAD: usize = 8;
-/// Elements of one load in the passes that sum.
+/// Elements per load in the passes that sum.
 const PER_LOAD: usize = 4;
 
-/// Loads per thread in the passes that sum: more for large buffers, whose partial sums would be many.
+/// Loads per thread in the passes that sum. Large buffers need more, else they would have too many partial sums.
 pub(crate) fn loads(elements: usize) -> u32 {
     if elements >= 1 << 20 { 4 } else { 1 }
 }
 
-/// Blocks, and partial sums, of a pass that sums `elements`. It depends on nothing else, so the order of
-/// additions is the same on every GPU.
+/// Blocks, and partial sums, of a pass that sums `elements`. They depend on nothing else, so the order of additions is
+/// the same on every GPU.
 pub(crate) fn partial_blocks(elements: usize) -> usize {
     elements.div_ceil(THREADS as usize * PER_LOAD * loads(elements) as usize)
 }
@@ -25,7 +25,7 @@ pub(super) fn elementwise_blocks(n: usize) -> usize {
     n.div_ceil(THREADS as usize * PER_THREAD)
 }
 
-/// Adds up partial sums; none give 0.
+/// Adds up partial sums; without any the total is 0.
 pub(crate) fn sum_partials(partials: u64, count: usize, total: u64) -> Result<Launch> {
     Ok(
         Launch::new("fovea_sum", "partial sums", [1, 1, 1], THREADS)?
@@ -38,11 +38,11 @@ pub(crate) fn sum_partials(partials: u64, count: usize, total: u64) -> Result<La
 /// [`crate::flat::to_bf16`], with the same bits.
 #[derive(Clone, Copy, Debug)]
 pub struct ToBf16 {
-    /// `[n]` f32.
+    /// Address of the source, `[n]` f32.
     pub src: u64,
-    /// `[n]` bf16, written.
+    /// Address of the result, `[n]` bf16; written.
     pub dst: u64,
-    /// Elements.
+    /// Number of elements to round.
     pub n: usize,
 }
 
@@ -67,13 +67,13 @@ impl Op for ToBf16 {
 /// [`crate::flat::accumulate_bf16`], with the same bits.
 #[derive(Clone, Copy, Debug)]
 pub struct AccumulateBf16 {
-    /// `[n]` bf16.
+    /// Address of the source, `[n]` bf16.
     pub src: u64,
-    /// `[n]` f32, written when `first`, else added to.
+    /// Address of the sum, `[n]` f32; overwritten when `first`, else added to.
     pub dst: u64,
-    /// Elements.
+    /// Number of elements to add.
     pub n: usize,
-    /// Whether `dst` holds nothing yet.
+    /// Whether this is the first addend: then the content of `dst` does not matter.
     pub first: bool,
 }
 
@@ -96,17 +96,17 @@ impl Op for AccumulateBf16 {
     }
 }
 
-/// [`crate::flat::sum_squares`] in another fixed order (within 1e-13 of it): the same bits in every run and
-/// on every GPU. Finite exactly if every element is.
+/// [`crate::flat::sum_squares`] in another fixed order (within 1e-13 of it): the same bits in every run and on every
+/// GPU. The sum is finite exactly if every element is.
 #[derive(Clone, Copy, Debug)]
 pub struct SumSquares {
-    /// `[n]` f32.
+    /// Address of the elements, `[n]` f32.
     pub x: u64,
-    /// Elements.
+    /// Number of elements to sum.
     pub n: usize,
-    /// One f64, written.
+    /// Address of the sum, one f64; written.
     pub total: u64,
-    /// [`SumSquares::scratch_bytes`] bytes, 8-byte aligned.
+    /// Address of [`SumSquares::scratch_bytes`] bytes, 8-byte aligned.
     pub scratch: u64,
 }
 

@@ -9,25 +9,25 @@ pub(super) mod view;
 use crate::augment::Augment;
 use crate::cuda::launch::Launch;
 
-/// Threads of a block, in all kernels but the resize.
+/// Threads of a block in all kernels but the resize.
 pub(crate) const THREADS: u32 = 256;
 
-/// Side of the tiles that images are turned in, pixels.
+/// Side of the tiles in which images are turned, pixels.
 const TILE: usize = 32;
 
 /// Blocks that a launch should have to keep a large GPU busy: 8 on each of 256 multiprocessors.
 const ENOUGH_BLOCKS: usize = 2048;
 
-/// Largest patch or view, pixels: 32-bit indices and sums within one stay exact.
+/// Largest side of a patch or view, pixels: up to it, 32-bit indices and sums within one are exact.
 const LARGEST_SIDE: usize = 16_384;
 
-/// Into how many blocks one of `n` images of `size` x `size` pixels is split.
+/// Number of blocks that share one of `n` images of `size` x `size` pixels.
 fn bands(n: usize, size: usize) -> usize {
     let tiles = size.div_ceil(TILE).pow(2);
     ENOUGH_BLOCKS.div_ceil(n.max(1)).min(tiles).clamp(1, 8)
 }
 
-/// Refuses a side that is 0 or too large.
+/// Returns an error for a side that is 0 or too large.
 fn check_side(what: &'static str, side: usize) -> crate::Result<()> {
     if (1..=LARGEST_SIDE).contains(&side) {
         return Ok(());
@@ -40,7 +40,7 @@ fn check_side(what: &'static str, side: usize) -> crate::Result<()> {
     })
 }
 
-/// The arguments of an augmentation; none is one with everything off, which draws the identity.
+/// Adds the arguments of an augmentation; without one, those with everything off, which draw the identity.
 fn augment(launch: Launch, augment: Option<&Augment>) -> Launch {
     let a = augment.copied().unwrap_or_default();
     launch

@@ -8,12 +8,11 @@ use crate::error;
 /// Threads of a block: one per channel of 64 output columns.
 const THREADS: u32 = 192;
 const COLUMNS: usize = 64;
-/// Words of an entry before the weights.
+/// 32-bit words of a table entry; the weights follow the entries.
 const ENTRY: usize = 4;
 
-/// The taps of an axis that goes from `input` to `output` pixels, to be uploaded: `output` entries
-/// of 4 words (first source pixel, number of taps, where the weights start, 0), then all weights as
-/// the bits of f32.
+/// The taps of an axis that goes from `input` to `output` pixels, ready to upload: `output` entries of 4 words (first
+/// source pixel, number of taps, index of the first weight, 0), then all weights as the bits of f32.
 ///
 /// # Errors
 ///
@@ -36,26 +35,26 @@ pub fn resize_table(input: usize, output: usize) -> crate::Result<Vec<u32>> {
 
 /// [`crate::resize_antialias`] of resident images of one size, with the same bits.
 ///
-/// An image of another size, or an index beyond them, gives NaN.
+/// An image of another size, or an index beyond the resident images, gives NaN.
 #[derive(Clone, Copy, Debug)]
 pub struct Resize {
-    /// `[image_count]` [`crate::cuda::ImageRecord`].
+    /// Address of the resident images' records, `[image_count]` [`crate::cuda::ImageRecord`].
     pub images: u64,
-    /// Resident images.
+    /// Number of resident images.
     pub image_count: usize,
-    /// `[n]` u32: which of them.
+    /// Address of `[n]` u32: index of each image to resize.
     pub selection: u64,
-    /// Images to resize, at most 65535.
+    /// Number of images to resize, at most 65535.
     pub n: usize,
     /// Height and width of the images, pixels, each 1 to 16384.
     pub input: (usize, usize),
     /// Height and width of the result, pixels, each 1 to 16384.
     pub output: (usize, usize),
-    /// [`resize_table`] of the heights.
+    /// Address of the [`resize_table`] of the heights.
     pub rows: u64,
-    /// [`resize_table`] of the widths.
+    /// Address of the [`resize_table`] of the widths.
     pub columns: u64,
-    /// `[n, height, width, 3]` f32 in 0..255.
+    /// Address of the result, `[n, height, width, 3]` f32 in 0..255; written.
     pub out: u64,
 }
 

@@ -14,33 +14,33 @@ const ROWS: usize = THREADS as usize / 32;
 /// An index beyond the resized images gives NaN.
 #[derive(Clone, Copy, Debug)]
 pub struct GlobalView<'a> {
-    /// `[count, size, size, 3]` f32 in 0..255, from [`crate::cuda::Resize`].
+    /// Address of the resized images, `[count, size, size, 3]` f32 in 0..255, from [`crate::cuda::Resize`].
     pub resized: u64,
-    /// How many resized images there are.
+    /// Number of resized images.
     pub count: usize,
-    /// `[n]` u32: which of them.
+    /// Address of `[n]` u32: index of each sample's resized image.
     pub selection: u64,
-    /// `[n]` u64: what each one's randomness is hashed from.
+    /// Address of `[n]` u64: the ids that the samples' draws are hashed from.
     pub sample_ids: u64,
-    /// Images of the batch; at most 65535.
+    /// Number of images in the batch, at most 65535.
     pub n: usize,
-    /// One [`crate::cuda::StepRecord`].
+    /// Address of one [`crate::cuda::StepRecord`].
     pub step: u64,
-    /// Side, pixels, 1 to 16384.
+    /// Side of the images and of the views, pixels, 1 to 16384.
     pub size: usize,
-    /// Strengths; the offset is ignored. None only normalises.
+    /// Strengths, whose offset is ignored; with none the views are normalised only.
     pub augment: Option<&'a Augment>,
-    /// [`GlobalView::scratch_bytes`] bytes, 8-byte aligned; may be 0 where that is 0.
+    /// Address of [`GlobalView::scratch_bytes`] bytes, 8-byte aligned; may be 0 where that is 0.
     pub scratch: u64,
     /// Element type of `out`.
     pub dtype: DType,
-    /// `[n, size, size, 3]`, a channels-last batch. With 16-byte alignment and a `size` that is a
-    /// multiple of 8 it is written 16 bytes at a time.
+    /// Address of the result, `[n, size, size, 3]`, a channels-last batch. With 16-byte alignment and a `size` that is
+    /// a multiple of 8 the kernel writes 16 bytes at a time.
     pub out: u64,
 }
 
 impl GlobalView<'_> {
-    /// Bytes of scratch memory: sums per row and means, where there is contrast.
+    /// Bytes of scratch memory: with contrast, sums per row and means; without, 0.
     #[must_use]
     pub fn scratch_bytes(n: usize, size: usize, augment: Option<&Augment>) -> usize {
         if with_means(augment) {
@@ -50,7 +50,7 @@ impl GlobalView<'_> {
         }
     }
 
-    /// A launch with the arguments that rows and views begin with.
+    /// A launch with the arguments that the kernels for rows and views begin with.
     fn begin(&self, kernel: &'static str, grid: [usize; 3]) -> Result<Launch> {
         let launch = Launch::new(kernel, "GlobalView", grid, THREADS)?
             .u64(self.resized)

@@ -1,7 +1,7 @@
 // Multi-label focal loss: the summed loss and dlogits in one pass. Twin: mod.rs.
 //
-// The twin computes each term in f64; a GPU has too few f64 units for that at memory speed, so here a
-// term is f32 (relative error below 1e-6) and the sum of the terms f64, in a fixed tree.
+// The twin computes each term in f64. A GPU has too few f64 units for that at memory speed, so here a term is f32
+// (relative error below 1e-6), and the sum of the terms is f64, in a fixed tree.
 #include "common.cuh"
 
 #define MAX_CLASSES 63
@@ -56,7 +56,7 @@ __device__ __forceinline__ Term term(float x, float gamma) {
     series = fmaf(series, square, 1.0f);
     float log = 2.0f * f * series;
     float small = e * large;
-    // Comparisons keep NaN: it is in e, and both arms hold a value made of it.
+    // Comparisons keep NaN: e is NaN, and both arms compute with it.
     bool above = x > 0.0f;
     float q = above ? large : small, p = above ? small : large;
     float softplus = above ? x + log : log;
@@ -64,7 +64,7 @@ __device__ __forceinline__ Term term(float x, float gamma) {
     if (gamma == 2.0f) {
         power = q * q;
     } else {
-        // Finite, so that gamma 0 gives 1 also where q is 0.
+        // Finite, because gamma 0 must give 1 even where q is 0.
         float log_q = above ? -log : x - log;
         power = exp_nonpositive(gamma * (log_q < -1e30f ? -1e30f : log_q));
     }
@@ -86,7 +86,7 @@ __device__ __forceinline__ float element(float logit, u64 label, u32 c, const We
 }
 
 // `logits`, `dlogits` [rows, classes]; `labels` [rows]; `class_weights` [2, classes], for labels without and with the
-// class. A block takes `loads` loads of 4 elements per thread.
+// class. A block makes `loads` loads of 4 elements per thread.
 extern "C" __global__ void __launch_bounds__(256)
     fovea_focal_loss(const float *logits, const u64 *labels, u32 elements, u32 classes,
                      const float *class_weights, float gamma, const float *scale, u32 loads,

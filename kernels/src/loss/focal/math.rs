@@ -1,5 +1,5 @@
-//! exp and log1p in f64 where the loss needs them: made of additions and multiplications only, so
-//! they vectorise and give the same bits on every machine, which libm does not promise.
+//! exp and log1p in f64, as the loss needs them. They consist of additions, multiplications and divisions only, so they
+//! vectorise and give the same bits on every machine, which libm does not guarantee.
 
 /// exp(x) for x <= 0; below -700 it is exp(-700), about 1e-304. NaN stays NaN.
 ///
@@ -7,10 +7,10 @@
 /// is below 5e-18 of the result, then 2^k in the exponent bits.
 #[inline(always)]
 pub(super) fn exp_nonpositive(x: f64) -> f64 {
-    /// ln 2 in two parts, the first with 33 bits so that k times it is exact.
+    /// ln 2 in two parts. The first has 33 bits, so k times it is exact.
     const LN2_HIGH: f64 = 0.693_147_180_369_123_8;
     const LN2_LOW: f64 = 1.908_214_929_270_587_7e-10;
-    /// 1.5 * 2^52: adding it rounds to an integer, which is then in the low bits.
+    /// 1.5 * 2^52: adding it rounds to an integer, which then stands in the low bits.
     const ROUND: f64 = 6_755_399_441_055_744.0;
     /// 1/k! from k = 13 down to 0.
     const TAYLOR: [f64; 14] = [
@@ -29,7 +29,7 @@ pub(super) fn exp_nonpositive(x: f64) -> f64 {
         1.0,
         1.0,
     ];
-    // Not f64::max, which would turn NaN into the limit.
+    // f64::max would turn NaN into the limit.
     let x = if x < -700.0 { -700.0 } else { x };
     let shifted = x * std::f64::consts::LOG2_E + ROUND;
     let k = shifted - ROUND;

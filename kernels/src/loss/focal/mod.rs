@@ -1,4 +1,4 @@
-//! Multi-label focal loss (Lin et al., "Focal loss for dense object detection", ICCV 2017), a sigmoid per class.
+//! Multi-label focal loss (Lin et al., "Focal loss for dense object detection", ICCV 2017), with a sigmoid per class.
 
 mod math;
 mod op;
@@ -30,10 +30,11 @@ pub(super) static ENTRY: LossEntry = LossEntry {
     },
 };
 
-/// Rows whose loss is summed in order before blocks are added in order. Part of the definition.
+/// Rows whose losses are summed in order before the blocks' sums are added in order; part of the definition.
 const BLOCK_ROWS: usize = 256;
 
-/// Most rows, and most elements unless one row has more, that are expanded to one label and weight per logit at a time.
+/// Most rows, and most elements unless one row has more, that are expanded to one label and one weight per logit at a
+/// time.
 const TILE_ROWS: usize = 16;
 const TILE: usize = 128;
 const _: () = assert!(MAX_CLASSES <= TILE, "a row must fit a tile");
@@ -41,18 +42,18 @@ const _: () = assert!(MAX_CLASSES <= TILE, "a row must fit a tile");
 /// Sum over rows and classes of `alpha_c * w(y) * (1 - p_t)^gamma * BCE(z, y)`: bit c of a label is class c, `w` is
 /// [`LossSettings::pos_weight`] or [`LossSettings::neg_weight`].
 ///
-/// Inside, everything is f64: losses are added in row order within blocks of 256 rows and the blocks in order.
+/// Everything inside is f64: losses are added in row order within blocks of 256 rows, then the blocks in order.
 #[derive(Debug)]
 struct Focal {
     gamma: f32,
-    /// Per class, for labels without and with it.
+    /// Weight of each class, for labels without and with the class.
     by_label: Vec<[f64; 2]>,
-    /// The kernel's weights: `[2, C]`, for labels without a class and with it.
+    /// The weights that the kernel reads: `[2, C]` f32, for labels without and with the class.
     record: Vec<f32>,
 }
 
 impl Focal {
-    /// Refuses numbers without meaning.
+    /// Returns an error for settings without a meaning, such as negative weights.
     fn new(settings: &LossSettings) -> Result<Self> {
         let LossSettings {
             gamma,
@@ -96,7 +97,7 @@ impl Focal {
         })
     }
 
-    /// Refuses a label with a bit beyond the classes.
+    /// Returns an error for a label with a bit beyond the classes.
     fn check_labels(&self, labels: &[Label]) -> Result<()> {
         let classes = self.by_label.len();
         let stray = |label: &Label| label.is_known() && label.0 >> classes != 0;
@@ -173,7 +174,7 @@ impl Loss for Focal {
     }
 }
 
-/// [`Focal`] as the inner loop wants it.
+/// [`Focal`] in the form of the inner loop.
 struct Weights<'a> {
     gamma: f64,
     by_label: &'a [[f64; 2]],
@@ -191,7 +192,7 @@ fn element<const SQUARED: bool>(x: f64, gamma: f64) -> (f64, f64) {
     let log = log1p_unit(e);
     let large = 1.0 / (1.0 + e);
     let small = e * large;
-    // Comparisons keep NaN: it is in e, and both arms hold a value made of it.
+    // Comparisons keep NaN: e is NaN, and both arms compute with it.
     let (q, p, softplus, log_q) = if x > 0.0 {
         (large, small, x + log, -log)
     } else {
@@ -200,7 +201,7 @@ fn element<const SQUARED: bool>(x: f64, gamma: f64) -> (f64, f64) {
     let power = if SQUARED {
         q * q
     } else {
-        // Finite, so that gamma 0 gives 1 also where q is 0.
+        // Finite, because gamma 0 must give 1 even where q is 0.
         let log_q = if log_q < -1e30 { -1e30 } else { log_q };
         exp_nonpositive(gamma * log_q)
     };
@@ -237,7 +238,7 @@ fn block<const SQUARED: bool>(
             *loss = weight * value;
             *dlogit = (sign * weight * slope * weights.scale) as f32;
         }
-        // After the loop over all, which stays free of branches; NaN times a weight of 0 would not do.
+        // After the loop over all rows, which stays free of branches. A weight of 0 would not do: NaN times 0 is NaN.
         for (row, _) in labels.iter().enumerate().filter(|(_, l)| !l.is_known()) {
             losses[row * classes..][..classes].fill(0.0);
             dlogits[row * classes..][..classes].fill(0.0);
@@ -250,7 +251,7 @@ fn block<const SQUARED: bool>(
 }
 
 multiversion! {
-    /// gamma = 2 without the power.
+    /// gamma = 2, which needs no power function.
     fn squared_block(logits: &[f32], labels: &[Label], weights: &Weights<'_>, dlogits: &mut [f32]) -> f64 {
         block::<true>(logits, labels, weights, dlogits)
     }

@@ -7,15 +7,15 @@ use crate::cuda::ops::THREADS;
 use crate::cuda::ops::flat::{loads, partial_blocks, sum_partials};
 use crate::error::checked_elements;
 
-/// The twin's [`host`](super::Loss::host) in one pass over the logits.
+/// Computes the twin's [`host`](super::Loss::host) in one pass over the logits.
 ///
-/// Terms are f32, within 2e-6 of the twin's f64 ones, or 1e-8 of the class weight for those that are much
-/// smaller than it; they are added in f64 in a fixed tree, so the bits are the same in every run and on
-/// every GPU. Label bits beyond the classes are ignored (the twin refuses them).
+/// Terms are f32: within 2e-6 of the twin's f64 terms, or, for terms that are much smaller than the class weight,
+/// within 1e-8 of that weight. They are added in f64 in a fixed tree, so the bits are the same in every run and on
+/// every GPU. The kernel ignores label bits beyond the classes (the twin returns an error).
 #[derive(Clone, Copy, Debug)]
 pub(super) struct FocalOp {
     pub at: LossAt,
-    /// 1 to [`fovea_task::MAX_CLASSES`]; the record holds as many weights of each sign.
+    /// C, 1 to [`fovea_task::MAX_CLASSES`]; the record holds as many weights of each sign.
     pub classes: usize,
     /// Focusing exponent, 0 or more.
     pub gamma: f32,

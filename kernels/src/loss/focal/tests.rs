@@ -19,10 +19,10 @@ fn run(logits: &[f32], labels: &[u64], params: &LossSettings, scale: f32) -> (f6
     (loss, dlogits)
 }
 
-/// The definition as it is printed in the paper, in f64.
+/// The definition as the paper prints it, in f64.
 fn textbook(z: f64, positive: bool, gamma: f64, weight: f64) -> f64 {
     let z = if positive { z } else { -z };
-    // 1 - p_t and -ln p_t in the forms that keep their digits.
+    // 1 - p_t and -ln p_t in forms that lose no digits.
     weight * (1.0 / (1.0 + z.exp())).powf(gamma) * (-z).exp().ln_1p()
 }
 
@@ -153,7 +153,7 @@ fn nan_and_infinity_are_not_hidden() {
         }
         let (loss, _) = run(&[f32::INFINITY, 0.0, 0.0, 0.0], &[0], &params, 1.0);
         assert_eq!(loss, f64::INFINITY);
-        // Certain and right costs nothing; certain and wrong stays finite up to the f32 range.
+        // A certain, right answer costs nothing; a certain, wrong one stays finite up to the f32 range.
         let (loss, grad) = run(
             &[f32::INFINITY, f32::NEG_INFINITY, f32::MAX, f32::MIN],
             &[5],
@@ -214,7 +214,7 @@ fn bad_arguments_are_errors() {
     }
 }
 
-/// Wider tiles give the same bits: classes of weight 0 add nothing to the sums.
+/// The number of classes changes no bit: classes of weight 0 add 0 to the sums.
 #[test]
 fn classes_without_weight_change_no_bit() {
     let rows = 600;

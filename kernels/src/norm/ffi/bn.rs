@@ -6,7 +6,7 @@ use crate::norm::workers::ParallelFor;
 use crate::norm::{self, Backward, BatchStats, Element, Forward, Gradients, ReluGate};
 use std::ffi::c_void;
 
-/// `fovea_bn_forward`
+/// Mirrors `fovea_bn_forward` of `fovea_norm.h`, which describes the fields.
 #[repr(C)]
 #[derive(Debug)]
 #[expect(missing_docs, reason = "described in fovea_norm.h")]
@@ -31,7 +31,7 @@ pub struct BnForwardArgs {
     pub eps: f32,
 }
 
-/// `fovea_bn_backward`
+/// Mirrors `fovea_bn_backward` of `fovea_norm.h`, which describes the fields.
 #[repr(C)]
 #[derive(Debug)]
 #[expect(missing_docs, reason = "described in fovea_norm.h")]
@@ -61,7 +61,7 @@ pub struct BnBackwardArgs {
 ///
 /// # Safety
 /// `args` is null or points to a `fovea_bn_forward`. Each pointer in it is null or valid for the
-/// elements that `fovea_norm.h` states, for the whole call; outputs overlap nothing else.
+/// elements that `fovea_norm.h` states, for the whole call; outputs overlap no other buffer.
 /// `parallel_for` is null or keeps the contract stated there.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn fovea_bn_train_forward(args: *const BnForwardArgs) -> i32 {

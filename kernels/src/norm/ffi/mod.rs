@@ -1,9 +1,9 @@
-//! C entry points, for an autograd function on the C++ side. The header is `fovea_norm.h`, one
-//! folder up; it says what each field is, and the structures here mirror it.
+//! C entry points, for an autograd function on the C++ side. The header `fovea_norm.h`, one folder up, describes each
+//! field; the structures here mirror it.
 //!
-//! Each takes one structure of arguments whose first field is its size in bytes, so that a caller
-//! compiled against another header is refused, not misread. They return [`OK`],
-//! [`BAD_ARGUMENT`] or [`INTERNAL`] and never unwind; [`fovea_norm_last_error`] has the words.
+//! Each function takes one structure of arguments whose first field is its size in bytes: a caller that was compiled
+//! against another header gets an error and is not misread. They return [`OK`], [`BAD_ARGUMENT`] or [`INTERNAL`] and
+//! never unwind; [`fovea_norm_last_error`] returns the message.
 
 mod bn;
 mod pool;
@@ -27,31 +27,31 @@ use std::ffi::{CString, c_char};
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::{Arc, Mutex, PoisonError};
 
-/// The call did what it says.
+/// The call succeeded and wrote its outputs.
 pub const OK: i32 = 0;
-/// An argument was refused; nothing was written.
+/// An argument was refused; no buffer was written.
 pub const BAD_ARGUMENT: i32 = 1;
-/// A defect of this library; what the outputs hold is not defined.
+/// A defect of this library; the content of the outputs is undefined.
 pub const INTERNAL: i32 = 2;
 
 thread_local! {
     static LAST_ERROR: RefCell<CString> = RefCell::default();
 }
 
-/// Words for the last call of this thread that did not return [`OK`]; valid until the next such call.
+/// Message of this thread's last call that did not return [`OK`]; valid until the next such call.
 #[unsafe(no_mangle)]
 pub extern "C" fn fovea_norm_last_error() -> *const c_char {
     LAST_ERROR.with_borrow(|message| message.as_ptr())
 }
 
 fn remember(message: &str) {
-    // A message of ours holds no zero byte; were there one, the words before it are kept.
+    // Our messages contain no zero byte; if one did, the text before it would be kept.
     let until = message.find('\0').unwrap_or(message.len());
     let message = CString::new(&message[..until]).unwrap_or_default();
     LAST_ERROR.with_borrow_mut(|last| *last = message);
 }
 
-/// Runs a call, turns its outcome into a code.
+/// Runs a call and turns its outcome into a code.
 fn answer(call: impl FnOnce() -> Result<()>) -> i32 {
     match catch_unwind(AssertUnwindSafe(call)) {
         Ok(Ok(())) => OK,
@@ -108,7 +108,7 @@ unsafe fn input<'a, T>(what: &'static str, pointer: *const T, elements: usize) -
 }
 
 /// # Safety
-/// As [`input`]; null is none.
+/// As [`input`]; a null pointer gives none.
 unsafe fn optional<'a, T>(
     what: &'static str,
     pointer: *const T,
@@ -160,7 +160,7 @@ fn extent(what: &'static str, value: i64) -> Result<usize> {
     })
 }
 
-/// Calls a function of an element type that is chosen by number: 0 is f32, 1 is bf16.
+/// Calls a function for the element type of this number: 0 is f32, 1 is bf16.
 macro_rules! by_dtype {
     ($dtype:expr, $function:ident($($argument:expr),*)) => {
         match $dtype {
@@ -177,8 +177,8 @@ fn unknown_dtype(value: i32) -> Error {
     refuse("dtype", "0 (f32) or 1 (bf16)", value.to_string(), help)
 }
 
-/// Rayon pools that calls without a loop of their own run on, one per thread count, kept because
-/// starting threads costs more than a pass.
+/// Rayon pools for calls without a loop of their own, one per thread count. They are kept because starting threads
+/// costs more than a pass.
 static POOLS: Mutex<Vec<Arc<rayon::ThreadPool>>> = Mutex::new(Vec::new());
 
 fn pool_of(threads: usize) -> Result<Arc<rayon::ThreadPool>> {

@@ -1,4 +1,4 @@
-//! The stem and the poolings.
+//! C entry points of the stem and the poolings.
 
 use super::{answer, arguments, by_dtype, extent, input, on, output};
 use crate::error::Result;
@@ -6,7 +6,7 @@ use crate::norm::workers::ParallelFor;
 use crate::norm::{self, BatchStats, Element, PoolShape, StemBackward, StemForward, StemOutput};
 use std::ffi::c_void;
 
-/// `fovea_pool`: the stem and the two poolings.
+/// Mirrors `fovea_pool` of `fovea_norm.h`, which describes the fields: the stem and the two poolings.
 #[repr(C)]
 #[derive(Debug)]
 #[expect(missing_docs, reason = "described in fovea_norm.h")]
@@ -45,7 +45,7 @@ impl PoolArgs {
             w: extent("w", self.w)?,
             channels: extent("channels", self.channels)?,
         };
-        // Refuses a product that does not fit; the output's is smaller.
+        // Returns an error for a product that does not fit; the output's is smaller.
         shape.inputs().map(|_| shape)
     }
 }
@@ -54,7 +54,7 @@ impl PoolArgs {
 ///
 /// # Safety
 /// `args` is null or points to a `fovea_pool`. Each pointer in it is null or valid for the elements
-/// that `fovea_norm.h` states, for the whole call; outputs overlap nothing else. `parallel_for` is
+/// that `fovea_norm.h` states, for the whole call; outputs overlap no other buffer. `parallel_for` is
 /// null or keeps the contract stated there.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn fovea_stem_train_forward(args: *const PoolArgs) -> i32 {

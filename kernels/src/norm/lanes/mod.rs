@@ -12,19 +12,19 @@ use half::bf16;
 use portable::Array;
 use std::ops::Range;
 
-/// Which implementation of [`Lanes`] runs.
+/// The implementation of [`Lanes`] that runs.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Isa {
-    /// AVX512F/BW/DQ/VL + AVX512-BF16.
+    /// AVX512F, BW, DQ, VL and AVX512-BF16; two registers of 16 lanes.
     Avx512,
-    /// AVX2 + FMA.
+    /// AVX2 with FMA; two registers of 8 lanes.
     Avx2,
-    /// Plain Rust.
+    /// Plain Rust without special instructions, on any processor.
     Portable,
 }
 
 impl Isa {
-    /// The best one that this processor has.
+    /// The fastest implementation that this processor can run.
     pub(crate) fn detect() -> Self {
         #[cfg(target_arch = "x86_64")]
         {
@@ -45,7 +45,7 @@ impl Isa {
         Self::Portable
     }
 
-    /// All that this processor can run, for tests that compare them.
+    /// All implementations that this processor can run, for tests that compare them.
     #[cfg(test)]
     pub(crate) fn available() -> Vec<Self> {
         match Self::detect() {
@@ -58,22 +58,22 @@ impl Isa {
 
 /// A vector of f32 lanes.
 ///
-/// Two bf16 share a 32-bit word, and taking the low and the high halves of many words apart costs less
-/// than widening them in memory order. So vectors that come from bf16 have their lanes in *split
-/// order*, whatever that is for the type; per-channel numbers that meet them are read and written
-/// with `load_split` and `store_split`. Vectors that come from f32 are in memory order.
+/// Two bf16 share a 32-bit word, and separating the low from the high halves of many words costs less than widening
+/// them in memory order. So vectors that come from bf16 have their lanes in *split order*, which each type defines;
+/// per-channel numbers that meet them are read and written with `load_split` and `store_split`. Vectors that come from
+/// f32 are in memory order.
 ///
 /// # Safety
-/// Every method may use instructions of the [`Isa`] that the type stands for: the processor must
-/// have them. Pointers must be valid for `WIDTH` elements; no alignment is asked for.
+/// Every method may use instructions of the [`Isa`] that the type stands for: the processor must have them. Pointers
+/// must be valid for `WIDTH` elements, of any alignment.
 pub trait Lanes: Copy {
-    /// Number of lanes.
+    /// Number of f32 lanes in the vector.
     const WIDTH: usize;
-    /// All lanes `value`.
+    /// A vector whose lanes are all `value`.
     unsafe fn splat(value: f32) -> Self;
-    /// Reads `WIDTH` f32.
+    /// Reads `WIDTH` f32 in memory order.
     unsafe fn load(from: *const f32) -> Self;
-    /// Writes `WIDTH` f32.
+    /// Writes `WIDTH` f32 in memory order.
     unsafe fn store(self, to: *mut f32);
     /// Reads `WIDTH` f32 into split order.
     unsafe fn load_split(from: *const f32) -> Self;
@@ -81,30 +81,29 @@ pub trait Lanes: Copy {
     unsafe fn store_split(self, to: *mut f32);
     /// Reads `WIDTH` bf16 into split order, exact.
     unsafe fn load_bf16(from: *const bf16) -> Self;
-    /// Writes `WIDTH` bf16 from split order, rounded to nearest even; f32 subnormals become zero (as
-    /// AVX512-BF16 does it).
+    /// Writes `WIDTH` bf16 from split order, rounded to nearest even; f32 subnormals become zero, as with AVX512-BF16.
     unsafe fn store_bf16(self, to: *mut bf16);
-    /// `self + other`
+    /// The sum `self + other`, lane by lane.
     unsafe fn add(self, other: Self) -> Self;
-    /// `self - other`
+    /// The difference `self - other`, lane by lane.
     unsafe fn sub(self, other: Self) -> Self;
-    /// `self * other`
+    /// The product `self * other`, lane by lane.
     unsafe fn mul(self, other: Self) -> Self;
     /// `self * factor + addend` with one rounding.
     unsafe fn mul_add(self, factor: Self, addend: Self) -> Self;
-    /// Drops the bits that bf16 does not have.
+    /// Clears the bits that bf16 does not have.
     unsafe fn truncate(self) -> Self;
     /// `0 > self ? 0 : self`: NaN stays NaN.
     unsafe fn relu(self) -> Self;
     /// `self` where `value` is not `<= 0` (so also where it is NaN), 0 elsewhere.
     unsafe fn gate(self, value: Self) -> Self;
-    /// Reads the f32 whose byte at `codes` is `code`, 0 elsewhere.
+    /// Reads the f32 whose byte at `codes` is `code`, and 0 for the others.
     unsafe fn pick(from: *const f32, codes: *const u8, code: u8) -> Self;
-    /// Reads the bf16 whose byte at `codes` is `code`, 0 elsewhere, into split order.
+    /// Reads the bf16 whose byte at `codes` is `code`, and 0 for the others, into split order.
     unsafe fn pick_bf16(from: *const bf16, codes: *const u8, code: u8) -> Self;
-    /// How maxima of f32 are found.
+    /// How this type finds maxima of f32.
     type Race: Race<f32>;
-    /// How maxima of bf16 are found.
+    /// How this type finds maxima of bf16.
     type RaceBf16: Race<bf16>;
 }
 
@@ -116,32 +115,32 @@ pub trait Lanes: Copy {
 /// # Safety
 /// As for [`Lanes`].
 pub trait Race<T>: Copy {
-    /// Elements as integers that compare like them.
+    /// Elements as integers that compare as the elements do.
     type Keys: Copy;
     /// Which lanes are ordered the other way round.
     type Order: Copy;
-    /// Reversed where the factor at `scale` is negative; with null, nowhere.
+    /// Reverses the order in lanes whose factor at `scale` is negative; with null, in none.
     unsafe fn order(scale: *const f32) -> Self::Order;
     /// Keys below those of all elements.
     unsafe fn floor() -> Self::Keys;
     /// Reads elements. Without `NAN`, NaN may fall anywhere in the order.
     unsafe fn keys<const NAN: bool>(from: *const T, order: Self::Order) -> Self::Keys;
-    /// The first contestants.
+    /// The race after its first elements, which all have the position `code`.
     unsafe fn start(keys: Self::Keys, code: u8) -> Self;
-    /// More of them: where one is greater, it and its code are kept from now on.
+    /// Enters more elements: where one is greater, it and its code replace the old ones.
     unsafe fn enter(self, keys: Self::Keys, code: u8) -> Self;
-    /// Writes the winners.
+    /// Writes the greatest element of each lane to `to`.
     unsafe fn store_winner(self, order: Self::Order, to: *mut T);
-    /// Writes the codes of the winners; zero where `y` is not null and the element there is zero.
+    /// Writes the winners' codes; 0 where `y` is not null and its element is zero.
     unsafe fn store_codes(self, y: *const T, to: *mut u8);
 }
 
-/// What a kernel does with one strip of channels. [`sweep`] calls it for tiles of rows and strips of
-/// channels, in order, until all are covered; the last channels come one by one.
+/// The work of a kernel on one strip of channels. [`sweep`] calls it for tiles of rows and strips of channels, in
+/// order, until all are covered; the last channels come one by one.
 pub(crate) trait Kernel {
     /// Rows per tile: `usize::MAX` for a kernel that sums over rows.
     const TILE_ROWS: usize;
-    /// (rows, channels) to cover.
+    /// The (rows, channels) to cover.
     fn extent(&self) -> (usize, usize);
     /// Handles `rows` of the channels `channel .. channel + N * L::WIDTH`.
     ///
@@ -154,7 +153,7 @@ pub(crate) trait Kernel {
 pub(crate) fn sweep<K: Kernel>(isa: Isa, kernel: &mut K) {
     match isa {
         #[cfg(target_arch = "x86_64")]
-        // SAFETY: `Isa::detect` is the only source of this value outside tests, and found them.
+        // SAFETY: outside tests, only `Isa::detect` returns this value, and it found the instructions.
         Isa::Avx512 => unsafe { sweep_avx512(kernel) },
         #[cfg(target_arch = "x86_64")]
         // SAFETY: as above.

@@ -1,4 +1,4 @@
-//! [`Lanes`] in plain Rust: the fallback, and the last channels of every kernel.
+//! [`Lanes`] in plain Rust: the fallback, and for every kernel the last channels.
 
 use super::{Lanes, Race};
 use half::bf16;
@@ -18,8 +18,8 @@ impl<const W: usize> Array<W> {
     }
 }
 
-/// f32 -> bf16 exactly as `vcvtneps2bf16` does it: nearest even, subnormal inputs become zero, NaN
-/// stays a (quiet) NaN.
+/// Rounds f32 to bf16 exactly as `vcvtneps2bf16` does: to nearest even; subnormal inputs become zero, NaN stays a
+/// (quiet) NaN.
 #[inline(always)]
 pub(super) fn round_bf16(value: f32) -> bf16 {
     let bits = value.to_bits();
@@ -135,7 +135,7 @@ unsafe fn bytes<const W: usize>(from: *const u8) -> [u8; W] {
     unsafe { from.cast::<[u8; W]>().read_unaligned() }
 }
 
-/// [`Race`] on integers `K` that order like the elements.
+/// [`Race`] on integers `K` that compare as the elements do.
 #[derive(Clone, Copy)]
 pub(crate) struct Keys<K, const W: usize> {
     keys: [K; W],

@@ -1,6 +1,5 @@
-//! [`Lanes`] with AVX-512 and AVX2: two registers each, so that bf16 split into the even and the odd
-//! elements. The trait says what each method does, and states the SAFETY of all: the
-//! caller vouches for the instructions and the pointers.
+//! [`Lanes`] with AVX-512 and AVX2: two registers each, because bf16 split into the even and the odd elements. The
+//! trait describes each method and states the SAFETY of all: the caller vouches for the instructions and the pointers.
 #![expect(
     clippy::undocumented_unsafe_blocks,
     reason = "one contract for all of them, stated at the trait and in the module text"
@@ -22,9 +21,9 @@ macro_rules! both {
 #[derive(Clone, Copy)]
 pub(crate) struct Avx512([__m512; 2]);
 
-/// Even elements of 32 f32 are at these places.
+/// Places of the even elements among 32 f32.
 const EVEN: [i32; 16] = [0, 2, 4, 6, 8, 10, 12, 14, 16, 18, 20, 22, 24, 26, 28, 30];
-/// Places that bring 16 even and 16 odd elements back to memory order, lower half.
+/// Places that bring 16 even and 16 odd elements back to memory order, for the lower half.
 const ZIP_LOW: [i32; 16] = [0, 16, 1, 17, 2, 18, 3, 19, 4, 20, 5, 21, 6, 22, 7, 23];
 /// The same for 32 elements of 16 bits.
 const ZIP_WORDS: [i16; 32] = [
@@ -175,7 +174,7 @@ impl Avx2 {
         }
     }
 
-    /// 8 f32 rounded as `round_bf16` does it, in the upper halves; the lower ones hold anything.
+    /// 8 f32 rounded as `round_bf16` rounds them, in the upper halves; the lower ones hold any bits.
     #[inline(always)]
     unsafe fn round(value: __m256) -> __m256i {
         unsafe {
@@ -193,7 +192,7 @@ impl Avx2 {
         }
     }
 
-    /// All ones in the bytes of `codes` that are `code`.
+    /// All ones in the bytes of `codes` that are `code`, else 0.
     #[inline(always)]
     unsafe fn hits(codes: *const u8, code: u8) -> __m128i {
         unsafe {

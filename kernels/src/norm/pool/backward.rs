@@ -1,4 +1,4 @@
-//! Gives each input the gradients of the windows that it won.
+//! Gives each input the gradients of the windows whose maximum it is.
 
 use super::{PoolShape, TASK_ROWS};
 use crate::norm::Element;
@@ -15,7 +15,7 @@ pub(in crate::norm) struct ThroughNorm<'a, T> {
     pub(in crate::norm) factors: &'a Factors,
 }
 
-/// The input rows under the windows of the output rows `rows`; all in one image or not.
+/// The gradient of the input rows under the output rows `rows`, which may span several images.
 struct PoolBackward<'a, T> {
     shape: PoolShape,
     dy: &'a [T],
@@ -31,7 +31,7 @@ struct PoolBackward<'a, T> {
 /// Where [`PoolBackward`] writes, from the first pixel and channel of a strip on.
 struct GradientTarget<T, L, const N: usize, const NORM: bool> {
     dx: *mut T,
-    /// Read only with `NORM`, as the factors.
+    /// Read only with `NORM`, as are the factors.
     x: *const T,
     a: [L; N],
     b: [L; N],

@@ -6,14 +6,14 @@ use crate::norm::lanes::{Kernel, Lanes, Race, sweep};
 use crate::norm::workers::{Exec, Pieces};
 use std::ops::Range;
 
-/// Normalisation and ReLU in front of the pooling, per channel.
+/// Normalisation and ReLU before the pooling, per channel.
 #[derive(Clone, Copy)]
 pub(in crate::norm) struct NormRelu<'a> {
     pub(in crate::norm) scale: &'a [f32],
     pub(in crate::norm) shift: &'a [f32],
 }
 
-/// What a pooling pass does, as a constant of the inner loops.
+/// The outputs of a pooling pass, as a constant of the inner loops.
 mod modes {
     /// Largest input and its position.
     pub(in crate::norm) const PLAIN: u8 = 0;
@@ -42,8 +42,8 @@ impl<T: Element> PoolForward<'_, T> {
         let out_w = self.shape.out_w();
         let image = (self.first_row + row) / self.shape.out_h();
         let i = (self.first_row + row) % self.shape.out_h();
-        // A row outside the image is replaced by the centre one, under its code: the centre's own
-        // entries have the same values, so the winner and its code do not change.
+        // The centre row stands in for a row outside the image, under that row's code: the centre's own entries have
+        // the same values, so the winner and its code do not change.
         let slots = [
             if i == 0 { 1 } else { 0 },
             1,
@@ -62,7 +62,7 @@ impl<T: Element> PoolForward<'_, T> {
             if MODE != modes::PLAIN
                 && let Some(affine) = self.affine
             {
-                // The value is monotone in x, so the race can be held on x itself.
+                // The value is monotone in x, so the race can compare x itself.
                 let factors = affine.scale.as_ptr().add(channel);
                 for (k, order) in orders.iter_mut().enumerate() {
                     *order = T::Race::<L>::order(factors.add(k * L::WIDTH));
@@ -115,8 +115,8 @@ impl<T: Element> PoolForward<'_, T> {
     }
 }
 
-/// Keys of a race. Statistics of the batch spread one NaN over its whole channel, so only the other
-/// modes need to look for it.
+/// Keys of a race. With batch statistics one NaN spreads over its whole channel, so only the other modes need to look
+/// for it.
 ///
 /// # Safety
 /// As for [`Lanes`].

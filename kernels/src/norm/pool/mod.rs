@@ -1,8 +1,8 @@
 //! Max pooling with kernel 3, stride 2, padding 1, alone or after a normalisation with ReLU.
 //!
-//! Window `(i, j)` is centred on pixel `(2i, 2j)`; there are `ceil(h / 2) x ceil(w / 2)` of them. The
-//! position of its maximum is one byte: 1..=9 in row-major order over the window, 0 when the ReLU
-//! after it is closed. The backward pass gathers, so no two threads write the same element.
+//! Window `(i, j)` is centred on pixel `(2i, 2j)`; there are `ceil(h / 2) x ceil(w / 2)` of them. One byte gives the
+//! position of a window's maximum: 1..=9 in row-major order over the window, 0 when the ReLU after it is closed. The
+//! backward pass gathers, so no two threads write the same element.
 
 mod backward;
 mod forward;
@@ -17,13 +17,13 @@ use crate::error::{Result, check_len, checked_elements};
 /// Input shape of a 3x3, stride 2 pooling, channels-last.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct PoolShape {
-    /// Images.
+    /// Number of images, N.
     pub n: usize,
     /// Input rows of an image.
     pub h: usize,
     /// Input columns of an image.
     pub w: usize,
-    /// Channels.
+    /// Number of channels, C.
     pub channels: usize,
 }
 
@@ -45,7 +45,7 @@ impl PoolShape {
         checked_elements("x", &[self.n, self.h, self.w, self.channels])
     }
 
-    /// Elements of the output.
+    /// Elements of the output, `n * out_h * out_w * channels`.
     pub(super) fn outputs(&self) -> usize {
         self.n * self.out_h() * self.out_w() * self.channels
     }
@@ -74,7 +74,7 @@ impl PoolShape {
     }
 }
 
-/// Output rows of one task.
+/// Output rows that one task computes.
 const TASK_ROWS: usize = 4;
 
 /// Max pooling (kernel 3, stride 2, padding 1): `y` and the position byte of each maximum, both

@@ -11,7 +11,7 @@ use proptest::prelude::*;
 
 const EPS: f32 = 1e-5;
 
-/// A layer with everything it may have.
+/// A layer with all of its optional inputs.
 struct Case<T> {
     rows: usize,
     channels: usize,
@@ -268,7 +268,7 @@ fn check_backward<T: Sample>(rows: usize, channels: usize, residual: bool, relu:
         let (second, y) = (case.column(&case.second, c), case.column(&y, c));
         let mut g = Vec::new();
         for i in 0..rows {
-            // The sum of two gradients is stored as an element before it is used.
+            // The sum of two gradients is stored as an element before its use.
             let sum = if two {
                 T::of((dy[i] + second[i]) as f32).wide()
             } else {
@@ -312,7 +312,7 @@ fn backward_is_the_textbook() {
     }
 }
 
-/// What defeats a sum of squares: a mean far above the deviation, a first row unlike the others.
+/// Data that defeat a plain sum of squares: a mean far above the deviation, a first row unlike the others.
 #[test]
 fn statistics_survive_large_means_and_odd_first_rows() {
     let rows = 3000;

@@ -11,7 +11,7 @@ use half::bf16;
 use std::ffi::CStr;
 use std::ptr::null;
 
-/// All fields zero, as C++ makes it with `{}`, and the size.
+/// A structure with all fields zero, as `{}` makes it in C++, and its size set.
 macro_rules! zeroed {
     ($type:ty) => {{
         // SAFETY: integers, floats, pointers and an optional function: zero is a value of each.
@@ -37,7 +37,7 @@ struct Layer {
     bias: Vec<f32>,
     out: Vec<f32>,
     dx: Vec<f32>,
-    /// mean, invstd, var_unbiased, dweight, dbias
+    /// mean, invstd, var_unbiased, dweight, dbias, each `[channels]`
     small: [Vec<f32>; 5],
 }
 
@@ -324,7 +324,7 @@ fn stem_through_c_is_the_same() {
     assert_eq!(through_small, direct_small);
 }
 
-/// What each broken call must say first.
+/// The first words of each broken call's message.
 #[test]
 fn broken_calls_are_refused_in_words() {
     type Break = fn(&mut BnForwardArgs);
@@ -359,7 +359,7 @@ fn broken_calls_are_refused_in_words() {
     assert!(last_error().starts_with("the argument structure is null"));
 }
 
-/// The structures are what the header says: field order and total size.
+/// The structures match the header: field order and total size.
 #[test]
 fn header_and_structures_agree() {
     let header = include_str!("../fovea_norm.h");

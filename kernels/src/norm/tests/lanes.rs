@@ -5,7 +5,7 @@ use crate::norm::lanes::{Isa, Kernel, Lanes, sweep};
 use half::bf16;
 use std::ops::Range;
 
-/// `to = bf16(from)`.
+/// Stores f32 as bf16, rounded: `to = bf16(from)`.
 struct Round<'a> {
     from: &'a [f32],
     to: &'a mut [bf16],
@@ -58,7 +58,7 @@ fn rounds_to_nearest_even() {
     }
 }
 
-/// Adds each row to per-channel sums: split order must come back to memory order.
+/// Adds each row to per-channel sums: split order must return to memory order.
 struct Sum<'a> {
     x: &'a [bf16],
     sums: &'a mut [f32],

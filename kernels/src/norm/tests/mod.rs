@@ -12,7 +12,7 @@ use half::bf16;
 use std::ffi::c_void;
 use std::fmt::Debug;
 
-/// Test data: numbers from a fixed sequence.
+/// Test data from a fixed sequence of numbers.
 pub(super) struct Numbers(u64);
 
 impl Numbers {
@@ -114,7 +114,7 @@ pub(super) fn assert_close(
 /// A parallel loop with three threads that take the tasks backwards and in turn.
 ///
 /// # Safety
-/// As the contract of `ParallelFor` has it.
+/// As the contract of `ParallelFor` demands.
 pub(super) unsafe extern "C" fn three_threads(tasks: i64, task: LoopTask, state: *mut c_void) {
     struct Shared(*mut c_void);
     // SAFETY: a task may be called from any thread.
@@ -138,7 +138,7 @@ pub(super) unsafe extern "C" fn three_threads(tasks: i64, task: LoopTask, state:
     });
 }
 
-/// The way that defines the bits: portable code on one thread.
+/// The variant that defines the bits: portable code on one thread.
 pub(super) const PLAIN: Exec = Exec {
     workers: Workers::Inline,
     isa: Isa::Portable,

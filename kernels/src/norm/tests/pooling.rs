@@ -141,7 +141,7 @@ impl<T: Sample> StemCase<T> {
         let mut numbers = Numbers::new(elements(shape) as u64 + 1);
         let c = shape.channels;
         let mut weight = numbers.floats(c);
-        // A factor of zero and negative ones take part.
+        // A factor of zero and negative factors take part.
         weight[0] = 0.0;
         Self {
             shape,
@@ -205,7 +205,7 @@ impl<T: Sample> StemCase<T> {
     }
 }
 
-/// The fused stem is normalisation, then ReLU, then pooling; its gradient that of the three.
+/// The fused stem equals normalisation, then ReLU, then pooling; its gradient equals that of the three.
 fn check_stem<T: Sample>(s: PoolShape) {
     let case = StemCase::<T>::new(s);
     let actual = everywhere(|exec| case.run(exec));
@@ -225,7 +225,7 @@ fn check_stem<T: Sample>(s: PoolShape) {
         let (w, b) = (f64::from(case.weight[at % c]), f64::from(case.bias[at % c]));
         w * xhat(at) + b
     };
-    // Gradient behind the normalisation, and what it sums to.
+    // Gradient behind the normalisation, and its sums.
     let mut g = vec![0.0; x.len()];
     let (mut dweight, mut dbias) = (vec![0.0; c], vec![0.0; c]);
     for (o, window) in windows.iter().enumerate() {
