@@ -1,4 +1,4 @@
-//! The command line. The commands resolve it; nothing below them reads flags.
+//! The command line. The commands resolve it into a configuration; no code below them reads flags.
 
 mod bench;
 
@@ -161,7 +161,7 @@ pub enum DeviceChoice {
     Cuda,
 }
 
-/// A spelling of `train.backend` for which `offered` holds.
+/// Parses a spelling of `train.backend` for which `offered` holds.
 fn backend_choice(
     offered: fn(BackendChoice) -> bool,
 ) -> impl TypedValueParser<Value = BackendChoice> {
@@ -276,7 +276,7 @@ pub struct SubmitArgs {
 }
 
 impl SubmitArgs {
-    /// What was typed now, and for what was left away what was typed `before`.
+    /// The options of this command, completed by those of the command `before` where this one gives none.
     pub fn or(self, before: Self) -> Self {
         let keep = |now: Vec<String>, before: Vec<String>| match now.is_empty() {
             true => before,
@@ -289,7 +289,7 @@ impl SubmitArgs {
                 ..self.source
             },
             nodes: self.nodes.or(before.nodes),
-            // One of them stands for the other.
+            // Either of the two options implies the other, so one of `before` must not contradict a new one.
             ranks_per_node: self.ranks_per_node.or(before
                 .ranks_per_node
                 .filter(|_| self.gpus_per_node.is_none())),
@@ -311,9 +311,9 @@ impl SubmitArgs {
     }
 }
 
-/// A limit that Slurm can keep.
+/// Parses a time limit that Slurm can enforce: at least a minute.
 fn time_limit(text: &str) -> Result<Duration, String> {
-    // As `fovea train --deadline` takes it, too: 90m, 3h 50m.
+    // The notation of `fovea train --deadline` works too: 90m, 3h 50m.
     let spelled = humantime::parse_duration(text).map(Some);
     match spelled.or_else(|_| fovea_slurm::time::parse(text)) {
         Ok(Some(limit)) if limit >= Duration::from_secs(60) => Ok(limit),
@@ -366,7 +366,7 @@ pub struct TrainerArgs {
     pub with_parent: Option<u32>,
 }
 
-/// Longer than any job: what is beyond is a slip of the finger.
+/// Longest deadline that is accepted: a longer one is a typing error.
 const LONGEST: Duration = Duration::from_secs(10 * 365 * 86_400);
 
 fn deadline(text: &str) -> Result<Duration, String> {
@@ -377,11 +377,11 @@ fn deadline(text: &str) -> Result<Duration, String> {
     }
 }
 
-/// Time until the end of a job; none when it has no limit.
+/// Time until the end of a job; `None` when it has no limit.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct TimeLeft(pub Option<Duration>);
 
-/// Both spellings. What squeue could not tell is no limit.
+/// Parses both notations, 3h 50m and squeue's. An empty text or squeue's words for an unknown time mean no limit.
 fn time_left(text: &str) -> Result<TimeLeft, String> {
     let text = text.trim();
     if text.is_empty() {

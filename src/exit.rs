@@ -1,4 +1,4 @@
-//! Exit codes and logging: what scripts and schedulers see.
+//! Exit codes and logging, which scripts and schedulers see.
 
 use std::io::{IsTerminal, Write};
 use std::process::ExitCode;
@@ -11,18 +11,18 @@ use tracing_subscriber::{fmt, registry};
 
 use crate::say::Unsaid;
 
-/// How a command ended well.
+/// How a command without an error ended.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Ending {
-    /// Everything is done.
+    /// The command's work is complete; exits with [`FINISHED`].
     Finished,
-    /// Drained: resume later.
+    /// The run was drained, and `--resume` continues it; exits with [`LEFT`].
     Resume,
-    /// With another exit code, of which nothing needs to be said.
+    /// The command ends with this exit code, and has already printed what there is to know.
     Code(i32),
 }
 
-/// An error that is the user's to mend; exits with [`WRONG_INPUT`].
+/// An error that the user can fix; exits with [`WRONG_INPUT`].
 #[derive(Debug)]
 pub struct Usage(pub String);
 
@@ -34,7 +34,7 @@ impl std::fmt::Display for Usage {
 
 impl std::error::Error for Usage {}
 
-/// Prints an error and chooses the exit code.
+/// Prints the error, if there is one, and chooses the exit code.
 pub fn code(result: anyhow::Result<Ending>) -> ExitCode {
     let code = match result {
         Ok(Ending::Finished) => FINISHED,
@@ -47,7 +47,7 @@ pub fn code(result: anyhow::Result<Ending>) -> ExitCode {
             } else {
                 ("", "")
             };
-            // The exit code tells, where nobody reads what is said.
+            // A failure to write here is ignored: the exit code still tells the caller.
             let text = format!("{}error{}: {}\n", red.0, red.1, message(&error));
             let _ = std::io::stderr().write_all(text.as_bytes());
             if is_usage(&error) {
@@ -60,7 +60,7 @@ pub fn code(result: anyhow::Result<Ending>) -> ExitCode {
     ExitCode::from(u8::try_from(code).unwrap_or(FAILED as u8))
 }
 
-/// The error and its causes; those that the error quotes already are not said twice.
+/// The error and its causes, without causes that it quotes already.
 pub fn message(error: &anyhow::Error) -> String {
     error
         .chain()
@@ -75,7 +75,7 @@ pub fn message(error: &anyhow::Error) -> String {
         })
 }
 
-/// Whether the user can mend what failed: each room says it of its own errors.
+/// Whether the user can fix what failed; each crate decides that for its own errors.
 pub fn is_usage(error: &anyhow::Error) -> bool {
     macro_rules! any_of {
         ($($room:ty),+ $(,)?) => {
@@ -83,7 +83,7 @@ pub fn is_usage(error: &anyhow::Error) -> bool {
         };
     }
     error.is::<Usage>()
-        // A wrong configuration is always the user's.
+        // A wrong configuration is always the user's to fix.
         || error.is::<fovea_run::config::Error>()
         || any_of!(
             fovea_collectives::Error,
@@ -98,14 +98,14 @@ pub fn is_usage(error: &anyhow::Error) -> bool {
         )
 }
 
-/// `fovea data ... | head` is no failure.
+/// Whether the reader of standard output left, as in `fovea data ... | head`: that is no failure.
 fn is_broken_pipe(error: &anyhow::Error) -> bool {
     error
         .downcast_ref::<Unsaid>()
         .is_some_and(Unsaid::reader_left)
 }
 
-/// Warnings and worse on standard error; `-v` adds information, `-vv` debugging. FOVEA_LOG overrides.
+/// Logs warnings and errors to standard error; `-v` adds information, `-vv` debugging. FOVEA_LOG overrides both.
 pub fn init_logging(verbose: u8) {
     let level = ["warn", "info", "debug"][usize::from(verbose.min(2))];
     let wanted = std::env::var("FOVEA_LOG").ok();
@@ -114,7 +114,7 @@ pub fn init_logging(verbose: u8) {
     let colours = std::io::stderr().is_terminal();
     let lines = fmt::layer()
         .with_writer(std::io::stderr)
-        // A message that cannot be written (a full disk, a terminal that is gone) is lost, not the run.
+        // A message that cannot be written (a full disk, a closed terminal) must not end the run.
         .log_internal_errors(false)
         .with_ansi(colours)
         .with_target(false);

@@ -1,14 +1,14 @@
-//! Which libtorch this process has loaded.
+//! Finds out which libtorch this process has loaded.
 
 use std::fs;
 use std::path::Path;
 
 use fovea_slurm::doctor::{Libtorch, Version};
 
-/// The libtorch that tch is made for; as in scripts/setup.sh.
+/// The libtorch that tch is made for; the same version as in scripts/setup.sh.
 const LIBTORCH: Version = Version(2, 11, 0);
 
-/// The libtorch in this process. It is linked, so without one there is nobody to ask.
+/// The libtorch in this process. The program is linked to it, so it is always loaded.
 pub fn libtorch() -> Libtorch {
     let maps = fs::read_to_string("/proc/self/maps").unwrap_or_default();
     let loaded = |name: &str| {
@@ -27,8 +27,8 @@ pub fn libtorch() -> Libtorch {
     }
 }
 
-/// Version and CUDA version of the libtorch in `root`: "2.11.0+cu130" in `build-version` of an unpacked archive, the same
-/// in quotes in `version.py` of a wheel.
+/// Version and CUDA version of the libtorch in `root`. An unpacked archive has "2.11.0+cu130" in `build-version`; a
+/// wheel has the same in quotes in `version.py`.
 fn versions(root: &Path) -> (Option<Version>, Option<Version>) {
     let full = fs::read_to_string(root.join("build-version")).or_else(|_| {
         fs::read_to_string(root.join("version.py")).map(|text| {

@@ -1,15 +1,15 @@
-//! Standard output. `println!` panics when nobody reads it or its disk is full; here that is an
-//! error like any other.
+//! Standard output. `println!` panics when the reader has left or the disk is full; here that is an error like any
+//! other.
 
 use std::fmt::Arguments;
 use std::io::{self, Write};
 
-/// A line for standard output that could not be written.
+/// The error of a line that could not be written to standard output.
 #[derive(Debug)]
 pub struct Unsaid(io::Error);
 
 impl Unsaid {
-    /// Whether the reader has had enough (`fovea status RUN | head -1`): no failure.
+    /// Whether the reader has left, as in `fovea status RUN | head -1`: that is no failure.
     pub fn reader_left(&self) -> bool {
         self.0.kind() == io::ErrorKind::BrokenPipe
     }
@@ -35,7 +35,7 @@ pub fn line(text: Arguments<'_>) -> Result<(), Unsaid> {
         .map_err(Unsaid)
 }
 
-/// Like `println!`, but gives a result.
+/// Like `println!`, but returns a result instead of panicking.
 #[macro_export]
 macro_rules! say {
     ($($words:tt)*) => { $crate::say::line(format_args!($($words)*)) };

@@ -8,10 +8,10 @@ use indicatif::{MultiProgress, ProgressBar, ProgressStyle};
 
 use crate::say;
 
-/// How often a line is printed where there is no terminal.
+/// Time between two lines where there is no terminal.
 const PLAIN_EVERY: Duration = Duration::from_secs(15);
 
-/// Shows the status of a run as it changes.
+/// Shows the status of a run while it changes.
 pub struct StatusView {
     terminal: Option<Terminal>,
     printed: Option<Instant>,
@@ -26,7 +26,7 @@ struct Terminal {
 }
 
 impl StatusView {
-    /// A bar on a terminal, else plain lines.
+    /// Shows a bar when standard error is a terminal, plain lines otherwise.
     pub fn new() -> Self {
         let terminal = std::io::stderr().is_terminal().then(|| {
             let all = MultiProgress::new();
@@ -51,7 +51,7 @@ impl StatusView {
         }
     }
 
-    /// Takes a new status.
+    /// Shows a new status; without a terminal, at most one line per [`PLAIN_EVERY`].
     pub fn update(&mut self, status: &Status) {
         self.epoch_line(status);
         self.incident_line(status);
@@ -59,14 +59,14 @@ impl StatusView {
             Some(terminal) => terminal.update(status),
             None if self.printed.is_none_or(|at| at.elapsed() >= PLAIN_EVERY) => {
                 self.printed = Some(Instant::now());
-                // A run goes on whether or not anybody reads this.
+                // The run continues even when nobody reads this.
                 let _ = say!("{}  {}", place(status), figures(status));
             }
             None => {}
         }
     }
 
-    /// Removes the bar.
+    /// Prints the last epoch's line and removes the bar from the terminal.
     pub fn finish(&mut self, status: &Status) {
         self.epoch_line(status);
         if let Some(terminal) = &self.terminal {
@@ -74,7 +74,7 @@ impl StatusView {
         }
     }
 
-    /// One lasting line per evaluated epoch.
+    /// Prints one lasting line per evaluated epoch.
     fn epoch_line(&mut self, status: &Status) {
         let Some(last) = status
             .last_epoch
@@ -89,7 +89,7 @@ impl StatusView {
                 .get(name)
                 .map_or_else(|| "-".to_owned(), |x| format!("{x:.3}"))
         };
-        // By name from the last to the first: patches in front of images.
+        // Names in reverse alphabetical order put patches before images.
         let targets = last.metrics.keys().rev();
         let targets = targets.filter_map(|name| name.strip_suffix("_f1_micro"));
         let told = targets.enumerate().map(|(place, target)| {
@@ -117,7 +117,7 @@ impl StatusView {
         }
     }
 
-    /// One lasting line per lost rank.
+    /// Prints one lasting line per lost rank.
     fn incident_line(&mut self, status: &Status) {
         if status.last_incident != self.incident_shown {
             self.incident_shown.clone_from(&status.last_incident);
@@ -194,7 +194,7 @@ pub fn counted(n: usize, thing: &str) -> String {
     format!("{n} {thing}{}", if n == 1 { "" } else { "s" })
 }
 
-/// `1h02m`, `3m20s`, `15s`.
+/// A duration in its two largest units: `1h02m`, `3m20s`, `15s`.
 pub fn duration(seconds: f64) -> String {
     let s = seconds.max(0.0).round() as u64;
     match (s / 3600, s / 60 % 60, s % 60) {

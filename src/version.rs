@@ -4,10 +4,10 @@ use std::sync::OnceLock;
 
 use crate::libtorch::libtorch;
 
-/// `0.1.0 (0123456789ab)`.
+/// The release and its commit, such as `0.1.0 (0123456789ab)`; `-V` prints it.
 pub const SHORT: &str = concat!(env!("CARGO_PKG_VERSION"), " (", env!("FOVEA_COMMIT"), ")");
 
-/// With the libtorch that this binary was built for, and the one that the loader has found.
+/// [`SHORT`], then the libtorch that the loader has found and the version that this binary was built for.
 pub fn long() -> &'static str {
     static TEXT: OnceLock<String> = OnceLock::new();
     TEXT.get_or_init(text)

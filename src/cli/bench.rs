@@ -180,7 +180,7 @@ pub struct BenchEpochArgs {
 }
 
 impl BenchAllreduceArgs {
-    /// Whether buffers are in GPU memory.
+    /// Whether the buffers lie in GPU memory.
     pub fn on_gpus(&self) -> bool {
         self.backend.entry().is_some_and(|row| row.on_gpus)
     }
@@ -235,7 +235,7 @@ pub struct BenchRankArgs {
     pub warm_up: u32,
 }
 
-/// `512`, `64K`, `1M`, `2G`.
+/// Parses a size in bytes: `512`, `64K`, `1M`, `2G` (powers of 1024).
 fn parse_bytes(text: &str) -> Result<u64, String> {
     let wrong = || format!("{text:?} is no size; write 512, 64K, 16M or 1G");
     let digits = text.trim_end_matches(|c: char| c.is_ascii_alphabetic());

@@ -1,4 +1,4 @@
-//! `fovea audit`
+//! `fovea audit`: checks that a run used every sample once, and what each fault cost.
 
 use std::collections::BTreeSet;
 use std::path::Path;
@@ -25,9 +25,9 @@ use crate::say;
 use crate::say::Unsaid;
 use crate::show;
 
-/// A run that is going on writes while it is read: so often both files are read again.
+/// Most times that both files are read again, because an active run may write while they are read.
 const READS: usize = 20;
-/// Problems that the error message repeats; the report has all.
+/// Most problems that the error message repeats; the report has all.
 const PROBLEMS_TOLD: usize = 5;
 
 pub fn run(args: &AuditArgs) -> anyhow::Result<Ending> {
@@ -36,7 +36,7 @@ pub fn run(args: &AuditArgs) -> anyhow::Result<Ending> {
     let config = Config::load(&run.config())?;
     if !run.path().join(LEDGER_FILE).exists() {
         let path = run.path().display();
-        // A journal is begun after the ledger, so where there is one the ledger has been there.
+        // A coordinator creates the journal after the ledger, so a run with a journal has had a ledger.
         return Err(Usage(match run.path().join(JOURNAL_FILE).exists() {
             true => format!(
                 "{path} has a journal but no ledger ({LEDGER_FILE}): it was removed, and which samples were used is known no more\n  help: get it back from a copy of the run directory; without it nothing can be audited"
@@ -64,21 +64,21 @@ pub fn run(args: &AuditArgs) -> anyhow::Result<Ending> {
     }
 }
 
-/// The dataset that the run trains on, and the epoch after which it stopped early, if it did. Its shards are not hashed:
-/// only what is black counts here.
+/// The dataset that the run trains on, and the epoch after which it stopped early, if it did. The shards are not
+/// hashed: the audit needs only the black cells.
 fn open(args: &AuditArgs, config: &Config, run: &RunDir) -> anyhow::Result<(Dataset, Option<u32>)> {
     let path = args.data.as_deref().unwrap_or(config.data.path.as_ref());
     let data = Dataset::open_unverified(path).map_err(|error| Usage(error.to_string()))?;
     match resume_from(run, Some(&data)) {
-        // Another dataset: its samples are not those of the ledger.
+        // This is another dataset, whose samples are not those of the ledger.
         Err(error @ fovea_trainer::Error::Mismatch { .. }) => Err(error.into()),
         Ok((start, true)) => Ok((data, Some(start.epoch))),
-        // Whether checkpoints can be used is not asked here.
+        // The audit does not need a usable checkpoint.
         _ => Ok((data, None)),
     }
 }
 
-/// Both files, and what is to be said about how they could be read.
+/// The records of both files, and notes and problems from reading them.
 struct AuditRecords {
     ledger: Vec<LedgerRecord>,
     journal: Vec<JournalRecord>,
@@ -87,7 +87,7 @@ struct AuditRecords {
 }
 
 impl AuditRecords {
-    /// Both as of one moment: no entry came to the journal while the ledger was read.
+    /// Reads both as of one moment: no entry reached the journal while the ledger was read.
     fn read(run: &Path) -> anyhow::Result<Self> {
         let length = |read: &Result<Contents<JournalRecord>, Error>| {
             read.as_ref().map_or(0, |journal| journal.records.len())
@@ -138,7 +138,7 @@ fn examine(
     data: &Dataset,
     records: &AuditRecords,
 ) -> anyhow::Result<Report> {
-    // From the dataset itself, not from what the sample order is made from.
+    // The samples come from the dataset itself, independently of the sample order that they must match.
     let grain = models::find(&config.model.name)?.grain;
     let samples = samples(data, grain);
     let order_input = order_input(data, grain, config);
@@ -306,7 +306,7 @@ fn when(unix_ms: u64) -> String {
     )
 }
 
-/// `340 ms`, `2.1 s`, `3m20s`.
+/// A duration from milliseconds: `340 ms`, `2.1 s`, `3m20s`.
 fn took(ms: u64) -> String {
     match ms {
         0..1000 => format!("{ms} ms"),

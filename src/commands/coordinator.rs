@@ -1,4 +1,4 @@
-//! `fovea coordinator`
+//! `fovea coordinator`: runs the coordinator of a run in this process.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -54,7 +54,7 @@ pub fn run(args: &CoordinatorArgs) -> anyhow::Result<Ending> {
             train.epochs,
         )
     };
-    // Twice as many members as ranks may connect, and some who watch.
+    // Twice as many members as ranks may connect, and some observers.
     raise_file_limit(2 * train.ranks as usize + 256)?;
     let server = Server::bind(options, lock)?;
     let again = if args.in_job {
@@ -79,7 +79,7 @@ pub fn run(args: &CoordinatorArgs) -> anyhow::Result<Ending> {
     }
 }
 
-/// A signal to the coordinator is a drain like one from the launcher, and takes the same way.
+/// Turns a signal to the coordinator into a drain request like the launcher's, over the same protocol.
 fn drain_on_signal(flag: Arc<AtomicBool>, endpoint: Endpoint) -> anyhow::Result<()> {
     let watch = move || {
         while !flag.load(Ordering::Relaxed) {

@@ -1,4 +1,4 @@
-//! `fovea data`
+//! `fovea data`: prints the label table of a dataset, and draws mosaics.
 
 use fovea_dataset::{Dataset, MosaicOptions, mosaic, mosaic_photos};
 
@@ -7,7 +7,7 @@ use crate::cli::DataArgs;
 use crate::exit::{Ending, Usage};
 use crate::say;
 
-/// Working size and patch of photographs that are not prepared.
+/// Working size and patch in pixels for photographs that are not prepared.
 const PHOTO: (u32, u32) = (1280, 128);
 
 pub fn run(args: &DataArgs) -> anyhow::Result<Ending> {
@@ -43,7 +43,7 @@ pub fn run(args: &DataArgs) -> anyhow::Result<Ending> {
     Ok(Ending::Finished)
 }
 
-/// A folder without a manifest that holds photographs (or one photograph).
+/// Whether the path is a photograph, or a folder of photographs without a manifest.
 fn is_photographs(args: &DataArgs) -> bool {
     !args.data.join("manifest.json").exists() && fovea_dataset::holds_photos(&args.data)
 }

@@ -1,4 +1,4 @@
-//! `fovea doctor`
+//! `fovea doctor`: gathers facts about this machine and judges them.
 
 use std::io::IsTerminal;
 use std::path::{Path, PathBuf};
@@ -18,7 +18,7 @@ use crate::exit::Ending;
 use crate::libtorch::libtorch;
 use crate::say;
 
-/// What `--json` prints.
+/// The object that `--json` prints.
 #[derive(Serialize)]
 struct JsonAnswer<'a> {
     verdict: Verdict,
@@ -28,7 +28,7 @@ struct JsonAnswer<'a> {
 
 pub fn run(args: &DoctorArgs) -> anyhow::Result<Ending> {
     let run = args.run.clone().unwrap_or_else(|| PathBuf::from("."));
-    // A site file that cannot be read is one finding among others.
+    // An unreadable site file is one finding among others.
     let (site, site_is_wrong) = match Site::load() {
         Ok(site) => (site, false),
         Err(error) => {

@@ -1,4 +1,4 @@
-//! `fovea eval`
+//! `fovea eval`: metrics of a checkpoint on one split.
 
 use fovea_dataset::{Bar, Dataset, ProgressListener, Split};
 use fovea_run::config::Config;
@@ -52,7 +52,7 @@ pub fn run(args: &EvalArgs) -> anyhow::Result<Ending> {
     Ok(Ending::Finished)
 }
 
-/// `--set` over a checkpoint's configuration.
+/// Applies the `--set` assignments over a checkpoint's configuration.
 pub fn apply(config: &mut Config, assignments: &[String]) -> fovea_trainer::Result<()> {
     for assignment in assignments {
         config.set(assignment)?;
@@ -60,7 +60,7 @@ pub fn apply(config: &mut Config, assignments: &[String]) -> fovea_trainer::Resu
     Ok(())
 }
 
-/// A column of the table.
+/// A column of the table: a target with its metrics and the best constant prediction.
 struct ScoredTarget<'a> {
     target: &'a Target,
     metrics: &'a Metrics,

@@ -1,7 +1,7 @@
-//! `fovea job`: what a batch script cannot decide by itself.
+//! `fovea job`: the decisions that a batch script cannot make by itself.
 //!
-//! Only the script talks to the scheduler, since this program may run in a container without its
-//! commands; so their outputs come as arguments.
+//! Only the script talks to the scheduler, because this program may run in a container without the scheduler's
+//! commands. Their outputs therefore come as arguments.
 
 use std::path::Path;
 use std::time::{SystemTime, UNIX_EPOCH};
@@ -29,7 +29,7 @@ use crate::cli::{JobArgs, JobCommand, JobNextArgs, JobPlanArgs};
 use crate::exit::{self, Ending, Usage};
 use crate::say;
 
-// One meaning of an exit code on both sides.
+// The exit codes mean the same to the batch script and to the processes of a run.
 const _: () = assert!(
     next::FINISHED == exit_code::FINISHED
         && next::FAILED == exit_code::FAILED
@@ -44,7 +44,7 @@ pub fn run(args: &JobArgs) -> anyhow::Result<Ending> {
             if let Err(error) = &made
                 && exit::is_usage(error)
             {
-                // Whoever asks for the status tomorrow reads it there.
+                // `fovea status` shows it to users who look later.
                 note_wrong_input(&args.out, &exit::message(error));
             }
             made
@@ -61,7 +61,7 @@ fn make_plan(args: &JobPlanArgs) -> anyhow::Result<Ending> {
     }
     config.run.out = absolute(&args.out)?.to_string_lossy().into_owned();
     if config.train.device == Device::Auto {
-        // A job that has GPUs is not to compute beside them, should their driver not work.
+        // A job that was given GPUs must not fall back to the CPU when their driver fails.
         config.train.device = match job.gpus_on_node {
             0 => Device::Cpu,
             _ => Device::Cuda,
@@ -77,7 +77,7 @@ fn make_plan(args: &JobPlanArgs) -> anyhow::Result<Ending> {
     let (out, data) = places(&config)?;
     let run = RunDir::new(out);
     let begun = run.config().is_file();
-    // All of the data is read and checked when the run begins; later a look at its manifest does.
+    // The start of a run reads and checks all of the data; a later start only looks at its manifest.
     let data = match begun {
         false => Dataset::open(&data),
         true => Dataset::open_unverified(&data),
@@ -112,7 +112,7 @@ fn make_plan(args: &JobPlanArgs) -> anyhow::Result<Ending> {
 fn offer(job: &Allocation, config: &Config, args: &JobPlanArgs) -> Offer {
     let tasks = job.tasks_per_node.iter().map(|tasks| *tasks as usize);
     let mut down = down_nodes(&args.node_states);
-    // This one works.
+    // This process runs on its node, so that one is up.
     down.retain(|node| Some(node) != job.node_name.as_ref());
     Offer {
         nodes: job.nodes.iter().cloned().zip(tasks).collect(),
@@ -127,7 +127,7 @@ fn offer(job: &Allocation, config: &Config, args: &JobPlanArgs) -> Offer {
     }
 }
 
-/// What the ranks of this configuration can meet by.
+/// The transports that this configuration allows, in order of preference.
 fn transports(config: &Config) -> Vec<Transport> {
     let transport = |row: &BackendEntry| Transport {
         name: row.name,
@@ -144,7 +144,7 @@ fn transports(config: &Config) -> Vec<Transport> {
     }
 }
 
-/// Where the coordinator listens: as near as the ranks need it.
+/// The address that the coordinator listens on: loopback where all ranks are on one node, unless an interface is named.
 fn address(plan: &Plan, interface: Option<&str>) -> anyhow::Result<String> {
     if plan.nodes.len() == 1 && interface.is_none() {
         return Ok("127.0.0.1".to_owned());
@@ -176,7 +176,7 @@ fn say_next(args: &JobNextArgs) -> anyhow::Result<Ending> {
     });
     if let Some(status) = status.filter(|_| verdict.is_failure()) {
         why = match args.coordinator {
-            // The ranks had gone before, so it was asked to end.
+            // The ranks had left before, so the batch script asked the coordinator to end.
             exit_code::LEFT => format!("{why}: all ranks ended; see the job's log and logs/"),
             _ => format!("{why}: {}", status.reason),
         };
@@ -189,7 +189,7 @@ fn say_next(args: &JobNextArgs) -> anyhow::Result<Ending> {
         verdict,
         why: why.clone(),
     };
-    // The verdict counts more than its record: a full disk must not end the run.
+    // The decision matters more than its record: a full disk must not end the run.
     if let Err(e) = history::append(&args.run, &end) {
         tracing::warn!("{}: {e}", history::path(&args.run).display());
     }

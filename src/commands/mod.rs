@@ -1,4 +1,4 @@
-//! One file per subcommand.
+//! The subcommands, one file each.
 
 mod audit;
 mod bench;
@@ -28,7 +28,7 @@ use anyhow::Context;
 use crate::cli::Command;
 use crate::exit::Ending;
 
-/// Runs what was typed.
+/// Runs the subcommand that the user typed.
 pub fn dispatch(command: Command) -> anyhow::Result<Ending> {
     match command {
         Command::Synth(args) => synth::run(&args),
@@ -51,7 +51,7 @@ pub fn dispatch(command: Command) -> anyhow::Result<Ending> {
     }
 }
 
-/// An absolute form of a path that may not exist yet, for files that other processes read.
+/// The absolute form of a path that may not exist yet, for files that other processes read.
 fn absolute(path: &Path) -> anyhow::Result<std::path::PathBuf> {
     std::path::absolute(path).with_context(|| format!("{}: no absolute path", path.display()))
 }

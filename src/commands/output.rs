@@ -1,11 +1,11 @@
-//! Where a command writes a file that the user named: checked before the work, so that no work is lost.
+//! Checks the place of a file that the user named for output, before the command does any work that could be lost.
 
 use std::path::{Path, PathBuf};
 
 use crate::exit::Usage;
 
-/// The file to write for `option` (`--out`): links are followed. Refused are directories, devices and pipes, folders that
-/// do not exist, and a picture below `input`, which would be read and then replaced.
+/// The file to write for `option` (`--out`), with links followed. Refuses directories, devices and pipes, files in
+/// folders that do not exist, and a picture below `input`, which would be read and then replaced.
 pub fn checked(option: &str, out: &Path, input: &Path) -> Result<PathBuf, Usage> {
     let refuse = |path: &Path, problem: &str, help: &str| {
         Err(Usage(format!(
@@ -43,7 +43,7 @@ pub fn checked(option: &str, out: &Path, input: &Path) -> Result<PathBuf, Usage>
     Ok(target)
 }
 
-/// Where a link leads in the end, also when there is nothing yet.
+/// The final target of a chain of links, even when no file exists there yet.
 fn followed(path: &Path) -> PathBuf {
     let mut path = path.to_owned();
     for _ in 0..40 {

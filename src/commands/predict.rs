@@ -1,4 +1,4 @@
-//! `fovea predict`
+//! `fovea predict`: lesion probabilities for a prepared dataset or for photographs.
 
 use std::collections::HashSet;
 use std::path::Path;
@@ -36,7 +36,7 @@ pub fn run(args: &PredictArgs) -> anyhow::Result<Ending> {
         return Err(bad.into());
     }
     predictions::write(&out, predictor.task(), &rows, Columns::Usable)?;
-    // Several targets may be asked of one image or patch.
+    // An image or patch may have several targets.
     let places = |wanted: &dyn Fn(&Prediction) -> bool| {
         let places = rows.iter().filter(|row| wanted(row));
         let places: HashSet<_> = places.map(|row| (&row.image_id, row.cell)).collect();
@@ -70,7 +70,7 @@ fn prepared(predictor: &Predictor, path: &Path) -> anyhow::Result<Vec<Prediction
     Ok(rows)
 }
 
-/// Rows of the photographs that could be read, and which could not.
+/// Rows of the photographs that could be read, and an error that lists the others.
 fn photographs(
     predictor: &Predictor,
     path: &Path,

@@ -1,4 +1,4 @@
-//! `fovea prepare`
+//! `fovea prepare`: turns a raw dataset into checked shards.
 
 use fovea_dataset::{Bar, Dataset, PrepareOptions, prepare};
 

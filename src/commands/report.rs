@@ -1,4 +1,4 @@
-//! `fovea report`
+//! `fovea report`: writes a run's report with all plots.
 
 use fovea_report::write_report;
 

@@ -1,4 +1,4 @@
-//! A run's state at the scheduler: its job, and the starts it had.
+//! A run's state at the scheduler: its jobs, and the starts that it had.
 
 use std::path::Path;
 use std::time::{Duration, UNIX_EPOCH};
@@ -16,21 +16,21 @@ use crate::say;
 use crate::say::Unsaid;
 use crate::show;
 
-/// Newest events that are shown.
+/// Most events of the history that are shown, the newest ones.
 const SHOWN: usize = 8;
 
-/// Of one run; empty for one that was never submitted.
+/// The scheduler's view of one run; empty for a run that was never submitted.
 pub struct Scheduled {
     submitted: Option<Submitted>,
-    /// Ids of its jobs.
+    /// Ids of the run's jobs, as Slurm's commands take them.
     ids: Vec<String>,
-    /// What Slurm says of them, or why it says nothing.
+    /// The states of these jobs, or the first line of the error.
     jobs: Result<Vec<JobState>, String>,
     history: History,
 }
 
 impl Scheduled {
-    /// Reads the files of the run, and asks `squeue`.
+    /// Reads the files of the run and asks `squeue` and `scontrol` for its jobs.
     pub fn load(run: &Path) -> Self {
         let history = History::load(run).unwrap_or_default();
         let (submitted, unread) = match Submitted::load(run) {
@@ -54,14 +54,14 @@ impl Scheduled {
         self.submitted.is_some() || !self.history.0.is_empty()
     }
 
-    /// Whether `run` holds the runs of an array's elements rather than one of its own.
+    /// Whether `run` is the directory of an array, which holds its elements' runs instead of one of its own.
     pub fn is_of_array(&self, run: &Path) -> bool {
         self.submitted.as_ref().is_some_and(|s| s.array.is_some())
             && !run.join(fovea_coordinator::status::STATUS_FILE).is_file()
             && self.history.0.is_empty()
     }
 
-    /// What to add to an ETA that this job does not reach.
+    /// The words behind an ETA that lies after the end of this job; empty otherwise.
     pub fn beyond(&self, eta_s: f64) -> String {
         let jobs = self.jobs.as_deref().unwrap_or_default();
         let running = jobs.iter().find(|job| job.state == "RUNNING");
@@ -74,15 +74,15 @@ impl Scheduled {
         }
     }
 
-    /// Whether jobs were asked for and none of them is left.
+    /// Whether the run has jobs and all of them have ended.
     fn are_over(&self) -> bool {
         let over = |jobs: &Vec<JobState>| jobs.iter().all(JobState::is_over);
         !self.ids.is_empty() && self.jobs.as_ref().is_ok_and(over)
     }
 
-    /// How to have the run in `run` go on, when no job does that by itself.
+    /// Prints how to continue the run in `run`, when no job does that by itself.
     pub fn print_next(&self, run: &Path) -> Result<(), Unsaid> {
-        // An element goes on with its array.
+        // An element continues with its array, and has no submission of its own.
         if self.submitted.is_some() && self.are_over() {
             let run = quote(&run.display().to_string());
             say!("to go on     fovea submit --out {run}")?;
@@ -135,12 +135,12 @@ impl Scheduled {
         json!({ "submitted": self.submitted, "jobs": jobs, "history": self.history.0 })
     }
 
-    /// The history of another run, for a table.
+    /// The history of another run, for a table; empty when it cannot be read.
     pub fn history_of(run: &Path) -> Vec<HistoryEvent> {
         History::load(run).unwrap_or_default().0
     }
 
-    /// How its last start ended, if it did.
+    /// The first line of the reason why the last start ended; empty while it runs.
     pub fn last_words(run: &Path) -> String {
         match Self::history_of(run).pop() {
             Some(HistoryEvent::End { why, .. }) => {
@@ -151,7 +151,7 @@ impl Scheduled {
     }
 }
 
-/// Refuses the directory of an array, and one that no job has begun yet, where a run is wanted.
+/// Refuses the directory of an array, and a run that no job has started yet, where a command needs a run.
 pub fn refuse_not_begun(run: &Path) -> Result<(), Usage> {
     if RunDir::new(run).config().is_file() {
         return Ok(());
@@ -178,7 +178,7 @@ fn sentence(job: &JobState) -> String {
         text += &format!(" on {}", job.nodes);
     }
     if let Some(left) = job.time_left {
-        // Before it begins, what is left is all of it.
+        // A waiting job has all of its time limit left.
         let what = if job.is_waiting() { "limit" } else { "left" };
         text += &format!(", {} {what}", time::format(Some(left)));
     }

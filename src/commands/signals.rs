@@ -1,7 +1,7 @@
-//! What asks a process to stop: signals, and the end of the process that started it.
+//! The requests to stop that reach a process: signals, and the end of the process that started it.
 //!
-//! A signal that was ignored when the program started stays ignored: a user of `nohup`, or of a
-//! background job in a script, wants that. So the end of the parent does not arrive as a signal here.
+//! A signal that was ignored when the program started stays ignored, as users of `nohup` and of background jobs in
+//! scripts expect. The end of the parent therefore must not arrive as a signal here.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
@@ -13,23 +13,23 @@ use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM, SIGUSR1, SIGUSR2};
 
 use crate::inherited::is_ignored;
 
-/// What a second signal means.
+/// What a second signal does.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Again {
-    /// Somebody is in a hurry.
+    /// The process leaves at once: a user is in a hurry.
     LeaveAtOnce,
-    /// A scheduler repeats itself, to each process and by more than one way.
+    /// The signal changes nothing: a scheduler repeats its signals, to each process and in more than one way.
     Nothing,
 }
 
-/// Signals within so many milliseconds are one wish: `timeout` and some schedulers send two at once.
+/// Signals within this many milliseconds count as one request: `timeout` and some schedulers send two at once.
 const ONE_WISH_MS: u64 = 1_000;
 
-/// How often a process looks whether its parent is still there.
+/// Pause between two looks at whether the parent process still exists.
 const LOOK: Duration = Duration::from_millis(100);
 
-/// Signals that mean "stop soon": the first one only sets the flag; the second one may leave at once
-/// (the newest complete checkpoint stays as it is). Those that are ignored stay so.
+/// Handles the signals that mean "stop soon": the first one only sets the flag, and a second one may leave at once (the
+/// newest complete checkpoint stays as it is). Ignored signals stay ignored.
 pub(super) fn drain_flag(again: Again) -> anyhow::Result<Arc<AtomicBool>> {
     let flag = Arc::new(AtomicBool::new(false));
     let first_ms = Arc::new(AtomicU64::new(0));
@@ -55,7 +55,8 @@ pub(super) fn drain_flag(again: Again) -> anyhow::Result<Arc<AtomicBool>> {
         unsafe { signal_hook::low_level::register(signal, noted) }
             .context("installing signal handlers")?;
     }
-    // The terminal is gone. That may be said more than once: by the shell, and by the kernel.
+    // SIGHUP means that the terminal closed. The shell and the kernel may both send it, so a second one changes
+    // nothing.
     if !is_ignored(SIGHUP) {
         signal_hook::flag::register(SIGHUP, Arc::clone(&flag))
             .context("installing signal handlers")?;
@@ -68,10 +69,10 @@ pub(super) fn drain_flag(again: Again) -> anyhow::Result<Arc<AtomicBool>> {
 pub(super) struct Parent(u32);
 
 impl Parent {
-    /// `pid` is that of the launcher, 0 when it is not known.
+    /// The parent of this process; `pid` is the launcher's process id, 0 when it is not known.
     ///
     /// # Errors
-    /// It has ended already, while libtorch was being loaded.
+    /// The launcher ended while this process was loading libtorch.
     pub(super) fn of_this_process(pid: u32) -> anyhow::Result<Self> {
         let now = parent_now();
         anyhow::ensure!(
@@ -81,8 +82,8 @@ impl Parent {
         Ok(Self(now))
     }
 
-    /// Sets `flag` when the parent ends, so that no process outlives a launcher that was killed, and yet leaves in
-    /// order. A thread looks for it: the kernel's own word for it is a signal, which may be ignored.
+    /// Sets `flag` when the parent ends, so no process outlives a killed launcher, and each still leaves in order. A
+    /// thread polls, because the kernel's own notice is a signal, which may be ignored.
     pub(super) fn watch(self, flag: Arc<AtomicBool>) -> anyhow::Result<()> {
         let look = move || {
             while parent_now() == self.0 {
@@ -102,7 +103,7 @@ fn parent_now() -> u32 {
     rustix::process::getppid().map_or(0, |pid| pid.as_raw_nonzero().get().unsigned_abs())
 }
 
-/// Has the kernel kill this process when the one that started it ends: for processes that have nothing to save.
+/// Has the kernel kill this process when its parent ends; for processes that have nothing to save.
 pub(super) fn die_with_parent() -> anyhow::Result<()> {
     rustix::process::set_parent_process_death_signal(Some(rustix::process::Signal::KILL))
         .context("asking for a signal when the parent process ends")

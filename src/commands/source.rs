@@ -1,4 +1,4 @@
-//! Resolves the configuration and the directories that `train`, `submit` and `job` work on from the command line.
+//! Resolves the configuration and the directories of `train`, `submit` and `job` from the command line.
 
 use std::path::{Path, PathBuf};
 
@@ -12,7 +12,7 @@ use super::absolute;
 use crate::cli::ConfigArgs;
 use crate::exit::Usage;
 
-/// The configuration of the file or preset that was named.
+/// The configuration of the file or preset that the user named; none when the user named neither.
 pub fn named(args: &ConfigArgs) -> anyhow::Result<Option<Config>> {
     let config = match (&args.config, &args.preset) {
         (Some(path), _) => Config::load(path),
@@ -22,7 +22,7 @@ pub fn named(args: &ConfigArgs) -> anyhow::Result<Option<Config>> {
     Ok(Some(config?))
 }
 
-/// The options over it.
+/// Applies the options over a configuration.
 pub fn apply(config: &mut Config, args: &ConfigArgs) -> anyhow::Result<()> {
     for assignment in &args.set {
         config.set(assignment)?;
@@ -39,7 +39,7 @@ pub fn apply(config: &mut Config, args: &ConfigArgs) -> anyhow::Result<()> {
     Ok(())
 }
 
-/// Neither file nor preset, and no run to take it from.
+/// The error when there is neither a file nor a preset, nor a run that has a configuration.
 pub fn nothing_named() -> anyhow::Error {
     let presets: Vec<&str> = PRESETS.iter().map(|(name, _)| *name).collect();
     Usage(format!(
@@ -49,7 +49,7 @@ pub fn nothing_named() -> anyhow::Error {
     .into()
 }
 
-/// Run directory and dataset; one error names all that is missing.
+/// Run directory and dataset; a single error lists everything that is missing.
 pub fn places(config: &Config) -> anyhow::Result<(PathBuf, PathBuf)> {
     let (out, data) = (&config.run.out, &config.data.path);
     let (what, how) = match (out.is_empty(), data.is_empty()) {
@@ -64,8 +64,8 @@ pub fn places(config: &Config) -> anyhow::Result<(PathBuf, PathBuf)> {
     Err(Usage(format!("no {what} given\n  help: add {how}")).into())
 }
 
-/// Keeps the weights that a run began from: one that continues keeps its `model.init` and the hash of it, whatever the
-/// named configuration says. A file with the same content may have moved.
+/// Keeps the initial weights of a run: a run that continues keeps its `model.init` and the hash of it, whatever the
+/// named configuration has there. A file with the same content may have moved.
 pub fn keep_initial_weights(
     run: &Path,
     config: &mut Config,
@@ -91,7 +91,7 @@ pub fn keep_initial_weights(
     if begun.init.is_empty() {
         return Err(other(&now.init).into());
     }
-    // The run or the checkpoint that the file was taken from.
+    // The user may name the run or the checkpoint that the file was taken from.
     let is_of_it = |given: &str| {
         let given = absolute(Path::new(given));
         given.is_ok_and(|given| Path::new(&begun.init).starts_with(given))
@@ -111,16 +111,16 @@ pub fn keep_initial_weights(
     Ok(())
 }
 
-/// How far a run is, and how far it must go.
+/// How many epochs a run has done, and how many it must do.
 #[derive(Clone, Copy, Debug)]
 pub struct Epochs {
-    /// `train.epochs` as the run was configured until now.
+    /// `train.epochs` in the run's configuration so far.
     pub before: u32,
-    /// `train.epochs` as this command configures it.
+    /// `train.epochs` as this command sets it.
     pub now: u32,
-    /// Epochs that are complete.
+    /// Number of complete epochs.
     pub done: u32,
-    /// Whether the run has ended by itself: nothing is left of `before`.
+    /// Whether the run has ended by itself, with nothing left of `before`.
     pub finished: bool,
     /// Whether early stopping ended it.
     pub stopped_early: bool,
@@ -129,7 +129,7 @@ pub struct Epochs {
 /// Whether anything is left to train.
 ///
 /// # Errors
-/// What is asked for cannot be done: fewer epochs than are done, or more of a run that stopped early.
+/// The request is impossible: fewer epochs than are done, or more epochs for a run that stopped early.
 pub fn epochs_are_left(run: &Path, epochs: &Epochs) -> Result<bool, Usage> {
     let Epochs {
         before, now, done, ..
@@ -148,7 +148,7 @@ pub fn epochs_are_left(run: &Path, epochs: &Epochs) -> Result<bool, Usage> {
     Ok(!epochs.finished || (now > before && !epochs.stopped_early))
 }
 
-/// Refuses to continue a run under a configuration that would change its result. More epochs do not change what is
+/// Refuses to continue a run under a configuration that would change its result. More epochs change nothing that is
 /// done: see [`epochs_are_left`].
 pub fn same_run(run: &Path, config: &Config, before: &Config) -> Result<(), Usage> {
     let mut changed = config.differences(before);
@@ -167,7 +167,7 @@ pub fn same_run(run: &Path, config: &Config, before: &Config) -> Result<(), Usag
     )))
 }
 
-/// Refuses a directory that holds something, but no run.
+/// Refuses a directory that holds something other than a run.
 pub fn refuse_foreign(run: &RunDir) -> Result<(), Usage> {
     match foreign(run)? {
         None => Ok(()),
@@ -178,7 +178,7 @@ pub fn refuse_foreign(run: &RunDir) -> Result<(), Usage> {
     }
 }
 
-/// Something in a directory that holds no run, if it does: what no run leaves behind before its config.toml is there.
+/// A file in a directory that holds no run, if there is one that a run could not have left before its config.toml.
 fn foreign(run: &RunDir) -> Result<Option<String>, Usage> {
     if run.config().exists() || !run.path().exists() {
         return Ok(None);

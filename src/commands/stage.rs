@@ -1,4 +1,4 @@
-//! `fovea stage`
+//! `fovea stage`: copies a prepared dataset to a disk of this node, or removes the copy.
 
 use std::path::{Path, PathBuf};
 
@@ -14,7 +14,7 @@ use crate::exit::Ending;
 use crate::say;
 use crate::show::{counted, duration, gigabytes};
 
-/// How `--to` and `--staged` ask for the choice below.
+/// The value of `--to` and `--staged` that leaves the choice to fovea.
 const AUTO: &str = "auto";
 
 pub fn run(args: &StageArgs) -> anyhow::Result<Ending> {
@@ -28,7 +28,7 @@ pub fn run(args: &StageArgs) -> anyhow::Result<Ending> {
     Ok(Ending::Finished)
 }
 
-/// Where copies may lie: the directories that were named, and all the usual ones for [`AUTO`].
+/// Directories where copies may lie: the named ones, and all usual ones for [`AUTO`].
 pub fn places(scratch: &[String]) -> Vec<PathBuf> {
     candidates(scratch).into_iter().map(|c| c.dir).collect()
 }
@@ -37,7 +37,7 @@ fn candidates(scratch: &[String]) -> Vec<scratch::Candidate> {
     let mut named: Vec<String> = scratch.iter().filter(|dir| *dir != AUTO).cloned().collect();
     let usual = named.len() < scratch.len();
     if usual {
-        // A site file that cannot be read is said by those commands that need one.
+        // Commands that need the site file report an unreadable one; this one ignores it.
         named.extend(Site::load().map_or_else(|_| Vec::new(), |site| site.scratch));
     }
     scratch::candidates(&named, usual, &|name| {
@@ -80,7 +80,7 @@ fn copy(args: &StageArgs) -> anyhow::Result<String> {
     })
 }
 
-/// A directory that has a copy already, else one with room; or the reasons against all.
+/// A directory that already has a copy, else one with room, else the reasons against all.
 fn choose(
     args: &StageArgs,
     manifest: &Manifest,

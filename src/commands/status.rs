@@ -1,4 +1,4 @@
-//! `fovea status`
+//! `fovea status`: shows the state of a run, or of the runs of an array.
 
 use std::path::Path;
 
@@ -22,7 +22,7 @@ pub fn run(args: &StatusArgs) -> anyhow::Result<Ending> {
     }
     let begun = match check(&args.run) {
         Ok(()) => true,
-        // A job that waits, or that failed before training began, has nothing else to show.
+        // A job that waits, or that failed before training began, has only its scheduler state to show.
         Err(_) if scheduled.is_any() => false,
         Err(error) => return Err(error.into()),
     };
@@ -51,7 +51,7 @@ pub fn run(args: &StatusArgs) -> anyhow::Result<Ending> {
     Ok(Ending::Finished)
 }
 
-/// A line for each element of an array.
+/// Prints a line for each element of an array.
 fn elements(base: &Path, scheduled: &Scheduled, json: bool) -> anyhow::Result<()> {
     let mut runs: Vec<(u32, std::path::PathBuf)> = std::fs::read_dir(base)
         .map_err(|e| Usage(format!("{}: {e}", base.display())))?
@@ -90,7 +90,7 @@ fn elements(base: &Path, scheduled: &Scheduled, json: bool) -> anyhow::Result<()
     Ok(())
 }
 
-/// Refuses what holds nothing to show.
+/// Refuses a directory that has nothing to show.
 fn check(run: &Path) -> Result<(), Usage> {
     let path = run.display();
     let problem = if !run.exists() {
@@ -139,7 +139,7 @@ fn print(status: &Status, live: bool, scheduled: &Scheduled) -> Result<(), Unsai
     if let Some(loss) = status.loss {
         say!("loss         {loss:.4}")?;
     }
-    // Of ranks that have left there is nothing to tell.
+    // Ranks that have left have no state to show.
     let over = status.state.is_over();
     if !over {
         say!("throughput   {:.1} patches/s", status.samples_per_s)?;

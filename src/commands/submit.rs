@@ -1,4 +1,4 @@
-//! `fovea submit`
+//! `fovea submit`: checks a run, writes its batch script, and hands it to Slurm.
 
 use std::path::{Path, PathBuf};
 use std::time::Duration;
@@ -48,7 +48,7 @@ pub fn run(args: &SubmitArgs) -> anyhow::Result<Ending> {
 
     refuse_alive(&base)?;
     let anew = !base.exists();
-    // Two that submit at once, or a run that goes on without Slurm.
+    // The lock keeps off a second submission at the same time, and a run without Slurm.
     let _lock = RunLock::acquire(&base)?;
     refuse_alive(&base)?;
     let submitted = match hand_over(args, &base, &config, &job, &script) {
@@ -64,7 +64,7 @@ pub fn run(args: &SubmitArgs) -> anyhow::Result<Ending> {
     Ok(Ending::Finished)
 }
 
-/// Writes what the job reads, and has Slurm look at it before it gets it.
+/// Writes the job's files, lets Slurm check the script, and submits it.
 fn hand_over(
     args: &SubmitArgs,
     base: &Path,
@@ -95,7 +95,7 @@ fn hand_over(
     })?)
 }
 
-/// Removes a run directory that holds no more than what was written for a job that Slurm did not take.
+/// Removes a run directory that holds only the files of a job that Slurm refused.
 fn take_away(base: &Path) {
     let folder = base.join(FOLDER);
     for file in [
@@ -103,15 +103,16 @@ fn take_away(base: &Path) {
         folder.join(SCRIPT_FILE),
         base.join(LOCK_FILE),
     ] {
-        // What cannot be removed stays: the error that led here is the one to tell.
+        // A file that cannot be removed stays: the caller reports the first error.
         let _ = std::fs::remove_file(file);
     }
-    // Only when nothing else is there.
+    // These succeed only when nothing else is there.
     let _ = std::fs::remove_dir(&folder);
     let _ = std::fs::remove_dir(base);
 }
 
-/// A run that is submitted again, with no configuration named, is submitted as it was, but for what is typed now.
+/// The arguments of a submission. When the user submits a run again and names no configuration, the options of the last
+/// submission apply, except for those that this command gives.
 fn with_what_was_typed_before(args: &SubmitArgs) -> anyhow::Result<SubmitArgs> {
     let (source, again) = (&args.source, args.clone());
     let (None, None, Some(out)) = (&source.config, &source.preset, &source.out) else {
@@ -128,7 +129,8 @@ fn with_what_was_typed_before(args: &SubmitArgs) -> anyhow::Result<SubmitArgs> {
             ..
         }) = typed
         {
-            // What it set is in the configuration that was kept; elements have theirs from the script.
+            // The kept configuration has the assignments of the last submission already; those of array elements are
+            // applied by the script.
             before.source.set.retain(|set| set.contains(ELEMENT));
             before.source.data = None;
             return Ok(again.or(before));
@@ -137,8 +139,8 @@ fn with_what_was_typed_before(args: &SubmitArgs) -> anyhow::Result<SubmitArgs> {
     Ok(again)
 }
 
-/// Like `fovea train`; without file and preset, the configuration that the run has. How many ranks there are, and how
-/// they exchange gradients, is decided in the job.
+/// Resolves the configuration as `fovea train` does; without a file or preset, it is the run's own. The job decides how
+/// many ranks there are and how they exchange gradients.
 fn resolve(args: &SubmitArgs) -> anyhow::Result<Config> {
     let mut config = match source::named(&args.source)? {
         Some(config) => config,
@@ -148,7 +150,7 @@ fn resolve(args: &SubmitArgs) -> anyhow::Result<Config> {
     if let Some(world) = ranks_per_node(args).checked_mul(nodes(args)) {
         config.train.ranks = world;
     }
-    // The job's working directory may be another one.
+    // The job's working directory may differ, so paths become absolute.
     if !config.data.path.is_empty() {
         config.data.path = text(&absolute(Path::new(&config.data.path))?)?;
     }
@@ -161,7 +163,7 @@ fn resolve(args: &SubmitArgs) -> anyhow::Result<Config> {
     Ok(config)
 }
 
-/// The configuration as it was submitted before, or that of a run which `fovea train` has begun.
+/// The configuration of the last submission, or that of a run which `fovea train` has started.
 fn own(args: &SubmitArgs) -> anyhow::Result<Option<Config>> {
     let Some(out) = &args.source.out else {
         return Ok(None);
@@ -176,13 +178,13 @@ fn own(args: &SubmitArgs) -> anyhow::Result<Option<Config>> {
         return Ok(None);
     }
     let mut config = Config::load(&begun)?;
-    // What they were on that machine.
+    // `fovea train` chose these for its own machine; the job chooses anew.
     config.train.backend = BackendChoice::Auto;
     config.train.device = Device::Auto;
     Ok(Some(config))
 }
 
-/// What was typed, but for the assignments that differ from element to element of an array.
+/// The configuration's options, without assignments that differ between the elements of an array.
 fn without_elements(args: &SubmitArgs) -> crate::cli::ConfigArgs {
     let source = &args.source;
     crate::cli::ConfigArgs {
@@ -212,7 +214,7 @@ fn ranks_per_node(args: &SubmitArgs) -> u32 {
     args.ranks_per_node.or(args.gpus_per_node).unwrap_or(1)
 }
 
-/// What the job would find wrong hours later.
+/// Refuses what the job would refuse hours later.
 fn check(args: &SubmitArgs, config: &Config, data: &Path, begun: bool) -> anyhow::Result<()> {
     let mut config = config.clone();
     if let Some(array) = &args.array {
@@ -247,19 +249,19 @@ fn check(args: &SubmitArgs, config: &Config, data: &Path, begun: bool) -> anyhow
         .into());
     }
     config.validate()?;
-    // The job reads all of it, once; a login node is spared that.
+    // The job reads all of the data once; a login node only looks at the manifest.
     let data = Dataset::open_unverified(data)?;
     if !begun {
         for warning in preflight(&config, &data, Moment::Beginning)? {
             tracing::warn!("{warning}");
         }
-        // Looked at only: the job notes what it begins from.
+        // This only validates the weights; the job records which ones it starts from.
         weights::pin(&mut config, Some(data.task()))?;
     }
     Ok(())
 }
 
-/// What to say when the run is finished, or all runs of an array.
+/// The message for a run that is finished, or an array whose runs all are; none otherwise.
 fn finished(
     args: &SubmitArgs,
     base: &Path,
@@ -287,7 +289,7 @@ fn finished(
     }))
 }
 
-/// The last step of a run that has nothing left to do in so many epochs.
+/// The last step of a run that has nothing left to do in this number of epochs; none otherwise.
 fn finished_after(run: &Path, epochs: u32) -> anyhow::Result<Option<u64>> {
     let config = RunDir::new(run).config();
     if !config.is_file() {
@@ -313,10 +315,10 @@ fn finished_after(run: &Path, epochs: u32) -> anyhow::Result<Option<u64>> {
     Ok((!left).then_some(status.step))
 }
 
-/// A directory of something else, or of a run that another configuration began.
+/// Refuses a directory of something else, or of a run that another configuration started.
 fn refuse_other_run(args: &SubmitArgs, base: &Path, config: &mut Config) -> anyhow::Result<()> {
     let run = RunDir::new(base);
-    // Of an array, the directory holds those of its elements, each of which is looked at when it starts.
+    // The directory of an array holds its elements' runs; each element checks its own when it starts.
     if args.array.is_some() {
         return Ok(());
     }
@@ -329,7 +331,7 @@ fn refuse_other_run(args: &SubmitArgs, base: &Path, config: &mut Config) -> anyh
     Ok(())
 }
 
-/// Two jobs of one run would be in each other's way.
+/// Refuses a run that already has a job: two jobs would disturb each other.
 fn refuse_alive(base: &Path) -> anyhow::Result<()> {
     let history = History::load(base)
         .map_err(|e| Usage(format!("{}: {e}", history::path(base).display())))?;
@@ -353,7 +355,7 @@ fn refuse_alive(base: &Path) -> anyhow::Result<()> {
     .into())
 }
 
-/// What was typed over what the site wants.
+/// The job: the options of the command over the defaults of the site file.
 fn job(args: &SubmitArgs, base: &Path, run: &Path, data: &Path) -> anyhow::Result<Job> {
     let mut site = Site::load().map_err(|e| Usage(e.to_string()))?;
     for (given, default) in [
@@ -404,7 +406,7 @@ fn job(args: &SubmitArgs, base: &Path, run: &Path, data: &Path) -> anyhow::Resul
     })
 }
 
-/// `fovea-` and the name of the run directory, as far as queues show it well.
+/// `fovea-` and the name of the run directory, shortened to characters that queues display well.
 fn name(base: &Path) -> String {
     let name = base.file_name().unwrap_or_default().to_string_lossy();
     let plain = |c: char| {
@@ -420,7 +422,7 @@ fn name(base: &Path) -> String {
     )
 }
 
-/// A path that can stand in a script.
+/// A path as text; refuses one that is not UTF-8, which a script cannot hold.
 fn text(path: &Path) -> anyhow::Result<String> {
     path.to_str().map(str::to_owned).ok_or_else(|| {
         Usage(format!(
@@ -431,7 +433,7 @@ fn text(path: &Path) -> anyhow::Result<String> {
     })
 }
 
-/// What was submitted, and what to type next.
+/// Tells the user what was submitted and which commands follow it.
 fn tell(job: &Job, submitted: &Submitted, base: &Path) -> anyhow::Result<()> {
     let ids: Vec<String> = submitted.jobs.iter().map(u64::to_string).collect();
     let first = ids.first().map_or("", String::as_str);
@@ -451,7 +453,7 @@ fn tell(job: &Job, submitted: &Submitted, base: &Path) -> anyhow::Result<()> {
         Some(_) => format!("job-{first}_ELEMENT.log"),
         None => format!("job-{first}.log"),
     };
-    // Of an array, each element has a run of its own.
+    // Each element of an array has a run of its own.
     let (run_of, one) = match &job.array {
         Some(_) => (
             run_of_element(&job.run, "ELEMENT"),

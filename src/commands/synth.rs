@@ -1,4 +1,4 @@
-//! `fovea synth`
+//! `fovea synth`: writes a synthetic dataset.
 
 use fovea_dataset::Bar;
 use fovea_synth::{SynthOptions, synth};

@@ -1,4 +1,4 @@
-//! `fovea train`
+//! `fovea train`: resolves the configuration, enters the run directory, and launches the run.
 
 use std::path::Path;
 use std::time::Instant;
@@ -33,7 +33,7 @@ pub fn run(args: &TrainArgs) -> anyhow::Result<Ending> {
     config.validate()?;
     let (out, data) = places(&config)?;
     let run = RunDir::new(out);
-    // Everything is checked here, once; the trainers map the shards without hashing them again.
+    // The data is checked here, once; the trainers map the shards without hashing them again.
     let data = Dataset::open(&data)?;
     match enter(&run, &mut config, &data, args.resume)? {
         Begin::New if config.model.init.is_empty() => {}
@@ -49,7 +49,7 @@ pub fn run(args: &TrainArgs) -> anyhow::Result<Ending> {
         }
     }
 
-    // From here on the run goes on whether or not anybody reads what is said.
+    // From here on the run continues even when nobody reads its output.
     let _ = say!(
         "{}, training {} with {} on {}",
         show::counted(data.len(), "image"),
@@ -98,7 +98,7 @@ pub fn run(args: &TrainArgs) -> anyhow::Result<Ending> {
     Ok(Ending::Finished)
 }
 
-/// Why a run has ended before its last epoch, to be put behind its last step.
+/// Why a run has ended before its last epoch; text to append to its last step.
 fn stopped_early(config: &Config, epoch: u32) -> String {
     let watched = &config.early_stopping;
     format!(
@@ -110,7 +110,7 @@ fn stopped_early(config: &Config, epoch: u32) -> String {
     )
 }
 
-/// File, preset or the run's own configuration, then the options over it.
+/// The configuration of the file, the preset or the run itself, with the options applied over it.
 fn resolve(args: &TrainArgs) -> anyhow::Result<Config> {
     let own = args
         .source
@@ -136,12 +136,12 @@ fn resolve(args: &TrainArgs) -> anyhow::Result<Config> {
     Ok(config)
 }
 
-/// The backend of ranks that this launcher starts on this machine.
+/// The backend for the ranks that this launcher starts on this machine.
 fn backend_here(config: &Config) -> anyhow::Result<&'static BackendEntry> {
     let gpu = gpu::choose(config.train.device, &gpu::VisibleGpus::here(), 0)?.is_some();
     let backend = config.train.backend.resolve(&Surroundings {
         gpu,
-        // A world that another launcher has started is not the one that this one starts.
+        // The world of another launcher around this process is not the one that this launcher starts.
         variable: &|_| None,
     });
     if backend.on_gpus && !gpu {
@@ -154,19 +154,19 @@ fn backend_here(config: &Config) -> anyhow::Result<&'static BackendEntry> {
     Ok(backend)
 }
 
-/// Where training begins.
+/// The step after which training continues, by the run directory.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Begin {
-    /// At the beginning.
+    /// A new run: training starts at the first step.
     New,
-    /// After this step, from its checkpoint.
+    /// Training continues after this step, from its checkpoint.
     After(u64),
-    /// Nowhere: the run is finished after this step, early after an epoch or not.
+    /// The run finished after this step, and nothing is left to do; `early` is the epoch of an early stop.
     Over { step: u64, early: Option<u32> },
 }
 
-/// Makes the run directory this run's: a new one, or the one to go on with. A refusal changes nothing, and so does
-/// going on with what is finished. What the run begins from is noted in `config`.
+/// Turns the run directory into this run's: a new one, or one to continue. Neither a refusal nor a finished run changes
+/// anything. `config` receives the identity of the initial weights.
 pub(super) fn enter(
     run: &RunDir,
     config: &mut Config,
@@ -179,12 +179,13 @@ pub(super) fn enter(
     }
     source::refuse_foreign(run)?;
     if !run.config().exists() && !resume {
-        // Before the lock makes the directory: what cannot train leaves nothing behind.
+        // This comes before the lock, which makes the directory: a configuration that cannot train leaves nothing
+        // behind.
         warn(preflight(config, data, Moment::Beginning)?);
         warn(fovea_dataset::oddities(data));
         weights::pin(config, Some(data.task()))?;
     }
-    // Refused while another run is going on here; the coordinator takes it again for the run's life.
+    // The lock refuses a directory where another run is active. The coordinator takes it again for the run's life.
     let _lock = RunLock::acquire(run.path())?;
     let mut begin = Begin::New;
     if run.config().exists() {
@@ -205,12 +206,12 @@ pub(super) fn enter(
     Ok(begin)
 }
 
-/// Whether and where a run that has begun goes on with this configuration.
+/// Decides whether and where a run that has started continues with this configuration.
 fn go_on(run: &RunDir, config: &mut Config, data: &Dataset) -> anyhow::Result<Begin> {
     let before = Config::load(&run.config())?;
     source::keep_initial_weights(run.path(), config, &before)?;
     source::same_run(run.path(), config, &before)?;
-    // Looked for here as well, so that whoever resumes reads of checkpoints that are passed over.
+    // The trainers look for it as well; this look reports skipped checkpoints to the user.
     let (start, stopped_early) = resume_from(run, Some(data))?;
     let status = Status::load(run.path()).ok();
     let epochs = Epochs {
@@ -226,7 +227,7 @@ fn go_on(run: &RunDir, config: &mut Config, data: &Dataset) -> anyhow::Result<Be
         return Ok(Begin::Over { step, early });
     }
     if start.step == 0 && !config.model.init.is_empty() {
-        // It is read again.
+        // The trainers will read the initial weights again.
         weights::pinned(config)?;
     }
     warn(preflight(config, data, Moment::GoingOn)?);

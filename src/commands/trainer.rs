@@ -1,4 +1,4 @@
-//! `fovea trainer`
+//! `fovea trainer`: runs one trainer of a run in this process, or keeps one alive in a job.
 
 use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
@@ -18,8 +18,8 @@ use crate::cli::TrainerArgs;
 use crate::exit::{Ending, Usage};
 use crate::show;
 
-/// How long a job's trainers may wait for `fovea job plan` to have written the configuration, on file systems
-/// that show new files late.
+/// How long a job's trainers wait for the configuration that `fovea job plan` has written: some file systems show new
+/// files late.
 const CONFIG_PATIENCE: Duration = Duration::from_secs(20);
 
 pub fn run(args: TrainerArgs) -> anyhow::Result<Ending> {
@@ -35,7 +35,7 @@ pub fn run(args: TrainerArgs) -> anyhow::Result<Ending> {
     train(args, again, parent)
 }
 
-/// The flag that signals set, and the end of the parent, where there is one to end with.
+/// The flag that signals set; the end of the parent sets it as well, where there is a parent to watch.
 fn drain_wanted(again: Again, parent: Option<Parent>) -> anyhow::Result<Arc<AtomicBool>> {
     let flag = drain_flag(again)?;
     if let Some(parent) = parent {
@@ -57,7 +57,7 @@ fn train(args: TrainerArgs, again: Again, parent: Option<Parent>) -> anyhow::Res
             .into());
         }
     }
-    // In a job Slurm counts the processes of a node; elsewhere the launcher does.
+    // In a job, Slurm numbers the processes of a node; elsewhere the launcher does.
     let task = (args.kept || args.in_job)
         .then(|| Allocation::of_process().ok()?.task)
         .flatten();
@@ -75,8 +75,8 @@ fn train(args: TrainerArgs, again: Again, parent: Option<Parent>) -> anyhow::Res
     }
 }
 
-/// A task of a job step. A rank of a world that starts as a whole is the process that `srun` started; any other has
-/// a keeper, which starts it again when it is lost.
+/// Runs a task of a job step. In a world that starts as a whole, the process that `srun` started is the rank itself.
+/// Otherwise it is the keeper of a trainer, which it restarts when it is lost.
 fn run_in_job(args: TrainerArgs, parent: Option<Parent>) -> anyhow::Result<Ending> {
     let run = RunDir::new(&args.run);
     let mut left = CONFIG_PATIENCE;

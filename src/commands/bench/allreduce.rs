@@ -1,4 +1,4 @@
-//! `fovea bench allreduce`
+//! `fovea bench allreduce`: the speed of sums between ranks.
 
 use std::process::{Command, Stdio};
 
@@ -13,7 +13,7 @@ use crate::exit::{Ending, Usage};
 use crate::say;
 use crate::show;
 
-/// This process is rank 0 and starts the others, unless a launcher has started them all.
+/// Measures as rank 0 and starts the other ranks, unless a launcher has started them all.
 pub fn run(args: &BenchAllreduceArgs) -> anyhow::Result<Ending> {
     if args.from > args.to {
         return Err(Usage(format!(

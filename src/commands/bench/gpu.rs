@@ -1,4 +1,4 @@
-//! `fovea bench kernels`, `fovea gpu-check`
+//! `fovea bench kernels` and `fovea gpu-check`: measures and checks a GPU.
 
 use fovea_bench::{Check, CheckReport, GpuFacts, KernelFigures, check_gpu, measure_kernels};
 use fovea_launch::exit_code::FAILED;
@@ -37,7 +37,7 @@ pub fn check(args: &GpuCheckArgs) -> anyhow::Result<Ending> {
     })
 }
 
-/// Version of the libtorch in this process.
+/// Version of the libtorch in this process, for the report.
 fn libtorch() -> String {
     let version = crate::libtorch::libtorch().version;
     version.map_or_else(

@@ -1,4 +1,4 @@
-//! `fovea bench`
+//! `fovea bench`: measures parts of the system on this machine.
 
 mod allreduce;
 pub mod gpu;
@@ -38,7 +38,7 @@ fn meeting() -> String {
     )
 }
 
-/// The child of `fovea bench coordinator`.
+/// The child process of `fovea bench coordinator`.
 fn server(args: &BenchServerArgs) -> anyhow::Result<Ending> {
     super::signals::die_with_parent()?;
     bench::serve(&args.run, args.members)?;
@@ -62,7 +62,7 @@ fn coordinator(args: &BenchCoordinatorArgs) -> anyhow::Result<Ending> {
     Ok(Ending::Finished)
 }
 
-/// The largest power of two below the members is the world; the others stand by.
+/// The load to simulate: the world is the largest power of two among the members, and the others stand by.
 fn load(args: &BenchCoordinatorArgs) -> anyhow::Result<Load> {
     let step = args.step.as_secs_f64();
     if args.members == 0 || args.seconds == 0 || step <= 0.0 || !(0.0..=100.0).contains(&args.fail)
@@ -97,7 +97,7 @@ fn measure(dir: &Path, load: Load) -> anyhow::Result<LoadMeasurement> {
     Ok(measured)
 }
 
-/// A child that does not outlive its measurement.
+/// A child process that ends with its measurement.
 struct ChildGuard(Child);
 
 impl Drop for ChildGuard {

@@ -1,4 +1,4 @@
-//! `fovea bench scaling`
+//! `fovea bench scaling`: training steps over growing numbers of ranks.
 
 use std::io::Read;
 use std::process::{Command, Stdio};
@@ -43,7 +43,7 @@ pub fn run(args: &BenchScalingArgs) -> anyhow::Result<Ending> {
         ..work(&args.work, args.images.saturating_mul(SETS))
     };
     if each.threads == 0 {
-        // A rank has as many threads wherever it is measured.
+        // Each rank gets as many threads as in the largest world, whatever the world size.
         each.threads = (cores() / most).max(1) as u32;
     }
     let mut all = Vec::new();
@@ -56,7 +56,7 @@ pub fn run(args: &BenchScalingArgs) -> anyhow::Result<Ending> {
                 .iter()
                 .find(|point: &&ScalingPoint| world == most && point.measured.ranks == most);
             measured.push(match same {
-                // Both kinds meet there.
+                // Weak and strong are the same measurement at the largest world size.
                 Some(point) => point.measured.clone(),
                 None => together(args, &work, world, on_gpus.then_some(gpus))?,
             });
@@ -83,7 +83,7 @@ fn cores() -> usize {
     std::thread::available_parallelism().map_or(1, usize::from)
 }
 
-/// One measurement: `world` processes, the first of which tells what all have found.
+/// Measures one world size with `world` processes; the first one prints the figures of all.
 fn together(
     args: &BenchScalingArgs,
     work: &Work,
@@ -114,7 +114,7 @@ fn together(
     wait_for_all(&mut ranks)?;
     let mut told = String::new();
     if let Some(out) = ranks.first_mut().and_then(|rank| rank.0.stdout.take()) {
-        // A few lines: they are in the pipe.
+        // The output is a few lines, so all of it is in the pipe.
         out.take(1 << 16)
             .read_to_string(&mut told)
             .context("reading what rank 0 found")?;
@@ -122,7 +122,7 @@ fn together(
     serde_json::from_str(&told).with_context(|| format!("rank 0 of {world} told {told:?}"))
 }
 
-/// The others are not waited for when one has failed: they would wait for it.
+/// Waits until all ranks have ended. When one fails, this returns at once, because the others would wait for it.
 fn wait_for_all(ranks: &mut [ChildGuard]) -> anyhow::Result<()> {
     loop {
         let mut running = 0;
@@ -143,7 +143,7 @@ fn wait_for_all(ranks: &mut [ChildGuard]) -> anyhow::Result<()> {
     }
 }
 
-/// The child of `fovea bench scaling`.
+/// The child process of `fovea bench scaling`.
 pub fn rank(args: &BenchRankArgs) -> anyhow::Result<Ending> {
     die_with_parent()?;
     let [rank, meeting] = args.seat.as_slice() else {

@@ -1,4 +1,4 @@
-//! `fovea bench step`, `fovea bench epoch`
+//! `fovea bench step` and `fovea bench epoch`: the speed of training.
 
 use fovea_bench::{EpochFigures, Spread, StepFigures, Work, measure_epoch, measure_steps};
 
@@ -8,7 +8,7 @@ use crate::say;
 use crate::say::Unsaid;
 use crate::show::gigabytes;
 
-/// Images of the set per image of a step: enough that an image is seldom in two steps in a row.
+/// Images of the set per image of a step: enough that an image is seldom in two consecutive steps.
 const SETS: u32 = 4;
 
 pub fn step(args: &BenchStepArgs) -> anyhow::Result<Ending> {
@@ -40,7 +40,7 @@ pub fn epoch(args: &BenchEpochArgs) -> anyhow::Result<Ending> {
     Ok(Ending::Finished)
 }
 
-/// What was typed about the work on a set of so many images.
+/// The work that the options describe, on a set of this many images.
 pub(super) fn work(args: &WorkArgs, images: u32) -> Work {
     Work {
         device: args.device.into(),
