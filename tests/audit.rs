@@ -1,5 +1,5 @@
-//! `fovea audit`: a disturbed run audits clean and the audit says what that cost; a ledger that was
-//! tampered with does not.
+//! `fovea audit` finds a disturbed run clean and reports what the faults cost; it does not find a ledger clean that
+//! somebody has tampered with.
 
 #![allow(clippy::unwrap_used, reason = "a panic is how a test fails")]
 
@@ -16,14 +16,14 @@ fn audit(run: &Run) -> Done {
     fovea(&["audit", run.text()])
 }
 
-/// The report as JSON; it is printed whatever was found.
+/// The audit's report as JSON; the command prints it whatever the result is.
 #[track_caller]
 fn report(run: &Run, code: i32) -> Value {
     let done = fovea(&["audit", run.text(), "--json"]).with_code(code);
     serde_json::from_str(&done.stdout).unwrap_or_else(|e| panic!("{e}\n{done}"))
 }
 
-/// The ledger with `records` and nothing else.
+/// Writes a ledger with exactly these records.
 fn rewrite(run: &Path, records: &[LedgerRecord]) {
     fs::remove_file(run.join("ledger")).unwrap();
     let (mut ledger, _) = Ledger::open(run).unwrap();
@@ -33,7 +33,7 @@ fn rewrite(run: &Path, records: &[LedgerRecord]) {
     ledger.sync().unwrap();
 }
 
-/// Position of step 9, the second one of the second epoch.
+/// Position of step 9 in the records, the second step of the second epoch.
 fn ninth(records: &[LedgerRecord]) -> usize {
     let wanted = |r: &LedgerRecord| matches!(r.entry, LedgerEntry::Commit(step) if step.step == 9);
     records.iter().position(wanted).unwrap()
@@ -45,7 +45,7 @@ fn a_run_audits_clean_until_its_ledger_is_touched() {
     let run = Run::new(&[]);
     let mut process = run.start(2);
     run.wait_for_step(&mut process, 3);
-    // Also while it trains.
+    // The audit works while the run trains, too.
     audit(&run)
         .with_code(FINISHED)
         .prints(&["run          open", "to come (in progress)"]);
@@ -83,7 +83,7 @@ fn a_run_audits_clean_until_its_ledger_is_touched() {
     };
     let range = format!("{}..{}", step.cursor_start, step.cursor_end);
 
-    // A step that was taken out.
+    // A step was removed.
     let mut fewer = records.clone();
     fewer.remove(at);
     rewrite(&run.path, &fewer);
@@ -99,7 +99,7 @@ fn a_run_audits_clean_until_its_ledger_is_touched() {
     assert_eq!(missed["start"], step.cursor_start, "{damaged:#}");
     assert_eq!(missed["end"], step.cursor_end, "{damaged:#}");
 
-    // One that stands there twice.
+    // A step is there twice.
     let mut more = records.clone();
     more.insert(at, records[at]);
     rewrite(&run.path, &more);
@@ -108,13 +108,13 @@ fn a_run_audits_clean_until_its_ledger_is_touched() {
         .prints(&["PROBLEM "])
         .explains(&["epoch 2: ", &format!("samples repeated: {range}")]);
 
-    // The end is gone: the journal knows that there was one.
+    // The end is missing, and the journal shows that there was one.
     rewrite(&run.path, &records[..records.len() - 1]);
     audit(&run)
         .with_code(FAILED)
         .explains(&["after step 14 in the journal, after step 13 in the ledger"]);
 
-    // A write that was cut short is told, damage is an error.
+    // A torn write causes a note; damage is an error.
     rewrite(&run.path, &records);
     let path = run.path.join("ledger");
     let whole = fs::read(&path).unwrap();

@@ -13,7 +13,7 @@ fn text(path: &Path) -> &str {
     path.to_str().unwrap()
 }
 
-/// No checkpoint can be read: the run is not begun anew over what it has done.
+/// Without a readable checkpoint a run does not restart over its earlier work.
 #[test]
 fn a_run_without_a_usable_checkpoint() {
     let _turn = turn();
@@ -41,7 +41,7 @@ fn a_run_without_a_usable_checkpoint() {
     fovea(&["eval", run.text(), text(&data().prepared)])
         .with_code(USAGE)
         .explains(&["cannot be used"]);
-    // Of an older fovea.
+    // A checkpoint of an older fovea.
     fs::write(
         only.join("COMPLETE"),
         "fovea checkpoint 1\nblake3 0 state.json\n",
@@ -53,8 +53,8 @@ fn a_run_without_a_usable_checkpoint() {
         .explains(&["made by another version of fovea", "format version 1"]);
 }
 
-/// The newest checkpoint is damaged: the run goes on from the one before it, says so, and ends at
-/// the same weights.
+/// The newest checkpoint is damaged: the run continues from the one before it, reports that, and ends with the same
+/// weights.
 #[test]
 fn a_damaged_checkpoint_is_passed_over() {
     let _turn = turn();
@@ -106,7 +106,7 @@ fn a_full_disk_during_a_checkpoint() {
         "no space left",
     ]);
 
-    // The one before is whole, and nothing of the other is left.
+    // The earlier checkpoint is whole, and nothing of the other one is left.
     let names: Vec<String> = fs::read_dir(&checkpoints)
         .unwrap()
         .map(|e| e.unwrap().file_name().into_string().unwrap())
@@ -122,7 +122,7 @@ fn a_full_disk_during_a_checkpoint() {
     ])
     .with_code(FINISHED);
 
-    // With more room, the run goes on from there.
+    // With more room, the run continues from there.
     disk.grow();
     run.resume(2).wait().with_code(FINISHED);
     run.final_hash();
@@ -134,7 +134,8 @@ fn a_full_disk_during_a_checkpoint() {
 struct Disk(PathBuf);
 
 impl Disk {
-    /// Room for one checkpoint of the hybrid model (275 MB). None where this may not be done.
+    /// Mounts a file system with room for one checkpoint of the hybrid model (275 MB); `None` where that is not
+    /// allowed.
     fn mount(at: &Path) -> Option<Self> {
         let options = ["-t", "tmpfs", "-o", "size=400m", "tmpfs", text(at)];
         run_tool("mount", &options).then(|| Self(at.to_owned()))

@@ -1,4 +1,4 @@
-//! Everything a user can get wrong: the message and the exit code.
+//! Every mistake that a user can make: the tests check the message and the exit code.
 
 #![allow(clippy::unwrap_used, reason = "a panic is how a test fails")]
 
@@ -18,7 +18,7 @@ fn text(path: &Path) -> &str {
     path.to_str().unwrap()
 }
 
-/// `fovea train` of the demo on `data` into `out`, with more words.
+/// Runs `fovea train` of the demo on `data` into `out`, with further words.
 fn train(data: &Path, out: &Path, more: &[&str]) -> Done {
     let words = [
         "train",
@@ -34,7 +34,7 @@ fn train(data: &Path, out: &Path, more: &[&str]) -> Done {
     fovea(&[&words[..], more].concat())
 }
 
-/// A copy of the raw dataset to break.
+/// A copy of the raw dataset, for a test to damage.
 fn raw_copy() -> (TempDir, PathBuf) {
     let directory = scratch();
     let raw = directory.path().join("raw");
@@ -42,7 +42,7 @@ fn raw_copy() -> (TempDir, PathBuf) {
     (directory, raw)
 }
 
-/// A copy of the prepared dataset to break.
+/// A copy of the prepared dataset, for a test to damage.
 fn prepared_copy() -> (TempDir, PathBuf) {
     let directory = scratch();
     let prepared = directory.path().join("prepared");
@@ -258,7 +258,7 @@ fn splits_that_do_not_exist() {
     eval(&data().prepared, "tset")
         .with_code(USAGE)
         .explains(&["tset", "train, val or test"]);
-    // A dataset whose only images are for training and validation.
+    // All images of this dataset are in the training and validation splits.
     let directory = scratch();
     let (raw, prepared) = (
         directory.path().join("raw"),
@@ -281,7 +281,7 @@ fn splits_that_do_not_exist() {
     weights_that_are_no_use(&run);
 }
 
-/// `predict` with weights of another model, in another state, or none at all.
+/// `predict` with weights of another model or in another state, or without any.
 fn weights_that_are_no_use(run: &Run) {
     let directory = scratch();
     let out = directory.path().join("out.csv");
@@ -349,7 +349,7 @@ fn weights_that_are_no_use(run: &Run) {
         .with_code(USAGE)
         .explains(&["classifier.extra"]);
 
-    // A checkpoint that was never finished, or has a flipped byte.
+    // A checkpoint that was never finished, then one with a flipped byte.
     let broken = directory.path().join("step-00000007");
     copy(&run.path.join("checkpoints/step-00000007"), &broken);
     flip_byte(&broken.join("weights.safetensors"), 1_000_000);
@@ -413,7 +413,7 @@ fn directories_of_other_runs() {
         "optimizer.lr is 0.5 now and was 0.0003",
         "train.seed is 3 now and was 0",
     ]);
-    // The same photographs prepared with other splits: other samples.
+    // The same photographs prepared with other splits have other samples.
     let other = scratch();
     let other = other.path().join("other");
     let raw = text(&data().raw);

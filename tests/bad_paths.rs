@@ -1,4 +1,4 @@
-//! Paths that are no runs, datasets or photographs, and places that cannot be written to.
+//! Paths that are no runs, datasets or photographs, and places that cannot be written.
 
 #![allow(clippy::unwrap_used, reason = "a panic is how a test fails")]
 
@@ -20,7 +20,7 @@ fn photo() -> PathBuf {
     entries.min().unwrap()
 }
 
-/// Standard output that nobody reads, or whose disk is full.
+/// The reader of standard output has left, or the disk under it is full.
 #[test]
 fn output_that_cannot_be_written() {
     let words = [
@@ -90,7 +90,7 @@ fn paths_of_other_things() {
         .with_code(USAGE)
         .explains(&[option]);
     }
-    // A folder that is in use for something else does not become a run.
+    // A folder in use for something else must not become a run.
     let prepared = at("prepared");
     copy(&data().prepared, &prepared);
     let words = [
@@ -106,7 +106,7 @@ fn paths_of_other_things() {
         .with_code(USAGE)
         .explains(&["is not empty and holds no run"]);
     assert!(!prepared.join("config.toml").exists() && !prepared.join("lock").exists());
-    // Photographs without masks.
+    // These are photographs without masks.
     let images = at("own/images");
     fs::create_dir_all(&images).unwrap();
     let photo = photo();
@@ -116,7 +116,7 @@ fn paths_of_other_things() {
         .explains(&["masks/ is missing", "fovea predict", "--mosaic"]);
 }
 
-/// Photographs of which some cannot be scored.
+/// Some of the photographs cannot be scored.
 #[test]
 fn photographs_that_are_no_use() {
     let _turn = turn();
@@ -139,7 +139,7 @@ fn photographs_that_are_no_use() {
     predict(&out).with_code(FAILED).explains(&bad);
     let rows = fs::read_to_string(&out).unwrap();
     let of = |id: &str| rows.lines().filter(|l| l.starts_with(id)).count();
-    // The grid of training has 3 x 3 cells.
+    // The grid of the training data has 3 x 3 cells.
     assert!(
         (2..=10).contains(&of("a,")) && of("a,") == of("c,"),
         "{rows}"
@@ -165,7 +165,7 @@ fn photographs_that_are_no_use() {
         .with_code(USAGE)
         .explains(&[text(&missing), "no such directory"]);
 
-    // The directory of checkpoints stands for the best of them; a dataset of another grid costs a warning.
+    // The directory of checkpoints stands for the best one; a dataset with another grid causes a warning.
     let other = at("other");
     let words = [
         "prepare",

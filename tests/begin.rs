@@ -1,5 +1,5 @@
-//! How a run begins, and what it reports before its first step: input that cannot train, initial weights, more
-//! epochs, a watched metric without a value.
+//! How a run starts, and what it reports before its first step: input that cannot train, initial weights, more epochs,
+//! a watched metric without a value.
 
 #![allow(clippy::unwrap_used, reason = "a panic is how a test fails")]
 
@@ -19,12 +19,12 @@ fn text(path: &Path) -> &str {
     path.to_str().unwrap()
 }
 
-/// Trains a run with more words than usual.
+/// Runs `fovea train` for a run, with further words on the command line.
 fn train(run: &Run, ranks: u32, more: &[&str]) -> Done {
     Process::start(&words(run, ranks, more), Some(&run.path)).wait()
 }
 
-/// The words of a run's first `fovea train`, with more; a dataset that is named there is taken instead.
+/// The words of a run's first `fovea train`, with further ones; a dataset among them replaces the usual one.
 fn words(run: &Run, ranks: u32, more: &[&str]) -> Vec<String> {
     let mut words = run.first(ranks);
     if more.contains(&"--data") {
@@ -40,7 +40,7 @@ fn resume(run: &Run, more: &[&str]) -> Done {
     Process::start(&words, Some(&run.path)).wait()
 }
 
-/// Photographs without any lesion, prepared: every class is negative everywhere.
+/// Prepares photographs without any lesion: every class is negative everywhere.
 fn healthy(directory: &Path, images: u32) -> PathBuf {
     let source = directory.join("healthy");
     let raw = source.join("images");
@@ -91,7 +91,7 @@ fn what_cannot_train_is_refused_before_anything_is_written() {
     };
     let two = healthy(directory.path(), 2);
     refused(&["--data", text(&two)], &["validation split has no images"]);
-    // The same for a job, on the login node.
+    // A job gets the same refusal, on the login node.
     let job = [
         "submit",
         "--preset",
@@ -123,7 +123,7 @@ fn what_cannot_train_is_refused_before_anything_is_written() {
             "has a lesion",
         ],
     );
-    // 21 units of 3 patches.
+    // The dataset has 21 units of 3 patches.
     refused(
         &["--set", "train.images_per_step=22"],
         &["train.images_per_step = 22", "21 units", "at most 21"],
@@ -155,8 +155,8 @@ fn what_cannot_train_is_refused_before_anything_is_written() {
         .explains(&["never be defined"]);
     assert!(!run.path.exists());
 
-    // It is told as well where nobody has looked beforehand: a run that was made by hand goes on, and every place
-    // says why no epoch is the best one.
+    // The warning also comes where no check preceded: a run that was made by hand continues, and every place reports
+    // why no epoch is the best one.
     let _turn = turn();
     fs::create_dir(&run.path).unwrap();
     let small = [
@@ -185,7 +185,7 @@ fn what_cannot_train_is_refused_before_anything_is_written() {
     ]);
 }
 
-/// A file of weights with the tensors of another, changed.
+/// Writes a file of weights with the tensors of another file, changed.
 fn rewrite(
     from: &Path,
     to: &Path,
@@ -215,7 +215,7 @@ fn rewrite(
     fs::write(to, safetensors::serialize(&views, None).unwrap()).unwrap();
 }
 
-/// One trained run, and what can be done with its weights.
+/// Trains one run, and tries everything that can be done with its weights.
 #[test]
 fn weights_are_checked_and_begun_from() {
     let _turn = turn();
@@ -227,7 +227,7 @@ fn weights_are_checked_and_begun_from() {
     let directory = scratch();
     let file = |name: &str| directory.path().join(name);
 
-    // Under the names that wrappers give, as they come: the same scores.
+    // The tensors under the names that wrappers give them score the same.
     let eval = |weights: &Path| {
         let size = ["--set", "data.global_size=64", "--split", "val"];
         fovea(&[&["eval", text(weights), text(&data().prepared)], &size[..]].concat())
@@ -247,7 +247,7 @@ fn weights_are_checked_and_begun_from() {
     );
     assert_eq!(done.stdout, plain);
 
-    // NaN in one tensor; and weights that are finite, with which nothing else is.
+    // NaN in one tensor; then finite weights that make everything else infinite or NaN.
     let nan = file("nan.safetensors");
     rewrite(&weights, &nan, str::to_owned, |name, data| {
         if name == "global_branch.conv1.weight" {
@@ -307,7 +307,7 @@ fn a_run_begins_from(first: &Run, weights: &Path, wrapped: &Path, nan: &Path) {
         .explains(&["nowhere"]);
     assert!(!refused.path.exists());
 
-    // From a run directory on one rank, from wrapped weights on two: the same run.
+    // One rank starts from a run directory, two ranks from wrapped weights: the runs are the same.
     let one = Run::new(&["train.epochs=1"]);
     train(&one, 1, &["--init", first.text()])
         .with_code(FINISHED)
@@ -325,7 +325,7 @@ fn a_run_begins_from(first: &Run, weights: &Path, wrapped: &Path, nan: &Path) {
     words.extend(["--init", text(&copy)].map(str::to_owned));
     let mut process = Process::start(&words, Some(&two.path));
     two.wait_for_step(&mut process, 1);
-    // All of it is killed before there is a checkpoint: the beginning is to be made again.
+    // All processes are killed before the first checkpoint: the start must be repeated.
     for (pid, _) in common::processes_of(&two.path) {
         common::send(pid, Signal::KILL);
     }
@@ -347,13 +347,13 @@ fn a_run_begins_from(first: &Run, weights: &Path, wrapped: &Path, nan: &Path) {
     assert_eq!(one.final_hash(), two.final_hash());
     assert_ne!(one.final_hash(), first.final_hash());
 
-    // What has been begun is not read again, and more epochs go on from where it is.
+    // A run that has started does not read its initial weights again, and more epochs continue from where it is.
     fs::remove_file(&copy).unwrap();
     resume(&two, &["--set", "train.epochs=2"]).with_code(FINISHED);
     fovea(&["audit", two.text()]).with_code(FINISHED);
 }
 
-/// Epochs that are added to a finished run are those of a run that had them from the beginning.
+/// A finished run with added epochs equals a run that had them from the start.
 #[test]
 fn more_epochs_go_on_as_if_they_had_always_been_wanted() {
     let _turn = turn();
@@ -385,7 +385,7 @@ fn more_epochs_go_on_as_if_they_had_always_been_wanted() {
     assert_eq!(fs::read(run.path.join("config.toml")).unwrap(), before);
 }
 
-/// A run that stopped early says so, in every place, and is not given more epochs.
+/// A run that stopped early reports that in every place, and accepts no more epochs.
 #[test]
 fn a_run_that_stopped_early_says_so() {
     let _turn = turn();

@@ -1,4 +1,4 @@
-//! `fovea bench`: measures with real processes and reports in a machine-readable form.
+//! `fovea bench` measures with real processes and prints results that machines can read.
 
 #![allow(clippy::unwrap_used, reason = "a panic is how a test fails")]
 
@@ -44,7 +44,7 @@ fn all_reduce_over_processes() {
         .prints(&["3 ranks, backend local", "busbw", "65536"]);
 }
 
-/// Images, patches and views that a processor is through with in a moment.
+/// Sizes of images, patches and views that a CPU finishes in a moment.
 const SMALL: [&str; 12] = [
     "--device",
     "cpu",
@@ -106,7 +106,7 @@ fn an_epoch_on_synthetic_images() {
         "--patches",
         "6",
     ]);
-    // 16 cells in units of 6, 6 and 4: 15 units in steps of 4.
+    // An image has 16 cells, in units of 6, 6 and 4: 15 units in steps of 4.
     assert_eq!(
         (told["patches"].as_u64(), told["steps"].as_u64()),
         (Some(80), Some(4))
@@ -128,7 +128,7 @@ fn an_epoch_on_synthetic_images() {
     );
 }
 
-/// Three numbers of ranks, each with processes of its own.
+/// Three world sizes, each with its own processes.
 #[test]
 fn steps_over_ranks() {
     let dir = common::scratch();
@@ -150,7 +150,7 @@ fn steps_over_ranks() {
         "4",
     ];
     let few = ["--warm-up", "0", "--steps", "2", "--threads", "1"];
-    // Two virtual shards of each rank, by SMALL.
+    // Every rank has two virtual shards, by SMALL.
     let done = fovea(&[&words[..], &SMALL, &few, &files].concat()).with_code(FINISHED);
     let told: Value = serde_json::from_str(&std::fs::read_to_string(json).unwrap()).unwrap();
     let points = told.as_array().unwrap();
@@ -190,7 +190,7 @@ fn steps_over_ranks() {
 
 #[test]
 fn what_needs_a_gpu_says_so() {
-    // Where there are GPUs, none of them is to be seen.
+    // This hides the GPUs, where there are any.
     let none = [("CUDA_VISIBLE_DEVICES", std::path::Path::new(""))];
     for words in [
         &["bench", "kernels"][..],

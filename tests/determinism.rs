@@ -1,4 +1,4 @@
-//! The weights do not depend on how many ranks train, nor on how they exchange gradients.
+//! The weights depend neither on the number of ranks nor on the way they exchange gradients.
 
 #![allow(clippy::unwrap_used, reason = "a panic is how a test fails")]
 
@@ -6,10 +6,10 @@ mod common;
 
 use common::{FINISHED, Run, facts, turn};
 
-/// How a run is cut: ranks and backend.
+/// How a run is divided: number of ranks, and backend.
 type Way = (u32, &'static str);
 
-/// All that must come out the same.
+/// The results that must be equal.
 #[derive(Debug, PartialEq)]
 struct Result {
     hash: String,
@@ -55,8 +55,8 @@ fn all_the_same(settings: &[&str], ways: &[Way]) -> Result {
 
 const LOCAL: [Way; 3] = [(1, "local"), (2, "local"), (4, "local")];
 
-/// Seven steps of three units: less than virtual shards, so that some are always empty. Two epochs,
-/// so that evaluation and the schedule take part.
+/// Seven steps of three units, fewer than virtual shards, so some shards are always empty. Two epochs include
+/// evaluation and the schedule.
 #[test]
 fn ranks_do_not_change_the_weights() {
     let result = all_the_same(&[], &LOCAL);
@@ -72,8 +72,8 @@ fn ranks_do_not_change_the_weights() {
     );
 }
 
-/// Whole images as units, seven of them in steps of five: the tail has two, and a rank of four has
-/// nothing to do in it. Another seed gives other weights.
+/// Whole images as units: seven of them in steps of five. The last step has two, which leaves some of four ranks
+/// without work. Another seed gives other weights.
 #[test]
 fn uneven_tails_do_not_change_the_weights() {
     let settings = [
@@ -118,7 +118,7 @@ fn native_bf16() -> bool {
     return false;
 }
 
-/// Threads share out the virtual shards of a rank, and never one of them.
+/// Threads divide the virtual shards of a rank among them, but never split one.
 #[test]
 fn the_number_of_threads_does_not_matter_either() {
     let one = train(&[], (1, "local"));

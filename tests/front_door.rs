@@ -1,4 +1,4 @@
-//! What `make` does before it builds anything: it tests parts of the machine, and reports what is missing.
+//! What `make` does before it builds anything: it tests parts of the machine and reports what is missing.
 
 #![allow(clippy::unwrap_used, reason = "a panic is how a test fails")]
 
@@ -9,7 +9,7 @@ use std::process::{Command, Output};
 
 use tempfile::TempDir;
 
-/// Runs `scripts/NAME` with these words and variables, from a folder that is not the project's.
+/// Runs `scripts/NAME` with these words and variables, from a folder outside the project.
 fn script(name: &str, words: &[&str], variables: &[(&str, &str)]) -> Output {
     let script = Path::new(env!("CARGO_MANIFEST_DIR"))
         .join("scripts")
@@ -34,7 +34,7 @@ fn said(output: &Output) -> String {
     String::from_utf8_lossy(&[&out[..], &err[..]].concat()).into_owned()
 }
 
-/// A program in `folder` that does what these lines of shell say.
+/// Makes a program in `folder` from these lines of shell.
 fn program(folder: &Path, name: &str, lines: &str) -> PathBuf {
     let path = folder.join(name);
     fs::write(&path, format!("#!/bin/sh\n{lines}\n")).unwrap();
@@ -86,7 +86,7 @@ const HEADER: &str = "int MPI_Init(int *, char ***);\nint MPI_Finalize(void);\n"
 const BODY: &str =
     "int MPI_Init(int *c, char ***v) { return !c || !v; }\nint MPI_Finalize(void) { return 0; }\n";
 
-/// The flags come one a line, so that the build takes a path with a space as it is.
+/// The flags come one per line, because a path in them may have a space.
 #[test]
 fn an_mpi_that_links_is_used() {
     let mpi = OwnMpi::new(HEADER, BODY);
@@ -97,7 +97,8 @@ fn an_mpi_that_links_is_used() {
     assert_eq!(String::from_utf8_lossy(&output.stdout), expected);
 }
 
-/// Neither the name of a wrapper nor that of a header makes an MPI: what does not link is left out, with the reason.
+/// The name of a wrapper or of a header does not prove that there is an MPI: one that does not link is left out, with
+/// the reason.
 #[test]
 fn an_mpi_that_does_not_link_is_left_out() {
     let half = "int MPI_Init(int *c, char ***v) { return !c || !v; }\n";
@@ -124,7 +125,7 @@ fn an_mpi_that_does_not_link_is_left_out() {
     );
     let part = script("try.sh", &["mpi"], &[("MPICC", "/nowhere/mpicc")]);
     assert_eq!(part.status.code(), Some(1));
-    // The first command goes on without it.
+    // The first command continues without it.
     let features = script("features.sh", &[], &[("MPICC", "/nowhere/mpicc")]);
     assert!(
         features.status.success() && features.stdout.is_empty(),
@@ -138,7 +139,7 @@ fn compilers_are_run_not_looked_for() {
     let folder = tempfile::tempdir().unwrap();
     let works = script("try.sh", &["compilers"], &[]);
     assert!(works.status.success(), "{}", said(&works));
-    // A name that is there and does nothing makes no program.
+    // A compiler that does nothing must not count as one.
     let name = program(folder.path(), "c++", "exit 0")
         .display()
         .to_string();
@@ -149,7 +150,7 @@ fn compilers_are_run_not_looked_for() {
     }
 }
 
-/// What set-up cannot do without ends it, before it installs or fetches anything.
+/// A missing necessity ends set-up before it installs or fetches anything.
 #[test]
 fn setup_says_what_is_missing_and_what_to_do() {
     let folder = tempfile::tempdir().unwrap();
@@ -177,7 +178,7 @@ fn setup_says_what_is_missing_and_what_to_do() {
     for words in ["is not libtorch 2.11.0", "no include/", "\n  help: "] {
         assert!(said(&empty).contains(words), "{words}\n{}", said(&empty));
     }
-    // Another version, as the wheel tells it.
+    // Another version of libtorch, recorded the way a wheel does it.
     for file in [
         "include/torch/csrc/api/include/torch/torch.h",
         "lib/libtorch_cpu.so",

@@ -1,9 +1,9 @@
-//! Pins the output of a small run, to the bit: manifest, weights, metrics, predictions and the report's figures must
-//! not change while the code is rearranged. A change that means to alter results replaces the stored numbers: the
-//! failing test prints the new ones.
+//! Pins the output of a small run to the bit: manifest, weights, metrics, predictions and the report's figures must not
+//! change when the code is rearranged. A change that intends to alter results replaces the stored numbers: the failing
+//! test prints the new ones.
 //!
-//! Floating-point results differ between kinds of processors, because libtorch chooses other code on each. The test
-//! compares bits if the kind is among the stored ones, else numbers within [`TOLERANCE`].
+//! Floating-point results differ between kinds of processors, because libtorch chooses different code on each. The test
+//! compares bits if this kind is among the stored ones, and otherwise compares numbers within [`TOLERANCE`].
 
 #![allow(clippy::unwrap_used, reason = "a panic is how a test fails")]
 
@@ -16,23 +16,23 @@ use std::path::Path;
 use common::{FINISHED, Run, data, fovea, turn};
 use serde::{Deserialize, Serialize};
 
-/// How far losses and probabilities may be from the stored ones on a processor of another kind.
+/// Largest difference from a stored loss or probability `y` on a processor of another kind, divided by `1 + |y|`.
 const TOLERANCE: f64 = 2e-2;
 
 #[derive(Deserialize)]
 struct Golden {
-    /// Of `manifest.json`, without what hashes pixels.
+    /// blake3 of `manifest.json` without the hashes of pixels.
     structure: String,
-    /// `metrics.csv` without times, and `predictions-val.csv`, by lines.
+    /// Lines of `metrics.csv`, without times, and of `predictions-val.csv`.
     metrics: Vec<String>,
     predictions: Vec<String>,
-    /// Figures in the report.
+    /// Number of figures in the report.
     figures: usize,
-    /// Hashes by kind of processor.
+    /// Hashes by kind of processor, as the function `kind` names it.
     kinds: BTreeMap<String, Hashes>,
 }
 
-/// blake3 of what must be equal to the bit.
+/// blake3 of each output that must be equal to the bit.
 #[derive(Debug, PartialEq, Serialize, Deserialize)]
 struct Hashes {
     manifest: String,
@@ -46,7 +46,8 @@ fn hash(bytes: impl AsRef<[u8]>) -> String {
     blake3::hash(bytes.as_ref()).to_hex().to_string()
 }
 
-/// Vendor, family and model, by which libtorch's libraries choose their code, and what holds them to older instructions.
+/// Vendor, family and model of the processor, by which libtorch's libraries choose their code, and the variables that
+/// restrict them to older instructions.
 fn kind() -> String {
     let text = fs::read_to_string("/proc/cpuinfo").unwrap_or_default();
     let field = |name: &str| {
@@ -67,7 +68,7 @@ fn kind() -> String {
         .to_owned()
 }
 
-/// The manifest without pixels and their hashes: what does not depend on how a processor rounds.
+/// The manifest without pixels and their hashes: the part that does not depend on a processor's rounding.
 fn structure(manifest: &Path) -> String {
     let mut manifest: serde_json::Value =
         serde_json::from_str(&fs::read_to_string(manifest).unwrap()).unwrap();
@@ -78,7 +79,7 @@ fn structure(manifest: &Path) -> String {
     serde_json::to_string_pretty(&manifest).unwrap()
 }
 
-/// The cells of the report's tables that hold figures of the result: no times, paths or versions.
+/// The cells of the report's tables that hold results: no times, paths or versions.
 fn figures(report: &str) -> Vec<String> {
     let cells = report.split("<td").skip(1).filter_map(|cell| {
         let (_, rest) = cell.split_once('>')?;
@@ -92,7 +93,7 @@ fn figures(report: &str) -> Vec<String> {
     cells.filter(is_figure).collect()
 }
 
-/// The first number by which two texts differ more than [`TOLERANCE`], or the first word.
+/// The first pair of lines that differ: in a number by more than [`TOLERANCE`], or in a word.
 fn differs(ours: &[String], stored: &[String]) -> Option<String> {
     if ours.len() != stored.len() {
         return Some(format!("{} lines, {} stored", ours.len(), stored.len()));

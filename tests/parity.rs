@@ -35,7 +35,7 @@ struct Photograph {
     name: String,
     width: u32,
     height: u32,
-    /// Of its prepared pixels.
+    /// Checksum of its prepared pixels, by `checksum`.
     checksum: u64,
 }
 
@@ -47,11 +47,11 @@ struct Row {
     probs: [f64; 4],
 }
 
-/// Image, row and column; the image itself has neither.
+/// Image, row and column; row and column are `None` for the image itself.
 type Key = (String, Option<u32>, Option<u32>);
 
 impl Photograph {
-    /// A disc with waves and texture of its own, on black; the last one has nothing on it.
+    /// A disc with waves and texture of its own, on black; the last photograph is empty.
     fn draw(&self, index: i64) -> RgbImage {
         let (width, height) = (i64::from(self.width), i64::from(self.height));
         let diameter = width.max(height) - 4;
@@ -83,7 +83,7 @@ impl Photograph {
     }
 }
 
-/// The photographs in `folder` layout; each class has one mark, in the photographs in turn.
+/// Writes the photographs in `folder` layout; each class has one mark, and the classes alternate between photographs.
 fn write_raw(raw: &Path, photographs: &[Photograph]) {
     fs::create_dir_all(raw.join("images")).unwrap();
     for (index, photograph) in photographs.iter().enumerate() {
@@ -100,7 +100,7 @@ fn write_raw(raw: &Path, photographs: &[Photograph]) {
     }
 }
 
-/// A file as `safetensors.torch.save_file(model.state_dict(), ..)` makes it.
+/// Writes a file like that of `safetensors.torch.save_file(model.state_dict(), ..)`.
 fn write_weights(path: &Path, state_dict: &[(String, Vec<usize>)]) {
     let bytes: Vec<Vec<u8>> = state_dict
         .iter()
@@ -121,7 +121,7 @@ fn write_weights(path: &Path, state_dict: &[(String, Vec<usize>)]) {
     safetensors::serialize_to_file(views, None, path).unwrap();
 }
 
-/// Tells prepared pixels apart: the sum of bytes times place (modulo 65521, from 1).
+/// A checksum of prepared pixels: the sum of bytes times their place (from 1), modulo 65521.
 fn checksum(pixels: &[u8]) -> u64 {
     let place = |i: usize| i as u64 % 65521 + 1;
     let terms = pixels.iter().enumerate();
@@ -145,7 +145,7 @@ fn read_predictions(path: &Path) -> BTreeMap<Key, [f64; 4]> {
     lines.map(row).collect()
 }
 
-/// Largest difference over rows and classes; the rows must be the same.
+/// Largest difference over rows and classes; asserts that the rows are the same.
 fn largest_difference(got: &BTreeMap<Key, [f64; 4]>, want: &[Row]) -> f64 {
     assert_eq!(got.len(), want.len());
     let rows = want.iter().map(|w| {
@@ -186,8 +186,8 @@ fn pytorch_weights_give_pytorch_probabilities() {
 
     write_weights(&path("weights.safetensors"), &golden.state_dict);
     let global_size = format!("data.global_size={}", golden.global_size);
-    // f32: the bound asked for is 1e-4; both sides round 20 layers of sums, to about 1e-6.
-    // bf16: 8 bits per activation; 4e-3 measured.
+    // f32: the required bound is 1e-4; both sides round 20 layers of sums, which gives about 1e-6. bf16: 8 bits per
+    // activation; 4e-3 was measured.
     for (precision, limit) in [("f32", 1e-5), ("bf16", 2e-2)] {
         let (weights, out) = (text("weights.safetensors"), text("predicted.csv"));
         let precision = format!("train.precision={precision}");

@@ -1,5 +1,5 @@
-//! A run that stops, or loses a process, and continues with `--resume`: same weights, same
-//! records as one that was never interrupted, whatever the number of ranks.
+//! A run that stops, or loses a process, and continues with `--resume` has the same weights and records as one that was
+//! never interrupted, whatever the number of ranks.
 
 #![allow(clippy::unwrap_used, reason = "a panic is how a test fails")]
 
@@ -7,7 +7,7 @@ mod common;
 
 use common::{Dice, FAILED, FINISHED, Outcome, Process, RESUME, Run, Signal, once, turn};
 
-/// The uninterrupted run.
+/// The result of the run without interruption; it trains once for all tests.
 fn reference() -> Outcome {
     once("resume-reference", || {
         let run = Run::new(&[]);
@@ -42,7 +42,7 @@ fn stop(run: &Run, mut process: Process, after: u64, signal: Signal) -> u64 {
     step
 }
 
-/// Two ranks, then one, then four, then two: Ctrl-C in between.
+/// Two ranks, then one, then four, then two, with Ctrl-C between them.
 #[test]
 fn stopped_runs_go_on_with_other_ranks() {
     let _turn = turn();
@@ -90,8 +90,8 @@ fn a_run_that_is_stopped_at_once_goes_on() {
     assert_eq!(outcome(&run), reference);
 }
 
-/// Every process of a run is killed in turn, each time in the middle of training. The run goes on by
-/// itself, but for the launcher, which takes everybody along.
+/// Every process of a run is killed in turn, each time during training. The run continues by itself, except after the
+/// death of the launcher, which ends all processes.
 #[test]
 fn killed_processes_cost_no_more_than_a_step() {
     let _turn = turn();
@@ -99,7 +99,7 @@ fn killed_processes_cost_no_more_than_a_step() {
     let mut dice = Dice::new("killed_processes_cost_no_more_than_a_step");
     let run = Run::new(&["checkpoint.every_steps=1", "checkpoint.keep_last=2"]);
 
-    // A trainer: the other one goes on, and a new one joins it.
+    // A trainer dies: the other one continues, and a new one joins it.
     let mut process = run.start(2);
     run.wait_for_step(&mut process, dice.roll(2, 3));
     let victim = dice.roll(0, 1);
@@ -114,14 +114,14 @@ fn killed_processes_cost_no_more_than_a_step() {
         "{status:?}"
     );
 
-    // The coordinator: the trainers wait for a new one.
+    // The coordinator dies: the trainers wait for a new one.
     let status = run.wait_for_step(&mut process, status.step + 1);
     common::send(common::process_of(&run.path, "coordinator"), Signal::KILL);
     let status = run.wait_until(&mut process, "a new coordinator", |again| {
         again.generation > status.generation && again.step > status.step
     });
 
-    // The launcher: nobody stays behind.
+    // The launcher dies: no process stays behind.
     run.wait_for_step(&mut process, status.step + 1);
     process.signal(Signal::KILL);
     assert_eq!(process.wait().status.code(), None);
@@ -131,8 +131,8 @@ fn killed_processes_cost_no_more_than_a_step() {
     assert_eq!(outcome(&run), reference);
 }
 
-/// MPI ends all of its processes with one of them: the launcher starts the world again, from the newest checkpoint. Ranks
-/// whose `mpirun` is killed save their last step first, which the new world waits for.
+/// MPI ends all of its processes when one dies: the launcher restarts the world from the newest checkpoint. Ranks whose
+/// `mpirun` is killed save their last step first, and the new world waits for that.
 #[cfg(feature = "mpi")]
 #[test]
 fn an_mpi_world_that_loses_a_rank_is_started_again() {
@@ -171,8 +171,8 @@ fn an_mpi_world_that_loses_a_rank_is_started_again() {
     assert_eq!(outcome(&run), reference);
 }
 
-/// Without restarts left, the others go on without a lost rank; the loss of the last one ends the run and says who
-/// is missing.
+/// Without restarts left, the others continue without a lost rank; the loss of the last one ends the run, which reports
+/// the missing rank.
 #[test]
 fn a_run_that_may_not_restart_says_who_is_missing() {
     let _turn = turn();
@@ -184,7 +184,7 @@ fn a_run_that_may_not_restart_says_who_is_missing() {
     run.wait_until(&mut process, "a step of one rank", |status| {
         status.generation > before.generation && status.step > before.step + 1
     });
-    // Until the launcher has seen it, too.
+    // Give the launcher time to notice as well.
     std::thread::sleep(std::time::Duration::from_secs(1));
     kill("--rank 0");
     let done = process.wait().with_code(FAILED);
@@ -196,7 +196,7 @@ fn a_run_that_may_not_restart_says_who_is_missing() {
     common::assert_nobody_left(&run.path);
 }
 
-/// Two signals at once are one wish: `timeout`, for one, sends them so.
+/// Two signals at once count as one request: `timeout`, for example, sends two.
 #[test]
 fn a_pair_of_signals_is_one_drain() {
     let _turn = turn();
@@ -214,8 +214,8 @@ fn a_pair_of_signals_is_one_drain() {
     assert_eq!(outcome(&run), reference());
 }
 
-/// The second Ctrl-C does not wait, here for a coordinator that does not answer; nobody stays, and nothing that was
-/// saved is lost.
+/// The second Ctrl-C does not wait for a coordinator that does not answer. No process stays behind, and no saved work
+/// is lost.
 #[test]
 fn ctrl_c_twice_leaves_at_once() {
     let _turn = turn();
@@ -236,7 +236,7 @@ fn ctrl_c_twice_leaves_at_once() {
     assert_eq!(outcome(&run), reference());
 }
 
-/// A finished run has nothing left to do, and says so with the same weights.
+/// A finished run has nothing left to do; it reports that, with the same weights.
 #[test]
 fn resuming_a_finished_run_changes_nothing() {
     let _turn = turn();
@@ -250,7 +250,7 @@ fn resuming_a_finished_run_changes_nothing() {
     assert_eq!(outcome(&run), before);
 }
 
-/// A run with a deadline leaves before it, by itself, with everything saved.
+/// A run with a deadline leaves by itself before it, with everything saved.
 #[test]
 fn a_run_leaves_before_its_deadline() {
     let _turn = turn();
@@ -273,7 +273,7 @@ fn a_run_leaves_before_its_deadline() {
     common::fovea(&["audit", run.text()]).with_code(FINISHED);
 }
 
-/// What the records of a run do not cover is not gone on from, and nothing is begun anew in silence.
+/// A run whose records have gaps does not continue, and never restarts silently.
 #[test]
 fn a_resume_needs_the_ledger_and_the_checkpoints_of_the_run() {
     let _turn = turn();
@@ -324,7 +324,7 @@ fn a_stopped_coordinator_is_replaced() {
     common::fovea(&["audit", run.text()]).with_code(FINISHED);
 }
 
-/// Nobody reads what is said, and it cannot be written: the run does not depend on it.
+/// Nobody reads the run's output, and it cannot be written: the run continues all the same.
 #[test]
 fn messages_that_cannot_be_written_cost_nothing() {
     let _turn = turn();
@@ -353,7 +353,7 @@ fn messages_that_cannot_be_written_cost_nothing() {
         assert!(std::time::Instant::now() < deadline, "no second step");
         std::thread::sleep(std::time::Duration::from_millis(20));
     };
-    // Its end is worth a warning.
+    // The death of a trainer causes a warning.
     common::send(trainer, Signal::KILL);
     assert_eq!(launcher.wait().unwrap().code(), Some(FINISHED));
     common::assert_nobody_left(&run.path);

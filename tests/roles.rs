@@ -54,7 +54,7 @@ fn strangers_are_told_why_and_the_run_goes_on() {
         .mode();
     assert_eq!(mode & 0o777, 0o600);
 
-    // Without the token, in every role.
+    // A peer without the token, in every role.
     for role in [
         Role::Observer,
         Role::Launcher,
@@ -71,7 +71,7 @@ fn strangers_are_told_why_and_the_run_goes_on() {
             "{reason}"
         );
     }
-    // Of another version: the byte after the length.
+    // A peer of another version, which is the byte after the length.
     let mut frame = codec::encode(&Request::Hello {
         proof: [7; 32],
         role: Role::Observer,
@@ -83,10 +83,10 @@ fn strangers_are_told_why_and_the_run_goes_on() {
         reason.contains("version 9") && reason.contains("version 5"),
         "{reason}"
     );
-    // No frame of ours at all.
+    // A peer that speaks another protocol.
     let reason = turned_away(&run, b"GET / HTTP/1.1\r\n\r\n");
     assert!(reason.contains("limit"), "{reason}");
-    // A request before the token was shown.
+    // A peer that sends a request before it has shown the token.
     let reason = turned_away(
         &run,
         &codec::encode(&Request::Drain {
@@ -96,13 +96,13 @@ fn strangers_are_told_why_and_the_run_goes_on() {
     );
     assert!(reason.contains("token"), "{reason}");
 
-    // A trainer too many has the token, but no seat: it stands by.
+    // A surplus trainer has the token but gets no seat: it stands by.
     let third = Process::start(&["trainer", run.text()], None);
     run.wait_until(&mut process, "a spare", |status| {
         status.ranks.len() == 3 && status.ranks[2].rank.is_none()
     });
 
-    // None of this has stopped the run, and its status is there for all who may ask.
+    // None of this has stopped the run, and all who may ask get its status.
     let after = run.wait_for_step(&mut process, before.step + 2);
     assert_eq!(after.world, 2);
     let status = run.status();
@@ -154,7 +154,7 @@ fn status_of_what_is_no_run() {
     assert!(!directory.path().join("nowhere").exists());
 }
 
-/// What a launcher does, by hand: a configuration, a coordinator, two trainers in any order.
+/// Does a launcher's work by hand: a configuration, a coordinator, two trainers in any order.
 #[test]
 fn roles_started_by_hand_finish_a_run() {
     let _turn = turn();
@@ -166,7 +166,7 @@ fn roles_started_by_hand_finish_a_run() {
     fs::write(run.path.join("config.toml"), config).unwrap();
 
     let role = |words: &[&str]| Process::start(words, Some(&run.path));
-    // The trainers come first: they wait for their coordinator.
+    // The trainers start first and wait for their coordinator.
     let second = role(&["trainer", run.text(), "--rank", "1"]);
     let first = role(&["trainer", run.text(), "--rank", "0"]);
     let mut coordinator = role(&["coordinator", run.text()]);
@@ -201,7 +201,7 @@ fn any_process_can_be_asked_to_stop() {
     launcher.wait().with_code(RESUME);
     common::assert_nobody_left(&run.path);
 
-    // A process that stands still for less than the run's patience is waited for.
+    // The run waits for a process that stands still for less than the run's patience.
     let mut launcher = run.resume(2);
     let step = run.wait_for_step(&mut launcher, 1).step;
     let step = run.wait_for_step(&mut launcher, step + 1).step;

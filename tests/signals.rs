@@ -1,4 +1,4 @@
-//! Signals ignored at a run's start stay ignored, and still nothing outlives a launcher.
+//! Signals that were ignored at a run's start stay ignored, and yet no process outlives its launcher.
 
 #![allow(clippy::unwrap_used, reason = "a panic is how a test fails")]
 
@@ -9,7 +9,7 @@ use std::process::{Command, Stdio};
 
 use common::{FINISHED, Run, Signal, assert_nobody_left, send, turn};
 
-/// `nohup`, and a job in the background of a script: SIGHUP and SIGINT are ignored from the start.
+/// Starts a run like `nohup` or a background job of a script does: SIGHUP and SIGINT are ignored from the start.
 fn start_ignoring(words: Vec<String>) -> std::process::Child {
     let mut command = Command::new(env!("CARGO_BIN_EXE_fovea"));
     command
@@ -18,7 +18,7 @@ fn start_ignoring(words: Vec<String>) -> std::process::Child {
         .stdout(Stdio::null())
         .stderr(Stdio::null())
         .process_group(0);
-    // SAFETY: between fork and exec, `signal` is async-signal-safe, and nothing else is called.
+    // SAFETY: between fork and exec only `signal` is called, which is async-signal-safe.
     unsafe {
         command.pre_exec(|| {
             for signal in [libc::SIGHUP, libc::SIGINT, libc::SIGUSR2] {
@@ -49,8 +49,8 @@ fn wait_for_step(run: &Run, launcher: &mut std::process::Child, step: u64) {
     }
 }
 
-/// One run: it ignores what was ignored, it takes everybody along when its launcher is killed (whose end is therefore
-/// not told by a signal that can be ignored), and it goes on to its end.
+/// One run ignores the signals that were ignored at its start. When its launcher is killed, all its processes leave:
+/// they notice without a signal, which they might ignore. A resume then takes the run to its end.
 #[test]
 fn what_was_ignored_at_the_start_stays_ignored() {
     let _turn = turn();
@@ -58,7 +58,7 @@ fn what_was_ignored_at_the_start_stays_ignored() {
     let mut launcher = start_ignoring(run.first(2));
     wait_for_step(&run, &mut launcher, 2);
     let tell_all = || {
-        // To each process: a terminal that closes tells all of them.
+        // Every process gets the signals, as from a terminal that closes.
         for signal in [Signal::HUP, Signal::INT, Signal::USR2] {
             for (pid, _) in common::processes_of(&run.path) {
                 send(pid, signal);
@@ -70,7 +70,7 @@ fn what_was_ignored_at_the_start_stays_ignored() {
     send(launcher.id(), Signal::KILL);
     launcher.wait().unwrap();
     assert_nobody_left(&run.path);
-    // They left in order.
+    // The processes left in order.
     let status = run.status();
     assert_eq!(status["state"], "stopped", "{status:#}");
     assert_eq!(status["checkpoint"]["step"], status["step"], "{status:#}");

@@ -1,5 +1,5 @@
-//! `fovea submit` up to Slurm's own commands, which are stand-ins here: what it refuses, writes and asks
-//! them. `slurm/tests/body` tests what the script does, `tests/slurm` all of it with a real Slurm.
+//! `fovea submit` with stand-ins for Slurm's commands: what it refuses, writes and asks them. `slurm/tests/body` tests
+//! what the script does; `tests/slurm` tests everything with a real Slurm.
 
 #![allow(clippy::unwrap_used, reason = "a panic is how a test fails")]
 
@@ -12,7 +12,7 @@ use std::path::PathBuf;
 use common::{Done, FAILED, FINISHED, Process, USAGE, data, scratch};
 use tempfile::TempDir;
 
-/// A login node.
+/// A login node: a directory with stand-ins for `sbatch`, `squeue` and `scontrol`, which record how they were called.
 struct Login {
     dir: TempDir,
 }
@@ -75,7 +75,7 @@ impl Login {
             }
         }
         words.extend(more);
-        // Nothing else: this machine may have a Slurm of its own.
+        // Only the stand-ins are on the path: this machine may have a Slurm of its own.
         let path = self.at("bin");
         let site = self.at("site.toml");
         let environment = [
@@ -116,13 +116,13 @@ fn a_run_is_submitted_once() {
     assert_eq!(submitted["jobs"], serde_json::json!([17]));
     assert!(submitted["command"].to_string().contains("train.seed=7"));
 
-    // While its job is there, it is not submitted again.
+    // While its job exists, the run is not submitted again.
     login.write("queue", "17|RUNNING|1:00:00|n1|None\n");
     login
         .submit(&["--preset", "demo"])
         .with_code(USAGE)
         .explains(&["job already", "17 is RUNNING", "scancel 17"]);
-    // Afterwards the run directory is enough: as before, but for what is typed.
+    // Afterwards the run directory is enough: the last options apply, except for those on the command line.
     login.write("queue", "");
     login
         .submit(&["--time", "30m"])
@@ -130,7 +130,7 @@ fn a_run_is_submitted_once() {
         .prints(&["submitted job 18: 2 nodes with 1 rank each, 0:30:00 at a time"]);
     assert!(login.read("run/slurm/config.toml").contains("seed = 7"));
 
-    // A job that was submitted by hand counts as well, once it has begun the run.
+    // A job that was submitted by hand counts as well, once it has started the run.
     let begun = r#"{"event":"start","unix_ms":9000000000000,"job":"42","requeues":0,"nodes":["n1"],"world":1,"backend":"local","step":0}"#;
     login.write("run/slurm/history.jsonl", &format!("{begun}\n"));
     login.write("queue", "42|RUNNING|1:00:00|n1|None\n");
@@ -209,7 +209,7 @@ fn what_slurm_refuses_is_quoted() {
         .submit(&["--preset", "demo"])
         .with_code(FAILED)
         .explains(&["sbatch", "login node", "--dry-run"]);
-    // Nothing stands in the way of another try.
+    // The failure leaves nothing that would prevent another attempt.
     login
         .submit(&["--preset", "demo", "--dry-run"])
         .with_code(FINISHED);

@@ -1,4 +1,4 @@
-//! The whole program once, from nothing to the report, as a newcomer would go through it.
+//! Runs the whole program once, from nothing to the report, as a newcomer would.
 
 #![allow(clippy::unwrap_used, reason = "a panic is how a test fails")]
 
@@ -15,7 +15,7 @@ fn text(path: &Path) -> &str {
     path.to_str().unwrap()
 }
 
-/// Who reports an error can say what ran: release, commit, and the libtorch that was found.
+/// `fovea --version` gives what an error report needs: release, commit, and the libtorch that was found.
 #[test]
 fn the_version_names_commit_and_libtorch() {
     let root = Path::new(env!("CARGO_MANIFEST_DIR"));
@@ -27,7 +27,7 @@ fn the_version_names_commit_and_libtorch() {
         .ok()
         .filter(|done| done.status.success() && root.join(".git").exists());
     let commit = head.map_or_else(
-        // A tarball, or a machine without git.
+        // The source may be a tarball, or the machine may have no git.
         || "(".to_owned(),
         |done| format!("({})", &String::from_utf8(done.stdout).unwrap()[..12]),
     );
@@ -93,7 +93,7 @@ fn predictions(path: &Path) -> (Vec<String>, usize) {
     (images, patches)
 }
 
-/// A photograph as a camera makes it: a round field of view on black, not square, not in the middle.
+/// A photograph like a camera's: a round field of view on black, neither square nor centred.
 fn photograph(width: u32, height: u32) -> RgbImage {
     let radius = f64::from(height) * 0.48;
     let (cx, cy) = (f64::from(width) * 0.52, f64::from(height) * 0.5);
@@ -191,7 +191,7 @@ fn from_nothing_to_the_report() {
     );
 }
 
-/// A number of a line of the label table.
+/// Reads a number from a line of the label table.
 #[track_caller]
 fn table_row(table: &str, split: &str, column: usize) -> u64 {
     let line = table
@@ -213,7 +213,7 @@ fn evaluate(run: &Run) {
     let value: Value = serde_json::from_str(&eval(&["--split", "val", "--json"]).stdout).unwrap();
     assert_eq!(value["split"], "val");
     assert_eq!(value["image"]["samples"], 2);
-    // The run's best checkpoint on the validation split: the best line of metrics.csv again.
+    // The run's best checkpoint on the validation split scores like the best line of metrics.csv.
     let best = run.metrics();
     let f1 = value["patch"]["f1_micro"].as_f64().unwrap();
     let logged = best
@@ -260,7 +260,7 @@ fn predict(run: &Run, directory: &Path, images: usize, patches: usize) {
     let (ids, rows) = predictions(&out);
     assert_eq!((ids.len(), rows), (images, patches));
 
-    // Photographs: a JPEG and a PNG of odd sizes, as they are.
+    // Photographs: a JPEG and a PNG of odd sizes, unprepared.
     let photos = directory.join("photos");
     fs::create_dir(&photos).unwrap();
     photograph(701, 487)
@@ -272,10 +272,10 @@ fn predict(run: &Run, directory: &Path, images: usize, patches: usize) {
     predict(&newest, &photos).prints(&["2 images"]);
     let (ids, rows) = predictions(&out);
     assert_eq!(ids, ["a", "b"]);
-    // As in training, 3 x 3 cells: a circle reaches into all of them.
+    // As in training, there are 3 x 3 cells: a circle reaches into all of them.
     assert_eq!(rows, 2 * 9);
 
-    // A bare file of weights; the same file through its checkpoint says the same.
+    // A bare file of weights gives the same predictions as its checkpoint.
     let precision = [
         "--set",
         "train.precision=f32",
@@ -295,7 +295,7 @@ fn predict(run: &Run, directory: &Path, images: usize, patches: usize) {
     };
     let (bare, prepared) = (newest.join("weights.safetensors"), &data().prepared);
     assert_eq!(with(&bare, prepared), with(&newest, prepared));
-    // It does not say what it was trained on. A circle in a square of 10 x 10 cells: the corners are black.
+    // A bare file does not record its working size. A circle in a square of 10 x 10 cells leaves the corners black.
     with(&bare, &photos.join("a.jpg"));
     let (ids, rows) = predictions(&out);
     assert!(ids == ["a"] && (60..100).contains(&rows), "{rows} patches");

@@ -1,11 +1,11 @@
-//! What can happen, and when.
+//! The faults of a storm, and the moments at which they happen.
 
 use std::fmt;
 
-/// What happens.
+/// What happens to the run.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum What {
-    /// kill -9 of so many trainers at once.
+    /// kill -9 of this many trainers at once.
     Kill(u32),
     /// kill -9 of a trainer, and of another one while the ranks meet again.
     KillInRecovery,
@@ -13,7 +13,7 @@ pub enum What {
     Stop,
     /// SIGSTOP of a trainer for longer than the lapse, then SIGCONT.
     Pause,
-    /// The training thread hangs, its process lives.
+    /// The training thread hangs, but its process lives.
     Hang,
     /// kill -9 of the coordinator.
     KillCoordinator,
@@ -21,11 +21,11 @@ pub enum What {
     KillCoordinatorAndRank,
     /// SIGTERM, SIGINT, SIGUSR1 or SIGUSR2 to any one process; then `--resume` with any number of ranks.
     Preempt,
-    /// kill -9 of the launcher, which takes the others along; then `--resume`.
+    /// kill -9 of the launcher, which ends all other processes; then `--resume`.
     KillLauncher,
     /// A byte of the newest checkpoint flips, and a trainer is killed.
     CorruptCheckpoint,
-    /// No room is left while checkpoints are due, for a moment.
+    /// The disk is full for a moment while checkpoints are due.
     FullDisk,
     /// All connections to the coordinator break.
     DropConnections,
@@ -35,7 +35,7 @@ pub enum What {
     ClockJump,
 }
 
-/// At which moment.
+/// The moment at which the fault happens.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum When {
     Anytime,
@@ -48,7 +48,7 @@ pub enum When {
     InRendezvous,
 }
 
-/// A fault.
+/// A fault, and the moment for it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Fault {
     pub what: What,
@@ -59,7 +59,7 @@ const fn at(what: What, when: When) -> Fault {
     Fault { what, when }
 }
 
-/// One of each.
+/// One fault of each kind, in the order of the short storm.
 pub const ALL: [Fault; 20] = [
     at(What::Kill(1), When::InCollective),
     at(What::Kill(1), When::InEvaluation),
@@ -84,7 +84,7 @@ pub const ALL: [Fault; 20] = [
 ];
 
 impl What {
-    /// A generation ends with it.
+    /// Whether a generation ends with it.
     pub fn ends_the_generation(self) -> bool {
         !matches!(self, Self::Delay | Self::ClockJump | Self::FullDisk)
     }

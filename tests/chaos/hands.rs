@@ -1,5 +1,5 @@
-//! The means of making faults: signals to threads, a proxy before the coordinator, an adjustable
-//! clock, a small disk.
+//! The means to cause faults: signals to threads, a proxy in front of the coordinator, an adjustable clock, a small
+//! disk.
 
 use std::fs;
 use std::io::{Read, Write};
@@ -13,7 +13,7 @@ use std::time::Duration;
 
 use serde_json::Value;
 
-/// Stops one thread of another process, and nothing else of it, until dropped.
+/// Stops one thread of another process until it is dropped; the other threads run on.
 pub struct HungThread {
     release: std::sync::mpsc::Sender<()>,
     tracer: Option<JoinHandle<()>>,
@@ -54,8 +54,7 @@ impl Drop for HungThread {
     }
 }
 
-/// Stands between the processes of a run and their coordinator: it puts its own address into the run's
-/// address file.
+/// A proxy between the processes of a run and their coordinator: it puts its own address into the run's address file.
 pub struct Proxy {
     state: Arc<State>,
     threads: Vec<JoinHandle<()>>,
@@ -70,7 +69,7 @@ struct State {
 }
 
 impl Proxy {
-    /// For the run in `run`, before its coordinator starts.
+    /// Starts a proxy for the run in `run`, before its coordinator starts.
     pub fn before(run: &Path) -> Self {
         let state = Arc::new(State::default());
         let listener = TcpListener::bind("127.0.0.1:0").unwrap();
@@ -88,14 +87,14 @@ impl Proxy {
         }
     }
 
-    /// Breaks all connections.
+    /// Shuts down all connections through the proxy.
     pub fn drop_all(&self) {
         for stream in self.state.connections.lock().unwrap().drain(..) {
             let _ = stream.shutdown(Shutdown::Both);
         }
     }
 
-    /// Lets nothing through for a while.
+    /// Holds all traffic for this long.
     pub fn hold(&self, time: Duration) {
         self.state.hold.store(true, Ordering::Relaxed);
         std::thread::sleep(time);
@@ -151,7 +150,7 @@ impl State {
         let _ = to.shutdown(Shutdown::Write);
     }
 
-    /// Puts this proxy's address in the place of every new coordinator's.
+    /// Replaces every new coordinator's address with this proxy's.
     fn divert(&self, file: &Path, own: &str) {
         while !self.stop.load(Ordering::Relaxed) {
             std::thread::sleep(Duration::from_millis(1));
@@ -169,7 +168,7 @@ impl State {
     }
 }
 
-/// A library that moves `CLOCK_REALTIME` of the processes that load it by what a file says.
+/// A preloaded library that shifts `CLOCK_REALTIME` of its process by the offset in a file.
 pub struct MovableClock {
     pub library: PathBuf,
     pub offset: PathBuf,
@@ -196,7 +195,7 @@ int clock_gettime(clockid_t id, struct timespec *at) {
 "#;
 
 impl MovableClock {
-    /// `None` without a C compiler.
+    /// Compiles the library; `None` without a C compiler.
     pub fn build(directory: &Path) -> Option<Self> {
         let (source, library) = (directory.join("clock.c"), directory.join("clock.so"));
         fs::write(&source, CLOCK).unwrap();
@@ -220,7 +219,7 @@ impl MovableClock {
 pub struct Disk(PathBuf);
 
 impl Disk {
-    /// At an empty directory; `None` where this may not be done.
+    /// Mounts it at an empty directory; `None` where that is not allowed.
     pub fn mount(at: &Path) -> Option<Self> {
         let words = ["-t", "tmpfs", "-o", "size=3g", "tmpfs"];
         let done = Command::new("mount").args(words).arg(at).output();
@@ -228,7 +227,7 @@ impl Disk {
             .then(|| Self(at.to_owned()))
     }
 
-    /// Leaves no room, for a while.
+    /// Fills the disk for this long.
     pub fn fill(&self, time: Duration) {
         let ballast = self.0.join("ballast");
         let mut file = fs::File::create(&ballast).unwrap();

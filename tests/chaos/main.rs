@@ -1,9 +1,9 @@
-//! Faults in real runs: processes are killed, stopped, hung and asked to leave, connections dropped
-//! and delayed, files damaged, disks filled, clocks moved. Whatever happens, the run must end with the
-//! weights of an undisturbed one, every sample of every epoch used once.
+//! Faults in real runs: processes are killed, stopped, hung and asked to leave, connections dropped and delayed, files
+//! damaged, disks filled, clocks moved. Whatever happens, the run must end with the weights of an undisturbed one, and
+//! must use every sample of every epoch once.
 //!
-//! `make chaos` runs the long storm (`FOVEA_CHAOS_FAULTS`, `FOVEA_CHAOS_SEED`; `FOVEA_CHAOS_ONLY=preemption`
-//! takes only faults with that word in their name); `make test` a short one.
+//! `make chaos` runs the long storm (`FOVEA_CHAOS_FAULTS`, `FOVEA_CHAOS_SEED`; `FOVEA_CHAOS_ONLY=preemption` restricts
+//! it to faults with that word in their name); `make test` runs a short one.
 
 #![allow(clippy::unwrap_used, reason = "a panic is how a test fails")]
 
@@ -26,7 +26,7 @@ fn a_short_storm() {
     storm.end();
 }
 
-/// As many random faults as asked for, at random moments.
+/// The requested number of random faults, at random moments.
 #[test]
 #[ignore = "takes many minutes: `make chaos`"]
 fn a_long_storm() {

@@ -1,4 +1,4 @@
-//! One run after another, with faults in them, and what they cost.
+//! Trains one run after another, causes faults in them, and records what the faults cost.
 
 use std::fs;
 use std::path::Path;
@@ -15,12 +15,12 @@ use crate::common::{
 use crate::fault::{ALL, Fault, What, When};
 use crate::hands::{Disk, HungThread, MovableClock, Proxy};
 
-/// Ranks of every run at its beginning.
+/// Number of ranks with which every run starts.
 const RANKS: u32 = 4;
 /// Steps of a run, and of an epoch.
 const STEPS: u64 = 56;
 const EPOCH: u64 = 7;
-/// No fault begins so near to the end that the run may be over before it is seen.
+/// Least number of steps between the start of a fault and the end: the run must not be over before it notices.
 const TAIL: u64 = 5;
 const SETTINGS: [&str; 4] = [
     "train.epochs=8",
@@ -29,7 +29,7 @@ const SETTINGS: [&str; 4] = [
     "checkpoint.every_steps=3",
 ];
 
-/// The end of a run that nothing happens to.
+/// The outcome of an undisturbed run.
 fn reference() -> Outcome {
     once("chaos-reference", || {
         let run = Run::new(&SETTINGS);
@@ -38,7 +38,7 @@ fn reference() -> Outcome {
     })
 }
 
-/// A line of the table.
+/// A line of the table of faults and their costs.
 struct Row {
     fault: Fault,
     step: u64,
@@ -75,11 +75,11 @@ impl Storm {
         }
     }
 
-    /// Any fault whose name has `only` in it.
+    /// A random fault whose name contains `only`.
     pub fn any_fault(&mut self, only: &str) -> Fault {
         let kinds = ALL.len() as u64;
         loop {
-            // Plain kills at any moment are what happens most.
+            // Plain kills at any moment are the most frequent faults.
             let fault = match self.dice.roll(0, kinds + 3) {
                 i if i < kinds => ALL[i as usize],
                 _ => Fault {
@@ -93,7 +93,7 @@ impl Storm {
         }
     }
 
-    /// Makes a fault happen in the present run, or in a new one when that is nearly through.
+    /// Causes a fault in the present run, or in a new one when that is nearly over.
     pub fn inject(&mut self, fault: Fault) {
         let last = STEPS
             - TAIL
@@ -114,7 +114,7 @@ impl Storm {
                 println!("{}", line(arena.rows.last().unwrap()));
                 return;
             }
-            // It was through before it noticed.
+            // The run was over before it noticed.
             self.end_run();
         }
     }
@@ -125,7 +125,7 @@ impl Storm {
         }
     }
 
-    /// Lets the last run end, and prints the table.
+    /// Lets the last run finish, and prints the table.
     pub fn end(mut self) {
         self.end_run();
         println!(
@@ -145,7 +145,7 @@ impl Storm {
 }
 
 impl Storm {
-    /// Medians over the faults of a kind.
+    /// Prints the medians over all faults of a kind.
     fn by_kind(&self) {
         println!(
             "\nfault                            count  detected ms  training again ms: median  worst  steps lost at most"
@@ -234,7 +234,7 @@ impl Arena {
         self.until("a status", |_| true).step
     }
 
-    /// Waits for the moment, at most until the run is nearly through.
+    /// Waits for the fault's moment, at most until the run is nearly over.
     fn wait_for(&mut self, fault: Fault, dice: &mut Dice) -> Status {
         let when = fault.when;
         let checkpoints = self.run.path.join("checkpoints");
@@ -245,7 +245,7 @@ impl Arena {
                 .flatten()
                 .any(|e| e.file_name().to_string_lossy().starts_with(".tmp-"))
         };
-        // Who loses the only rank loses steps; who asks it to leave does not.
+        // The loss of the only rank would lose steps; a preemption of it does not.
         let least = if fault.what == What::Preempt { 1 } else { 2 };
         let full = |status: &Status| {
             let seated = status.ranks.iter().filter(|r| r.rank.is_some()).count();
@@ -264,8 +264,8 @@ impl Arena {
         })
     }
 
-    /// Process ids of trainers in a random order, those with a rank before those that start or stand by:
-    /// the loss of the latter costs nobody anything.
+    /// Process ids of trainers in a random order: first those with a rank, then those that start or stand by, whose
+    /// loss costs nothing.
     fn trainers(&self, now: &Status, dice: &mut Dice) -> Vec<u32> {
         let all = processes_of(&self.run.path);
         let mut pids: Vec<u32> = all
@@ -281,7 +281,7 @@ impl Arena {
         pids
     }
 
-    /// Whether it hit: a run may have come to its end before.
+    /// Returns whether the fault hit: a run may have ended before.
     fn inject(&mut self, fault: Fault, dice: &mut Dice) -> bool {
         let before = self.wait_for(fault, dice);
         let trainers = self.trainers(&before, dice);
@@ -293,7 +293,7 @@ impl Arena {
         };
         let coordinator = || process_of(&self.run.path, " coordinator ");
         if fault.when == When::InRendezvous {
-            // Another one, so that they meet; then the one that is measured.
+            // Two faults must overlap: first another trainer, then the one that is measured.
             if let Some(other) = trainers.get(1) {
                 send(*other, Signal::KILL);
             }
@@ -373,8 +373,8 @@ impl Arena {
         true
     }
 
-    /// Lets the run leave, with this code if it can choose one, and resumes it with any number of ranks. Where it goes
-    /// on; nothing when it has finished instead.
+    /// Lets the run leave, with this exit code if it can choose one, and resumes it with any number of ranks. Returns
+    /// the step after which it continues; `None` when it has finished instead.
     fn resume(&mut self, code: Option<i32>, dice: &mut Dice) -> Option<u64> {
         let deadline = Instant::now() + LIMIT;
         while !self.process.has_ended() {
@@ -413,7 +413,7 @@ impl Arena {
         }
     }
 
-    /// The run must end as if nothing had happened.
+    /// Asserts that the run ends as if nothing had happened.
     fn end(mut self) -> Vec<Row> {
         if let Some(clock) = &self.clock {
             clock.jump(0);
@@ -435,8 +435,8 @@ impl Arena {
     }
 }
 
-/// From the run's journal: milliseconds from `since` to the first incident (or the first start of a
-/// coordinator), and the steps that had to be taken again until `generation`.
+/// Costs by the run's journal: milliseconds from `since` to the first incident (or the first start of a coordinator),
+/// and the steps that were repeated until `generation`.
 fn costs(run: &Path, since: u64, generation: u64) -> (Option<u64>, u64) {
     const HOUR_MS: u64 = 3_600_000;
     let records = journal::read(run).unwrap().records;

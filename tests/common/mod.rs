@@ -1,7 +1,7 @@
-//! Shared by the tests of the whole program: a small prepared dataset, processes with deadlines,
-//! runs that leave nothing behind, and the figures of a run directory.
+//! Helpers for the tests of the whole program: a small prepared dataset, processes with deadlines, runs that leave
+//! nothing behind, and the figures of a run directory.
 //!
-//! Everything goes through the `fovea` binary, as a user would.
+//! The tests use only the `fovea` binary, as a user would.
 
 #![allow(dead_code, reason = "every test binary uses its own part of this")]
 
@@ -27,32 +27,32 @@ use tempfile::TempDir;
 
 pub use rustix::process::Signal;
 
-/// The longest that one process may take, on a loaded machine.
+/// Longest time that one process may take, on a loaded machine.
 pub const LIMIT: Duration = Duration::from_secs(400);
-/// The longest that the processes of a run may outlive the one that started them.
+/// Longest time that the processes of a run may outlive the one that started them.
 pub const LEAVING: Duration = Duration::from_secs(60);
-/// How often something is looked at while waiting for it.
+/// Pause between two looks while a test waits.
 const LOOK: Duration = Duration::from_millis(3);
-/// How long what tests shared is kept for whoever asks why one failed.
+/// How long shared test data is kept for the analysis of a failed test.
 const KEPT: Duration = Duration::from_secs(6 * 3600);
 
-/// Exit codes, as `src/exit.rs` documents them.
+/// Exit code of a command that succeeded; `src/exit.rs` documents all of these codes.
 pub const FINISHED: i32 = 0;
-/// Failed.
+/// Exit code of a command that failed for a reason the user cannot fix.
 pub const FAILED: i32 = 1;
-/// Command line, configuration or input are wrong.
+/// Exit code for a wrong command line, configuration or input.
 pub const USAGE: i32 = 2;
-/// Stopped early, to be resumed.
+/// Exit code of a run that stopped early and can be resumed.
 pub const RESUME: i32 = 85;
 
-/// Only one test of a binary trains at a time: a run has up to four ranks. Where each test is a process of its
-/// own, `.config/nextest.toml` sees to it.
+/// Lets only one test of a binary train at a time, because a run has up to four ranks. Where each test is a process of
+/// its own, `.config/nextest.toml` does the same.
 pub fn turn() -> MutexGuard<'static, ()> {
     static TURN: Mutex<()> = Mutex::new(());
     TURN.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
-/// A directory on disk that goes with the test.
+/// A directory on disk that is removed at the end of the test.
 pub fn scratch() -> TempDir {
     TempDir::with_prefix_in("run-", env!("CARGO_TARGET_TMPDIR")).unwrap()
 }
@@ -61,7 +61,7 @@ pub fn scratch() -> TempDir {
 pub struct Dice(u64);
 
 impl Dice {
-    /// Says the seed, so that it is seen when the test fails.
+    /// Prints the seed, which a failed test then shows.
     pub fn new(test: &str) -> Self {
         let given = std::env::var("FOVEA_TEST_SEED")
             .ok()
@@ -76,7 +76,7 @@ impl Dice {
         Self(seed)
     }
 
-    /// The same numbers every time.
+    /// A source that gives the same numbers every time.
     pub fn seeded(seed: u64) -> Self {
         Self(seed)
     }
@@ -91,7 +91,7 @@ impl Dice {
     }
 }
 
-/// How a process ended and what it said.
+/// How a process ended, and what it printed.
 pub struct Done {
     command: String,
     pub status: ExitStatus,
@@ -115,14 +115,14 @@ impl fmt::Display for Done {
 }
 
 impl Done {
-    /// It must have ended with this exit code.
+    /// Asserts that the process ended with this exit code.
     #[track_caller]
     pub fn with_code(self, code: i32) -> Self {
         assert_eq!(self.status.code(), Some(code), "{self}");
         self
     }
 
-    /// Its error must say what is wrong (all `words`), and what to do.
+    /// Asserts that the error explains what is wrong (all `words`) and what to do.
     #[track_caller]
     pub fn explains(self, words: &[&str]) -> Self {
         for word in words.iter().chain(&["error", "\n  help: "]) {
@@ -132,7 +132,7 @@ impl Done {
         self
     }
 
-    /// Its standard output must hold all `words`.
+    /// Asserts that standard output contains all `words`.
     #[track_caller]
     pub fn prints(self, words: &[&str]) -> Self {
         for word in words {
@@ -145,7 +145,7 @@ impl Done {
     }
 }
 
-/// A process that ends with the test, together with all that it started for its run.
+/// A process that ends with the test, together with everything that it started for its run.
 pub struct Process {
     command: String,
     child: Child,
@@ -160,7 +160,7 @@ impl Process {
         Self::start_with(args, &[], run)
     }
 
-    /// As [`Process::start`], with more in its environment.
+    /// [`Process::start`] with more variables in the environment.
     pub fn start_with<A: AsRef<OsStr>>(
         args: &[A],
         environment: &[(&str, &Path)],
@@ -174,8 +174,8 @@ impl Process {
         command
             .stdout(output[0].try_clone().unwrap())
             .stderr(output[1].try_clone().unwrap());
-        // Tests in the background of a script have SIGINT ignored, which a run would keep.
-        // SAFETY: between fork and exec, `signal` is async-signal-safe, and nothing else is called.
+        // A script starts its background jobs with SIGINT ignored, and a run of such a test would keep that.
+        // SAFETY: between fork and exec only `signal` is called, which is async-signal-safe.
         unsafe {
             command.pre_exec(|| {
                 for signal in [libc::SIGHUP, libc::SIGINT, libc::SIGTERM] {
@@ -213,7 +213,7 @@ impl Process {
         self.ended.is_some()
     }
 
-    /// Waits for the end; it is an error when that takes longer than [`LIMIT`].
+    /// Waits for the end; panics when that takes longer than [`LIMIT`].
     #[track_caller]
     pub fn wait(mut self) -> Done {
         let deadline = Instant::now() + LIMIT;
@@ -286,7 +286,7 @@ pub fn fovea<A: AsRef<OsStr>>(args: &[A]) -> Done {
     Process::start(args, None).wait()
 }
 
-/// Sends a signal; a process that is gone already is all right.
+/// Sends a signal; a process that has already exited is no error.
 pub fn send(pid: u32, signal: Signal) {
     if let Some(pid) = i32::try_from(pid).ok().and_then(Pid::from_raw) {
         let _ = kill_process(pid, signal);
@@ -316,7 +316,7 @@ pub fn process_of(run: &Path, words: &str) -> u32 {
         .0
 }
 
-/// All processes of a run must be gone soon.
+/// Asserts that all processes of a run exit soon.
 #[track_caller]
 pub fn assert_nobody_left(run: &Path) {
     let deadline = Instant::now() + LEAVING;
@@ -340,7 +340,7 @@ pub struct Data {
     pub prepared: PathBuf,
 }
 
-/// Made once, and not to be changed; a few hundred kilobytes that stay in the target directory.
+/// The dataset is made once and must not be changed; it takes a few hundred kilobytes in the target directory.
 pub fn data() -> &'static Data {
     static DATA: OnceLock<Data> = OnceLock::new();
     DATA.get_or_init(|| {
@@ -360,7 +360,8 @@ pub fn data() -> &'static Data {
     })
 }
 
-/// What an uninterrupted run must come to: the hash of its final weights, its metrics, and what each step was.
+/// The result that an uninterrupted run must have: the hash of its final weights, its metrics, and the facts of each
+/// step.
 pub type Outcome = (
     String,
     Vec<String>,
@@ -372,8 +373,8 @@ pub fn outcome(run: &Run) -> Outcome {
     (run.final_hash(), run.metrics(), facts(&run.steps()))
 }
 
-/// A folder for what tests make once and share. nextest gives each test a process of its own, and all of one call
-/// the same id; else it is this process's own.
+/// A folder for data that tests make once and share. nextest gives each test a process of its own, and all tests of one
+/// call the same id; without nextest, the folder belongs to this process.
 fn shared() -> &'static Path {
     static SHARED: OnceLock<PathBuf> = OnceLock::new();
     SHARED.get_or_init(|| {
@@ -400,8 +401,8 @@ fn shared() -> &'static Path {
     })
 }
 
-/// Makes something once for all tests that share it; its value is kept as JSON beside it. The others wait. What a
-/// maker that failed has left is made anew.
+/// Makes something once for all tests that share it, and keeps its value as JSON next to it. The other tests wait.
+/// After a maker failed, the next one removes the leftovers and makes it again.
 pub fn once<T: Serialize + DeserializeOwned>(name: &str, make: impl FnOnce() -> T) -> T {
     let lock = File::create(shared().join(format!("{name}.lock"))).unwrap();
     flock(&lock, FlockOperation::LockExclusive).unwrap();
@@ -443,7 +444,7 @@ pub struct Run {
     settings: Vec<String>,
 }
 
-/// What all runs of these tests have in common: 21 units of 3 patches, so 7 steps of 3 an epoch.
+/// Settings of all runs in these tests: 21 units of 3 patches, which makes 7 steps of 3 units per epoch.
 const SETTINGS: [&str; 10] = [
     "data.global_size=64",
     "data.patches_per_image=3",
@@ -458,7 +459,7 @@ const SETTINGS: [&str; 10] = [
 ];
 
 impl Run {
-    /// A run that is not started yet; `settings` go over [`SETTINGS`].
+    /// A run that has not started yet; `settings` override [`SETTINGS`].
     pub fn new(settings: &[&str]) -> Self {
         let directory = scratch();
         let path = directory.path().join("run");
@@ -500,12 +501,12 @@ impl Run {
         words
     }
 
-    /// Starts training.
+    /// Starts `fovea train` for this run with this number of ranks.
     pub fn start(&self, ranks: u32) -> Process {
         Process::start(&self.first(ranks), Some(&self.path))
     }
 
-    /// Goes on, with nothing said but the run directory and the number of ranks.
+    /// Continues the run; the command names only the run directory and the number of ranks.
     pub fn resume(&self, ranks: u32) -> Process {
         let ranks = ranks.to_string();
         Process::start(
@@ -559,7 +560,7 @@ impl Run {
         }
     }
 
-    /// What `fovea status --json` says.
+    /// The output of `fovea status --json`.
     #[track_caller]
     pub fn status(&self) -> Value {
         let done = fovea(&["status", self.text(), "--json"]).with_code(FINISHED);
@@ -636,7 +637,7 @@ impl Run {
 }
 
 impl Drop for Run {
-    /// Also a test that fails leaves nobody behind; what the run wrote stays for whoever asks why.
+    /// A failed test leaves no processes behind either; it keeps the run directory for analysis.
     fn drop(&mut self) {
         for (pid, _) in processes_of(&self.path) {
             send(pid, Signal::KILL);
@@ -648,18 +649,18 @@ impl Drop for Run {
     }
 }
 
-/// A step in `throughput.csv`.
+/// A step in `throughput.csv`, over all rows of its ranks.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Step {
     /// Epoch, loss and learning rate, as written.
     pub share: (String, String, String),
-    /// Over all ranks.
+    /// Samples of the step over all ranks.
     pub samples: u64,
     pub ranks: Vec<usize>,
 }
 
-/// What must not depend on how a run was cut into pieces and ranks: epoch, loss, learning rate and
-/// samples per step.
+/// The facts of a run that must not depend on its interruptions and ranks: epoch, loss, learning rate and samples per
+/// step.
 pub fn facts(steps: &BTreeMap<u64, Step>) -> Vec<(u64, (String, String, String), u64)> {
     steps
         .iter()

@@ -1,5 +1,5 @@
-//! Weights and pixels from exact integer hashes, which saves storing large files: `hybrid.py`
-//! computes the same numbers to the last bit. Included by the tests that compare with PyTorch.
+//! Weights and pixels by exact integer hashes, which saves large files: `hybrid.py` computes the same numbers to the
+//! last bit. The tests that compare with PyTorch include this file.
 
 const GOLDEN: u64 = 0x9E37_79B9_7F4A_7C15;
 
@@ -40,9 +40,8 @@ pub fn weight(name: &str, shape: &[usize]) -> Vec<f32> {
     }
 }
 
-/// Pictures `[n, 3, side, side]`, row-major: a wave of its own per picture and channel, and noise.
-/// (Noise alone would look the same to the last layers, whose batch normalisation would then blow up
-/// rounding errors.)
+/// Pictures `[n, 3, side, side]`, row-major: a wave of its own for each picture and channel, and noise. (Noise alone
+/// would look the same to the last layers, and their batch normalisation would then amplify rounding errors.)
 pub fn pictures(name: &str, n: usize, side: usize) -> Vec<f32> {
     let wave: Vec<f32> = uniform(&format!("{name}.wave"), n * 3 * 4).collect();
     let mut noise = uniform(name, n * 3 * side * side);

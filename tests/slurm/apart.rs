@@ -1,4 +1,4 @@
-//! The test bed whose nodes are separate machines: that they are, and that they can be lost.
+//! The test bed whose nodes are separate machines: checks that they are separate, and that they can be lost.
 
 use std::process::Command;
 use std::time::{Duration, Instant};
@@ -10,7 +10,7 @@ use crate::fixture::mpi_sums;
 use crate::fixture::{SOON, WELL_BEHAVED, assert_no_traces, sleepers, timed, traces, wait_step};
 use crate::need;
 
-/// Until a node that is dead or cut off is noticed: up to three times `SLURMD_TIMEOUT`, on a tick of its own.
+/// Longest time until Slurm notices a dead or isolated node: up to three times `SLURMD_TIMEOUT`, on a tick of its own.
 const NOTICED: Duration = Duration::from_secs(120);
 const SLURMD_TIMEOUT: u32 = 5;
 

@@ -1,6 +1,6 @@
-//! A real Slurm of two nodes, brought up for one test and taken down after it: munge, slurmctld, two slurmd,
-//! with their own directory, key and ports. It leaves no process, file or socket, even when the test
-//! fails, and complains about processes that outlive their job.
+//! A real Slurm of two nodes, started for one test and stopped after it: munge, slurmctld and two slurmd, with their
+//! own directory, key and ports. It leaves no process, file or socket, even when the test fails, and fails the test
+//! when processes outlive their job.
 
 use std::collections::BTreeMap;
 use std::ffi::OsStr;
@@ -21,29 +21,29 @@ use crate::config::{self, NODES, Options, Sites};
 use crate::nodes::Network;
 use crate::process::{Daemon, Janitor, LOOK, end_all, kill_all};
 
-/// The longest that the daemons may take to come up, on a loaded machine.
+/// Longest time that the daemons may take to start, on a loaded machine.
 const START: Duration = Duration::from_secs(60);
-/// Slurm's own variables in the tests' environment would tell its commands about another cluster.
+/// Variables of another Slurm in the tests' environment, which would send the commands to that cluster.
 const FOREIGN: [&str; 11] = [
     "SLURM", "SBATCH", "SALLOC", "SRUN", "SQUEUE", "SINFO", "SCANCEL", "SCONTROL", "PMI", "OMPI",
     "FOVEA",
 ];
 
-/// A running cluster.
+/// A running cluster: munge, slurmctld and two slurmd.
 pub struct Cluster {
     daemons: BTreeMap<String, Daemon>,
     network: Option<Network>,
     pub(crate) options: Options,
-    /// Whether a node was lost at any time.
+    /// Whether a test has made a node unreachable at any time.
     pub(crate) lost: AtomicBool,
-    /// When each requeued job was told to start soon, by id and number of the start.
+    /// When each requeued job was asked to start soon, by id and number of restarts.
     pub(crate) hurried: Mutex<BTreeMap<(String, u32), Instant>>,
     janitor: Option<Janitor>,
     directory: TempDir,
 }
 
 impl Cluster {
-    /// Both nodes on the loopback interface of this machine, under its one host name.
+    /// Starts both nodes on the loopback interface of this machine, under its one host name.
     #[track_caller]
     pub fn start(options: &Options) -> Self {
         let host = hostname();
@@ -62,7 +62,7 @@ impl Cluster {
         cluster
     }
 
-    /// Each node, and the head, with a network, processes, mounts and a host name of its own. Root only.
+    /// Starts each node, and the head, with its own network, processes, mounts and host name. Needs root.
     #[track_caller]
     pub fn start_apart(options: &Options) -> Self {
         let sites = Sites {
@@ -80,7 +80,7 @@ impl Cluster {
     fn prepare(options: &Options, sites: &Sites) -> Self {
         let directory = state_directory();
         let dir = directory.path();
-        // slurmd does not trust a spool directory that others could have a hand in.
+        // slurmd does not trust a spool directory that others could write.
         fs::set_permissions(dir, fs::Permissions::from_mode(0o755)).unwrap();
         for name in ["state", "tmp", "work", "scratch"] {
             fs::create_dir(dir.join(name)).unwrap();
@@ -136,7 +136,7 @@ impl Cluster {
         });
         let mut slurmctld = self.command("slurmctld");
         self.daemon("slurmctld", slurmctld.arg("-D"));
-        // A slurmd that registers before anybody listens tries again after a whole second.
+        // A slurmd that registers before the controller listens waits a whole second before it tries again.
         self.wait_up("slurmctld", |cluster| {
             let mut scontrol = cluster.command("scontrol");
             scontrol.arg("ping").output().unwrap().status.success()
@@ -174,13 +174,13 @@ impl Cluster {
         }
     }
 
-    /// Where all files of the cluster are. `work/` is the working directory of jobs, `scratch/` is local to
-    /// each node where nodes are apart.
+    /// Directory of all files of the cluster. `work/` is the working directory of jobs; `scratch/` is local to each
+    /// node where nodes are separate.
     pub fn dir(&self) -> &Path {
         self.directory.path()
     }
 
-    /// A command on the login node: any program, also `fovea`.
+    /// A command on the login node: any program, including `fovea`.
     pub fn command(&self, program: impl AsRef<OsStr>) -> Command {
         let mut command = match &self.network {
             Some(network) => network.command_on_head(&self.dir().join("work"), program.as_ref()),
@@ -190,7 +190,7 @@ impl Cluster {
         command
     }
 
-    /// The environment of everything on the cluster.
+    /// Sets the environment that everything on the cluster has.
     fn equip(&self, command: &mut Command) {
         for (name, _) in std::env::vars_os() {
             let text = name.to_string_lossy();
@@ -201,17 +201,17 @@ impl Cluster {
         let path = std::env::var("PATH").unwrap_or_default();
         command
             .env("SLURM_CONF", self.dir().join("slurm.conf"))
-            // Daemons are in sbin, which is not on every user's path.
+            // The daemons are in sbin, which is not on every user's path.
             .env("PATH", format!("{path}:/usr/sbin:/sbin"))
-            // What MPI leaves behind when it is killed goes with the cluster.
+            // Files that a killed MPI leaves behind disappear with the cluster.
             .env("TMPDIR", self.dir().join("tmp"))
             .env(
                 "OMPI_MCA_btl_vader_backing_directory",
                 self.dir().join("tmp"),
             )
-            // These tests may be root's; mpirun refuses root unless it is told twice.
-            // Open MPI 5 looks into the kernel's routing tables for a way between two addresses, and finds none between two
-            // nodes on one machine (seen on Debian 13); its hierarchical collectives crash there.
+            // Open MPI 5 searches the kernel's routing tables for a route between two addresses, and finds none between
+            // two nodes on one machine (seen on Debian 13); its hierarchical collectives crash there. mpirun refuses to
+            // run as root, which these tests may do, unless two variables allow it.
             .env("OMPI_MCA_reachable", "^netlink")
             .env("OMPI_MCA_coll", "^han")
             .env("OMPI_ALLOW_RUN_AS_ROOT", "1")
@@ -220,7 +220,7 @@ impl Cluster {
             .stdin(Stdio::null());
     }
 
-    /// Runs a command on the login node; it must succeed. What it printed, without the last newline.
+    /// Runs a command on the login node, which must succeed. Returns its output without the last newline.
     #[track_caller]
     pub fn output<A: AsRef<OsStr>>(&self, program: &str, args: &[A]) -> String {
         let output = self.command(program).args(args).output().unwrap();
@@ -240,7 +240,7 @@ impl Cluster {
         stdout
     }
 
-    /// Starts the slurmd of a node, and the node itself where it is a thing of its own.
+    /// Starts the slurmd of a node, and the node itself where it is separate.
     #[track_caller]
     pub fn start_node(&mut self, node: &str) {
         let name = format!("slurmd.{node}");
@@ -253,13 +253,12 @@ impl Cluster {
             None => Command::new("slurmd"),
         };
         self.equip(&mut command);
-        // slurmd hands it down to its steps: this is how they are known.
+        // slurmd passes this variable to its steps, and the tests find them by it.
         command.env("SLURMD_NODENAME", node).current_dir(&dir);
         self.daemon(&name, command.args(["-D", "-N", node]));
     }
 
-    /// Kills slurmd, all steps and all tasks of a node: what is left of it after a power cut. Nobody says
-    /// goodbye.
+    /// Kills slurmd, all steps and all tasks of a node, as a power cut does: nobody gets a notice.
     #[track_caller]
     pub fn kill_node(&mut self, node: &str) {
         self.lost.store(true, Ordering::Relaxed);
@@ -272,7 +271,7 @@ impl Cluster {
         kill_all(|| self.processes_on(node));
     }
 
-    /// Kills the slurmd of a node and nothing else; jobs go on.
+    /// Kills only the slurmd of a node; its jobs continue.
     #[track_caller]
     pub fn kill_slurmd(&mut self, node: &str) {
         kill_all(|| {
@@ -282,20 +281,20 @@ impl Cluster {
         });
     }
 
-    /// Nothing comes to a node or from it any more, and nobody is told. Nodes apart only.
+    /// Isolates a node: no packet reaches it or leaves it, and nobody gets a notice. Only for separate nodes.
     #[track_caller]
     pub fn cut(&self, node: &str) {
         self.lost.store(true, Ordering::Relaxed);
         self.network().cut(node);
     }
 
-    /// Undoes [`Cluster::cut`].
+    /// Reconnects a node after [`Cluster::cut`].
     #[track_caller]
     pub fn mend(&self, node: &str) {
         self.network().mend(node);
     }
 
-    /// Lets no more than `rate` (`100mbit`) through to a node, and as much from it. Nodes apart only.
+    /// Limits a node's link to `rate` (`100mbit`) in either direction. Only for separate nodes.
     #[track_caller]
     pub fn slow(&self, node: &str, rate: &str) {
         self.network().slow(node, rate);
@@ -308,7 +307,7 @@ impl Cluster {
             .expect("a cluster that was started apart")
     }
 
-    /// What is there to know about a failure: nodes, jobs, the ends of all logs and of the jobs' output.
+    /// Everything that explains a failure: nodes, jobs, the ends of all logs and of the jobs' output.
     pub fn logs(&self) -> String {
         let mut text = String::new();
         let say = |program: &str, args: &[&str]| {
@@ -327,7 +326,7 @@ impl Cluster {
             .flatten()
             .map(|e| e.path());
         let mut files: Vec<PathBuf> = files.collect();
-        // What has no log of its own has said it on its output.
+        // A daemon without a log file has its messages in its output.
         files.retain(|p| {
             let is = |ext: &str| p.extension().is_some_and(|e| e == ext);
             is("log") || is("out") && !p.with_extension("log").exists()
@@ -337,7 +336,7 @@ impl Cluster {
         text
     }
 
-    /// Ends all jobs and waits until they are gone, as Slurm does it.
+    /// Cancels all jobs and waits until Slurm has ended them.
     fn cancel_all(&self) {
         let deadline = Instant::now() + self.leaving();
         loop {
@@ -367,7 +366,7 @@ impl Drop for Cluster {
         if slurmctld.is_some_and(|daemon| daemon.ended().is_none()) {
             self.cancel_all();
             left = self.processes_of_jobs();
-            // A step may take a moment after its job; on a node that is cut off nobody is told at all.
+            // A step may end a moment after its job; a step on an isolated node gets no notice at all.
             let deadline = Instant::now() + self.leaving();
             while !left.is_empty()
                 && !self.lost.load(Ordering::Relaxed)
@@ -390,7 +389,7 @@ impl Drop for Cluster {
     }
 }
 
-/// The last lines of a file, under its name.
+/// The last lines of a file, below its name.
 fn tail(path: &Path, lines: usize) -> String {
     let bytes = fs::read(path).unwrap_or_default();
     let text = String::from_utf8_lossy(&bytes);
@@ -399,15 +398,16 @@ fn tail(path: &Path, lines: usize) -> String {
     format!("--- {}\n{}\n", path.display(), lines.join("\n"))
 }
 
-/// Where paths are short: below it lie the sockets of munge, Slurm and PMIx, and a socket's path has 107 bytes at most.
+/// A directory with a short path: it holds the sockets of munge, Slurm and PMIx, and a socket's path has 107 bytes at
+/// most.
 fn state_directory() -> TempDir {
     let parent = std::env::temp_dir();
     TempDir::with_prefix_in("slurm-", &parent)
         .unwrap_or_else(|e| panic!("{}: {e}", parent.display()))
 }
 
-/// Ports that nobody listens on, below those that the system hands out by itself; other test binaries look
-/// elsewhere at the same time.
+/// Ports that nobody listens on, below those that the system assigns by itself. Other test binaries may search at the
+/// same time, so each process starts at another port.
 fn free_ports() -> [u16; 3] {
     static NEXT: AtomicU32 = AtomicU32::new(0);
     let mut free = Vec::new();
@@ -434,7 +434,7 @@ fn said_by(program: &str, args: &[&str]) -> String {
 
 fn hostname() -> String {
     let name = fs::read_to_string("/proc/sys/kernel/hostname").unwrap();
-    // Slurm compares names up to the first dot.
+    // Slurm compares host names only up to the first dot.
     name.trim().split('.').next().unwrap().to_owned()
 }
 

@@ -1,24 +1,24 @@
-//! The files that tell the daemons of a test cluster who they are.
+//! The configuration files of the daemons of a test cluster.
 
 use std::path::Path;
 
 /// The nodes, all alike.
 pub const NODES: [&str; 2] = ["n1", "n2"];
-/// CPUs that each node says it has, whatever there is.
+/// CPUs that each node claims to have, whatever the machine has.
 pub const CPUS: u32 = 4;
 
-/// What tests vary. `Options { grace_time: 5, ..Options::default() }`
+/// The settings that tests vary: `Options { grace_time: 5, ..Options::default() }`.
 #[derive(Clone, Debug)]
 pub struct Options {
     /// Seconds between TERM and KILL.
     pub kill_wait: u32,
     /// Seconds of silence after which a node counts as down (noticed up to three times as late).
     pub slurmd_timeout: u32,
-    /// Seconds that a preempted job of partition `low` is given; 0 takes it at once.
+    /// Seconds between the signal to a preempted job of partition `low` and its end; 0 ends it at once.
     pub grace_time: u32,
-    /// The exit code of a batch script that has its job requeued.
+    /// The exit code with which a batch script has its job requeued; `None` for no such code.
     pub requeue_exit: Option<u8>,
-    /// Whether jobs may be requeued unless they say otherwise.
+    /// Whether jobs may be requeued unless their options forbid it.
     pub job_requeue: bool,
     /// More lines for `slurm.conf`.
     pub more: Vec<String>,
@@ -37,7 +37,7 @@ impl Default for Options {
     }
 }
 
-/// Where the daemons are.
+/// Host names, addresses and ports of the daemons.
 pub struct Sites {
     /// `hostname` where slurmctld runs, and its address.
     pub head: (String, String),
@@ -47,9 +47,9 @@ pub struct Sites {
     pub user: String,
 }
 
-/// `slurm.conf`. Timings are the shortest that Slurm takes: above all `cred_expire`, for which a requeued job
-/// waits, is 2 minutes otherwise, and every requeue in a test would take as long. Each node has a `TmpFS` of
-/// its own: two that share one get in each other's way in PMIx.
+/// `slurm.conf`. Timings are the shortest that Slurm accepts, above all `cred_expire`: a requeued job waits for it, its
+/// default is 2 minutes, and every requeue in a test would take as long. Each node has its own `TmpFS`, because PMIx
+/// servers of two nodes on one directory disturb each other.
 pub fn slurm_conf(state: &Path, sites: &Sites, options: &Options) -> String {
     let state = state.display();
     let Sites {
@@ -122,9 +122,9 @@ PartitionName=high Nodes=ALL Default=NO PriorityTier=10 PreemptMode=OFF
     text
 }
 
-/// `gres.conf`: two device files that are everywhere stand for the GPUs of a node. A count alone, or the same
-/// file twice, is not accepted.
+/// `gres.conf`: two device files that exist everywhere stand for the GPUs of a node. Slurm accepts neither a count
+/// alone nor the same file twice.
 pub const GRES_CONF: &str = "NodeName=n[1-2] Name=gpu File=/dev/tty[0-1]\n";
 
-/// `cgroup.conf`: without it slurmd gives up where there are no control groups.
+/// `cgroup.conf`: without it slurmd exits where there are no control groups.
 pub const CGROUP_CONF: &str = "CgroupPlugin=cgroup/v1\n";

@@ -12,11 +12,11 @@ use crate::config::NODES;
 use crate::job::Job;
 use crate::process::{LOOK, Process, processes};
 
-/// How long a job that was told to start soon may take before it is told again.
+/// How long a job that was asked to start soon may take before it is asked again.
 const AGAIN: Duration = Duration::from_secs(4);
 
 impl Cluster {
-    /// Submits a batch script with these options of `sbatch`; its job id. Its output goes to `work/`.
+    /// Submits a batch script with these options of `sbatch` and returns its job id. The output goes to `work/`.
     #[track_caller]
     pub fn submit(&self, options: &[&str], script: &str) -> String {
         let mut sbatch = self.command("sbatch");
@@ -48,7 +48,7 @@ impl Cluster {
         String::from_utf8(stdout).unwrap().trim().to_owned()
     }
 
-    /// All jobs that Slurm still knows, each element of an array for itself.
+    /// All jobs that Slurm still remembers, each element of an array separately.
     pub fn jobs(&self) -> Vec<Job> {
         let output = self
             .command("scontrol")
@@ -61,7 +61,7 @@ impl Cluster {
             .collect()
     }
 
-    /// A job by its id, an element of an array by `ARRAY_TASK`.
+    /// A job by its id; an element of an array by `ARRAY_TASK`.
     #[track_caller]
     pub fn job(&self, id: &str) -> Job {
         let text = self.output("scontrol", &["-o", "show", "job", id]);
@@ -69,7 +69,7 @@ impl Cluster {
         job.unwrap_or_else(|| panic!("no job {id} in {text:?}"))
     }
 
-    /// Looks until there is an answer; it is an error when that takes longer than `limit`.
+    /// Looks until there is an answer; panics when that takes longer than `limit`.
     #[track_caller]
     pub fn wait<T>(&self, what: &str, limit: Duration, look: impl Fn() -> Option<T>) -> T {
         let deadline = Instant::now() + limit;
@@ -94,8 +94,8 @@ impl Cluster {
         })
     }
 
-    /// Waits until a job runs that was requeued at least so many times, mostly without the time that Slurm
-    /// lets pass before it starts a requeued job again (6 to 8 s here, see [`Cluster::hurry`]).
+    /// Waits until a job runs that was requeued at least this many times. Mostly skips the time that Slurm lets pass
+    /// before it restarts a requeued job (6 to 8 s here, see [`Cluster::hurry`]).
     #[track_caller]
     pub fn wait_restarted(&self, id: &str, restarts: u32, limit: Duration) -> Job {
         self.wait(&format!("restart {restarts} of job {id}"), limit, || {
@@ -105,16 +105,16 @@ impl Cluster {
         })
     }
 
-    /// Has a requeued job start soon, when it waits for its begin time; may be called as often as one likes.
+    /// Makes a requeued job that waits for its begin time start soon; may be called any number of times.
     ///
-    /// Not `now`: a start in the very second of the requeue fails for good in half of the cases. And not
-    /// where a node was lost: what the controller still does about the old start then hits the new one
-    /// (`srun` finds a node too few, in half of the cases as well).
+    /// The new begin time is not `now`: a start in the very second of the requeue fails for good in half of the cases.
+    /// This does nothing where a node was lost: what the controller still does about the old start then hits the new
+    /// one (`srun` finds a node too few, also in half of the cases).
     pub fn hurry(&self, job: &Job) {
         if !job.is_held_back() || self.lost.load(Ordering::Relaxed) {
             return;
         }
-        // Once for each requeue: asking again would put the start off again.
+        // Ask once per requeue: another request would delay the start again.
         let mut hurried = self.hurried.lock().unwrap_or_else(PoisonError::into_inner);
         let start = (job.id.clone(), job.restarts);
         if hurried.get(&start).is_some_and(|at| at.elapsed() < AGAIN) {
@@ -127,7 +127,7 @@ impl Cluster {
         }
     }
 
-    /// Processes that run for a job, on any node: the batch script, its steps, and whatever they started.
+    /// Processes that run for a job on any node: the batch script, its steps, and everything that they started.
     pub fn processes_of_job(&self, id: &str) -> Vec<Process> {
         let step = format!("slurmstepd: [{id}.");
         let mut all = self.processes();
@@ -135,7 +135,7 @@ impl Cluster {
         all
     }
 
-    /// All processes that were started by this cluster or by one of its commands.
+    /// All processes that this cluster or one of its commands has started.
     pub fn processes(&self) -> Vec<Process> {
         let conf = self.dir().join("slurm.conf");
         let mut all = processes();
@@ -150,7 +150,7 @@ impl Cluster {
         all
     }
 
-    /// No process may be left of any job, nor any that names the run directory, soon after the last job.
+    /// Asserts that soon after the last job no process of any job is left, nor one that names the run directory.
     #[track_caller]
     pub fn assert_nobody_left(&self, run: &Path) {
         let run = run.to_string_lossy();
@@ -180,16 +180,16 @@ impl Cluster {
         all
     }
 
-    /// How long jobs may take to leave when they are told to.
+    /// How long jobs may take to leave after they are told to.
     pub fn leaving(&self) -> Duration {
         Duration::from_secs(u64::from(self.options.kill_wait) + 15)
     }
 
-    /// The state of a node as `sinfo` has it: `idle`, `alloc`, `mix`, `down`, `drain`, ... `*`: does not
-    /// answer.
+    /// The state of a node as `sinfo` shows it: `idle`, `alloc`, `mix`, `down`, `drain`, ...; a `*` means that it does
+    /// not answer.
     ///
-    /// Of all nodes, and then the one: asked for one node (`-n`) the controller may answer `mix` for ever, for
-    /// it counts the CPUs in use again only when it is asked for all.
+    /// This asks for all nodes and picks the one: asked for a single node (`-n`), the controller may answer `mix` for
+    /// ever, because it updates the CPUs in use only when it is asked for all.
     #[track_caller]
     pub fn node_state(&self, node: &str) -> String {
         let all = self.output("sinfo", &["-h", "-N", "-p", "low", "-o", "%N %t"]);
@@ -201,7 +201,7 @@ impl Cluster {
             .to_owned()
     }
 
-    /// All nodes must be ready for the next job: none is down, and none was drained since a job did not end.
+    /// Asserts that all nodes are ready for the next job: none is down, and none was drained because a job did not end.
     #[track_caller]
     pub fn assert_nodes_idle(&self) {
         let idle = || NODES.iter().all(|node| self.node_state(node) == "idle");
@@ -210,7 +210,7 @@ impl Cluster {
         });
     }
 
-    /// Has the controller take a node for dead at once, instead of after `slurmd_timeout`.
+    /// Makes the controller declare a node dead at once, instead of after `slurmd_timeout`.
     #[track_caller]
     pub fn set_down(&self, node: &str) {
         self.lost.store(true, Ordering::Relaxed);

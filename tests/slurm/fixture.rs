@@ -1,4 +1,4 @@
-//! The test bed itself: what the tests of jobs take for granted about this Slurm.
+//! Tests of the test bed itself: what the tests of jobs assume about this Slurm.
 
 use std::cell::RefCell;
 use std::fs;
@@ -11,11 +11,10 @@ use crate::config::Options;
 use crate::need;
 use crate::process::{Process, processes};
 
-/// On a loaded machine; all of these take seconds.
+/// Time limit on a loaded machine; everything that it limits takes seconds.
 pub const SOON: Duration = Duration::from_secs(60);
 
-/// A job that behaves: at TERM its tasks stop and it asks to be started again. It notes what happened in
-/// `log`.
+/// A well-behaved job: at TERM its tasks stop, and it requeues itself. It records what happened in `log.JOB`.
 pub const WELL_BEHAVED: &str = r#"
 trap 'echo term >>"log.$SLURM_JOB_ID"; kill $step' TERM
 trap : CONT
@@ -26,7 +25,7 @@ scontrol requeue $SLURM_JOB_ID
 exit 0
 "#;
 
-/// Says how long something took.
+/// Prints how long something took.
 pub fn timed<T>(what: &str, act: impl FnOnce() -> T) -> T {
     let start = Instant::now();
     let result = act();
@@ -45,7 +44,7 @@ pub fn wait_step(cluster: &Cluster, id: &str, tasks: usize) {
     });
 }
 
-/// How many of these processes are tasks. srun gives them the whole path, and is none itself.
+/// How many of these processes are tasks. srun starts tasks by their whole path, and has none in its own command line.
 pub fn sleepers(processes: &[Process]) -> usize {
     processes
         .iter()
@@ -53,7 +52,7 @@ pub fn sleepers(processes: &[Process]) -> usize {
         .count()
 }
 
-/// What a test must not leave on this machine: links, network namespaces, mounts, shared memory.
+/// Things that a test must not leave on this machine: links, network namespaces, mounts, shared memory.
 pub fn traces() -> Vec<String> {
     let mut all = Vec::new();
     for file in ["/proc/net/dev", "/proc/mounts"] {
@@ -64,7 +63,7 @@ pub fn traces() -> Vec<String> {
                     l.split_whitespace()
                         .nth(usize::from(file == "/proc/mounts"))
                 })
-                // The small disks of tests that fill one.
+                // Tests that fill a disk mount these small ones.
                 .filter(|l| {
                     !l.starts_with(env!("CARGO_TARGET_TMPDIR")) || !l.ends_with("/checkpoints")
                 })
@@ -86,7 +85,8 @@ pub fn traces() -> Vec<String> {
     all
 }
 
-/// Of what was not there `before`, nothing stays. Other tests come and go beside these: what is theirs goes.
+/// Asserts that nothing new since `before` stays. Other tests run at the same time; what is theirs disappears by
+/// itself.
 #[track_caller]
 pub fn assert_no_traces(before: &[String]) {
     let deadline = Instant::now() + SOON;
@@ -112,7 +112,7 @@ fn srun_reaches_both_nodes_and_nothing_is_left() {
     let mut nodes: Vec<_> = said.lines().collect();
     nodes.sort_unstable();
     assert_eq!(nodes, ["n1", "n2"]);
-    // A job that does not want to go does not get in the way.
+    // A job that ignores signals must not hold up the end of the cluster.
     let id = cluster.submit(
         &["-N2"],
         "trap : TERM; while :; do srun sleep 1000; sleep 0.1; done",
@@ -217,7 +217,7 @@ fn a_batch_script_may_ask_by_its_exit_code() {
 fn a_dead_node_requeues_a_job() {
     let Some(_turn) = need::slurm() else { return };
     let mut cluster = Cluster::start(&Options::default());
-    // srun may tell of the dead task before the node is known to be dead; then the job has not failed yet.
+    // srun may report the dead task before Slurm knows that the node is dead; the job has not failed at that point.
     let script = "srun sleep 1000; sleep 1000";
     let id = cluster.submit(&["-N2", "--requeue"], script);
     wait_step(&cluster, &id, 2);
@@ -243,7 +243,7 @@ fn a_dead_node_requeues_a_job() {
 fn a_dead_node_leaves_a_job_that_wants_to_stay() {
     let Some(_turn) = need::slurm() else { return };
     let mut cluster = Cluster::start(&Options::default());
-    // One step for each node: what is on the other node goes on.
+    // One step per node: the step on the other node continues.
     let script = "srun -w n1 -N1 -n1 sleep 1000 & srun -w n2 -N1 -n1 sleep 1000 & wait -n; wait";
     let id = cluster.submit(&["-N2", "--requeue", "--no-kill"], script);
     wait_step(&cluster, &id, 2);
@@ -252,7 +252,7 @@ fn a_dead_node_leaves_a_job_that_wants_to_stay() {
     cluster.wait("n2 down", SOON, || {
         cluster.node_state("n2").starts_with("down").then_some(())
     });
-    // Long enough for a job that is to be ended by that.
+    // Long enough for Slurm to end a job for this reason.
     std::thread::sleep(Duration::from_secs(4));
     let job = cluster.job(&id);
     assert_eq!(
@@ -281,7 +281,7 @@ fn tasks_outlive_their_slurmd() {
     cluster.assert_nodes_idle();
 }
 
-/// What left its session and lost its parent is no longer Slurm's, and is found all the same.
+/// A process that left its session and lost its parent is out of Slurm's sight, and the test bed finds it all the same.
 #[test]
 fn a_process_that_outlives_its_job_is_found() {
     let Some(_turn) = need::slurm() else { return };
@@ -299,7 +299,7 @@ fn a_process_that_outlives_its_job_is_found() {
     cluster.assert_nobody_left(&cluster.dir().join("work/run"));
 }
 
-/// The test is dead, killed, and then everything that it had started is as well.
+/// When a test is killed, everything that it had started ends too.
 #[test]
 fn a_killed_test_leaves_nothing() {
     let Some(_turn) = need::slurm() else { return };
@@ -365,7 +365,7 @@ int main(int argc, char **argv) {
 }
 "#;
 
-/// The launch that two-node jobs on CPUs use: srun starts the ranks, PMIx brings them together.
+/// The launch that two-node jobs on CPUs use: srun starts the ranks, and PMIx connects them.
 #[cfg(feature = "mpi")]
 pub fn mpi_sums(cluster: &Cluster) {
     let (source, program) = (cluster.dir().join("sum.c"), cluster.dir().join("sum"));

@@ -1,11 +1,11 @@
-//! Jobs as `scontrol show job` has them.
+//! Jobs as `scontrol show job` describes them.
 
 use std::path::PathBuf;
 
-/// What Slurm says of a job.
+/// Slurm's description of a job.
 #[derive(Clone, Debug)]
 pub struct Job {
-    /// Of this job alone, also for an element of an array.
+    /// Id of this job alone, also for an element of an array.
     pub id: String,
     /// `PENDING`, `RUNNING`, `COMPLETING`, `COMPLETED`, `FAILED`, `CANCELLED`, `TIMEOUT`, `NODE_FAIL`, ...
     pub state: String,
@@ -13,18 +13,18 @@ pub struct Job {
     pub reason: String,
     /// How many times it was requeued.
     pub restarts: u32,
-    /// Of the batch script.
+    /// Exit code of the batch script.
     pub exit_code: i32,
     /// `n[1-2]`; empty while it waits.
     pub nodes: String,
-    /// What it prints.
+    /// The file that the batch script's output goes to.
     pub output: PathBuf,
-    /// The element of an array.
+    /// The element's number in an array; `None` for a single job.
     pub element: Option<u32>,
 }
 
 impl Job {
-    /// From a line of `scontrol -o show job`.
+    /// Parses a line of `scontrol -o show job`.
     pub fn parse(line: &str) -> Option<Self> {
         let words = || line.split(' ').filter_map(|word| word.split_once('='));
         let value = |key: &str| words().find_map(|(k, v)| (k == key).then(|| v.to_owned()));
@@ -41,14 +41,14 @@ impl Job {
         })
     }
 
-    /// Requeued, and not to start before some time has passed.
+    /// Whether it was requeued and must not start before some time has passed.
     pub fn is_held_back(&self) -> bool {
         self.state == "PENDING" && self.reason == "BeginTime"
     }
 
-    /// It will not run again by itself.
+    /// Whether it will not run again by itself.
     pub fn is_over(&self) -> bool {
-        // All others are on the way to somewhere: COMPLETING, SIGNALING, REQUEUED, ...
+        // All other states are transitions: COMPLETING, SIGNALING, REQUEUED, ...
         [
             "COMPLETED",
             "FAILED",

@@ -1,5 +1,5 @@
-//! Jobs of Fovea on a real Slurm, from `fovea submit` to a finished run. Whatever the scheduler does to them,
-//! their final weights must be those of `fovea train` on this machine.
+//! Jobs of Fovea on a real Slurm, from `fovea submit` to a finished run. Whatever the scheduler does to them, their
+//! final weights must equal those of `fovea train` on this machine.
 
 use std::fs;
 use std::path::PathBuf;
@@ -47,8 +47,8 @@ fn one_node_trains_what_one_machine_does() {
 }
 
 /// Where Slurm cannot start MPI, `mpirun` does it inside the job. At a preemption it ends the ranks before they can
-/// agree on a last step: what is lost are the steps since the newest complete checkpoint. One may be on its way to the
-/// disk then, and training waits for it before it hands over the next.
+/// agree on a last step, so the steps since the newest complete checkpoint are lost. One checkpoint may still be on its
+/// way to the disk then; training waits for it before it hands over the next one.
 #[test]
 #[cfg(feature = "mpi")]
 fn mpirun_trains_over_both_nodes() {
@@ -59,7 +59,7 @@ fn mpirun_trains_over_both_nodes() {
     fs::write(cluster.dir().join("site.toml"), site).unwrap();
     let job = Submitted::new(&cluster, &BACKEND_MPI, &MPI);
     job.wait_step(1);
-    // That of Open MPI 5 becomes `prterun`.
+    // The mpirun of Open MPI 5 becomes `prterun`.
     let launcher = |p: &&Process| p.line.starts_with("mpirun ") || p.line.starts_with("prterun ");
     let all = cluster.processes_of_job(&job.id);
     assert!(all.iter().any(|p| launcher(&p)), "{all:?}");
@@ -71,7 +71,7 @@ fn mpirun_trains_over_both_nodes() {
 
 // --- 2 ---------------------------------------------------------------------------------------------
 
-/// Preempts a job that has just committed `step`, and lets it go on. How many steps were done twice.
+/// Preempts a job that has just committed `step`, and lets it continue. Returns how many steps were done twice.
 #[track_caller]
 fn preempt(job: &Submitted<'_>, step: u64) -> u64 {
     let cluster = job.cluster;
@@ -114,7 +114,8 @@ fn preempted(settings: &[&str], options: &[&str], grace_time: u32) {
         assert!(lost <= 1, "{lost} steps lost\n{}", cluster.logs());
     }
     job.finishes();
-    // By the run's own history: Slurm 24.11 counts a requeue twice that both preemption and the script asked for.
+    // The count comes from the run's own history: Slurm 24.11 counts a requeue twice when both preemption and the
+    // script asked for it.
     let history = fs::read_to_string(job.run.path.join("slurm/history.jsonl")).unwrap();
     assert_eq!(
         history.matches("\"event\":\"start\"").count(),
@@ -124,7 +125,7 @@ fn preempted(settings: &[&str], options: &[&str], grace_time: u32) {
     cluster.assert_nodes_idle();
 }
 
-/// The signal comes to all processes at once.
+/// Every process gets the signal at once.
 #[test]
 #[cfg(feature = "mpi")]
 fn two_nodes_survive_preemption() {
@@ -132,14 +133,14 @@ fn two_nodes_survive_preemption() {
     preempted(&BACKEND_MPI, &MPI, 0);
 }
 
-/// With a grace time the ranks get it first.
+/// With a grace time, the ranks get the signal first.
 #[test]
 fn one_node_survives_preemption() {
     let Some(_turn) = need::slurm() else { return };
     preempted(&[], &LOCAL, 5);
 }
 
-/// Slurm counts minutes and looks every half of one, when it gives the notice of a limit of one minute: the run must
+/// Slurm counts minutes and checks limits every 30 s, so the notice of a limit of one minute comes late: the run must
 /// last longer than that.
 #[test]
 #[ignore = "takes five minutes: cargo test --release --features mpi --test slurm -- --ignored"]
@@ -171,7 +172,7 @@ fn a_dead_node_is_survived() {
     let Some(_turn) = need::slurm() else { return };
     reference();
     let mut cluster = Cluster::start(&Options {
-        // Longer than a message to the dead node, for which Slurm 24.11 keeps the pings of the others waiting.
+        // Longer than a message to the dead node takes: Slurm 24.11 delays the pings to other nodes until then.
         slurmd_timeout: 12,
         ..Options::default()
     });
@@ -193,7 +194,7 @@ fn a_dead_node_is_survived() {
         "a node died at step {at}: next step {:.1} s later",
         start.elapsed().as_secs_f64()
     );
-    // In the same job, on the node that is left.
+    // The run continues in the same job, on the node that is left.
     assert_eq!(job.finishes().restarts, 0);
     drop(job);
     cluster.start_node("n2");
@@ -224,7 +225,7 @@ fn a_cut_link_is_survived() {
         "a link was cut at step {at}: next step {:.1} s later",
         start.elapsed().as_secs_f64()
     );
-    // What was cut off notices it, too, and leaves by itself.
+    // The isolated ranks notice it, too, and leave by themselves.
     cluster.wait("nobody on the far side", LIMIT, || {
         let far = |p: &&Process| p.variable("SLURMD_NODENAME").is_some_and(|n| n == "n2");
         (job.trainers().iter().filter(far).count() == 0).then_some(())
@@ -266,7 +267,7 @@ fn ten_elements_all_finish() {
     let runs: Vec<PathBuf> = (0..10)
         .map(|element| array.run.path.join(element.to_string()))
         .collect();
-    // Never two batch scripts for one element; looked at all the time.
+    // There must never be two coordinators for one element; this is checked all the time.
     let once = || {
         let all = cluster.processes();
         for element in 0..10u32 {
@@ -324,7 +325,7 @@ fn ten_elements_all_finish() {
     }
     cluster.assert_nobody_left(&array.run.path);
     cluster.assert_nodes_idle();
-    // There is nothing to submit again, and no run in the directory of the whole.
+    // There is nothing to submit again, and the array's own directory holds no run.
     let out = array.run.text();
     let said = fovea(&cluster, &["submit", "--out", out], FINISHED);
     assert!(said.contains("all 10 elements of 0-9%4 finished"), "{said}");
@@ -335,12 +336,12 @@ fn ten_elements_all_finish() {
 
 // --- 5 ---------------------------------------------------------------------------------------------
 
-/// The configuration was fine when it was submitted, and is not when the job starts.
+/// The configuration was right at the submission, and is wrong when the job starts.
 #[test]
 fn a_config_error_ends_the_job_at_once() {
     let Some(_turn) = need::slurm() else { return };
     let cluster = Cluster::start(&Options::default());
-    // What can be seen on the login node is refused there.
+    // The login node refuses a mistake that it can see.
     let run = Run::new(&[]);
     let refused = [&LOCAL[..], &["--set", "train.no_such_key=1"]].concat();
     let said = fovea(&cluster, &words(&run, &refused), USAGE);
@@ -350,7 +351,7 @@ fn a_config_error_ends_the_job_at_once() {
     );
     assert!(cluster.jobs().is_empty());
 
-    // Held, so that the dataset can be spoilt before it starts.
+    // Another job blocks the nodes, and the test removes the dataset before the job starts.
     let data = common::scratch();
     let moved = data.path().join("data");
     common::copy(&common::data().prepared, &moved);
@@ -375,7 +376,7 @@ fn a_config_error_ends_the_job_at_once() {
     cluster.assert_nodes_idle();
 }
 
-/// All trainers are killed again and again before they can do a step.
+/// All trainers are killed again and again before they can take a step.
 #[test]
 fn no_progress_ends_the_job() {
     let Some(_turn) = need::slurm() else { return };
@@ -405,7 +406,7 @@ fn no_progress_ends_the_job() {
 fn every_rank_has_a_gpu_of_its_own() {
     let Some(_turn) = need::slurm() else { return };
     let cluster = Cluster::start(&Options::default());
-    // The GPUs are no more than two device files.
+    // The GPUs are only two device files.
     let on_cpu = ["--set", "train.device=cpu"];
     let options = [
         &["--nodes", "1", "--gpus-per-node", "2", "--time", "30"],
@@ -423,7 +424,7 @@ fn every_rank_has_a_gpu_of_its_own() {
         .map(|p| value(p, "CUDA_VISIBLE_DEVICES").unwrap_or_default())
         .collect();
     devices.sort();
-    // Either each has its own alone, or all see all and the local rank chooses.
+    // Either each rank sees its own GPU alone, or all ranks see all GPUs and choose by local rank.
     let mut local: Vec<_> = trainers
         .iter()
         .map(|p| value(p, "SLURM_LOCALID").unwrap_or_default())

@@ -1,9 +1,8 @@
-//! Jobs on a real Slurm: Debian's packages, two slurmd on this machine, nothing imitated.
+//! Jobs on a real Slurm: Debian's packages and two slurmd on this machine, with nothing imitated.
 //!
-//! Set-up installs the packages when it may (`scripts/setup.sh`). Where they are missing these tests fail and
-//! say what to install; `FOVEA_TEST_SLURM=off` skips them, `FOVEA_TEST_NAMESPACES=off` only those that
-//! need root to give each node its own network and processes. Standard error names the skipped
-//! tests.
+//! Set-up installs the packages when it may (`scripts/setup.sh`). Without them these tests fail, and report what to
+//! install. `FOVEA_TEST_SLURM=off` skips them; `FOVEA_TEST_NAMESPACES=off` skips only those that need root to give each
+//! node its own network and processes. Standard error names the skipped tests.
 
 #![allow(clippy::unwrap_used, reason = "a panic is how a test fails")]
 #![allow(dead_code, reason = "the bed can do more than one list of tests needs")]

@@ -1,4 +1,4 @@
-//! Whether the tests of this binary can run here. None of them passes by silently not running.
+//! Checks whether the tests of this binary can run here. No test passes by silently not running.
 
 use std::io::Write;
 use std::path::Path;
@@ -6,7 +6,7 @@ use std::sync::{MutexGuard, Once};
 
 use crate::{common, nodes};
 
-/// What set-up installs.
+/// Debian's packages that these tests need; set-up installs them.
 const PACKAGES: &str =
     "slurmctld slurmd slurm-client slurm-wlm-basic-plugins munge libpmix2 iproute2";
 const PROGRAMS: [&str; 8] = [
@@ -20,7 +20,7 @@ const PROGRAMS: [&str; 8] = [
     "squeue",
 ];
 
-/// The turn of a test that needs a cluster; `None` where these are left out.
+/// The turn of a test that needs a cluster; `None` where the user leaves these tests out.
 #[track_caller]
 pub fn slurm() -> Option<MutexGuard<'static, ()>> {
     static SAID: Once = Once::new();
@@ -41,7 +41,7 @@ pub fn slurm() -> Option<MutexGuard<'static, ()>> {
     Some(common::turn())
 }
 
-/// The turn of a test that needs nodes apart; `None` where these are left out.
+/// The turn of a test that needs nodes in namespaces of their own; `None` where the user leaves these tests out.
 #[track_caller]
 pub fn namespaces() -> Option<MutexGuard<'static, ()>> {
     static SAID: Once = Once::new();
@@ -62,7 +62,8 @@ pub fn namespaces() -> Option<MutexGuard<'static, ()>> {
     Some(turn)
 }
 
-/// Past the capture of test output: what is left out is to be seen in a run that passes, once.
+/// Whether this variable switches tests off. Reports that once, past the capture of test output, because a passing run
+/// must show what it skipped.
 fn is_off(name: &str, what: &str, said: &Once) -> bool {
     let off = std::env::var(name).is_ok_and(|value| value == "off");
     if off {

@@ -1,6 +1,6 @@
-//! Nodes that programs cannot tell from separate machines: each has its own network, processes,
-//! mounts, shared memory and host name. They hang on a bridge in the head's network, which leaves
-//! this machine's own network untouched, and all of it goes when its last process ends.
+//! Nodes that programs cannot distinguish from separate machines: each has its own network, processes, mounts, shared
+//! memory and host name. They are linked to a bridge in the head's network, which leaves this machine's own network
+//! untouched. Everything disappears when its last process ends.
 
 use std::collections::BTreeMap;
 use std::ffi::OsStr;
@@ -12,7 +12,7 @@ use std::process::{Child, ChildStdin, Command, Stdio};
 use crate::config::NODES;
 use crate::process::detach;
 
-/// The head's process: it waits for the end of the test.
+/// Script of the head's process: it waits for the end of the test.
 const HEAD: &str = r#"
 set -e
 hostname head
@@ -25,7 +25,7 @@ echo ready
 read -r _ || true
 "#;
 
-/// The first process of a node. When it ends, by whatever cause, so do all others there.
+/// Script of the first process of a node. When that process ends, for any reason, all others of the node end too.
 const NODE: &str = r#"
 set -e
 hostname "$3"
@@ -41,7 +41,7 @@ echo ready
 read -r _ || true
 "#;
 
-/// The bridge and what hangs on it.
+/// The head with its bridge, and the nodes linked to it.
 pub struct Network {
     directory: PathBuf,
     head: Machine,
@@ -49,16 +49,16 @@ pub struct Network {
 }
 
 impl Network {
-    /// The head's address. It exists in these namespaces alone.
+    /// The head's address, which exists only in these namespaces.
     pub const HEAD: &str = "10.211.0.1";
 
-    /// A node's address.
+    /// A node's address, which exists only in these namespaces.
     pub fn address(node: &str) -> String {
         let number = NODES.iter().position(|n| *n == node).unwrap();
         format!("10.211.0.{}", 11 + number)
     }
 
-    /// The head alone.
+    /// Starts the head, without any nodes.
     #[track_caller]
     pub fn start(directory: &Path) -> Self {
         let mut hosts = format!("127.0.0.1 localhost\n{} head\n", Self::HEAD);
@@ -80,22 +80,22 @@ impl Network {
         }
     }
 
-    /// A command with the head's network and name.
+    /// A command with the network and host name of the head.
     pub fn command_on_head(&self, cwd: &Path, program: &OsStr) -> Command {
         self.head
             .command(&["--net", "--uts", "--mount"], cwd, program)
     }
 
-    /// A command on a node, among its processes.
+    /// A command among the processes of a node.
     pub fn command_on(&self, node: &str, cwd: &Path, program: &OsStr) -> Command {
         let machine = &self.nodes[node];
-        // unshare itself is not among the processes that it has set apart, its children are.
+        // unshare puts its children into the new process namespace, but not itself.
         let pid = format!("--pid=/proc/{}/ns/pid_for_children", machine.pid());
         let names = ["--net", "--uts", "--mount", "--ipc", &pid];
         machine.command(&names, cwd, program)
     }
 
-    /// A new node of this name, linked to the bridge.
+    /// Starts a node of this name, linked to the bridge.
     #[track_caller]
     pub fn start_node(&mut self, node: &str) {
         if self.nodes.contains_key(node) {
@@ -112,7 +112,7 @@ impl Network {
         let address = Self::address(node);
         let mut machine = Machine::start(&self.directory, node, &own, NODE, &address);
         let namespace = machine.pid().to_string();
-        // The link of a node that is dead lingers for a moment.
+        // The link of a dead node lingers for a moment.
         let _ = self.ip(&["link", "delete", node]);
         for args in [
             &[
@@ -126,24 +126,24 @@ impl Network {
         self.nodes.insert(node.to_owned(), machine);
     }
 
-    /// A node without power.
+    /// Kills all processes of a node, as a power cut does.
     pub fn kill_node(&mut self, node: &str) {
         drop(self.nodes.remove(node));
     }
 
-    /// Nothing comes to a node or from it; it does not notice otherwise.
+    /// Cuts a node's link: no packet reaches it or leaves it, and nothing else tells it.
     #[track_caller]
     pub fn cut(&self, node: &str) {
         self.ip(&["link", "set", node, "nomaster"]).unwrap();
     }
 
-    /// Undoes [`Network::cut`].
+    /// Restores a node's link after [`Network::cut`].
     #[track_caller]
     pub fn mend(&self, node: &str) {
         self.ip(&["link", "set", node, "master", "bridge"]).unwrap();
     }
 
-    /// Lets no more than `rate` (`100mbit`) through in either direction.
+    /// Limits a node's link to `rate` (`100mbit`) in either direction.
     #[track_caller]
     pub fn slow(&self, node: &str, rate: &str) {
         let bucket = [
@@ -170,7 +170,7 @@ impl Network {
         self.head.kill();
     }
 
-    /// `ip` in the head's network.
+    /// Runs `ip` in the head's network.
     fn ip(&self, args: &[&str]) -> Result<(), String> {
         let mut ip = self.command_on_head(&self.directory, OsStr::new("ip"));
         done(ip.args(args))
@@ -184,7 +184,7 @@ fn done(command: &mut Command) -> Result<(), String> {
     output.status.success().then_some(()).ok_or_else(failed)
 }
 
-/// Whether this machine lets us set processes apart; why not, otherwise.
+/// Whether this machine allows us to make such namespaces; otherwise the reason.
 pub fn namespaces() -> Result<(), String> {
     let mut unshare = Command::new("unshare");
     unshare.args([
@@ -204,7 +204,7 @@ pub fn namespaces() -> Result<(), String> {
 struct Machine {
     name: String,
     child: Child,
-    /// It goes on at each line, and ends when there are no more.
+    /// The script continues at each line, and ends when there are no more.
     input: Option<ChildStdin>,
     said: BufReader<std::process::ChildStdout>,
 }
@@ -213,7 +213,7 @@ impl Machine {
     #[track_caller]
     fn start(directory: &Path, name: &str, own: &[&str], script: &str, address: &str) -> Self {
         let mut command = Command::new("unshare");
-        // Whoever kills unshare kills the first process, and with that all of them.
+        // Killing unshare kills the first process, and with that all others.
         command
             .args(own)
             .args(["--fork", "--kill-child", "bash", "-c", script, "machine"]);
@@ -250,7 +250,7 @@ impl Machine {
         }
     }
 
-    /// Lets the script go on to its next `ready`.
+    /// Lets the script continue to its next `ready`.
     #[track_caller]
     fn go_on(&mut self, directory: &Path) {
         use std::io::Write as _;
@@ -268,7 +268,7 @@ impl Machine {
         command
             .args(["--target", &self.pid().to_string()])
             .args(names);
-        // Entering other mounts leaves the working directory behind.
+        // Entering other mounts loses the working directory.
         command
             .args(["sh", "-c", r#"cd "$0" && exec "$@""#])
             .arg(cwd)

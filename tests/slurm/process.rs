@@ -13,24 +13,24 @@ use std::time::{Duration, Instant};
 
 use crate::common::{Signal, send};
 
-/// How often something is looked at while waiting for it.
+/// Pause between two looks while a test waits.
 pub const LOOK: Duration = Duration::from_millis(10);
 
-/// Puts what `command` starts into a session of its own: no signal of a terminal or of a process group that
-/// is meant for the tests reaches it.
+/// Starts `command` in a session of its own: no signal of a terminal or of a process group that is meant for the tests
+/// reaches it.
 pub fn detach(command: &mut Command) -> &mut Command {
     // SAFETY: between fork and exec only setsid is called, which is async-signal-safe and allocates nothing.
     unsafe { command.pre_exec(|| rustix::process::setsid().map(drop).map_err(Into::into)) }
 }
 
-/// A daemon that was started in the foreground, so that its pid is that of our child.
+/// A daemon that runs in the foreground, so its process id is that of our child.
 pub struct Daemon {
     name: String,
     child: Child,
 }
 
 impl Daemon {
-    /// Its output goes to the end of the file `output`.
+    /// Starts a daemon whose output is appended to the file `output`.
     pub fn spawn(name: &str, command: &mut Command, output: &Path) -> Self {
         let file = File::options().create(true).append(true).open(output);
         let file = file.unwrap_or_else(|e| panic!("{}: {e}", output.display()));
@@ -49,7 +49,7 @@ impl Daemon {
         self.child.id()
     }
 
-    /// How it ended, when it did.
+    /// The exit status, once the daemon has ended.
     pub fn ended(&mut self) -> Option<String> {
         let status = self.child.try_wait().unwrap()?;
         Some(format!("{} ended: {status}", self.name))
@@ -61,7 +61,7 @@ impl Daemon {
     }
 }
 
-/// Asks all of them to end, and ends those that do not within `limit`.
+/// Asks all daemons to end, and kills those that still run after `limit`.
 pub fn end_all<'a>(daemons: impl Iterator<Item = &'a mut Daemon>, limit: Duration) {
     let mut left: Vec<_> = daemons.collect();
     left.retain_mut(|d| d.ended().is_none());
@@ -82,7 +82,7 @@ pub struct Process {
     environment: Vec<u8>,
 }
 
-/// Without its environment, which is long and nobody's business in the log of a test.
+/// Leaves out the environment, which is long and does not belong in the log of a test.
 impl fmt::Debug for Process {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "{} {:?}", self.pid, self.line)
@@ -103,7 +103,7 @@ impl Process {
     }
 }
 
-/// All processes whose environment may be read. The dead that nobody has waited for have none.
+/// All processes whose environment may be read; a zombie has none.
 pub fn processes() -> Vec<Process> {
     let entries = fs::read_dir("/proc").unwrap().flatten();
     let pids = entries.filter_map(|e| e.file_name().to_str()?.parse::<u32>().ok());
@@ -123,7 +123,7 @@ pub fn processes() -> Vec<Process> {
     pids.filter_map(look).collect()
 }
 
-/// Kills all that `find` finds, and those that they started meanwhile, until it finds nobody.
+/// Kills all processes that `find` finds, and those that they started meanwhile, until it finds none.
 #[track_caller]
 pub fn kill_all(find: impl Fn() -> Vec<Process>) {
     let deadline = Instant::now() + Duration::from_secs(20);
@@ -138,8 +138,8 @@ pub fn kill_all(find: impl Fn() -> Vec<Process>) {
     }
 }
 
-/// Clears up behind a cluster whose test was killed itself, or interrupted at the terminal: its end of a pipe
-/// closes then, whatever happened to it.
+/// A process that cleans up after a cluster whose test was killed or interrupted: the test's end of a pipe closes then,
+/// whatever happened to the test.
 pub struct Janitor(Option<Child>);
 
 const JANITOR: &str = r#"
@@ -155,7 +155,7 @@ rm -rf "$1"
 "#;
 
 impl Janitor {
-    /// For the cluster whose files are in `directory`.
+    /// Starts a janitor for the cluster whose files are in `directory`.
     pub fn hire(directory: &Path) -> Self {
         let mut command = Command::new("sh");
         command.args(["-c", JANITOR, "janitor"]).arg(directory);

@@ -1,4 +1,4 @@
-//! A run that is trained by jobs: `fovea submit` and `fovea status` as on a login node.
+//! A run that jobs train: `fovea submit` and `fovea status` as on a login node.
 
 use std::ffi::OsStr;
 use std::fs;
@@ -12,16 +12,16 @@ use crate::common::{FINISHED, Run, once};
 use crate::job::Job;
 use crate::process::Process;
 
-/// From one state of a job to the next, on a loaded machine.
+/// Longest time from one state of a job to the next, on a loaded machine.
 pub const LIMIT: Duration = Duration::from_secs(300);
-/// A run that lasts long enough for something to happen to it.
+/// Settings of a run that lasts long enough for a fault to hit it.
 pub const LONG: [&str; 2] = ["train.epochs=8", "checkpoint.every_steps=3"];
 pub const STEPS: u64 = 56;
-/// Steps from one of its checkpoints to the next.
+/// Steps between two checkpoints of such a run.
 pub const EVERY: u64 = 3;
 pub const FOVEA: &str = env!("CARGO_BIN_EXE_fovea");
 
-/// The end of a run that no scheduler had a hand in.
+/// The outcome of a run without a scheduler.
 pub fn reference() -> String {
     once("slurm-reference", || {
         let run = Run::new(&LONG);
@@ -30,7 +30,7 @@ pub fn reference() -> String {
     })
 }
 
-/// A run that is trained by jobs.
+/// A run that jobs train.
 pub struct Submitted<'a> {
     pub cluster: &'a Cluster,
     pub run: Run,
@@ -38,7 +38,7 @@ pub struct Submitted<'a> {
 }
 
 impl<'a> Submitted<'a> {
-    /// `fovea submit` with these options, after those that all tests have in common.
+    /// Runs `fovea submit` with these options, after those that all tests share.
     #[track_caller]
     pub fn new(cluster: &'a Cluster, settings: &[&str], options: &[&str]) -> Self {
         let run = Run::new(&[&LONG, settings].concat());
@@ -49,7 +49,7 @@ impl<'a> Submitted<'a> {
         Self { cluster, run, id }
     }
 
-    /// The step that the run has reached, as its journal on disk says to whoever asks on the login node.
+    /// The step that the run has reached, by its journal on disk, which the login node can read.
     pub fn step(&self) -> Option<u64> {
         status(self.cluster, &self.run.path)["step"].as_u64()
     }
@@ -71,7 +71,7 @@ impl<'a> Submitted<'a> {
         });
     }
 
-    /// What its batch script and its ranks have said.
+    /// The output of its batch script and its ranks.
     fn log(&self) -> String {
         let mut all = String::new();
         for folder in ["slurm", "logs"] {
@@ -88,7 +88,7 @@ impl<'a> Submitted<'a> {
         all
     }
 
-    /// Waits for the end of the job; it must have gone as it should.
+    /// Waits for the end of the job, and asserts that it succeeded with the reference weights.
     #[track_caller]
     pub fn finishes(&self) -> Job {
         let job = self.ends();
@@ -109,7 +109,7 @@ impl<'a> Submitted<'a> {
         job
     }
 
-    /// Waits for the end of the job, through all its restarts. Nobody may be left, and no node spoilt.
+    /// Waits for the end of the job, through all its restarts; asserts that no process is left.
     #[track_caller]
     pub fn ends(&self) -> Job {
         let job = self
@@ -123,7 +123,7 @@ impl<'a> Submitted<'a> {
         job
     }
 
-    /// Its trainers, on both nodes.
+    /// The processes of its trainers, on both nodes.
     pub fn trainers(&self) -> Vec<Process> {
         let mut all = self.cluster.processes_of_job(&self.id);
         all.retain(|p| p.line.starts_with(FOVEA) && p.line.contains(" trainer "));
@@ -131,7 +131,7 @@ impl<'a> Submitted<'a> {
     }
 }
 
-/// The words of `fovea submit` for a run: those of `fovea train`, which knows nothing of nodes.
+/// The words of `fovea submit` for a run: those of `fovea train`, which has no options about nodes.
 pub fn words(run: &Run, options: &[&str]) -> Vec<String> {
     let mut words = run.first(1);
     words[0] = "submit".to_owned();
@@ -145,7 +145,7 @@ pub fn words(run: &Run, options: &[&str]) -> Vec<String> {
     words
 }
 
-/// `fovea` on the login node, with a site file of the test's own. What it printed.
+/// Runs `fovea` on the login node, with the test's own site file, and asserts the exit code. Returns both its outputs.
 #[track_caller]
 pub fn fovea<A: AsRef<OsStr>>(cluster: &Cluster, args: &[A], code: i32) -> String {
     let site = cluster.dir().join("site.toml");
@@ -170,7 +170,7 @@ pub fn fovea<A: AsRef<OsStr>>(cluster: &Cluster, args: &[A], code: i32) -> Strin
     said.concat()
 }
 
-/// What `fovea status` says on the login node; nothing before the run has begun.
+/// The output of `fovea status --json` on the login node; null when that prints no JSON.
 pub fn status(cluster: &Cluster, run: &Path) -> Value {
     let mut fovea = cluster.command(FOVEA);
     let output = fovea.arg("status").arg(run).arg("--json").output().unwrap();
@@ -183,7 +183,7 @@ pub fn read(path: &Path) -> Value {
     serde_json::from_slice(&bytes).unwrap_or_else(|e| panic!("{}: {e}", path.display()))
 }
 
-/// The ways in which a two-node run can be had here: over both nodes with MPI, on one without.
+/// Options for a run of two ranks: on two nodes, which need MPI, or on one node.
 pub const MPI: [&str; 6] = ["--nodes", "2", "--ranks-per-node", "1", "--time", "30"];
 pub const LOCAL: [&str; 6] = ["--nodes", "1", "--ranks-per-node", "2", "--time", "30"];
 pub const BACKEND_MPI: [&str; 1] = ["train.backend=mpi"];
