@@ -1,5 +1,5 @@
-//! Compiles the C++ autograd nodes against the libtorch that tch links, and bakes libtorch's
-//! location into this crate's test binaries.
+//! Compiles the C++ autograd nodes against the libtorch that tch links, and stores libtorch's location in this crate's
+//! test binaries.
 
 use std::path::PathBuf;
 
@@ -29,7 +29,7 @@ fn main() {
         .pic(true)
         .warnings(false)
         .opt_level(2)
-        // libtorch's headers make more debug information than anybody reads.
+        // libtorch's headers make far more debug information than anyone needs.
         .debug(false)
         .define("_GLIBCXX_USE_CXX11_ABI", "1")
         .include(&include)

@@ -1,9 +1,9 @@
-// A step captured into a CUDA graph by libtorch's own class, which gives what is allocated meanwhile a memory pool of
-// its own. Called from src/gpu/graph.rs.
+// A step captured into a CUDA graph by libtorch's own class, which gives the allocations of the capture a memory pool
+// of their own. Called from src/gpu/graph.rs.
 //
-// libtorch's CUDA side is loaded when a GPU is asked for, after this program was linked, and its headers want CUDA's. So
-// its functions are found by name, with the types that ATen/cuda/CUDAGraph.h of libtorch 2.11 gives them; tch takes no
-// other version.
+// The program is linked without libtorch's CUDA side, which it loads when the user asks for a GPU, and the headers of
+// that side need CUDA's. So this file looks its functions up by name, with the types that ATen/cuda/CUDAGraph.h of
+// libtorch 2.11 gives them; tch accepts no other version.
 
 #include <c10/util/Exception.h>
 #include <dlfcn.h>
@@ -14,7 +14,7 @@
 
 namespace {
 
-// at::cuda::CUDAGraph, which is some 200 bytes.
+// Memory for an at::cuda::CUDAGraph, which has some 200 bytes.
 struct alignas(64) Object {
   char bytes[4096];
 };
@@ -23,7 +23,7 @@ using PoolId = std::pair<unsigned long long, unsigned long long>;
 // cudaStreamCaptureModeRelaxed: other threads (NCCL's, those that copy) may use the device meanwhile.
 constexpr int relaxed = 2;
 
-// A member function called as the ABI has it: the object comes first.
+// Member functions, called as the ABI defines it: the object is the first argument.
 struct Functions {
   void (*construct)(void *self, bool keep_graph);
   void (*destroy)(void *self);
@@ -54,7 +54,7 @@ const Functions &functions() {
 
 extern "C" {
 
-// Begins to record what goes to the stream that is current in this thread.
+// Begins to record the work that is put on this thread's current stream.
 char *fovea_graph_begin(void **graph) {
   return guarded([&] {
     const Functions &f = functions();
@@ -71,17 +71,17 @@ char *fovea_graph_begin(void **graph) {
   });
 }
 
-// Ends the recording, in the thread that began it.
+// Ends the recording; the thread that began it must call this.
 char *fovea_graph_end(void *graph) {
   return guarded([&] { functions().capture_end(graph); });
 }
 
-// Puts what was recorded on the stream that it was recorded from.
+// Puts the recorded work on the stream that it was recorded from.
 char *fovea_graph_replay(void *graph) {
   return guarded([&] { functions().replay(graph); });
 }
 
-// Gives its memory pool back.
+// Destroys the graph and returns its memory pool.
 void fovea_graph_free(void *graph) {
   free(guarded([&] { functions().destroy(graph); }));
   delete static_cast<Object *>(graph);

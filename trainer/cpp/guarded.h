@@ -1,4 +1,4 @@
-// No exception leaves C++.
+// Keeps C++ exceptions from leaving C++.
 #pragma once
 #include <c10/util/Exception.h>
 
@@ -6,7 +6,7 @@
 #include <cstring>
 #include <exception>
 
-// Runs `body`. Null, or a malloc'ed message.
+// Runs `body`. Returns null, or a malloc'ed message if it throws.
 template <class F> char *guarded(F &&body) {
   try {
     body();

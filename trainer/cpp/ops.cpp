@@ -15,7 +15,8 @@
 #include "guarded.h"
 
 extern "C" {
-// Gets a gradient (a new at::Tensor, which is the callee's now) of the leaf with this number. Must not unwind.
+// Takes the gradient of the leaf with this number: a new at::Tensor, which the callee owns from now on. Must not
+// unwind.
 typedef void (*fovea_take_gradient)(void *state, int64_t index, at::Tensor *grad);
 }
 
@@ -81,8 +82,8 @@ Tensor same_layout(const Tensor &x, const Tensor &residual) {
   return channels_last(residual);
 }
 
-// relu?(batch_norm(x) + residual?). The output comes twice when there is a residual: the end of a
-// block is read by two layers, and two outputs let backward add both gradients inside its own pass.
+// relu?(batch_norm(x) + residual?). With a residual there are two outputs, because two layers read the end of a block:
+// backward then adds both gradients inside its own pass.
 struct BatchNorm : public torch::autograd::Function<BatchNorm> {
   static variable_list forward(AutogradContext *ctx, const Tensor &input, const Tensor &weight, const Tensor &bias,
                                const std::optional<Tensor> &residual_in, Tensor mean, Tensor var, bool relu, double eps) {
@@ -98,7 +99,7 @@ struct BatchNorm : public torch::autograd::Function<BatchNorm> {
     a.var_unbiased = var.mutable_data_ptr<float>();
     a.invstd = invstd.mutable_data_ptr<float>();
     check(fovea_bn_train_forward(&a), "batch_norm forward");
-    // The caller's buffer is written again by the next virtual shard: keep a copy of the mean.
+    // The next virtual shard overwrites the caller's buffer, so backward keeps a copy of the mean.
     const bool gate = relu && residual.defined();
     ctx->save_for_backward({x, weight, bias, mean.clone(), invstd, gate ? y : Tensor()});
     ctx->saved_data["relu"] = relu;
@@ -217,8 +218,8 @@ struct Stem : public torch::autograd::Function<Stem> {
 Tensor *give(Tensor t) { return new Tensor(std::move(t)); }
 
 // Where the gradients of a backward pass go, as soon as each is complete. The CPU part of a pass runs on the thread
-// that started it, so passes on several threads do not meet. The GPU part runs on a thread of autograd's own, one per
-// GPU: there is one such pass at a time.
+// that started it, so passes on several threads have takers of their own. The GPU part runs on a thread of autograd's
+// own, one per GPU, so only one such pass runs at a time.
 struct Taker {
   fovea_take_gradient take;
   void *state;
@@ -250,7 +251,7 @@ private:
 
 extern "C" {
 
-// Has the leaf's gradient handed to the taker of `fovea_op_backward`. Once per leaf.
+// Makes backward hand the leaf's gradient to the taker of `fovea_op_backward`. Call it once per leaf.
 char *fovea_op_watch(const Tensor *leaf, int64_t index) {
   return guarded([&] {
     leaf->register_hook([index](const Tensor &grad) {
@@ -260,7 +261,7 @@ char *fovea_op_watch(const Tensor *leaf, int64_t index) {
   });
 }
 
-// Backward from a scalar to watched leaves. Nothing is kept: `take` owns the gradients it gets.
+// Backward from a scalar to watched leaves. It keeps no gradient: `take` owns those that it gets.
 char *fovea_op_backward(const Tensor *root, const Tensor *const *leaves, int64_t count, fovea_take_gradient take,
                         void *state) {
   return guarded([&] {
@@ -273,7 +274,7 @@ char *fovea_op_backward(const Tensor *root, const Tensor *const *leaves, int64_t
   });
 }
 
-// Has everything that this thread, and backward passes it starts, puts on GPU `index` go to a new stream; gives its
+// Gives GPU `index` a new stream for all work of this thread and of the backward passes that it starts; returns its
 // handle.
 char *fovea_op_own_stream(int32_t index, void **handle) {
   return guarded([&] {
@@ -286,10 +287,10 @@ char *fovea_op_own_stream(int32_t index, void **handle) {
   });
 }
 
-// Convolutions in f32 on GPUs do without TF32.
+// Makes f32 convolutions on GPUs run without TF32.
 void fovea_op_no_tf32() { at::globalContext().setAllowTF32CuDNN(false); }
 
-// Whether cuDNN measures which of its algorithms is the fastest for a convolution of a size that it has not seen.
+// Whether cuDNN measures which of its algorithms is fastest for a convolution of a size that it has not seen before.
 void fovea_op_measure(int32_t on) { at::globalContext().setBenchmarkCuDNN(on != 0); }
 
 void fovea_op_free_message(char *message) { free(message); }

@@ -1,4 +1,4 @@
-//! What a model declares before it has numbers: names, shapes and initial values of its parameters, its batch
+//! A model's declaration, before it has numbers: names, shapes and initial values of its parameters, its batch
 //! normalisation layers and its dropout sites, in declaration order.
 
 use fovea_task::Level;
@@ -18,13 +18,13 @@ pub struct DropoutId(pub usize);
 /// A layer whose outputs are dropped at random in training.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct DropoutSpec {
-    /// What has one row of the layer: an image or a patch, whose id seeds the row's mask.
+    /// Whether each image or each patch has one row of the layer; its id seeds the row's mask.
     pub level: Level,
     /// Outputs per row, a multiple of 4 (the hash gives four words at a time).
     pub width: usize,
     /// Probability that an output is dropped, in `[0, 1)`.
     pub p: f32,
-    /// Part of the hash key. Two sites of a model must not share it: their masks would be the same.
+    /// Part of the hash key. Two sites of a model must have different ones, else their masks are equal.
     pub stream: u32,
 }
 
@@ -48,12 +48,12 @@ pub struct ParamSpec {
     pub shape: Vec<i64>,
     /// True for convolution weights: stored channels-last and, in bf16 runs, multiplied in bf16.
     pub working: bool,
-    /// Initial values.
+    /// How its initial values are drawn.
     pub init: Init,
 }
 
 impl ParamSpec {
-    /// Number of elements.
+    /// Number of elements, the product of the shape.
     pub fn numel(&self) -> usize {
         self.shape.iter().product::<i64>() as usize
     }
@@ -65,25 +65,25 @@ impl ParamSpec {
 pub struct NormSpec {
     /// Name without suffix, for example `local_branch.bn1`.
     pub name: String,
-    /// Number of channels.
+    /// Number of channels, each with a mean and a variance.
     pub channels: usize,
-    /// First element in the flat statistics buffer.
+    /// Index of its first mean in the flat statistics buffer.
     pub offset: usize,
 }
 
 /// Every parameter and buffer of a model, in declaration order.
 #[derive(Clone, Debug, Default)]
 pub struct Blueprint {
-    /// Parameters.
+    /// The parameters, indexed by [`ParamId`].
     pub params: Vec<ParamSpec>,
-    /// Batch normalisation layers.
+    /// The batch normalisation layers, indexed by [`NormId`].
     pub norms: Vec<NormSpec>,
-    /// Dropout sites.
+    /// The dropout sites, indexed by [`DropoutId`].
     pub dropouts: Vec<DropoutSpec>,
 }
 
 impl Blueprint {
-    /// Declares a parameter.
+    /// Declares a parameter and returns its id.
     pub fn param(&mut self, name: String, shape: &[i64], working: bool, init: Init) -> ParamId {
         self.params.push(ParamSpec {
             name,
@@ -94,7 +94,7 @@ impl Blueprint {
         ParamId(self.params.len() - 1)
     }
 
-    /// Declares a batch normalisation layer's running statistics.
+    /// Declares the running statistics of a batch normalisation layer.
     pub fn norm(&mut self, name: String, channels: usize) -> NormId {
         let offset = self.stats_len();
         self.norms.push(NormSpec {
@@ -105,7 +105,7 @@ impl Blueprint {
         NormId(self.norms.len() - 1)
     }
 
-    /// Declares a dropout site.
+    /// Declares a dropout site and returns its id.
     pub fn dropout(&mut self, spec: DropoutSpec) -> DropoutId {
         self.dropouts.push(spec);
         DropoutId(self.dropouts.len() - 1)

@@ -1,7 +1,8 @@
-//! Which gradients travel together, and when: backward gives those of the last layers first, and they
-//! travel to the other ranks while it computes the layers before.
+//! The choice of the gradients that travel together, and when: backward computes those of the last layers first, and
+//! they travel to the other ranks while it computes the layers before.
 //!
-//! Pure. Buckets leave in one order, the same on every rank, each as soon as it and all before it are complete.
+//! This module is pure. Buckets leave in one order, the same on every rank, each as soon as it and all before it are
+//! complete.
 
 use std::ops::Range;
 
@@ -10,24 +11,24 @@ use crate::params::FlatLayout;
 /// Consecutive elements of the flat buffer that are reduced in one call.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Bucket {
-    /// Elements, gaps between parameters included.
+    /// Its elements in the flat buffer, gaps between parameters included.
     pub range: Range<usize>,
-    /// The parameters in it, by [`crate::models::ParamId`].
+    /// Its parameters, as indices of [`crate::models::ParamId`].
     pub params: Vec<usize>,
 }
 
-/// A partition of the buffer, in the order in which the parts leave.
+/// A partition of the flat buffer, in the order in which the parts leave.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Buckets {
     buckets: Vec<Bucket>,
-    /// By parameter.
+    /// Bucket of each parameter, indexed by [`crate::models::ParamId`].
     bucket_of: Vec<usize>,
 }
 
 impl Buckets {
-    /// Convolution weights from the last layer to the first, in buckets of at least `bytes`; then, in a last bucket,
-    /// all that is small or known only when a pass is through: normalisation and linear layers, batch statistics,
-    /// losses. `len`: elements of the whole buffer.
+    /// Cuts a buffer of `len` elements: convolution weights from the last layer to the first, in buckets of at least
+    /// `bytes`; then one last bucket with all that is small or known only at the end of a pass: normalisation and
+    /// linear layers, batch statistics, losses.
     pub fn new(layout: &FlatLayout, len: usize, bytes: usize) -> Self {
         let least = (bytes / size_of::<f32>()).max(1);
         let mut convolutions: Vec<usize> = (0..layout.ranges.len())
@@ -68,14 +69,14 @@ impl Buckets {
         &self.buckets
     }
 
-    /// What `shards` virtual shards that are computed at the same time have to hand in.
+    /// The contributions that `shards` virtual shards, computed at the same time, must still hand in.
     pub fn await_from(&self, shards: usize) -> Awaited<'_> {
         let mut missing: Vec<usize> = self
             .buckets
             .iter()
             .map(|bucket| bucket.params.len() * shards)
             .collect();
-        // Statistics and losses.
+        // Statistics and losses count as one more contribution of each shard to the last bucket.
         if let Some(last) = missing.last_mut() {
             *last += shards;
         }
@@ -87,23 +88,23 @@ impl Buckets {
     }
 }
 
-/// How far several passes are.
+/// The progress of several passes that run at the same time.
 #[derive(Clone, Debug)]
 pub struct Awaited<'a> {
     buckets: &'a Buckets,
-    /// By bucket: how many gradients are still to come.
+    /// For each bucket, the number of gradients still to come.
     missing: Vec<usize>,
     /// The next bucket that leaves.
     next: usize,
 }
 
 impl Awaited<'_> {
-    /// A gradient of this parameter has come.
+    /// Counts a gradient of this parameter.
     pub fn gradient(&mut self, param: usize) {
         self.came(self.buckets.bucket_of[param]);
     }
 
-    /// A pass is through: its statistics and losses have come.
+    /// Counts the end of a pass, which brings its statistics and losses.
     pub fn end_of_pass(&mut self) {
         self.came(self.missing.len() - 1);
     }
@@ -112,7 +113,7 @@ impl Awaited<'_> {
         self.missing[bucket] = self.missing[bucket].saturating_sub(1);
     }
 
-    /// The next bucket, if it can leave now. Each is given once.
+    /// Returns the next bucket if it can leave now, each one once.
     pub fn take_ready(&mut self) -> Option<usize> {
         let ready = *self.missing.get(self.next)? == 0;
         ready.then(|| {
@@ -121,7 +122,7 @@ impl Awaited<'_> {
         })
     }
 
-    /// Whether all have left.
+    /// Whether all buckets have left.
     pub fn is_through(&self) -> bool {
         self.next == self.missing.len()
     }
@@ -164,7 +165,7 @@ mod tests {
             }
         }
 
-        /// Whatever comes first, buckets leave in order, each with all its gradients there.
+        /// In whatever order gradients come, buckets leave in order, each when all of its gradients are there.
         #[test]
         fn buckets_leave_in_order_and_complete(
             shards in 0usize..4,

@@ -1,12 +1,12 @@
-//! Dropout masks from the counter-based hash: the same for a sample on any rank and world size.
+//! Dropout masks from the counter-based hash: a sample has the same mask on any rank and for any world size.
 
 use fovea_kernels::philox::philox4x32;
 
 use crate::blueprint::DropoutSpec;
 use crate::samples::ShardBatch;
 
-/// The mask of one site for a batch, `[rows, width]`, row-major, one row per image or patch: 0 with the site's probability,
-/// else `1 / (1 - p)` (inverted dropout).
+/// The mask of one site for a batch, `[rows, width]`, row-major, one row per image or patch: 0 with the site's
+/// probability, else `1 / (1 - p)` (inverted dropout).
 pub fn mask(seed: u64, epoch: u32, site: &DropoutSpec, batch: &ShardBatch) -> Vec<f32> {
     values(seed, epoch, site, batch.ids(site.level))
 }

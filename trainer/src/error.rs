@@ -1,11 +1,11 @@
-//! Errors of this crate. Every message says what, where and the numbers; its last line says what to do.
+//! Errors of this crate. Every message gives the problem, the place and the numbers; its last line says what to do.
 
 use std::path::PathBuf;
 
 /// Result with this crate's [`Error`].
 pub type Result<T, E = Error> = std::result::Result<T, E>;
 
-/// Anything that can go wrong while training, evaluating or predicting.
+/// Any error of training, evaluation or prediction.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
     /// A configuration file, key or preset is wrong.
@@ -23,15 +23,15 @@ pub enum Error {
     /// A checkpoint cannot be written or read.
     #[error(transparent)]
     Checkpoint(#[from] fovea_run::checkpoint::Error),
-    /// The run's last checkpoint is not on disk.
+    /// The newest checkpoint that the run recorded is not on disk.
     #[error("checkpoint of step {step}: {source}")]
     Unsaved {
-        /// Committed steps.
+        /// Number of committed steps of that checkpoint.
         step: u64,
-        /// Why, with what to do.
+        /// Why it is not on disk, and what to do.
         source: fovea_run::checkpoint::Error,
     },
-    /// A file of the run directory cannot be used.
+    /// A file of the run directory is unusable.
     #[error(transparent)]
     Run(#[from] fovea_run::Error),
     /// Metrics cannot be computed or stored.
@@ -40,13 +40,13 @@ pub enum Error {
     /// A kernel refused its arguments.
     #[error(transparent)]
     Kernel(#[from] fovea_kernels::Error),
-    /// The GPU, its driver or its compiler.
+    /// The GPU, its driver or its compiler failed.
     #[error(transparent)]
     Cuda(#[from] fovea_kernels::cuda::Error),
     /// libtorch raised an exception.
     #[error("libtorch: {}\n  help: {}", without_backtrace(.0), torch_help(.0))]
     Torch(#[from] tch::TchError),
-    /// An invariant of this program does not hold.
+    /// An invariant of this program is broken.
     #[error("internal error: {0}\n  help: please report this with the command that led to it")]
     Internal(String),
     /// Loss or gradients are NaN or infinite.
@@ -54,37 +54,37 @@ pub enum Error {
         "step {step} (epoch {epoch}): loss {loss}, gradient norm {norm}: not finite, so the optimizer did not move\n  help: begin a new run (another --out) from this one's newest checkpoint with --init, with a lower optimizer.lr, with optimizer.clip_norm set, or with train.precision = \"f32\""
     )]
     NotFinite {
-        /// Step that was tried.
+        /// The step of the failed attempt.
         step: u64,
         /// Epoch of that step.
         epoch: u32,
-        /// Global mean loss.
+        /// The objective over the global batch, see [`crate::replica::StepVerdict::loss`].
         loss: f64,
-        /// Global gradient norm.
+        /// Norm of the global gradient, before clipping.
         norm: f64,
     },
     /// A checkpoint or weights file does not fit the model or the run.
     #[error("{path}: {what}\n  help: {help}", path = path.display())]
     Mismatch {
-        /// The checkpoint.
+        /// Path of the checkpoint or weights file.
         path: PathBuf,
-        /// Expected and found.
+        /// How the file differs from the model or the run.
         what: String,
-        /// What to do.
+        /// What the user can do.
         help: String,
     },
-    /// The request makes no sense as given.
+    /// A request that cannot be carried out as given.
     #[error("{what}\n  help: {help}")]
     Usage {
-        /// What was asked for and why it cannot be done.
+        /// The request, and why it cannot be carried out.
         what: String,
-        /// What to do.
+        /// What the user can do.
         help: String,
     },
 }
 
 impl Error {
-    /// Whether the user's input (configuration, arguments, dataset layout) is to blame: no retry helps.
+    /// Whether the user's input (configuration, arguments, dataset layout) is at fault, in which case no retry helps.
     pub fn is_usage(&self) -> bool {
         match self {
             Self::Config(_) | Self::Usage { .. } | Self::Mismatch { .. } => true,
@@ -98,7 +98,7 @@ impl Error {
     }
 }
 
-/// Only what ended a collective is its error; the rest is what the same failure is anywhere else in a rank.
+/// Only errors of the collective itself keep that name; the others are what the same failure is elsewhere in a rank.
 impl From<fovea_collectives::Error> for Error {
     fn from(error: fovea_collectives::Error) -> Self {
         use fovea_collectives::Error as Collectives;
@@ -120,7 +120,7 @@ fn torch_help(error: &tch::TchError) -> &'static str {
     }
 }
 
-/// libtorch's own words, without the addresses it appends.
+/// libtorch's own message, without the addresses that it appends.
 fn without_backtrace(error: &tch::TchError) -> String {
     let text = error.to_string();
     text.split("\nException raised from")

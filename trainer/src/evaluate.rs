@@ -1,4 +1,4 @@
-//! Scores of a split: every image with all its non-black patches at once, each sample once.
+//! Scores of a split: each image once, with all of its non-black patches or, for a model of whole images, alone.
 
 use bytemuck::pod_collect_to_vec;
 use fovea_dataset::Split;
@@ -15,16 +15,16 @@ use crate::samples::SampleSource;
 /// A model's answers for one target, in columns.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct Answers {
-    /// Sample ids of patches, or indices of images.
+    /// Sample ids of patches, or indices of images; `[n]`.
     pub ids: Vec<u64>,
-    /// As many; [`Label::UNKNOWN`] where there is none.
+    /// Label of each row, `[n]`; [`Label::UNKNOWN`] where the dataset has none.
     pub labels: Vec<Label>,
-    /// `[n, C]`, row-major.
+    /// Logits of each row, `[n, C]` row-major.
     pub logits: Vec<f32>,
 }
 
 impl Answers {
-    /// One without rows per target.
+    /// Answers without rows, one per target.
     pub fn none(task: &Task) -> Vec<Self> {
         vec![Self::default(); task.targets().len()]
     }
@@ -49,7 +49,7 @@ impl Answers {
             .map(|(id, ..)| id)
     }
 
-    /// The same rows with probabilities.
+    /// The same rows with probabilities in place of logits.
     pub fn table(&self, target: &Target) -> Table {
         let rows = self.logits.chunks_exact(target.classes.len());
         Table {
@@ -59,7 +59,7 @@ impl Answers {
         }
     }
 
-    /// The labelled rows by rising id.
+    /// The labelled rows, sorted by id.
     fn labelled(&self, classes: usize) -> Self {
         let mut rows: Vec<_> = self.rows(classes).filter(|row| row.1.is_known()).collect();
         rows.sort_by_key(|row| row.0);
@@ -71,7 +71,8 @@ impl Answers {
     }
 }
 
-/// What ranks exchange: per target the number of rows, then ids, labels and logits, in the machine's byte order.
+/// The bytes that ranks exchange: per target the number of rows, then ids, labels and logits, in the machine's byte
+/// order.
 pub fn encode(answers: &[Answers]) -> Vec<u8> {
     let mut bytes = Vec::new();
     for of_target in answers {
@@ -87,7 +88,7 @@ pub fn encode(answers: &[Answers]) -> Vec<u8> {
 /// Adds the rows of another rank, as [`encode`] wrote them.
 ///
 /// # Errors
-/// [`Error::Internal`]: the bytes are no answers for this task.
+/// [`Error::Internal`] for bytes that are no answers for this task.
 pub fn decode(task: &Task, bytes: &[u8], into: &mut [Answers]) -> Result<()> {
     let broken = || {
         Error::Internal(format!(
@@ -129,7 +130,7 @@ pub fn probabilities(target: &Target, logits: &[f32]) -> Vec<f32> {
     }
 }
 
-/// Images of a split that rank `rank` of `world` evaluates.
+/// Images of a split that rank `rank` of `world` evaluates, as indices of the dataset.
 pub fn images_of(source: &SampleSource, split: Split, rank: usize, world: usize) -> Vec<usize> {
     source
         .data()
@@ -141,7 +142,7 @@ pub fn images_of(source: &SampleSource, split: Split, rank: usize, world: usize)
 }
 
 /// Scores `images`, as many at a time as the replica has lanes; returns the answers per target of the dataset's task.
-/// `tick` is called after each image, and ends the evaluation with its error.
+/// Calls `tick` after each image; an error of `tick` ends the evaluation.
 pub fn score(
     replica: &Replica,
     source: &SampleSource,
@@ -165,7 +166,7 @@ pub fn score(
     Ok(all)
 }
 
-/// The image itself and its cells that are not black, as each target wants.
+/// Scores one image: the image itself and, unless the model reads whole images only, its cells that are not black.
 fn score_image(replica: &Replica, source: &SampleSource, image: usize) -> Result<Vec<Answers>> {
     let batch = source.load(&[source.whole_image(image)], None)?;
     let scores = replica.evaluate(&batch)?;
@@ -183,8 +184,8 @@ fn score_image(replica: &Replica, source: &SampleSource, image: usize) -> Result
         .collect())
 }
 
-/// Metrics per target from all ranks' answers, `None` for a target without any label. Independent of the order of the
-/// rows, so of who computed them.
+/// Metrics per target from all ranks' answers, `None` for a target without any label. They do not depend on the order
+/// of the rows, so not on which rank computed which.
 pub fn summarise(
     task: &Task,
     answers: &[Answers],

@@ -1,18 +1,18 @@
-//! Slices over the memory of CPU tensors: the one place where kernels and libtorch share bytes.
+//! Slices over the memory of CPU tensors: the only module where kernels and libtorch share bytes.
 //!
-//! libtorch allocates; the kernels of this project read and write the same memory as Rust slices.
-//! Every function checks device, dtype and contiguity, so that a wrong tensor is an error and not
-//! undefined behaviour. What cannot be checked is aliasing: the caller must not hold two mutable
-//! slices over one tensor, nor run a libtorch operation on it while a slice is alive.
+//! libtorch allocates; this project's kernels read and write the same memory as Rust slices. Every function checks
+//! device, dtype and contiguity, so a wrong tensor is an error and not undefined behaviour. Aliasing cannot be checked:
+//! the caller must not hold two mutable slices over one tensor, nor run a libtorch operation on it while a slice is
+//! alive.
 
 use half::bf16;
 use tch::{Device, Kind, Tensor};
 
 use crate::error::{Error, Result};
 
-/// A dtype that both sides know.
+/// An element type that both libtorch and the kernels know.
 pub trait HostElement: Copy {
-    /// libtorch's name for it.
+    /// libtorch's name of the type.
     const KIND: Kind;
 }
 
@@ -48,14 +48,14 @@ pub fn slice<T: HostElement>(tensor: &Tensor) -> Result<&[T]> {
     Ok(unsafe { std::slice::from_raw_parts(tensor.data_ptr().cast::<T>(), tensor.numel()) })
 }
 
-/// All elements of a contiguous CPU tensor, to be written.
+/// All elements of a contiguous CPU tensor, for writing.
 pub fn slice_mut<T: HostElement>(tensor: &mut Tensor) -> Result<&mut [T]> {
     check::<T>(tensor)?;
     if tensor.numel() == 0 {
         return Ok(&mut []);
     }
-    // SAFETY: as in `slice`; the exclusive borrow of the handle keeps other slices through it away.
-    // Views of the same storage exist (parameters are views of one flat buffer): no libtorch call
-    // runs while the slice is alive, since all of them are made by the thread that holds it.
+    // SAFETY: as in `slice`; the exclusive borrow of the handle prevents other slices through it. Views of the same
+    // storage exist (parameters are views of one flat buffer), but no libtorch call runs while the slice is alive: the
+    // thread that holds it makes all of them.
     Ok(unsafe { std::slice::from_raw_parts_mut(tensor.data_ptr().cast::<T>(), tensor.numel()) })
 }

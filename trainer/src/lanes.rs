@@ -1,15 +1,15 @@
 //! Several independent pieces of work at once, each on its own share of this process's threads.
 //!
-//! The virtual shards of a step do not need each other until the reduction tree adds their sums, and
-//! a small shard on one thread uses a core better than two threads on the same shard. It also makes
-//! results independent of the number of threads: oneDNN's sums depend on how many threads a piece of
-//! work has, and that number is fixed when the process starts.
+//! The virtual shards of a step are independent until the reduction tree adds their sums, and a small shard on one
+//! thread uses a core better than two threads on the same shard. Lanes also make results independent of the number of
+//! threads: oneDNN's sums depend on the number of threads of a piece of work, and that number is fixed when the process
+//! starts.
 
 use rayon::{ThreadPool, ThreadPoolBuilder};
 
 use crate::error::{Error, Result};
 
-/// How the threads of this process are shared out.
+/// How the threads of this process are divided.
 #[derive(Debug)]
 pub struct ThreadLanes {
     /// `None`: one lane, the calling thread.
@@ -17,12 +17,12 @@ pub struct ThreadLanes {
 }
 
 impl ThreadLanes {
-    /// One lane that has the threads that libtorch has.
+    /// One lane with all of libtorch's threads.
     pub fn one() -> Self {
         Self { pool: None }
     }
 
-    /// Shares `threads` out over at most `parts` lanes, and tells libtorch and rayon. Once per process,
+    /// Divides `threads` among at most `parts` lanes, and configures libtorch and rayon. Call it once per process,
     /// before libtorch has computed anything.
     pub fn over(threads: usize, parts: usize) -> Result<Self> {
         let lanes = threads.min(parts).max(1);
@@ -38,7 +38,7 @@ impl ThreadLanes {
         if lanes == 1 {
             return Ok(Self::one());
         }
-        // Threads that stay: libtorch and oneDNN keep scratch memory per thread.
+        // These threads stay, because libtorch and oneDNN keep scratch memory per thread.
         let pool = ThreadPoolBuilder::new()
             .num_threads(lanes)
             .thread_name(|lane| format!("lane-{lane}"))
@@ -47,15 +47,15 @@ impl ThreadLanes {
         Ok(Self { pool: Some(pool) })
     }
 
-    /// How many pieces of work run at once.
+    /// Number of pieces of work that run at the same time.
     pub fn count(&self) -> usize {
         self.pool
             .as_ref()
             .map_or(1, ThreadPool::current_num_threads)
     }
 
-    /// `work(0)` to `work(n - 1)`, results in this order. More than [`ThreadLanes::count`] at a time are done
-    /// in turns.
+    /// Runs `work(0)` to `work(n - 1)`; returns the results in this order. Beyond [`ThreadLanes::count`], pieces take
+    /// turns.
     pub fn run<T: Send>(
         &self,
         n: usize,
@@ -64,9 +64,8 @@ impl ThreadLanes {
         let Some(pool) = self.pool.as_ref().filter(|_| n > 1) else {
             return (0..n).map(work).collect();
         };
-        // A broadcast gives each thread one job that no other thread can take. (A job that rayon may
-        // move could be started inside another one that waits, with libtorch's thread-local state of
-        // that one.)
+        // A broadcast gives each thread one job that no other thread can take. (Rayon could start a job that it may
+        // move inside another job that waits, with libtorch's thread-local state of that one.)
         let by_lane: Vec<Vec<Result<T>>> = pool.broadcast(|lane| {
             (lane.index()..n)
                 .step_by(lane.num_threads())
@@ -79,16 +78,16 @@ impl ThreadLanes {
     }
 }
 
-/// Something with tensors in it that several lanes read.
+/// A value with tensors in it that several lanes read.
 #[derive(Clone, Copy)]
 pub(crate) struct ReadOnly<'a, T: ?Sized>(&'a T);
 
 impl<'a, T: ?Sized> ReadOnly<'a, T> {
     /// # Safety
-    /// While lanes use it, nobody calls an operation on a tensor behind `value` that writes to it.
-    /// (Tensors are not `Sync` because such operations take `&self`. libtorch itself allows any number
-    /// of threads to read a tensor and to run autograd through it: reference counts are atomic, and
-    /// gradients are returned here, never accumulated into a leaf.)
+    /// While lanes use it, nobody calls an operation that writes to a tensor behind `value`. (Tensors are not `Sync`
+    /// because such operations take `&self`. libtorch itself allows any number of threads to read a tensor and to run
+    /// autograd through it: reference counts are atomic, and gradients are returned here, never accumulated into a
+    /// leaf.)
     pub unsafe fn new(value: &'a T) -> Self {
         Self(value)
     }
@@ -98,7 +97,7 @@ impl<'a, T: ?Sized> ReadOnly<'a, T> {
     }
 }
 
-// SAFETY: the promise given to `new`.
+// SAFETY: the caller of `new` has promised it.
 unsafe impl<T: ?Sized> Sync for ReadOnly<'_, T> {}
 
 #[cfg(test)]
@@ -124,7 +123,7 @@ mod tests {
         assert_eq!(ThreadLanes::one().run(2, Ok).unwrap(), [0, 1]);
     }
 
-    /// Also with rayon inside, whose waiting threads look for other work to do.
+    /// This also holds with rayon inside, whose waiting threads look for other work.
     #[test]
     fn no_piece_starts_inside_another() {
         use rayon::prelude::*;

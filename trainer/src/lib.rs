@@ -1,8 +1,7 @@
 //! Training, evaluation and prediction: models, the step, the loop.
 //!
-//! One process is one rank. [`train::join`] loads data and model and takes a seat at the
-//! coordinator; [`train::Trainer::run`] is the loop.
-//! Only this crate needs libtorch.
+//! One process is one rank. [`train::join`] loads data and model and connects to the coordinator;
+//! [`train::Trainer::run`] is the loop. Only this crate needs libtorch.
 
 mod blueprint;
 mod buckets;

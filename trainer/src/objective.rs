@@ -1,4 +1,4 @@
-//! What a run minimises: a loss per head, its weight, and the number of rows that each is a mean over.
+//! The objective of a run: a loss per head, its weight, and the number of rows that each is a mean over.
 
 use std::sync::Arc;
 
@@ -10,15 +10,15 @@ use fovea_task::{Level, Target, Task};
 use crate::error::{Error, Result};
 use crate::samples::SampleSource;
 
-/// The weighted sum over the heads of the mean loss of their rows. One entry per target of the task, in its order.
+/// The weighted sum over the heads of their rows' mean loss. One entry per target of the task, in its order.
 pub type Objective = Vec<HeadLoss>;
 
 /// The loss of one head.
 #[derive(Clone, Debug)]
 pub struct HeadLoss {
-    /// What has one row of its logits.
+    /// Whether each image or each patch has one row of its logits.
     pub level: Level,
-    /// Loss of its rows.
+    /// The loss of its rows.
     pub loss: Arc<dyn Loss>,
     /// Its weight in the objective.
     pub weight: f32,
@@ -43,10 +43,10 @@ impl Denominators {
     }
 }
 
-/// Refuses a loss that does not exist, or that is not for the task's kinds of target.
+/// Refuses a loss that does not exist, or that does not fit the task's kinds of target.
 ///
 /// # Errors
-/// [`Error::Usage`] with what there is instead.
+/// [`Error::Usage`] with the losses that would do.
 pub fn check(config: &LossConfig, task: &Task) -> Result<()> {
     let usage = |what: String, help: String| Err(Error::Usage { what, help });
     let Some(entry) = LOSSES.iter().find(|entry| entry.name == config.kind) else {
@@ -82,7 +82,7 @@ pub fn check(config: &LossConfig, task: &Task) -> Result<()> {
 /// The configured loss of each target, with class weights from the training split's label counts.
 ///
 /// # Errors
-/// As [`check`], and for settings that the loss refuses.
+/// As [`check`]; settings that the loss refuses.
 pub fn objective(config: &LossConfig, source: &SampleSource) -> Result<Objective> {
     let train = source.data().indices(Split::Train);
     let units: Vec<_> = train.into_iter().map(|i| source.whole_image(i)).collect();
@@ -97,7 +97,7 @@ pub fn objective(config: &LossConfig, source: &SampleSource) -> Result<Objective
     })
 }
 
-/// The configured loss of each target, with every class as frequent as the others.
+/// The configured loss of each target, as if all classes were equally frequent.
 ///
 /// # Errors
 /// As [`objective`].
@@ -140,8 +140,8 @@ fn with_counts(
     task.targets().iter().enumerate().map(head).collect()
 }
 
-/// `alpha_c` proportional to `1 / count_c`, mean 1. A class that never occurs weighs as much as the
-/// rarest one that does.
+/// `alpha_c` proportional to `1 / count_c`, with mean 1. A class that never occurs weighs as much as the rarest one
+/// that does.
 fn inverse_frequency(counts: &[u64]) -> Vec<f32> {
     let rarest = counts.iter().copied().filter(|&n| n > 0).min().unwrap_or(1);
     let inverse = counts

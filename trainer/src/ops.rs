@@ -1,6 +1,6 @@
-//! Differentiable operations that libtorch lacks or does in too many passes.
+//! Differentiable operations that libtorch lacks, or does in too many passes.
 //!
-//! The C++ side (`cpp/ops.cpp`) holds the autograd nodes; the arithmetic is in `fovea-kernels`. On a GPU the same
+//! The C++ side (`cpp/ops.cpp`) holds the autograd nodes; `fovea-kernels` does the arithmetic. On a GPU the same
 //! operations are composed of libtorch's own ([`NormEngine::Composed`]).
 
 use std::ffi::{CStr, c_char, c_int, c_void};
@@ -96,21 +96,22 @@ unsafe extern "C" {
 
 type TakeGradient = extern "C" fn(state: *mut c_void, index: i64, grad: *mut C_tensor);
 
-/// Gets the number of a leaf and its gradient.
+/// Receives the number of a leaf and its gradient.
 type OnGradient<'a> = dyn Fn(usize, Tensor) + 'a;
 
-/// Has [`backward`] tell when the gradient of this leaf is complete. Once per leaf.
+/// Makes [`backward`] report when the gradient of this leaf is complete. Call it once per leaf.
 pub fn watch(leaf: &Tensor, index: usize) -> Result<()> {
     // SAFETY: the tensor is alive during the call.
     succeeded(unsafe { fovea_op_watch(leaf.as_ptr(), index as i64) })
 }
 
-/// Backward from the scalar `root` to `leaves`, each of which [`watch`] knows. `on_gradient` gets every gradient when
-/// it is complete, while the pass goes on: on this thread, or for leaves on a GPU on one of libtorch's while this one
-/// waits. One that is not defined (a leaf that took no part) is left out. It must not panic.
+/// Backward from the scalar `root` to `leaves`, each of which must have been given to [`watch`]. `on_gradient` gets
+/// each gradient when it is complete, while the pass continues: on this thread, or for leaves on a GPU on one of
+/// libtorch's while this one waits. A leaf that took no part has no gradient and is left out. `on_gradient` must not
+/// panic.
 pub fn backward(root: &Tensor, leaves: &[Tensor], on_gradient: &OnGradient<'_>) -> Result<()> {
     extern "C" fn take(state: *mut c_void, index: i64, grad: *mut C_tensor) {
-        // SAFETY: `state` is the reference below, alive until `backward` returns; the gradient is given to us.
+        // SAFETY: `state` is the reference below, alive until `backward` returns; the gradient is ours from now on.
         let (on_gradient, grad) =
             unsafe { (*state.cast::<&OnGradient<'_>>(), Tensor::from_ptr(grad)) };
         if grad.defined() {
@@ -131,8 +132,8 @@ pub fn backward(root: &Tensor, leaves: &[Tensor], on_gradient: &OnGradient<'_>) 
     })
 }
 
-/// Has all that this thread asks libtorch to do on GPU `ordinal` go to a new stream, backward passes included. Returns
-/// its handle, which stays valid.
+/// Gives GPU `ordinal` a new stream for all work that this thread asks libtorch for, backward passes included. Returns
+/// the stream's handle, which stays valid.
 pub fn own_stream(ordinal: u32) -> Result<usize> {
     let mut handle = std::ptr::null_mut();
     // SAFETY: writes one pointer. libtorch's streams live as long as the process.
@@ -140,50 +141,49 @@ pub fn own_stream(ordinal: u32) -> Result<usize> {
     Ok(handle as usize)
 }
 
-/// Has convolutions in f32 on GPUs computed without TF32.
+/// Makes f32 convolutions on GPUs run without TF32.
 pub fn no_tf32() {
     // SAFETY: sets a global flag.
     unsafe { fovea_op_no_tf32() }
 }
 
-/// Whether cuDNN measures which of its algorithms is the fastest for a convolution of a size that it has not seen; else
-/// it guesses. What was measured is used in any case.
+/// Whether cuDNN measures which of its algorithms is fastest for a convolution of a size that it has not seen; else it
+/// guesses. It uses earlier measurements in either case.
 pub fn measure_convolutions(on: bool) {
     // SAFETY: sets a global flag.
     unsafe { fovea_op_measure(i32::from(on)) }
 }
 
-/// What normalisation layers are computed by.
+/// How normalisation layers are computed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum NormEngine {
-    /// The passes of `fovea-kernels`, on the CPU.
+    /// By the fused passes of `fovea-kernels`, on the CPU.
     Fused,
-    /// Operations of libtorch, on any device.
+    /// By operations of libtorch, on any device.
     Composed,
 }
 
-/// What batch normalisation normalises with.
+/// The statistics with which batch normalisation normalises.
 pub enum NormMode<'a> {
-    /// Statistics of the virtual shard; the mean and the unbiased variance are written here
-    /// (flat, see [`NormSpec`]).
+    /// Statistics of the virtual shard; the pass writes the mean and the unbiased variance to `batch_stats`.
     Train {
-        /// f32, `[stats_len]`.
+        /// Written by the pass: `[stats_len]` f32, laid out as [`NormSpec`] says.
         batch_stats: &'a Tensor,
     },
-    /// Running statistics (flat, see [`NormSpec`]).
+    /// Running statistics, for evaluation.
     Eval {
-        /// f32, `[stats_len]`.
+        /// Read by the pass: `[stats_len]` f32, laid out as [`NormSpec`] says.
         running: &'a Tensor,
     },
 }
 
-/// The learned part of a batch normalisation layer.
+/// The learned parameters of a batch normalisation layer.
 pub struct Affine<'a> {
-    /// `[c]` f32.
+    /// Learned factor (gamma), `[c]` f32.
     pub weight: &'a Tensor,
-    /// `[c]` f32.
+    /// Learned offset (beta), `[c]` f32.
     pub bias: &'a Tensor,
-    /// Where its statistics lie.
+    /// The layer's place in the flat statistics.
     pub spec: &'a NormSpec,
 }
 
@@ -202,7 +202,7 @@ pub(crate) fn succeeded(message: *mut c_char) -> Result<()> {
 }
 
 impl Affine<'_> {
-    /// Views of this layer's means and variances, and whether they are written (training).
+    /// Views of this layer's means and variances, and whether the pass writes them (training).
     fn statistics(&self, mode: &NormMode<'_>) -> Result<(Tensor, Tensor, bool)> {
         let (flat, train) = match mode {
             NormMode::Train { batch_stats } => (*batch_stats, true),
@@ -217,8 +217,8 @@ impl Affine<'_> {
     }
 }
 
-/// `batch_norm` of libtorch. In training the batch's statistics are written as a running average of momentum 1,
-/// which is their exact value.
+/// libtorch's `batch_norm`. In training it writes the batch's statistics as a running average of momentum 1, which is
+/// their exact value.
 fn composed_batch_norm(x: &Tensor, affine: &Affine<'_>, mode: &NormMode<'_>) -> Result<Tensor> {
     let (mean, var, train) = affine.statistics(mode)?;
     Ok(x.f_batch_norm(
@@ -275,8 +275,8 @@ fn call_batch_norm(
 
 /// `act(weight * (x - mean) / sqrt(var + eps) + bias)` in two passes over memory.
 ///
-/// `x` `[n, c, h, w]`, channels-last, f32 or bf16; same shape and dtype out. Batch statistics are
-/// biased for normalising and unbiased for the running average (Ioffe & Szegedy 2015).
+/// `x` is `[n, c, h, w]`, channels-last, f32 or bf16; the result has its shape and dtype. Batch statistics are biased
+/// for normalising and unbiased for the running average (Ioffe & Szegedy 2015).
 pub fn batch_norm(
     engine: NormEngine,
     x: &Tensor,
@@ -293,8 +293,8 @@ pub fn batch_norm(
     }
 }
 
-/// `relu(batch_norm(x) + residual)`, the end of a residual block. The result comes twice, for the two
-/// layers that read it: so backward adds their gradients inside its own pass.
+/// `relu(batch_norm(x) + residual)`, the end of a residual block. Returns the result twice, once for each layer that
+/// reads it: backward then adds their gradients inside its own pass.
 pub fn batch_norm_add_relu(
     engine: NormEngine,
     x: &Tensor,
@@ -314,7 +314,8 @@ pub fn batch_norm_add_relu(
 }
 
 /// `max_pool(relu(batch_norm(x)))`, window 3, stride 2, padding 1: `[n, c, h, w]` ->
-/// `[n, c, ceil(h / 2), ceil(w / 2)]`. The full-size result of the normalisation is never written.
+/// `[n, c, ceil(h / 2), ceil(w / 2)]`.
+/// It never writes the full-size result of the normalisation.
 pub fn stem(
     engine: NormEngine,
     x: &Tensor,

@@ -1,7 +1,7 @@
-//! Sends gradients while backward goes on: it adds up what lanes hand in bucket by bucket, and at once reduces
-//! a complete bucket over the ranks.
+//! Sends gradients while backward continues: adds the lanes' contributions bucket by bucket, and reduces a complete
+//! bucket over the ranks at once.
 //!
-//! The additions are those of the fixed tree, in its order, so this changes no bit of the result.
+//! The additions are those of the fixed tree, in its order, so overlapping changes no bit of the result.
 
 use std::collections::BTreeMap;
 use std::sync::mpsc::Receiver;
@@ -19,10 +19,10 @@ use crate::params::Params;
 use crate::reduce::{Fill, Surface, TreeAccumulator};
 use crate::trace::Trace;
 
-/// How sums get to the other ranks. Called bucket by bucket, with the same lengths in the same order on every rank,
-/// on another thread than the passes.
+/// How sums get to the other ranks. A thread other than the passes' calls it bucket by bucket, with the same lengths in
+/// the same order on every rank.
 pub trait Exchange: Send {
-    /// Whether there are no other ranks.
+    /// Whether this rank is the only one.
     fn is_alone(&self) -> bool {
         false
     }
@@ -30,12 +30,12 @@ pub trait Exchange: Send {
     /// Sums a slice over all ranks, in place.
     fn all_reduce(&mut self, bucket: &mut [f32]) -> Result<()>;
 
-    /// What sums in GPU memory, if the ranks have that.
+    /// The collective that sums in GPU memory; none if the ranks have no such collective.
     fn device(&mut self) -> Option<&mut dyn DeviceCollective> {
         None
     }
 
-    /// Waits until the work before `done` is through; other ranks may have to take part in it.
+    /// Waits until the work before `done` is finished; other ranks may have to take part in it.
     fn wait(&mut self, done: &Event) -> Result<()> {
         Ok(done.synchronize()?)
     }
@@ -47,19 +47,19 @@ impl<F: FnMut(&mut [f32]) -> Result<()> + Send> Exchange for F {
     }
 }
 
-/// What one pass over a virtual shard gives to the sums, besides gradients.
+/// Sums that one pass over a virtual shard contributes in addition to gradients.
 pub(crate) struct PassSums {
-    /// f32, `[stats_len]`.
+    /// Mean and unbiased variance of each normalisation layer, `[stats_len]` f32.
     pub batch_stats: Tensor,
-    /// Summed loss of each head.
+    /// Summed loss of each head, in the task's order.
     pub losses: Vec<f32>,
 }
 
-/// What a lane hands in.
+/// One message from a lane to the adder.
 pub(crate) enum Contribution {
-    /// A gradient, complete.
+    /// The complete gradient of one parameter.
     Gradient {
-        /// The place among the passes that run together.
+        /// Number of the lane among the passes that run together.
         lane: usize,
         param: usize,
         gradient: Tensor,
@@ -68,17 +68,17 @@ pub(crate) enum Contribution {
     Rest { lane: usize, sums: PassSums },
 }
 
-/// Passes that run together.
+/// Passes that run at the same time.
 pub(crate) struct Together {
-    /// Number of the first one's leaf.
+    /// Number of the first pass's leaf.
     pub first_leaf: usize,
-    /// Which of them have samples; the others add zeros.
+    /// Which passes have samples; the others add zeros.
     pub present: Vec<bool>,
-    /// All leaves of this rank, when these are the last.
+    /// Number of all leaves of this rank when these are the last, else none.
     pub leaves: Option<usize>,
 }
 
-/// Adds up what the passes hand in until all of it has come, and reduces what is complete over the ranks.
+/// Adds the passes' contributions until all have come, and reduces complete buckets over the ranks.
 pub(crate) struct Adder<'a> {
     pub tree: &'a mut TreeAccumulator,
     pub params: &'a Params,
@@ -87,11 +87,11 @@ pub(crate) struct Adder<'a> {
     pub trace: &'a Trace,
 }
 
-/// Gradients that have come and are not yet added, by parameter and lane.
+/// Gradients that have come but are not added yet, by parameter and lane.
 type Waiting = BTreeMap<(usize, usize), Tensor>;
 
 impl Adder<'_> {
-    /// Ends early, without an error, when a pass fails: its lane hangs up.
+    /// Adds and reduces until all is done. Ends early, without an error, when a pass fails: its lane hangs up.
     pub fn run(
         &mut self,
         passes: &Together,
@@ -138,7 +138,7 @@ impl Adder<'_> {
         }
     }
 
-    /// The elements of a bucket from every pass, in the order of the leaves.
+    /// Adds the elements of a bucket from every pass, in the order of the leaves.
     fn add(
         &mut self,
         bucket: usize,
@@ -187,7 +187,7 @@ impl Adder<'_> {
     }
 }
 
-/// A gradient into its place in the flat buffer; convolution weights as `[o, h, w, i]`.
+/// Writes or adds a gradient at its place in the flat buffer; convolution weights as `[o, h, w, i]`.
 fn add_gradient(grad: &Tensor, channels_last: bool, target: &mut [f32], fill: Fill) -> Result<()> {
     let grad = if channels_last {
         grad.f_permute([0, 2, 3, 1])?
@@ -212,11 +212,11 @@ fn add_values(source: &[f32], target: &mut [f32], fill: Fill) -> Result<()> {
     Ok(())
 }
 
-/// A virtual shard without samples: the tree has the same shape for every batch and world size.
+/// A virtual shard without samples adds zeros, because the tree has the same shape for every batch and world size.
 fn add_zeros(target: &mut [f32], fill: Fill) -> Result<()> {
     match fill {
         Fill::Assign => target.fill(0.0),
-        // It makes a negative zero a positive one, as any addition would.
+        // As any addition does, this turns a negative zero into a positive one.
         Fill::Add => target.iter_mut().for_each(|x| *x += 0.0),
     }
     Ok(())

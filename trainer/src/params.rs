@@ -1,10 +1,9 @@
 //! Parameters in one flat buffer: master copy, working copy, optimizer moments.
 //!
-//! The optimizer updates the f32 master copy, and a checkpoint holds it. Convolution weights
-//! come first, channels-last, so that a bf16 run's working copy is a prefix of the same layout. The
-//! leaves that autograd sees are views: of the working copy for convolutions of a bf16 run, of the
-//! master copy otherwise. Gradients never live in `.grad`: backward hands them out and [`crate::reduce`]
-//! adds them into its own flat buffers of this same layout.
+//! The optimizer updates the f32 master copy, and a checkpoint holds it. Convolution weights come first, channels-last,
+//! so a bf16 run's working copy is a prefix of the same layout. The leaves that autograd sees are views: of the working
+//! copy for convolutions of a bf16 run, of the master copy otherwise. Gradients never live in `.grad`: backward hands
+//! them out and [`crate::reduce`] adds them into its own flat buffers of this same layout.
 //!
 //! All of it lies on one device. Code that needs it on the host (checkpoints, hashes, other ranks) uses
 //! [`Params::read`] and [`Params::edit`], which on the CPU are the buffers themselves.
@@ -32,16 +31,16 @@ const ALIGN: usize = 32;
 /// Where each parameter lies in the flat buffers.
 #[derive(Clone, Debug)]
 pub struct FlatLayout {
-    /// Elements of parameter i (by [`crate::models::ParamId`]).
+    /// Elements of each parameter, indexed by [`crate::models::ParamId`].
     pub ranges: Vec<Range<usize>>,
-    /// Elements of the prefix that a bf16 run keeps a working copy of.
+    /// Length of the prefix that a bf16 run keeps a working copy of, elements.
     pub working_len: usize,
-    /// All elements, alignment gaps (always zero) included.
+    /// Length of a buffer, elements; includes alignment gaps, which are always zero.
     pub len: usize,
 }
 
 impl FlatLayout {
-    /// Convolution weights first, then the rest, each in declaration order.
+    /// Places convolution weights first, then the rest, each in declaration order.
     pub fn new(specs: &[ParamSpec]) -> Self {
         let mut layout = Self {
             ranges: vec![0..0; specs.len()],
@@ -69,18 +68,18 @@ impl FlatLayout {
 /// One of the flat f32 buffers that make up a model's state.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum StateBuffer {
-    /// The parameters.
+    /// The f32 parameters, `[layout.len]`.
     Master,
-    /// Adam's first moments, in the same layout.
+    /// Adam's first moments, in the layout of the parameters.
     FirstMoment,
-    /// Adam's second moments, in the same layout.
+    /// Adam's second moments, in the layout of the parameters.
     SecondMoment,
-    /// Running statistics (see [`crate::models::NormSpec`]).
+    /// Running statistics, `[stats_len]` (see [`crate::models::NormSpec`]).
     Running,
 }
 
 impl StateBuffer {
-    /// Everything that a step depends on.
+    /// All buffers, which together determine the next step.
     pub const ALL: [Self; 4] = [
         Self::Master,
         Self::FirstMoment,
@@ -91,9 +90,9 @@ impl StateBuffer {
 
 /// Parameters, optimizer moments and batch normalisation statistics of one model.
 pub struct Params {
-    /// What is stored.
+    /// Names, shapes and initial values of the parameters.
     pub blueprint: Blueprint,
-    /// Where it is stored.
+    /// Where each parameter lies in the flat buffers.
     pub layout: FlatLayout,
     device: Device,
     master: Tensor,
@@ -104,7 +103,7 @@ pub struct Params {
     running: Tensor,
 }
 
-/// A view of `spec`'s elements in a flat tensor, shaped as PyTorch shapes it.
+/// A view of a parameter's elements in a flat tensor, in PyTorch's shape.
 fn view(flat: &Tensor, range: &Range<usize>, spec: &ParamSpec) -> Result<Tensor> {
     let part = flat.f_narrow(0, range.start as i64, range.len() as i64)?;
     Ok(match (spec.working, spec.shape.as_slice()) {
@@ -176,17 +175,17 @@ impl Params {
         })
     }
 
-    /// Forward copies by [`crate::models::ParamId`]; leaves of autograd.
+    /// Forward copies, indexed by [`crate::models::ParamId`]; leaves of autograd.
     pub fn leaves(&self) -> &[Tensor] {
         &self.leaves
     }
 
-    /// Where all of it lies.
+    /// The device that holds all buffers.
     pub fn device(&self) -> Device {
         self.device
     }
 
-    /// A buffer where it lies, `[layout.len]` or `[stats_len]` f32.
+    /// A buffer on its device, `[layout.len]` or `[stats_len]` f32.
     pub fn tensor(&self, part: StateBuffer) -> &Tensor {
         match part {
             StateBuffer::Master => &self.master,
@@ -196,17 +195,17 @@ impl Params {
         }
     }
 
-    /// The bf16 copy of the first [`FlatLayout::working_len`] parameters, in a bf16 run.
+    /// The bf16 copy of the first [`FlatLayout::working_len`] elements; none in an f32 run.
     pub fn working(&self) -> Option<&Tensor> {
         self.working.as_ref()
     }
 
-    /// Running statistics, flat (see [`crate::models::NormSpec`]).
+    /// Running statistics, `[stats_len]` (see [`crate::models::NormSpec`]).
     pub fn running(&self) -> &Tensor {
         &self.running
     }
 
-    /// A buffer on the host: itself on the CPU, else a copy.
+    /// A buffer on the host: the buffer itself on the CPU, else a copy.
     pub fn read(&self, part: StateBuffer) -> Result<Cow<'_, [f32]>> {
         let tensor = self.tensor(part);
         if self.device == Device::Cpu {
@@ -217,8 +216,8 @@ impl Params {
         Ok(Cow::Owned(copy))
     }
 
-    /// Has `change` overwrite a buffer on the host: itself on the CPU, else a copy that is then copied back, also
-    /// when `change` fails.
+    /// Makes `change` overwrite a buffer on the host: the buffer itself on the CPU, else a copy, which is then copied
+    /// back even when `change` fails.
     pub fn edit<T>(
         &mut self,
         part: StateBuffer,
@@ -271,7 +270,7 @@ impl Params {
         Ok(())
     }
 
-    /// A parameter (or moment) out of a flat buffer in PyTorch's element order.
+    /// Takes a parameter (or moment) out of a flat buffer, in PyTorch's element order.
     pub fn to_pytorch(&self, index: usize, flat: &[f32]) -> Vec<f32> {
         let part = &flat[self.layout.ranges[index].clone()];
         match ohwi(&self.blueprint.params[index]) {
@@ -280,7 +279,7 @@ impl Params {
         }
     }
 
-    /// The inverse of [`Params::to_pytorch`]: `values` in PyTorch's order into a flat buffer.
+    /// The inverse of [`Params::to_pytorch`]: writes `values`, in PyTorch's order, into a flat buffer.
     pub fn put_pytorch(&self, index: usize, values: &[f32], flat: &mut [f32]) -> Result<()> {
         let part = &mut flat[self.layout.ranges[index].clone()];
         let spec = &self.blueprint.params[index];
@@ -302,7 +301,7 @@ impl Params {
     }
 }
 
-/// For a channels-last weight: the flat position of each element in `[o, i, h, w]` order.
+/// For a channels-last weight, the flat position of each element in `[o, i, h, w]` order.
 fn ohwi(spec: &ParamSpec) -> Option<impl Iterator<Item = usize>> {
     let &[o, i, h, w] = spec.shape.as_slice() else {
         return None;

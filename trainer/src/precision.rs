@@ -1,4 +1,4 @@
-//! The dtype that convolutions use.
+//! The dtype of convolutions.
 
 use tch::Kind;
 
@@ -8,14 +8,14 @@ use fovea_run::config::Precision as PrecisionChoice;
 /// reduction, optimizer, master weights) is f32 in both.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Precision {
-    /// 32-bit floats.
+    /// f32 for everything, convolutions included.
     F32,
-    /// bfloat16 with f32 master weights.
+    /// bfloat16 convolutions and activations with f32 master weights.
     Bf16,
 }
 
 impl Precision {
-    /// Resolves the configured choice for what computes, which may have `native` bf16.
+    /// Resolves the configured choice for a device; `native` says whether it multiplies bf16 natively.
     pub fn resolve(choice: PrecisionChoice, native: bool) -> Self {
         match choice {
             PrecisionChoice::F32 => Self::F32,
@@ -25,7 +25,7 @@ impl Precision {
         }
     }
 
-    /// libtorch's name.
+    /// libtorch's name of the dtype.
     pub fn kind(self) -> Kind {
         match self {
             Self::F32 => Kind::Float,
@@ -33,7 +33,7 @@ impl Precision {
         }
     }
 
-    /// The word used in configurations.
+    /// The dtype's name in configurations.
     pub fn name(self) -> &'static str {
         match self {
             Self::F32 => "f32",

@@ -24,21 +24,21 @@ use crate::samples::{Assembler, SampleSource};
 use crate::train;
 use crate::weights::checkpoint_in;
 
-/// What images a model was trained on, and photographs are brought to.
+/// The image sizes that a model was trained on, to which photographs are scaled.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 struct ImageSizes {
-    /// Working size: pixels along an edge of an image.
+    /// Side of an image, pixels.
     image: u32,
-    /// Side of a grid cell in pixels.
+    /// Side of a grid cell, pixels.
     patch: u32,
 }
 
-/// What weights alone are taken to be trained on: what `prepare` makes when nothing else is asked for.
+/// Sizes that are assumed for weights alone: the defaults of `prepare`.
 const USUAL: ImageSizes = ImageSizes {
     image: 1280,
     patch: 128,
 };
-/// And what model they are taken for.
+/// Preset that is assumed for weights alone.
 const USUAL_PRESET: &str = "hybrid";
 
 /// Trained weights with the task and the configuration they were trained with.
@@ -51,20 +51,19 @@ pub struct Predictor {
     sizes: ImageSizes,
 }
 
-/// What became of a folder of photographs.
+/// The result of scoring photographs.
 #[derive(Debug, Default)]
 pub struct ScoredPhotographs {
-    /// Of those that could be read.
+    /// Predictions for the photographs that could be read.
     pub rows: Vec<Prediction>,
-    /// The others, in the order given.
+    /// The other photographs, in the order given.
     pub bad: Vec<BadFile>,
 }
 
 impl Predictor {
-    /// Loads a checkpoint directory, a run directory or its `checkpoints` (the best checkpoint, else the
-    /// newest), or a bare `.safetensors` file of weights: it does not say of which model, so the preset
-    /// `hybrid` and the usual sizes are assumed, with a warning. `adjust` may change the configuration
-    /// before it is used.
+    /// Loads a checkpoint directory, a run directory or its `checkpoints` (the best checkpoint, else the newest), or a
+    /// bare `.safetensors` file of weights. Such a file does not name its model, so the preset `hybrid` and the default
+    /// sizes are assumed, with a warning. `adjust` may change the configuration before its use.
     pub fn load(path: &Path, adjust: impl FnOnce(&mut Config) -> Result<()>) -> Result<Self> {
         let threads = std::thread::available_parallelism().map_or(1, usize::from);
         let lanes = ThreadLanes::over(threads, threads)?;
@@ -116,7 +115,7 @@ impl Predictor {
         SampleSource::new(data, &self.config, self.grain, self.precision, false)
     }
 
-    /// Answers are only of use to the questions that the model was trained on.
+    /// Returns an error unless the dataset has the task that the model was trained on.
     fn refuse_another_task(&self, data: &Dataset) -> Result<()> {
         if *data.task() == self.task {
             return Ok(());
@@ -140,7 +139,8 @@ impl Predictor {
         })
     }
 
-    /// Other sizes than in training are allowed, but the scores are then of another kind of picture.
+    /// Warns of sizes other than those of training: they are allowed, but the scores are then of another kind of
+    /// picture.
     fn warn_of_other_sizes(&self, data: &Dataset) {
         let recipe = &data.manifest().recipe;
         let theirs = ImageSizes {
@@ -163,12 +163,12 @@ impl Predictor {
         }
     }
 
-    /// The configuration of the training, with the adjustments that were asked for.
+    /// The configuration of the training, with `adjust` applied.
     pub fn config(&self) -> &Config {
         &self.config
     }
 
-    /// The questions that the model answers.
+    /// The task that the model was trained on.
     pub fn task(&self) -> &Task {
         &self.task
     }
@@ -249,11 +249,12 @@ impl Predictor {
         }
     }
 
-    /// Scores photographs at the sizes of training; `tick` is called after each. One that cannot be read
-    /// does not keep the others from being scored.
+    /// Scores photographs at the sizes of training; calls `tick` after each. One that cannot be read does not keep the
+    /// others from being scored.
     ///
     /// # Errors
-    /// [`Error::Usage`] when two have the same id: their rows could not be told apart; or when an answer is not finite.
+    /// [`Error::Usage`] when two photographs have the same id, because their rows could not be told apart, or when an
+    /// answer is not finite.
     pub fn photos(&self, paths: &[PhotoFile], mut tick: impl FnMut()) -> Result<ScoredPhotographs> {
         distinct_ids(paths)?;
         let mut scored = ScoredPhotographs::default();
@@ -272,7 +273,7 @@ impl Predictor {
         Ok(scored)
     }
 
-    /// Scores one photograph: field of view found, squared, resized; its black cells are left out.
+    /// Scores one photograph: finds the field of view, makes it square, resizes it; omits black cells.
     fn photo(&self, found: &PhotoFile) -> Result<std::result::Result<Vec<Prediction>, BadFile>> {
         let path = &found.path;
         let ImageSizes { image, patch } = self.sizes;
@@ -334,7 +335,7 @@ impl Predictor {
     }
 }
 
-/// Weights can be finite, and yet so large that what is computed with them is not.
+/// The weights may be finite, and yet so large that the results are not.
 fn not_finite(of: &str) -> Error {
     Error::Usage {
         what: format!(
@@ -362,7 +363,7 @@ fn distinct_ids(photos: &[PhotoFile]) -> Result<()> {
     Ok(())
 }
 
-/// What a path of photographs holds, by id.
+/// The photographs at a path, each with its id.
 pub fn photos(path: &Path) -> Result<Vec<PhotoFile>> {
     Ok(list_photos(path)?)
 }

@@ -1,7 +1,7 @@
-//! Checks a run before its first step: whether configuration and data can make one at all.
+//! Checks before a run's first step whether configuration and data can make a run at all.
 //!
-//! Without these refusals every rank would fail after an epoch. Deciding is pure: [`RunFacts`] of the
-//! splits in, an error or warnings out.
+//! Without these refusals every rank would fail after an epoch. The decision is pure: it takes [`RunFacts`] and returns
+//! an error or warnings.
 
 use fovea_coordinator::order::{EpochOrder, Grain};
 use fovea_dataset::{Dataset, Split};
@@ -17,13 +17,13 @@ use crate::samples::{labels_of, order_input, whole_image};
 /// When a run is checked.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Moment {
-    /// Before the first step: everything can still be chosen otherwise.
+    /// Before the first step, when every setting can still be changed.
     Beginning,
-    /// A run continues as it was begun: only what makes that impossible is refused.
+    /// When a run continues as it began: only what makes that impossible is refused.
     GoingOn,
 }
 
-/// Refuses a run that cannot train or cannot be validated, and says what else is odd, a sentence each.
+/// Refuses a run that cannot train or cannot be validated; returns other oddities as warnings, one sentence each.
 ///
 /// # Errors
 /// [`Error::Usage`]: the training or the validation split is empty or all black; before the first step also a training
@@ -46,26 +46,27 @@ pub fn preflight(config: &Config, data: &Dataset, moment: Moment) -> Result<Vec<
     decide(config, &facts, moment)
 }
 
-/// What the decision depends on.
+/// The facts that the decision depends on.
 #[derive(Clone, Debug)]
 struct RunFacts {
     task: Task,
-    /// The dataset, for messages.
+    /// Name of the dataset, for messages.
     data: String,
     train: SplitFacts,
     val: SplitFacts,
-    /// Units of one epoch: an image with up to P of its patches each.
+    /// Units of one epoch: an image with up to `data.patches_per_image` of its patches, or, by the model's grain, the
+    /// image alone.
     units: usize,
 }
 
 /// A split as training and evaluation see it.
 #[derive(Clone, Debug, Default)]
 struct SplitFacts {
-    /// Images, with and without labels.
+    /// Number of images, with and without labels.
     images: usize,
-    /// Samples, with and without labels: patches that are not black, or images.
+    /// Number of samples, with and without labels: patches that are not black, or images.
     samples: usize,
-    /// Labels of the samples per target of the task.
+    /// Label counts of the samples, per target of the task.
     labels: Vec<LabelCounts>,
 }
 
@@ -137,7 +138,7 @@ fn decide(config: &Config, facts: &RunFacts, moment: Moment) -> Result<Vec<Strin
     Ok(warnings)
 }
 
-/// The target that is watched, and its labels in the validation split.
+/// The watched target, and its labels in the validation split.
 fn watched_labels(level: Level, facts: &RunFacts) -> Result<(&Target, &LabelCounts)> {
     let found = watched(&facts.task, level);
     let found = found.and_then(|(index, target)| Some((target, facts.val.labels.get(index)?)));
@@ -151,7 +152,7 @@ fn watched_labels(level: Level, facts: &RunFacts) -> Result<(&Target, &LabelCoun
     })
 }
 
-/// A training split that one step, or the virtual shards of a step, would exceed.
+/// Errors of a training split that is smaller than one step, or than the virtual shards of a step.
 fn too_small(config: &Config, facts: &RunFacts) -> Vec<Error> {
     let RunFacts { data, units, .. } = facts;
     let (images, most) = (facts.train.images, config.data.patches_per_image);
@@ -257,7 +258,7 @@ mod tests {
             text.contains("train.images_per_step = 9") && text.contains("at most 8"),
             "{text}"
         );
-        // It was begun so.
+        // The run began with such a split.
         let warnings = decide(&config, &facts(), Moment::GoingOn).expect("goes on");
         assert_eq!(warnings.len(), 1);
         config.train.images_per_step = 3;
@@ -269,10 +270,10 @@ mod tests {
     fn a_metric_that_can_never_be_defined_is_refused() {
         let mut config = Config::default();
         config.early_stopping.metric = MetricName::MeanAuroc;
-        // MA and HE have both kinds of patches, EX and SE none.
+        // MA and HE have both kinds of patches; EX and SE have one kind only.
         let warnings = decide(&config, &facts(), Moment::Beginning).expect("defined");
         assert!(warnings[0].contains("leaves out EX, SE"), "{warnings:?}");
-        // One image: it is of one kind.
+        // The split has one image, so one kind.
         config.early_stopping.level = Level::Image;
         let text = refused(&config, &facts());
         for words in [

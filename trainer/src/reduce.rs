@@ -1,12 +1,12 @@
 //! Sums over virtual shards in a fixed binary tree.
 //!
-//! Each virtual shard contributes a leaf (gradients, batch statistics, loss sums). Leaves are added
-//! pairwise, `((0+1)+(2+3))+..`, like carries of a binary counter: the number of buffers is logarithmic.
-//! [`fovea_collectives::Collective::all_reduce`] then adds the ranks' sums in the upper part of the same
-//! tree, so the bits do not depend on how many ranks share the leaves.
+//! Each virtual shard contributes a leaf (gradients, batch statistics, loss sums). Leaves are added pairwise,
+//! `((0+1)+(2+3))+..`, like carries of a binary counter, so the number of buffers is logarithmic.
+//! [`fovea_collectives::Collective::all_reduce`] then adds the ranks' sums in the upper part of the same tree, so the
+//! bits do not depend on how many ranks share the leaves.
 //!
-//! Every element is summed on its own, so parts of the buffer may be at different leaves: early parts
-//! travel to the other ranks while the rest is still being computed (see [`crate::buckets`]).
+//! Every element is summed on its own, so parts of the buffer may be at different leaves: early parts travel to the
+//! other ranks while the rest is still being computed (see [`crate::buckets`]).
 
 use std::ops::Range;
 
@@ -18,34 +18,34 @@ use crate::error::Result;
 /// Whether a leaf overwrites its target or is added to it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Fill {
-    /// The target holds something old.
+    /// The target holds old values, which the leaf overwrites.
     Assign,
-    /// The target holds the left sibling.
+    /// The target holds the left sibling, which the leaf is added to.
     Add,
 }
 
-/// The flat buffer that ranks reduce: gradients, batch statistics, scalars.
+/// The ranges of the flat buffer that ranks reduce: gradients, batch statistics, scalars.
 #[derive(Clone, Debug)]
 pub(crate) struct Surface {
-    /// As the parameters lie in their buffers.
+    /// The gradients, in the layout of the parameters.
     pub grads: Range<usize>,
-    /// As the running statistics lie in theirs.
+    /// The batch statistics, in the layout of the running statistics.
     pub stats: Range<usize>,
-    /// Image loss, patch loss, virtual shards with samples.
+    /// The summed loss of each head, then the number of virtual shards with samples.
     pub scalars: Range<usize>,
 }
 
 /// A buffer of f32 that can be summed part by part.
 pub trait SumBuffer {
-    /// One with zeros, on this device if it can be on any.
+    /// A buffer of `len` zeros, on `device` if its type can be on any.
     fn zeros(len: usize, device: Device) -> Result<Self>
     where
         Self: Sized;
 
-    /// Number of elements.
+    /// Length of the buffer, elements.
     fn len(&self) -> usize;
 
-    /// Adds these elements of `other`.
+    /// Adds the elements `range` of `other` to the same elements of `self`.
     fn add(&mut self, other: &Self, range: Range<usize>) -> Result<()>;
 }
 
@@ -64,7 +64,7 @@ impl SumBuffer for Vec<f32> {
     }
 }
 
-/// In the order of the stream that is current.
+/// Additions run in the order of the current stream.
 impl SumBuffer for Tensor {
     fn zeros(len: usize, device: Device) -> Result<Self> {
         Ok(Tensor::f_zeros([len as i64], (Kind::Float, device))?)
@@ -82,14 +82,14 @@ impl SumBuffer for Tensor {
 }
 
 impl TreeAccumulator<Tensor> {
-    /// The buffers that it has now.
+    /// The buffers that exist now.
     pub fn buffers(&self) -> Vec<Tensor> {
         let buffers = self.buffers.iter().flatten();
         buffers.map(Tensor::shallow_clone).collect()
     }
 }
 
-/// A view of some elements of a flat tensor.
+/// A view of the elements `range` of a flat tensor.
 pub fn part(flat: &Tensor, range: &Range<usize>) -> Result<Tensor> {
     Ok(flat.f_narrow(0, range.start as i64, range.len() as i64)?)
 }
@@ -99,7 +99,7 @@ pub fn part(flat: &Tensor, range: &Range<usize>) -> Result<Tensor> {
 pub struct TreeAccumulator<B = Vec<f32>> {
     len: usize,
     device: Device,
-    /// By depth: after `n` leaves those of `n`'s binary ones hold sums, the largest first. None for one that was taken.
+    /// Sums by depth: after `n` leaves, one per 1 bit of `n`, the largest first. None for a buffer that was taken.
     buffers: Vec<Option<B>>,
 }
 
@@ -114,12 +114,12 @@ impl<B> Default for TreeAccumulator<B> {
 }
 
 impl<B: SumBuffer> TreeAccumulator<B> {
-    /// For leaves of `len` elements.
+    /// An accumulator for leaves of `len` elements, in host memory.
     pub fn new(len: usize) -> Self {
         Self::on(Device::Cpu, len)
     }
 
-    /// The same, with its buffers on a device.
+    /// An accumulator for leaves of `len` elements, with its buffers on `device`.
     pub fn on(device: Device, len: usize) -> Self {
         Self {
             len,
@@ -131,7 +131,7 @@ impl<B: SumBuffer> TreeAccumulator<B> {
     /// Adds the elements `range` of leaf `leaf`, which counts from 0; leaves come in order. `write` gets the buffer
     /// whose elements `range` are the target, and whether to assign or to add.
     ///
-    /// Elements that `write` does not touch must be ones it never touches: they stay zero.
+    /// Elements that `write` skips must be ones that it always skips: they stay zero.
     pub fn leaf(
         &mut self,
         leaf: usize,
@@ -142,7 +142,7 @@ impl<B: SumBuffer> TreeAccumulator<B> {
         if leaf.is_multiple_of(2) {
             return write(self.buffer(ones)?, Fill::Assign);
         }
-        // Its left sibling is on top.
+        // The leaf's left sibling is on top.
         let mut top = ones - 1;
         write(self.buffer(top)?, Fill::Add)?;
         for _ in 1..leaf.trailing_ones() {
@@ -160,14 +160,14 @@ impl<B: SumBuffer> TreeAccumulator<B> {
         self.buffer(0)
     }
 
-    /// The whole sum, every element of which was finished. Give it back with [`TreeAccumulator::recycle`].
+    /// Takes the whole sum after every element was finished. Return it with [`TreeAccumulator::recycle`].
     pub fn take(&mut self) -> Result<B> {
         self.buffer(0)?;
         let taken = self.buffers.first_mut().and_then(Option::take);
         taken.map_or_else(|| B::zeros(self.len, self.device), Ok)
     }
 
-    /// Takes back a buffer from [`TreeAccumulator::take`], to be reused.
+    /// Takes back a buffer from [`TreeAccumulator::take`], for reuse.
     pub fn recycle(&mut self, buffer: B) {
         if buffer.len() == self.len
             && let Some(first) = self.buffers.first_mut()
@@ -176,7 +176,7 @@ impl<B: SumBuffer> TreeAccumulator<B> {
         }
     }
 
-    /// Adds a sum to the one before it.
+    /// Adds a sum to the one below it.
     fn merge(&mut self, top: usize, range: Range<usize>) -> Result<()> {
         self.buffer(top)?;
         self.buffer(top - 1)?;
@@ -194,7 +194,7 @@ impl<B: SumBuffer> TreeAccumulator<B> {
         let slot = &mut self.buffers[depth];
         match slot {
             Some(buffer) => Ok(buffer),
-            // The first time, or the one before was dropped with an attempt that failed.
+            // The first use, or the buffer before was dropped with a failed attempt.
             None => Ok(slot.insert(B::zeros(self.len, self.device)?)),
         }
     }
@@ -269,8 +269,8 @@ mod tests {
             prop_assert_eq!(bits(&sum(&leaves)), bits(parts[0]));
         }
 
-        /// In whatever order parts of the buffer get on, the bits are the same; also in a tree that was used before,
-        /// by an attempt that was given up.
+        /// Parts of the buffer may progress in any order: the bits are the same, also in a tree that an abandoned
+        /// attempt has used before.
         #[test]
         fn parts_do_not_wait_for_each_other(
             count in 1usize..12,

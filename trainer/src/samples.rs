@@ -23,25 +23,26 @@ use crate::precision::Precision;
 const GLOBAL_CACHE_BYTES: usize = 1 << 30;
 /// Batches that the loader thread may be ahead of training.
 const PREFETCH: usize = 2;
-/// Marks the hash counter of a whole image's augmentation, apart from those of its patches.
+/// Bit that separates the hash counters of a whole image's augmentation from those of its patches.
 const IMAGE_DRAW: u64 = 1 << 63;
 
 /// The samples of one virtual shard, ready for the model.
 pub struct ShardBatch {
-    /// What the model sees of them.
+    /// The pixels of the samples, or where a GPU finds them.
     pub pixels: Pixels,
-    /// Patches per image, sums to n.
+    /// Number of patches of each image, `[b]`; the sum is n.
     pub counts: Vec<usize>,
-    /// Labels by target of the task, in its order: one per image `[b]` or per patch `[n]`. No lists without labels.
+    /// Labels of each target, in the task's order: one per image `[b]` or per patch `[n]`. Empty for photographs
+    /// without labels.
     pub labels: Vec<Vec<Label>>,
-    /// What seeds each image's draws `[b]`.
+    /// Ids that the images' draws are hashed from, `[b]`.
     pub image_ids: Vec<u64>,
-    /// Sample ids of the patches `[n]`.
+    /// Sample ids of the patches, `[n]`.
     pub patch_ids: Vec<u64>,
 }
 
 impl ShardBatch {
-    /// Ids of what has one row at `level`.
+    /// Ids of the rows at `level`: of the images or of the patches.
     pub fn ids(&self, level: Level) -> &[u64] {
         match level {
             Level::Image => &self.image_ids,
@@ -49,39 +50,39 @@ impl ShardBatch {
         }
     }
 
-    /// Whether it is left to a GPU to make the pixels.
+    /// Whether a GPU must still make the pixels.
     pub fn is_cut_on_gpu(&self) -> bool {
         matches!(self.pixels, Pixels::Crops(_))
     }
 }
 
-/// What the model sees of a batch.
+/// The pixels of a batch, or where a GPU finds them.
 pub enum Pixels {
-    /// Made already.
+    /// The pixels, ready for the model.
     Views(Views),
-    /// For a GPU, which makes them from its own copy of the images.
+    /// The places of the pixels, for a GPU that makes them from its own copy of the images.
     Crops(Crops),
 }
 
 /// A batch's pixels, channels-last, in the working dtype.
 pub struct Views {
-    /// `[b, 3, S, S]`.
+    /// Whole images, `[b, 3, S, S]`.
     pub globals: Tensor,
-    /// `[n, 3, patch, patch]`.
+    /// Patches of all images one after the other, `[n, 3, patch, patch]`.
     pub patches: Tensor,
 }
 
-/// What a batch's pixels are cut from.
+/// Where the pixels of a batch come from.
 pub struct Crops {
-    /// Image of the dataset `[b]`.
+    /// Index in the dataset of each unit's image, `[b]`.
     pub images: Vec<u32>,
-    /// Where each patch lies `[n]`; its image counts among those of the dataset.
+    /// Place of each patch, `[n]`; its image is an index in the dataset.
     pub specs: Vec<CropSpec>,
     /// The epoch whose augmentation applies; none in evaluation.
     pub epoch: Option<u32>,
 }
 
-/// What the epochs of the training split are ordered from.
+/// The images and settings from which the order of every epoch of the training split follows.
 pub fn order_input(data: &Dataset, grain: Grain, config: &Config) -> OrderInput {
     let images = data.indices(Split::Train);
     OrderInput {
@@ -96,7 +97,7 @@ pub fn order_input(data: &Dataset, grain: Grain, config: &Config) -> OrderInput 
     }
 }
 
-/// Grid cells of an image that are not black, in row order: what training and evaluation see.
+/// Grid cells of an image that are not black, in row order; training and evaluation use only these.
 pub fn non_black_cells(data: &Dataset, image: usize) -> Vec<u16> {
     let black = data.black(image);
     (0..black.len())
@@ -105,7 +106,7 @@ pub fn non_black_cells(data: &Dataset, image: usize) -> Vec<u16> {
         .collect()
 }
 
-/// The unit that holds all that a model of this grain reads of an image: every cell that is not black, or the image alone.
+/// The unit with all that a model of this grain reads of an image: every cell that is not black, or the image alone.
 pub fn whole_image(data: &Dataset, grain: Grain, image: usize) -> Unit {
     Unit {
         image: image as u32,
@@ -116,8 +117,8 @@ pub fn whole_image(data: &Dataset, grain: Grain, image: usize) -> Unit {
     }
 }
 
-/// Labels of target `target` of the dataset's task for a unit: one of its image, or one per cell of it. `cells` are the labels
-/// of all cells of the image, `[grid, grid]`.
+/// Labels of target `target` of the dataset's task for a unit: one for its image, or one per cell of it. `cells` are
+/// the labels of all cells of the image, `[grid * grid]`.
 pub fn labels_of(data: &Dataset, cells: &[Label], target: usize, unit: &Unit) -> Vec<Label> {
     let asked = &data.task().targets()[target];
     match asked.level {
@@ -129,7 +130,7 @@ pub fn labels_of(data: &Dataset, cells: &[Label], target: usize, unit: &Unit) ->
     }
 }
 
-/// The configured augmentation.
+/// The augmentation of the configuration.
 pub fn augment(config: &Config) -> Augment {
     let a = &config.augment;
     let on = |strength: f32| if a.enabled { strength } else { 0.0 };
@@ -143,25 +144,25 @@ pub fn augment(config: &Config) -> Augment {
     }
 }
 
-/// Reads samples; shared by training and evaluation.
+/// Reads samples, for training and for evaluation.
 pub struct SampleSource {
     data: Arc<Dataset>,
     augment: Augment,
     seed: u64,
     global_size: usize,
     precision: Precision,
-    /// Pixels are left to a GPU.
+    /// Whether batches come without pixels, which a GPU makes.
     on_gpu: bool,
     grain: Grain,
-    /// By image of the dataset: labels of its cells, `[grid, grid]`, for the task's target at patch level.
+    /// For each image of the dataset, the labels of its cells, `[grid * grid]`, for the task's target at patch level.
     cell_labels: Vec<Vec<Label>>,
     /// Whole images resized to the global branch's size, `[S, S, 3]` in 0..255.
     resized: Mutex<HashMap<u32, Arc<Vec<f32>>>>,
 }
 
 impl SampleSource {
-    /// `config` says sizes, label rule, augmentation and seed, `grain` what the model reads. `on_gpu`: batches are without
-    /// pixels.
+    /// `config` gives sizes, label rule, augmentation and seed, `grain` the unit of the samples. With `on_gpu`, batches
+    /// come without pixels.
     pub fn new(
         data: Arc<Dataset>,
         config: &Config,
@@ -185,29 +186,29 @@ impl SampleSource {
         }
     }
 
-    /// The dataset that is read.
+    /// The dataset that the samples come from.
     pub fn data(&self) -> &Dataset {
         &self.data
     }
 
-    /// What its labels answer.
+    /// The dataset's task, whose targets the labels belong to.
     pub fn task(&self) -> &Task {
         self.data.task()
     }
 
-    /// Labels of target `target` of the task for a unit: one of its image, or one per cell of it. The label of a cell, and of
-    /// an image that has the classes of its cells, follows the configured rule.
+    /// Labels of target `target` of the task for a unit: one for its image, or one per cell of it. The label of a cell,
+    /// and of an image that has the classes of its cells, follows the configured rule.
     pub fn labels(&self, target: usize, unit: &Unit) -> Vec<Label> {
         let cells = &self.cell_labels[unit.image as usize];
         labels_of(&self.data, cells, target, unit)
     }
 
-    /// The unit that holds all that the model reads of an image, for evaluation.
+    /// The unit with all that the model reads of an image, for evaluation.
     pub fn whole_image(&self, image: usize) -> Unit {
         whole_image(&self.data, self.grain, image)
     }
 
-    /// Reads, crops and (in training: `epoch` given) augments the samples of `units`.
+    /// Reads and crops the samples of `units`; in training, when `epoch` is given, also augments them.
     pub fn load(&self, units: &[Unit], epoch: Option<u32>) -> Result<ShardBatch> {
         let mut batch = if self.on_gpu {
             self.assembler().crops(units, epoch)
@@ -265,7 +266,7 @@ impl SampleSource {
         let mut cache = self.resized.lock().map_err(|_| {
             Error::Internal("the cache of resized images was poisoned by a panic".to_owned())
         })?;
-        // Every image is wanted once per pass: evicting one for another would gain nothing.
+        // Every image is needed once per pass: evicting one for another would gain nothing.
         if (cache.len() + 1) * fresh.len() * size_of::<f32>() <= GLOBAL_CACHE_BYTES {
             cache.insert(image, Arc::clone(&fresh));
         }
@@ -273,18 +274,18 @@ impl SampleSource {
     }
 }
 
-/// What decides a training sample's random view, beside its id.
+/// The inputs of a training sample's random draws, apart from its id.
 #[derive(Clone, Copy)]
 pub struct Randomness<'a> {
-    /// Strengths.
+    /// Strengths of the augmentation.
     pub augment: &'a Augment,
-    /// Of the run.
+    /// The seed of the run, `train.seed`.
     pub seed: u64,
-    /// The epoch.
+    /// The epoch, counted from 0.
     pub epoch: u32,
 }
 
-/// The names of a batch's samples, and where they lie.
+/// The ids of a batch's samples, and where they lie.
 #[derive(Default)]
 struct Selection {
     image_ids: Vec<u64>,
@@ -295,18 +296,18 @@ struct Selection {
 /// Turns pixels into the tensors of a batch.
 #[derive(Clone, Copy, Debug)]
 pub struct Assembler {
-    /// Cells per side.
+    /// Grid cells along a side of an image.
     pub grid: usize,
-    /// Side of a cell in pixels.
+    /// Side of a grid cell, pixels.
     pub patch: usize,
-    /// Side of the global branch's input in pixels.
+    /// Side of the whole-image branch's input, pixels.
     pub global_size: usize,
-    /// Dtype of the tensors.
+    /// Dtype of the pixel tensors.
     pub precision: Precision,
 }
 
 impl Assembler {
-    /// A photograph's cells (row order, black ones left out), without labels.
+    /// A photograph with these cells (in row order, without black ones), without labels.
     pub fn photo(&self, image: ImageU8<'_>, cells: Vec<u16>) -> Result<ShardBatch> {
         let resized = Arc::new(resize_antialias(
             &image,
@@ -316,7 +317,8 @@ impl Assembler {
         self.assemble(&[Unit { image: 0, cells }], &[image], &[resized], None)
     }
 
-    /// For a GPU: without labels and pixels, with what they are to be cut from. A unit's image is one of the dataset.
+    /// A batch for a GPU: the places of its pixels, without labels and pixels. A unit's image is an index in the
+    /// dataset.
     pub fn crops(&self, units: &[Unit], epoch: Option<u32>) -> ShardBatch {
         let Selection {
             image_ids,
@@ -339,7 +341,7 @@ impl Assembler {
         }
     }
 
-    /// Everything but the labels. `images` and `resized` belong to `units` one by one.
+    /// Everything but the labels. `images` and `resized` hold one entry for each of `units`.
     pub fn assemble(
         &self,
         units: &[Unit],
@@ -366,7 +368,7 @@ impl Assembler {
                 global_view(resized, self.global_size, seed, epoch, id, augment, out)
             })?;
         }
-        // In memory [n, h, w, 3]; to libtorch a channels-last [n, 3, h, w].
+        // In memory [n, h, w, 3]; for libtorch a channels-last [n, 3, h, w].
         let pixels = Pixels::Views(Views {
             globals: globals.f_permute([0, 3, 1, 2])?,
             patches: patches.f_permute([0, 3, 1, 2])?,
@@ -380,7 +382,7 @@ impl Assembler {
         })
     }
 
-    /// What the units are called, and where their patches lie; an image is its unit's place here.
+    /// The ids of the units and the places of their patches; here a patch's image is the index of its unit.
     fn select(&self, units: &[Unit]) -> Selection {
         let (grid, patch) = (self.grid as u64, self.patch);
         let mut selection = Selection::default();
@@ -422,39 +424,39 @@ fn with_pixels(
     }?)
 }
 
-/// One step's work for one rank.
+/// The work of one rank in one step.
 pub struct RankBatch {
     /// The global batch it belongs to.
     pub global: GlobalBatch,
-    /// Images of the global batch.
+    /// Number of images in the global batch.
     pub images: usize,
-    /// Patches of the global batch.
+    /// Number of patches in the global batch.
     pub patches: u64,
     /// This rank's virtual shards, in order; an entry is none when the shard is empty.
     pub shards: Vec<Option<ShardBatch>>,
-    /// Samples of this rank, as the order counts them.
+    /// Number of this rank's samples, as the epoch order counts them.
     pub samples: u64,
 }
 
-/// Which part of each global batch a rank reads.
+/// The part of each global batch that a rank reads.
 #[derive(Clone, Debug)]
 pub struct Part {
-    /// The rank's virtual shards.
+    /// Numbers of the rank's virtual shards.
     pub shards: Range<usize>,
-    /// Virtual shards of the run.
+    /// Number of virtual shards of the run.
     pub virtual_shards: usize,
-    /// Images of a global batch.
+    /// Number of images in a global batch.
     pub images_per_step: usize,
 }
 
-/// Reads the batches of one epoch ahead of training, in a thread of its own.
+/// Reads the batches of one epoch ahead of training, on a thread of its own.
 pub struct Loader {
     batches: Receiver<Result<RankBatch>>,
 }
 
 impl Loader {
-    /// Starts reading at `cursor` by `load`, which gets the units of a virtual shard and the epoch. The thread ends with
-    /// the epoch, or when the loader is dropped.
+    /// Starts reading at `cursor` with `load`, which gets the units of a virtual shard and the epoch. The thread ends
+    /// with the epoch, or when the loader is dropped.
     pub fn spawn(
         load: impl Fn(&[Unit], u32) -> Result<ShardBatch> + Send + 'static,
         order: Arc<EpochOrder>,
@@ -493,7 +495,7 @@ fn read_epoch(
         };
         let failed = batch.is_err();
         if send.send(batch).is_err() || failed {
-            return; // training went away, or there is nothing sensible to read on
+            return; // training has dropped the loader, or an error ends the reading
         }
     }
 }

@@ -1,4 +1,4 @@
-//! What the threads of a rank did when, in the first steps: for `ui.perfetto.dev` or `chrome://tracing`.
+//! The trace of the first steps: what the threads of a rank did when, for `ui.perfetto.dev` or `chrome://tracing`.
 
 use std::path::Path;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -9,20 +9,20 @@ use serde_json::{Value, json};
 
 use crate::error::Result;
 
-/// Something that took a while.
+/// A named stretch of time on one thread.
 #[derive(Clone, Debug, PartialEq)]
 pub(crate) struct Span {
-    /// `backward`, `all-reduce bucket 2`, ...
+    /// Name of the work: `backward`, `all-reduce bucket 2`, ...
     pub name: String,
-    /// The thread's name.
+    /// Name of the thread that did the work.
     pub thread: String,
-    /// From the begin of the trace, in microseconds.
+    /// Start, in microseconds since the trace began.
     pub start_us: f64,
-    /// In microseconds.
+    /// Duration of the work, in microseconds.
     pub duration_us: f64,
 }
 
-/// Spans, until it is switched off.
+/// Records spans until it is switched off.
 #[derive(Debug)]
 pub(crate) struct Trace {
     on: AtomicBool,
@@ -31,7 +31,7 @@ pub(crate) struct Trace {
 }
 
 impl Trace {
-    /// One that records when `on`.
+    /// A trace that records when `on`.
     pub fn new(on: bool) -> Self {
         Self {
             on: AtomicBool::new(on),
@@ -44,7 +44,7 @@ impl Trace {
         self.on.load(Ordering::Relaxed)
     }
 
-    /// Does the work, and notes how long it took on this thread.
+    /// Runs `work`, and records how long it took on this thread.
     pub fn time<T>(&self, name: impl FnOnce() -> String, work: impl FnOnce() -> T) -> T {
         if !self.is_on() {
             return work();
@@ -68,7 +68,7 @@ impl Trace {
         self.lock().clone()
     }
 
-    /// Writes all spans as trace events and records no more.
+    /// Writes all spans as trace events, and stops recording.
     pub fn end(&self, path: &Path, rank: usize) -> Result<()> {
         self.on.store(false, Ordering::Relaxed);
         let spans = std::mem::take(&mut *self.lock());

@@ -1,8 +1,7 @@
-//! Loading weights: which file is meant, what its tensors are called, and whether they are those
-//! of the model.
+//! Loading weights: finds the file, maps the names of its tensors, and checks that they are the model's.
 //!
-//! Every source (a checkpoint, `eval`, `predict`, `model.init`) goes through [`fitted`], so nothing computes with
-//! incomplete or non-finite weights. Deciding is pure: tensors in, tensors or an error out.
+//! Every source (a checkpoint, `eval`, `predict`, `model.init`) goes through [`fitted`], so no computation uses
+//! incomplete or non-finite weights. The decision is pure: it takes tensors and returns tensors or an error.
 
 use std::collections::BTreeMap;
 use std::fs;
@@ -17,19 +16,19 @@ use crate::error::{Error, Result};
 use crate::models::{self, Blueprint};
 use crate::train::best_of;
 
-/// Names that a message lists before it only counts the others.
+/// Number of names that a message lists before it only counts the others.
 const NAMED: usize = 4;
 
-/// What wrappers put between the dots of a name: anywhere, and as often as they are nested.
+/// Parts that wrappers put between the dots of a name: anywhere, and as often as they are nested.
 const WRAPPERS: [(&str, &str); 2] = [
     ("module", "DistributedDataParallel"),
     ("_orig_mod", "torch.compile"),
 ];
 
-/// What a whole model is kept under, when all names begin with it.
+/// Keys under which whole models are stored, when all names begin with one of them.
 const HOLDERS: [&str; 4] = ["model", "net", "network", "state_dict"];
 
-/// Tensors under the names of the model.
+/// Tensors under the model's own names.
 #[derive(Debug)]
 pub struct Fitted<'a> {
     tensors: BTreeMap<String, &'a NamedTensor>,
@@ -39,7 +38,7 @@ impl Fitted<'_> {
     /// The elements of a tensor in PyTorch's order.
     ///
     /// # Errors
-    /// The model has no such tensor: [`fitted`] has looked at those that it has.
+    /// The model has no such tensor; [`fitted`] has checked all that it has.
     pub fn values(&self, name: &str) -> Result<&[f32]> {
         match self.tensors.get(name).map(|tensor| &tensor.data) {
             Some(TensorData::F32(values)) => Ok(values),
@@ -48,11 +47,12 @@ impl Fitted<'_> {
     }
 }
 
-/// The tensors of `origin` as those of the model: what wrappers added to the names is taken off (with a word in the
-/// log), and every parameter and every running statistic is there, in its shape, finite, and nothing else is.
+/// Maps the tensors of `origin` to those of the model: removes what wrappers added to the names (and logs it), and
+/// checks that every parameter and every running statistic is there, in its shape and finite, and that there is no
+/// other tensor.
 ///
 /// # Errors
-/// [`Error::Mismatch`], with what is missing, unexpected, of another shape or not finite.
+/// [`Error::Mismatch`] with the tensors that are missing, unexpected, of another shape or not finite.
 pub fn fitted<'a>(
     blueprint: &Blueprint,
     tensors: &'a [NamedTensor],
@@ -86,7 +86,7 @@ pub fn fitted<'a>(
     Ok(Fitted { tensors: by_name })
 }
 
-/// What a model has to be given: names and shapes, parameters and running statistics.
+/// Names and shapes of the tensors that a model needs: parameters and running statistics.
 fn wanted(blueprint: &Blueprint) -> BTreeMap<String, Vec<usize>> {
     let params = blueprint.params.iter().map(|spec| {
         let shape = spec.shape.iter().map(|&d| d as usize).collect();
@@ -99,13 +99,13 @@ fn wanted(blueprint: &Blueprint) -> BTreeMap<String, Vec<usize>> {
     params.chain(norms).collect()
 }
 
-/// A counter that PyTorch keeps beside running statistics, and older files do not have.
+/// Whether this is the counter that PyTorch keeps with running statistics, which older files do not have.
 fn is_counter(wanted: &BTreeMap<String, Vec<usize>>, name: &str) -> bool {
     name.strip_suffix(".num_batches_tracked")
         .is_some_and(|norm| wanted.contains_key(&format!("{norm}.running_mean")))
 }
 
-/// In what the tensors differ from the model's, all of it in one sentence; nothing when they do not.
+/// All differences between the tensors and the model's in one sentence; none when they fit.
 fn misfits(
     wanted: &BTreeMap<String, Vec<usize>>,
     given: &BTreeMap<String, &NamedTensor>,
@@ -158,10 +158,10 @@ fn listed(names: &[String]) -> String {
     format!("{}{more}", first.join(", "))
 }
 
-/// NaN and infinities make every answer of a model NaN, or wrong.
+/// Refuses NaN and infinities, which make every answer of a model NaN, or wrong.
 ///
 /// # Errors
-/// [`Error::Mismatch`] with the tensors that hold some, and how many.
+/// [`Error::Mismatch`] with the tensors that hold some, and their number.
 pub fn refuse_not_finite(tensors: &[NamedTensor], origin: &Path) -> Result<()> {
     let bad: Vec<String> = tensors
         .iter()
@@ -188,16 +188,16 @@ pub fn refuse_not_finite(tensors: &[NamedTensor], origin: &Path) -> Result<()> {
     })
 }
 
-/// Names without what wrappers added.
+/// Names without the parts that wrappers added.
 #[derive(Debug, PartialEq, Eq)]
 struct Plain {
-    /// In the order given.
+    /// The names, in the order given.
     names: Vec<String>,
-    /// What was taken off, as `` `module.` (DistributedDataParallel) ``.
+    /// The removed parts, as `` `module.` (DistributedDataParallel) ``.
     removed: Vec<String>,
 }
 
-/// Takes off what wrappers and holders put into names; a name that the model knows stays as it is.
+/// Removes the parts that wrappers and holders put into names; a name that the model knows stays unchanged.
 fn plain_names(given: &[&str], known: impl Fn(&str) -> bool) -> Plain {
     let mut names: Vec<String> = given.iter().map(|&name| name.to_owned()).collect();
     let mut removed = Vec::new();
@@ -230,7 +230,7 @@ fn plain_names(given: &[&str], known: impl Fn(&str) -> bool) -> Plain {
     Plain { names, removed }
 }
 
-/// A holder that every name begins with.
+/// The holder that every name begins with; none without one.
 fn shared_holder(names: &[String]) -> Option<&'static str> {
     let begins = |name: &String, holder: &str| {
         name.strip_prefix(holder)
@@ -254,10 +254,10 @@ fn mismatch(origin: &Path, what: String) -> Error {
     }
 }
 
-/// The checkpoint meant by a checkpoint, a run directory, its `checkpoints`, or a file of weights.
+/// The checkpoint or file that a path means: a checkpoint, a run directory, its `checkpoints`, or a file of weights.
 ///
 /// # Errors
-/// [`Error::Usage`] when there is no such thing.
+/// [`Error::Usage`] when the path leads to none of these.
 pub fn checkpoint_in(path: &Path) -> Result<PathBuf> {
     if !path.exists() {
         return Err(Error::Usage {
@@ -275,19 +275,20 @@ pub fn checkpoint_in(path: &Path) -> Result<PathBuf> {
     Ok(path.to_owned())
 }
 
-/// Makes `model.init` name one file, looks whether it fits the model, and notes what it holds in `model.init_blake3`:
-/// what a run begins from stays known. Without `model.init` nothing happens. Without a task, whether the weights fit is not
+/// Makes `model.init` name one file, checks that it fits the model, and stores its hash in `model.init_blake3`, which
+/// records what a run began from. Does nothing without `model.init`. Without a task, does not check whether the weights
+/// fit.
 /// looked at.
 ///
 /// # Errors
-/// There is no such file, it does not fit, or the hash that was given is of another one.
+/// The file does not exist, it does not fit, or it has another hash than the given one.
 pub fn pin(config: &mut Config, task: Option<&Task>) -> Result<()> {
     if config.model.init.is_empty() {
         return Ok(());
     }
     let found = checkpoint_in(Path::new(&config.model.init))?;
     let file = if found.is_dir() {
-        // Along its own chain of hashes.
+        // A checkpoint is verified by its own chain of hashes.
         checkpoint::verify(&found)?;
         found.join(checkpoint::WEIGHTS)
     } else {
@@ -312,10 +313,10 @@ pub fn pin(config: &mut Config, task: Option<&Task>) -> Result<()> {
     Ok(())
 }
 
-/// The tensors that the run begins from: those of the file that [`pin`] has seen.
+/// The tensors that the run begins from, read from the file that [`pin`] has checked.
 ///
 /// # Errors
-/// The file is gone, is no safetensors file, or is another one than the run began from.
+/// The file is missing, is no safetensors file, or differs from the one that the run began from.
 pub fn pinned(config: &Config) -> Result<Vec<NamedTensor>> {
     let file = Path::new(&config.model.init);
     let (tensors, hash) = read(file)?;
@@ -393,7 +394,7 @@ mod tests {
         ] {
             assert_eq!(plain(&given), (names.clone(), removed), "{given:?}");
         }
-        // Not shared by all: a part of the name.
+        // Not all names share it, so it is part of the name.
         let mixed = ["model.a.weight", "net.b.conv.bias"];
         assert_eq!(plain(&mixed), (mixed.map(str::to_owned).to_vec(), 0));
         assert_eq!(plain(&["model.", "module"]).1, 0, "nothing would be left");

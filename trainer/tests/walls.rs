@@ -1,5 +1,5 @@
-//! A model, a loss and a layout that this project does not have, declared here as a newcomer would: they train, and one rank
-//! and two end with the same weights. Nothing of the order, the reduction tree or the step knows them.
+//! A model, a loss and a layout that this project does not have, declared here as a newcomer would. They train, and one
+//! rank and two ranks end with the same weights. The order, the reduction tree and the step know none of them.
 #![expect(clippy::unwrap_used, reason = "a failed unwrap is a failed test")]
 
 use std::path::Path;
@@ -23,7 +23,7 @@ use fovea_trainer::train::Peers;
 
 const GRADES: [&str; 3] = ["none", "mild", "severe"];
 
-/// A linear layer over the mean colour of a whole image: one softmax head.
+/// A linear layer over the mean colour of a whole image, with one softmax head.
 mod model {
     use fovea_task::Task;
     use fovea_trainer::Result;
@@ -55,7 +55,7 @@ mod model {
     }
 }
 
-/// Cross entropy over a softmax, on the CPU.
+/// Cross entropy over a softmax, on the CPU only.
 mod loss {
     use fovea_kernels::Result;
     use fovea_kernels::cuda::Op;
@@ -115,7 +115,7 @@ mod loss {
     }
 }
 
-/// A folder per grade; no masks.
+/// A layout with one folder per grade, without masks.
 mod layout {
     use fovea_dataset::raw::{Folders, RawImage, RawSet, Scan};
     use fovea_dataset::{Layout, Result};
@@ -173,7 +173,7 @@ static MODEL: ModelEntry = ModelEntry {
     declare: model::MeanColour::declare,
 };
 
-/// Synthetic photographs in a folder per grade, prepared.
+/// Synthetic photographs in one folder per grade, prepared as a dataset.
 fn dataset(dir: &Path) -> Dataset {
     let (made, raw, out) = (dir.join("made"), dir.join("raw"), dir.join("data"));
     let (images, size, patch, seed) = (12, 256, 64, 3);
@@ -196,7 +196,7 @@ fn dataset(dir: &Path) -> Dataset {
     Dataset::open(&out).unwrap()
 }
 
-/// The weights' hash and the losses after two steps as one of the ranks.
+/// Trains two steps as one of the ranks; returns the weights' hash and the steps' losses.
 fn train(data: &Arc<Dataset>, mut ranks: Box<dyn Collective>) -> (String, Vec<f64>) {
     let mut config = Config::preset("demo").unwrap();
     config.data.global_size = 64;
@@ -247,7 +247,7 @@ fn a_model_a_loss_and_a_layout_of_ones_own_train_the_same_on_any_number_of_ranks
     let data = Arc::new(dataset(dir.path()));
     assert_eq!(data.manifest().format_version(), 2);
     let alone = train(&data, Box::new(Solo::new(&AbortHandle::new())));
-    // Three classes, and a model that knows nothing yet: about ln 3.
+    // With three classes, a model that has learned nothing has a loss of about ln 3.
     assert!((alone.1[0] - 3f64.ln()).abs() < 0.7, "{:?}", alone.1);
     assert_ne!(alone.1[0], alone.1[1]);
 

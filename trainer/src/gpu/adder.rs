@@ -1,4 +1,4 @@
-//! Gradients on their way into the sums, and complete buckets on theirs to the other ranks.
+//! Adds gradients to the sums, and sends complete buckets to the other ranks.
 //!
 //! The additions are those of the CPU's step, in the fixed tree; the stream keeps their order.
 
@@ -16,26 +16,26 @@ use crate::overlap::Exchange;
 use crate::reduce::{Fill, TreeAccumulator, part};
 use crate::replica::Network;
 
-/// Adds what one virtual shard gives to the sums, and sends what is complete.
+/// Adds the contribution of one virtual shard to the sums, and sends the buckets that are complete.
 pub struct ShardAdder<'a, 'b> {
     pub net: &'a Network,
     pub tree: &'a mut TreeAccumulator<Tensor>,
     /// Number of the virtual shard.
     pub leaf: usize,
-    /// All leaves of this rank, if this is the last.
+    /// Number of this rank's leaves if this is the last of them, else none.
     pub leaves: Option<usize>,
     pub awaited: Awaited<'a>,
     pub sender: &'a mut Sender<'b>,
 }
 
 impl ShardAdder<'_, '_> {
-    /// A virtual shard without samples: the tree has the same shape for every batch and world size.
+    /// Adds a virtual shard without samples, because the tree has the same shape for every batch and world size.
     pub fn zeros(&mut self) -> Result<()> {
         let all = 0..self.net.surface.scalars.end;
         self.tree.leaf(self.leaf, all, |target, fill| {
             let _ = match fill {
                 Fill::Assign => target.f_zero_()?,
-                // It makes a negative zero a positive one, as any addition would.
+                // As any addition does, this turns a negative zero into a positive one.
                 Fill::Add => target.f_add_scalar_(0.0)?,
             };
             Ok(())
@@ -44,7 +44,7 @@ impl ShardAdder<'_, '_> {
         self.send()
     }
 
-    /// The gradient of a parameter, complete.
+    /// Adds the complete gradient of a parameter.
     pub fn gradient(&mut self, param: usize, gradient: &Tensor) -> Result<()> {
         let params = &self.net.params;
         let gradient = if params.blueprint.params[param].working {
@@ -57,7 +57,7 @@ impl ShardAdder<'_, '_> {
         self.send()
     }
 
-    /// Batch statistics and scalars, one after the other: the end of the pass.
+    /// Adds batch statistics and scalars, one after the other, at the end of the pass.
     pub fn rest(&mut self, values: &Tensor) -> Result<()> {
         let surface = &self.net.surface;
         self.add(surface.stats.start..surface.scalars.end, values)?;
@@ -88,14 +88,14 @@ impl ShardAdder<'_, '_> {
     }
 }
 
-/// Gets buckets to the other ranks.
+/// Sends buckets to the other ranks.
 pub struct Sender<'a> {
     pub gpu: &'a Gpu,
     pub exchange: &'a mut dyn Exchange,
     pub reduce_dtype: ReduceDtype,
-    /// Where gradients are in the sums.
+    /// Where the gradients lie in the sums.
     pub grads: Range<usize>,
-    /// Buckets that travel in bf16, and where their sums belong.
+    /// Buckets that travel in bf16, and the places in the sums that they return to.
     pub narrow: Vec<(Range<usize>, Tensor)>,
 }
 
@@ -106,13 +106,13 @@ impl Sender<'_> {
         }
         let (stream, len) = (self.gpu.stream, range.len());
         let Some(device) = self.exchange.device() else {
-            // An engine that knows host memory only.
+            // This engine knows host memory only.
             let mut values = Vec::<f32>::try_from(sums)?;
             self.exchange.all_reduce(&mut values)?;
             sums.shallow_clone().f_copy_(&Tensor::from_slice(&values))?;
             return Ok(());
         };
-        // Losses and statistics are in the last bucket, which does not lie among the gradients alone.
+        // The last bucket holds losses and statistics too, so it does not lie among the gradients alone.
         if self.reduce_dtype == ReduceDtype::F32 || range.end > self.grads.end {
             // SAFETY: a part of the sums, which live until the stream has been joined and waited for.
             unsafe { device.all_reduce_start(address(sums), len, DType::F32, stream) }?;
@@ -133,7 +133,7 @@ impl Sender<'_> {
         Ok(())
     }
 
-    /// Has the stream wait for what is on its way. Returns the buckets that came in bf16.
+    /// Makes the stream wait for the buckets on their way. Returns the buckets that came in bf16.
     pub fn join(self) -> Result<Vec<(Range<usize>, Tensor)>> {
         if let Some(device) = self.exchange.device() {
             // SAFETY: the stream lives as long as the process.

@@ -1,7 +1,7 @@
-//! Steps as CUDA graphs: an attempt's work is recorded once for each shape of a batch and from then on
-//! launched as a whole.
+//! Steps as CUDA graphs: the work of an attempt is recorded once for each shape of a batch, and from then on launched
+//! as a whole.
 //!
-//! Addresses are part of a graph: its inputs and outputs (parameters, sums, blocks, images) must not move, else
+//! A graph contains addresses, so its inputs and outputs (parameters, sums, blocks, images) must not move; if they do,
 //! the graphs are dropped.
 
 use std::collections::HashMap;
@@ -12,12 +12,12 @@ use tch::Tensor;
 use crate::error::Result;
 use crate::ops::succeeded;
 
-/// Patches of each image of each virtual shard.
+/// For each virtual shard, the number of patches of each of its images; none for an empty shard.
 pub type PatchCounts = Vec<Option<Vec<usize>>>;
 
-/// Steps of a shape that are run plainly before it is recorded: cuDNN measures its algorithms in the first.
+/// Steps of a shape that run plainly before one is recorded: cuDNN measures its algorithms in the first.
 const PLAIN: u32 = 2;
-/// Most graphs that are kept; each has activations of its own.
+/// Most graphs that are kept, because each has activations of its own.
 const MOST: usize = 4;
 
 unsafe extern "C" {
@@ -27,7 +27,7 @@ unsafe extern "C" {
     fn fovea_graph_free(graph: *mut c_void);
 }
 
-/// What was recorded, by shape.
+/// The recorded graphs, by shape.
 pub struct Graphs {
     is_on: bool,
     seen: HashMap<PatchCounts, u32>,
@@ -35,7 +35,7 @@ pub struct Graphs {
 }
 
 impl Graphs {
-    /// None yet; off, none ever.
+    /// No graphs yet; with `is_on` false there will never be any.
     pub fn new(is_on: bool) -> Self {
         Self {
             is_on,
@@ -44,12 +44,12 @@ impl Graphs {
         }
     }
 
-    /// Counts a step, and says whether a graph is there or is to be recorded for it.
+    /// Counts a step, and returns whether a graph exists or must be recorded for it.
     pub fn is_due(&mut self, shape: &PatchCounts) -> bool {
         if !self.is_on || self.recorded.contains_key(shape) {
             return self.is_on;
         }
-        // Shapes that hardly recur are not to fill the memory.
+        // Shapes that hardly recur must not fill the memory.
         if !self.seen.contains_key(shape) && self.seen.len() >= 16 * MOST {
             self.seen.clear();
         }
@@ -58,54 +58,54 @@ impl Graphs {
         *seen > PLAIN && self.recorded.len() < MOST
     }
 
-    /// How many are recorded.
+    /// Number of recorded graphs.
     pub fn count(&self) -> usize {
         self.recorded.len()
     }
 
-    /// The graph of a shape, if it is recorded.
+    /// The graph of a shape; none if it has not been recorded.
     pub fn get(&self, shape: &PatchCounts) -> Option<&Recorded> {
         self.recorded.get(shape)
     }
 
-    /// Keeps what was recorded.
+    /// Keeps a recorded graph.
     pub fn keep(&mut self, shape: PatchCounts, recorded: Recorded) -> &Recorded {
         self.recorded.entry(shape).or_insert(recorded)
     }
 
-    /// Addresses have changed, or the ranks: everything is recorded anew.
+    /// Drops all graphs after addresses or the ranks have changed; steps are then recorded again.
     pub fn forget(&mut self) {
         self.recorded.clear();
     }
 
-    /// Nothing is recorded any more.
+    /// Drops all graphs and records none from now on.
     pub fn give_up(&mut self) {
         self.is_on = false;
         self.forget();
     }
 }
 
-/// A recorded attempt.
+/// One recorded attempt, ready to be launched again.
 pub struct Recorded {
     graph: Handle,
     sums: Tensor,
-    /// What it reads and writes besides.
+    /// Further tensors that it reads and writes, which must not move.
     _kept: Vec<Tensor>,
 }
 
 impl Recorded {
-    /// Records what `work`, which returns the sums, puts on the current stream of this thread. It must not wait for
-    /// the stream.
+    /// Records the work that `work`, which returns the sums, puts on this thread's current stream. `work` must not wait
+    /// for the stream.
     pub fn capture(work: impl FnOnce() -> Result<Tensor>) -> Result<Self> {
         let mut handle = std::ptr::null_mut();
         // SAFETY: writes one pointer when it succeeds.
         succeeded(unsafe { fovea_graph_begin(&mut handle) })?;
         let graph = Handle(handle);
         let worked = work();
-        // SAFETY: begun above, in this thread, and ended once, whatever became of the work.
+        // SAFETY: begun above, in this thread, and ended once, whether `work` failed or not.
         let ended = succeeded(unsafe { fovea_graph_end(handle) });
         if let Err(error) = ended {
-            // libtorch's allocator goes on asking it what is being captured: it must not go away.
+            // libtorch's allocator still asks the graph what is being captured, so the graph must stay.
             std::mem::forget(graph);
             return Err(worked.err().unwrap_or(error));
         }
@@ -117,13 +117,13 @@ impl Recorded {
         })
     }
 
-    /// The same, with tensors that have to stay where they are.
+    /// Also keeps tensors that must stay where they are.
     pub fn keeping(mut self, tensors: Vec<Tensor>) -> Self {
         self._kept = tensors;
         self
     }
 
-    /// Puts it on the stream. Returns where the sums will be.
+    /// Puts the recorded work on the stream. Returns the tensor that will hold the sums.
     pub fn replay(&self) -> Result<Tensor> {
         // SAFETY: a graph that was ended; what it uses is alive, as the module says.
         succeeded(unsafe { fovea_graph_replay(self.graph.0) })?;
@@ -162,7 +162,7 @@ mod tests {
         assert!(!Graphs::new(false).is_due(&shape(1)));
     }
 
-    /// The functions that graph.cpp looks up are in libtorch's CUDA side, which is there without a GPU too.
+    /// graph.cpp looks these functions up in libtorch's CUDA side, whose file exists without a GPU too.
     #[test]
     fn libtorch_has_the_functions() {
         let library = concat!(env!("FOVEA_LIBTORCH"), "/lib/libtorch_cuda.so");

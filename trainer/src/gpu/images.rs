@@ -1,5 +1,5 @@
 //! The dataset's images in device memory: all of them if there is room, else those of one batch at a time, uploaded
-//! from page-locked memory while the GPU computes the batch before. Measurements make their images there.
+//! from page-locked memory while the GPU computes the batch before. Measurements make random images there instead.
 
 use std::sync::Arc;
 
@@ -11,9 +11,9 @@ use tch::{Device, Kind, Tensor};
 
 use crate::error::{Error, Result};
 
-/// What images may take of the memory that is free at the start; the rest is for the model and its activations.
+/// Share of the free memory at the start that images may take; the rest is for the model and its activations.
 const SHARE: f64 = 0.5;
-/// Images of a batch that are on their way while the one before is computed.
+/// Batches whose images have room: one is uploaded while the one before is computed.
 const SLOTS: usize = 2;
 
 /// Where a batch's images are.
@@ -22,23 +22,23 @@ pub struct Placed {
     pub records: u64,
     /// How many records there are.
     pub count: usize,
-    /// Record of each image that was asked for.
+    /// Index of the record of each image that was asked for.
     pub index: Vec<u32>,
 }
 
-/// How many images there are, all square, and how large they are.
+/// Number and size of a set of square images.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct SetShape {
-    /// Images.
+    /// Number of images in the set.
     pub count: usize,
-    /// Pixels along an edge.
+    /// Side of an image, pixels.
     pub size: usize,
-    /// Pixels along an edge of a patch.
+    /// Side of a patch, pixels.
     pub patch: usize,
 }
 
 impl SetShape {
-    /// Of a dataset.
+    /// The number and size of a dataset's images.
     fn of(data: &Dataset) -> Self {
         Self {
             count: data.len(),
@@ -47,7 +47,7 @@ impl SetShape {
         }
     }
 
-    /// Bytes of an image.
+    /// Bytes of one image.
     pub fn image_bytes(self) -> usize {
         self.size * self.size * 3
     }
@@ -62,7 +62,7 @@ pub struct Images {
 enum ImageStore {
     All {
         records: DeviceBuffer,
-        /// Keeps the pixels.
+        /// Owns the memory that the records point to.
         _pixels: DeviceBuffer,
     },
     Some(Box<ImageStaging>),
@@ -82,18 +82,18 @@ struct Slot {
     pixels: DeviceBuffer,
     records: DeviceBuffer,
     uploaded: Event,
-    /// The batch that was here has been cut.
+    /// Reached when the batch that was here has been cut.
     free: Event,
 }
 
 impl Images {
-    /// Uploads all of them, if they fit.
+    /// Uploads all images if they fit, else prepares to upload those of each batch.
     pub fn new(kernels: &Arc<Kernels>, data: Arc<Dataset>) -> Result<Self> {
         let room = (kernels.free_bytes()? as f64 * SHARE) as usize;
         Self::within(kernels, data, room)
     }
 
-    /// The same with a limit in bytes.
+    /// As [`Images::new`], with a limit in bytes.
     pub fn within(kernels: &Arc<Kernels>, data: Arc<Dataset>, room: usize) -> Result<Self> {
         let shape = SetShape::of(&data);
         let store = if shape.count * shape.image_bytes() <= room {
@@ -111,8 +111,8 @@ impl Images {
         Ok(Self { shape, store })
     }
 
-    /// Images of random pixels, made where they stay. `device` is where libtorch finds the memory of `kernels`; what it
-    /// puts on its stream is to be waited for before another stream reads them.
+    /// Images of random pixels, made in device memory. `device` is where libtorch finds the memory of `kernels`; wait
+    /// for libtorch's stream before another stream reads them.
     pub fn random(kernels: &Arc<Kernels>, shape: SetShape, device: Device) -> Result<Self> {
         let bytes = shape.image_bytes();
         let pixels = DeviceBuffer::uninit(kernels, shape.count * bytes)?;
@@ -133,17 +133,17 @@ impl Images {
         })
     }
 
-    /// Pixels along an edge.
+    /// Side of an image, pixels.
     pub fn size(&self) -> usize {
         self.shape.size
     }
 
-    /// Pixels along an edge of a patch.
+    /// Side of a patch, pixels.
     pub fn patch(&self) -> usize {
         self.shape.patch
     }
 
-    /// How many images are there all the time, of how many.
+    /// The number of images that are always in device memory, and the number of all images.
     pub fn resident(&self) -> (usize, usize) {
         let all = self.shape.count;
         match self.store {
@@ -152,8 +152,8 @@ impl Images {
         }
     }
 
-    /// Brings these images (of the dataset) where `stream` can read them. What was placed the time before last may be
-    /// overwritten: [`Images::cut`] says when it is no longer read.
+    /// Brings these images (indices of the dataset) to where `stream` can read them. This may overwrite the images
+    /// placed the time before last: [`Images::cut`] marks when they are no longer read.
     pub fn place(&mut self, images: &[u32], stream: usize) -> Result<Placed> {
         let count = self.shape.count;
         if let Some(beyond) = images.iter().find(|i| **i as usize >= count) {
@@ -169,7 +169,7 @@ impl Images {
         }
     }
 
-    /// What was placed last has been read by the work that `stream` holds now.
+    /// Marks that the work on `stream` up to now has read the images placed last.
     pub fn cut(&mut self, stream: usize) -> Result<()> {
         if let ImageStore::Some(staging) = &mut self.store {
             let last = (staging.next + SLOTS - 1) % SLOTS;
@@ -195,7 +195,7 @@ fn all(kernels: &Arc<Kernels>, data: &Dataset) -> Result<ImageStore> {
     let bytes = SetShape::of(data).image_bytes();
     let pixels = DeviceBuffer::uninit(kernels, data.len() * bytes)?;
     let uploads = Stream::new(kernels)?;
-    // Two page-locked pieces: one is filled while the other is on its way.
+    // Two page-locked pieces: one is filled while the other is copied.
     let mut pieces = [
         PinnedBuffer::new(kernels, bytes)?,
         PinnedBuffer::new(kernels, bytes)?,
@@ -252,8 +252,8 @@ impl ImageStaging {
         for (piece, &image) in pieces.zip(images) {
             piece.copy_from_slice(data.image(image as usize).data);
         }
-        // SAFETY: both sides have at least this many bytes. The host side is written next after `free`, which is
-        // recorded behind the wait for this copy; so is the device side.
+        // SAFETY: both sides have at least this many bytes. The host side and the device side are next written after
+        // `free`, which is recorded behind the wait for this copy.
         unsafe {
             let (device, host) = (slot.pixels.address(), slot.host.as_ptr());
             self.kernels

@@ -1,5 +1,5 @@
-//! All that a virtual shard's pass reads besides images and parameters, packed into one block: one upload per pass,
-//! to fixed addresses.
+//! Everything that a virtual shard's pass reads in addition to images and parameters, packed into one block: one upload
+//! per pass, to fixed addresses.
 
 use std::ops::Range;
 use std::sync::Arc;
@@ -14,15 +14,15 @@ use crate::error::{Error, Result};
 use crate::replica::Network;
 use crate::samples::ShardBatch;
 
-/// Every part starts on a multiple of this: what the widest access needs.
+/// Alignment of every part, bytes: the widest access needs it.
 const ALIGN: usize = 16;
 
-/// What a network needs in a block besides what every batch has.
+/// The parts that a network needs in a block in addition to those of every batch.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct BlockShape {
-    /// By head: what has one of its labels, and bytes of its loss's record.
+    /// For each head: whether images or patches have its labels, and bytes of its loss's record.
     heads: Vec<(Level, usize)>,
-    /// By dropout site: what has one row of its mask, and elements of a row.
+    /// For each dropout site: whether images or patches have a row of its mask, and elements of a row.
     masks: Vec<(Level, usize)>,
 }
 
@@ -38,28 +38,28 @@ impl BlockShape {
     }
 }
 
-/// Where the parts of a block are, in bytes.
+/// Where the parts of a block lie, in bytes from its start.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct BlockLayout {
-    /// One [`StepRecord`].
+    /// One [`StepRecord`]: the seed and the epoch.
     pub step: Range<usize>,
-    /// Factor on the dlogits of each head, f32.
+    /// `[heads]` f32: factor on the dlogits of each head.
     pub scales: Range<usize>,
-    /// By head: the record of its loss.
+    /// For each head: the record of its loss, see [`Loss::record`](fovea_kernels::loss::Loss::record).
     pub records: Vec<Range<usize>>,
-    /// `[b]` u64.
+    /// `[b]` u64: the id that each image's draws are hashed from.
     pub image_ids: Range<usize>,
-    /// `[b]` u32: record of each image.
+    /// `[b]` u32: index of each image's record.
     pub images: Range<usize>,
-    /// `[b]` u32: 0, 1, ...
+    /// `[b]` u32: 0, 1, ..., the index of each resized image.
     pub order: Range<usize>,
-    /// `[n]` spec records.
+    /// `[n]` [`fovea_kernels::cuda::SpecRecord`]: where each patch lies in its image.
     pub specs: Range<usize>,
-    /// By head: its labels, `[b]` or `[n]` u64.
+    /// For each head: its labels, `[b]` or `[n]` u64.
     pub labels: Vec<Range<usize>>,
-    /// By dropout site: its mask, `[b, width]` or `[n, width]` f32.
+    /// For each dropout site: its mask, `[b, width]` or `[n, width]` f32.
     pub masks: Vec<Range<usize>>,
-    /// Length of the block.
+    /// Length of the block, bytes.
     pub bytes: usize,
 }
 
@@ -67,7 +67,7 @@ pub struct BlockLayout {
 const SPEC_BYTES: usize = size_of::<fovea_kernels::cuda::SpecRecord>();
 
 impl BlockLayout {
-    /// For `b` images and `n` patches.
+    /// The layout for `b` images and `n` patches.
     pub fn new(shape: &BlockShape, b: usize, n: usize) -> Self {
         let rows = |level| match level {
             Level::Image => b,
@@ -100,17 +100,17 @@ impl BlockLayout {
     }
 }
 
-/// A block on the host and on the device, kept from step to step.
+/// A block on the host and on the device, reused from step to step.
 pub struct Block {
     host: PinnedBuffer,
     device: Tensor,
     shape: BlockShape,
-    /// Of what is in it now.
+    /// The layout of its present content.
     layout: BlockLayout,
 }
 
 impl Block {
-    /// An empty one.
+    /// An empty block, which has no memory yet.
     pub fn new(kernels: &Arc<Kernels>, device: Device, shape: &BlockShape) -> Result<Self> {
         Ok(Self {
             host: PinnedBuffer::new(kernels, 0)?,
@@ -120,7 +120,7 @@ impl Block {
         })
     }
 
-    /// Makes room for a batch, and forgets what was there: nothing that was started may still use it. Returns whether
+    /// Makes room for a batch, and drops the old content: no work that was started may still use it. Returns whether
     /// addresses have changed.
     pub fn begin(&mut self, kernels: &Arc<Kernels>, batch: &ShardBatch) -> Result<bool> {
         let layout = BlockLayout::new(&self.shape, batch.counts.len(), batch.patch_ids.len());
@@ -134,7 +134,7 @@ impl Block {
         Ok(grows)
     }
 
-    /// Labels, loss weights and, in training, dropout masks.
+    /// Writes labels, loss weights and, in training, dropout masks.
     pub fn put_targets(
         &mut self,
         net: &Network,
@@ -156,7 +156,7 @@ impl Block {
         Ok(())
     }
 
-    /// Writes one part on the host.
+    /// Writes one part on the host; [`Block::upload`] copies it to the device.
     pub fn put<T: Pod>(&mut self, part: Range<usize>, values: &[T]) -> Result<()> {
         let bytes: &[u8] = bytemuck::cast_slice(values);
         if bytes.len() != part.len() {
@@ -170,11 +170,11 @@ impl Block {
         Ok(())
     }
 
-    /// Puts the copy to the device on `stream`.
+    /// Puts the copy of the block to the device on `stream`.
     ///
     /// # Safety
     ///
-    /// The block must not be written to, or dropped, until the stream has got there.
+    /// Nobody may write or drop the block before the stream has finished the copy.
     pub unsafe fn upload(&self, kernels: &Kernels, stream: usize) -> Result<()> {
         let target = self.device.data_ptr() as u64;
         // SAFETY: both sides have at least this many bytes; the rest is the caller's promise.
@@ -193,7 +193,7 @@ impl Block {
         self.device.data_ptr() as u64 + part.start as u64
     }
 
-    /// The mask of each dropout site, `[rows, width]` f32.
+    /// The mask of each dropout site, `[rows, width]` f32, as views of the block on the device.
     pub fn masks(&self) -> Result<Vec<Tensor>> {
         let parts = self.layout.masks.iter().zip(&self.shape.masks);
         let mask = |(part, (_, width)): (&Range<usize>, &(Level, usize))| {

@@ -1,4 +1,4 @@
-//! libtorch's CUDA side, loaded when the user asks for a GPU: the program starts without it.
+//! Loads libtorch's CUDA side when the user asks for a GPU: the program starts without it.
 
 use std::path::{Path, PathBuf};
 
@@ -8,7 +8,8 @@ use crate::error::{Error, Result};
 
 const NAME: &str = "libtorch_cuda.so";
 
-/// Loads it from where the process has libtorch. Before anything asks libtorch about GPUs: it remembers the answer.
+/// Loads the CUDA side from the folder of the process's libtorch. Call this before anything asks libtorch about GPUs,
+/// because libtorch remembers the answer.
 pub fn load_cuda() -> Result<()> {
     let maps = std::fs::read_to_string("/proc/self/maps").unwrap_or_default();
     let folder = folder_of("libtorch_cpu.so", &maps);
@@ -16,7 +17,7 @@ pub fn load_cuda() -> Result<()> {
     // SAFETY: the library that belongs to the libtorch of this process; loading registers its operations.
     let loaded = unsafe { Library::open(Some(&path), RTLD_NOW | RTLD_GLOBAL) };
     let library = loaded.map_err(|e| missing(&path, &e.to_string()))?;
-    // Its registrations are never taken back.
+    // Its registrations cannot be undone, so the library stays loaded.
     std::mem::forget(library);
     if tch::Cuda::is_available() {
         Ok(())

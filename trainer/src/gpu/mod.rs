@@ -1,9 +1,9 @@
-//! The step on a GPU: one stream runs a whole attempt and its commit, in the order of the CPU's step,
-//! and the host waits once, for the loss and the norm that the ranks vote on.
+//! The step on a GPU: one stream runs a whole attempt and its commit, in the order of the CPU's step, and the host
+//! waits once, for the loss and the norm that the ranks vote on.
 //!
-//! The images are in device memory ([`images`]); one block per virtual shard uploads what changes from step to step
-//! ([`inputs`]); the kernels of `fovea-kernels` cut patches and run the optimizer, libtorch computes convolutions
-//! ([`views`], [`pass`], [`step`]). Tensors may also lie on the CPU: the tests run all of this
+//! The images are in device memory ([`images`]). One block per virtual shard uploads everything that changes from step
+//! to step ([`inputs`]). The kernels of `fovea-kernels` cut patches, compute losses and run the optimizer; libtorch
+//! computes convolutions ([`views`], [`pass`], [`step`]). Tensors may also lie on the CPU: the tests run all of this
 //! there, with an emulated driver.
 
 mod adder;
@@ -35,24 +35,24 @@ use self::images::Images;
 use crate::error::{Error, Result};
 use crate::ops::{self, NormEngine};
 
-/// From this architecture on bf16 is multiplied natively.
+/// The oldest architecture that multiplies bf16 natively.
 const NATIVE_BF16: Arch = Arch(80);
 
 /// The GPUs of this machine that this process may use, or why there are none.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct VisibleGpus {
     count: u32,
-    /// What the driver says instead of a number.
+    /// The driver's message when it gives no number.
     problem: Option<String>,
 }
 
 impl VisibleGpus {
-    /// How many there are.
+    /// Number of GPUs; 0 if the driver reports a problem.
     pub fn count(&self) -> u32 {
         self.count
     }
 
-    /// Asks the driver, if there is one.
+    /// Asks the driver, if this machine has one.
     pub fn here() -> Self {
         match fovea_kernels::cuda::Device::count() {
             Ok(count) => Self {
@@ -67,7 +67,8 @@ impl VisibleGpus {
     }
 }
 
-/// Which GPU process `local_rank` of this machine computes on; none for the CPU. More processes than GPUs share them.
+/// The GPU that process `local_rank` of this machine computes on; none for the CPU. If there are more processes than
+/// GPUs, they share them.
 pub fn choose(choice: Choice, found: &VisibleGpus, local_rank: u32) -> Result<Option<u32>> {
     match (choice, found.count) {
         (Choice::Cpu, _) | (Choice::Auto, 0) => Ok(None),
@@ -88,7 +89,7 @@ fn headline(text: &str) -> &str {
     text.split("\n  help: ").next().unwrap_or_default()
 }
 
-/// Where compiled kernels are kept: `fovea/kernels` in the user's cache folder, if there is one.
+/// The folder for compiled kernels: `fovea/kernels` in the user's cache folder, if there is one.
 pub fn cache_folder() -> Option<PathBuf> {
     let set = |name| {
         let value = PathBuf::from(std::env::var_os(name)?);
@@ -101,17 +102,17 @@ pub fn cache_folder() -> Option<PathBuf> {
 /// A GPU that this process computes on, from one thread.
 pub struct Gpu {
     kernels: Arc<Kernels>,
-    /// Where libtorch's tensors lie.
+    /// The device that holds libtorch's tensors.
     device: Device,
-    /// What all work goes to.
+    /// The stream of all work; it lives as long as the process.
     stream: usize,
-    /// What libtorch computes normalisation with.
+    /// How libtorch's passes compute normalisation.
     engine: NormEngine,
     images: RefCell<Option<Images>>,
 }
 
 impl Gpu {
-    /// A GPU whose tensors lie in host memory: what an emulated driver is.
+    /// A GPU with an emulated driver, whose tensors lie in host memory.
     pub fn on_host(kernels: Arc<Kernels>, stream: usize, engine: NormEngine) -> Self {
         Self {
             kernels,
@@ -122,7 +123,8 @@ impl Gpu {
         }
     }
 
-    /// Takes GPU `ordinal` (counted after `CUDA_VISIBLE_DEVICES`) for the calling thread; `cache` keeps compiled kernels.
+    /// Takes GPU `ordinal` (counted after `CUDA_VISIBLE_DEVICES`) for the calling thread; `cache` is the folder for
+    /// compiled kernels.
     pub fn open(ordinal: u32, cache: Option<&Path>) -> Result<Self> {
         let kernels = Kernels::load(ordinal, &Search::from_env(), cache)?;
         libtorch::load_cuda()?;
@@ -136,24 +138,23 @@ impl Gpu {
         })
     }
 
-    /// Brings the images of a dataset into device memory, or prepares to bring those of each batch if there is no room
-    /// for all.
+    /// Brings the images of a dataset into device memory. Without room for all, prepares to bring those of each batch.
     pub fn load_images(&mut self, data: Arc<Dataset>) -> Result<()> {
         *self.images.get_mut() = Some(Images::new(&self.kernels, data)?);
         Ok(())
     }
 
-    /// Its kernels, with which its streams and memory are made.
+    /// The kernels loaded on this GPU; its streams and buffers are made with them.
     pub fn kernels(&self) -> &Arc<Kernels> {
         &self.kernels
     }
 
-    /// Where tensors lie.
+    /// The device that holds libtorch's tensors.
     pub fn device(&self) -> Device {
         self.device
     }
 
-    /// Whether it multiplies bf16 natively (Ampere and later).
+    /// Whether the GPU multiplies bf16 natively (Ampere and later).
     pub fn native_bf16(&self) -> bool {
         self.kernels.device().arch >= NATIVE_BF16
     }
@@ -170,12 +171,12 @@ impl Gpu {
         )
     }
 
-    /// How many images are in device memory, of how many; none before [`Gpu::load_images`].
+    /// The number of images in device memory, and of all images; none before [`Gpu::load_images`].
     pub fn resident(&self) -> Option<(usize, usize)> {
         self.images.borrow().as_ref().map(Images::resident)
     }
 
-    /// Whether all images stay where they are.
+    /// Whether all images are in device memory, where they never move.
     fn all_resident(&self) -> bool {
         self.resident().is_some_and(|(there, all)| there == all)
     }
@@ -192,7 +193,7 @@ impl Gpu {
     }
 }
 
-/// Where a tensor's elements begin.
+/// Address of a tensor's first element.
 fn address(tensor: &Tensor) -> u64 {
     tensor.data_ptr() as u64
 }

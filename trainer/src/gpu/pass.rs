@@ -14,7 +14,7 @@ use crate::ops::{self, NormMode};
 use crate::replica::Network;
 use crate::samples::Views;
 
-/// Forward and backward of one virtual shard; the adder gets each gradient when it is complete.
+/// Runs forward and backward of one virtual shard; the adder gets each gradient as soon as it is complete.
 pub fn pass(
     net: &Network,
     gpu: &Gpu,
@@ -82,7 +82,7 @@ pub fn pass(
     adder.rest(&Tensor::f_cat(&[&batch_stats, &scalars], 0)?)
 }
 
-/// Addresses of what one head's loss reads and writes, besides logits.
+/// Addresses that one head's loss reads and writes, in addition to the logits and dlogits.
 #[derive(Clone, Copy)]
 struct HeadAddresses {
     labels: u64,
@@ -91,7 +91,7 @@ struct HeadAddresses {
     loss: u64,
 }
 
-/// Writes the summed loss, and gives the scaled dlogits `[rows, classes]`.
+/// Writes the summed loss, and returns the scaled dlogits, `[rows, classes]`.
 fn head_loss(gpu: &Gpu, loss: &dyn Loss, logits: &Tensor, at: HeadAddresses) -> Result<Tensor> {
     let values = logits.f_detach()?.f_contiguous()?;
     let n = values.size()[0] as usize;

@@ -26,22 +26,22 @@ use crate::reduce::{TreeAccumulator, part};
 use crate::replica::{NORM_MOMENTUM, Network, Totals};
 use crate::samples::{ShardBatch, Views};
 
-/// How long the stream may need to come to its end after an error.
+/// How long the stream may take to end its work after an error.
 const SETTLE: Duration = Duration::from_secs(30);
 /// Most layouts of tokens that are kept.
 const MOST_TOKENS: usize = 256;
-/// Most sizes of batches that cuDNN measures its algorithms for.
+/// Most batch sizes for which cuDNN measures its algorithms.
 const MOST_MEASURED: usize = 8;
-/// The buffers of an attempt, and what it is computed with.
+/// The buffers of an attempt, and the GPU and its tools that compute it.
 pub struct GpuStep {
     gpu: Gpu,
     cutter: Cutter,
     reduce_dtype: ReduceDtype,
     tree: TreeAccumulator<Tensor>,
     shape: BlockShape,
-    /// By virtual shard of this rank.
+    /// One block per virtual shard of this rank, in order.
     blocks: Vec<Block>,
-    /// For evaluation.
+    /// The block of evaluations.
     spare: RefCell<Block>,
     answer: StepReadback,
     /// The optimizer's scalars on the host and on the device.
@@ -52,19 +52,19 @@ pub struct GpuStep {
     works: bool,
 }
 
-/// How an attempt was put on the stream.
+/// How an attempt's work was put on the stream.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum How {
     Plainly,
     ByGraph,
 }
 
-/// Where tokens come from, by the patches of each image; kept, since making one waits for the stream.
+/// Token layouts, by the number of patches of each image; kept because making one waits for the stream.
 #[derive(Default)]
 struct Layouts(HashMap<Vec<usize>, Tokens>);
 
 impl Layouts {
-    /// Has those of a step's virtual shards there, all at once.
+    /// Makes those of a step's virtual shards, so all are there at the same time.
     fn prepare<'a>(
         &mut self,
         counts: impl Iterator<Item = &'a Vec<usize>>,
@@ -82,11 +82,11 @@ impl Layouts {
     }
 }
 
-/// The sizes of batches for which cuDNN measures which algorithm is fastest: those that recur, and not many, for
+/// The batch sizes for which cuDNN measures which algorithm is fastest: those that recur, and only a few, because
 /// measuring takes seconds.
 #[derive(Default)]
 struct MeasuredSizes {
-    /// How often images and patches came in these numbers.
+    /// How often a batch had this number of images and of patches.
     seen: HashMap<(usize, usize), u32>,
     chosen: HashSet<(usize, usize)>,
 }
@@ -102,22 +102,22 @@ impl MeasuredSizes {
     }
 }
 
-/// What the host waits for.
+/// The results of an attempt that the host waits for.
 struct StepReadback {
-    /// The loss of each head f32, then, on a multiple of 8 bytes, one f64.
+    /// The loss of each head as f32, then, at a multiple of 8 bytes, the gradient's sum of squares as one f64.
     host: PinnedBuffer,
-    /// Heads.
+    /// Number of heads, each with one loss.
     losses: usize,
     sum_squares: DeviceBuffer,
     scratch: DeviceBuffer,
-    /// The passes are through.
+    /// Reached when the passes are done.
     computed: Event,
-    /// All of it is there.
+    /// Reached when all results are in `host`.
     done: Event,
 }
 
 impl GpuStep {
-    /// Takes the GPU, with its images.
+    /// Takes over the GPU and its images.
     pub fn new(gpu: Gpu, net: &Network, config: &Config) -> Result<Self> {
         let kernels = &gpu.kernels;
         let scratch = SumSquares::scratch_bytes(net.surface.grads.len());
@@ -149,28 +149,29 @@ impl GpuStep {
         })
     }
 
-    /// What it computes on.
+    /// The GPU that it computes on.
     pub fn gpu(&self) -> &Gpu {
         &self.gpu
     }
 
-    /// What libtorch computes normalisation with.
+    /// How libtorch's passes compute normalisation.
     pub fn engine(&self) -> NormEngine {
         self.gpu.engine
     }
 
-    /// A batch's pixels, for evaluation.
+    /// Makes the pixels of a batch, for evaluation.
     pub fn views(&self, batch: &ShardBatch) -> Result<Views> {
         let mut block = self.spare.borrow_mut();
-        // Nearly every image has another number of patches: none is worth measuring.
+        // Nearly every image has another number of patches, so no size is worth measuring.
         ops::measure_convolutions(false);
-        // The evaluation before has waited for its logits: nothing reads the block any more.
+        // The evaluation before has waited for its logits, so no work reads the block any more.
         block.begin(&self.gpu.kernels, batch)?;
         let ready = self.cutter.upload(&self.gpu, &mut block, batch)?;
         self.cutter.views(&self.gpu, &block, ready)
     }
 
-    /// As [`crate::replica::Replica::attempt`]. The sums are still in GPU memory; what the verdict needs has come.
+    /// As [`crate::replica::Replica::attempt`]. The sums stay in GPU memory; the numbers for the verdict are on the
+    /// host.
     pub fn attempt(
         &mut self,
         net: &Network,
@@ -185,15 +186,15 @@ impl GpuStep {
             Ok((sums, totals))
         });
         if done.is_err() {
-            // What was summed so far is of no use, and nothing may still read the blocks when they are filled again.
+            // The sums so far are useless, and no work may still read the blocks when they are filled again.
             self.works = self.settle();
             drop(self.tree.take());
         }
         done
     }
 
-    /// Whether the stream comes to its end, after an error, in good order and within a bound: it may wait for sums
-    /// that are being aborted.
+    /// After an error: whether the stream ends its work, without another error and within a bound. It may be waiting
+    /// for sums that are being aborted.
     fn settle(&self) -> bool {
         let done = &self.answer.done;
         // SAFETY: the stream lives as long as the process.
@@ -224,22 +225,22 @@ impl GpuStep {
         }
     }
 
-    /// How many graphs are recorded.
+    /// Number of recorded graphs.
     pub fn graphs(&self) -> usize {
         self.graphs.count()
     }
 
-    /// Whether the GPU can go on. After some errors it cannot in this process, whatever it is asked.
+    /// Whether the GPU can continue. After some errors it cannot do so in this process.
     pub fn works(&self) -> bool {
         self.works && self.gpu.kernels.free_bytes().is_ok()
     }
 
-    /// Ends what belongs to the ranks of this generation.
+    /// Drops the state that belongs to the ranks of this generation.
     pub fn leave_generation(&mut self) {
         self.graphs.forget();
     }
 
-    /// Puts the whole attempt on its streams, by a graph if there have been steps like this.
+    /// Puts the whole attempt on its streams, as a graph if there have been steps of this shape.
     fn start(
         &mut self,
         net: &Network,
@@ -265,7 +266,7 @@ impl GpuStep {
             .iter()
             .map(|batch| batch.as_ref().map(|batch| batch.counts.clone()))
             .collect();
-        // NCCL wants all ranks to record, or none; they do not agree on that here.
+        // NCCL demands that all ranks record, or none; the ranks do not agree on that here.
         let may_be_recorded = exchange.is_alone()
             && gpu.all_resident()
             && shards.iter().flatten().all(ShardBatch::is_cut_on_gpu);
@@ -273,7 +274,7 @@ impl GpuStep {
             let sums = self.enqueue(net, shards, exchange, None)?;
             return Ok((sums, How::Plainly));
         }
-        // What the host writes is uploaded before: a graph is the same every time.
+        // The host's data are uploaded first, because a graph does the same work every time.
         let mut ready = Vec::with_capacity(shards.len());
         for (batch, block) in shards.iter().zip(&mut self.blocks) {
             let upload = |batch| self.cutter.upload(&self.gpu, block, batch);
@@ -299,7 +300,8 @@ impl GpuStep {
         }
     }
 
-    /// Pixels, passes, reduction, and what the verdict needs. `ready`: the blocks are uploaded, and this is recorded.
+    /// Puts pixels, passes, reduction and the verdict's numbers on the stream. With `ready`, the blocks are uploaded
+    /// already and this work is being recorded.
     fn enqueue(
         &mut self,
         net: &Network,
@@ -364,7 +366,7 @@ impl GpuStep {
         Ok(sums)
     }
 
-    /// Losses and the gradient's squares, on the host.
+    /// Waits for the losses and the gradient's sum of squares on the host.
     fn answer(
         &mut self,
         how: How,
@@ -375,7 +377,7 @@ impl GpuStep {
         // SAFETY: the stream lives as long as the process.
         unsafe { answer.done.record(self.gpu.stream) }?;
         match how {
-            // Alone: there is nobody to wait for.
+            // A rank that uses a graph is alone, so there are no other ranks to wait for.
             How::ByGraph => {
                 exchange.wait(&answer.done)?;
                 computed();
@@ -393,16 +395,16 @@ impl GpuStep {
         })
     }
 
-    /// Puts the optimizer's move and that of the running statistics on the stream. Takes the sums back.
+    /// Puts the optimizer's update and that of the running statistics on the stream. Takes the sums back for reuse.
     pub fn commit(&mut self, net: &mut Network, sums: Tensor, adam: &AdamParams) -> Result<()> {
         let (gpu, (host, scalars)) = (&self.gpu, &mut self.adam);
-        // The step before has been waited for, and with it the copy out of this memory.
+        // The host has waited for the step before, and so for the copy out of this memory.
         host.as_mut_slice::<u8>()
             .copy_from_slice(bytemuck::bytes_of(&AdamScalars::new(adam)?));
         let params = &net.params;
         let moves = moves(params, &sums, scalars.address());
-        // SAFETY: all buffers are of the lengths that the layout says, and live as long as self, the parameters, or
-        // the stream's order keeps the sums.
+        // SAFETY: all buffers have the lengths of the layout. They live as long as self or the parameters, and the
+        // stream's order keeps the sums.
         unsafe {
             let bytes = scalars.bytes();
             gpu.kernels.copy_to_device_async(
@@ -431,7 +433,7 @@ impl GpuStep {
 }
 
 impl StepReadback {
-    /// Where the sum of squares is in the host's memory, in bytes.
+    /// Offset of the sum of squares in `host`, bytes.
     fn squares_at(losses: usize) -> usize {
         (4 * losses).next_multiple_of(8)
     }
@@ -446,8 +448,8 @@ impl StepReadback {
         };
         let losses = address(sums) + 4 * net.surface.scalars.start as u64;
         let host = self.host.as_ptr();
-        // SAFETY: the gradients begin the sums, which live as long as the work; the buffers are self's and of the
-        // right lengths; the host's memory is read behind `done`.
+        // SAFETY: the gradients begin the sums, which live as long as the work; the buffers are self's and have the
+        // right lengths; the host reads its memory behind `done`.
         unsafe {
             gpu.run(&squares)?;
             gpu.kernels
@@ -461,7 +463,7 @@ impl StepReadback {
     }
 }
 
-/// Adam over the convolutions, which may have a working copy, and over the rest.
+/// Adam over the convolutions, which may have a working copy, and over the other parameters.
 fn moves(params: &Params, sums: &Tensor, scalars: u64) -> [FusedAdam; 2] {
     let split = params.layout.working_len;
     let over = |range: Range<usize>, working: Option<&Tensor>| {
@@ -486,7 +488,7 @@ fn moves(params: &Params, sums: &Tensor, scalars: u64) -> [FusedAdam; 2] {
 mod tests {
     use super::*;
 
-    /// Making room for a layout must not take away that of another virtual shard of the same step.
+    /// Making room for one layout must not remove that of another virtual shard of the same step.
     #[test]
     fn all_layouts_of_a_step_are_there_together() {
         let mut layouts = Layouts::default();

@@ -1,4 +1,4 @@
-//! The GPU's step with the kernels and the driver emulated, and libtorch's tensors on the CPU.
+//! The GPU's step with the kernels and the driver emulated, and with libtorch's tensors on the CPU.
 #![expect(clippy::unwrap_used, reason = "a failed unwrap is a failed test")]
 
 use std::path::{Path, PathBuf};
@@ -33,12 +33,12 @@ use crate::replica::{Replica, Sums};
 use crate::samples::{Pixels, SampleSource, ShardBatch, order_input};
 
 impl Gpu {
-    /// One that exists only here. Tensors lie on the CPU.
+    /// A GPU that is only emulated. Tensors lie on the CPU.
     pub(crate) fn emulated(engine: NormEngine) -> Self {
         static KERNELS: OnceLock<(Arc<Kernels>, Stream)> = OnceLock::new();
         let (kernels, stream) = KERNELS.get_or_init(|| {
             driver::load().unwrap();
-            // Compiled once per build, whatever number of processes these tests run in: beside target/*/deps.
+            // Compiled once per build for all processes of these tests: next to target/*/deps.
             let test = std::env::current_exe().unwrap();
             let cache = test.ancestors().nth(3).unwrap().join("tmp/kernels");
             let kernels = Kernels::load(0, &Search::from_env(), Some(&cache)).unwrap();
@@ -49,7 +49,8 @@ impl Gpu {
     }
 }
 
-/// The driver is one for the process, runs kernels one at a time, and is made lazy by one test.
+/// One test at a time uses the driver: a process has one, which runs kernels one after the other, and a test makes it
+/// lazy.
 pub(crate) fn alone() -> MutexGuard<'static, ()> {
     static ALONE: Mutex<()> = Mutex::new(());
     ALONE.lock().unwrap_or_else(PoisonError::into_inner)
@@ -190,7 +191,7 @@ fn pixels_are_those_of_the_cpu_bit_for_bit() {
     driver::check().unwrap();
 }
 
-/// Two slots, several batches on their way, each copy and kernel as late as the driver is allowed to do it.
+/// Two slots and several batches on their way, with each copy and kernel as late as the driver may run it.
 #[test]
 fn images_that_come_batch_by_batch_are_the_same() {
     let _alone = alone();
@@ -229,7 +230,7 @@ fn images_that_come_batch_by_batch_are_the_same() {
                 dtype: DType::F32,
                 out: out.address(),
             };
-            // SAFETY: buffers of these lengths, which are kept until the stream is through.
+            // SAFETY: buffers of these lengths, which are kept until the stream is done.
             unsafe { gpu.run(&crop) }.unwrap();
             images.cut(gpu.stream).unwrap();
             kept.push((specs, out));
@@ -288,10 +289,10 @@ fn steps_are_those_of_the_cpu() {
         assert!(off < limit, "{engine:?}: sums deviate by {off:e}");
         assert_eq!(got_sums.last(), Some(&2.0), "virtual shards with samples");
 
-        // From the same sums both move alike, and evaluate alike.
+        // From the same sums, both replicas must move and evaluate alike.
         let mut twin = setup.replica(Precision::F32, None);
         let mut sums = got_sums.clone();
-        // The verdict is over the same gradient.
+        // The verdicts are over the same gradient.
         let verdict = got_verdict;
         gpu.commit(got, &setup.config, 1e-3, 1, verdict).unwrap();
         twin.commit(
@@ -333,7 +334,7 @@ fn steps_are_those_of_the_cpu() {
     driver::check().unwrap();
 }
 
-/// Sums of two ranks that have the same, in GPU memory.
+/// Sums over two ranks that have the same values, in GPU memory.
 struct Twice<'a> {
     log: &'a mut Vec<(usize, DType)>,
     open: usize,
@@ -349,7 +350,7 @@ impl DeviceCollective for Twice<'_> {
     ) -> collectives::Result<()> {
         self.log.push((len, dtype));
         self.open += 1;
-        // SAFETY: the emulated device's memory is the host's, and the step gave this much of it.
+        // SAFETY: the emulated device's memory is the host's, and the step passed this many elements of it.
         unsafe {
             match dtype {
                 DType::F32 => {

@@ -1,4 +1,4 @@
-//! A batch's pixels, cut from the images on the GPU.
+//! Cuts a batch's pixels from the images on the GPU.
 
 use fovea_kernels::cuda::{
     DeviceBuffer, GlobalView, PatchCrop, Resize, StepRecord, resize_table, spec_records,
@@ -15,7 +15,7 @@ use crate::precision::Precision;
 use crate::replica::Network;
 use crate::samples::{Crops, Pixels, ShardBatch, Views, augment};
 
-/// How pixels are made: sizes, dtype, augmentation.
+/// The settings that make pixels: sizes, dtype, augmentation.
 pub struct Cutter {
     precision: Precision,
     augment: Augment,
@@ -23,16 +23,16 @@ pub struct Cutter {
     global_size: usize,
     /// Side of a patch, pixels.
     patch: usize,
-    /// Taps of the resize, the same along both axes; none without images.
+    /// Taps of the resize, the same along both axes because images are square; none without images.
     taps: Option<DeviceBuffer>,
     seed: u64,
 }
 
-/// A batch whose block is on its way to the device.
+/// A batch whose block is being uploaded to the device.
 pub enum ReadyBatch<'a> {
-    /// Its pixels are made.
+    /// The pixels exist already.
     Views(Views),
-    /// They are to be cut from images at these places.
+    /// The pixels must be cut from the images at these places.
     Crops(&'a Crops, Placed),
 }
 
@@ -41,7 +41,7 @@ fn no_images() -> Error {
 }
 
 impl Cutter {
-    /// For the images that the GPU has.
+    /// The settings for the GPU's images.
     pub fn new(gpu: &Gpu, net: &Network, config: &Config) -> Result<Self> {
         let global_size = config.data.global_size as usize;
         let images = gpu.images.borrow();
@@ -65,7 +65,7 @@ impl Cutter {
         })
     }
 
-    /// Uploads a block that has all else, with where the pixels lie.
+    /// Completes a block with the places of the pixels, and uploads it.
     pub fn upload<'a>(
         &self,
         gpu: &Gpu,
@@ -85,7 +85,7 @@ impl Cutter {
                 ReadyBatch::Crops(crops, placed)
             }
         };
-        // SAFETY: whoever fills the block again has waited for the stream.
+        // SAFETY: the code that fills the block again has waited for the stream.
         unsafe { block.upload(&gpu.kernels, gpu.stream) }?;
         Ok(ready)
     }
@@ -113,7 +113,7 @@ impl Cutter {
         size: usize,
     ) -> Result<()> {
         let layout = block.layout().clone();
-        // A spec names an image of the dataset; its record is that of the unit that it belongs to.
+        // A spec names an image of the dataset; the kernel needs the index of its unit's record.
         let mut specs = crops.specs.clone();
         let owners = (0..batch.counts.len())
             .flat_map(|unit| std::iter::repeat_n(placed.index[unit], batch.counts[unit]));
@@ -199,7 +199,7 @@ impl Cutter {
             gpu.run(&view)?;
             gpu.run(&crop)?;
         }
-        // In memory [n, h, w, 3]; to libtorch a channels-last [n, 3, h, w].
+        // In memory [n, h, w, 3]; for libtorch a channels-last [n, 3, h, w].
         Ok(Views {
             globals: globals.f_permute([0, 3, 1, 2])?,
             patches: patches.f_permute([0, 3, 1, 2])?,

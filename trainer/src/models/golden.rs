@@ -1,9 +1,9 @@
 //! `hybrid`, its loss, its gradients and its optimizer step against PyTorch's numbers, stored by
 //! `tests/golden/hybrid.py`.
 //!
-//! The test takes the whole path of a training step: weights by name, two virtual shards, the reduction
-//! tree, clipping, Adam, running statistics. The stored numbers are PyTorch's in f64, so a deviation
-//! is this project's own rounding; `torch_f32` and `torch_bf16` are PyTorch's.
+//! The test takes the whole path of a training step: weights by name, two virtual shards, the reduction tree, clipping,
+//! Adam, running statistics. The stored numbers are PyTorch's in f64, so a deviation is this project's own rounding;
+//! `torch_f32` and `torch_bf16` are PyTorch's deviations.
 
 use std::collections::BTreeMap;
 use std::path::Path;
@@ -106,8 +106,8 @@ struct GoldenStep {
     grad_norm: f64,
 }
 
-/// What stands for a tensor: its norm, and its product with the hash's directions (a wrong order of
-/// elements keeps the first and changes the second).
+/// A tensor's stand-in: its norm, and its product with the hash's directions (a wrong order of elements keeps the norm
+/// and changes the product).
 #[derive(Deserialize)]
 struct Digest {
     norm: f64,
@@ -125,14 +125,14 @@ fn digest(name: &str, values: &[f32]) -> Digest {
     }
 }
 
-/// How far a run is from the stored numbers; `spread` in hybrid.py measures PyTorch in the same way.
+/// Deviations of a run from the stored numbers; `spread` in hybrid.py measures PyTorch in the same way.
 #[derive(Debug, Deserialize)]
 struct Deviations {
-    /// Absolute.
+    /// Largest absolute deviation of a logit.
     logits: f64,
-    /// Relative, per step.
+    /// Relative deviation of the loss, per step.
     loss: Vec<f64>,
-    /// Relative, per step.
+    /// Relative deviation of the gradient norm, per step.
     grad_norm: Vec<f64>,
     /// Relative to the tensor's norm, largest and root mean square over tensors.
     gradients: f64,
@@ -167,7 +167,7 @@ fn compare(got: &Digests, want: &Digests, floor: f64) -> (f64, f64) {
     )
 }
 
-/// All tensors of `hybrid` by the hash, as a file of PyTorch weights holds them.
+/// All tensors of `hybrid`, filled from the hash, as a file of PyTorch weights holds them.
 fn hashed(blueprint: &Blueprint) -> Vec<NamedTensor> {
     let tensor = |name: String, shape: Vec<usize>| {
         let data = TensorData::F32(formula::weight(&name, &shape));
@@ -196,7 +196,7 @@ fn hashed(blueprint: &Blueprint) -> Vec<NamedTensor> {
     all
 }
 
-/// `[n, 3, side, side]` channels-last, as [`crate::samples`] makes it.
+/// Images from the hash, `[n, 3, side, side]` channels-last, as [`crate::samples`] makes them.
 fn pictures(name: &str, n: usize, side: usize, kind: Kind) -> Tensor {
     let (n, s) = (n as i64, side as i64);
     let pixels = Tensor::from_slice(&formula::pictures(name, n as usize, side)).view([n, 3, s, s]);
@@ -269,7 +269,7 @@ fn configured(setup: &Setup, precision: Precision, gpu: Option<Gpu>) -> (Config,
     (config, replica)
 }
 
-/// Logits of the first shard, then of its first image without its patches.
+/// Logits of the first shard, then those of its first image without its patches.
 fn evaluate(replica: &Replica, batch: &ShardBatch) -> Vec<f64> {
     let scores = replica.evaluate(batch).expect("evaluation");
     let Pixels::Views(views) = &batch.pixels else {
@@ -451,19 +451,19 @@ fn f32_steps_on_a_gpu_are_pytorchs() {
 
 fn f32_is_near(golden: &Golden, got: &Deviations) {
     eprintln!("here  {got:?}\ntorch {:?}", golden.torch_f32);
-    // Sums of some thousand f32 products per layer, 20 layers deep: errors of 1e-6 of the values.
+    // Sums of some thousand f32 products per layer, 20 layers deep, deviate by 1e-6 of the values.
     below("logits", got.logits, 1e-5);
     below("running statistics", got.running, 5e-6);
     below("running statistics, rms", got.running_rms, 1e-6);
     below("loss", got.loss[0], 1e-5);
-    // Backward divides by standard deviations over as few as 4 rows, which enlarges them.
+    // Backward divides by standard deviations over as few as 4 rows, which enlarges the deviations.
     below("gradient norm", got.grad_norm[0], 1e-4);
     below("gradients", got.gradients, 1e-4);
     below("gradients, rms", got.gradients_rms, 3e-5);
-    // Adam divides by |g| + eps, so elements with small gradients follow those closely.
+    // Adam divides by |g| + eps, so elements with small gradients follow their deviations closely.
     below("first update", got.moved, 2e-4);
     below("first update, rms", got.moved_rms, 5e-5);
-    // The second step starts from all of this, and nothing keeps it away from ReLUs' kinks.
+    // The second step starts from all of these, and inputs may lie near ReLUs' kinks.
     below("second loss", got.loss[1], 1e-4);
     below("second gradient norm", got.grad_norm[1], 2e-3);
 }
@@ -485,12 +485,12 @@ fn bf16_steps_on_a_gpu_are_as_near() {
 fn bf16_is_near(golden: &Golden, got: &Deviations) {
     let torch = &golden.torch_bf16;
     eprintln!("here  {got:?}\ntorch {torch:?}");
-    // bf16 has 8 bits: 4e-3 per rounding, averaged over many.
+    // bf16 has 8 bits: a rounding deviates by up to 4e-3, and many average out.
     below("logits", got.logits, 3e-2);
     below("running statistics", got.running, 3e-2);
     below("loss", got.loss[0], 3e-2);
-    // Roundings put many ReLUs' inputs on the other side of zero, in PyTorch as here. Their number is
-    // what can be compared, by its effect over all tensors; which ones they are is chance.
+    // Roundings put many ReLUs' inputs on the other side of zero, in PyTorch as here. The test can compare their
+    // number, by its effect over all tensors; which ones they are is chance.
     below(
         "gradients, rms",
         got.gradients_rms,

@@ -9,7 +9,7 @@
 //! | `image_head` | token 0 -> `[b, C]` |
 //! | `patch_head` | tokens 1.. -> `[n, C]` |
 //!
-//! One head per target of the task, called after it: `NAME_head`.
+//! Each target of the task has one head, which has its name: `NAME_head`. The table shows targets `image` and `patch`.
 
 use fovea_task::{Level, Target, Task};
 use tch::{Kind, Tensor};
@@ -26,7 +26,8 @@ const ATTENTION_HEADS: i64 = 4;
 /// Dropout probability in a head.
 const DROPOUT: f32 = 0.3;
 
-/// `Linear 256->128, ReLU, Dropout, Linear 128->C`, named `.0` and `.3` as in a PyTorch `Sequential`.
+/// One target's head, `Linear 256->128, ReLU, Dropout, Linear 128->C`; its layers have the names `.0` and `.3` of a
+/// PyTorch `Sequential`.
 struct Head {
     level: Level,
     hidden: Linear,
@@ -114,7 +115,7 @@ impl Model for Hybrid {
 
         let global = self.global_branch.forward(pass, input.globals)?; // [b, 512]
         let global = self.global_proj.forward(pass, &global)?; // [b, 256]
-        // [n, 512]; of an all-black photograph, n is 0.
+        // [n, 512]; n is 0 for an all-black photograph
         let local = self.local_branch.forward(pass, input.patches)?;
         let local = self.local_proj.forward(pass, &local)?; // [n, 256]
 

@@ -36,7 +36,7 @@ impl Linear {
         Ok(x.f_linear(pass.param(self.weight), Some(pass.param(self.bias)))?)
     }
 
-    /// The arithmetic over `[rows, inputs]`.
+    /// Multiplications over `[rows, inputs]`.
     pub fn macs(&self, b: &Blueprint, rows: u64) -> Macs {
         b.macs_at(self.weight, rows)
     }
@@ -64,7 +64,7 @@ impl LayerNorm {
         }
     }
 
-    /// Same shape in and out.
+    /// Normalises each row; the result has the shape of `x`.
     pub fn forward(&self, pass: &Pass<'_>, x: &Tensor) -> Result<Tensor> {
         let (weight, bias) = (pass.param(self.weight), pass.param(self.bias));
         Ok(x.f_layer_norm([self.width], Some(weight), Some(bias), 1e-5, true)?)
@@ -118,7 +118,8 @@ impl SelfAttention {
         }
     }
 
-    /// `x` `[b, t, width]`; `padding` `[b, 1, 1, t]`, 0 where a token counts and -inf where it is padding.
+    /// Attends within each sequence of `x`, `[b, t, width]`; `padding` is `[b, 1, 1, t]`, 0 for tokens and -inf for
+    /// padding.
     pub fn forward(&self, pass: &Pass<'_>, x: &Tensor, padding: Option<&Tensor>) -> Result<Tensor> {
         let (b, t) = (x.size()[0], x.size()[1]);
         let head = self.width / self.heads;
@@ -138,7 +139,7 @@ impl SelfAttention {
         Ok(mixed.f_linear(pass.param(self.out_weight), Some(pass.param(self.out_bias)))?)
     }
 
-    /// The arithmetic over `[sequences, tokens, width]`.
+    /// Multiplications over `[sequences, tokens, width]`.
     pub fn macs(&self, b: &Blueprint, sequences: u64, tokens: u64) -> Macs {
         let rows = sequences * tokens;
         let scores = Macs::product(rows * tokens * self.width as u64);

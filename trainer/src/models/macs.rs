@@ -9,27 +9,27 @@ use super::{Blueprint, ParamId};
 /// Multiplications, each with its addition: 2 floating-point operations.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Macs {
-    /// Of the forward pass.
+    /// Multiplications of the forward pass.
     pub forward: u64,
-    /// Of the backward pass: the gradients of weights and of inputs.
+    /// Multiplications of the backward pass: the gradients of weights and of inputs.
     pub backward: u64,
 }
 
-/// What a step reads, as far as its arithmetic depends on it. Every image has the same number of patches.
+/// The sizes of a step's inputs that its arithmetic depends on. Every image has the same number of patches.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Sizes {
-    /// Whole images.
+    /// Number of whole images.
     pub images: u64,
-    /// Their side, pixels.
+    /// Side of a whole image, pixels.
     pub global: u64,
-    /// Patches of each image.
+    /// Number of patches of each image.
     pub patches: u64,
-    /// Their side, pixels.
+    /// Side of a patch, pixels.
     pub patch: u64,
 }
 
 impl Macs {
-    /// Of a product whose factors both have a gradient.
+    /// A product whose factors both need a gradient.
     pub fn product(forward: u64) -> Self {
         Self {
             forward,
@@ -37,7 +37,7 @@ impl Macs {
         }
     }
 
-    /// Of a product with the first layer's input, which needs no gradient.
+    /// A product with the first layer's input, which needs no gradient.
     pub fn first(forward: u64) -> Self {
         Self {
             forward,
@@ -45,7 +45,7 @@ impl Macs {
         }
     }
 
-    /// Floating-point operations of both passes.
+    /// Floating-point operations of both passes, two per multiplication.
     pub fn flops(self) -> u64 {
         2 * (self.forward + self.backward)
     }
@@ -80,8 +80,8 @@ impl Sum for Macs {
 }
 
 impl Blueprint {
-    /// Of a weight that is multiplied once at each of so many positions (rows of a linear layer, pixels of a
-    /// convolution's result).
+    /// A weight that is multiplied once at each of `positions` (rows of a linear layer, pixels of a convolution's
+    /// result).
     pub(super) fn macs_at(&self, weight: ParamId, positions: u64) -> Macs {
         Macs::product(self.params[weight.0].numel() as u64 * positions)
     }
@@ -99,7 +99,7 @@ mod tests {
         let net = ResNet18::declare(&mut blueprint, "net");
         let macs = net.macs(&blueprint, 1, 224);
         assert_eq!(macs.forward, 1_813_561_344);
-        // All but the first convolution, 118 million, have two gradients.
+        // All but the first convolution, which has 118 million, need two gradients.
         assert_eq!(macs.backward, 2 * 1_813_561_344 - 118_013_952);
         assert_eq!(net.macs(&blueprint, 3, 224), macs * 3);
     }

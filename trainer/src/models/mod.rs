@@ -1,9 +1,8 @@
-//! Models: what parameters they have and how a microbatch flows through them.
+//! Models: their parameters, and how a microbatch flows through them.
 //!
-//! A model is declared once against a [`Blueprint`] (names, shapes, initialisation) and keeps only
-//! the ids it was given. [`crate::params`] decides where the numbers live (one flat buffer, master and
-//! working precision); a model never owns a tensor. To add a model: one file here that
-//! implements [`Model`], its row in [`MODELS`], and a preset.
+//! A model is declared once against a [`Blueprint`] (names, shapes, initialisation) and keeps only the ids that it got.
+//! [`crate::params`] decides where the numbers live (one flat buffer, master and working precision); a model never owns
+//! a tensor. To add a model, write one file here that implements [`Model`], its row in [`MODELS`], and a preset.
 
 #[cfg(test)]
 mod golden;
@@ -29,15 +28,15 @@ pub use crate::blueprint::{
 use crate::error::{Error, Result};
 use crate::ops::{NormEngine, NormMode};
 
-/// One pass through a model: the parameters to use and what batch normalisation does.
+/// One pass through a model: the parameters to use and the mode of batch normalisation.
 pub struct Pass<'a> {
     /// Forward copies, indexed by [`ParamId`].
     pub params: &'a [Tensor],
     /// Batch normalisation layers, indexed by [`NormId`].
     pub norms: &'a [NormSpec],
-    /// Batch statistics (training) or running ones (evaluation).
+    /// Batch statistics (training) or running statistics (evaluation).
     pub mode: NormMode<'a>,
-    /// What normalisation layers are computed by.
+    /// How normalisation layers are computed.
     pub engine: NormEngine,
 }
 
@@ -48,21 +47,22 @@ impl Pass<'_> {
     }
 }
 
-/// What a model reads: `b` images, each with some of its patches.
+/// The inputs of a model: `b` images and `n` of their patches.
 pub struct Input<'a> {
     /// Whole images, `[b, 3, S, S]`, working dtype, channels-last.
     pub globals: &'a Tensor,
-    /// Patches of all images one after the other, `[n, 3, patch, patch]`, working dtype, channels-last; n is 0 for a model
-    /// of [`Grain::Image`].
+    /// Patches of all images one after the other, `[n, 3, patch, patch]`, working dtype, channels-last; n is 0 for a
+    /// model of [`Grain::Image`].
     pub patches: &'a Tensor,
-    /// Where the tokens of each image come from.
+    /// Where the tokens of each image come from, in the padded sequences.
     pub tokens: &'a Tokens,
-    /// The mask of each dropout site, by [`DropoutId`], `[rows, width]` f32, scaled by `1 / (1 - p)`; none outside training.
+    /// The mask of each dropout site, indexed by [`DropoutId`], `[rows, width]` f32, scaled by `1 / (1 - p)`; none
+    /// outside training.
     pub dropout: Option<&'a [Tensor]>,
 }
 
 impl Input<'_> {
-    /// `x` `[rows, width]` with its site's mask applied; as it is outside training.
+    /// `x` `[rows, width]` with its site's mask applied; outside training, `x` itself.
     pub fn dropped(&self, x: Tensor, site: DropoutId) -> Result<Tensor> {
         match self.dropout {
             Some(masks) => Ok(x.f_mul(&masks[site.0])?),
@@ -71,33 +71,33 @@ impl Input<'_> {
     }
 }
 
-/// A network of this project: images and patches in, one set of logits per target of the task out.
+/// A network of this project: takes images and their patches, gives one set of logits per target of the task.
 pub trait Model: Send + Sync {
     /// Forward pass of one virtual shard (training) or of one image (evaluation).
     ///
-    /// Returns the logits of each target in the task's order, f32 `[rows, classes]`: a row per image, `b`, or per patch, `n`,
-    /// in the order of [`Input::patches`]. They must be finite, and every parameter must take part in one of them: backward
-    /// starts from the sum of `logits * dlogits`.
+    /// Returns the logits of each target in the task's order, f32 `[rows, classes]`: a row per image, `b`, or per
+    /// patch, `n`, in the order of [`Input::patches`]. They must be finite, and every parameter must take part in one
+    /// of them: backward starts from the sum of `logits * dlogits`.
     fn forward(&self, pass: &Pass<'_>, input: &Input<'_>) -> Result<Vec<Tensor>>;
 
-    /// The arithmetic of a training step; `blueprint` is the one that the model was declared in.
+    /// Multiplications of a training step; `blueprint` is the one that the model was declared in.
     fn macs(&self, blueprint: &Blueprint, sizes: &Sizes) -> Macs;
 }
 
-/// A model as it can be chosen.
+/// A row of [`MODELS`], a model that a configuration can choose.
 pub struct ModelEntry {
-    /// Its value of `model.name`.
+    /// The model's value of `model.name`.
     pub name: &'static str,
-    /// What its samples are.
+    /// The unit of its samples: grid cells or whole images.
     pub grain: Grain,
-    /// Declares its parameters for a task.
+    /// Declares the model's parameters for a task.
     ///
     /// # Errors
     /// [`Error::Usage`] when the model cannot answer the task's questions.
     pub declare: fn(&mut Blueprint, &Task) -> Result<Box<dyn Model>>,
 }
 
-/// Every model that `model.name` can choose.
+/// Every model that `model.name` can choose, one row each.
 pub static MODELS: &[ModelEntry] = &[ModelEntry {
     name: "hybrid",
     grain: Grain::Cell,
@@ -122,7 +122,7 @@ pub fn find(name: &str) -> Result<&'static ModelEntry> {
 }
 
 impl ModelEntry {
-    /// The model for a task, and what it declared.
+    /// Builds the model for a task; also returns the blueprint that it declared.
     ///
     /// # Errors
     /// As [`ModelEntry::declare`].

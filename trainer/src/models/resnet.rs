@@ -78,7 +78,7 @@ impl ConvNorm {
         }
     }
 
-    /// The arithmetic on `n` inputs of `side` x `side` pixels, and the side of the result.
+    /// Multiplications on `n` inputs of `side` x `side` pixels, and the side of the result.
     fn macs(&self, b: &Blueprint, n: u64, side: u64) -> (Macs, u64) {
         let kernel = b.params[self.weight.0].shape[3] as u64;
         let side = (side + 2 * self.padding as u64 - kernel) / self.stride as u64 + 1;
@@ -145,7 +145,7 @@ impl BasicBlock {
         (first + second + shortcut.unwrap_or_default(), out)
     }
 
-    /// Takes its input, and gives its output, once for the convolutions and once for the shortcut.
+    /// Takes its input twice and returns its output twice: for the convolutions and for the shortcut.
     fn forward(
         &self,
         pass: &Pass<'_>,
@@ -203,7 +203,7 @@ impl ResNet18 {
         Self { stem, blocks }
     }
 
-    /// `[n, 3, H, W]` in the working dtype, channels-last -> features `[n, 512]` in f32. n may be 0.
+    /// Turns images `[n, 3, H, W]` in the working dtype, channels-last, into features `[n, 512]` in f32. n may be 0.
     pub fn forward(&self, pass: &Pass<'_>, x: &Tensor) -> Result<Tensor> {
         if x.size()[0] == 0 {
             return Ok(Tensor::f_zeros(
@@ -224,7 +224,7 @@ impl ResNet18 {
         ops::global_avg_pool(&x.0)
     }
 
-    /// The arithmetic on `n` images of `side` x `side` pixels, at least 32 each.
+    /// Multiplications on `n` images of `side` x `side` pixels, at least 32 each.
     pub fn macs(&self, b: &Blueprint, n: u64, side: u64) -> Macs {
         let (stem, side) = self.stem.macs(b, n, side);
         let mut side = (side - 1) / 2 + 1; // max pooling: window 3, stride 2, padding 1

@@ -1,10 +1,11 @@
-//! From images and patches to the padded sequences that attention reads: token 0 is the image, the others its patches.
+//! Turns images and patches into the padded sequences that attention reads: token 0 is the image, the others its
+//! patches.
 
 use tch::{Device, Tensor};
 
 use crate::error::Result;
 
-/// Where each token of the padded sequence comes from, and where the patches end up in it.
+/// Where each token of the padded sequences comes from, and where the patches are in them.
 struct TokenLayout {
     /// `[b * t]` rows of `cat([images, patches, one row of zeros])`.
     gather: Vec<i64>,
@@ -51,9 +52,9 @@ impl TokenLayout {
 
 /// The layout of a batch, as tensors on the device that computes it.
 pub struct Tokens {
-    /// Images `b`.
+    /// Number of images, `b`.
     pub images: i64,
-    /// Tokens `t` of each sequence: 1 and the most patches of an image.
+    /// Tokens `t` of each sequence: 1 plus the largest number of patches of an image.
     pub per_image: i64,
     /// `[b * t]` i64: rows of `cat([images, patches, one row of zeros])`.
     pub gather: Tensor,
@@ -64,7 +65,7 @@ pub struct Tokens {
 }
 
 impl Tokens {
-    /// For images with these numbers of patches.
+    /// The layout for images with these numbers of patches, on `device`.
     pub fn new(counts: &[usize], device: Device) -> Result<Self> {
         let layout = TokenLayout::new(counts);
         let (images, per_image) = (counts.len() as i64, layout.tokens as i64);
@@ -82,7 +83,7 @@ impl Tokens {
         })
     }
 
-    /// The tensors, once more.
+    /// Further handles of all tensors, which share their memory.
     pub fn tensors(&self) -> Vec<Tensor> {
         let tensors = [
             Some(&self.gather),

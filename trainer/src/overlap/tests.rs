@@ -1,4 +1,4 @@
-//! Whole attempts of the hybrid model, as the trainer makes them.
+//! Whole attempts of the hybrid model, as the trainer runs them.
 #![expect(clippy::unwrap_used, reason = "a failed unwrap is a failed test")]
 
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -87,7 +87,7 @@ fn buckets_change_no_bit_and_cover_everything() {
         assert_eq!(elements, sum.len(), "each element once");
         counts.push(calls);
         sums.push(bits(&sum));
-        // Of 4 shards and 2 ranks, 3 and 3 with samples: they are counted behind the losses.
+        // Of 4 shards on each of 2 ranks, 3 and 3 have samples: their number stands behind the losses.
         assert_eq!(sum.last(), Some(&6.0));
     }
     assert!(sums[0] == sums[1] && sums[1] == sums[2]);
@@ -97,14 +97,14 @@ fn buckets_change_no_bit_and_cover_everything() {
     );
 }
 
-/// The first bucket must be with the other ranks before the last pass is through, not just might.
+/// The first bucket must leave before the last pass ends; that it could leave is not enough.
 #[test]
 fn the_first_bucket_leaves_while_backward_goes_on() {
     let mut replica = replica(25);
     let shards = [Some(shard(1, 16, 96))];
     let through = AtomicBool::new(false);
     let mut early = 0;
-    // The thread that adds may not get a processor in time, when the machine is busy; not three times in a row.
+    // On a busy machine the thread that adds may not get a processor in time; three misses in a row are an error.
     for _ in 0..3 {
         through.store(false, Ordering::Relaxed);
         early = 0;
@@ -121,7 +121,7 @@ fn the_first_bucket_leaves_while_backward_goes_on() {
     }
     assert!(early > 0, "all buckets left after backward");
 
-    // And so it stands in the trace.
+    // The trace must show it, too.
     let spans = replica.trace().spans();
     let span = |name: &str| {
         let found = spans.iter().rev().find(|span| span.name == name);

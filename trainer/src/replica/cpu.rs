@@ -21,20 +21,20 @@ use crate::params::StateBuffer;
 use crate::reduce::TreeAccumulator;
 use crate::samples::{Pixels, ShardBatch};
 
-/// The buffers of an attempt.
+/// The buffers of an attempt on the CPU.
 pub(super) struct CpuStep {
     tree: TreeAccumulator,
 }
 
 impl CpuStep {
-    /// For sums of `len` elements.
+    /// For sums of `len` elements, laid out as [`Surface`](crate::reduce::Surface) says.
     pub fn new(len: usize) -> Self {
         Self {
             tree: TreeAccumulator::new(len),
         }
     }
 
-    /// The sums over all ranks.
+    /// Computes the passes of this rank's virtual shards, and returns the sums over all ranks.
     pub fn attempt(
         &mut self,
         net: &Network,
@@ -63,7 +63,7 @@ impl CpuStep {
             }
             .run(together, &passes, through);
             if passed.is_err() {
-                // What was summed so far is of no use.
+                // The sums so far are useless.
                 drop(self.tree.take());
                 passed?;
             }
@@ -71,7 +71,7 @@ impl CpuStep {
         self.tree.take()
     }
 
-    /// Moves parameters and running statistics. Takes the buffer back.
+    /// Updates parameters and running statistics. Takes the buffer back for reuse.
     pub fn commit(&mut self, net: &mut Network, sums: Vec<f32>, adam: &AdamParams) -> Result<()> {
         net.params.adam(&sums[net.surface.grads.clone()], adam)?;
         let shards = sums[net.surface.scalars.end - 1];
@@ -87,11 +87,11 @@ impl CpuStep {
     }
 }
 
-/// Passes that run together, one on each lane, while another thread adds up what they give.
+/// Passes that run at the same time, one on each lane, while another thread adds their results.
 struct Passes<'a> {
     net: &'a Network,
     lanes: &'a ThreadLanes,
-    /// Epoch, and how often the samples of the step count.
+    /// The epoch, and the rows of the global batch.
     when: (u32, Denominators),
     tree: &'a mut TreeAccumulator,
     exchange: &'a mut dyn Exchange,
@@ -112,8 +112,8 @@ impl Passes<'_> {
             exchange,
         } = self;
         let (give, given) = mpsc::channel();
-        // SAFETY: forward and backward pass write to tensors of their own only; the adder reads gradients that it was
-        // given.
+        // SAFETY: the forward and backward passes write only to tensors of their own; the adder reads gradients that it
+        // was given.
         let (net, batches) = unsafe { (&ReadOnly::new(net), ReadOnly::new(together)) };
         std::thread::scope(|scope| {
             let adder = std::thread::Builder::new().name("reduce".to_owned());
@@ -136,7 +136,7 @@ impl Passes<'_> {
                 let give = give.clone();
                 net.get().forward_backward(batch, when, lane, &give)
             });
-            // So that the adder does not wait for a pass that failed.
+            // Hangs up, because the adder must not wait for a pass that failed.
             drop(give);
             through();
             let added = adder
@@ -164,7 +164,7 @@ impl Network {
         )?;
         let leaves = self.params.leaves();
         let left = Cell::new(leaves.len());
-        // The adder has hung up when all-reduce failed: its error is the one to tell.
+        // The adder has hung up because all-reduce failed: its error is the one to report.
         let hand_in = |param: usize, gradient: Tensor| {
             left.set(left.get() - 1);
             let _ = give.send(Contribution::Gradient {
@@ -192,8 +192,8 @@ impl Network {
         Ok(())
     }
 
-    /// Forward: a scalar whose gradient with respect to the logits is dlogits, where backward starts; the summed loss of
-    /// each head.
+    /// Forward pass. Returns a scalar, whose gradient with respect to the logits is dlogits and where backward starts,
+    /// and the summed loss of each head.
     fn loss(
         &self,
         batch: &ShardBatch,
@@ -238,7 +238,7 @@ impl Network {
     }
 }
 
-/// Loss sum and scaled dlogits of one head.
+/// Summed loss and scaled dlogits of one head.
 fn head_loss(
     loss: &dyn Loss,
     logits: &Tensor,

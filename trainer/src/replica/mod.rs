@@ -1,6 +1,6 @@
 //! One rank's copy of the model: the forward and backward pass of an attempt, and its commit.
 //!
-//! All devices have a [`Network`]; [`cpu`] and [`crate::gpu`] compute with it.
+//! All devices have a [`Network`]; [`cpu`] and [`crate::gpu`] compute its steps.
 
 mod cpu;
 
@@ -28,33 +28,33 @@ use crate::trace::Trace;
 /// Weight of the newest batch in the running statistics (torchvision's default).
 pub(crate) const NORM_MOMENTUM: f32 = 0.1;
 
-/// What a reduced attempt says about itself, the same on every rank.
+/// The result of a reduced attempt in two numbers, the same on every rank.
 #[derive(Clone, Copy, Debug)]
 pub struct StepVerdict {
-    /// The objective over the global batch.
+    /// The objective over the global batch: the weighted sum of the heads' mean losses.
     pub loss: f64,
-    /// Norm of the global gradient.
+    /// Norm of the global gradient, before clipping.
     pub grad_norm: f64,
 }
 
 impl StepVerdict {
-    /// Whether the optimizer may move.
+    /// Whether both numbers are finite; only then may the optimizer move.
     pub fn is_finite(&self) -> bool {
         self.loss.is_finite() && self.grad_norm.is_finite()
     }
 }
 
-/// The sums of an attempt over all ranks, which [`Replica::commit`] takes back.
+/// The sums of an attempt over all ranks. [`Replica::commit`] takes them back.
 #[derive(Debug)]
 pub enum Sums {
-    /// Laid out as [`Surface`] says.
+    /// Sums in host memory, laid out as [`Surface`] says.
     Host(Vec<f32>),
-    /// The same on the GPU, and what it says of itself.
+    /// Sums in GPU memory, in the same layout, and their totals on the host.
     Gpu(Tensor, Totals),
 }
 
 impl Sums {
-    /// The sums on the host.
+    /// A copy of the sums on the host.
     pub fn to_host(&self) -> Result<Vec<f32>> {
         match self {
             Self::Host(sums) => Ok(sums.clone()),
@@ -63,30 +63,30 @@ impl Sums {
     }
 }
 
-/// What the verdict over an attempt is made of.
+/// The numbers from which the verdict over an attempt is computed.
 #[derive(Clone, Debug)]
 pub struct Totals {
-    /// Summed loss of each head.
+    /// Summed loss of each head, in the task's order.
     pub losses: Vec<f32>,
-    /// Squares of the gradient, summed.
+    /// Sum of the squares of the global gradient.
     pub sum_squares: f64,
 }
 
-/// Logits of one virtual shard or image.
+/// Logits of one virtual shard or of one image.
 pub struct Scores {
-    /// By target of the task, `[rows, classes]`, row-major: a row per image or per patch.
+    /// For each target of the task, `[rows, classes]` row-major: a row per image or per patch.
     pub heads: Vec<Vec<f32>>,
 }
 
-/// Model, parameters, and how their sums travel.
+/// Model, parameters and objective, and how their sums travel.
 pub struct Network {
-    /// The network itself.
+    /// The model, which holds no numbers.
     pub model: Box<dyn Model>,
-    /// Parameters and optimizer moments.
+    /// Parameters, optimizer moments and running statistics.
     pub params: Params,
-    /// What is minimised.
+    /// The objective, one loss per head.
     pub objective: Objective,
-    /// Elements of the batch statistics.
+    /// Length of the flat batch statistics, elements.
     pub(crate) stats_len: usize,
     pub(crate) surface: Surface,
     pub(crate) buckets: Buckets,
@@ -106,7 +106,7 @@ impl Network {
         let params = Params::new(blueprint, precision, config.train.seed, device)?;
         let grads = 0..params.layout.len;
         let stats = grads.end..grads.end + stats_len;
-        // The loss of each head, and how many virtual shards have samples.
+        // The summed loss of each head, and the number of virtual shards with samples.
         let scalars = stats.end..stats.end + objective.len() + 1;
         let bucket_bytes = (config.train.bucket_mb as usize) << 20;
         Ok(Self {
@@ -125,7 +125,7 @@ impl Network {
         })
     }
 
-    /// A pass with these parameters.
+    /// A pass of the model with these parameters.
     pub(crate) fn pass<'a>(&'a self, mode: NormMode<'a>, engine: NormEngine) -> Pass<'a> {
         Pass {
             params: self.params.leaves(),
@@ -135,7 +135,7 @@ impl Network {
         }
     }
 
-    /// Factors on the dlogits of each head.
+    /// Factor on the dlogits of each head: its weight over its rows of the global batch.
     pub(crate) fn scales(&self, total: Denominators) -> Vec<f32> {
         let heads = self.objective.iter();
         heads
@@ -166,25 +166,25 @@ impl Network {
     }
 }
 
-/// What computes.
+/// The device that computes the steps, with its buffers.
 enum Step {
     Cpu(CpuStep),
     Gpu(Box<GpuStep>),
 }
 
-/// A network and what it computes with.
+/// A network and the device that computes it.
 pub struct Replica {
-    /// The model's state.
+    /// The network, with all state that training changes.
     pub net: Network,
     lanes: ThreadLanes,
     step: Step,
 }
 
 impl Replica {
-    /// The configured model for a task; see [`Replica::new`].
+    /// Builds the configured model for a task; see [`Replica::new`].
     ///
     /// # Errors
-    /// There is no such model, or it cannot answer the task's questions.
+    /// There is no such model, or it cannot answer the task's targets.
     pub fn configured(
         config: &Config,
         task: &Task,
@@ -197,7 +197,7 @@ impl Replica {
         Self::new(config, model, precision, objective, lanes, gpu)
     }
 
-    /// A model with its initial parameters, on the GPU if there is one given. `objective` has an entry for each of its heads.
+    /// A model with its initial parameters, on `gpu` if given. `objective` has one entry per head.
     pub fn new(
         config: &Config,
         model: (Box<dyn Model>, Blueprint),
@@ -216,7 +216,7 @@ impl Replica {
         Ok(Self { net, lanes, step })
     }
 
-    /// Back to the initial parameters.
+    /// Draws the initial parameters again.
     pub fn start_again(&mut self, precision: Precision) -> Result<()> {
         let Params { blueprint, .. } = &self.net.params;
         let device = self.net.params.device();
@@ -224,11 +224,11 @@ impl Replica {
         Ok(())
     }
 
-    /// Forward and backward over this rank's virtual shards; nothing of the model's state changes. Returns the sums over
-    /// all ranks, to be given to [`Replica::verdict`].
+    /// Runs forward and backward over this rank's virtual shards, without changing the model's state. Returns the sums
+    /// over all ranks, for [`Replica::verdict`].
     ///
-    /// `exchange` gets buckets of the sums while backward still goes on; `computed` is called when the passes are
-    /// through and only other ranks are waited for.
+    /// `exchange` gets buckets of the sums while backward still runs; `computed` is called when the passes are done and
+    /// only other ranks are waited for.
     pub fn attempt(
         &mut self,
         shards: &[Option<ShardBatch>],
@@ -251,7 +251,7 @@ impl Replica {
         }
     }
 
-    /// How many CUDA graphs are recorded.
+    /// Number of recorded CUDA graphs; 0 on the CPU.
     pub fn graphs(&self) -> usize {
         match &self.step {
             Step::Cpu(_) => 0,
@@ -259,7 +259,7 @@ impl Replica {
         }
     }
 
-    /// Whether what computes can go on after an error.
+    /// Whether the device can continue after an error.
     pub fn works(&self) -> bool {
         match &self.step {
             Step::Cpu(_) => true,
@@ -267,7 +267,7 @@ impl Replica {
         }
     }
 
-    /// Ends what belongs to the ranks of this generation, before their collective goes.
+    /// Drops the state that belongs to the ranks of this generation, before their collective ends.
     pub fn leave_generation(&mut self) {
         if let Step::Gpu(step) = &mut self.step {
             step.leave_generation();
@@ -292,7 +292,7 @@ impl Replica {
         }
     }
 
-    /// Moves parameters and running statistics. Takes the sums back.
+    /// Updates parameters and running statistics. Takes the sums back for reuse.
     ///
     /// `step` counts from 1; `clip_norm` 0 means no clipping (else as `clip_grad_norm_`).
     pub fn commit(
@@ -335,7 +335,7 @@ impl Replica {
         }
     }
 
-    /// The GPU that it computes on, if that is one.
+    /// The GPU that computes the steps; none on the CPU.
     pub fn gpu(&self) -> Option<&Gpu> {
         match &self.step {
             Step::Cpu(_) => None,
@@ -343,28 +343,28 @@ impl Replica {
         }
     }
 
-    /// What the first steps are noted in.
+    /// The trace that records the first steps.
     pub(crate) fn trace(&self) -> &Trace {
         &self.net.trace
     }
 
-    /// How the threads of this process are shared out.
+    /// How the threads of this process are divided.
     pub fn lanes(&self) -> &ThreadLanes {
         &self.lanes
     }
 
-    /// What the model was trained to minimise.
+    /// The objective that training minimises.
     pub fn objective(&self) -> &Objective {
         &self.net.objective
     }
 
-    /// Replaces the loss, for reporting it on other data.
+    /// Replaces the objective, for reporting the loss on other data.
     pub fn set_objective(&mut self, objective: Objective) {
         self.net.objective = objective;
     }
 }
 
-/// A batch that was made for a GPU came to the CPU.
+/// The error for a batch without pixels, made for a GPU, that reached the CPU.
 pub(crate) fn no_pixels() -> Error {
     Error::Internal("a batch without pixels on the CPU".to_owned())
 }

@@ -1,4 +1,4 @@
-//! The coordinator as the place where the ranks of a generation find each other.
+//! The coordinator as the place where the ranks of a generation exchange messages to find each other.
 
 use std::time::Instant;
 
@@ -9,7 +9,7 @@ use fovea_coordinator::rundir::directory_id;
 use fovea_coordinator::token::Token;
 use fovea_run::run_dir::RunDir;
 
-/// The board of one generation.
+/// The message board of one generation, at the coordinator.
 pub(super) struct CoordinatorBoard<'a> {
     pub run: &'a RunDir,
     pub client: &'a mut Client,
@@ -18,7 +18,7 @@ pub(super) struct CoordinatorBoard<'a> {
 
 impl Board for CoordinatorBoard<'_> {
     fn run_id(&mut self) -> collectives::Result<String> {
-        // A copy of the directory has the same token.
+        // A copy of the run directory has the same token, so the id contains the directory's own id too.
         let path = self.run.path();
         Ok(format!(
             "{}-{}",

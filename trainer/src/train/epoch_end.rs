@@ -1,4 +1,4 @@
-//! What happens between epochs: evaluation, metrics, the best checkpoint.
+//! The end of an epoch: evaluation, metrics, the best checkpoint.
 
 use std::collections::BTreeMap;
 use std::time::SystemTime;
@@ -18,14 +18,14 @@ use crate::evaluate::{self, Answers};
 use crate::samples::SampleSource;
 
 impl Trainer {
-    /// Evaluates when due, keeps the best, and opens the next epoch.
+    /// Evaluates when an evaluation is due, keeps the best checkpoint, and opens the next epoch.
     pub(super) fn end_epoch(&mut self) -> Result<()> {
         self.write_step_rows();
         let epoch = self.state.progress.epoch + 1;
         let due = epoch.is_multiple_of(self.config.eval.every_epochs.max(1))
             || epoch == self.config.train.epochs;
-        // Kept apart from the present state until all ranks are through: if one is lost on the way, the
-        // others do all of this again.
+        // Kept apart from the present state until all ranks are done: if one is lost meanwhile, the others repeat all
+        // of this.
         let mut next = self.state.progress.clone();
         if due {
             let answers = self.score_validation()?;
@@ -40,13 +40,13 @@ impl Trainer {
             }
         }
         next.next_epoch();
-        self.barrier()?; // behind it, the records of the epoch are written
+        self.barrier()?; // behind the barrier, the epoch's records are written
         self.records.rows.written(next.step);
         self.state.progress = next;
         self.save()
     }
 
-    /// The watched metric, NaN without a value, and then why it has none.
+    /// The watched metric: NaN if it is undefined, and then the reason.
     fn watched_value(&self, summary: &[Option<Metrics>]) -> Result<(f64, Option<String>)> {
         let watch = &self.config.early_stopping;
         let task = self.data.source.data().task();
@@ -65,7 +65,7 @@ impl Trainer {
         })
     }
 
-    /// Every rank scores its images of the validation split; all get the answers of all.
+    /// Makes every rank score its images of the validation split; every rank returns the answers of all.
     fn score_validation(&mut self) -> Result<Vec<Answers>> {
         let (rank, world) = (self.seat.assignment.rank, self.seat.assignment.world);
         self.link.client.state(MemberState::Evaluating);
@@ -82,7 +82,7 @@ impl Trainer {
         for part in gathered {
             evaluate::decode(task, &part, &mut all)?;
         }
-        // The same rows at every rank: all of them end here, and none is taken for lost.
+        // All ranks have the same rows, so all of them end here, and none counts as lost.
         let targets = task.targets().iter().zip(&all);
         let bad = targets.map(|(target, all)| all.not_finite(target.classes.len()).count());
         match bad.sum::<usize>() {
@@ -98,7 +98,7 @@ impl Trainer {
         }
     }
 
-    /// Rank 0: says that nothing was decided by the watched metric, and returns what everybody is to hear.
+    /// Rank 0: warns that the watched metric decides nothing in this epoch, and returns the text for the coordinator.
     fn tell_undefined(&self, epoch: u32, why: &str) -> String {
         let watch = &self.config.early_stopping;
         let what = format!(
@@ -109,7 +109,7 @@ impl Trainer {
         what
     }
 
-    /// Rank 0: metrics.csv, the coordinator's summary, and the best epoch's predictions.
+    /// Rank 0: writes metrics.csv, the summary for the coordinator, and the best epoch's predictions.
     fn log_epoch(
         &mut self,
         epoch: u32,
@@ -129,7 +129,7 @@ impl Trainer {
             metrics: (*metrics).clone(),
         };
         let rows: Vec<MetricsRow> = scored.iter().map(row).collect();
-        // The checkpoint carries the state; a record is no reason to stop.
+        // The checkpoint carries the state; a missing record is no reason to stop.
         if let Err(e) = self.records.run.keep_task(task) {
             tracing::warn!("{e}");
         }
@@ -165,7 +165,7 @@ impl Trainer {
     }
 }
 
-/// Answers with names and grid positions, by image; what is asked of the whole image comes first.
+/// Answers with image names and grid positions, sorted by image; those to targets at image level come first.
 pub(crate) fn predictions(answers: &[Answers], source: &SampleSource) -> Vec<Prediction> {
     let manifest = source.data().manifest();
     let (grid, cells) = (u64::from(manifest.grid), u64::from(manifest.grid).pow(2));

@@ -1,4 +1,4 @@
-//! From one generation to the next: the rendezvous, and what an error means for it.
+//! From one generation to the next: the rendezvous, and the consequences of an error for it.
 
 use std::time::{Duration, Instant};
 
@@ -19,12 +19,12 @@ use crate::error::{Error, Result};
 const LOSSES: u32 = 3;
 
 impl Trainer {
-    /// What this rank could give to others: the newest committed step whose state it holds.
+    /// The newest committed step whose state this rank holds and could share; none without one.
     fn have(&self) -> Option<StartPoint> {
         self.state.holds.then(|| self.state.progress.point())
     }
 
-    /// Waits for a seat in the next generation, and meets its ranks. Returns an outcome when the run is over.
+    /// Waits for a seat in the next generation, and connects to its ranks. Returns an outcome when the run is over.
     pub(super) fn take_seat(&mut self, mut gave_up: Option<String>) -> Result<Option<Outcome>> {
         self.state.replica.leave_generation();
         let mut losses = 0;
@@ -67,7 +67,7 @@ impl Trainer {
             .abort_signal()
             .on_abort(move |notice| raised.abort(&notice.abort.reason));
         let deadline = self.deadline();
-        // The collective of the last generation ends before the next one begins: it may hold memory of the GPU.
+        // The last generation's collective may hold GPU memory, so it must end before the next begins.
         self.seat = GenerationSeat::alone(assignment, &abort);
         let seat = &self.seat.assignment;
         let meeting = Meeting {
@@ -87,7 +87,7 @@ impl Trainer {
                 self.seat.collective = collective;
                 Ok(None)
             }
-            // One of them was lost on the way: the next rendezvous.
+            // One of the ranks was lost meanwhile, so another rendezvous follows.
             Err(error) => {
                 let gave_up = self.leave_generation(error)?;
                 self.take_seat(gave_up)
@@ -95,10 +95,10 @@ impl Trainer {
         }
     }
 
-    /// What this rank reports at the next rendezvous after an error that a new generation mends: nothing when the
-    /// coordinator knows the reason, else why the rank gives up. Other errors are returned.
+    /// The report of this rank at the next rendezvous, after an error that a new generation mends: none when the
+    /// coordinator knows the reason, else why the rank gives up. Returns other errors.
     pub(super) fn leave_generation(&self, error: Error) -> Result<Option<String>> {
-        // After some errors this process cannot use its GPU any more, and another process must take its place.
+        // After some errors this process can no longer use its GPU, and another process must replace it.
         if !self.link.terms.elastic || !self.state.replica.works() {
             return Err(error);
         }
@@ -120,7 +120,7 @@ impl Trainer {
         }
     }
 
-    /// Takes the starting state: the one that this rank holds, the one that `source` gives to all, or the checkpoint
+    /// Takes the starting state: the one that this rank holds, the one that rank `source` shares, or the checkpoint
     /// that rank 0 reads.
     pub(super) fn enter(&mut self) -> Result<()> {
         let seat = self.seat.assignment.clone();
@@ -130,7 +130,7 @@ impl Trainer {
         if seat.source.is_none() && self.is_first() {
             self.begin(start)?;
         }
-        // Before the state: a rank that holds a step must know its rows too, in case all the others die.
+        // Before the state, because a rank that holds a step must know its rows too, in case all the others die.
         let known = self.known_rows(start.step)?;
         if seat.share {
             self.share_state(seat.source.unwrap_or(0))?;
@@ -156,7 +156,7 @@ impl Trainer {
         self.barrier()
     }
 
-    /// The rows up to `step` that are not yet in the file, which all ranks keep: whoever took part in a step
+    /// The rows up to `step` that are not yet in the file. All ranks keep them: each rank that took part in a step
     /// knows them, and any rank may die before they are written.
     fn known_rows(&mut self, step: u64) -> Result<Vec<StepRow>> {
         let known = self.records.rows.up_to(step);
@@ -169,7 +169,7 @@ impl Trainer {
         Ok(known)
     }
 
-    /// Files of the run directory belong to rank 0, whoever that is now.
+    /// Opens the files of the run directory if this rank is rank 0 now, because only rank 0 writes them.
     fn keep_the_records(
         &mut self,
         start: StartPoint,
@@ -195,7 +195,7 @@ impl Trainer {
         }
         if self.records.writer.is_none() {
             self.start_writer(start.step)?;
-            // The first rank of before may have died while it saved this very step.
+            // The rank 0 of the last generation may have died while it saved this very step.
             let between_epochs =
                 start.step > 0 && (start.cursor == 0 || self.state.progress.stopped);
             if self.seat.assignment.source.is_some() && between_epochs {
@@ -206,7 +206,7 @@ impl Trainer {
     }
 }
 
-/// Whether the connection is gone although the coordinator has not dismissed this rank.
+/// Whether the connection is lost although the coordinator has not dismissed this rank.
 fn is_lost(error: &CoordinatorError) -> bool {
     matches!(
         error,

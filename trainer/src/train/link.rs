@@ -1,4 +1,4 @@
-//! One rank's link to the coordinator: connecting, connecting again, and why a generation has ended.
+//! One rank's link to the coordinator: connecting, reconnecting, and the reason why a generation has ended.
 
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
@@ -10,26 +10,26 @@ use fovea_coordinator::protocol::{Abort, Terms, TrainerInfo};
 
 use crate::error::{Error, Result};
 
-/// The connection to the coordinator, and what it takes to make another.
+/// The connection to the coordinator, and the data needed to make another.
 pub(super) struct CoordinatorLink {
     endpoint: Endpoint,
     info: TrainerInfo,
     drain_wanted: Arc<AtomicBool>,
-    /// What this rank says of itself at each rendezvous.
+    /// The terms that this rank reports at each rendezvous.
     pub terms: Terms,
     /// The newest connection; [`Self::reconnect`] replaces it.
     pub client: Client,
-    /// Of the newest connection, for the thread that writes checkpoints.
+    /// Reports over the newest connection, for the thread that writes checkpoints.
     pub reporter: Arc<Mutex<Reporter>>,
     /// Whether the newest connection has carried the request to drain.
     drain_asked: bool,
 }
 
-/// What a search for the coordinator led to.
+/// The result of a search for the coordinator.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum SearchOutcome {
     Coordinator,
-    /// A signal came instead.
+    /// A signal asked this process to leave instead.
     Leave,
 }
 
@@ -54,7 +54,7 @@ impl CoordinatorLink {
         })
     }
 
-    /// Connects again. The coordinator may be one that was restarted: address and token are read again.
+    /// Connects again. Reads address and token again, because the coordinator may have restarted.
     pub fn reconnect(&mut self, patience: Duration) -> Result<SearchOutcome> {
         let mut info = self.info.clone();
         info.member = Some(self.client.member());
@@ -66,7 +66,7 @@ impl CoordinatorLink {
                 self.drain_asked = false;
                 Ok(SearchOutcome::Coordinator)
             }
-            // The newest complete checkpoint is all that the run can continue from.
+            // No coordinator is left to drain with; the run can only continue from the newest complete checkpoint.
             Err(_) if self.drain_wanted.load(Ordering::Relaxed) => Ok(SearchOutcome::Leave),
             Err(error) => Err(error),
         }
@@ -81,12 +81,12 @@ impl CoordinatorLink {
         Ok(())
     }
 
-    /// Whether the coordinator ended the generation, or is gone.
+    /// Whether the coordinator has ended the generation, or is gone.
     pub fn was_told(&self) -> bool {
         self.client.abort_signal().notice().is_some()
     }
 
-    /// An error when the generation is over, for work in which ranks do not meet.
+    /// Returns an error when the generation is over, for work in which ranks exchange nothing.
     pub fn check_generation(&self) -> Result<()> {
         match self.client.abort_signal().notice() {
             Some(notice) => Err(aborted(notice.abort)),
@@ -94,13 +94,13 @@ impl CoordinatorLink {
         }
     }
 
-    /// A collective that was aborted knows less about the cause than the coordinator does.
+    /// Replaces the error of an aborted collective by the coordinator's reason, which says more about the cause.
     pub fn or_its_reason<T>(&self, result: Result<T>) -> Result<T> {
         result.or_else(|error| self.check_generation().and(Err(error)))
     }
 }
 
-/// Tries until the coordinator is there, or a signal says that it will not come.
+/// Tries until the coordinator answers, or a signal asks this process to leave.
 fn connect(
     endpoint: &Endpoint,
     info: &TrainerInfo,
@@ -117,7 +117,7 @@ fn connect(
     }
 }
 
-/// The coordinator's word that a generation is over.
+/// The error for a generation that the coordinator has ended.
 pub(super) fn aborted(abort: Abort) -> Error {
     CoordinatorError::Aborted(abort).into()
 }

@@ -1,8 +1,8 @@
 //! The training loop of one rank.
 //!
-//! Read [`Trainer::run`] top to bottom: generations, epochs, steps, and what lies between. A step
-//! changes nothing before all ranks have voted for it; see `Trainer::step`. Whatever ends a generation, the
-//! state stays that of the newest committed step, and the next generation continues there.
+//! Read [`Trainer::run`] from top to bottom: generations, epochs, steps, and the work between them. A step changes no
+//! state before all ranks have voted for it; see `Trainer::step`. Whatever ends a generation, the state stays that of
+//! the newest committed step, and the next generation continues from it.
 
 mod board;
 mod epoch_end;
@@ -42,20 +42,20 @@ use crate::precision::Precision;
 use crate::replica::{Replica, Sums};
 use crate::samples::{Loader, Part, RankBatch, SampleSource};
 
-/// How a trainer left the run.
+/// The way in which a trainer left the run.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Outcome {
-    /// All epochs are done (or early stopping ended them).
+    /// All epochs are trained, or early stopping ended the run.
     Finished,
     /// All ranks stopped after an agreed step; `--resume` continues from there.
     Drained,
 }
 
-/// What follows a step.
+/// What the loop does after a step.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Flow {
     Continue,
-    /// To the rendezvous: the step is committed, or its attempt is abandoned.
+    /// Goes to the rendezvous: the step is committed, or its attempt is abandoned.
     Regroup,
     Drain,
 }
@@ -71,14 +71,14 @@ pub struct Trainer {
     records: RunRecords,
 }
 
-/// This rank's place in one generation, and its way to the other ranks. Each generation has a new one.
+/// This rank's place in one generation, and its collective with the other ranks. Each generation has a new one.
 struct GenerationSeat {
     assignment: Assignment,
     collective: Box<dyn Collective>,
 }
 
 impl GenerationSeat {
-    /// The assigned place, before its ranks have met: operations leave the data as they are.
+    /// The assigned place before its ranks have connected: operations leave the data unchanged.
     fn alone(assignment: Assignment, abort: &AbortHandle) -> Self {
         Self {
             assignment,
@@ -87,34 +87,34 @@ impl GenerationSeat {
     }
 }
 
-/// What the run trains on, and in which order.
+/// The data that the run trains on, and their order.
 struct TrainingData {
     source: Arc<SampleSource>,
     order_input: OrderInput,
-    /// Committed steps of a run that trains all its epochs.
+    /// Number of committed steps of a run that trains all its epochs.
     total_steps: u64,
 }
 
-/// What training changes, and how much of it this rank holds.
+/// The state that training changes, and whether this rank holds all of it.
 struct ModelState {
     replica: Replica,
     precision: Precision,
     progress: Progress,
-    /// Whether the replica holds the state of `progress`, whole.
+    /// Whether the replica holds the complete state of `progress`.
     holds: bool,
-    /// Whether nothing has been written to the replica since it was made.
+    /// Whether the replica has not been written to since it was made.
     pristine: bool,
 }
 
-/// The files of the run directory, and what is not in them yet.
+/// The files of the run directory, and the data that are not in them yet.
 struct RunRecords {
     run: RunDir,
-    /// Writes checkpoints on its own thread; rank 0 has one from its first generation on.
+    /// Writes checkpoints on its own thread; present on rank 0 only, from its first generation on.
     writer: Option<checkpoint::Writer>,
-    /// Why the newest save failed, if it did.
+    /// Why the newest save failed; none if it did not fail.
     unsaved: Arc<Mutex<Option<checkpoint::Error>>>,
     last_save: Instant,
-    /// Steps in the trace so far.
+    /// Number of steps in the trace.
     traced: u32,
     rows: StepRows,
     last_commit: Instant,
@@ -142,7 +142,7 @@ impl Trainer {
         if let Err(error) = &ended
             && !self.link.was_told()
         {
-            // The others and the user get the reason, not only the news that this rank is gone.
+            // The reason must reach the other ranks and the user, not only the news that this rank is gone.
             let _ = self.link.client.event(TrainerEvent::Failed {
                 reason: error.to_string(),
             });
@@ -150,7 +150,7 @@ impl Trainer {
         ended
     }
 
-    /// Takes a seat in one generation after the other and trains there, until the run is over.
+    /// Takes a seat in one generation after another and trains there, until the run is over.
     fn generations(&mut self) -> Result<Outcome> {
         let mut gave_up = None;
         loop {
@@ -166,7 +166,7 @@ impl Trainer {
         }
     }
 
-    /// Trains in this generation. `None`: the next one continues.
+    /// Trains in this generation. Returns `None` if the next generation must continue.
     fn train(&mut self) -> Result<Option<Outcome>> {
         self.enter()?;
         if self.seat.assignment.last {
@@ -182,7 +182,7 @@ impl Trainer {
         self.finish().map(Some)
     }
 
-    /// Steps from the cursor to the end of the epoch.
+    /// Runs the steps from the cursor to the end of the epoch.
     fn epoch(&mut self) -> Result<Flow> {
         self.data.source.data().look_for_copies();
         let order = Arc::new(EpochOrder::new(
@@ -216,7 +216,7 @@ impl Trainer {
         }
     }
 
-    /// One attempt: compute, reduce, look, vote; then all ranks move, or none does.
+    /// Makes one attempt: compute, reduce, check, vote; then all ranks update, or none does.
     fn step(&mut self, batch: &RankBatch) -> Result<Flow> {
         let total = Denominators {
             images: batch.images,
@@ -304,7 +304,7 @@ impl Trainer {
         }
     }
 
-    /// Forward, backward, and the sums over all ranks, which are on their way while backward goes on.
+    /// Runs forward and backward, and returns the sums over all ranks, which travel while backward still runs.
     fn attempt(&mut self, batch: &RankBatch, total: Denominators) -> Result<Sums> {
         let begun = Instant::now();
         let mut computed = begun;
@@ -329,7 +329,7 @@ impl Trainer {
         self.link.or_its_reason(summed)
     }
 
-    /// Counts a step, and writes the trace after the last one that `train.trace_steps` asks for.
+    /// Counts a step in the trace, and writes the trace after the last step that `train.trace_steps` asks for.
     fn trace_step(&mut self) {
         let trace = self.state.replica.trace();
         if !trace.is_on() {
@@ -346,12 +346,12 @@ impl Trainer {
         }
     }
 
-    /// Leaves a drained run: the agreed step is on disk before any rank goes.
+    /// Leaves a drained run: the agreed step is on disk before any rank leaves.
     fn leave(&mut self) -> Result<Outcome> {
         self.write_step_rows();
         self.save_unless_saved()?;
         self.wait_for_checkpoints()?;
-        self.barrier()?; // nobody leaves before the checkpoint is complete
+        self.barrier()?; // no rank leaves before the checkpoint is complete
         self.link.client.event(TrainerEvent::Left {
             step: self.state.progress.step,
         })?;
@@ -374,7 +374,7 @@ impl Trainer {
     }
 
     fn learning_rate(&self) -> f32 {
-        // The step that is being committed is counted from 0 here.
+        // The step that is being committed counts from 0 here.
         learning_rate(
             &self.config.schedule,
             self.config.optimizer.lr,
@@ -388,7 +388,7 @@ impl Trainer {
         self.seat.assignment.rank == 0
     }
 
-    /// How long this rank waits in one collective.
+    /// How long this rank waits in one collective operation.
     fn patience(&self) -> Duration {
         Duration::from_secs(u64::from(self.config.train.step_timeout_s))
     }
@@ -410,7 +410,7 @@ impl Trainer {
         self.together(|collective, deadline| collective.all_gather(mine, deadline))
     }
 
-    /// Runs a collective operation; the rank is shown as waiting meanwhile, so that the watchdog does not blame it.
+    /// Runs a collective operation; meanwhile the rank counts as waiting, so the watchdog does not blame it.
     fn together<T>(
         &mut self,
         operate: impl FnOnce(&mut dyn Collective, Instant) -> fovea_collectives::Result<T>,
@@ -422,7 +422,7 @@ impl Trainer {
         self.link.or_its_reason(done.map_err(Error::from))
     }
 
-    /// Every rank's samples of this attempt, and its times since the one before.
+    /// Exchanges every rank's number of samples of this attempt, and its times since the one before.
     fn exchange_shares(&mut self, samples: u64) -> Result<Vec<step_rows::Share>> {
         let world = self.seat.assignment.world;
         let mut buf = self
@@ -433,7 +433,7 @@ impl Trainer {
         Ok(step_rows::shares(&buf))
     }
 
-    /// Rank 0 appends the rows of the steps since the last time to `throughput.csv`.
+    /// On rank 0, appends the rows of the steps since the last call to `throughput.csv`.
     fn write_step_rows(&mut self) {
         if self.is_first() {
             // A log that cannot be written is no reason to stop training.
@@ -444,11 +444,11 @@ impl Trainer {
     }
 }
 
-/// The other ranks of the generation, as a step sees them.
+/// The other ranks of the generation, as the exchange of a step.
 pub struct Peers<'a> {
-    /// Their engine, which adds up what they give.
+    /// The collective, which adds the ranks' sums.
     pub collective: &'a mut dyn Collective,
-    /// How long a rank waits for the others in one operation.
+    /// How long this rank waits for the others in one operation.
     pub patience: Duration,
 }
 

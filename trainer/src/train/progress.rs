@@ -1,4 +1,4 @@
-//! How far a run is: a checkpoint without its tensors.
+//! The progress of a run: a checkpoint without its tensors.
 
 use fovea_coordinator::protocol::StartPoint;
 use serde::{Deserialize, Serialize};
@@ -8,30 +8,30 @@ use fovea_run::config::{Config, EarlyStopping, PlateauState};
 /// The best evaluation so far.
 #[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Best {
-    /// Committed steps of its checkpoint.
+    /// Number of committed steps of its checkpoint.
     pub step: u64,
     /// The epoch after which it was evaluated, counted from 1.
     pub epoch: u32,
-    /// Value of the watched metric.
+    /// Value of the watched metric in that evaluation.
     pub value: f64,
 }
 
 /// Committed progress; a pure value.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Progress {
-    /// Epoch in progress, from 0.
+    /// The epoch in progress, counted from 0.
     pub epoch: u32,
-    /// Committed steps of the run.
+    /// Number of committed steps of the run.
     pub step: u64,
-    /// Samples of `epoch` that are committed.
+    /// Number of committed samples of `epoch`.
     pub cursor: u64,
-    /// Learning-rate reductions so far.
+    /// State of the learning rate schedule: its reductions so far.
     pub plateau: PlateauState,
-    /// The watched metric's history in short.
+    /// State of early stopping: a summary of the watched metric's history.
     pub early: EarlyStopping,
-    /// Where the best checkpoint is.
+    /// The best evaluation so far; none before the first with a value.
     pub best: Option<Best>,
-    /// Early stopping ended the run.
+    /// Whether early stopping ended the run.
     pub stopped: bool,
 }
 
@@ -49,7 +49,7 @@ impl Progress {
         }
     }
 
-    /// Where the run stands.
+    /// The point where the run stands, for a rendezvous.
     pub fn point(&self) -> StartPoint {
         StartPoint {
             epoch: self.epoch,
@@ -58,13 +58,13 @@ impl Progress {
         }
     }
 
-    /// A step is committed by all ranks.
+    /// Notes that all ranks have committed a step.
     pub fn commit(&mut self, step: u64, cursor: u64) {
         self.step = step;
         self.cursor = cursor;
     }
 
-    /// An epoch was evaluated; says whether it is the best so far.
+    /// Notes the evaluation of an epoch; returns whether it is the best so far.
     pub fn evaluated(&mut self, config: &Config, value: f64) -> bool {
         let verdict = self.early.observe(value);
         self.plateau.observe(&config.schedule, verdict.improved);
@@ -79,7 +79,7 @@ impl Progress {
         verdict.improved
     }
 
-    /// The next epoch begins.
+    /// Begins the next epoch.
     pub fn next_epoch(&mut self) {
         self.epoch += 1;
         self.cursor = 0;

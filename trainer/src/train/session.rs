@@ -1,4 +1,4 @@
-//! Joining a run: configuration, data, the seat, the collective, the starting state.
+//! Joining a run: configuration, data, GPU, model, the connection to the coordinator.
 
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -24,27 +24,27 @@ use crate::precision::{Precision, native_bf16};
 use crate::replica::Replica;
 use crate::samples::{SampleSource, order_input};
 
-/// How long a trainer waits for its coordinator and for the other ranks. (The coordinator gives up
-/// earlier, and says why.)
+/// How long a trainer waits for its coordinator and for the other ranks. (The coordinator gives up earlier, with a
+/// reason.)
 pub(super) const JOIN: Duration = Duration::from_secs(86_400);
 
-/// What a trainer process is started with.
+/// The arguments of a trainer process.
 pub struct TrainerOptions {
-    /// The run directory; holds the resolved configuration.
+    /// The run directory, which holds the resolved configuration.
     pub run: RunDir,
-    /// Where the coordinator is.
+    /// Address of the coordinator.
     pub endpoint: Endpoint,
-    /// Rank to ask for (an MPI rank wins over it).
+    /// The rank to ask for; none for any. An MPI rank takes precedence.
     pub preferred_rank: Option<u32>,
-    /// Number of this process among those of its machine: which GPU is its own.
+    /// Number of this process among those of its machine, counted from 0; it selects the GPU.
     pub local_rank: u32,
-    /// Directories of this node in which a copy of the data may be, or may come to be.
+    /// Directories of this node that may hold a copy of the data, now or later.
     pub staged: Vec<PathBuf>,
     /// Set by a signal handler to ask for a drain.
     pub drain_wanted: Arc<AtomicBool>,
 }
 
-/// Loads everything and connects. [`Trainer::run`] takes a seat.
+/// Loads everything and connects. [`Trainer::run`] then takes a seat.
 pub fn join(options: TrainerOptions) -> Result<Trainer> {
     let config = Config::load(&options.run.config())?;
     config.validate()?;
@@ -146,7 +146,7 @@ fn cores() -> usize {
     std::thread::available_parallelism().map_or(1, usize::from)
 }
 
-/// This rank's GPU, if it is to have one.
+/// This rank's GPU; none if it trains on the CPU.
 pub fn gpu(config: &TrainConfig, local_rank: u32) -> Result<Option<Gpu>> {
     let gpus = gpu::VisibleGpus::here();
     let Some(ordinal) = gpu::choose(config.device, &gpus, local_rank)? else {
@@ -155,7 +155,7 @@ pub fn gpu(config: &TrainConfig, local_rank: u32) -> Result<Option<Gpu>> {
     Gpu::open(ordinal, gpu::cache_folder().as_deref()).map(Some)
 }
 
-/// One lane per virtual shard of a rank, as far as there are threads; on a GPU they take turns.
+/// One lane per virtual shard of a rank, as far as there are threads; on a GPU the shards take turns.
 pub fn lanes(config: &TrainConfig, on_gpu: bool) -> Result<ThreadLanes> {
     let shards = match on_gpu {
         true => 1,
@@ -164,7 +164,7 @@ pub fn lanes(config: &TrainConfig, on_gpu: bool) -> Result<ThreadLanes> {
     ThreadLanes::over(config.threads(cores()), shards as usize)
 }
 
-/// All ranks must train the same thing on the same data in the same arithmetic.
+/// A hash of configuration, data and precision, which all ranks must have in common.
 fn fingerprint(config: &Config, data: &Dataset, precision: Precision) -> String {
     let mut hasher = blake3::Hasher::new();
     for part in [

@@ -1,4 +1,4 @@
-//! Turns a run's state into checkpoints, and checkpoints into a state to continue from.
+//! Turns a run's state into checkpoints, and a checkpoint into a state to continue from.
 
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, PoisonError};
@@ -25,17 +25,17 @@ const MOMENTS: [(StateBuffer, &str); 2] = [
     (StateBuffer::SecondMoment, "v."),
 ];
 
-/// Where a run goes on: its newest complete checkpoint, or the beginning.
+/// The point from which a run continues: its newest complete checkpoint, or its beginning.
 ///
 /// # Errors
-/// [`Error::Mismatch`] when that checkpoint was trained on another dataset than `data` (where given):
-/// its cursor would stand for other samples. [`Error::Usage`] when checkpoints are gone that the run had, or when
-/// its ledger does not reach any of them.
+/// [`Error::Mismatch`] when that checkpoint was trained on another dataset than `data` (if given): its cursor would
+/// stand for other samples. [`Error::Usage`] when checkpoints that the run had are missing, or when its ledger does not
+/// reach any of them.
 pub fn resume_point(run: &RunDir, data: Option<&Dataset>) -> Result<StartPoint> {
     Ok(resume_from(run, data)?.0)
 }
 
-/// As [`resume_point`], and whether early stopping ended the run there.
+/// As [`resume_point`]; also returns whether early stopping ended the run there.
 ///
 /// # Errors
 /// As [`resume_point`].
@@ -66,7 +66,7 @@ fn last_recorded(run: &RunDir) -> Result<u64> {
     Ok(steps.last().map_or(0, |committed| committed.step))
 }
 
-/// A run without a checkpoint begins at its beginning, unless it had one.
+/// The beginning, for a run that never had a checkpoint; otherwise an error.
 fn nothing_to_go_on_from(run: &RunDir, last: u64) -> Result<StartPoint> {
     let checkpoints = run.checkpoints();
     if let Some(beyond) = checkpoint::list(&checkpoints)?.last() {
@@ -112,7 +112,8 @@ fn same_dataset(checkpoint: &Path, state: &State, data: &Dataset) -> Result<()> 
     })
 }
 
-/// The best checkpoint in a run's directory of checkpoints, or the newest when none is marked or it is gone.
+/// The best checkpoint in a run's directory of checkpoints; the newest when none is marked as best or the best is
+/// missing.
 pub fn best_of(directory: &Path) -> Result<PathBuf> {
     let newest = checkpoint::newest_complete(directory)?.ok_or_else(|| Error::Usage {
         what: format!("{}: no complete checkpoint", directory.display()),
@@ -134,7 +135,7 @@ fn progress_in(state: &State) -> Option<Progress> {
     serde_json::from_value(state.progress.clone()).ok()
 }
 
-/// Parameters and running statistics with PyTorch's names, shapes and element order.
+/// Parameters and running statistics as tensors with PyTorch's names, shapes and element order.
 fn weights_of(params: &Params, steps: u64) -> Result<Vec<NamedTensor>> {
     let mut tensors = named(params, &params.read(StateBuffer::Master)?, "");
     let running = params.read(StateBuffer::Running)?;
@@ -156,7 +157,7 @@ fn weights_of(params: &Params, steps: u64) -> Result<Vec<NamedTensor>> {
     Ok(tensors)
 }
 
-/// One tensor per parameter out of a flat buffer.
+/// Cuts a flat buffer into one tensor per parameter, named with `prefix`.
 fn named(params: &Params, flat: &[f32], prefix: &str) -> Vec<NamedTensor> {
     let tensor = |(index, spec): (usize, &crate::models::ParamSpec)| NamedTensor {
         name: format!("{prefix}{}", spec.name),
@@ -172,8 +173,8 @@ fn named(params: &Params, flat: &[f32], prefix: &str) -> Vec<NamedTensor> {
         .collect()
 }
 
-/// Sets parameters and running statistics from tensors with PyTorch's names; they have to be those of the model, all
-/// of them, and finite: see [`weights::fitted`].
+/// Sets parameters and running statistics from tensors with PyTorch's names. The tensors must be exactly the model's,
+/// and finite: see [`weights::fitted`].
 pub fn restore_weights(params: &mut Params, tensors: &[NamedTensor], origin: &Path) -> Result<()> {
     let tensors = weights::fitted(&params.blueprint, tensors, origin)?;
     let mut flat = vec![0.0; params.layout.len];
@@ -199,7 +200,7 @@ pub fn restore_weights(params: &mut Params, tensors: &[NamedTensor], origin: &Pa
     })
 }
 
-/// The optimizer's tensors of a checkpoint whose names begin with `prefix`, in the flat layout.
+/// Collects the optimizer's tensors of a checkpoint whose names begin with `prefix` into the flat layout.
 fn restore_moments(
     params: &Params,
     tensors: &[NamedTensor],
@@ -234,7 +235,7 @@ fn mismatch(origin: &Path, what: String) -> Error {
 }
 
 impl Replica {
-    /// The hash over all weight tensors that `fovea status` shows.
+    /// The hash over all weight tensors, which `fovea status` shows.
     pub fn weights_blake3(&self, steps: u64) -> Result<String> {
         Ok(checkpoint::weights_blake3(&weights_of(
             &self.net.params,
@@ -258,7 +259,7 @@ fn copy_state(
 }
 
 impl Trainer {
-    /// Rank 0 takes the initial state or reads the checkpoint of `start`, because no rank holds the state.
+    /// Makes rank 0 take the initial state or read the checkpoint of `start`, because no rank holds the state.
     pub(super) fn begin(&mut self, start: StartPoint) -> Result<()> {
         if start.step > 0 {
             self.restore(start)?;
@@ -295,7 +296,7 @@ impl Trainer {
                 Ok(())
             })?;
         }
-        // The coordinator does not look into checkpoints, and a run may end before it writes another.
+        // The coordinator does not read checkpoints, and a run may end before it writes another.
         self.link
             .client
             .event(TrainerEvent::CheckpointSaved(CheckpointInfo {
@@ -315,7 +316,7 @@ impl Trainer {
             serde_json::to_vec(&self.state.progress)
                 .map_err(|e| Error::Internal(format!("progress: {e}")))?
         } else {
-            // Half of it may be overwritten when this generation ends.
+            // If this generation ends meanwhile, half of the state may be overwritten.
             (self.state.holds, self.state.pristine) = (false, false);
             Vec::new()
         };
@@ -333,7 +334,7 @@ impl Trainer {
         Ok(())
     }
 
-    /// blake3 (64 hex digits) over everything that a step depends on: parameters, moments, statistics.
+    /// The blake3 hash (64 hex digits) over all that determines the next step: parameters, moments, statistics.
     pub(super) fn state_blake3(&self) -> Result<String> {
         let params = &self.state.replica.net.params;
         let mut hasher = blake3::Hasher::new();
@@ -360,7 +361,7 @@ impl Trainer {
         Ok(())
     }
 
-    /// Rank 0 saves between epochs by the clock or the step count.
+    /// On rank 0, saves between epochs by the clock or the step count.
     pub(super) fn save_if_due(&mut self) -> Result<()> {
         let policy = &self.config.checkpoint;
         let by_steps = policy.every_steps > 0
@@ -372,8 +373,8 @@ impl Trainer {
         let seconds = Duration::from_secs(u64::from(policy.every_seconds));
         let by_time = !seconds.is_zero() && self.records.last_save.elapsed() >= seconds;
         if by_steps || by_time {
-            // The steps' rows go to disk before their checkpoint: a run that is killed and goes on from
-            // there has them all.
+            // The steps' rows must be on disk before their checkpoint: a run that is killed and continues from it then
+            // has all of them.
             self.write_step_rows();
             self.save()
         } else {
@@ -387,7 +388,7 @@ impl Trainer {
             writer.wait();
             let path =
                 checkpoint::directory(&self.records.run.checkpoints(), self.state.progress.step);
-            // One of the same step may be of before its evaluation.
+            // A checkpoint of the same step may be older than the step's evaluation.
             let saved = checkpoint::verify(&path).is_ok_and(|state| {
                 serde_json::to_value(&self.state.progress).is_ok_and(|now| now == state.progress)
             });
@@ -398,7 +399,7 @@ impl Trainer {
         self.save()
     }
 
-    /// Rank 0 hands a snapshot of the committed state to the writer thread.
+    /// On rank 0, hands a snapshot of the committed state to the writer thread.
     pub(super) fn save(&mut self) -> Result<()> {
         let Some(writer) = &mut self.records.writer else {
             return Ok(());
@@ -449,7 +450,7 @@ impl Trainer {
                     };
                     (TrainerEvent::CheckpointSaved(info), None)
                 }
-                // The run goes on; the checkpoint before stays what it was.
+                // The run continues; the checkpoint before stays unchanged.
                 Err(e) => {
                     tracing::warn!("checkpoint of step {step}: {e}");
                     let reason = e.to_string().lines().next().unwrap_or_default().to_owned();
@@ -472,7 +473,7 @@ impl Trainer {
         Ok(())
     }
 
-    /// Waits until the writer is idle. Returns an error when the newest state is not on disk: the rank is about to
+    /// Waits until the writer is idle. Returns an error when the newest state is not on disk: this rank is about to
     /// leave, and the run must not look as if it were saved.
     pub(super) fn wait_for_checkpoints(&mut self) -> Result<()> {
         if let Some(writer) = &mut self.records.writer {

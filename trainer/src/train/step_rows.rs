@@ -1,7 +1,7 @@
 //! The rows of `throughput.csv` in memory.
 //!
-//! With every attempt the ranks exchange their sample counts and how they spent their
-//! time. So every rank knows the rows of all, and when one dies, those of its steps are not lost.
+//! With every attempt the ranks exchange their sample counts and how they spent their time. So every rank knows the
+//! rows of all, and the rows of a rank's steps survive its death.
 
 use std::path::Path;
 use std::time::Duration;
@@ -10,7 +10,7 @@ use fovea_run::run_dir::{self, StepRow};
 
 use crate::error::{Error, Result};
 
-/// How many numbers each rank gives to the exchange.
+/// Number of values that each rank gives to the exchange.
 const NUMBERS: usize = 3;
 
 /// One rank's part in an attempt.
@@ -30,18 +30,18 @@ pub(super) struct StepRows {
 }
 
 impl StepRows {
-    /// Time in forward, backward or optimizer.
+    /// Adds time spent in forward, backward or optimizer.
     pub fn computed(&mut self, time: Duration) {
         self.compute += time;
     }
 
-    /// Time spent waiting: for data, other ranks, the coordinator.
+    /// Adds time spent waiting for data, other ranks or the coordinator.
     pub fn waited(&mut self, time: Duration) {
         self.wait += time;
     }
 
-    /// What rank `rank` of `world` puts into the sum over ranks; zero at the places of the others. The
-    /// times are those since the last call.
+    /// The contribution of rank `rank` of `world` to the sum over ranks; zero at the places of the others. Its times
+    /// are those since the last call.
     pub fn take_share(&mut self, samples: u64, rank: usize, world: usize) -> Vec<f32> {
         let millis = |time: &mut Duration| std::mem::take(time).as_secs_f32() * 1e3;
         let mut buf = vec![0.0; NUMBERS * world];
@@ -56,7 +56,7 @@ impl StepRows {
         buf
     }
 
-    /// The rows of a committed step.
+    /// Keeps the rows of a committed step.
     pub fn commit(&mut self, rows: impl IntoIterator<Item = StepRow>) {
         self.rows.extend(rows);
     }
@@ -68,29 +68,29 @@ impl StepRows {
         Ok(())
     }
 
-    /// Rows of steps up to `step` are on disk.
+    /// Drops the rows of steps up to `step`, which are on disk.
     pub fn written(&mut self, step: u64) {
         self.rows.retain(|row| row.step > step);
     }
 
-    /// These rows, and no others, are not yet in the file.
+    /// Replaces the rows by these, which are the ones not yet in the file.
     pub fn adopt(&mut self, rows: Vec<StepRow>) {
         self.rows = rows;
     }
 
-    /// Forgets steps after `step`; a copy of the rows up to it.
+    /// Drops the steps after `step`, and returns a copy of the rows up to it.
     pub fn up_to(&mut self, step: u64) -> Vec<StepRow> {
         self.rows.retain(|row| row.step <= step);
         self.rows.clone()
     }
 }
 
-/// Rows for another rank.
+/// Encodes rows for another rank.
 pub(super) fn to_bytes(rows: &[StepRow]) -> Result<Vec<u8>> {
     serde_json::to_vec(rows).map_err(|e| Error::Internal(format!("step rows: {e}")))
 }
 
-/// The rows of all ranks.
+/// Decodes and joins the rows of all ranks.
 pub(super) fn from_bytes(all: &[Vec<u8>]) -> Result<Vec<StepRow>> {
     let mut rows = Vec::new();
     for part in all {
@@ -101,7 +101,7 @@ pub(super) fn from_bytes(all: &[Vec<u8>]) -> Result<Vec<StepRow>> {
     Ok(run_dir::valid_steps(rows))
 }
 
-/// The sum over ranks, taken apart.
+/// Splits the sum over ranks into the ranks' shares.
 pub(super) fn shares(buf: &[f32]) -> Vec<Share> {
     let share = |&[samples, compute_ms, wait_ms]: &[f32; NUMBERS]| Share {
         samples: samples as u64,
@@ -181,7 +181,7 @@ mod tests {
             row(3, 0),
             row(3, 1),
         ]);
-        // The rank that died had written step 1, half of step 2, and a step that is void now.
+        // The dead rank had written step 1, half of step 2, and a step that is void now.
         run_dir::append_steps(&path, &[row(1, 0), row(1, 1), row(2, 0), row(4, 0)]).unwrap();
         let bytes = [
             to_bytes(&survivor.up_to(2)).unwrap(),
@@ -205,8 +205,8 @@ mod tests {
             generation,
             ..row(step, rank)
         };
-        // Step 2 was void: four ranks took it in generation 1, one rank in generation 2. A rank that
-        // stood by in generation 2 knows the first time only.
+        // Step 2 was void: four ranks took it in generation 1, one rank in generation 2. A rank that stood by in
+        // generation 2 knows only the rows of generation 1.
         let stale: Vec<StepRow> = (0..4)
             .flat_map(|rank| [of(1, 1, rank), of(1, 2, rank)])
             .collect();

@@ -1,4 +1,4 @@
-//! What a run starts from.
+//! The weights that a run starts from.
 
 #![expect(clippy::unwrap_used, reason = "a failed unwrap is a failed test")]
 
@@ -41,7 +41,7 @@ fn write(path: &Path, tensors: &[NamedTensor], prefix: &str) {
     std::fs::write(path, safetensors::serialize(&views, None).unwrap()).unwrap();
 }
 
-/// What a run begins from is what it has before its first step, whatever its seed; and it is that file only.
+/// A run with `model.init` begins from the weights of that file, whatever its seed, and from no other file.
 #[test]
 fn a_run_begins_from_the_weights_that_were_given() {
     let directory = tempfile::tempdir().unwrap();
