@@ -178,7 +178,7 @@ fn own(args: &SubmitArgs) -> anyhow::Result<Option<Config>> {
         return Ok(None);
     }
     let mut config = Config::load(&begun)?;
-    // `fovea train` chose these for its own machine; the job chooses anew.
+    // `fovea train` chose these for its own machine; the job chooses again.
     config.train.backend = BackendChoice::Auto;
     config.train.device = Device::Auto;
     Ok(Some(config))

@@ -1,5 +1,4 @@
-//! Measures the CUDA kernels at full size, each next to the same operation composed of libtorch's: `fovea bench
-//! kernels`.
+//! Measures the CUDA kernels at full size, and the same operations composed of libtorch's: `fovea bench kernels`.
 
 mod flat;
 mod pixels;
