@@ -114,7 +114,7 @@ impl Cluster {
         if !job.is_held_back() || self.lost.load(Ordering::Relaxed) {
             return;
         }
-        // Ask once per requeue: another request would delay the start again.
+        // Each request delays the start again, so there is at most one per `AGAIN` for each requeue.
         let mut hurried = self.hurried.lock().unwrap_or_else(PoisonError::into_inner);
         let start = (job.id.clone(), job.restarts);
         if hurried.get(&start).is_some_and(|at| at.elapsed() < AGAIN) {
