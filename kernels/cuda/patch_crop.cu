@@ -19,7 +19,7 @@ struct Spec {
     u32 image, y, x, unused;
 };
 
-// 7 aligned chunks hold a row of 96 bytes at any alignment. A row takes 29 words, an odd number, so that the words of a
+// 7 aligned chunks hold a row of 96 bytes at any alignment. A row takes 29 words: with an odd number, the words of a
 // column lie in different banks.
 #define CHUNKS 7
 #define PITCH 29

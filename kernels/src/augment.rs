@@ -1,4 +1,4 @@
-//! What augmentation does to a sample: a pure function of (seed, epoch, sample id).
+//! Augmentation: the changes to a sample are a pure function of (seed, epoch, sample id).
 
 use crate::error::{Error, Result};
 use crate::philox::philox4x32;

@@ -11,7 +11,7 @@
 #define __forceinline__ inline
 #define __launch_bounds__(threads)
 #define __align__(bytes) __attribute__((aligned(bytes)))
-// One section, so that the scheduler can poison all shared memory before a block.
+// One section for all, because the scheduler poisons all shared memory before a block.
 #define __shared__ static __attribute__((section("fovea_shared"), used))
 
 struct uint4 {

@@ -37,7 +37,7 @@ unsafe extern "C" {
 ///
 /// # Safety
 ///
-/// Pointers among the values must be valid for what the kernel does with them.
+/// Pointers among the values must be valid for the accesses of the kernel.
 pub unsafe fn run(
     name: &str,
     grid: [u32; 3],

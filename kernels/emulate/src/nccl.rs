@@ -1,6 +1,6 @@
 //! A stand-in for NCCL, for ranks that are threads of this process, on the stand-in for the driver.
 //!
-//! Tests tell it how to misbehave ([`set`]), and it reports what they did that NCCL forbids ([`check`]). There is one
+//! Tests tell it how to misbehave ([`set`]), and it reports their calls that NCCL forbids ([`check`]). There is one
 //! per process: tests that use it take turns.
 
 use std::ffi::{CStr, CString, c_char, c_int};

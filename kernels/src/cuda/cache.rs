@@ -1,4 +1,4 @@
-//! Compiled kernels on disk, so that a process starts in milliseconds rather than seconds.
+//! Compiled kernels on disk: with them a process starts in milliseconds rather than seconds.
 //!
 //! An entry is one file, named after its inputs: the hash of sources, options and NVRTC's version,
 //! and the architecture. Its content is magic, length, BLAKE3 hash, code. An entry that does not fit is compiled again
@@ -38,7 +38,7 @@ pub enum CacheOutcome {
 pub fn entry_name(source: &Source, target: CompileTarget, version: &str) -> String {
     let mut hasher = blake3::Hasher::new();
     let mut add = |part: &str| {
-        // Length first, so that no two lists of parts give the same bytes.
+        // The length comes first, else two lists of parts could give the same bytes.
         hasher.update(&(part.len() as u64).to_le_bytes());
         hasher.update(part.as_bytes());
     };

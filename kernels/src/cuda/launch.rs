@@ -1,4 +1,4 @@
-//! What an operation asks a GPU to do, as data.
+//! Operations and their kernel launches as data, without a GPU.
 
 use super::error::Result;
 use crate::error::Error;
@@ -127,7 +127,7 @@ pub(crate) fn address(what: &'static str, address: u64, alignment: u64) -> Resul
     .into())
 }
 
-/// `value` as u32; what it counts does not fit a kernel's index otherwise.
+/// `value` as u32; an error if a kernel's index cannot count so far.
 pub(crate) fn index32(what: &'static str, value: usize) -> Result<u32> {
     match u32::try_from(value) {
         Ok(value) if value <= i32::MAX as u32 => Ok(value),

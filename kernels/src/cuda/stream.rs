@@ -23,7 +23,7 @@ pub struct Stream {
 // SAFETY: a stream may be used from any thread (CUDA driver API, "Stream Management"); every call makes the
 // context current in its thread first.
 unsafe impl Send for Stream {}
-// SAFETY: as above; the driver locks what it shares.
+// SAFETY: as above; the driver locks its shared state.
 unsafe impl Sync for Stream {}
 
 impl Stream {

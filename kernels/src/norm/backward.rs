@@ -72,7 +72,7 @@ struct Reduce<'a, T> {
 
 impl<T: Element> Reduce<'_, T> {
     /// # Safety
-    /// As [`Kernel::strip`]; `GATE`, `SECOND` and `KEEP` say what the fields hold.
+    /// As [`Kernel::strip`]; `GATE`, `SECOND` and `KEEP` must match the content of the fields.
     #[inline(always)]
     unsafe fn rows<
         L: Lanes,
@@ -141,7 +141,7 @@ impl<T: Element> Reduce<'_, T> {
         rows: Range<usize>,
         channel: usize,
     ) {
-        // SAFETY: passed on.
+        // SAFETY: as promised by the caller.
         unsafe {
             match (self.second.is_some(), self.gated.is_some()) {
                 (false, false) => self.rows::<L, N, GATE, false, false>(rows, channel),
@@ -168,7 +168,7 @@ impl<T: Element> Kernel for Reduce<'_, T> {
 
     #[inline(always)]
     unsafe fn strip<L: Lanes, const N: usize>(&mut self, rows: Range<usize>, channel: usize) {
-        // SAFETY: passed on.
+        // SAFETY: as promised by the caller.
         unsafe {
             match self.gate {
                 BlockGate::Open => self.choose::<L, N, { gates::OPEN }>(rows, channel),
@@ -334,7 +334,7 @@ impl<T: Element> Kernel for InputGradient<'_, T> {
 
     #[inline(always)]
     unsafe fn strip<L: Lanes, const N: usize>(&mut self, rows: Range<usize>, channel: usize) {
-        // SAFETY: passed on.
+        // SAFETY: as promised by the caller.
         unsafe {
             match self.gate {
                 BlockGate::Open => self.rows::<L, N, { gates::OPEN }>(rows, channel),

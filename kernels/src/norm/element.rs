@@ -44,17 +44,17 @@ macro_rules! access {
             type Race<L: Lanes> = L::$race;
             #[inline(always)]
             unsafe fn load<L: Lanes>(from: *const Self) -> L {
-                // SAFETY: passed on.
+                // SAFETY: as promised by the caller.
                 unsafe { L::$load(from) }
             }
             #[inline(always)]
             unsafe fn store<L: Lanes>(value: L, to: *mut Self) {
-                // SAFETY: passed on.
+                // SAFETY: as promised by the caller.
                 unsafe { value.$store(to) }
             }
             #[inline(always)]
             unsafe fn load_channels<L: Lanes, const N: usize>(from: *const f32) -> [L; N] {
-                // SAFETY: passed on.
+                // SAFETY: as promised by the caller.
                 unsafe {
                     let mut vectors = [L::splat(0.0); N];
                     for (i, v) in vectors.iter_mut().enumerate() {
@@ -65,12 +65,12 @@ macro_rules! access {
             }
             #[inline(always)]
             unsafe fn store_channels<L: Lanes>(value: L, to: *mut f32) {
-                // SAFETY: passed on.
+                // SAFETY: as promised by the caller.
                 unsafe { value.$back(to) }
             }
             #[inline(always)]
             unsafe fn pick<L: Lanes>(from: *const Self, codes: *const u8, code: u8) -> L {
-                // SAFETY: passed on.
+                // SAFETY: as promised by the caller.
                 unsafe { L::$pick(from, codes, code) }
             }
         }

@@ -197,7 +197,7 @@ impl<T: Element> Kernel for Apply<'_, T> {
 
     #[inline(always)]
     unsafe fn strip<L: Lanes, const N: usize>(&mut self, rows: Range<usize>, channel: usize) {
-        // SAFETY: passed on.
+        // SAFETY: as promised by the caller.
         unsafe {
             match (self.residual.is_some(), self.relu) {
                 (false, false) => self.rows::<L, N, false, false>(rows, channel),

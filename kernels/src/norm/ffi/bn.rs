@@ -66,9 +66,9 @@ pub struct BnBackwardArgs {
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn fovea_bn_train_forward(args: *const BnForwardArgs) -> i32 {
     answer(|| {
-        // SAFETY: passed on.
+        // SAFETY: as promised by the caller.
         let args = unsafe { arguments(args)? };
-        // SAFETY: passed on; the caller's word covers the element type too.
+        // SAFETY: the caller's promise, which covers the element type too.
         unsafe { by_dtype!(args.dtype, bn_forward(args, true)) }
     })
 }
@@ -80,9 +80,9 @@ pub unsafe extern "C" fn fovea_bn_train_forward(args: *const BnForwardArgs) -> i
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn fovea_bn_eval_forward(args: *const BnForwardArgs) -> i32 {
     answer(|| {
-        // SAFETY: passed on.
+        // SAFETY: as promised by the caller.
         let args = unsafe { arguments(args)? };
-        // SAFETY: passed on; the caller's word covers the element type too.
+        // SAFETY: the caller's promise, which covers the element type too.
         unsafe { by_dtype!(args.dtype, bn_forward(args, false)) }
     })
 }
@@ -95,7 +95,7 @@ unsafe fn bn_forward<T: Element>(args: &BnForwardArgs, train: bool) -> Result<()
         extent("channels", args.channels)?,
     );
     let elements = checked_elements("x", &[rows, c])?;
-    // SAFETY: lengths as the header states them; validity is the caller's word.
+    // SAFETY: lengths as the header states them; the caller promises validity.
     unsafe {
         let forward = Forward {
             x: input("x", args.x.cast::<T>(), elements)?,
@@ -133,9 +133,9 @@ unsafe fn bn_forward<T: Element>(args: &BnForwardArgs, train: bool) -> Result<()
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn fovea_bn_train_backward(args: *const BnBackwardArgs) -> i32 {
     answer(|| {
-        // SAFETY: passed on.
+        // SAFETY: as promised by the caller.
         let args = unsafe { arguments(args)? };
-        // SAFETY: passed on; the caller's word covers the element type too.
+        // SAFETY: the caller's promise, which covers the element type too.
         unsafe { by_dtype!(args.dtype, bn_backward(args)) }
     })
 }
@@ -148,7 +148,7 @@ unsafe fn bn_backward<T: Element>(args: &BnBackwardArgs) -> Result<()> {
         extent("channels", args.channels)?,
     );
     let elements = checked_elements("x", &[rows, c])?;
-    // SAFETY: lengths as the header states them; validity is the caller's word.
+    // SAFETY: lengths as the header states them; the caller promises validity.
     unsafe {
         let y = optional("y", args.y.cast::<T>(), elements)?;
         let gate = match (args.relu != 0, y) {

@@ -103,7 +103,7 @@ unsafe fn input<'a, T>(what: &'static str, pointer: *const T, elements: usize) -
         return Ok(&[]);
     }
     check_pointer(what, pointer, elements)?;
-    // SAFETY: not null, aligned, of a possible size; validity is the caller's word.
+    // SAFETY: not null, aligned, of a possible size; the caller promises validity.
     Ok(unsafe { std::slice::from_raw_parts(pointer, elements) })
 }
 
@@ -117,7 +117,7 @@ unsafe fn optional<'a, T>(
     if pointer.is_null() {
         return Ok(None);
     }
-    // SAFETY: passed on.
+    // SAFETY: as promised by the caller.
     unsafe { input(what, pointer, elements) }.map(Some)
 }
 
@@ -133,7 +133,7 @@ unsafe fn output<'a, T>(
         return Ok(&mut []);
     }
     check_pointer(what, pointer, elements)?;
-    // SAFETY: not null, aligned, of a possible size; validity is the caller's word.
+    // SAFETY: not null, aligned, of a possible size; the caller promises validity.
     Ok(unsafe { std::slice::from_raw_parts_mut(pointer, elements) })
 }
 
@@ -149,7 +149,7 @@ unsafe fn arguments<'a, A>(pointer: *const A) -> Result<&'a A> {
         let limit = "the size of the structure that this library was built with";
         return Err(refuse("size", limit, size.to_string(), help));
     }
-    // SAFETY: not null, aligned, of the agreed size; its pointers are the caller's word.
+    // SAFETY: not null, aligned, of the agreed size; the caller promises that its pointers are valid.
     Ok(unsafe { &*pointer })
 }
 

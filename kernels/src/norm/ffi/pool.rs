@@ -59,9 +59,9 @@ impl PoolArgs {
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn fovea_stem_train_forward(args: *const PoolArgs) -> i32 {
     answer(|| {
-        // SAFETY: passed on.
+        // SAFETY: as promised by the caller.
         let args = unsafe { arguments(args)? };
-        // SAFETY: passed on; the caller's word covers the element type too.
+        // SAFETY: the caller's promise, which covers the element type too.
         unsafe { by_dtype!(args.dtype, stem_train_forward(args)) }
     })
 }
@@ -71,7 +71,7 @@ pub unsafe extern "C" fn fovea_stem_train_forward(args: *const PoolArgs) -> i32 
 unsafe fn stem_train_forward<T: Element>(args: &PoolArgs) -> Result<()> {
     let shape = args.shape()?;
     let (inputs, outputs, c) = (shape.inputs()?, shape.outputs(), shape.channels);
-    // SAFETY: lengths as the header states them; validity is the caller's word.
+    // SAFETY: lengths as the header states them; the caller promises validity.
     unsafe {
         let forward = StemForward {
             shape,
@@ -103,9 +103,9 @@ unsafe fn stem_train_forward<T: Element>(args: &PoolArgs) -> Result<()> {
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn fovea_stem_eval_forward(args: *const PoolArgs) -> i32 {
     answer(|| {
-        // SAFETY: passed on.
+        // SAFETY: as promised by the caller.
         let args = unsafe { arguments(args)? };
-        // SAFETY: passed on; the caller's word covers the element type too.
+        // SAFETY: the caller's promise, which covers the element type too.
         unsafe { by_dtype!(args.dtype, stem_eval_forward(args)) }
     })
 }
@@ -115,7 +115,7 @@ pub unsafe extern "C" fn fovea_stem_eval_forward(args: *const PoolArgs) -> i32 {
 unsafe fn stem_eval_forward<T: Element>(args: &PoolArgs) -> Result<()> {
     let shape = args.shape()?;
     let c = shape.channels;
-    // SAFETY: lengths as the header states them; validity is the caller's word.
+    // SAFETY: lengths as the header states them; the caller promises validity.
     unsafe {
         let forward = StemForward {
             shape,
@@ -140,9 +140,9 @@ unsafe fn stem_eval_forward<T: Element>(args: &PoolArgs) -> Result<()> {
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn fovea_stem_train_backward(args: *const PoolArgs) -> i32 {
     answer(|| {
-        // SAFETY: passed on.
+        // SAFETY: as promised by the caller.
         let args = unsafe { arguments(args)? };
-        // SAFETY: passed on; the caller's word covers the element type too.
+        // SAFETY: the caller's promise, which covers the element type too.
         unsafe { by_dtype!(args.dtype, stem_train_backward(args)) }
     })
 }
@@ -152,7 +152,7 @@ pub unsafe extern "C" fn fovea_stem_train_backward(args: *const PoolArgs) -> i32
 unsafe fn stem_train_backward<T: Element>(args: &PoolArgs) -> Result<()> {
     let shape = args.shape()?;
     let (inputs, outputs, c) = (shape.inputs()?, shape.outputs(), shape.channels);
-    // SAFETY: lengths as the header states them; validity is the caller's word.
+    // SAFETY: lengths as the header states them; the caller promises validity.
     unsafe {
         let backward = StemBackward {
             shape,
@@ -181,9 +181,9 @@ unsafe fn stem_train_backward<T: Element>(args: &PoolArgs) -> Result<()> {
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn fovea_maxpool_forward(args: *const PoolArgs) -> i32 {
     answer(|| {
-        // SAFETY: passed on.
+        // SAFETY: as promised by the caller.
         let args = unsafe { arguments(args)? };
-        // SAFETY: passed on; the caller's word covers the element type too.
+        // SAFETY: the caller's promise, which covers the element type too.
         unsafe { by_dtype!(args.dtype, maxpool_forward(args)) }
     })
 }
@@ -192,7 +192,7 @@ pub unsafe extern "C" fn fovea_maxpool_forward(args: *const PoolArgs) -> i32 {
 /// As [`fovea_maxpool_forward`].
 unsafe fn maxpool_forward<T: Element>(args: &PoolArgs) -> Result<()> {
     let shape = args.shape()?;
-    // SAFETY: lengths as the header states them; validity is the caller's word.
+    // SAFETY: lengths as the header states them; the caller promises validity.
     unsafe {
         let x = input("x", args.x.cast::<T>(), shape.inputs()?)?;
         let y = output("y", args.y.cast::<T>(), shape.outputs())?;
@@ -210,9 +210,9 @@ unsafe fn maxpool_forward<T: Element>(args: &PoolArgs) -> Result<()> {
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn fovea_maxpool_backward(args: *const PoolArgs) -> i32 {
     answer(|| {
-        // SAFETY: passed on.
+        // SAFETY: as promised by the caller.
         let args = unsafe { arguments(args)? };
-        // SAFETY: passed on; the caller's word covers the element type too.
+        // SAFETY: the caller's promise, which covers the element type too.
         unsafe { by_dtype!(args.dtype, maxpool_backward(args)) }
     })
 }
@@ -221,7 +221,7 @@ pub unsafe extern "C" fn fovea_maxpool_backward(args: *const PoolArgs) -> i32 {
 /// As [`fovea_maxpool_backward`].
 unsafe fn maxpool_backward<T: Element>(args: &PoolArgs) -> Result<()> {
     let shape = args.shape()?;
-    // SAFETY: lengths as the header states them; validity is the caller's word.
+    // SAFETY: lengths as the header states them; the caller promises validity.
     unsafe {
         let dy = input("dy", args.dy.cast::<T>(), shape.outputs())?;
         let codes = input("codes", args.codes.cast_const(), shape.outputs())?;
@@ -239,9 +239,9 @@ unsafe fn maxpool_backward<T: Element>(args: &PoolArgs) -> Result<()> {
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn fovea_avgpool_forward(args: *const PoolArgs) -> i32 {
     answer(|| {
-        // SAFETY: passed on.
+        // SAFETY: as promised by the caller.
         let args = unsafe { arguments(args)? };
-        // SAFETY: passed on; the caller's word covers the element type too.
+        // SAFETY: the caller's promise, which covers the element type too.
         unsafe { by_dtype!(args.dtype, avgpool_forward(args)) }
     })
 }
@@ -250,7 +250,7 @@ pub unsafe extern "C" fn fovea_avgpool_forward(args: *const PoolArgs) -> i32 {
 /// As [`fovea_avgpool_forward`].
 unsafe fn avgpool_forward<T: Element>(args: &PoolArgs) -> Result<()> {
     let PoolShape { n, h, w, channels } = args.shape()?;
-    // SAFETY: lengths as the header states them; validity is the caller's word.
+    // SAFETY: lengths as the header states them; the caller promises validity.
     unsafe {
         let x = input("x", args.x.cast::<T>(), n * h * w * channels)?;
         let y = output("y", args.y.cast::<T>(), n * channels)?;
@@ -267,9 +267,9 @@ unsafe fn avgpool_forward<T: Element>(args: &PoolArgs) -> Result<()> {
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn fovea_avgpool_backward(args: *const PoolArgs) -> i32 {
     answer(|| {
-        // SAFETY: passed on.
+        // SAFETY: as promised by the caller.
         let args = unsafe { arguments(args)? };
-        // SAFETY: passed on; the caller's word covers the element type too.
+        // SAFETY: the caller's promise, which covers the element type too.
         unsafe { by_dtype!(args.dtype, avgpool_backward(args)) }
     })
 }
@@ -278,7 +278,7 @@ pub unsafe extern "C" fn fovea_avgpool_backward(args: *const PoolArgs) -> i32 {
 /// As [`fovea_avgpool_backward`].
 unsafe fn avgpool_backward<T: Element>(args: &PoolArgs) -> Result<()> {
     let PoolShape { n, h, w, channels } = args.shape()?;
-    // SAFETY: lengths as the header states them; validity is the caller's word.
+    // SAFETY: lengths as the header states them; the caller promises validity.
     unsafe {
         let dy = input("dy", args.dy.cast::<T>(), n * channels)?;
         let dx = output("dx", args.dx.cast::<T>(), n * h * w * channels)?;

@@ -51,12 +51,12 @@ impl<const W: usize> Lanes for Array<W> {
     }
     #[inline(always)]
     unsafe fn load_split(from: *const f32) -> Self {
-        // SAFETY: passed on.
+        // SAFETY: as promised by the caller.
         unsafe { Self::load(from) }
     }
     #[inline(always)]
     unsafe fn store_split(self, to: *mut f32) {
-        // SAFETY: passed on.
+        // SAFETY: as promised by the caller.
         unsafe { self.store(to) }
     }
     #[inline(always)]

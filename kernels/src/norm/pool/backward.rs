@@ -45,7 +45,7 @@ impl<T: Element, L: Lanes, const N: usize, const NORM: bool> GradientTarget<T, L
     /// As for [`Lanes`].
     #[inline(always)]
     unsafe fn write(&self, g: L, at: usize, k: usize) {
-        // SAFETY: passed on.
+        // SAFETY: as promised by the caller.
         unsafe {
             let mut value = g;
             if NORM {
@@ -144,7 +144,7 @@ impl<T: Element> PoolBackward<'_, T> {
 /// As for [`Lanes`].
 #[inline(always)]
 unsafe fn pick<T: Element, L: Lanes>((dy, codes): (*const T, *const u8), code: u8) -> L {
-    // SAFETY: passed on.
+    // SAFETY: as promised by the caller.
     unsafe { T::pick(dy, codes, code) }
 }
 
@@ -171,7 +171,7 @@ impl<T: Element> Kernel for PoolBackward<'_, T> {
     #[inline(always)]
     unsafe fn strip<L: Lanes, const N: usize>(&mut self, rows: Range<usize>, channel: usize) {
         for row in rows {
-            // SAFETY: passed on.
+            // SAFETY: as promised by the caller.
             unsafe {
                 match self.norm {
                     None => self.row::<L, N, false>(row, channel),

@@ -125,7 +125,7 @@ unsafe fn keys<T: Element, L: Lanes, const MODE: u8>(
     from: *const T,
     order: <T::Race<L> as Race<T>>::Order,
 ) -> <T::Race<L> as Race<T>>::Keys {
-    // SAFETY: passed on.
+    // SAFETY: as promised by the caller.
     unsafe {
         if MODE == modes::TRAIN {
             T::Race::<L>::keys::<false>(from, order)
@@ -160,7 +160,7 @@ impl<T: Element> Kernel for PoolForward<'_, T> {
     #[inline(always)]
     unsafe fn strip<L: Lanes, const N: usize>(&mut self, rows: Range<usize>, channel: usize) {
         for row in rows {
-            // SAFETY: passed on.
+            // SAFETY: as promised by the caller.
             unsafe {
                 match (self.affine, self.out.winner.is_empty()) {
                     (None, _) => self.row::<L, N, { modes::PLAIN }>(row, channel),
@@ -172,7 +172,7 @@ impl<T: Element> Kernel for PoolForward<'_, T> {
     }
 }
 
-/// What a pooling forward pass writes, each `[n, ceil(h / 2), ceil(w / 2), channels]`.
+/// Buffers that a pooling forward pass writes, each `[n, ceil(h / 2), ceil(w / 2), channels]`.
 pub(in crate::norm) struct Pooled<'a, T> {
     /// The largest input of each window (behind a normalisation: the one whose value is largest).
     /// Empty, as `codes`, when no backward pass will follow.

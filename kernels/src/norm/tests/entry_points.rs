@@ -1,4 +1,4 @@
-//! The C entry points do what the functions do, and refuse untrusted input.
+//! The C entry points give the results of the functions, and refuse wrong input.
 
 use super::{Numbers, Sample, bits, three_threads};
 use crate::norm::ffi::{self, BnBackwardArgs, BnForwardArgs, PoolArgs};

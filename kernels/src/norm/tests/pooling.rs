@@ -47,7 +47,7 @@ fn elements(s: PoolShape) -> usize {
     s.n * s.h * s.w * s.channels
 }
 
-/// Few different values, so that windows have ties.
+/// Few different values, because windows must have ties.
 fn coarse<T: Sample>(numbers: &mut Numbers, count: usize) -> Vec<T> {
     (0..count)
         .map(|_| T::of(numbers.below(7) as f32 - 3.0))
