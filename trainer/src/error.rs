@@ -98,7 +98,8 @@ impl Error {
     }
 }
 
-/// Only errors of the collective itself keep that name; the others are what the same failure is elsewhere in a rank.
+/// Only errors of the collective itself become [`Error::Collective`]; each other one becomes the error that the same
+/// failure has elsewhere in a rank.
 impl From<fovea_collectives::Error> for Error {
     fn from(error: fovea_collectives::Error) -> Self {
         use fovea_collectives::Error as Collectives;

@@ -24,7 +24,7 @@ pub struct HeadLoss {
     pub weight: f32,
 }
 
-/// Rows of a step over all ranks: sums are divided by these *global* numbers, so that uneven tails are exact.
+/// Rows of a step over all ranks. Sums are divided by these *global* numbers, which keeps uneven tails exact.
 #[derive(Clone, Copy, Debug)]
 pub struct Denominators {
     /// Images of the global batch.

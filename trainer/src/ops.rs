@@ -314,8 +314,7 @@ pub fn batch_norm_add_relu(
 }
 
 /// `max_pool(relu(batch_norm(x)))`, window 3, stride 2, padding 1: `[n, c, h, w]` ->
-/// `[n, c, ceil(h / 2), ceil(w / 2)]`.
-/// It never writes the full-size result of the normalisation.
+/// `[n, c, ceil(h / 2), ceil(w / 2)]`. It never writes the full-size result of the normalisation.
 pub fn stem(
     engine: NormEngine,
     x: &Tensor,

@@ -50,7 +50,7 @@ pub fn preflight(config: &Config, data: &Dataset, moment: Moment) -> Result<Vec<
 #[derive(Clone, Debug)]
 struct RunFacts {
     task: Task,
-    /// Name of the dataset, for messages.
+    /// Directory of the dataset, for messages.
     data: String,
     train: SplitFacts,
     val: SplitFacts,

@@ -276,9 +276,8 @@ pub fn checkpoint_in(path: &Path) -> Result<PathBuf> {
 }
 
 /// Makes `model.init` name one file, checks that it fits the model, and stores its hash in `model.init_blake3`, which
-/// records what a run began from. Does nothing without `model.init`. Without a task, does not check whether the weights
-/// fit.
-/// looked at.
+/// records what a run began from. Does nothing without `model.init`. Without a task, skips the check that
+/// the weights fit.
 ///
 /// # Errors
 /// The file does not exist, it does not fit, or it has another hash than the given one.

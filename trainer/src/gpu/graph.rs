@@ -125,7 +125,7 @@ impl Recorded {
 
     /// Puts the recorded work on the stream. Returns the tensor that will hold the sums.
     pub fn replay(&self) -> Result<Tensor> {
-        // SAFETY: a graph that was ended; what it uses is alive, as the module says.
+        // SAFETY: a graph that was ended; everything it uses is alive, as the module demands.
         succeeded(unsafe { fovea_graph_replay(self.graph.0) })?;
         Ok(self.sums.shallow_clone())
     }

@@ -184,7 +184,7 @@ impl Replica {
     /// Builds the configured model for a task; see [`Replica::new`].
     ///
     /// # Errors
-    /// There is no such model, or it cannot answer the task's targets.
+    /// There is no such model, or it cannot answer the task's questions.
     pub fn configured(
         config: &Config,
         task: &Task,

@@ -65,7 +65,7 @@ impl Trainer {
         })
     }
 
-    /// Makes every rank score its images of the validation split; every rank returns the answers of all.
+    /// Scores this rank's images of the validation split; returns the answers of all ranks.
     fn score_validation(&mut self) -> Result<Vec<Answers>> {
         let (rank, world) = (self.seat.assignment.rank, self.seat.assignment.world);
         self.link.client.state(MemberState::Evaluating);

@@ -169,7 +169,7 @@ impl Trainer {
         Ok(known)
     }
 
-    /// Opens the files of the run directory if this rank is rank 0 now, because only rank 0 writes them.
+    /// Takes over the files of the run directory if this rank is rank 0 now, because they belong to rank 0.
     fn keep_the_records(
         &mut self,
         start: StartPoint,

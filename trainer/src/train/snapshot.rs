@@ -259,7 +259,8 @@ fn copy_state(
 }
 
 impl Trainer {
-    /// Makes rank 0 take the initial state or read the checkpoint of `start`, because no rank holds the state.
+    /// Takes the initial state, or reads the checkpoint of `start`. Only rank 0 calls this, and only when no rank holds
+    /// the state.
     pub(super) fn begin(&mut self, start: StartPoint) -> Result<()> {
         if start.step > 0 {
             self.restore(start)?;

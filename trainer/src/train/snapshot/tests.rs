@@ -1,4 +1,4 @@
-//! The weights that a run starts from.
+//! The weights that a run begins from.
 
 #![expect(clippy::unwrap_used, reason = "a failed unwrap is a failed test")]
 
