@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use fovea_dataset::Split;
-use fovea_kernels::loss::{self, LOSSES, Loss, LossSettings};
+use fovea_kernels::loss::{LOSSES, Loss, LossEntry, LossSettings};
 use fovea_run::config::{Alpha, LossConfig};
 use fovea_task::{Level, Target, Task};
 
@@ -43,11 +43,11 @@ impl Denominators {
     }
 }
 
-/// Refuses a loss that does not exist, or that does not fit the task's kinds of target.
+/// The row of the configured loss. Refuses a loss that does not exist, or that does not fit the task's kinds of target.
 ///
 /// # Errors
 /// [`Error::Usage`] with the losses that would do.
-pub fn check(config: &LossConfig, task: &Task) -> Result<()> {
+pub fn check(config: &LossConfig, task: &Task) -> Result<&'static LossEntry> {
     let usage = |what: String, help: String| Err(Error::Usage { what, help });
     let Some(entry) = LOSSES.iter().find(|entry| entry.name == config.kind) else {
         let known: Vec<&str> = LOSSES.iter().map(|entry| entry.name).collect();
@@ -76,7 +76,7 @@ pub fn check(config: &LossConfig, task: &Task) -> Result<()> {
             );
         }
     }
-    Ok(())
+    Ok(entry)
 }
 
 /// The configured loss of each target, with class weights from the training split's label counts.
@@ -115,7 +115,7 @@ fn with_counts(
     task: &Task,
     counts: impl Fn(usize, &Target) -> Vec<u64>,
 ) -> Result<Objective> {
-    check(config, task)?;
+    let entry = check(config, task)?;
     let balance = |weight: f32| if config.balance { weight } else { 1.0 };
     let head = |(index, target): (usize, &Target)| {
         let settings = LossSettings {
@@ -130,7 +130,7 @@ fn with_counts(
         };
         Ok(HeadLoss {
             level: target.level,
-            loss: loss::build(&config.kind, &settings)?,
+            loss: (entry.build)(&settings)?,
             weight: match target.level {
                 Level::Image => 1.0,
                 Level::Patch => config.patch_weight,

@@ -105,6 +105,20 @@ pub fn watch(leaf: &Tensor, index: usize) -> Result<()> {
     succeeded(unsafe { fovea_op_watch(leaf.as_ptr(), index as i64) })
 }
 
+/// The scalar where backward starts: the sum over the heads of `logits * dlogits`, whose gradient with respect to each
+/// head's logits is its dlogits. The heads are added in order.
+pub fn root(logits: &[Tensor], dlogits: &[Tensor]) -> Result<Tensor> {
+    let mut root = None::<Tensor>;
+    for (logits, dlogits) in logits.iter().zip(dlogits) {
+        let part = logits.f_mul(dlogits)?.f_sum(Kind::Float)?;
+        root = Some(match root {
+            Some(sum) => sum.f_add(&part)?,
+            None => part,
+        });
+    }
+    root.ok_or_else(|| Error::Internal("a model without heads".to_owned()))
+}
+
 /// Backward from the scalar `root` to `leaves`, each of which must have been given to [`watch`]. `on_gradient` gets
 /// each gradient when it is complete, while the pass continues: on this thread, or for leaves on a GPU on one of
 /// libtorch's while this one waits. A leaf that took no part has no gradient and is left out. `on_gradient` must not

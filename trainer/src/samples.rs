@@ -88,7 +88,7 @@ pub fn order_input(data: &Dataset, grain: Grain, config: &Config) -> OrderInput 
     OrderInput {
         images: images
             .into_iter()
-            .map(|i| (i as u32, non_black_cells(data, i)))
+            .map(|i| (i as u32, whole_image(data, grain, i).cells))
             .collect(),
         grain,
         sampler: &AllSamples,

@@ -86,15 +86,6 @@ pub trait Loss: Send + Sync + Debug {
     fn kind(&self) -> Kind {
         self.entry().kind
     }
-
-    /// Writes the probabilities of logits `[n, C]` to `out` of the same shape: [`probabilities`] of the loss's kind.
-    ///
-    /// # Errors
-    ///
-    /// A buffer whose length is no multiple of C, or two of different lengths.
-    fn probabilities(&self, logits: &[f32], out: &mut [f32]) -> Result<()> {
-        probabilities(self.kind(), self.classes(), logits, out)
-    }
 }
 
 /// Addresses in device memory of a loss kernel's inputs and results, and the number of rows.

@@ -39,7 +39,7 @@ pub fn pass(
             batch_stats: &batch_stats,
         };
         let out = net.model.forward(&net.pass(mode, gpu.engine), &input)?;
-        let mut root = None::<Tensor>;
+        let mut dlogits = Vec::with_capacity(out.len());
         for (which, (logits, head)) in out.iter().zip(&net.objective).enumerate() {
             let at = HeadAddresses {
                 labels: block.address(&layout.labels[which]),
@@ -47,14 +47,9 @@ pub fn pass(
                 scale: block.address(&layout.scales) + 4 * which as u64,
                 loss: address(&losses) + 8 * which as u64,
             };
-            let dlogits = head_loss(gpu, head.loss.as_ref(), logits, at)?;
-            let part = logits.f_mul(&dlogits)?.f_sum(Kind::Float)?;
-            root = Some(match root {
-                Some(sum) => sum.f_add(&part)?,
-                None => part,
-            });
+            dlogits.push(head_loss(gpu, head.loss.as_ref(), logits, at)?);
         }
-        root.ok_or_else(|| Error::Internal("a model without heads".to_owned()))
+        ops::root(&out, &dlogits)
     };
     let root = net.trace.time(|| "forward".to_owned(), forward)?;
     let adder = RefCell::new((adder, Ok(0usize)));

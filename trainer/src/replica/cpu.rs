@@ -217,7 +217,7 @@ impl Network {
         };
         let pass = self.pass(NormMode::Train { batch_stats }, NormEngine::Fused);
         let out = self.model.forward(&pass, &input)?;
-        let (mut root, mut losses) = (None::<Tensor>, Vec::with_capacity(out.len()));
+        let (mut dlogits, mut losses) = (Vec::new(), Vec::new());
         let scales = self.scales(total);
         for (((logits, labels), head), scale) in out
             .iter()
@@ -225,16 +225,11 @@ impl Network {
             .zip(&self.objective)
             .zip(scales)
         {
-            let (loss, dlogits) = head_loss(head.loss.as_ref(), logits, labels, scale)?;
-            let part = logits.f_mul(&dlogits)?.f_sum(Kind::Float)?;
-            root = Some(match root {
-                Some(sum) => sum.f_add(&part)?,
-                None => part,
-            });
+            let (loss, gradient) = head_loss(head.loss.as_ref(), logits, labels, scale)?;
+            dlogits.push(gradient);
             losses.push(loss);
         }
-        let root = root.ok_or_else(|| Error::Internal("a model without heads".to_owned()))?;
-        Ok((root, losses))
+        Ok((ops::root(&out, &dlogits)?, losses))
     }
 }
 
