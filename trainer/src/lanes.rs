@@ -8,6 +8,7 @@
 use rayon::{ThreadPool, ThreadPoolBuilder};
 
 use crate::error::{Error, Result};
+use crate::host;
 
 /// How the threads of this process are divided.
 #[derive(Debug)]
@@ -22,9 +23,10 @@ impl ThreadLanes {
         Self { pool: None }
     }
 
-    /// Divides `threads` among at most `parts` lanes, and configures libtorch and rayon. Call it once per process,
-    /// before libtorch has computed anything.
+    /// Divides `threads` among at most `parts` lanes, and configures libtorch, rayon and the allocator. Call it once per
+    /// process, before libtorch has computed anything.
     pub fn over(threads: usize, parts: usize) -> Result<Self> {
+        host::keep_freed_memory();
         let lanes = threads.min(parts).max(1);
         tch::set_num_threads((threads / lanes).max(1) as i32);
         let failed = |e: rayon::ThreadPoolBuildError| Error::Internal(format!("thread pool: {e}"));
