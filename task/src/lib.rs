@@ -84,12 +84,15 @@ pub struct Target {
 #[serde(try_from = "Unchecked", into = "Unchecked")]
 pub struct Task {
     targets: Vec<Target>,
+    columns: Vec<String>,
 }
 
 /// A task as it is written, before it is checked.
 #[derive(Serialize, Deserialize)]
 struct Unchecked {
     targets: Vec<Target>,
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    columns: Vec<String>,
 }
 
 /// A label of one image or cell, as its [`Target`] reads it: the set of its classes, bit `c` for class `c`, where any number
@@ -190,7 +193,10 @@ impl Task {
                 return Err(format!("target `{name}` has two classes `{}`", twice.name));
             }
         }
-        let task = Self { targets };
+        let task = Self {
+            targets,
+            columns: Vec::new(),
+        };
         if task.at(Level::Patch).count() > 1 {
             return Err("a task has at most one target at patch level".to_owned());
         }
@@ -208,6 +214,19 @@ impl Task {
             ));
         }
         Ok(task)
+    }
+
+    /// The task of a model that also reads these numbers of each image, in this order.
+    ///
+    /// # Errors
+    /// A sentence with the reason when two columns have one name.
+    pub fn with_columns(mut self, columns: Vec<String>) -> Result<Self, String> {
+        let mut names = HashSet::new();
+        if let Some(twice) = columns.iter().find(|name| !names.insert(*name)) {
+            return Err(format!("two columns are called `{twice}`"));
+        }
+        self.columns = columns;
+        Ok(self)
     }
 
     /// Four lesions of diabetic retinopathy, of an image and of its cells; an image has those of its cells.
@@ -236,6 +255,7 @@ impl Task {
         };
         Self {
             targets: vec![target(Level::Image), target(Level::Patch)],
+            columns: Vec::new(),
         }
     }
 
@@ -243,6 +263,13 @@ impl Task {
     #[must_use]
     pub fn targets(&self) -> &[Target] {
         &self.targets
+    }
+
+    /// Names of the numbers that are known of each image in addition to its pixels (a patient's age, a count of boxes);
+    /// empty for most tasks.
+    #[must_use]
+    pub fn columns(&self) -> &[String] {
+        &self.columns
     }
 
     /// The questions that are asked at `level`.
@@ -267,7 +294,7 @@ impl TryFrom<Unchecked> for Task {
     type Error = String;
 
     fn try_from(unchecked: Unchecked) -> Result<Self, String> {
-        Self::new(unchecked.targets)
+        Self::new(unchecked.targets)?.with_columns(unchecked.columns)
     }
 }
 
@@ -275,6 +302,7 @@ impl From<Task> for Unchecked {
     fn from(task: Task) -> Self {
         Self {
             targets: task.targets,
+            columns: task.columns,
         }
     }
 }
@@ -350,6 +378,7 @@ mod tests {
         let refused = |targets: Vec<Target>, why: &str| {
             let written = serde_json::to_string(&Unchecked {
                 targets: targets.clone(),
+                columns: vec![],
             })
             .unwrap();
             let read = serde_json::from_str::<Task>(&written).unwrap_err();
@@ -379,5 +408,12 @@ mod tests {
             ..target(Kind::AnyOf, 5)
         };
         refused(vec![union], "is a union of cells");
+
+        let names = |names: [&str; 2]| names.map(str::to_owned).to_vec();
+        let counted = lesions.with_columns(names(["age", "boxes"])).unwrap();
+        let text = serde_json::to_string(&counted).unwrap();
+        assert_eq!(serde_json::from_str::<Task>(&text).unwrap(), counted);
+        let twice = counted.with_columns(names(["age", "age"])).unwrap_err();
+        assert!(twice.contains("two columns are called `age`"), "{twice}");
     }
 }

@@ -33,7 +33,7 @@ pub fn preflight(config: &Config, data: &Dataset, moment: Moment) -> Result<Vec<
     config.fits(data.task())?;
     objective::check(&config.loss, data.task())?;
     let model = models::find(&config.model.name)?;
-    model.build(data.task())?;
+    model.build(data.task(), &config.model)?;
     let input = order_input(data, model.grain, config);
     let units = EpochOrder::new(&input, 0)?.units().len();
     let facts = RunFacts {

@@ -305,7 +305,7 @@ pub fn pin(config: &mut Config, task: Option<&Task>) -> Result<()> {
     let (tensors, hash) = read(&file)?;
     same_content(config, &file, &hash)?;
     if let Some(task) = task {
-        let (_, blueprint) = models::find(&config.model.name)?.build(task)?;
+        let (_, blueprint) = models::find(&config.model.name)?.build(task, &config.model)?;
         fitted(&blueprint, &tensors, &file)?;
     }
     config.model.init_blake3 = hash;

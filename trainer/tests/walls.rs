@@ -25,6 +25,7 @@ const GRADES: [&str; 3] = ["none", "mild", "severe"];
 
 /// A linear layer over the mean colour of a whole image, with one softmax head.
 mod model {
+    use fovea_run::config::ModelConfig;
     use fovea_task::Task;
     use fovea_trainer::Result;
     use fovea_trainer::models::{Blueprint, Input, Linear, Macs, Model, Pass, Sizes};
@@ -35,7 +36,7 @@ mod model {
     }
 
     impl MeanColour {
-        pub fn declare(b: &mut Blueprint, task: &Task) -> Result<Box<dyn Model>> {
+        pub fn declare(b: &mut Blueprint, task: &Task, _: &ModelConfig) -> Result<Box<dyn Model>> {
             let classes = task.targets()[0].classes.len() as i64;
             let head = Linear::declare(b, "head", 3, classes);
             Ok(Box::new(Self { head }))
@@ -209,7 +210,10 @@ fn train(data: &Arc<Dataset>, mut ranks: Box<dyn Collective>) -> (String, Vec<f6
         loss: Arc::new(loss::CrossEntropy(GRADES.len())),
         weight: 1.0,
     }];
-    let (built, lanes) = (MODEL.build(data.task()).unwrap(), ThreadLanes::one());
+    let (built, lanes) = (
+        MODEL.build(data.task(), &config.model).unwrap(),
+        ThreadLanes::one(),
+    );
     let mut replica = Replica::new(&config, built, precision, objective, lanes, None).unwrap();
     let order = EpochOrder::new(&order_input(data, grain, &config), 0).unwrap();
     assert_eq!(order.total_samples(), order.units().len() as u64);

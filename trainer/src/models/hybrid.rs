@@ -11,12 +11,13 @@
 //!
 //! Each target of the task has one head, which has its name: `NAME_head`. The table shows targets `image` and `patch`.
 
+use fovea_run::config::ModelConfig;
 use fovea_task::{Level, Target, Task};
 use tch::{Kind, Tensor};
 
 use super::{
-    Blueprint, DropoutId, DropoutSpec, Input, LayerNorm, Linear, Macs, Model, Pass, ResNet18,
-    SelfAttention, Sizes, Tokens,
+    Backbone, Blueprint, DropoutId, DropoutSpec, Input, LayerNorm, Linear, Macs, Model, Pass,
+    ResNet18, SelfAttention, Sizes, Tokens,
 };
 use crate::error::{Error, Result};
 
@@ -82,7 +83,7 @@ impl Hybrid {
     ///
     /// # Errors
     /// [`Error::Usage`] unless the task has a question about patches, and at most one about whole images.
-    pub fn declare(b: &mut Blueprint, task: &Task) -> Result<Box<dyn Model>> {
+    pub fn declare(b: &mut Blueprint, task: &Task, _: &ModelConfig) -> Result<Box<dyn Model>> {
         let images = task.at(Level::Image).count();
         if task.cells().is_none() || images > 1 {
             return Err(Error::Usage {
@@ -94,8 +95,8 @@ impl Hybrid {
             });
         }
         Ok(Box::new(Self {
-            global_branch: ResNet18::declare(b, "global_branch"),
-            local_branch: ResNet18::declare(b, "local_branch"),
+            global_branch: ResNet18::declare(b, "global_branch."),
+            local_branch: ResNet18::declare(b, "local_branch."),
             global_proj: Linear::declare(b, "global_proj", ResNet18::FEATURES, WIDTH),
             local_proj: Linear::declare(b, "local_proj", ResNet18::FEATURES, WIDTH),
             attn: SelfAttention::declare(b, "attn", WIDTH, ATTENTION_HEADS),
@@ -113,10 +114,10 @@ impl Model for Hybrid {
             ..
         } = *input.tokens;
 
-        let global = self.global_branch.forward(pass, input.globals)?; // [b, 512]
+        let global = self.global_branch.features(pass, input.globals)?; // [b, 512]
         let global = self.global_proj.forward(pass, &global)?; // [b, 256]
         // [n, 512]; n is 0 for an all-black photograph
-        let local = self.local_branch.forward(pass, input.patches)?;
+        let local = self.local_branch.features(pass, input.patches)?;
         let local = self.local_proj.forward(pass, &local)?; // [n, 256]
 
         let zeros = Tensor::f_zeros([1, WIDTH], (Kind::Float, global.device()))?;

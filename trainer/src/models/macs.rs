@@ -90,13 +90,13 @@ impl Blueprint {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::models::{ResNet18, hybrid_for_lesions};
+    use crate::models::{Backbone, ResNet18, hybrid_for_lesions};
 
     /// He et al. (CVPR 2016, table 1) give 1.8e9 for 224 x 224, torchvision 1.81 GMACs with the classifier (0.0005).
     #[test]
     fn resnet18_at_224_is_the_known_number() {
         let mut blueprint = Blueprint::default();
-        let net = ResNet18::declare(&mut blueprint, "net");
+        let net = ResNet18::declare(&mut blueprint, "net.");
         let macs = net.macs(&blueprint, 1, 224);
         assert_eq!(macs.forward, 1_813_561_344);
         // All but the first convolution, which has 118 million, need two gradients.
@@ -117,7 +117,7 @@ mod tests {
             model.macs(&blueprint, &sizes).forward
         };
         let mut branch = Blueprint::default();
-        let net = ResNet18::declare(&mut branch, "net");
+        let net = ResNet18::declare(&mut branch, "net.");
         let fusion = |tokens: u64| {
             let projections = tokens * 512 * 256;
             let attention = tokens * 4 * 256 * 256 + 2 * tokens * tokens * 256;

@@ -4,6 +4,7 @@
 //! [`crate::params`] decides where the numbers live (one flat buffer, master and working precision); a model never owns
 //! a tensor. To add a model, write one file here that implements [`Model`], its row in [`MODELS`], and a preset.
 
+mod backbone;
 #[cfg(test)]
 mod golden;
 mod hybrid;
@@ -12,6 +13,7 @@ mod macs;
 mod resnet;
 mod tokens;
 
+pub use backbone::{BACKBONES, Backbone, BackboneEntry};
 pub use hybrid::Hybrid;
 pub use layers::{LayerNorm, Linear, SelfAttention};
 pub use macs::{Macs, Sizes};
@@ -19,6 +21,7 @@ pub use resnet::ResNet18;
 pub use tokens::Tokens;
 
 use fovea_coordinator::order::Grain;
+use fovea_run::config::ModelConfig;
 use fovea_task::Task;
 use tch::Tensor;
 
@@ -90,11 +93,11 @@ pub struct ModelEntry {
     pub name: &'static str,
     /// The unit of its samples: grid cells or whole images.
     pub grain: Grain,
-    /// Declares the model's parameters for a task.
+    /// Declares the model's parameters for a task, with the options of `[model]`.
     ///
     /// # Errors
-    /// [`Error::Usage`] when the model cannot answer the task's questions.
-    pub declare: fn(&mut Blueprint, &Task) -> Result<Box<dyn Model>>,
+    /// [`Error::Usage`] when the model cannot answer the task's questions, or lacks one of the options.
+    pub declare: fn(&mut Blueprint, &Task, &ModelConfig) -> Result<Box<dyn Model>>,
 }
 
 /// Every model that `model.name` can choose, one row each.
@@ -126,9 +129,9 @@ impl ModelEntry {
     ///
     /// # Errors
     /// As [`ModelEntry::declare`].
-    pub fn build(&self, task: &Task) -> Result<(Box<dyn Model>, Blueprint)> {
+    pub fn build(&self, task: &Task, options: &ModelConfig) -> Result<(Box<dyn Model>, Blueprint)> {
         let mut blueprint = Blueprint::default();
-        let model = (self.declare)(&mut blueprint, task)?;
+        let model = (self.declare)(&mut blueprint, task, options)?;
         Ok((model, blueprint))
     }
 }
@@ -138,6 +141,6 @@ impl ModelEntry {
 #[expect(clippy::expect_used, reason = "a test fails here")]
 pub(crate) fn hybrid_for_lesions() -> (Box<dyn Model>, Blueprint) {
     find("hybrid")
-        .and_then(|entry| entry.build(&Task::lesions()))
+        .and_then(|entry| entry.build(&Task::lesions(), &ModelConfig::default()))
         .expect("hybrid answers the lesion task")
 }

@@ -1,8 +1,8 @@
 //! ResNet18 without its classifier (He et al., CVPR 2016), with torchvision's parameter names.
 
-use tch::{Kind, Tensor};
+use tch::Tensor;
 
-use super::{Blueprint, Init, Macs, NormId, ParamId, Pass};
+use super::{Backbone, Blueprint, Init, Macs, NormId, ParamId, Pass};
 use crate::error::Result;
 use crate::ops;
 
@@ -177,7 +177,7 @@ impl ResNet18 {
     /// Width of the feature vector.
     pub const FEATURES: i64 = 512;
 
-    /// Declares the network under `prefix` (for example `local_branch`).
+    /// Declares the network under `prefix` (for example `local_branch.`).
     pub fn declare(b: &mut Blueprint, prefix: &str) -> Self {
         let seven = ConvolutionWindow {
             kernel: 7,
@@ -185,8 +185,8 @@ impl ResNet18 {
         };
         let stem = ConvNorm::declare(
             b,
-            &format!("{prefix}.conv1"),
-            format!("{prefix}.bn1"),
+            &format!("{prefix}conv1"),
+            format!("{prefix}bn1"),
             (3, 64),
             seven,
         );
@@ -195,22 +195,21 @@ impl ResNet18 {
         for (layer, outputs) in [64, 128, 256, 512].into_iter().enumerate() {
             for index in 0..2 {
                 let stride = if layer > 0 && index == 0 { 2 } else { 1 };
-                let name = format!("{prefix}.layer{}.{index}", layer + 1);
+                let name = format!("{prefix}layer{}.{index}", layer + 1);
                 blocks.push(BasicBlock::declare(b, &name, inputs, outputs, stride));
                 inputs = outputs;
             }
         }
         Self { stem, blocks }
     }
+}
 
-    /// Turns images `[n, 3, H, W]` in the working dtype, channels-last, into features `[n, 512]` in f32. n may be 0.
-    pub fn forward(&self, pass: &Pass<'_>, x: &Tensor) -> Result<Tensor> {
-        if x.size()[0] == 0 {
-            return Ok(Tensor::f_zeros(
-                [0, Self::FEATURES],
-                (Kind::Float, x.device()),
-            )?);
-        }
+impl Backbone for ResNet18 {
+    fn width(&self) -> i64 {
+        Self::FEATURES
+    }
+
+    fn maps(&self, pass: &Pass<'_>, x: &Tensor) -> Result<Tensor> {
         let stem = ops::stem(
             pass.engine,
             &self.stem.conv(pass, x)?,
@@ -221,11 +220,11 @@ impl ResNet18 {
         for block in &self.blocks {
             x = block.forward(pass, x)?;
         }
-        ops::global_avg_pool(&x.0)
+        Ok(x.0)
     }
 
-    /// Multiplications on `n` images of `side` x `side` pixels, at least 32 each.
-    pub fn macs(&self, b: &Blueprint, n: u64, side: u64) -> Macs {
+    /// The sides are at least 32.
+    fn macs(&self, b: &Blueprint, n: u64, side: u64) -> Macs {
         let (stem, side) = self.stem.macs(b, n, side);
         let mut side = (side - 1) / 2 + 1; // max pooling: window 3, stride 2, padding 1
         let blocks = self.blocks.iter().map(|block| {

@@ -193,7 +193,7 @@ impl Replica {
         lanes: ThreadLanes,
         gpu: Option<Gpu>,
     ) -> Result<Self> {
-        let model = models::find(&config.model.name)?.build(task)?;
+        let model = models::find(&config.model.name)?.build(task, &config.model)?;
         Self::new(config, model, precision, objective, lanes, gpu)
     }
 
