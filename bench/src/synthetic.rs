@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use fovea_coordinator::order::{AllSamples, Grain, OrderInput, Unit};
+use fovea_coordinator::order::{AllSamples, Grain, OrderInput, Sampling, Unit};
 use fovea_dataset::{MAX_PATCH, MAX_SIZE};
 use fovea_kernels::{Augment, ImageU8, resize_antialias};
 use fovea_run::config::{Config, Device, Precision as PrecisionChoice};
@@ -141,6 +141,7 @@ impl Work {
                 .collect(),
             grain: Grain::Cell,
             sampler: &AllSamples,
+            sampling: Sampling::default(),
             seed,
             patches_per_image: self.patches_per_image as usize,
         }

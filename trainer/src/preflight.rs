@@ -35,13 +35,15 @@ pub fn preflight(config: &Config, data: &Dataset, moment: Moment) -> Result<Vec<
     let model = models::find(&config.model.name)?;
     model.build(data.task(), &config.model)?;
     let input = order_input(data, model.grain, config);
-    let units = EpochOrder::new(&input, 0)?.units().len();
+    let order = EpochOrder::new(&input, 0)?;
+    let units = order.units().len();
     let facts = RunFacts {
         task: data.task().clone(),
         data: data.dir().display().to_string(),
         train: SplitFacts::of(config, data, model.grain, Split::Train),
         val: SplitFacts::of(config, data, model.grain, Split::Val),
         units,
+        listed: order.total_samples(),
     };
     decide(config, &facts, moment)
 }
@@ -57,6 +59,8 @@ struct RunFacts {
     /// Units of one epoch: an image with up to `data.patches_per_image` of its patches, or, by the model's grain, the
     /// image alone.
     units: usize,
+    /// Samples of one epoch, which the sampler chooses from those of the training split.
+    listed: u64,
 }
 
 /// A split as training and evaluation see it.
@@ -115,6 +119,7 @@ fn decide(config: &Config, facts: &RunFacts, moment: Moment) -> Result<Vec<Strin
                     .to_owned(),
         });
     }
+    nothing_listed(config, facts)?;
     let watch = &config.early_stopping;
     let (target, labels) = watched_labels(watch.level, facts)?;
     let mut odd: Vec<Error> = too_small(config, facts);
@@ -136,6 +141,24 @@ fn decide(config: &Config, facts: &RunFacts, moment: Moment) -> Result<Vec<Strin
         warnings.extend(text.lines().next().map(str::to_owned));
     }
     Ok(warnings)
+}
+
+/// Refuses a sampler that lists nothing: without a sample that has a class there is nothing to balance against.
+fn nothing_listed(config: &Config, facts: &RunFacts) -> Result<()> {
+    if facts.listed > 0 {
+        return Ok(());
+    }
+    Err(Error::Usage {
+        what: format!(
+            "data.sampler = \"{}\" lists none of the {} training samples of {}: none has a class by data.min_lesion_pixels = {}",
+            config.data.sampler.name(),
+            facts.train.samples,
+            facts.data,
+            config.data.min_lesion_pixels
+        ),
+        help: "set data.sampler = \"all\", lower data.min_lesion_pixels, or prepare images with lesions"
+            .to_owned(),
+    })
 }
 
 /// The watched target, and its labels in the validation split.
@@ -202,6 +225,7 @@ mod tests {
             train: split(&[1, 0], &[1, 0, 0, 0]),
             val: split(&[3], &[0, 1, 2]),
             units: 8,
+            listed: 4,
             task,
         }
     }
@@ -245,6 +269,21 @@ mod tests {
                 "{text}"
             );
         }
+    }
+
+    #[test]
+    fn a_sampler_without_samples_is_refused() {
+        let mut config = Config::default();
+        config.set("data.sampler=balanced").expect("a sampler");
+        let none = RunFacts {
+            listed: 0,
+            ..facts()
+        };
+        let text = refused(&config, &none);
+        assert!(
+            text.contains("data.sampler = \"balanced\" lists none of the 4 training samples"),
+            "{text}"
+        );
     }
 
     #[test]
