@@ -188,6 +188,9 @@ pub fn augment(config: &Config) -> Augment {
         brightness: on(a.brightness),
         contrast: on(a.contrast),
         saturation: on(a.saturation),
+        rotation: on(a.rotation),
+        scale: on(a.scale),
+        erasing: on(a.erasing),
     }
 }
 
