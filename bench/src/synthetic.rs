@@ -188,7 +188,7 @@ impl SyntheticSamples {
     /// Loads the samples of these units, as `SampleSource::load` does in training.
     pub fn load(&self, units: &[Unit], epoch: u32) -> Result<ShardBatch> {
         let mut batch = match &self.host {
-            None => self.assembler.crops(units, Some(epoch)),
+            None => self.assembler.crops(units, Some(epoch), &[]),
             Some(host) => {
                 let images: Vec<ImageU8<'_>> = units.iter().map(|u| host.view(u.image)).collect();
                 let resized: Vec<_> = units
@@ -199,6 +199,7 @@ impl SyntheticSamples {
                     augment: &self.augment,
                     seed: self.seed,
                     epoch,
+                    corners: &[],
                 };
                 self.assembler
                     .assemble(units, &images, &resized, Some(random))?

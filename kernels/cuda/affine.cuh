@@ -16,12 +16,12 @@ struct Rectangle {
 
 // The map from pixels of the upright window to points of the image: cosine and sine over the scale, the middle of the
 // window, and where that is in the image.
-struct Affine {
+struct PointMap {
     float along, across, middle, y, x;
 };
 
-struct Affinity {
-    Affine map;
+struct ShownSample {
+    PointMap map;
     Rectangle erased;
 };
 
@@ -69,7 +69,7 @@ __device__ __forceinline__ bool is_erased(const Rectangle &r, u32 i, u32 j) {
 }
 
 // What is drawn for a sample whose window of `size` pixels lies at `top`, `left` of its image.
-__device__ __forceinline__ Affinity draw_affinity(StepSeed step, u64 sample_id,
+__device__ __forceinline__ ShownSample draw_shown(StepSeed step, u64 sample_id,
                                                   const Interpolation &strengths, u32 top, u32 left,
                                                   u32 size) {
     u32 k0 = (u32)step.seed, k1 = (u32)(step.seed >> 32);
@@ -84,7 +84,7 @@ __device__ __forceinline__ Affinity draw_affinity(StepSeed step, u64 sample_id,
         cosine = 1.0 - square / (double)((2 * k - 1) * 2 * k) * cosine;
     }
     sine *= half;
-    Affinity drawn;
+    ShownSample drawn;
     float middle = (float)(size - 1) * 0.5f;
     drawn.map.along = (float)((cosine * cosine - sine * sine) / scale);
     drawn.map.across = (float)(2.0 * sine * cosine / scale);
@@ -113,7 +113,7 @@ __device__ __forceinline__ float pixel_at(const T *image, u32 height, u32 width,
 
 // Values 0..255 of the point that pixel (y, x) of the upright window shows, between the four pixels around it.
 template <class T>
-__device__ __forceinline__ void show_point(const T *image, u32 height, u32 width, const Affine &map,
+__device__ __forceinline__ void show_point(const T *image, u32 height, u32 width, const PointMap &map,
                                            u32 y, u32 x, float *rgb) {
     float dy = (float)y - map.middle, dx = (float)x - map.middle;
     float at_y = map.y + (map.across * dx + map.along * dy);

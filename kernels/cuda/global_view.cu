@@ -173,7 +173,7 @@ template <class Out>
 __device__ __forceinline__ void view_show(const Sources &sources, const u64 *sample_ids,
                                           const StepSeed *step, u32 size, const Augment &aug,
                                           const float *means, const Interpolation &strengths,
-                                          Affinity &shared, Out *out) {
+                                          ShownSample &shared, Out *out) {
     u64 elements = 3ull * size * size;
     out += blockIdx.x * elements;
     const float *image = source(sources, size, blockIdx.x);
@@ -185,10 +185,10 @@ __device__ __forceinline__ void view_show(const Sources &sources, const u64 *sam
     Draw d = draw(*step, id, aug);
     Jitter jitter = make_jitter(d, means ? means[blockIdx.x] : 0.0f);
     if (threadIdx.x == 0) {
-        shared = draw_affinity(*step, id, strengths, 0, 0, size);
+        shared = draw_shown(*step, id, strengths, 0, 0, size);
     }
     __syncthreads();
-    Affinity drawn = shared;
+    ShownSample drawn = shared;
     Pose pose = {size, d.flip, d.turns};
     u32 pixels = size * size;
     for (u32 k = blockIdx.y * blockDim.x + threadIdx.x; k < pixels; k += gridDim.y * blockDim.x) {
@@ -214,7 +214,7 @@ extern "C" __global__ void __launch_bounds__(256)
                         u32 quarter_turns, u32 offset, float brightness, float contrast,
                         float saturation, const float *means, float rotation, float scale,
                         float erasing, float *out) {
-    __shared__ Affinity shared;
+    __shared__ ShownSample shared;
     Sources sources = {resized, count, selection};
     Augment aug = {flip, quarter_turns, offset, brightness, contrast, saturation};
     Interpolation strengths = {rotation, scale, erasing};
@@ -227,7 +227,7 @@ extern "C" __global__ void __launch_bounds__(256)
                          u32 quarter_turns, u32 offset, float brightness, float contrast,
                          float saturation, const float *means, float rotation, float scale,
                          float erasing, bf16 *out) {
-    __shared__ Affinity shared;
+    __shared__ ShownSample shared;
     Sources sources = {resized, count, selection};
     Augment aug = {flip, quarter_turns, offset, brightness, contrast, saturation};
     Interpolation strengths = {rotation, scale, erasing};

@@ -232,7 +232,7 @@ extern "C" __global__ void __launch_bounds__(256)
 struct ShowShared {
     u64 sums[WARP];
     Jitter jitter;
-    Affinity drawn;
+    ShownSample drawn;
 };
 
 // As patch_crop for samples that are rotated, scaled or erased: every thread interpolates its own pixels.
@@ -264,11 +264,11 @@ __device__ __forceinline__ void patch_show(const Image *images, u32 image_count,
     float mean = d.contrast != 1.0f ? mean_grey(w, size, d.brightness, shared.sums) : 0.0f;
     if (threadIdx.x == 0) {
         shared.jitter = make_jitter(d, mean);
-        shared.drawn = draw_affinity(*step, spec.sample_id, strengths, top, left, size);
+        shared.drawn = draw_shown(*step, spec.sample_id, strengths, top, left, size);
     }
     __syncthreads();
     Jitter jitter = shared.jitter;
-    Affinity drawn = shared.drawn;
+    ShownSample drawn = shared.drawn;
     Pose pose = {size, d.flip, d.turns};
     u32 pixels = size * size;
     for (u32 k = blockIdx.y * blockDim.x + threadIdx.x; k < pixels; k += gridDim.y * blockDim.x) {

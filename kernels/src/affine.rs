@@ -100,9 +100,8 @@ pub fn erased(
         if height >= side || width >= side {
             return None;
         }
-        let place = |word: u32, length: u32| {
-            (u64::from(word) * u64::from(side - length + 1) >> 32) as u32
-        };
+        let place =
+            |word: u32, length: u32| (u64::from(word) * u64::from(side - length + 1) >> 32) as u32;
         Some(Rectangle {
             top: place(row, height),
             left: place(column, width),
@@ -114,7 +113,7 @@ pub fn erased(
 
 /// The map from pixels of the upright window to points of the image.
 #[derive(Clone, Copy, Debug)]
-pub(crate) struct Affine {
+pub(crate) struct PointMap {
     /// Cosine and sine of the angle over the scale.
     along: f32,
     across: f32,
@@ -125,7 +124,7 @@ pub(crate) struct Affine {
     x: f32,
 }
 
-impl Affine {
+impl PointMap {
     /// The map of a window of `size` pixels at `top`, `left` of its image.
     pub(crate) fn new(draw: &Draw, (top, left): (usize, usize), size: usize) -> Self {
         let (sin, cos) = sin_cos(draw.rotation);
@@ -153,20 +152,24 @@ impl Affine {
 /// The largest whole number up to `value`, and the rest in 0..1.
 fn floor(value: f32) -> (i32, f32) {
     let whole = value as i32;
-    let whole = if whole as f32 > value { whole - 1 } else { whole };
+    let whole = if whole as f32 > value {
+        whole - 1
+    } else {
+        whole
+    };
     (whole, value - whole as f32)
 }
 
 /// An image to interpolate in, RGB values in 0..255.
 #[derive(Clone, Copy)]
-pub(crate) struct Surface<'a, T> {
+pub(crate) struct SourceImage<'a, T> {
     /// `[height, width]` pixels.
     pub pixels: &'a [[T; 3]],
     pub height: usize,
     pub width: usize,
 }
 
-impl<T: Copy + Into<f32>> Surface<'_, T> {
+impl<T: Copy + Into<f32>> SourceImage<'_, T> {
     fn at(&self, y: i32, x: i32) -> [f32; 3] {
         match (usize::try_from(y), usize::try_from(x)) {
             (Ok(y), Ok(x)) if y < self.height && x < self.width => {
@@ -192,7 +195,7 @@ impl<T: Copy + Into<f32>> Surface<'_, T> {
     /// Writes the rows of a sample from `first` on; `band` is `[rows, size]` pixels.
     pub(crate) fn show(
         &self,
-        map: &Affine,
+        map: &PointMap,
         draw: &Draw,
         size: usize,
         first: usize,
@@ -233,11 +236,15 @@ pub(crate) fn class_counts(
     let mut count = |bits: u8| times[usize::from(bits)] += 1;
     if draw.is_upright() {
         for row in mask.chunks_exact(width).skip(corner.0).take(size) {
-            row[corner.1..corner.1 + size].iter().copied().for_each(&mut count);
+            row[corner.1..corner.1 + size]
+                .iter()
+                .copied()
+                .for_each(&mut count);
         }
     } else {
-        let map = Affine::new(draw, corner, size);
-        let inside = |value: i32, length: usize| usize::try_from(value).ok().filter(|v| *v < length);
+        let map = PointMap::new(draw, corner, size);
+        let inside =
+            |value: i32, length: usize| usize::try_from(value).ok().filter(|v| *v < length);
         for (y, x) in (0..size).flat_map(|y| (0..size).map(move |x| (y, x))) {
             let (y, x) = map.source(y, x);
             let (y, x) = (floor(y + 0.5).0, floor(x + 0.5).0);

@@ -53,7 +53,12 @@ impl Augment {
             }
         }
         let limited = [
-            ("Augment::rotation", self.rotation, 180.0, "0 to 180 degrees"),
+            (
+                "Augment::rotation",
+                self.rotation,
+                180.0,
+                "0 to 180 degrees",
+            ),
             ("Augment::scale", self.scale, 0.9, "0 to 0.9"),
             ("Augment::erasing", self.erasing, 1.0, "0 to 1"),
         ];

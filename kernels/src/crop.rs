@@ -2,7 +2,7 @@
 
 use rayon::prelude::*;
 
-use crate::affine::{Affine, Rectangle, Surface, class_counts, erased};
+use crate::affine::{PointMap, Rectangle, SourceImage, class_counts, erased};
 use crate::augment::{Augment, Draw, draw};
 use crate::error::{Error, Result, check_len, checked_elements};
 use crate::geometry::{BAND, Window};
@@ -50,7 +50,10 @@ pub fn patch_crop(
     if let Some(aug) = aug.filter(|aug| aug.interpolates()) {
         let samples = views(images, specs, size, |spec| {
             let id = spec.sample_id;
-            (draw(seed, epoch, id, aug), erased(seed, epoch, id, aug, size))
+            (
+                draw(seed, epoch, id, aug),
+                erased(seed, epoch, id, aug, size),
+            )
         });
         match out {
             BatchMut::F32(out) => show_all(SimdLevel::detect(), &samples, size, out),
@@ -212,10 +215,10 @@ fn shade_all<E: OutputElement>(
 }
 
 /// A sample that is interpolated: its window, the image around it, and what is drawn for it.
-struct View<'a> {
+struct ShownSample<'a> {
     window: Window<'a, u8>,
-    surface: Surface<'a, u8>,
-    map: Affine,
+    surface: SourceImage<'a, u8>,
+    map: PointMap,
     draw: Draw,
     erased: Option<Rectangle>,
 }
@@ -225,19 +228,19 @@ fn views<'a>(
     specs: &[CropSpec],
     size: usize,
     drawn: impl Fn(&CropSpec) -> (Draw, Option<Rectangle>),
-) -> Vec<View<'a>> {
+) -> Vec<ShownSample<'a>> {
     let view = |spec: &CropSpec| {
         let image = &images[spec.image];
         let (draw, erased) = drawn(spec);
         let corner = corner((image.height, image.width), spec, size, &draw);
-        View {
+        ShownSample {
             window: window(image, spec, size, &draw),
-            surface: Surface {
+            surface: SourceImage {
                 pixels: image.data.as_chunks::<3>().0,
                 height: image.height,
                 width: image.width,
             },
-            map: Affine::new(&draw, corner, size),
+            map: PointMap::new(&draw, corner, size),
             draw,
             erased,
         }
@@ -246,13 +249,18 @@ fn views<'a>(
 }
 
 /// As [`shade_all`] for samples that are interpolated.
-fn show_all<E: OutputElement>(level: SimdLevel, samples: &[View<'_>], size: usize, out: &mut [E]) {
+fn show_all<E: OutputElement>(
+    level: SimdLevel,
+    samples: &[ShownSample<'_>],
+    size: usize,
+    out: &mut [E],
+) {
     out.par_chunks_exact_mut(3 * size * size)
         .zip(samples)
         .for_each_init(
             || (Shader::new(level, size), vec![[0.0; 3]; size]),
             |(shader, shown), (out, view)| {
-                let View { window, draw, .. } = view;
+                let ShownSample { window, draw, .. } = view;
                 let jitter = Jitter::new(draw, |brightness| mean_grey(level, window, brightness));
                 for (i, out) in out.chunks_exact_mut(3 * size).enumerate() {
                     view.surface.show(&view.map, draw, size, i, shown);

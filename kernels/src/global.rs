@@ -3,7 +3,7 @@
 use rayon::prelude::*;
 
 use crate::BatchMut;
-use crate::affine::{Affine, Rectangle, Surface, erased};
+use crate::affine::{PointMap, Rectangle, SourceImage, erased};
 use crate::augment::{Augment, Draw, draw};
 use crate::crop::erase;
 use crate::error::{Error, Result, check_len, checked_elements};
@@ -91,20 +91,22 @@ fn show<E: OutputElement>(
 ) {
     let size = window.size;
     let jitter = Jitter::new(draw, |brightness| mean_grey(level, window, brightness));
-    let surface = Surface {
+    let surface = SourceImage {
         pixels: window.pixels,
         height: size,
         width: size,
     };
-    let map = Affine::new(draw, (0, 0), size);
-    out.par_chunks_exact_mut(3 * size).enumerate().for_each_init(
-        || (Shader::new(level, size), vec![[0.0; 3]; size]),
-        |(shader, shown), (i, out)| {
-            surface.show(&map, draw, size, i, shown);
-            shader.row(shown.as_flattened(), jitter.as_ref(), out);
-            erase(erased, i, out);
-        },
-    );
+    let map = PointMap::new(draw, (0, 0), size);
+    out.par_chunks_exact_mut(3 * size)
+        .enumerate()
+        .for_each_init(
+            || (Shader::new(level, size), vec![[0.0; 3]; size]),
+            |(shader, shown), (i, out)| {
+                surface.show(&map, draw, size, i, shown);
+                shader.row(shown.as_flattened(), jitter.as_ref(), out);
+                erase(erased, i, out);
+            },
+        );
 }
 
 /// Mean grey after brightness, 0..1: each row is summed in fixed lanes, then the rows in order.

@@ -26,5 +26,6 @@ mod trace;
 pub mod train;
 pub mod tta;
 pub mod weights;
+pub mod windows;
 
 pub use error::{Error, Result};

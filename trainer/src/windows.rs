@@ -27,7 +27,7 @@ const ATTEMPTS: u32 = 16;
 pub type Corner = (u32, u32);
 
 /// A point of an image, pixels: row and column.
-type Point = (u32, u32);
+type Middle = (u32, u32);
 
 /// The windows of one dataset's training samples.
 pub struct Windows {
@@ -37,7 +37,7 @@ pub struct Windows {
     augment: Augment,
     seed: u64,
     /// Per image, the middles of the lesions that reach into each cell, `[grid * grid]`; found when first asked for.
-    lesions: Vec<OnceLock<Vec<Vec<Point>>>>,
+    lesions: Vec<OnceLock<Vec<Vec<Middle>>>>,
 }
 
 impl Windows {
@@ -62,8 +62,13 @@ impl Windows {
     /// augmentation shows them. `cells` are the labels of all cells of the image, `[grid * grid]`.
     ///
     /// # Errors
-    /// [`crate::Error::Kernels`] for a mask of another size than the image, which a checked dataset does not have.
-    pub fn of(&self, unit: &Unit, cells: &[Label], epoch: u32) -> Result<(Vec<Corner>, Vec<Label>)> {
+    /// [`crate::Error::Kernel`] for a mask of another size than the image, which a checked dataset does not have.
+    pub fn of(
+        &self,
+        unit: &Unit,
+        cells: &[Label],
+        epoch: u32,
+    ) -> Result<(Vec<Corner>, Vec<Label>)> {
         let image = unit.image as usize;
         let mask = self.data.mask(image).unwrap_or_default();
         let grid = self.data.grid() as u64;
@@ -93,7 +98,13 @@ impl Windows {
             sample_id: 0,
         };
         let size = self.data.size();
-        Ok(crop_areas(mask, (size, size), &spec, self.data.patch(), draw)?)
+        Ok(crop_areas(
+            mask,
+            (size, size),
+            &spec,
+            self.data.patch(),
+            draw,
+        )?)
     }
 
     fn label(&self, counts: &[u32; 8]) -> Label {
@@ -143,7 +154,7 @@ impl Windows {
     }
 
     /// The window around a point, moved by up to a quarter of its side and clamped into the image.
-    fn around(&self, (y, x): Point, drawn: Drawn) -> Corner {
+    fn around(&self, (y, x): Middle, drawn: Drawn) -> Corner {
         let (size, patch) = (self.data.size() as u32, self.data.patch() as u32);
         let jitter = patch / 4;
         let [.., down, right] = drawn.words(0);
@@ -226,22 +237,22 @@ fn below(word: u32, limit: u32) -> u32 {
     (u64::from(word) * u64::from(limit) >> 32) as u32
 }
 
-/// Sums of the pixels of a lesion, or of its part in one cell.
+/// PixelSums of the pixels of a lesion, or of its part in one cell.
 #[derive(Clone, Copy, Default)]
-struct Sums {
+struct PixelSums {
     count: u64,
     y: u64,
     x: u64,
 }
 
-impl Sums {
+impl PixelSums {
     fn add(&mut self, y: usize, x: usize) {
         self.count += 1;
         self.y += y as u64;
         self.x += x as u64;
     }
 
-    fn middle(&self) -> Point {
+    fn middle(&self) -> Middle {
         let half = self.count / 2;
         let mean = |sum: u64| ((sum + half) / self.count.max(1)) as u32;
         (mean(self.y), mean(self.x))
@@ -251,7 +262,7 @@ impl Sums {
 /// For each cell, `[grid * grid]`, the middles of the lesions that reach into it, class by class. A lesion is a set of
 /// pixels of one class that touch at sides or corners. Its middle is its centre of mass; of one that is larger than a
 /// window, that of its part in the cell. `mask` is `[size, size]` class bits.
-fn middles(mask: &[u8], size: usize, patch: usize, classes: usize) -> Vec<Vec<Point>> {
+fn middles(mask: &[u8], size: usize, patch: usize, classes: usize) -> Vec<Vec<Middle>> {
     let grid = size / patch;
     let mut cells = vec![Vec::new(); grid * grid];
     let mut seen = vec![0u8; mask.len()];
@@ -261,7 +272,7 @@ fn middles(mask: &[u8], size: usize, patch: usize, classes: usize) -> Vec<Vec<Po
             if mask[start] & bit == 0 || seen[start] & bit != 0 {
                 continue;
             }
-            let (mut all, mut parts) = (Sums::default(), BTreeMap::<usize, Sums>::new());
+            let (mut all, mut parts) = (PixelSums::default(), BTreeMap::<usize, PixelSums>::new());
             let (mut rows, mut columns) = ((size, 0), (size, 0));
             seen[start] |= bit;
             waiting.push(start);

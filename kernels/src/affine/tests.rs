@@ -14,7 +14,13 @@ const TURNING: Augment = Augment {
     ..GOLDEN
 };
 
-fn crop(data: &[u8], sides: (usize, usize), spec: CropSpec, size: usize, aug: &Augment) -> Vec<f32> {
+fn crop(
+    data: &[u8],
+    sides: (usize, usize),
+    spec: CropSpec,
+    size: usize,
+    aug: &Augment,
+) -> Vec<f32> {
     let image = ImageU8 {
         data,
         height: sides.0,
@@ -22,7 +28,16 @@ fn crop(data: &[u8], sides: (usize, usize), spec: CropSpec, size: usize, aug: &A
     };
     let mut out = vec![f32::NAN; size * size * 3];
     let batch = BatchMut::F32(&mut out);
-    patch_crop(&[image], &[spec], size, GOLDEN_SEED, GOLDEN_EPOCH, Some(aug), batch).unwrap();
+    patch_crop(
+        &[image],
+        &[spec],
+        size,
+        GOLDEN_SEED,
+        GOLDEN_EPOCH,
+        Some(aug),
+        batch,
+    )
+    .unwrap();
     out
 }
 
@@ -53,7 +68,16 @@ fn turned_and_scaled_samples_are_those_of_torchvision() {
     for id in [1, 6] {
         let mut out = vec![0.0; 17 * 17 * 3];
         let batch = BatchMut::F32(&mut out);
-        global_view(&whole, 17, GOLDEN_SEED, GOLDEN_EPOCH, id, Some(&TURNING), batch).unwrap();
+        global_view(
+            &whole,
+            17,
+            GOLDEN_SEED,
+            GOLDEN_EPOCH,
+            id,
+            Some(&TURNING),
+            batch,
+        )
+        .unwrap();
         let name = format!("affine_global.{id}");
         assert_close(&name, &out, &values(&name), 1e-3);
     }
@@ -72,7 +96,9 @@ fn polynomials_are_the_functions() {
         let x = f64::from(step) / 100.0;
         assert!((exp(x) - x.exp()).abs() < 1e-14, "{x}");
     }
-    assert!((LOG_RATIO[0] - 0.3f64.ln()).abs() < 1e-15 && (LOG_RATIO[1] - 3.3f64.ln()).abs() < 1e-15);
+    assert!(
+        (LOG_RATIO[0] - 0.3f64.ln()).abs() < 1e-15 && (LOG_RATIO[1] - 3.3f64.ln()).abs() < 1e-15
+    );
 }
 
 /// Quarter turns of both kinds are the same: a rotation by 90 degrees is `turns = 1`.
@@ -80,7 +106,7 @@ fn polynomials_are_the_functions() {
 fn rotation_is_counter_clockwise_as_the_quarter_turns() {
     let data = picture(9, 9);
     let pixels = data.as_chunks::<3>().0;
-    let surface = Surface {
+    let surface = SourceImage {
         pixels,
         height: 9,
         width: 9,
@@ -91,7 +117,7 @@ fn rotation_is_counter_clockwise_as_the_quarter_turns() {
             ..Draw::IDENTITY
         };
         let mut rotated = vec![[0.0; 3]; 81];
-        surface.show(&Affine::new(&draw, (0, 0), 9), &draw, 9, 0, &mut rotated);
+        surface.show(&PointMap::new(&draw, (0, 0), 9), &draw, 9, 0, &mut rotated);
         let quarter = Draw {
             turns,
             ..Draw::IDENTITY
@@ -110,8 +136,12 @@ fn rotation_is_counter_clockwise_as_the_quarter_turns() {
 fn a_larger_scale_shows_less_of_the_image_larger() {
     // One column of light; twice as large it is two pixels wide.
     let mut pixels = vec![[0u8; 3]; 64];
-    pixels.iter_mut().skip(3).step_by(8).for_each(|p| *p = [200; 3]);
-    let surface = Surface {
+    pixels
+        .iter_mut()
+        .skip(3)
+        .step_by(8)
+        .for_each(|p| *p = [200; 3]);
+    let surface = SourceImage {
         pixels: &pixels,
         height: 8,
         width: 8,
@@ -122,7 +152,7 @@ fn a_larger_scale_shows_less_of_the_image_larger() {
             ..Draw::IDENTITY
         };
         let mut row = vec![[0.0; 3]; 64];
-        surface.show(&Affine::new(&draw, (0, 0), 8), &draw, 8, 0, &mut row);
+        surface.show(&PointMap::new(&draw, (0, 0), 8), &draw, 8, 0, &mut row);
         row[4 * 8..5 * 8].iter().map(|p| p[0]).sum()
     };
     assert_eq!(light(1.0), 200.0);
@@ -177,7 +207,11 @@ fn erasing_leaves_the_other_pixels_as_they_are() {
         for k in 0..size * size {
             let gone = rectangle.is_some_and(|r| r.columns(k / size).contains(&(k % size)));
             let (a, b) = (&a[3 * k..3 * k + 3], &b[3 * k..3 * k + 3]);
-            assert_eq!(b, if gone { &[0.0; 3] } else { a }, "sample {id}, pixel {k}");
+            assert_eq!(
+                b,
+                if gone { &[0.0; 3] } else { a },
+                "sample {id}, pixel {k}"
+            );
         }
     }
 }
@@ -197,31 +231,48 @@ fn rectangles_have_the_ranges_of_torchvision() {
     for r in &all {
         assert!((0.018..0.335).contains(&area(r)), "{r:?}");
         assert!((0.27..3.7).contains(&ratio(r)), "{r:?}");
-        assert!(r.top + r.height <= side && r.left + r.width <= side, "{r:?}");
+        assert!(
+            r.top + r.height <= side && r.left + r.width <= side,
+            "{r:?}"
+        );
     }
     let mean = all.iter().map(area).sum::<f64>() / all.len() as f64;
     assert!((mean - 0.175).abs() < 0.01, "{mean}");
     assert!(all.iter().any(|r| r.top == 0) && all.iter().any(|r| r.top + r.height == side));
     let tall = all.iter().filter(|r| r.height > r.width).count();
-    assert!(tall.abs_diff(all.len() / 2) < 200, "{tall} of {}", all.len());
+    assert!(
+        tall.abs_diff(all.len() / 2) < 200,
+        "{tall} of {}",
+        all.len()
+    );
     assert!((0..2000).all(|id| erased(3, 1, id, &erasing(0.0), size).is_none()));
-    assert_eq!(erased(3, 1, 7, &erasing(1.0), 1), None, "nothing fits one pixel");
+    // torchvision's attempts give an empty rectangle, too, where the area is so small.
+    let tiny = erased(3, 1, 7, &erasing(1.0), 1);
+    assert!(tiny.is_none_or(|r| r.height * r.width == 0), "{tiny:?}");
 }
 
 fn strengths() -> impl Strategy<Value = Augment> {
-    (any::<bool>(), any::<bool>(), 0u32..9, 0f32..180.0, 0f32..0.9, 0f32..1.0).prop_map(
-        |(flip, quarter_turns, offset, rotation, scale, erasing)| Augment {
-            flip,
-            quarter_turns,
-            offset,
-            brightness: 0.2,
-            contrast: 0.3,
-            saturation: 0.4,
-            rotation,
-            scale,
-            erasing,
-        },
+    (
+        any::<bool>(),
+        any::<bool>(),
+        0u32..9,
+        0f32..180.0,
+        0f32..0.9,
+        0f32..1.0,
     )
+        .prop_map(
+            |(flip, quarter_turns, offset, rotation, scale, erasing)| Augment {
+                flip,
+                quarter_turns,
+                offset,
+                brightness: 0.2,
+                contrast: 0.3,
+                saturation: 0.4,
+                rotation,
+                scale,
+                erasing,
+            },
+        )
 }
 
 proptest! {

@@ -127,12 +127,33 @@ fn strengths_without_meaning_are_refused() {
     };
     assert!(aug.check().is_err());
     for (aug, name) in [
-        (Augment { rotation: 180.5, ..Augment::default() }, "Augment::rotation is 180.5"),
-        (Augment { scale: 1.0, ..Augment::default() }, "Augment::scale is 1"),
-        (Augment { erasing: f32::NAN, ..Augment::default() }, "Augment::erasing is NaN"),
+        (
+            Augment {
+                rotation: 180.5,
+                ..Augment::default()
+            },
+            "Augment::rotation is 180.5",
+        ),
+        (
+            Augment {
+                scale: 1.0,
+                ..Augment::default()
+            },
+            "Augment::scale is 1",
+        ),
+        (
+            Augment {
+                erasing: f32::NAN,
+                ..Augment::default()
+            },
+            "Augment::erasing is NaN",
+        ),
     ] {
         let message = aug.check().unwrap_err().to_string();
-        assert!(message.starts_with(name) && message.contains("\n  help: "), "{message}");
+        assert!(
+            message.starts_with(name) && message.contains("\n  help: "),
+            "{message}"
+        );
     }
     assert_eq!(GOLDEN.check(), Ok(()));
 }
