@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use fovea_coordinator::order::{AllSamples, Grain, OrderInput, Unit};
+use fovea_coordinator::order::{AllSamples, Grain, OrderInput, Sampling, Unit};
 use fovea_dataset::{MAX_PATCH, MAX_SIZE};
 use fovea_kernels::{Augment, ImageU8, resize_antialias};
 use fovea_run::config::{Config, Device, Precision as PrecisionChoice};
@@ -141,6 +141,7 @@ impl Work {
                 .collect(),
             grain: Grain::Cell,
             sampler: &AllSamples,
+            sampling: Sampling::default(),
             seed,
             patches_per_image: self.patches_per_image as usize,
         }
@@ -187,7 +188,7 @@ impl SyntheticSamples {
     /// Loads the samples of these units, as `SampleSource::load` does in training.
     pub fn load(&self, units: &[Unit], epoch: u32) -> Result<ShardBatch> {
         let mut batch = match &self.host {
-            None => self.assembler.crops(units, Some(epoch)),
+            None => self.assembler.crops(units, Some(epoch), &[]),
             Some(host) => {
                 let images: Vec<ImageU8<'_>> = units.iter().map(|u| host.view(u.image)).collect();
                 let resized: Vec<_> = units
@@ -198,6 +199,7 @@ impl SyntheticSamples {
                     augment: &self.augment,
                     seed: self.seed,
                     epoch,
+                    corners: &[],
                 };
                 self.assembler
                     .assemble(units, &images, &resized, Some(random))?

@@ -171,6 +171,21 @@ impl Dataset {
         }
     }
 
+    /// The label of a square of pixels that has these many of each class, for the task's target at patch level, by the rule
+    /// for cells: see [`Self::patch_labels`]. [`Label::UNKNOWN`] without such a target.
+    pub fn label_of_areas(&self, counts: &[u32], min_lesion_pixels: u32) -> Label {
+        let Some(target) = self.task().cells() else {
+            return Label::UNKNOWN;
+        };
+        let area = |class: usize| counts.get(class).copied().unwrap_or(0);
+        // At most 255 x 255 pixels of a cell: they fit.
+        let areas: Vec<u16> = (0..target.classes.len())
+            .map(|class| area(class).min(u32::from(u16::MAX)) as u16)
+            .collect();
+        let labels = labels::of_cells(target, &areas, min_lesion_pixels);
+        labels.first().copied().unwrap_or(Label::UNKNOWN)
+    }
+
     /// Label of image `i` by the manifest, for the target at position `target` of the task: of a union of cells, under the
     /// manifest's own `min_lesion_pixels`.
     ///

@@ -2,6 +2,7 @@
 // bit.
 //
 // With contrast there are three launches: the grey of every row, their mean, the view. Without it, only the last.
+#include "affine.cuh"
 #include "draw.cuh"
 #include "shade.cuh"
 #include "tile.cuh"
@@ -165,4 +166,70 @@ extern "C" __global__ void __launch_bounds__(256)
     Sources sources = {resized, count, selection};
     Augment aug = {flip, quarter_turns, offset, brightness, contrast, saturation};
     view(sources, sample_ids, step, size, aug, means, wide_in, wide_out, pixels, finished, out);
+}
+
+// As view for images that are rotated, scaled or erased: every thread interpolates its own pixels.
+template <class Out>
+__device__ __forceinline__ void view_show(const Sources &sources, const u64 *sample_ids,
+                                          const StepSeed *step, u32 size, const Augment &aug,
+                                          const float *means, const Interpolation &strengths,
+                                          ShownSample &shared, Out *out) {
+    u64 elements = 3ull * size * size;
+    out += blockIdx.x * elements;
+    const float *image = source(sources, size, blockIdx.x);
+    if (image == 0) {
+        fill_with_nan(out, elements);
+        return;  // the whole block returns: the condition depends on the image alone
+    }
+    u64 id = sample_ids[blockIdx.x];
+    Draw d = draw(*step, id, aug);
+    Jitter jitter = make_jitter(d, means ? means[blockIdx.x] : 0.0f);
+    if (threadIdx.x == 0) {
+        shared = draw_shown(*step, id, strengths, 0, 0, size);
+    }
+    __syncthreads();
+    ShownSample drawn = shared;
+    Pose pose = {size, d.flip, d.turns};
+    u32 pixels = size * size;
+    for (u32 k = blockIdx.y * blockDim.x + threadIdx.x; k < pixels; k += gridDim.y * blockDim.x) {
+        u32 i = k / size, j = k % size;
+        Place p = source_of(pose, i, j);
+        float rgb[3];
+        show_point(image, size, size, drawn.map, p.y, p.x, rgb);
+        Pixel pixel = finish(Pixel{tone(rgb[0] * UNIT, jitter), tone(rgb[1] * UNIT, jitter),
+                                   tone(rgb[2] * UNIT, jitter)},
+                             jitter);
+        if (is_erased(drawn.erased, i, j)) {
+            pixel = Pixel{0.0f, 0.0f, 0.0f};
+        }
+        put(out + 3ull * k, pixel.r);
+        put(out + 3ull * k + 1, pixel.g);
+        put(out + 3ull * k + 2, pixel.b);
+    }
+}
+
+extern "C" __global__ void __launch_bounds__(256)
+    fovea_view_show_f32(const float *resized, u32 count, const u32 *selection,
+                        const u64 *sample_ids, const StepSeed *step, u32 size, u32 flip,
+                        u32 quarter_turns, u32 offset, float brightness, float contrast,
+                        float saturation, const float *means, float rotation, float scale,
+                        float erasing, float *out) {
+    __shared__ ShownSample shared;
+    Sources sources = {resized, count, selection};
+    Augment aug = {flip, quarter_turns, offset, brightness, contrast, saturation};
+    Interpolation strengths = {rotation, scale, erasing};
+    view_show(sources, sample_ids, step, size, aug, means, strengths, shared, out);
+}
+
+extern "C" __global__ void __launch_bounds__(256)
+    fovea_view_show_bf16(const float *resized, u32 count, const u32 *selection,
+                         const u64 *sample_ids, const StepSeed *step, u32 size, u32 flip,
+                         u32 quarter_turns, u32 offset, float brightness, float contrast,
+                         float saturation, const float *means, float rotation, float scale,
+                         float erasing, bf16 *out) {
+    __shared__ ShownSample shared;
+    Sources sources = {resized, count, selection};
+    Augment aug = {flip, quarter_turns, offset, brightness, contrast, saturation};
+    Interpolation strengths = {rotation, scale, erasing};
+    view_show(sources, sample_ids, step, size, aug, means, strengths, shared, out);
 }

@@ -4,6 +4,7 @@
 // Block (sample, band): a block takes every gridDim.y-th tile of its sample. Where contrast needs the mean grey of the
 // whole patch, each block of the sample sums it for itself. The sums are integers, so their order does not matter, and
 // the second read hits the cache.
+#include "affine.cuh"
 #include "draw.cuh"
 #include "shade.cuh"
 #include "tile.cuh"
@@ -226,4 +227,85 @@ extern "C" __global__ void __launch_bounds__(256)
     __shared__ __align__(16) bf16 finished[TILE * TILE_ELEMENTS];
     Augment aug = {flip, quarter_turns, offset, brightness, contrast, saturation};
     patch_crop(images, image_count, specs, step, size, aug, wide, shared, finished, out);
+}
+
+struct ShowShared {
+    u64 sums[WARP];
+    Jitter jitter;
+    ShownSample drawn;
+};
+
+// As patch_crop for samples that are rotated, scaled or erased: every thread interpolates its own pixels.
+template <class Out>
+__device__ __forceinline__ void patch_show(const Image *images, u32 image_count, const Spec *specs,
+                                           const StepSeed *step, u32 size, const Augment &aug,
+                                           const Interpolation &strengths, ShowShared &shared,
+                                           Out *out) {
+    Spec spec = specs[blockIdx.x];
+    u64 elements = 3ull * size * size;
+    out += blockIdx.x * elements;
+    Image image = {0, 0, 0};
+    if (spec.image < image_count) {
+        image = images[spec.image];
+    }
+    if (image.height < size || image.width < size || spec.y > image.height - size ||
+        spec.x > image.width - size) {
+        fill_with_nan(out, elements);
+        return;  // the whole block returns: the condition depends on the sample alone
+    }
+    Draw d = draw(*step, spec.sample_id, aug);
+    u32 top = shifted(spec.y, d.dy, image.height, size);
+    u32 left = shifted(spec.x, d.dx, image.width, size);
+    Window w;
+    w.stride = 3ull * image.width;
+    w.start = image.data + top * w.stride + 3ull * left;
+    w.image_begin = image.data;
+    w.image_end = image.data + image.height * w.stride;
+    float mean = d.contrast != 1.0f ? mean_grey(w, size, d.brightness, shared.sums) : 0.0f;
+    if (threadIdx.x == 0) {
+        shared.jitter = make_jitter(d, mean);
+        shared.drawn = draw_shown(*step, spec.sample_id, strengths, top, left, size);
+    }
+    __syncthreads();
+    Jitter jitter = shared.jitter;
+    ShownSample drawn = shared.drawn;
+    Pose pose = {size, d.flip, d.turns};
+    u32 pixels = size * size;
+    for (u32 k = blockIdx.y * blockDim.x + threadIdx.x; k < pixels; k += gridDim.y * blockDim.x) {
+        u32 i = k / size, j = k % size;
+        Place p = source_of(pose, i, j);
+        float rgb[3];
+        show_point((const u8 *)image.data, image.height, image.width, drawn.map, p.y, p.x, rgb);
+        Pixel pixel = finish(Pixel{tone(rgb[0] * UNIT, jitter), tone(rgb[1] * UNIT, jitter),
+                                   tone(rgb[2] * UNIT, jitter)},
+                             jitter);
+        if (is_erased(drawn.erased, i, j)) {
+            pixel = Pixel{0.0f, 0.0f, 0.0f};
+        }
+        put(out + 3ull * k, pixel.r);
+        put(out + 3ull * k + 1, pixel.g);
+        put(out + 3ull * k + 2, pixel.b);
+    }
+}
+
+extern "C" __global__ void __launch_bounds__(256)
+    fovea_patch_show_f32(const Image *images, u32 image_count, const Spec *specs,
+                         const StepSeed *step, u32 size, u32 flip, u32 quarter_turns, u32 offset,
+                         float brightness, float contrast, float saturation, float rotation,
+                         float scale, float erasing, float *out) {
+    __shared__ ShowShared shared;
+    Augment aug = {flip, quarter_turns, offset, brightness, contrast, saturation};
+    Interpolation strengths = {rotation, scale, erasing};
+    patch_show(images, image_count, specs, step, size, aug, strengths, shared, out);
+}
+
+extern "C" __global__ void __launch_bounds__(256)
+    fovea_patch_show_bf16(const Image *images, u32 image_count, const Spec *specs,
+                          const StepSeed *step, u32 size, u32 flip, u32 quarter_turns, u32 offset,
+                          float brightness, float contrast, float saturation, float rotation,
+                          float scale, float erasing, bf16 *out) {
+    __shared__ ShowShared shared;
+    Augment aug = {flip, quarter_turns, offset, brightness, contrast, saturation};
+    Interpolation strengths = {rotation, scale, erasing};
+    patch_show(images, image_count, specs, step, size, aug, strengths, shared, out);
 }

@@ -2,6 +2,7 @@
 
 use rayon::prelude::*;
 
+use crate::affine::{PointMap, Rectangle, SourceImage, class_counts, erased};
 use crate::augment::{Augment, Draw, draw};
 use crate::error::{Error, Result, check_len, checked_elements};
 use crate::geometry::{BAND, Window};
@@ -28,9 +29,11 @@ pub struct CropSpec {
 /// Crops one `size` x `size` patch per spec, augments it by the [`draw`] of its sample id, and writes `(x / 255 - mean)
 /// / std` to `out`, `[specs.len(), size, size, 3]`.
 ///
-/// In order: the window is shifted by the offset jitter and clamped into the image, mirrored, turned, then brightness
-/// (factor on the value), contrast (blend with the mean grey of the patch), saturation (blend with the pixel's own
-/// grey), each clamped to 0..1, then normalised. With `None` the patch is cropped and normalised only.
+/// In order: the window is shifted by the offset jitter and clamped into the image, rotated and scaled about its middle
+/// (so it shows the image around it; beyond the image, black), mirrored, turned, then brightness (factor on the value),
+/// contrast (blend with the mean grey of the window before it was rotated and scaled), saturation (blend with the
+/// pixel's own grey), each clamped to 0..1, then normalised, and the [`erased`] rectangle set to 0. With `None` the patch
+/// is cropped and normalised only.
 pub fn patch_crop(
     images: &[ImageU8<'_>],
     specs: &[CropSpec],
@@ -43,6 +46,20 @@ pub fn patch_crop(
     check(images, specs, size, &out)?;
     if let Some(aug) = aug {
         aug.check()?;
+    }
+    if let Some(aug) = aug.filter(|aug| aug.interpolates()) {
+        let samples = views(images, specs, size, |spec| {
+            let id = spec.sample_id;
+            (
+                draw(seed, epoch, id, aug),
+                erased(seed, epoch, id, aug, size),
+            )
+        });
+        match out {
+            BatchMut::F32(out) => show_all(SimdLevel::detect(), &samples, size, out),
+            BatchMut::Bf16(out) => show_all(SimdLevel::detect(), &samples, size, out),
+        }
+        return Ok(());
     }
     let samples: Vec<(Window<'_, u8>, Draw)> = specs
         .iter()
@@ -123,14 +140,48 @@ pub(crate) fn check_specs(
     Ok(())
 }
 
-/// The window of a checked spec, shifted and clamped into the image.
-fn window<'a>(image: &ImageU8<'a>, spec: &CropSpec, size: usize, draw: &Draw) -> Window<'a, u8> {
+/// Pixels of each class under a crop: `mask` holds the class bits of the pixels of its image, `[height, width]`; the crop
+/// is that of [`patch_crop`] for `draw`. Of a rotated or scaled crop, each pixel counts with the mask's nearest one, and
+/// not at all beyond the image. Mirror, turns and erasing change no count.
+///
+/// # Errors
+///
+/// A mask that is not `[height, width]`, or a spec that does not lie inside it (its `image` is not looked at).
+pub fn crop_areas(
+    mask: &[u8],
+    (height, width): (usize, usize),
+    spec: &CropSpec,
+    size: usize,
+    draw: &Draw,
+) -> Result<[u32; 8]> {
+    let expected = checked_elements("mask", &[height, width])?;
+    check_len("mask", "[height, width]", mask.len(), expected)?;
+    let of_one = CropSpec { image: 0, ..*spec };
+    check_specs(1, |_| (height, width), &[of_one], size)?;
+    let corner = corner((height, width), spec, size, draw);
+    Ok(class_counts(mask, (height, width), corner, size, draw))
+}
+
+/// Top row and left column of a checked spec's window, shifted and clamped into the image.
+fn corner(
+    (height, width): (usize, usize),
+    spec: &CropSpec,
+    size: usize,
+    draw: &Draw,
+) -> (usize, usize) {
     let shifted = |start: u32, shift: i32, length: usize| {
         let moved = (start as usize).saturating_add_signed(shift as isize);
         moved.min(length - size)
     };
-    let y = shifted(spec.y, draw.dy, image.height);
-    let x = shifted(spec.x, draw.dx, image.width);
+    (
+        shifted(spec.y, draw.dy, height),
+        shifted(spec.x, draw.dx, width),
+    )
+}
+
+/// The window of a checked spec, shifted and clamped into the image.
+fn window<'a>(image: &ImageU8<'a>, spec: &CropSpec, size: usize, draw: &Draw) -> Window<'a, u8> {
+    let (y, x) = corner((image.height, image.width), spec, size, draw);
     let (pixels, _) = image.data.as_chunks::<3>();
     Window {
         pixels: &pixels[y * image.width + x..],
@@ -161,6 +212,71 @@ fn shade_all<E: OutputElement>(
                 }
             },
         );
+}
+
+/// A sample that is interpolated: its window, the image around it, and what is drawn for it.
+struct ShownSample<'a> {
+    window: Window<'a, u8>,
+    surface: SourceImage<'a, u8>,
+    map: PointMap,
+    draw: Draw,
+    erased: Option<Rectangle>,
+}
+
+fn views<'a>(
+    images: &[ImageU8<'a>],
+    specs: &[CropSpec],
+    size: usize,
+    drawn: impl Fn(&CropSpec) -> (Draw, Option<Rectangle>),
+) -> Vec<ShownSample<'a>> {
+    let view = |spec: &CropSpec| {
+        let image = &images[spec.image];
+        let (draw, erased) = drawn(spec);
+        let corner = corner((image.height, image.width), spec, size, &draw);
+        ShownSample {
+            window: window(image, spec, size, &draw),
+            surface: SourceImage {
+                pixels: image.data.as_chunks::<3>().0,
+                height: image.height,
+                width: image.width,
+            },
+            map: PointMap::new(&draw, corner, size),
+            draw,
+            erased,
+        }
+    };
+    specs.iter().map(view).collect()
+}
+
+/// As [`shade_all`] for samples that are interpolated.
+fn show_all<E: OutputElement>(
+    level: SimdLevel,
+    samples: &[ShownSample<'_>],
+    size: usize,
+    out: &mut [E],
+) {
+    out.par_chunks_exact_mut(3 * size * size)
+        .zip(samples)
+        .for_each_init(
+            || (Shader::new(level, size), vec![[0.0; 3]; size]),
+            |(shader, shown), (out, view)| {
+                let ShownSample { window, draw, .. } = view;
+                let jitter = Jitter::new(draw, |brightness| mean_grey(level, window, brightness));
+                for (i, out) in out.chunks_exact_mut(3 * size).enumerate() {
+                    view.surface.show(&view.map, draw, size, i, shown);
+                    shader.row(shown.as_flattened(), jitter.as_ref(), out);
+                    erase(view.erased, i, out);
+                }
+            },
+        );
+}
+
+/// Sets what is erased of row `i`, `[size, 3]`, to the mean colour.
+pub(crate) fn erase<E: OutputElement>(erased: Option<Rectangle>, i: usize, row: &mut [E]) {
+    if let Some(rectangle) = erased {
+        let columns = rectangle.columns(i);
+        row[3 * columns.start..3 * columns.end].fill(E::ZERO);
+    }
 }
 
 /// Mean grey of the window after brightness, 0..1. The sums are over integers, hence exact in any

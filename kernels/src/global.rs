@@ -3,7 +3,9 @@
 use rayon::prelude::*;
 
 use crate::BatchMut;
+use crate::affine::{PointMap, Rectangle, SourceImage, erased};
 use crate::augment::{Augment, Draw, draw};
+use crate::crop::erase;
 use crate::error::{Error, Result, check_len, checked_elements};
 use crate::geometry::{BAND, Window};
 use crate::shade::{GREY, Jitter, OutputElement, Shader};
@@ -16,7 +18,7 @@ const LANES: usize = 24;
 /// `(x / 255 - mean) / std` to `out`, `[size, size, 3]`.
 ///
 /// As [`crate::patch_crop`], with the same [`draw`], except that the offset jitter is ignored: there are no pixels
-/// outside the image to shift in.
+/// outside the image to shift in. What rotation and scale bring in from outside is black.
 pub fn global_view(
     resized: &[f32],
     size: usize,
@@ -46,6 +48,14 @@ pub fn global_view(
         stride: size,
         size,
     };
+    if let Some(aug) = aug.filter(|aug| aug.interpolates()) {
+        let erased = erased(seed, epoch, sample_id, aug, size);
+        match out {
+            BatchMut::F32(out) => show(SimdLevel::detect(), window, &draw, erased, out),
+            BatchMut::Bf16(out) => show(SimdLevel::detect(), window, &draw, erased, out),
+        }
+        return Ok(());
+    }
     match out {
         BatchMut::F32(out) => shade(SimdLevel::detect(), window, &draw, out),
         BatchMut::Bf16(out) => shade(SimdLevel::detect(), window, &draw, out),
@@ -67,6 +77,34 @@ fn shade<E: OutputElement>(level: SimdLevel, window: Window<'_, f32>, draw: &Dra
                 for (row, out) in rows {
                     shader.row(row.as_flattened(), jitter.as_ref(), out);
                 }
+            },
+        );
+}
+
+/// As [`shade`] for an image that is interpolated.
+fn show<E: OutputElement>(
+    level: SimdLevel,
+    window: Window<'_, f32>,
+    draw: &Draw,
+    erased: Option<Rectangle>,
+    out: &mut [E],
+) {
+    let size = window.size;
+    let jitter = Jitter::new(draw, |brightness| mean_grey(level, window, brightness));
+    let surface = SourceImage {
+        pixels: window.pixels,
+        height: size,
+        width: size,
+    };
+    let map = PointMap::new(draw, (0, 0), size);
+    out.par_chunks_exact_mut(3 * size)
+        .enumerate()
+        .for_each_init(
+            || (Shader::new(level, size), vec![[0.0; 3]; size]),
+            |(shader, shown), (i, out)| {
+                surface.show(&map, draw, size, i, shown);
+                shader.row(shown.as_flattened(), jitter.as_ref(), out);
+                erase(erased, i, out);
             },
         );
 }

@@ -14,6 +14,7 @@
     expect(clippy::unwrap_used, reason = "a failed unwrap is a failed test")
 )]
 
+mod affine;
 mod augment;
 pub mod crop;
 pub mod cuda;
@@ -30,8 +31,9 @@ pub mod resize;
 mod shade;
 mod simd;
 
+pub use affine::{Rectangle, erased};
 pub use augment::{Augment, Draw, draw};
-pub use crop::{CropSpec, patch_crop};
+pub use crop::{CropSpec, crop_areas, patch_crop};
 pub use error::{Error, Result};
 pub use global::global_view;
 pub use resize::resize_antialias;

@@ -75,6 +75,9 @@ impl SourcePixel for f32 {
 
 /// The element types of a batch.
 pub(crate) trait OutputElement: Copy + Send {
+    /// The mean colour, normalised.
+    const ZERO: Self;
+
     /// Writes a row of f32 results.
     fn store(
         level: SimdLevel,
@@ -85,12 +88,16 @@ pub(crate) trait OutputElement: Copy + Send {
 }
 
 impl OutputElement for f32 {
+    const ZERO: Self = 0.0;
+
     fn store(_: SimdLevel, out: &mut [Self], _: &mut [f32], fill: impl FnOnce(&mut [f32])) {
         fill(out);
     }
 }
 
 impl OutputElement for bf16 {
+    const ZERO: Self = bf16::ZERO;
+
     fn store(
         level: SimdLevel,
         out: &mut [Self],

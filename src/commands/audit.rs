@@ -1,5 +1,6 @@
 //! `fovea audit`: checks that a run used every sample once, and what each fault cost.
 
+use std::borrow::Cow;
 use std::collections::BTreeSet;
 use std::path::Path;
 use std::time::{Duration, UNIX_EPOCH};
@@ -140,7 +141,7 @@ fn examine(
 ) -> anyhow::Result<Report> {
     // The samples come from the dataset itself, independently of the sample order that they must match.
     let grain = models::find(&config.model.name)?.grain;
-    let samples = samples(data, grain);
+    let there = samples(data, grain);
     let order_input = order_input(data, grain, config);
     let order = |epoch| EpochOrder::new(&order_input, epoch);
     let mut report = audit::audit(&AuditInput {
@@ -151,8 +152,21 @@ fn examine(
     });
     for epoch in &report.epochs {
         let order = order(epoch.epoch.saturating_sub(1))?;
-        let problems = audit::order_problems(&order, &samples, &records.ledger);
+        let expected = match order_input.sampler.reads_classes() {
+            false => Cow::Borrowed(&there),
+            true => Cow::Owned(order_input.listed(order.epoch())),
+        };
+        report.problems.extend(audit::list_problems(&order, &there));
+        let problems = audit::order_problems(&order, &expected, &records.ledger);
         report.problems.extend(problems);
+    }
+    if order_input.sampler.reads_classes() {
+        report.notes.push(format!(
+            "data.sampler = {} lists {} of the {} training samples for an epoch",
+            order_input.sampler.name(),
+            order(0)?.total_samples(),
+            there.len()
+        ));
     }
     report.notes.extend_from_slice(&records.notes);
     report.problems.extend_from_slice(&records.problems);

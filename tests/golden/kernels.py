@@ -40,6 +40,7 @@ def uniform(word, low, high):
 
 SEED, EPOCH = 0x0123456789ABCDEF, 3
 OFFSET, BRIGHTNESS, CONTRAST, SATURATION = 5, 0.5, 0.4, 0.75
+ROTATION, SCALE = 50.0, 0.3
 
 
 def draw(sample_id):
@@ -56,6 +57,8 @@ def draw(sample_id):
         "brightness": uniform(a[3], 1 - BRIGHTNESS, 1 + BRIGHTNESS),
         "contrast": uniform(b[0], 1 - CONTRAST, 1 + CONTRAST),
         "saturation": uniform(b[1], 1 - SATURATION, 1 + SATURATION),
+        "rotation": uniform(b[2], -ROTATION, ROTATION),
+        "scale": uniform(b[3], 1 - SCALE, 1 + SCALE),
     }
 
 
@@ -63,6 +66,17 @@ def picture(height, width):
     """[height, width, 3] uint8; the Rust tests have the same formula."""
     y, x, c = np.ogrid[:height, :width, :3]
     return ((y * 7 + x * 13 + c * 29 + x * y % 31 * 5) % 256).astype(np.uint8)
+
+
+def affine(image, d, top, left, size):
+    """[h, w, 3] -> the window [size, size, 3], rotated and scaled about its middle; 0..255."""
+    image = torch.from_numpy(np.ascontiguousarray(image)).permute(2, 0, 1).float()
+    # torchvision's affine turns clockwise, its rotate counter-clockwise.
+    whole = tv.affine(
+        image, angle=-d["rotation"], translate=[0, 0], scale=d["scale"], shear=[0.0, 0.0],
+        interpolation=tv.InterpolationMode.BILINEAR, fill=None, center=[left + size / 2, top + size / 2],
+    )
+    return whole[:, top : top + size, left : left + size].permute(1, 2, 0).numpy()
 
 
 def shade(patch, d):
@@ -95,6 +109,15 @@ def augmentation():
     )[0].permute(1, 2, 0).numpy()
     for i in (1, 6):
         store(f"global.{i}", shade(whole, draw(i)), digits=5)
+    # Contrast stays 1: here its mean grey is that of the window before it turns.
+    for i in ids:
+        d = draw(i) | {"contrast": 1.0}
+        top = min(max(y + d["dy"], 0), 40 - size)
+        left = min(max(x + d["dx"], 0), 48 - size)
+        store(f"affine.{i}", shade(affine(image, d, top, left, size), d), digits=5)
+    for i in (1, 6):
+        d = draw(i) | {"contrast": 1.0}
+        store(f"affine_global.{i}", shade(affine(whole, d, 0, 0, size), d), digits=5)
 
 
 def resize():

@@ -24,6 +24,8 @@ pub mod replica;
 pub mod samples;
 mod trace;
 pub mod train;
+pub mod tta;
 pub mod weights;
+pub mod windows;
 
 pub use error::{Error, Result};

@@ -5,7 +5,7 @@
 
 use fovea_coordinator::order::{EpochOrder, Grain};
 use fovea_dataset::{Dataset, Split};
-use fovea_run::config::Config;
+use fovea_run::config::{CellPlaces, Config};
 use fovea_run::metrics::{LabelCounts, never_defined, poor, watched};
 use fovea_task::{Level, Target, Task};
 
@@ -13,6 +13,7 @@ use crate::error::{Error, Result};
 use crate::models;
 use crate::objective;
 use crate::samples::{labels_of, order_input, whole_image};
+use crate::windows::has_masks;
 
 /// When a run is checked.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -26,7 +27,8 @@ pub enum Moment {
 /// Refuses a run that cannot train or cannot be validated; returns other oddities as warnings, one sentence each.
 ///
 /// # Errors
-/// [`Error::Usage`]: the training or the validation split is empty or all black; before the first step also a training
+/// [`Error::Usage`]: the training or the validation split is empty or all black, the sampler lists nothing, or windows lie
+/// around lesions and there are no masks; before the first step also a training
 /// split that is smaller than one step, more virtual shards than it can fill, and a watched metric that the labels of
 /// the validation split leave undefined. [`Error::Config`]: class weights that are not as many as the classes.
 pub fn preflight(config: &Config, data: &Dataset, moment: Moment) -> Result<Vec<String>> {
@@ -35,13 +37,16 @@ pub fn preflight(config: &Config, data: &Dataset, moment: Moment) -> Result<Vec<
     let model = models::find(&config.model.name)?;
     model.build(data.task(), &config.model)?;
     let input = order_input(data, model.grain, config);
-    let units = EpochOrder::new(&input, 0)?.units().len();
+    let order = EpochOrder::new(&input, 0)?;
+    let units = order.units().len();
     let facts = RunFacts {
         task: data.task().clone(),
         data: data.dir().display().to_string(),
         train: SplitFacts::of(config, data, model.grain, Split::Train),
         val: SplitFacts::of(config, data, model.grain, Split::Val),
         units,
+        listed: order.total_samples(),
+        has_masks: has_masks(data),
     };
     decide(config, &facts, moment)
 }
@@ -57,6 +62,10 @@ struct RunFacts {
     /// Units of one epoch: an image with up to `data.patches_per_image` of its patches, or, by the model's grain, the
     /// image alone.
     units: usize,
+    /// Samples of one epoch, which the sampler chooses from those of the training split.
+    listed: u64,
+    /// Whether there are masks to place windows and count labels by.
+    has_masks: bool,
 }
 
 /// A split as training and evaluation see it.
@@ -115,6 +124,8 @@ fn decide(config: &Config, facts: &RunFacts, moment: Moment) -> Result<Vec<Strin
                     .to_owned(),
         });
     }
+    nothing_listed(config, facts)?;
+    let unmasked = without_masks(config, facts)?;
     let watch = &config.early_stopping;
     let (target, labels) = watched_labels(watch.level, facts)?;
     let mut odd: Vec<Error> = too_small(config, facts);
@@ -127,7 +138,8 @@ fn decide(config: &Config, facts: &RunFacts, moment: Moment) -> Result<Vec<Strin
             help: "watch another metric (f1_micro and loss are always defined) or the other level, or prepare a dataset whose validation split has positive labels".to_owned(),
         });
     }
-    let mut warnings: Vec<String> = poor(watch.metric, target, labels).into_iter().collect();
+    let poor = poor(watch.metric, target, labels);
+    let mut warnings: Vec<String> = poor.into_iter().chain(unmasked).collect();
     for error in odd {
         if moment == Moment::Beginning {
             return Err(error);
@@ -136,6 +148,47 @@ fn decide(config: &Config, facts: &RunFacts, moment: Moment) -> Result<Vec<Strin
         warnings.extend(text.lines().next().map(str::to_owned));
     }
     Ok(warnings)
+}
+
+/// Refuses a sampler that lists nothing: without a sample that has a class there is nothing to balance against.
+fn nothing_listed(config: &Config, facts: &RunFacts) -> Result<()> {
+    if facts.listed > 0 {
+        return Ok(());
+    }
+    Err(Error::Usage {
+        what: format!(
+            "data.sampler = \"{}\" lists none of the {} training samples of {}: none has a class by data.min_lesion_pixels = {}",
+            config.data.sampler.name(),
+            facts.train.samples,
+            facts.data,
+            config.data.min_lesion_pixels
+        ),
+        help: "set data.sampler = \"all\", lower data.min_lesion_pixels, or prepare images with lesions"
+            .to_owned(),
+    })
+}
+
+/// Refuses windows around lesions where nothing says where these are; returns a warning of labels that cannot be counted
+/// under windows.
+fn without_masks(config: &Config, facts: &RunFacts) -> Result<Option<String>> {
+    let (cells, data) = (config.data.cells, &facts.data);
+    if facts.has_masks {
+        return Ok(None);
+    }
+    if cells != CellPlaces::Grid {
+        return Err(Error::Usage {
+            what: format!(
+                "data.cells = \"{cells}\" places windows by lesion masks, and {data} has none"
+            ),
+            help: "set data.cells = \"grid\", or prepare a dataset with lesion masks (`fovea prepare` keeps them)"
+                .to_owned(),
+        });
+    }
+    Ok(config.data.window_labels.then(|| {
+        format!(
+            "data.window_labels = true has no effect: {data} has no lesion masks, so each patch has the label of its cell"
+        )
+    }))
 }
 
 /// The watched target, and its labels in the validation split.
@@ -202,6 +255,8 @@ mod tests {
             train: split(&[1, 0], &[1, 0, 0, 0]),
             val: split(&[3], &[0, 1, 2]),
             units: 8,
+            listed: 4,
+            has_masks: true,
             task,
         }
     }
@@ -245,6 +300,47 @@ mod tests {
                 "{text}"
             );
         }
+    }
+
+    #[test]
+    fn a_sampler_without_samples_is_refused() {
+        let mut config = Config::default();
+        config.set("data.sampler=balanced").expect("a sampler");
+        let none = RunFacts {
+            listed: 0,
+            ..facts()
+        };
+        let text = refused(&config, &none);
+        assert!(
+            text.contains("data.sampler = \"balanced\" lists none of the 4 training samples"),
+            "{text}"
+        );
+    }
+
+    #[test]
+    fn windows_around_lesions_need_masks() {
+        let bare = RunFacts {
+            has_masks: false,
+            ..facts()
+        };
+        let mut config = Config::default();
+        config.data.cells = CellPlaces::Mixed;
+        assert_eq!(
+            decide(&config, &facts(), Moment::Beginning).ok(),
+            Some(vec![])
+        );
+        let text = refused(&config, &bare);
+        assert!(
+            text.contains("data.cells = \"mixed\"") && text.contains("DATA has none"),
+            "{text}"
+        );
+        config.data.cells = CellPlaces::Grid;
+        config.data.window_labels = true;
+        let warnings = decide(&config, &bare, Moment::Beginning).expect("a warning");
+        assert!(
+            warnings[0].contains("data.window_labels = true has no effect"),
+            "{warnings:?}"
+        );
     }
 
     #[test]

@@ -1,11 +1,13 @@
 //! From the prepared dataset to the tensors of a virtual shard.
 
-use std::collections::HashMap;
+use std::collections::{BTreeMap, HashMap};
 use std::ops::Range;
 use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
 use std::sync::{Arc, Mutex};
 
-use fovea_coordinator::order::{AllSamples, EpochOrder, GlobalBatch, Grain, OrderInput, Unit};
+use fovea_coordinator::order::{
+    EpochOrder, GlobalBatch, Grain, OrderInput, SampleName, Sampling, Unit,
+};
 use fovea_dataset::{Dataset, Split};
 use fovea_kernels::{
     Augment, BatchMut, CropSpec, ImageU8, global_view, patch_crop, resize_antialias,
@@ -18,6 +20,7 @@ use tch::{Device, Kind, Tensor};
 use crate::error::{Error, Result};
 use crate::host;
 use crate::precision::Precision;
+use crate::windows::{Corner, Windows};
 
 /// Most bytes of resized whole images that one rank keeps.
 const GLOBAL_CACHE_BYTES: usize = 1 << 30;
@@ -85,16 +88,61 @@ pub struct Crops {
 /// The images and settings from which the order of every epoch of the training split follows.
 pub fn order_input(data: &Dataset, grain: Grain, config: &Config) -> OrderInput {
     let images = data.indices(Split::Train);
+    let sampler = config.data.sampler.sampler();
+    let classes = match sampler.reads_classes() {
+        true => classes(data, grain, config, &images),
+        false => BTreeMap::new(),
+    };
     OrderInput {
         images: images
             .into_iter()
             .map(|i| (i as u32, whole_image(data, grain, i).cells))
             .collect(),
         grain,
-        sampler: &AllSamples,
+        sampler,
+        sampling: Sampling {
+            classes,
+            healthy_ratio: config.data.healthy_ratio,
+            class_cap: config.data.class_cap,
+        },
         seed: config.train.seed,
         patches_per_image: config.data.patches_per_image as usize,
     }
+}
+
+/// The target that a sampler balances: at [`Grain::Cell`] the one at patch level, else the first one at image level.
+fn balanced_target(task: &Task, grain: Grain) -> Option<usize> {
+    let level = match grain {
+        Grain::Cell => Level::Patch,
+        Grain::Image => Level::Image,
+    };
+    task.targets().iter().position(|t| t.level == level)
+}
+
+/// The classes of each sample of `images` with a known label for the balanced target, bit c for class c, by the configured
+/// rule. Where a sample has exactly one class, that class is its bit, so none is healthy.
+fn classes(
+    data: &Dataset,
+    grain: Grain,
+    config: &Config,
+    images: &[usize],
+) -> BTreeMap<SampleName, u64> {
+    let Some(index) = balanced_target(data.task(), grain) else {
+        return BTreeMap::new();
+    };
+    let target = &data.task().targets()[index];
+    let bits = |label: Label| {
+        let has = (0..target.classes.len()).filter(|class| target.has(label, *class));
+        has.fold(0u64, |all, class| all | 1 << class)
+    };
+    let of_image = |&image: &usize| {
+        let cells = data.patch_labels(image, config.data.min_lesion_pixels);
+        let unit = whole_image(data, grain, image);
+        let labels = labels_of(data, &cells, index, &unit);
+        let known = unit.samples().into_iter().zip(labels);
+        known.filter_map(move |(name, label)| label.is_known().then(|| (name, bits(label))))
+    };
+    images.iter().flat_map(of_image).collect()
 }
 
 /// Grid cells of an image that are not black, in row order; training and evaluation use only these.
@@ -141,6 +189,9 @@ pub fn augment(config: &Config) -> Augment {
         brightness: on(a.brightness),
         contrast: on(a.contrast),
         saturation: on(a.saturation),
+        rotation: on(a.rotation),
+        scale: on(a.scale),
+        erasing: on(a.erasing),
     }
 }
 
@@ -154,6 +205,8 @@ pub struct SampleSource {
     /// Whether batches come without pixels, which a GPU makes.
     on_gpu: bool,
     grain: Grain,
+    /// Where windows of training samples lie off the grid, or their labels are counted under them.
+    windows: Option<Windows>,
     /// For each image of the dataset, the labels of its cells, `[grid * grid]`, for the task's target at patch level.
     cell_labels: Vec<Vec<Label>>,
     /// Whole images resized to the global branch's size, `[S, S, 3]` in 0..255.
@@ -174,6 +227,7 @@ impl SampleSource {
             .map(|i| data.patch_labels(i, config.data.min_lesion_pixels))
             .collect();
         Self {
+            windows: Windows::new(&data, config),
             data,
             augment: augment(config),
             seed: config.train.seed,
@@ -210,17 +264,46 @@ impl SampleSource {
 
     /// Reads and crops the samples of `units`; in training, when `epoch` is given, also augments them.
     pub fn load(&self, units: &[Unit], epoch: Option<u32>) -> Result<ShardBatch> {
+        let placed = self.place(units, epoch)?;
+        let corners = placed.as_ref().map_or(&[][..], |(corners, _)| corners);
         let mut batch = if self.on_gpu {
-            self.assembler().crops(units, epoch)
+            self.assembler().crops(units, epoch, corners)
         } else {
-            self.views(units, epoch)?
+            self.views(units, epoch, corners)?
         };
         let of_target = |target| units.iter().flat_map(|u| self.labels(target, u)).collect();
         batch.labels = (0..self.task().targets().len()).map(of_target).collect();
+        if let Some((_, under)) = placed {
+            let levels = self.task().targets().iter().map(|target| target.level);
+            for (labels, level) in batch.labels.iter_mut().zip(levels) {
+                if level == Level::Patch {
+                    labels.clone_from(&under);
+                }
+            }
+        }
         Ok(batch)
     }
 
-    fn views(&self, units: &[Unit], epoch: Option<u32>) -> Result<ShardBatch> {
+    /// In training, the windows of the units' cells and the labels under them, `[n]` each; none where each cell has its own.
+    fn place(
+        &self,
+        units: &[Unit],
+        epoch: Option<u32>,
+    ) -> Result<Option<(Vec<Corner>, Vec<Label>)>> {
+        let (Some(windows), Some(epoch)) = (&self.windows, epoch) else {
+            return Ok(None);
+        };
+        let mut placed = (Vec::new(), Vec::new());
+        for unit in units {
+            let cells = &self.cell_labels[unit.image as usize];
+            let (corners, labels) = windows.of(unit, cells, epoch)?;
+            placed.0.extend(corners);
+            placed.1.extend(labels);
+        }
+        Ok(Some(placed))
+    }
+
+    fn views(&self, units: &[Unit], epoch: Option<u32>, corners: &[Corner]) -> Result<ShardBatch> {
         let views: Vec<ImageU8<'_>> = units.iter().map(|u| self.view(u.image)).collect();
         let resized = units
             .iter()
@@ -230,6 +313,7 @@ impl SampleSource {
             augment: &self.augment,
             seed: self.seed,
             epoch,
+            corners,
         });
         self.assembler().assemble(units, &views, &resized, random)
     }
@@ -283,6 +367,8 @@ pub struct Randomness<'a> {
     pub seed: u64,
     /// The epoch, counted from 0.
     pub epoch: u32,
+    /// Where the windows of the patches lie, `[n]`; empty: each on its cell.
+    pub corners: &'a [Corner],
 }
 
 /// The ids of a batch's samples, and where they lie.
@@ -318,13 +404,13 @@ impl Assembler {
     }
 
     /// A batch for a GPU: the places of its pixels, without labels and pixels. A unit's image is an index in the
-    /// dataset.
-    pub fn crops(&self, units: &[Unit], epoch: Option<u32>) -> ShardBatch {
+    /// dataset; `corners` are as in [`Randomness`].
+    pub fn crops(&self, units: &[Unit], epoch: Option<u32>, corners: &[Corner]) -> ShardBatch {
         let Selection {
             image_ids,
             patch_ids,
             mut specs,
-        } = self.select(units);
+        } = self.select(units, corners);
         for spec in &mut specs {
             spec.image = units[spec.image].image as usize;
         }
@@ -355,7 +441,7 @@ impl Assembler {
             image_ids,
             patch_ids,
             specs,
-        } = self.select(units);
+        } = self.select(units, random.map_or(&[], |r| r.corners));
         let augment = random.map(|r| r.augment);
         let (seed, epoch) = random.map_or((0, 0), |r| (r.seed, r.epoch));
         with_pixels(&mut patches, |out| {
@@ -383,7 +469,7 @@ impl Assembler {
     }
 
     /// The ids of the units and the places of their patches; here a patch's image is the index of its unit.
-    fn select(&self, units: &[Unit]) -> Selection {
+    fn select(&self, units: &[Unit], corners: &[Corner]) -> Selection {
         let (grid, patch) = (self.grid as u64, self.patch);
         let mut selection = Selection::default();
         for (slot, unit) in units.iter().enumerate() {
@@ -401,6 +487,9 @@ impl Assembler {
                 });
                 selection.patch_ids.push(sample_id);
             }
+        }
+        for (spec, &(y, x)) in selection.specs.iter_mut().zip(corners) {
+            (spec.y, spec.x) = (y, x);
         }
         selection
     }

@@ -215,6 +215,22 @@ fn small(rng: &mut dyn RngCore) -> Shapes {
             brightness: rng.random_range(0.0..1.0),
             contrast: rng.random_range(0.0..1.0),
             saturation: rng.random_range(0.0..1.0),
+            // Half of them none, so that both kinds of kernels are checked.
+            rotation: if rng.random() {
+                rng.random_range(0.0..180.0)
+            } else {
+                0.0
+            },
+            scale: if rng.random() {
+                rng.random_range(0.0..0.9)
+            } else {
+                0.0
+            },
+            erasing: if rng.random() {
+                rng.random_range(0.0..1.0)
+            } else {
+                0.0
+            },
         }),
         rows: rng.random_range(1..700),
         parameters: rng.random_range(1..20_000),

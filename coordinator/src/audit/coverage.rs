@@ -4,7 +4,7 @@ use std::collections::{BTreeMap, BTreeSet, HashMap};
 
 use super::{AuditInput, EpochAudit, SampleRange, name_ranges};
 use crate::ledger::{CommittedStep, LedgerEntry, LedgerRecord};
-use crate::order::{EpochOrder, SampleName};
+use crate::order::{EpochOrder, SampleName, Unit};
 use crate::protocol::{Generation, StartPoint};
 
 /// Problems of one kind that are worth a sentence each.
@@ -306,6 +306,20 @@ fn extend(ranges: &mut Vec<SampleRange>, start: u64, end: u64) {
 
 fn length(ranges: &[SampleRange]) -> u64 {
     ranges.iter().map(|range| range.end - range.start).sum()
+}
+
+/// Whether an epoch's order has only samples that are `there`, in the training split.
+pub fn list_problems(order: &EpochOrder, there: &BTreeSet<SampleName>) -> Vec<String> {
+    let samples = order.units().iter().flat_map(Unit::samples);
+    let foreign = samples.filter(|sample| !there.contains(sample)).count();
+    let problem = || {
+        format!(
+            "the order of epoch {} has {foreign} samples that are none of the {} of the training split",
+            u64::from(order.epoch()) + 1,
+            there.len()
+        )
+    };
+    (foreign > 0).then(problem).into_iter().collect()
 }
 
 /// Whether an epoch's order visits every one of `expected` once and nothing else, and

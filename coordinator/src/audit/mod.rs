@@ -14,7 +14,7 @@ mod goodput;
 #[cfg(test)]
 mod tests;
 
-pub use coverage::order_problems;
+pub use coverage::{list_problems, order_problems};
 pub use goodput::Goodput;
 
 use serde::Serialize;

@@ -7,6 +7,7 @@
 
 // Each file has a namespace of its own, because on a GPU each is a module of its own.
 #include "common.cuh"
+#include "affine.cuh"
 #include "draw.cuh"
 #include "shade.cuh"
 #include "tile.cuh"

@@ -11,12 +11,20 @@ pub(crate) const GOLDEN: Augment = Augment {
     brightness: 0.5,
     contrast: 0.4,
     saturation: 0.75,
+    rotation: 0.0,
+    scale: 0.0,
+    erasing: 0.0,
 };
 
 #[test]
 fn draws_are_those_of_the_python_twin() {
     for (i, id) in values("draw.sample_ids").into_iter().enumerate() {
-        let got = draw(GOLDEN_SEED, GOLDEN_EPOCH, id as u64, &GOLDEN);
+        let turning = Augment {
+            rotation: 50.0,
+            scale: 0.3,
+            ..GOLDEN
+        };
+        let got = draw(GOLDEN_SEED, GOLDEN_EPOCH, id as u64, &turning);
         let want = |field: &str| values(&format!("draw.{field}"))[i];
         assert_eq!(f64::from(u8::from(got.flip)), want("flip"));
         assert_eq!(f64::from(got.turns), want("turns"));
@@ -25,6 +33,8 @@ fn draws_are_those_of_the_python_twin() {
         assert!((f64::from(got.brightness) - want("brightness")).abs() < 2e-7);
         assert!((f64::from(got.contrast) - want("contrast")).abs() < 2e-7);
         assert!((f64::from(got.saturation) - want("saturation")).abs() < 2e-7);
+        assert!((f64::from(got.rotation) - want("rotation")).abs() < 1e-5);
+        assert!((f64::from(got.scale) - want("scale")).abs() < 2e-7);
     }
 }
 
@@ -87,13 +97,14 @@ fn every_argument_matters_and_choices_are_even() {
 proptest! {
     #[test]
     fn draws_stay_in_their_ranges(seed: u64, epoch: u32, id: u64, offset in 0u32..70_000, strength in 0f32..3.0) {
-        let aug = Augment { flip: true, quarter_turns: true, offset, brightness: strength, contrast: strength, saturation: strength };
+        let aug = Augment { flip: true, quarter_turns: true, offset, brightness: strength, contrast: strength, saturation: strength, rotation: 60.0 * strength, scale: strength.min(0.9), erasing: 0.5 };
         let d = draw(seed, epoch, id, &aug);
         let limit = offset.min(MAX_OFFSET) as i32;
         prop_assert!(d.turns < 4 && d.dx.abs() <= limit && d.dy.abs() <= limit);
         for factor in [d.brightness, d.contrast, d.saturation] {
             prop_assert!(factor >= (1.0 - strength).max(0.0) && factor <= 1.0 + strength);
         }
+        prop_assert!(d.rotation.abs() <= aug.rotation && (d.scale - 1.0).abs() <= aug.scale + 1e-6);
     }
 }
 
@@ -115,5 +126,34 @@ fn strengths_without_meaning_are_refused() {
         ..Augment::default()
     };
     assert!(aug.check().is_err());
+    for (aug, name) in [
+        (
+            Augment {
+                rotation: 180.5,
+                ..Augment::default()
+            },
+            "Augment::rotation is 180.5",
+        ),
+        (
+            Augment {
+                scale: 1.0,
+                ..Augment::default()
+            },
+            "Augment::scale is 1",
+        ),
+        (
+            Augment {
+                erasing: f32::NAN,
+                ..Augment::default()
+            },
+            "Augment::erasing is NaN",
+        ),
+    ] {
+        let message = aug.check().unwrap_err().to_string();
+        assert!(
+            message.starts_with(name) && message.contains("\n  help: "),
+            "{message}"
+        );
+    }
     assert_eq!(GOLDEN.check(), Ok(()));
 }

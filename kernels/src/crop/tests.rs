@@ -124,6 +124,7 @@ fn augments() -> impl Strategy<Value = Augment> {
                 brightness,
                 contrast,
                 saturation,
+                ..Augment::default()
             },
         )
 }

@@ -30,7 +30,8 @@ macro_rules! file {
 }
 
 /// The headers that a source may include.
-pub const HEADERS: [SourceFile; 4] = [
+pub const HEADERS: [SourceFile; 5] = [
+    file!("affine.cuh"),
     file!("common.cuh"),
     file!("draw.cuh"),
     file!("shade.cuh"),
@@ -48,7 +49,12 @@ pub fn sources() -> impl Iterator<Item = &'static Source> {
 static SOURCES: [Source; 5] = [
     Source {
         file: file!("patch_crop.cu"),
-        kernels: &["fovea_patch_crop_f32", "fovea_patch_crop_bf16"],
+        kernels: &[
+            "fovea_patch_crop_f32",
+            "fovea_patch_crop_bf16",
+            "fovea_patch_show_f32",
+            "fovea_patch_show_bf16",
+        ],
     },
     Source {
         file: file!("resize.cu"),
@@ -61,6 +67,8 @@ static SOURCES: [Source; 5] = [
             "fovea_view_mean",
             "fovea_view_f32",
             "fovea_view_bf16",
+            "fovea_view_show_f32",
+            "fovea_view_show_bf16",
         ],
     },
     Source {

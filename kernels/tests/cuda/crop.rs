@@ -8,6 +8,21 @@ use proptest::prelude::*;
 use crate::guarded::{Guarded, assert_bits};
 use crate::runner::{Runner, for_all};
 
+/// Half of them none, so that both kinds of kernels are tried.
+fn interpolations() -> impl Strategy<Value = Augment> {
+    let zero_or = |most: f32| prop_oneof![Just(0.0f32), 0.0f32..most];
+    let some = (zero_or(180.0), zero_or(0.9), zero_or(1.0));
+    prop_oneof![
+        Just(Augment::default()),
+        some.prop_map(|(rotation, scale, erasing)| Augment {
+            rotation,
+            scale,
+            erasing,
+            ..Augment::default()
+        })
+    ]
+}
+
 pub fn augments() -> impl Strategy<Value = Option<Augment>> {
     let strength = || prop_oneof![Just(0.0f32), 0.01f32..1.5, 100.0f32..1000.0];
     let some = (
@@ -16,17 +31,19 @@ pub fn augments() -> impl Strategy<Value = Option<Augment>> {
         strength(),
         strength(),
         strength(),
+        interpolations(),
     );
     prop::option::weighted(
         0.9,
         some.prop_map(
-            |((flip, quarter_turns), offset, brightness, contrast, saturation)| Augment {
+            |((flip, quarter_turns), offset, brightness, contrast, saturation, more)| Augment {
                 flip,
                 quarter_turns,
                 offset,
                 brightness,
                 contrast,
                 saturation,
+                ..more
             },
         ),
     )
@@ -197,23 +214,26 @@ pub fn specs_that_do_not_fit_give_nan_and_touch_nothing<R: Runner>(r: &R) {
     let specs_on_device = Guarded::input(r, &specs, 0);
     let each = size * size * 3;
     let out = Guarded::<R, f32>::output(r, specs.len() * each, 0);
-    let augment = Augment {
-        contrast: 0.5,
-        ..Augment::default()
-    };
-    r.run(&PatchCrop {
-        images: records.address(),
-        image_count: 1,
-        specs: specs_on_device.address(),
-        n: specs.len(),
-        step: step.address(),
-        size,
-        augment: Some(&augment),
-        dtype: DType::F32,
-        out: out.address(),
-    });
-    for (k, patch) in out.read().chunks(each).enumerate() {
-        let nan = patch.iter().filter(|x| x.to_bits() == 0x7FC0_0000).count();
-        assert_eq!(nan, if k == 0 { 0 } else { each }, "patch {k}");
+    for rotation in [0.0, 30.0] {
+        let augment = Augment {
+            contrast: 0.5,
+            rotation,
+            ..Augment::default()
+        };
+        r.run(&PatchCrop {
+            images: records.address(),
+            image_count: 1,
+            specs: specs_on_device.address(),
+            n: specs.len(),
+            step: step.address(),
+            size,
+            augment: Some(&augment),
+            dtype: DType::F32,
+            out: out.address(),
+        });
+        for (k, patch) in out.read().chunks(each).enumerate() {
+            let nan = patch.iter().filter(|x| x.to_bits() == 0x7FC0_0000).count();
+            assert_eq!(nan, if k == 0 { 0 } else { each }, "patch {k}");
+        }
     }
 }

@@ -3,10 +3,12 @@
 use std::fmt;
 
 use fovea_collectives::BackendChoice;
+use fovea_coordinator::order::SamplerChoice;
 
 use super::Config;
 use super::sections::{
-    Alpha, Device, Level, MetricName, OptimizerKind, Precision, ReduceDtype, ScheduleKind,
+    Alpha, CellPlaces, Device, Level, MetricName, OptimizerKind, Precision, ReduceDtype,
+    ScheduleKind,
 };
 
 /// A section and what it is for.
@@ -211,6 +213,7 @@ macro_rules! choice_field {
 }
 
 choice_field!(
+    CellPlaces,
     Device,
     Precision,
     ReduceDtype,
@@ -223,6 +226,13 @@ choice_field!(
 field!(
     BackendChoice,
     ValueKind::Choice(Self::NAMES),
+    |v| Leaf::Text(v.name().into()),
+    Leaf::Text(v) => Self::named(&v)
+);
+
+field!(
+    SamplerChoice,
+    ValueKind::Choice(Self::names()),
     |v| Leaf::Text(v.name().into()),
     Leaf::Text(v) => Self::named(&v)
 );
@@ -366,6 +376,11 @@ pub static KEYS: &[Key] = &[
     key!(data.patches_per_image, int(1, 4096), RESULT, "Patches of each image per step (P), drawn without replacement: an epoch visits every non-black patch once."),
     key!(data.global_size, int(64, 4096), RESULT, "Side in pixels of the whole image as the global branch sees it. At least 64: below, the last stage of ResNet18 has one value per channel and BatchNorm has nothing to average."),
     key!(data.min_lesion_pixels, int(1, 16384), RESULT, "Lesion pixels from which a 128 x 128 patch counts as positive for a class. 1 is the published rule."),
+    key!(data.sampler, ANY, RESULT, "Which samples an epoch uses, each once: all, or balanced = all with a class and healthy ones at a ratio to them, which take turns from epoch to epoch (docs/models.md)."),
+    key!(data.healthy_ratio, from_to(0.0, 1000.0), RESULT, "Healthy samples of an epoch for each sample with a class (sampler balanced). Black patches are never used."),
+    key!(data.class_cap, int(0, MAX_COUNT), RESULT, "Most samples of an epoch that count for one class, a sample counting for the rarest it has; those of a class with more take turns (sampler balanced). 0 = all."),
+    key!(data.cells, ANY, RESULT, "Where the window of a patch lies in training: grid = on its cell; centred = around a lesion in its cell, with a jitter of a quarter of its side, or for a healthy cell anywhere in the field of view without lesion; mixed = either with probability 1/2. Evaluation is on the grid. Other than grid needs masks in the prepared dataset, and counts labels under the window."),
+    key!(data.window_labels, ANY, RESULT, "In training, count the label of a patch from the mask under its window, as offset, rotation and scale of the augmentation have moved it, with min_lesion_pixels as the rule. Without masks, or when false and cells = grid, a patch has the label of its cell."),
 
     key!(model.name, ANY, RESULT, "The network; an unknown name is answered with the known ones (docs/models.md)."),
     key!(model.init, ANY, PLACE, "Weights that training begins from: a .safetensors file, a checkpoint directory, or a run directory (its best checkpoint); `--init` overrides it. Empty = random initial weights. A relative path is relative to the current directory. Read at the beginning of a run only."),
@@ -424,10 +439,13 @@ pub static KEYS: &[Key] = &[
     key!(augment.enabled, ANY, RESULT, "Master switch: false turns all of this section off."),
     key!(augment.flip, ANY, RESULT, "Mirror left-right with probability 1/2; together with the quarter turns this covers all eight orientations."),
     key!(augment.quarter_turns, ANY, RESULT, "Turn by 0, 90, 180 or 270 degrees with equal probability."),
-    key!(augment.offset, int(0, 128), RESULT, "Largest shift of a patch from its grid cell along each axis, in pixels, kept inside the image; the label stays the cell's."),
+    key!(augment.offset, int(0, 128), RESULT, "Largest shift of a patch from its place along each axis, in pixels, kept inside the image; the label stays the cell's unless data.window_labels."),
     key!(augment.brightness, from_to(0.0, 1.0), RESULT, "Brightness factor drawn from 1 - x to 1 + x, as torchvision's ColorJitter."),
     key!(augment.contrast, from_to(0.0, 1.0), RESULT, "Contrast factor drawn from 1 - x to 1 + x."),
     key!(augment.saturation, from_to(0.0, 1.0), RESULT, "Saturation factor drawn from 1 - x to 1 + x."),
+    key!(augment.rotation, from_to(0.0, 180.0), RESULT, "Turn by an angle drawn from -x to x, in degrees, besides the quarter turns; bilinear. A patch shows the image around it, a whole image is filled with black."),
+    key!(augment.scale, from_to(0.0, 0.9), RESULT, "Factor on the size of what a sample shows, drawn from 1 - x to 1 + x, about its middle; bilinear."),
+    key!(augment.erasing, from_to(0.0, 1.0), RESULT, "Probability that a rectangle of 2 to 33 % of a sample is set to the mean colour, as torchvision's RandomErasing after Normalize."),
 
     key!(checkpoint.every_steps, int(0, MAX_COUNT), PLACE, "Steps between checkpoints; 0 = not by steps."),
     key!(checkpoint.every_seconds, int(0, MAX_COUNT), PLACE, "Seconds between checkpoints; 0 = not by time."),

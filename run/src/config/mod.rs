@@ -29,9 +29,9 @@ use serde::{Deserialize, Serialize};
 pub use error::{Error, Place};
 pub use schedule::{EarlyStopping, PlateauState, StopVerdict, learning_rate};
 pub use sections::{
-    Alpha, AugmentConfig, CheckpointConfig, DataConfig, Device, EarlyStoppingConfig, ElasticConfig,
-    EvalConfig, Level, LossConfig, MetricName, ModelConfig, OptimizerConfig, OptimizerKind,
-    Precision, ReduceDtype, RunConfig, ScheduleConfig, ScheduleKind, TrainConfig,
+    Alpha, AugmentConfig, CellPlaces, CheckpointConfig, DataConfig, Device, EarlyStoppingConfig,
+    ElasticConfig, EvalConfig, Level, LossConfig, MetricName, ModelConfig, OptimizerConfig,
+    OptimizerKind, Precision, ReduceDtype, RunConfig, ScheduleConfig, ScheduleKind, TrainConfig,
 };
 
 /// Result with this room's [`Error`].

@@ -5,6 +5,7 @@
 //! `Default` impls.
 
 use fovea_collectives::BackendChoice;
+use fovea_coordinator::order::SamplerChoice;
 use serde::{Deserialize, Serialize};
 
 /// An enum whose variants are spelled one way in TOML, in messages and in the key table.
@@ -48,6 +49,18 @@ choice! {
         F32 = "f32",
         /// bfloat16 activations and gradients, f32 master weights.
         Bf16 = "bf16",
+    }
+}
+
+choice! {
+    /// Where in an image the windows of training samples lie.
+    CellPlaces {
+        /// On the cells of the grid.
+        Grid = "grid",
+        /// Around lesions; those of healthy samples anywhere in the field of view.
+        Centred = "centred",
+        /// Half of them on the grid, half as `centred`, drawn for each sample and epoch.
+        Mixed = "mixed",
     }
 }
 
@@ -191,6 +204,16 @@ pub struct DataConfig {
     pub global_size: u32,
     /// Lesion pixels that make a grid cell positive.
     pub min_lesion_pixels: u32,
+    /// What chooses the samples of an epoch.
+    pub sampler: SamplerChoice,
+    /// Healthy samples for each sample with a class (`balanced`).
+    pub healthy_ratio: f32,
+    /// Most samples of an epoch that count for one class (`balanced`); 0 = all.
+    pub class_cap: u32,
+    /// Where in an image the window of a training sample lies.
+    pub cells: CellPlaces,
+    /// Whether a window's label is counted from the mask under it, wherever it lies.
+    pub window_labels: bool,
 }
 
 impl Default for DataConfig {
@@ -200,6 +223,11 @@ impl Default for DataConfig {
             patches_per_image: 16,
             global_size: 512,
             min_lesion_pixels: 1,
+            sampler: SamplerChoice::ALL,
+            healthy_ratio: 1.0,
+            class_cap: 0,
+            cells: CellPlaces::Grid,
+            window_labels: false,
         }
     }
 }
@@ -454,6 +482,12 @@ pub struct AugmentConfig {
     pub contrast: f32,
     /// Largest relative change of saturation.
     pub saturation: f32,
+    /// Largest turn either way, in degrees.
+    pub rotation: f32,
+    /// Largest relative change of size.
+    pub scale: f32,
+    /// Probability that a rectangle is erased.
+    pub erasing: f32,
 }
 
 impl Default for AugmentConfig {
@@ -466,6 +500,9 @@ impl Default for AugmentConfig {
             brightness: 0.1,
             contrast: 0.1,
             saturation: 0.1,
+            rotation: 0.0,
+            scale: 0.0,
+            erasing: 0.0,
         }
     }
 }

@@ -6,7 +6,7 @@ use fovea_task::{Target, Task};
 use super::error::{Error, Place};
 use super::keys::{self, KEYS};
 use super::read::{in_words, out_of_range, wrong_type};
-use super::sections::{Alpha, Level};
+use super::sections::{Alpha, DataConfig, Level};
 use super::{Config, Result};
 
 /// Where a value stands that was read before.
@@ -46,6 +46,7 @@ pub(super) fn validate(config: &Config) -> Result<()> {
     rates_fit(config)?;
     weights_fit(config)?;
     initial_weights_fit(config)?;
+    sampler_reads(config)?;
     watched_metric_fits(config)
 }
 
@@ -113,6 +114,29 @@ fn weights_fit(config: &Config) -> Result<()> {
         );
     }
     Ok(())
+}
+
+/// A number that the sampler does not read would have no effect.
+fn sampler_reads(config: &Config) -> Result<()> {
+    let (data, defaults) = (&config.data, DataConfig::default());
+    if data.sampler.sampler().reads_classes() {
+        return Ok(());
+    }
+    let name = data.sampler.name();
+    let unread = [
+        (
+            "healthy_ratio",
+            data.healthy_ratio != defaults.healthy_ratio,
+        ),
+        ("class_cap", data.class_cap != defaults.class_cap),
+    ];
+    match unread.into_iter().find(|(_, is_set)| *is_set) {
+        None => Ok(()),
+        Some((key, _)) => conflict(
+            format!("data.{key} is set, and data.sampler = \"{name}\" does not read it"),
+            format!("set data.sampler = \"balanced\", or leave data.{key} at its default"),
+        ),
+    }
 }
 
 /// A hash belongs to a file.

@@ -15,7 +15,7 @@ use fovea_kernels::cuda::nvrtc::Search;
 use fovea_kernels::cuda::{
     DeviceBuffer, Event, Kernels, PatchCrop, StepRecord, Stream, spec_records,
 };
-use fovea_run::config::{Config, ReduceDtype};
+use fovea_run::config::{CellPlaces, Config, ReduceDtype};
 use fovea_synth::{SynthOptions, synth};
 use half::bf16;
 use tch::Tensor;
@@ -162,7 +162,18 @@ fn alone_in_the_world(_: &mut [f32]) -> Result<()> {
 #[test]
 fn pixels_are_those_of_the_cpu_bit_for_bit() {
     let _alone = alone();
-    let setup = Setup::new();
+    let mut setup = Setup::new();
+    pixels_are_equal(&setup);
+    // Windows off the grid, and kernels that interpolate.
+    setup.config.data.cells = CellPlaces::Centred;
+    pixels_are_equal(&setup);
+    setup.config.augment.rotation = 20.0;
+    setup.config.augment.scale = 0.2;
+    setup.config.augment.erasing = 0.5;
+    pixels_are_equal(&setup);
+}
+
+fn pixels_are_equal(setup: &Setup) {
     for precision in [Precision::F32, Precision::Bf16] {
         let gpu = setup.gpu(NormEngine::Fused);
         let replica = setup.replica(precision, None);

@@ -70,8 +70,9 @@ pub fn join(options: TrainerOptions) -> Result<Trainer> {
     if first.total_samples() == 0 {
         return Err(Error::Usage {
             what: format!(
-                "{}: the training split has no patch that is not black",
-                config.data.path
+                "{}: the training split has no sample that data.sampler = \"{}\" lists",
+                config.data.path,
+                config.data.sampler.name()
             ),
             help: "look at `fovea data` for what was prepared".to_owned(),
         });

@@ -11,7 +11,7 @@ use history::{Op, Writer, history, op};
 use super::*;
 use crate::journal::Seat;
 use crate::ledger::{CommittedStep, LedgerEntry};
-use crate::order::{AllSamples, EpochOrder, Grain, OrderInput};
+use crate::order::{AllSamples, EpochOrder, Grain, OrderInput, Sampling};
 use crate::protocol::{MemberId, StartPoint};
 
 /// Positions of the commits that made the newest weights, told apart by the journal's own rule.
@@ -297,6 +297,7 @@ fn orders_are_counted() {
         images: vec![(0, vec![0, 1, 2]), (4, vec![5, 6])],
         grain: Grain::Cell,
         sampler: &AllSamples,
+        sampling: Sampling::default(),
         seed: 1,
         patches_per_image: 2,
     };
@@ -328,6 +329,13 @@ fn orders_are_counted() {
     let problems = order_problems(&order, &all, &writer.ledger);
     assert!(
         problems[0].contains("not between two units"),
+        "{problems:?}"
+    );
+
+    assert_eq!(list_problems(&order, &all), [""; 0]);
+    let problems = list_problems(&order, &other);
+    assert!(
+        problems[0].contains("1 samples that are none of the 5"),
         "{problems:?}"
     );
 

@@ -2,7 +2,7 @@
 
 use bytemuck::{Pod, Zeroable};
 
-use super::{THREADS, augment, bands, check_side};
+use super::{THREADS, augment, bands, check_side, interpolating, interpolation};
 use crate::augment::Augment;
 use crate::crop::{CropSpec, check_specs};
 use crate::cuda::error::Result;
@@ -120,9 +120,12 @@ impl Op for PatchCrop<'_> {
         address("PatchCrop::images", self.images, 8)?;
         address("PatchCrop::specs", self.specs, 8)?;
         address("PatchCrop::step", self.step, 8)?;
-        let (kernel, bytes) = match self.dtype {
-            DType::F32 => ("fovea_patch_crop_f32", 4),
-            DType::Bf16 => ("fovea_patch_crop_bf16", 2),
+        let shown = interpolating(self.augment);
+        let (kernel, bytes) = match (self.dtype, shown.is_some()) {
+            (DType::F32, false) => ("fovea_patch_crop_f32", 4),
+            (DType::Bf16, false) => ("fovea_patch_crop_bf16", 2),
+            (DType::F32, true) => ("fovea_patch_show_f32", 4),
+            (DType::Bf16, true) => ("fovea_patch_show_bf16", 2),
         };
         address("PatchCrop::out", self.out, bytes)?;
         let grid = [self.n, bands(self.n, self.size), 1];
@@ -132,7 +135,11 @@ impl Op for PatchCrop<'_> {
             .u64(self.specs)
             .u64(self.step)
             .u32(self.size as u32);
+        let launch = augment(launch, self.augment);
+        if let Some(shown) = shown {
+            return Ok(vec![interpolation(launch, shown).u64(self.out)]);
+        }
         let wide = self.size.is_multiple_of(8) && wide(&[self.out]);
-        Ok(vec![augment(launch, self.augment).flag(wide).u64(self.out)])
+        Ok(vec![launch.flag(wide).u64(self.out)])
     }
 }

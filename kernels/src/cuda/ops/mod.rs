@@ -51,3 +51,13 @@ fn augment(launch: Launch, augment: Option<&Augment>) -> Launch {
         .f32(a.contrast)
         .f32(a.saturation)
 }
+
+/// The strengths of an augmentation that needs the kernels which interpolate, if it does.
+fn interpolating(augment: Option<&Augment>) -> Option<&Augment> {
+    augment.filter(|augment| augment.interpolates())
+}
+
+/// Adds the strengths that only the interpolating kernels read.
+fn interpolation(launch: Launch, a: &Augment) -> Launch {
+    launch.f32(a.rotation).f32(a.scale).f32(a.erasing)
+}

@@ -1,6 +1,6 @@
 //! The whole-image branch's input on a GPU.
 
-use super::{THREADS, augment, bands, check_side};
+use super::{THREADS, augment, bands, check_side, interpolating, interpolation};
 use crate::augment::Augment;
 use crate::cuda::error::Result;
 use crate::cuda::launch::{Launch, Op, address, index32, wide};
@@ -82,9 +82,12 @@ impl Op for GlobalView<'_> {
         address("GlobalView::selection", self.selection, 4)?;
         address("GlobalView::sample_ids", self.sample_ids, 8)?;
         address("GlobalView::step", self.step, 8)?;
-        let (kernel, bytes) = match self.dtype {
-            DType::F32 => ("fovea_view_f32", 4),
-            DType::Bf16 => ("fovea_view_bf16", 2),
+        let shown = interpolating(self.augment);
+        let (kernel, bytes) = match (self.dtype, shown.is_some()) {
+            (DType::F32, false) => ("fovea_view_f32", 4),
+            (DType::Bf16, false) => ("fovea_view_bf16", 2),
+            (DType::F32, true) => ("fovea_view_show_f32", 4),
+            (DType::Bf16, true) => ("fovea_view_show_bf16", 2),
         };
         address("GlobalView::out", self.out, bytes)?;
         let mut launches = Vec::new();
@@ -101,10 +104,16 @@ impl Op for GlobalView<'_> {
                     .u64(means),
             );
         }
+        let grid = [self.n, bands(self.n, self.size), 1];
+        if let Some(shown) = shown {
+            let launch = interpolation(self.begin(kernel, grid)?.u64(means), shown);
+            launches.push(launch.u64(self.out));
+            return Ok(launches);
+        }
         let wide_in = self.size.is_multiple_of(4) && wide(&[self.resized]);
         let wide_out = self.size.is_multiple_of(8) && wide(&[self.out]);
         launches.push(
-            self.begin(kernel, [self.n, bands(self.n, self.size), 1])?
+            self.begin(kernel, grid)?
                 .u64(means)
                 .flag(wide_in)
                 .flag(wide_out)

@@ -241,6 +241,25 @@ fn keys_that_do_not_fit_each_other() {
         c.model.init_blake3 = "0".repeat(63);
     });
     assert!(message.contains("no blake3 hash"), "{message}");
+    for set in [
+        |c: &mut Config| c.data.healthy_ratio = 2.0,
+        |c: &mut Config| c.data.class_cap = 5,
+    ] {
+        let message = broken(set);
+        assert!(
+            message.contains("data.sampler = \"all\" does not read it"),
+            "{message}"
+        );
+        let mut balanced = Config::default();
+        balanced.set("data.sampler=balanced").unwrap();
+        set(&mut balanced);
+        balanced.validate().unwrap();
+    }
+    let message = Config::default()
+        .set("data.sampler=balance")
+        .unwrap_err()
+        .to_string();
+    assert!(message.contains("balanced"), "{message}");
     let mut image_level = Config::default();
     image_level.loss.patch_weight = 0.0;
     image_level.early_stopping.level = Level::Image;
@@ -276,6 +295,14 @@ fn the_hash_is_of_what_changes_the_result() {
         "data.patches_per_image=8",
         "eval.every_epochs=2",
         "augment.enabled=false",
+        "data.sampler=balanced",
+        "data.healthy_ratio=2",
+        "data.class_cap=9",
+        "data.cells=centred",
+        "data.window_labels=true",
+        "augment.rotation=10",
+        "augment.scale=0.1",
+        "augment.erasing=0.5",
         "model.init_blake3=00",
     ] {
         let mut other = base.clone();
