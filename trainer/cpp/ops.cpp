@@ -56,12 +56,12 @@ const float *per_channel(const Tensor &t, int64_t channels, const char *what) {
 int64_t rows_of(const Tensor &x) { return x.size(0) * x.size(2) * x.size(3); }
 
 fovea_bn_forward forward_args(const Tensor &x, const Tensor &weight, const Tensor &bias, const Tensor &residual,
-                              bool relu, double eps, Tensor &out) {
+                              int activation, double eps, Tensor &out) {
   fovea_bn_forward a{};
   const int64_t c = x.size(1);
   a.size = sizeof a;
   a.dtype = dtype_of(x);
-  a.relu = relu;
+  a.activation = activation;
   a.rows = rows_of(x);
   a.channels = c;
   a.x = x.const_data_ptr();
@@ -82,17 +82,17 @@ Tensor same_layout(const Tensor &x, const Tensor &residual) {
   return channels_last(residual);
 }
 
-// relu?(batch_norm(x) + residual?). With a residual there are two outputs, because two layers read the end of a block:
+// activation(batch_norm(x) + residual?). With a residual there are two outputs, because two layers read the end of a block:
 // backward then adds both gradients inside its own pass.
 struct BatchNorm : public torch::autograd::Function<BatchNorm> {
   static variable_list forward(AutogradContext *ctx, const Tensor &input, const Tensor &weight, const Tensor &bias,
-                               const std::optional<Tensor> &residual_in, Tensor mean, Tensor var, bool relu, double eps) {
+                               const std::optional<Tensor> &residual_in, Tensor mean, Tensor var, int64_t activation, double eps) {
     const Tensor x = channels_last(input);
     const Tensor residual = same_layout(x, residual_in.value_or(Tensor()));
     const int64_t c = x.size(1);
     Tensor y = at::empty_like(x);
     Tensor invstd = at::empty({c}, x.options().dtype(at::kFloat));
-    fovea_bn_forward a = forward_args(x, weight, bias, residual, relu, eps, y);
+    fovea_bn_forward a = forward_args(x, weight, bias, residual, activation, eps, y);
     per_channel(mean, c, "mean");
     per_channel(var, c, "variance");
     a.mean = mean.mutable_data_ptr<float>();
@@ -100,9 +100,9 @@ struct BatchNorm : public torch::autograd::Function<BatchNorm> {
     a.invstd = invstd.mutable_data_ptr<float>();
     check(fovea_bn_train_forward(&a), "batch_norm forward");
     // The next virtual shard overwrites the caller's buffer, so backward keeps a copy of the mean.
-    const bool gate = relu && residual.defined();
+    const bool gate = activation == FOVEA_RELU && residual.defined();
     ctx->save_for_backward({x, weight, bias, mean.clone(), invstd, gate ? y : Tensor()});
-    ctx->saved_data["relu"] = relu;
+    ctx->saved_data["activation"] = activation;
     ctx->saved_data["residual"] = residual.defined();
     if (residual.defined()) return {y, y.detach()};
     return {y};
@@ -124,7 +124,7 @@ struct BatchNorm : public torch::autograd::Function<BatchNorm> {
     fovea_bn_backward a{};
     a.size = sizeof a;
     a.dtype = dtype_of(x);
-    a.relu = ctx->saved_data["relu"].toBool();
+    a.activation = ctx->saved_data["activation"].toInt();
     a.rows = rows_of(x);
     a.channels = c;
     a.x = x.const_data_ptr();
@@ -296,25 +296,25 @@ void fovea_op_measure(int32_t on) { at::globalContext().setBenchmarkCuDNN(on != 
 void fovea_op_free_message(char *message) { free(message); }
 
 char *fovea_op_batch_norm_train(const Tensor *x, const Tensor *weight, const Tensor *bias, const Tensor *residual,
-                                const Tensor *mean, const Tensor *var, int relu, double eps, Tensor **out,
+                                const Tensor *mean, const Tensor *var, int activation, double eps, Tensor **out,
                                 Tensor **second) {
   return guarded([&] {
     const std::optional<Tensor> added = residual ? std::optional<Tensor>(*residual) : std::nullopt;
-    variable_list y = BatchNorm::apply(*x, *weight, *bias, added, *mean, *var, relu != 0, eps);
+    variable_list y = BatchNorm::apply(*x, *weight, *bias, added, *mean, *var, static_cast<int64_t>(activation), eps);
     *out = give(y[0]);
     *second = y.size() > 1 ? give(y[1]) : nullptr;
   });
 }
 
 char *fovea_op_batch_norm_eval(const Tensor *x, const Tensor *weight, const Tensor *bias, const Tensor *residual,
-                               const Tensor *mean, const Tensor *var, int relu, double eps, Tensor **out,
+                               const Tensor *mean, const Tensor *var, int activation, double eps, Tensor **out,
                                Tensor **second) {
   return guarded([&] {
     const Tensor none;
     const Tensor input = channels_last(*x);
     const Tensor added = same_layout(input, residual ? *residual : none);
     Tensor y = at::empty_like(input);
-    fovea_bn_forward a = forward_args(input, *weight, *bias, added, relu != 0, eps, y);
+    fovea_bn_forward a = forward_args(input, *weight, *bias, added, activation, eps, y);
     a.running_mean = per_channel(*mean, input.size(1), "running mean");
     a.running_var = per_channel(*var, input.size(1), "running variance");
     check(fovea_bn_eval_forward(&a), "batch_norm");

@@ -33,6 +33,8 @@ pub struct DropoutSpec {
 pub enum Init {
     /// Normal with std `sqrt(2 / fan_out)` (He et al. 2015, mode fan_out), as torchvision's ResNets.
     KaimingFanOut,
+    /// Normal with std `sqrt(2 / fan_in)` (He et al. 2015, mode fan_in), as torchvision's DenseNets.
+    KaimingFanIn,
     /// Uniform in `[-bound, bound]`.
     Uniform(f64),
     /// All elements the same.

@@ -5,6 +5,7 @@
 
 use std::ffi::{CStr, c_char, c_int, c_void};
 
+pub use fovea_kernels::norm::Activation;
 use tch::{Kind, Tensor};
 use torch_sys::C_tensor;
 
@@ -21,7 +22,7 @@ type BatchNormCall = unsafe extern "C" fn(
     residual: *const C_tensor,
     mean: *const C_tensor,
     var: *const C_tensor,
-    relu: c_int,
+    activation: c_int,
     eps: f64,
     out: *mut *mut C_tensor,
     second: *mut *mut C_tensor,
@@ -45,7 +46,7 @@ unsafe extern "C" {
         residual: *const C_tensor,
         mean: *const C_tensor,
         var: *const C_tensor,
-        relu: c_int,
+        activation: c_int,
         eps: f64,
         out: *mut *mut C_tensor,
         second: *mut *mut C_tensor,
@@ -57,7 +58,7 @@ unsafe extern "C" {
         residual: *const C_tensor,
         mean: *const C_tensor,
         var: *const C_tensor,
-        relu: c_int,
+        activation: c_int,
         eps: f64,
         out: *mut *mut C_tensor,
         second: *mut *mut C_tensor,
@@ -251,7 +252,7 @@ fn call_batch_norm(
     x: &Tensor,
     affine: &Affine<'_>,
     residual: Option<&Tensor>,
-    relu: bool,
+    activation: Activation,
     mode: &NormMode<'_>,
 ) -> Result<(Tensor, Option<Tensor>)> {
     let (mean, var, train) = affine.statistics(mode)?;
@@ -271,7 +272,7 @@ fn call_batch_norm(
             residual.map_or(std::ptr::null(), Tensor::as_ptr),
             mean.as_ptr(),
             var.as_ptr(),
-            c_int::from(relu),
+            number_of(activation),
             NORM_EPS,
             &mut out,
             &mut second,
@@ -287,7 +288,16 @@ fn call_batch_norm(
     })
 }
 
-/// `act(weight * (x - mean) / sqrt(var + eps) + bias)` in two passes over memory.
+/// The number of an activation in `fovea_norm.h`.
+fn number_of(activation: Activation) -> c_int {
+    match activation {
+        Activation::None => 0,
+        Activation::Relu => 1,
+        Activation::Silu => 2,
+    }
+}
+
+/// `activation(weight * (x - mean) / sqrt(var + eps) + bias)` in two passes over memory.
 ///
 /// `x` is `[n, c, h, w]`, channels-last, f32 or bf16; the result has its shape and dtype. Batch statistics are biased
 /// for normalising and unbiased for the running average (Ioffe & Szegedy 2015).
@@ -295,14 +305,19 @@ pub fn batch_norm(
     engine: NormEngine,
     x: &Tensor,
     affine: &Affine<'_>,
-    relu: bool,
+    activation: Activation,
     mode: &NormMode<'_>,
 ) -> Result<Tensor> {
     match engine {
-        NormEngine::Fused => Ok(call_batch_norm(x, affine, None, relu, mode)?.0),
+        NormEngine::Fused => Ok(call_batch_norm(x, affine, None, activation, mode)?.0),
         NormEngine::Composed => {
             let mut y = composed_batch_norm(x, affine, mode)?;
-            Ok(if relu { y.f_relu_()? } else { y })
+            Ok(match activation {
+                Activation::None => y,
+                Activation::Relu => y.f_relu_()?,
+                // Not in place: its gradient needs its input.
+                Activation::Silu => y.f_silu()?,
+            })
         }
     }
 }
@@ -317,7 +332,7 @@ pub fn batch_norm_add_relu(
     mode: &NormMode<'_>,
 ) -> Result<(Tensor, Tensor)> {
     let (first, second) = match engine {
-        NormEngine::Fused => call_batch_norm(x, affine, Some(residual), true, mode)?,
+        NormEngine::Fused => call_batch_norm(x, affine, Some(residual), Activation::Relu, mode)?,
         NormEngine::Composed => {
             let mut y = composed_batch_norm(x, affine, mode)?;
             (y.f_add_(residual)?.f_relu_()?, None)

@@ -324,10 +324,14 @@ fn draw(spec: &ParamSpec, rng: &mut ChaCha8Rng, out: &mut [f32]) -> Result<()> {
             let uniform = Uniform::new_inclusive(-bound, bound).map_err(|e| invalid(&e))?;
             out.iter_mut().for_each(|x| *x = uniform.sample(rng) as f32);
         }
-        Init::KaimingFanOut => {
-            let fan_out: i64 = spec.shape[0] * spec.shape[2..].iter().product::<i64>();
-            let normal =
-                Normal::new(0.0, (2.0 / fan_out as f64).sqrt()).map_err(|e| invalid(&e))?;
+        Init::KaimingFanOut | Init::KaimingFanIn => {
+            let ends = if spec.init == Init::KaimingFanOut {
+                spec.shape[0]
+            } else {
+                spec.shape[1]
+            };
+            let fan = ends * spec.shape[2..].iter().product::<i64>();
+            let normal = Normal::new(0.0, (2.0 / fan as f64).sqrt()).map_err(|e| invalid(&e))?;
             out.iter_mut().for_each(|x| *x = normal.sample(rng) as f32);
         }
     }

@@ -1,16 +1,18 @@
-//! Gradient of batch normalisation, with the ReLU gate and the residual branch in the same passes.
+//! Gradient of batch normalisation, with the activation and the residual branch in the same passes.
 
 use super::forward::TILE_ROWS;
 use super::lanes::{Kernel, Lanes, sweep};
+use super::silu::silu_gradient;
 use super::workers::{Exec, Pieces};
-use super::{Element, ReluGate, block_rows};
+use super::{ActivationGate, Element, block_rows};
 use std::ops::Range;
 
-/// The kind of [`ReluGate`], as a constant of the inner loops.
+/// The kind of [`ActivationGate`], as a constant of the inner loops.
 mod gates {
     pub(super) const OPEN: u8 = 0;
     pub(super) const OUTPUT: u8 = 1;
     pub(super) const INPUT: u8 = 2;
+    pub(super) const SILU: u8 = 3;
 }
 
 /// The gate of one block, with the data that it needs.
@@ -20,14 +22,17 @@ pub(super) enum BlockGate<'a, T> {
     Output(&'a [T]),
     /// The scale and shift of the forward pass.
     Input(&'a [f32], &'a [f32]),
+    /// The scale and shift of the forward pass, whose activation was SiLU.
+    Silu(&'a [f32], &'a [f32]),
 }
 
 impl<'a, T: Element> BlockGate<'a, T> {
-    pub(super) fn new(gate: ReluGate<'a, T>, scale: &'a [f32], shift: &'a [f32]) -> Self {
+    pub(super) fn new(gate: ActivationGate<'a, T>, scale: &'a [f32], shift: &'a [f32]) -> Self {
         match gate {
-            ReluGate::Open => Self::Open,
-            ReluGate::Output(y) => Self::Output(y),
-            ReluGate::Input { .. } => Self::Input(scale, shift),
+            ActivationGate::Open => Self::Open,
+            ActivationGate::Output(y) => Self::Output(y),
+            ActivationGate::Input { .. } => Self::Input(scale, shift),
+            ActivationGate::Silu { .. } => Self::Silu(scale, shift),
         }
     }
 
@@ -42,7 +47,9 @@ impl<'a, T: Element> BlockGate<'a, T> {
         match self {
             Self::Open => true,
             Self::Output(y) => y.len() == elements,
-            Self::Input(scale, shift) => scale.len() == channels && shift.len() == channels,
+            Self::Input(scale, shift) | Self::Silu(scale, shift) => {
+                scale.len() == channels && shift.len() == channels
+            }
         }
     }
 
@@ -52,13 +59,15 @@ impl<'a, T: Element> BlockGate<'a, T> {
         match self {
             Self::Open => (nothing, nothing.cast(), nothing.cast()),
             Self::Output(y) => (y.as_ptr(), nothing.cast(), nothing.cast()),
-            Self::Input(scale, shift) => (nothing, scale.as_ptr(), shift.as_ptr()),
+            Self::Input(scale, shift) | Self::Silu(scale, shift) => {
+                (nothing, scale.as_ptr(), shift.as_ptr())
+            }
         }
     }
 }
 
-/// Sums per channel `g` and `g * (x - mean)` over one block, where `g` is `dy` (plus the second gradient) where the
-/// gate is open and 0 elsewhere. Also writes `g` if there is a buffer for it.
+/// Sums per channel `g` and `g * (x - mean)` over one block, where `g` is `dy` (plus the second gradient) behind the
+/// activation: for ReLU where the gate is open and 0 elsewhere. Also writes `g` if there is a buffer for it.
 struct Reduce<'a, T> {
     x: &'a [T],
     dy: &'a [T],
@@ -96,7 +105,7 @@ impl<T: Element> Reduce<'_, T> {
         unsafe {
             let mean = T::load_channels::<L, N>(self.mean.as_ptr().add(channel));
             let (mut scales, mut shifts) = (mean, mean);
-            if GATE == gates::INPUT {
+            if GATE == gates::INPUT || GATE == gates::SILU {
                 scales = T::load_channels(scale.add(channel));
                 shifts = T::load_channels(shift.add(channel));
             }
@@ -113,6 +122,8 @@ impl<T: Element> Reduce<'_, T> {
                         g = g.gate(T::load::<L>(y.add(at)));
                     } else if GATE == gates::INPUT {
                         g = g.gate(x.mul_add(scales[i], shifts[i]));
+                    } else if GATE == gates::SILU {
+                        g = silu_gradient(g, x.mul_add(scales[i], shifts[i]));
                     }
                     if KEEP {
                         T::store(g, gated.add(at));
@@ -174,6 +185,7 @@ impl<T: Element> Kernel for Reduce<'_, T> {
                 BlockGate::Open => self.choose::<L, N, { gates::OPEN }>(rows, channel),
                 BlockGate::Output(_) => self.choose::<L, N, { gates::OUTPUT }>(rows, channel),
                 BlockGate::Input(..) => self.choose::<L, N, { gates::INPUT }>(rows, channel),
+                BlockGate::Silu(..) => self.choose::<L, N, { gates::SILU }>(rows, channel),
             }
         }
     }
@@ -299,7 +311,7 @@ impl<T: Element> InputGradient<'_, T> {
             let b = T::load_channels::<L, N>(self.factors.b.as_ptr().add(channel));
             let c = T::load_channels::<L, N>(self.factors.c.as_ptr().add(channel));
             let (mut scales, mut shifts) = (a, a);
-            if GATE == gates::INPUT {
+            if GATE == gates::INPUT || GATE == gates::SILU {
                 scales = T::load_channels(scale.add(channel));
                 shifts = T::load_channels(shift.add(channel));
             }
@@ -312,6 +324,8 @@ impl<T: Element> InputGradient<'_, T> {
                         g = g.gate(T::load::<L>(y.add(at)));
                     } else if GATE == gates::INPUT {
                         g = g.gate(x.mul_add(scales[i], shifts[i]));
+                    } else if GATE == gates::SILU {
+                        g = silu_gradient(g, x.mul_add(scales[i], shifts[i]));
                     }
                     let dx = g.mul_add(a[i], x.mul_add(b[i], c[i]));
                     T::store(dx, self.dx.as_mut_ptr().add(at));
@@ -340,6 +354,7 @@ impl<T: Element> Kernel for InputGradient<'_, T> {
                 BlockGate::Open => self.rows::<L, N, { gates::OPEN }>(rows, channel),
                 BlockGate::Output(_) => self.rows::<L, N, { gates::OUTPUT }>(rows, channel),
                 BlockGate::Input(..) => self.rows::<L, N, { gates::INPUT }>(rows, channel),
+                BlockGate::Silu(..) => self.rows::<L, N, { gates::SILU }>(rows, channel),
             }
         }
     }

@@ -1,8 +1,9 @@
 //! Batch statistics and the normalising pass.
 
 use super::lanes::{Kernel, Lanes, sweep};
+use super::silu::silu;
 use super::workers::{Exec, Pieces};
-use super::{Element, block_rows};
+use super::{Activation, Element, block_rows};
 use std::ops::Range;
 
 /// Rows of a block, evenly spread, whose mean shifts the block's sums.
@@ -143,11 +144,18 @@ impl Join<'_> {
     }
 }
 
-/// Computes `y = x * scale + shift (+ residual)`, then ReLU when asked, for one block.
+/// The [`Activation`], as a constant of the inner loops.
+mod activations {
+    pub(super) const NONE: u8 = 0;
+    pub(super) const RELU: u8 = 1;
+    pub(super) const SILU: u8 = 2;
+}
+
+/// Computes `y = x * scale + shift (+ residual)`, then the activation, for one block.
 struct Apply<'a, T> {
     x: &'a [T],
     residual: Option<&'a [T]>,
-    relu: bool,
+    activation: Activation,
     scale: &'a [f32],
     shift: &'a [f32],
     out: &'a mut [T],
@@ -157,7 +165,7 @@ impl<T: Element> Apply<'_, T> {
     /// # Safety
     /// As [`Kernel::strip`].
     #[inline(always)]
-    unsafe fn rows<L: Lanes, const N: usize, const ADD: bool, const RELU: bool>(
+    unsafe fn rows<L: Lanes, const N: usize, const ADD: bool, const ACTIVATION: u8>(
         &mut self,
         rows: Range<usize>,
         channel: usize,
@@ -175,11 +183,30 @@ impl<T: Element> Apply<'_, T> {
                     if ADD && let Some(residual) = self.residual {
                         y = y.add(T::load::<L>(residual.as_ptr().add(at)));
                     }
-                    if RELU {
+                    if ACTIVATION == activations::RELU {
                         y = y.relu();
+                    } else if ACTIVATION == activations::SILU {
+                        y = silu(y);
                     }
                     T::store(y, self.out.as_mut_ptr().add(at));
                 }
+            }
+        }
+    }
+
+    /// # Safety
+    /// As [`Kernel::strip`].
+    #[inline(always)]
+    unsafe fn choose<L: Lanes, const N: usize, const ACTIVATION: u8>(
+        &mut self,
+        rows: Range<usize>,
+        channel: usize,
+    ) {
+        // SAFETY: as promised by the caller.
+        unsafe {
+            match self.residual {
+                None => self.rows::<L, N, false, ACTIVATION>(rows, channel),
+                Some(_) => self.rows::<L, N, true, ACTIVATION>(rows, channel),
             }
         }
     }
@@ -199,11 +226,10 @@ impl<T: Element> Kernel for Apply<'_, T> {
     unsafe fn strip<L: Lanes, const N: usize>(&mut self, rows: Range<usize>, channel: usize) {
         // SAFETY: as promised by the caller.
         unsafe {
-            match (self.residual.is_some(), self.relu) {
-                (false, false) => self.rows::<L, N, false, false>(rows, channel),
-                (false, true) => self.rows::<L, N, false, true>(rows, channel),
-                (true, false) => self.rows::<L, N, true, false>(rows, channel),
-                (true, true) => self.rows::<L, N, true, true>(rows, channel),
+            match self.activation {
+                Activation::None => self.choose::<L, N, { activations::NONE }>(rows, channel),
+                Activation::Relu => self.choose::<L, N, { activations::RELU }>(rows, channel),
+                Activation::Silu => self.choose::<L, N, { activations::SILU }>(rows, channel),
             }
         }
     }
@@ -214,7 +240,7 @@ pub(super) fn apply<T: Element>(
     exec: Exec,
     x: &[T],
     residual: Option<&[T]>,
-    relu: bool,
+    activation: Activation,
     (scale, shift): (&[f32], &[f32]),
     out: &mut [T],
 ) {
@@ -231,7 +257,7 @@ pub(super) fn apply<T: Element>(
             &mut Apply {
                 x: &x[span.clone()],
                 residual: residual.map(|r| &r[span]),
-                relu,
+                activation,
                 scale,
                 shift,
                 out,

@@ -1,4 +1,4 @@
-/* Fused passes around the convolutions of a ResNet (fovea-kernels, module norm).
+/* Fused passes around the convolutions of a network (fovea-kernels, module norm).
  *
  * Activations are channels-last: an [N, C, H, W] tensor in torch's channels_last memory format is
  * [rows, channels] here with rows = N * H * W. "full" below means rows * channels elements of `dtype`,
@@ -26,6 +26,7 @@ extern "C" {
 
 enum { FOVEA_NORM_OK = 0, FOVEA_NORM_BAD_ARGUMENT = 1, FOVEA_NORM_INTERNAL = 2 };
 enum { FOVEA_F32 = 0, FOVEA_BF16 = 1 };
+enum { FOVEA_NO_ACTIVATION = 0, FOVEA_RELU = 1, FOVEA_SILU = 2 };
 
 /* Words for the last call of this thread that failed; valid until the next one that fails. */
 const char *fovea_norm_last_error(void);
@@ -49,10 +50,10 @@ typedef void (*fovea_parallel_for)(int64_t tasks, fovea_task task, void *state);
 typedef struct fovea_bn_forward {
   int64_t size;
   int32_t dtype;
-  int32_t relu;               /* 0 or 1 */
+  int32_t activation;         /* one of the three */
   int64_t rows, channels;
   const void *x;              /* full */
-  const void *residual;       /* full, or null: added before the ReLU */
+  const void *residual;       /* full, or null: added before the activation */
   const float *weight, *bias; /* per channel */
   const float *running_mean, *running_var; /* per channel; eval only */
   void *out;                  /* full */
@@ -63,7 +64,7 @@ typedef struct fovea_bn_forward {
   float eps;
 } fovea_bn_forward;
 
-/* out = relu(weight * (x - mean) * invstd + bias (+ residual)), statistics of this batch. rows >= 2. */
+/* out = activation(weight * (x - mean) * invstd + bias (+ residual)), statistics of this batch. rows >= 2. */
 int32_t fovea_bn_train_forward(const fovea_bn_forward *args);
 /* The same with running statistics. */
 int32_t fovea_bn_eval_forward(const fovea_bn_forward *args);
@@ -71,20 +72,20 @@ int32_t fovea_bn_eval_forward(const fovea_bn_forward *args);
 typedef struct fovea_bn_backward {
   int64_t size;
   int32_t dtype;
-  int32_t relu;               /* as in the forward pass */
+  int32_t activation;         /* as in the forward pass; SiLU's must have had no residual */
   int64_t rows, channels;
   const void *x;              /* full: input of the forward pass */
-  const void *y;              /* full: its output. With relu and without a residual it may be null: the
+  const void *y;              /* full: its output. With ReLU and without a residual it may be null: the
                                  gate is then computed again from x and bias, which is faster
                                  and gives the same bits */
   const void *dy;             /* full */
   const void *second_dy;      /* full, or null: a second gradient of the same output, added to dy;
                                  needs dresidual */
   const float *weight;        /* per channel */
-  const float *bias;          /* per channel; read when relu is on and y is null */
+  const float *bias;          /* per channel; read for ReLU when y is null, and for SiLU */
   const float *mean, *invstd; /* per channel: from the forward pass */
   void *dx;                   /* full, written */
-  void *dresidual;            /* full, written, or null: the gradient behind the ReLU */
+  void *dresidual;            /* full, written, or null: the gradient behind the activation */
   float *dweight, *dbias;     /* per channel, written */
   fovea_parallel_for parallel_for;
   int32_t threads;

@@ -1,5 +1,5 @@
-//! The passes around the convolutions of a ResNet in training: batch normalisation including the residual
-//! add and the ReLU, the pooling of the stem, the global average.
+//! The passes around the convolutions of a network in training: batch normalisation including the residual
+//! add and the activation, the pooling of a ResNet's stem, the global average.
 //!
 //! Data is channels-last: an activation `[N, C, H, W]` lies in memory as `[rows, channels]` with
 //! `rows = N * H * W`. Elements are f32 or bf16; statistics and affine parameters are f32; sums over
@@ -18,6 +18,7 @@ pub mod ffi;
 mod forward;
 mod lanes;
 mod pool;
+mod silu;
 mod stem;
 #[cfg(test)]
 mod tests;
@@ -41,6 +42,17 @@ fn block_rows(channels: usize) -> usize {
     (32 * 1024 / channels.max(1)).clamp(16, 1024)
 }
 
+/// The function that a normalising pass ends with.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Activation {
+    /// The identity.
+    None,
+    /// `max(z, 0)`.
+    Relu,
+    /// `z * sigmoid(z)`.
+    Silu,
+}
+
 /// Input of a normalising forward pass.
 #[derive(Clone, Copy, Debug)]
 pub struct Forward<'a, T> {
@@ -54,10 +66,10 @@ pub struct Forward<'a, T> {
     pub weight: &'a [f32],
     /// Learned affine offset (beta), `[channels]`.
     pub bias: &'a [f32],
-    /// Residual branch, `[rows, channels]`, added before the ReLU; none if the layer has no residual.
+    /// Residual branch, `[rows, channels]`, added before the activation; none if the layer has no residual.
     pub residual: Option<&'a [T]>,
-    /// Whether the result passes a ReLU.
-    pub relu: bool,
+    /// The function that the result passes.
+    pub activation: Activation,
     /// Added to the variance before the square root.
     pub eps: f32,
 }
@@ -72,6 +84,7 @@ impl<T> Forward<'_, T> {
         check_len("out", "[rows, channels]", out.len(), elements)?;
         if let Some(residual) = self.residual {
             check_len("residual", "[rows, channels]", residual.len(), elements)?;
+            check_no_silu("residual", self.activation == Activation::Silu)?;
         }
         check_len("weight", "[channels]", self.weight.len(), c)?;
         check_len("bias", "[channels]", self.bias.len(), c)
@@ -135,7 +148,20 @@ fn check_train_rows(rows: usize) -> Result<()> {
     })
 }
 
-/// `out = relu(weight * (x - mean) * invstd + bias (+ residual))` with the statistics of this batch, which it also
+/// Refuses a residual before SiLU: the backward pass computes its derivative from `x` alone.
+fn check_no_silu(what: &'static str, silu: bool) -> Result<()> {
+    if !silu {
+        return Ok(());
+    }
+    Err(Error::Argument {
+        what,
+        limit: "none for a layer with SiLU",
+        actual: "given".into(),
+        help: "add the residual to the layer's output",
+    })
+}
+
+/// `out = activation(weight * (x - mean) * invstd + bias (+ residual))` with the statistics of this batch, which it also
 /// writes. Two passes: one reads `x`, one reads it again and writes `out`.
 ///
 /// # Errors
@@ -163,8 +189,8 @@ fn train_forward<T: Element>(
     let moment = forward::moments(exec, input.x, input.channels);
     stats.fill(&moment, input.rows, input.eps);
     let (scale, shift) = scale_shift(input.weight, input.bias, stats.mean, stats.invstd);
-    let (residual, relu) = (input.residual, input.relu);
-    forward::apply(exec, input.x, residual, relu, (&scale, &shift), out);
+    let (residual, activation) = (input.residual, input.activation);
+    forward::apply(exec, input.x, residual, activation, (&scale, &shift), out);
     Ok(())
 }
 
@@ -198,8 +224,8 @@ fn eval_forward<T: Element>(
     }
     let invstd = running_invstd(running_var, input.eps);
     let (scale, shift) = scale_shift(input.weight, input.bias, running_mean, &invstd);
-    let (residual, relu) = (input.residual, input.relu);
-    forward::apply(exec, input.x, residual, relu, (&scale, &shift), out);
+    let (residual, activation) = (input.residual, input.activation);
+    forward::apply(exec, input.x, residual, activation, (&scale, &shift), out);
     Ok(())
 }
 
@@ -208,16 +234,22 @@ fn running_invstd(running_var: &[f32], eps: f32) -> Vec<f32> {
     running_var.iter().map(invstd).collect()
 }
 
-/// Where the ReLU let values through, and so lets the gradient through.
+/// How the gradient gets back through the activation: for ReLU, where it let values through.
 #[derive(Clone, Copy, Debug)]
-pub enum ReluGate<'a, T> {
-    /// Everywhere: the layer has no ReLU.
+pub enum ActivationGate<'a, T> {
+    /// Unchanged: the layer has no activation.
     Open,
-    /// Where the output `[rows, channels]` of the forward pass is positive.
+    /// Where the output `[rows, channels]` of the forward pass, a ReLU's, is positive.
     Output(&'a [T]),
-    /// Where the normalised value, computed again from `x`, is positive. Only possible without a residual; saves
+    /// ReLU's gate: where the normalised value, computed again from `x`, is positive. Only possible without a residual; saves
     /// reading the output.
     Input {
+        /// Affine offset of the forward pass, `[channels]`.
+        bias: &'a [f32],
+    },
+    /// Times the derivative of SiLU at the normalised value, computed again from `x`. Only possible without a
+    /// residual.
+    Silu {
         /// Affine offset of the forward pass, `[channels]`.
         bias: &'a [f32],
     },
@@ -237,8 +269,8 @@ pub struct Backward<'a, T> {
     /// A second gradient of the same output, added to the first; none if one layer reads the output. (Each of two
     /// layers that read it gives a gradient; adding them here saves a pass.) Needs [`Gradients::dresidual`].
     pub second_dy: Option<&'a [T]>,
-    /// The ReLU of the forward pass.
-    pub gate: ReluGate<'a, T>,
+    /// The activation of the forward pass.
+    pub gate: ActivationGate<'a, T>,
     /// Learned affine factor (gamma), `[channels]`.
     pub weight: &'a [f32],
     /// Batch mean from the forward pass, `[channels]`.
@@ -252,7 +284,7 @@ pub struct Backward<'a, T> {
 pub struct Gradients<'a, T> {
     /// Gradient of `x`, `[rows, channels]`.
     pub dx: &'a mut [T],
-    /// Gradient of the residual, `[rows, channels]`: `dy` where the gate is open, else 0. None if it is not needed.
+    /// Gradient of the residual, `[rows, channels]`: `dy` behind the activation. None if it is not needed.
     pub dresidual: Option<&'a mut [T]>,
     /// Gradient of the affine factor, `[channels]`.
     pub dweight: &'a mut [f32],
@@ -272,6 +304,10 @@ impl<T> Backward<'_, T> {
         full("dx", grads.dx.len())?;
         if let Some(dresidual) = &grads.dresidual {
             full("dresidual", dresidual.len())?;
+            check_no_silu(
+                "dresidual",
+                matches!(self.gate, ActivationGate::Silu { .. }),
+            )?;
         }
         match (self.second_dy, &grads.dresidual) {
             (Some(second), Some(_)) => full("second_dy", second.len())?,
@@ -286,9 +322,11 @@ impl<T> Backward<'_, T> {
             (None, _) => {}
         }
         match self.gate {
-            ReluGate::Open => {}
-            ReluGate::Output(y) => full("gate output", y.len())?,
-            ReluGate::Input { bias } => check_len("gate bias", "[channels]", bias.len(), c)?,
+            ActivationGate::Open => {}
+            ActivationGate::Output(y) => full("gate output", y.len())?,
+            ActivationGate::Input { bias } | ActivationGate::Silu { bias } => {
+                check_len("gate bias", "[channels]", bias.len(), c)?
+            }
         }
         check_len("weight", "[channels]", self.weight.len(), c)?;
         check_len("mean", "[channels]", self.mean.len(), c)?;
@@ -321,7 +359,9 @@ fn train_backward<T: Element>(
         return Ok(());
     }
     let (scale, shift) = match input.gate {
-        ReluGate::Input { bias } => scale_shift(input.weight, bias, input.mean, input.invstd),
+        ActivationGate::Input { bias } | ActivationGate::Silu { bias } => {
+            scale_shift(input.weight, bias, input.mean, input.invstd)
+        }
         _ => (Vec::new(), Vec::new()),
     };
     let gate = BlockGate::new(input.gate, &scale, &shift);

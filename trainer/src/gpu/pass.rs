@@ -33,12 +33,13 @@ pub fn pass(
             globals: &views.globals,
             patches: &views.patches,
             tokens,
-            dropout: Some(&masks),
         };
         let mode = NormMode::Train {
             batch_stats: &batch_stats,
         };
-        let out = net.model.forward(&net.pass(mode, gpu.engine), &input)?;
+        let out = net
+            .model
+            .forward(&net.pass(mode, gpu.engine, Some(&masks)), &input)?;
         let mut dlogits = Vec::with_capacity(out.len());
         for (which, (logits, head)) in out.iter().zip(&net.objective).enumerate() {
             let at = HeadAddresses {

@@ -1,9 +1,10 @@
 //! Backbones: networks from pixels to features, which models are composed of. To add one, write one file here that
 //! implements [`Backbone`], and its row in [`BACKBONES`].
 
+use fovea_task::Level;
 use tch::Tensor;
 
-use super::{Blueprint, Macs, Pass, ResNet18};
+use super::{Blueprint, DenseNet121, EfficientNetB0, Macs, Pass, ResNet18};
 use crate::error::Result;
 use crate::ops;
 
@@ -33,12 +34,23 @@ pub trait Backbone: Send + Sync {
 pub struct BackboneEntry {
     /// torchvision's name.
     pub name: &'static str,
-    /// Declares the network without its classifier under a prefix that ends in a dot, or under none ("").
-    pub declare: fn(&mut Blueprint, &str) -> Box<dyn Backbone>,
+    /// Declares the network without its classifier under a prefix that ends in a dot, or under none (""). The level says
+    /// whether it reads whole images or patches, whose ids its dropout masks follow.
+    pub declare: fn(&mut Blueprint, &str, Level) -> Box<dyn Backbone>,
 }
 
 /// Every backbone, one row each.
-pub static BACKBONES: &[BackboneEntry] = &[BackboneEntry {
-    name: "resnet18",
-    declare: |b, prefix| Box::new(ResNet18::declare(b, prefix)),
-}];
+pub static BACKBONES: &[BackboneEntry] = &[
+    BackboneEntry {
+        name: "resnet18",
+        declare: |b, prefix, _| Box::new(ResNet18::declare(b, prefix)),
+    },
+    BackboneEntry {
+        name: "densenet121",
+        declare: |b, prefix, _| Box::new(DenseNet121::declare(b, prefix)),
+    },
+    BackboneEntry {
+        name: "efficientnet_b0",
+        declare: |b, prefix, level| Box::new(EfficientNetB0::declare(b, prefix, level)),
+    },
+];

@@ -56,9 +56,9 @@ impl Head {
         }
     }
 
-    fn forward(&self, pass: &Pass<'_>, input: &Input<'_>, x: &Tensor) -> Result<Tensor> {
+    fn forward(&self, pass: &Pass<'_>, x: &Tensor) -> Result<Tensor> {
         let hidden = self.hidden.forward(pass, x)?.f_relu()?;
-        let hidden = input.dropped(hidden, self.dropout)?;
+        let hidden = pass.dropped(hidden, self.dropout)?;
         self.logits.forward(pass, &hidden)
     }
 
@@ -133,8 +133,8 @@ impl Model for Hybrid {
             .f_reshape([images * tokens, WIDTH])?
             .f_index_select(0, &input.tokens.patches)?; // [n, 256]
         let answer = |head: &Head| match head.level {
-            Level::Image => head.forward(pass, input, &image),
-            Level::Patch => head.forward(pass, input, &patch),
+            Level::Image => head.forward(pass, &image),
+            Level::Patch => head.forward(pass, &patch),
         };
         self.heads.iter().map(answer).collect()
     }

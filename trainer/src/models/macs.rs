@@ -89,8 +89,10 @@ impl Blueprint {
 
 #[cfg(test)]
 mod tests {
+    use fovea_task::Level;
+
     use super::*;
-    use crate::models::{Backbone, ResNet18, hybrid_for_lesions};
+    use crate::models::{Backbone, DenseNet121, EfficientNetB0, ResNet18, hybrid_for_lesions};
 
     /// He et al. (CVPR 2016, table 1) give 1.8e9 for 224 x 224, torchvision 1.81 GMACs with the classifier (0.0005).
     #[test]
@@ -102,6 +104,28 @@ mod tests {
         // All but the first convolution, which has 118 million, need two gradients.
         assert_eq!(macs.backward, 2 * 1_813_561_344 - 118_013_952);
         assert_eq!(net.macs(&blueprint, 3, 224), macs * 3);
+    }
+
+    /// torchvision gives 2.83 and 0.386 GMACs with the classifier, whose product with the features is subtracted.
+    #[test]
+    fn densenet121_and_efficientnet_b0_at_224_are_the_known_numbers() {
+        let (mut dense, mut efficient) = (Blueprint::default(), Blueprint::default());
+        let nets: [(&Blueprint, Box<dyn Backbone>, u64); 2] = [
+            {
+                let net = DenseNet121::declare(&mut dense, "");
+                (&dense, Box::new(net), 2_833_000_000)
+            },
+            {
+                let net = EfficientNetB0::declare(&mut efficient, "", Level::Image);
+                (&efficient, Box::new(net), 385_800_000)
+            },
+        ];
+        for (blueprint, net, known) in nets {
+            let macs = net.macs(blueprint, 1, 224).forward;
+            let classifier = 1000 * net.width() as u64;
+            println!("{}", macs + classifier);
+            assert!((macs + classifier).abs_diff(known) < 1_500_000, "{macs}");
+        }
     }
 
     #[test]

@@ -5,6 +5,9 @@
 //! a tensor. To add a model, write one file here that implements [`Model`], its row in [`MODELS`], and a preset.
 
 mod backbone;
+mod convolution;
+mod densenet;
+mod efficientnet;
 #[cfg(test)]
 mod golden;
 mod hybrid;
@@ -14,6 +17,8 @@ mod resnet;
 mod tokens;
 
 pub use backbone::{BACKBONES, Backbone, BackboneEntry};
+pub use densenet::DenseNet121;
+pub use efficientnet::EfficientNetB0;
 pub use hybrid::Hybrid;
 pub use layers::{LayerNorm, Linear, SelfAttention};
 pub use macs::{Macs, Sizes};
@@ -41,12 +46,34 @@ pub struct Pass<'a> {
     pub mode: NormMode<'a>,
     /// How normalisation layers are computed.
     pub engine: NormEngine,
+    /// The mask of each dropout site, indexed by [`DropoutId`], `[rows, width]` f32, scaled by `1 / (1 - p)`; none
+    /// outside training.
+    pub dropout: Option<&'a [Tensor]>,
 }
 
 impl Pass<'_> {
     /// The forward copy of a parameter.
     pub fn param(&self, id: ParamId) -> &Tensor {
         &self.params[id.0]
+    }
+
+    /// `x` `[rows, width]` with its site's mask applied; outside training, `x` itself.
+    pub fn dropped(&self, x: Tensor, site: DropoutId) -> Result<Tensor> {
+        match self.dropout {
+            Some(masks) => Ok(x.f_mul(&masks[site.0])?),
+            None => Ok(x),
+        }
+    }
+
+    /// `x + branch`, both `[n, c, h, w]`, where in training some images' branch is dropped as a whole and the others'
+    /// is scaled: stochastic depth (Huang et al. 2016) in torchvision's mode `row`. The first column of the site's mask
+    /// decides.
+    pub fn stochastic_depth(&self, x: &Tensor, branch: &Tensor, site: DropoutId) -> Result<Tensor> {
+        let Some(masks) = self.dropout else {
+            return Ok(branch.f_add(x)?);
+        };
+        let mask = masks[site.0].f_narrow(1, 0, 1)?.f_view([-1, 1, 1, 1])?;
+        Ok(x.f_addcmul(branch, &mask.f_to_kind(branch.kind())?)?)
     }
 }
 
@@ -59,19 +86,6 @@ pub struct Input<'a> {
     pub patches: &'a Tensor,
     /// Where the tokens of each image come from, in the padded sequences.
     pub tokens: &'a Tokens,
-    /// The mask of each dropout site, indexed by [`DropoutId`], `[rows, width]` f32, scaled by `1 / (1 - p)`; none
-    /// outside training.
-    pub dropout: Option<&'a [Tensor]>,
-}
-
-impl Input<'_> {
-    /// `x` `[rows, width]` with its site's mask applied; outside training, `x` itself.
-    pub fn dropped(&self, x: Tensor, site: DropoutId) -> Result<Tensor> {
-        match self.dropout {
-            Some(masks) => Ok(x.f_mul(&masks[site.0])?),
-            None => Ok(x),
-        }
-    }
 }
 
 /// A network of this project: takes images and their patches, gives one set of logits per target of the task.

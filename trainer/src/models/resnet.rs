@@ -2,100 +2,10 @@
 
 use tch::Tensor;
 
-use super::{Backbone, Blueprint, Init, Macs, NormId, ParamId, Pass};
+use super::convolution::{ConvNorm, ConvolutionWindow};
+use super::{Backbone, Blueprint, Macs, Pass};
 use crate::error::Result;
-use crate::ops;
-
-/// A convolution without bias followed by batch normalisation.
-struct ConvNorm {
-    weight: ParamId,
-    scale: ParamId,
-    shift: ParamId,
-    norm: NormId,
-    stride: i64,
-    padding: i64,
-}
-
-/// Kernel size and stride of a convolution.
-#[derive(Clone, Copy)]
-struct ConvolutionWindow {
-    kernel: i64,
-    stride: i64,
-}
-
-impl ConvNorm {
-    fn declare(
-        b: &mut Blueprint,
-        conv: &str,
-        norm: String,
-        channels: (i64, i64),
-        window: ConvolutionWindow,
-    ) -> Self {
-        let (inputs, outputs) = channels;
-        let ConvolutionWindow { kernel, stride } = window;
-        Self {
-            weight: b.param(
-                format!("{conv}.weight"),
-                &[outputs, inputs, kernel, kernel],
-                true,
-                Init::KaimingFanOut,
-            ),
-            scale: b.param(
-                format!("{norm}.weight"),
-                &[outputs],
-                false,
-                Init::Constant(1.0),
-            ),
-            shift: b.param(
-                format!("{norm}.bias"),
-                &[outputs],
-                false,
-                Init::Constant(0.0),
-            ),
-            norm: b.norm(norm, outputs as usize),
-            stride,
-            padding: kernel / 2,
-        }
-    }
-
-    fn conv(&self, pass: &Pass<'_>, x: &Tensor) -> Result<Tensor> {
-        let (stride, padding) = ([self.stride; 2], [self.padding; 2]);
-        Ok(x.f_conv2d(
-            pass.param(self.weight),
-            None::<&Tensor>,
-            stride,
-            padding,
-            [1, 1],
-            1,
-        )?)
-    }
-
-    fn affine<'a>(&self, pass: &'a Pass<'_>) -> ops::Affine<'a> {
-        ops::Affine {
-            weight: pass.param(self.scale),
-            bias: pass.param(self.shift),
-            spec: &pass.norms[self.norm.0],
-        }
-    }
-
-    /// Multiplications on `n` inputs of `side` x `side` pixels, and the side of the result.
-    fn macs(&self, b: &Blueprint, n: u64, side: u64) -> (Macs, u64) {
-        let kernel = b.params[self.weight.0].shape[3] as u64;
-        let side = (side + 2 * self.padding as u64 - kernel) / self.stride as u64 + 1;
-        (b.macs_at(self.weight, n * side * side), side)
-    }
-
-    /// `norm(conv(x))`, with ReLU or without.
-    fn forward(&self, pass: &Pass<'_>, x: &Tensor, relu: bool) -> Result<Tensor> {
-        ops::batch_norm(
-            pass.engine,
-            &self.conv(pass, x)?,
-            &self.affine(pass),
-            relu,
-            &pass.mode,
-        )
-    }
-}
+use crate::ops::{self, Activation};
 
 /// Two 3 x 3 convolutions and a shortcut.
 struct BasicBlock {
@@ -109,15 +19,13 @@ impl BasicBlock {
         let three = |stride| ConvolutionWindow { kernel: 3, stride };
         let first = ConvNorm::declare(
             b,
-            &format!("{name}.conv1"),
-            format!("{name}.bn1"),
+            (&format!("{name}.conv1"), &format!("{name}.bn1")),
             (inputs, outputs),
             three(stride),
         );
         let second = ConvNorm::declare(
             b,
-            &format!("{name}.conv2"),
-            format!("{name}.bn2"),
+            (&format!("{name}.conv2"), &format!("{name}.bn2")),
             (outputs, outputs),
             three(1),
         );
@@ -125,8 +33,10 @@ impl BasicBlock {
             let one = ConvolutionWindow { kernel: 1, stride };
             ConvNorm::declare(
                 b,
-                &format!("{name}.downsample.0"),
-                format!("{name}.downsample.1"),
+                (
+                    &format!("{name}.downsample.0"),
+                    &format!("{name}.downsample.1"),
+                ),
                 (inputs, outputs),
                 one,
             )
@@ -151,16 +61,16 @@ impl BasicBlock {
         pass: &Pass<'_>,
         (x, shortcut): (Tensor, Tensor),
     ) -> Result<(Tensor, Tensor)> {
-        let y = self.first.forward(pass, &x, true)?;
+        let y = self.first.forward(pass, &x, Activation::Relu)?;
         let shortcut = match &self.downsample {
-            Some(downsample) => downsample.forward(pass, &shortcut, false)?,
+            Some(downsample) => downsample.forward(pass, &shortcut, Activation::None)?,
             None => shortcut,
         };
-        let y = self.second.conv(pass, &y)?;
+        let y = self.second.conv.forward(pass, &y)?;
         ops::batch_norm_add_relu(
             pass.engine,
             &y,
-            &self.second.affine(pass),
+            &self.second.norm.affine(pass),
             &shortcut,
             &pass.mode,
         )
@@ -185,8 +95,7 @@ impl ResNet18 {
         };
         let stem = ConvNorm::declare(
             b,
-            &format!("{prefix}conv1"),
-            format!("{prefix}bn1"),
+            (&format!("{prefix}conv1"), &format!("{prefix}bn1")),
             (3, 64),
             seven,
         );
@@ -212,8 +121,8 @@ impl Backbone for ResNet18 {
     fn maps(&self, pass: &Pass<'_>, x: &Tensor) -> Result<Tensor> {
         let stem = ops::stem(
             pass.engine,
-            &self.stem.conv(pass, x)?,
-            &self.stem.affine(pass),
+            &self.stem.conv.forward(pass, x)?,
+            &self.stem.norm.affine(pass),
             &pass.mode,
         )?;
         let mut x = (stem.shallow_clone(), stem);

@@ -213,9 +213,12 @@ impl Network {
             globals: &views.globals,
             patches: &views.patches,
             tokens: &Tokens::new(&batch.counts, Device::Cpu)?,
-            dropout: Some(&masks),
         };
-        let pass = self.pass(NormMode::Train { batch_stats }, NormEngine::Fused);
+        let pass = self.pass(
+            NormMode::Train { batch_stats },
+            NormEngine::Fused,
+            Some(&masks),
+        );
         let out = self.model.forward(&pass, &input)?;
         let (mut dlogits, mut losses) = (Vec::new(), Vec::new());
         let scales = self.scales(total);

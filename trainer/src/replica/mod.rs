@@ -125,13 +125,19 @@ impl Network {
         })
     }
 
-    /// A pass of the model with these parameters.
-    pub(crate) fn pass<'a>(&'a self, mode: NormMode<'a>, engine: NormEngine) -> Pass<'a> {
+    /// A pass of the model with these parameters; `dropout` as [`Pass::dropout`].
+    pub(crate) fn pass<'a>(
+        &'a self,
+        mode: NormMode<'a>,
+        engine: NormEngine,
+        dropout: Option<&'a [Tensor]>,
+    ) -> Pass<'a> {
         Pass {
             params: self.params.leaves(),
             norms: &self.params.blueprint.norms,
             mode,
             engine,
+            dropout,
         }
     }
 
@@ -153,9 +159,8 @@ impl Network {
             globals: &views.globals,
             patches: &views.patches,
             tokens: &Tokens::new(counts, self.params.device())?,
-            dropout: None,
         };
-        let out = self.model.forward(&self.pass(mode, engine), &input)?;
+        let out = self.model.forward(&self.pass(mode, engine, None), &input)?;
         let logits = |scores: &Tensor| -> Result<Vec<f32>> {
             let scores = scores.f_to_device(Device::Cpu)?.f_contiguous()?;
             Ok(host::slice(&scores)?.to_vec())

@@ -1,9 +1,11 @@
 //! Batch normalisation.
 
-use super::{answer, arguments, by_dtype, extent, input, on, optional, output};
+use super::{activation, answer, arguments, by_dtype, extent, input, on, optional, output};
 use crate::error::{Result, checked_elements};
 use crate::norm::workers::ParallelFor;
-use crate::norm::{self, Backward, BatchStats, Element, Forward, Gradients, ReluGate};
+use crate::norm::{
+    self, Activation, ActivationGate, Backward, BatchStats, Element, Forward, Gradients,
+};
 use std::ffi::c_void;
 
 /// Mirrors `fovea_bn_forward` of `fovea_norm.h`, which describes the fields.
@@ -13,7 +15,7 @@ use std::ffi::c_void;
 pub struct BnForwardArgs {
     pub size: i64,
     pub dtype: i32,
-    pub relu: i32,
+    pub activation: i32,
     pub rows: i64,
     pub channels: i64,
     pub x: *const c_void,
@@ -38,7 +40,7 @@ pub struct BnForwardArgs {
 pub struct BnBackwardArgs {
     pub size: i64,
     pub dtype: i32,
-    pub relu: i32,
+    pub activation: i32,
     pub rows: i64,
     pub channels: i64,
     pub x: *const c_void,
@@ -57,7 +59,7 @@ pub struct BnBackwardArgs {
     pub threads: i32,
 }
 
-/// `out = relu(batch_norm(x) (+ residual))` with the statistics of this batch.
+/// `out = activation(batch_norm(x) (+ residual))` with the statistics of this batch.
 ///
 /// # Safety
 /// `args` is null or points to a `fovea_bn_forward`. Each pointer in it is null or valid for the
@@ -104,7 +106,7 @@ unsafe fn bn_forward<T: Element>(args: &BnForwardArgs, train: bool) -> Result<()
             weight: input("weight", args.weight, c)?,
             bias: input("bias", args.bias, c)?,
             residual: optional("residual", args.residual.cast::<T>(), elements)?,
-            relu: args.relu != 0,
+            activation: activation(args.activation)?,
             eps: args.eps,
         };
         let out = output("out", args.out.cast::<T>(), elements)?;
@@ -151,10 +153,13 @@ unsafe fn bn_backward<T: Element>(args: &BnBackwardArgs) -> Result<()> {
     // SAFETY: lengths as the header states them; the caller promises validity.
     unsafe {
         let y = optional("y", args.y.cast::<T>(), elements)?;
-        let gate = match (args.relu != 0, y) {
-            (false, _) => ReluGate::Open,
-            (true, Some(y)) => ReluGate::Output(y),
-            (true, None) => ReluGate::Input {
+        let gate = match (activation(args.activation)?, y) {
+            (Activation::None, _) => ActivationGate::Open,
+            (Activation::Relu, Some(y)) => ActivationGate::Output(y),
+            (Activation::Relu, None) => ActivationGate::Input {
+                bias: input("bias", args.bias, c)?,
+            },
+            (Activation::Silu, _) => ActivationGate::Silu {
                 bias: input("bias", args.bias, c)?,
             },
         };

@@ -19,6 +19,7 @@ pub use pool::{
     fovea_stem_train_forward,
 };
 
+use super::Activation;
 use super::lanes::Isa;
 use super::workers::{Exec, Workers};
 use crate::error::{Error, Result};
@@ -175,6 +176,20 @@ use by_dtype;
 fn unknown_dtype(value: i32) -> Error {
     let help = "use FOVEA_F32 or FOVEA_BF16";
     refuse("dtype", "0 (f32) or 1 (bf16)", value.to_string(), help)
+}
+
+/// The activation of this number: 0 none, 1 ReLU, 2 SiLU.
+fn activation(value: i32) -> Result<Activation> {
+    match value {
+        0 => Ok(Activation::None),
+        1 => Ok(Activation::Relu),
+        2 => Ok(Activation::Silu),
+        other => {
+            let help = "use FOVEA_NO_ACTIVATION, FOVEA_RELU or FOVEA_SILU";
+            let limit = "0 (none), 1 (ReLU) or 2 (SiLU)";
+            Err(refuse("activation", limit, other.to_string(), help))
+        }
+    }
 }
 
 /// Rayon pools for calls without a loop of their own, one per thread count. They are kept because starting threads

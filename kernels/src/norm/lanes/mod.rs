@@ -89,6 +89,12 @@ pub trait Lanes: Copy {
     unsafe fn sub(self, other: Self) -> Self;
     /// The product `self * other`, lane by lane.
     unsafe fn mul(self, other: Self) -> Self;
+    /// The quotient `self / other`, lane by lane.
+    unsafe fn div(self, other: Self) -> Self;
+    /// `self` limited to `low ..= high`: NaN stays NaN.
+    unsafe fn clamp(self, low: Self, high: Self) -> Self;
+    /// `2^n` for lanes that hold `1.5 * 2^23 + n`, the sum whose last bits are the integer n, `-126 <= n <= 127`.
+    unsafe fn power_of_two(self) -> Self;
     /// `self * factor + addend` with one rounding.
     unsafe fn mul_add(self, factor: Self, addend: Self) -> Self;
     /// Clears the bits that bf16 does not have.

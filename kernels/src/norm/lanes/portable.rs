@@ -86,6 +86,22 @@ impl<const W: usize> Lanes for Array<W> {
         self.zip(other, |a, b| a * b)
     }
     #[inline(always)]
+    unsafe fn div(self, other: Self) -> Self {
+        self.zip(other, |a, b| a / b)
+    }
+    #[inline(always)]
+    unsafe fn clamp(self, low: Self, high: Self) -> Self {
+        self.zip(low, |v, low| if low > v { low } else { v })
+            .zip(high, |v, high| if high < v { high } else { v })
+    }
+    #[inline(always)]
+    unsafe fn power_of_two(self) -> Self {
+        Self(
+            self.0
+                .map(|v| f32::from_bits((v.to_bits() << 23).wrapping_add(127 << 23))),
+        )
+    }
+    #[inline(always)]
     unsafe fn mul_add(self, factor: Self, addend: Self) -> Self {
         let mut result = addend;
         for i in 0..W {

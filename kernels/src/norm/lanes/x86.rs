@@ -110,6 +110,29 @@ impl Lanes for Avx512 {
         both!(_mm512_mul_ps(self, other))
     }
     #[inline(always)]
+    unsafe fn div(self, other: Self) -> Self {
+        both!(_mm512_div_ps(self, other))
+    }
+    #[inline(always)]
+    unsafe fn clamp(self, low: Self, high: Self) -> Self {
+        // Both instructions return their second operand when either is NaN.
+        let raised = both!(_mm512_max_ps(low, self));
+        both!(_mm512_min_ps(high, raised))
+    }
+    #[inline(always)]
+    unsafe fn power_of_two(self) -> Self {
+        unsafe {
+            let one = _mm512_set1_epi32(127 << 23);
+            let [first, second] = self.0;
+            let first = _mm512_slli_epi32::<23>(_mm512_castps_si512(first));
+            let second = _mm512_slli_epi32::<23>(_mm512_castps_si512(second));
+            Self([
+                _mm512_castsi512_ps(_mm512_add_epi32(first, one)),
+                _mm512_castsi512_ps(_mm512_add_epi32(second, one)),
+            ])
+        }
+    }
+    #[inline(always)]
     unsafe fn mul_add(self, factor: Self, addend: Self) -> Self {
         both!(_mm512_fmadd_ps(self, factor, addend))
     }
@@ -268,6 +291,29 @@ impl Lanes for Avx2 {
     #[inline(always)]
     unsafe fn mul(self, other: Self) -> Self {
         both!(_mm256_mul_ps(self, other))
+    }
+    #[inline(always)]
+    unsafe fn div(self, other: Self) -> Self {
+        both!(_mm256_div_ps(self, other))
+    }
+    #[inline(always)]
+    unsafe fn clamp(self, low: Self, high: Self) -> Self {
+        // Both instructions return their second operand when either is NaN.
+        let raised = both!(_mm256_max_ps(low, self));
+        both!(_mm256_min_ps(high, raised))
+    }
+    #[inline(always)]
+    unsafe fn power_of_two(self) -> Self {
+        unsafe {
+            let one = _mm256_set1_epi32(127 << 23);
+            let [first, second] = self.0;
+            let first = _mm256_slli_epi32::<23>(_mm256_castps_si256(first));
+            let second = _mm256_slli_epi32::<23>(_mm256_castps_si256(second));
+            Self([
+                _mm256_castsi256_ps(_mm256_add_epi32(first, one)),
+                _mm256_castsi256_ps(_mm256_add_epi32(second, one)),
+            ])
+        }
     }
     #[inline(always)]
     unsafe fn mul_add(self, factor: Self, addend: Self) -> Self {

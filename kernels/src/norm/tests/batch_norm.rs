@@ -2,8 +2,8 @@
 
 use super::{Numbers, PLAIN, Sample, assert_close, bits, everywhere, wide};
 use crate::norm::{
-    Backward, BatchStats, Forward, Gradients, ReluGate, bn_train_backward, bn_train_forward,
-    eval_forward, train_backward, train_forward,
+    Activation, ActivationGate, Backward, BatchStats, Forward, Gradients, bn_train_backward,
+    bn_train_forward, eval_forward, train_backward, train_forward,
 };
 use crate::{Error, Result};
 use half::bf16;
@@ -46,7 +46,7 @@ impl<T: Sample> Case<T> {
         }
     }
 
-    fn forward(&self, residual: bool, relu: bool) -> Forward<'_, T> {
+    fn forward(&self, residual: bool, activation: Activation) -> Forward<'_, T> {
         Forward {
             x: &self.x,
             rows: self.rows,
@@ -54,12 +54,12 @@ impl<T: Sample> Case<T> {
             weight: &self.weight,
             bias: &self.bias,
             residual: residual.then_some(&self.residual),
-            relu,
+            activation,
             eps: EPS,
         }
     }
 
-    fn backward<'a>(&'a self, stats: &'a Stats, gate: ReluGate<'a, T>) -> Backward<'a, T> {
+    fn backward<'a>(&'a self, stats: &'a Stats, gate: ActivationGate<'a, T>) -> Backward<'a, T> {
         Backward {
             x: &self.x,
             rows: self.rows,
@@ -112,14 +112,19 @@ fn textbook(values: &[f64]) -> (f64, f64) {
     (mean, squares.sum::<f64>() / n)
 }
 
-fn check_forward<T: Sample>(rows: usize, channels: usize, residual: bool, relu: bool) {
+/// The logistic function in f64.
+fn sigmoid(z: f64) -> f64 {
+    1.0 / (1.0 + (-z).exp())
+}
+
+fn check_forward<T: Sample>(rows: usize, channels: usize, residual: bool, activation: Activation) {
     let case = Case::<T>::new(rows, channels, (rows * 1000 + channels) as u64);
     let (out, stats) = everywhere(|exec| {
         let mut out = vec![T::default(); rows * channels];
         let mut stats = Stats::new(channels);
         train_forward(
             exec,
-            &case.forward(residual, relu),
+            &case.forward(residual, activation),
             &mut out,
             &mut stats.borrow(),
         )
@@ -150,7 +155,11 @@ fn check_forward<T: Sample>(rows: usize, channels: usize, residual: bool, relu: 
             .map(|(x, skip)| {
                 let (w, b) = (f64::from(case.weight[c]), f64::from(case.bias[c]));
                 let y = w * (x - mean) * invstd + b + if residual { skip } else { 0.0 };
-                if relu { y.max(0.0) } else { y }
+                match activation {
+                    Activation::None => y,
+                    Activation::Relu => y.max(0.0),
+                    Activation::Silu => y * sigmoid(y),
+                }
             })
             .collect();
         assert_close("out", &case.column(&out, c), &expected, 1e-5, T::STEP);
@@ -160,9 +169,15 @@ fn check_forward<T: Sample>(rows: usize, channels: usize, residual: bool, relu: 
 #[test]
 fn forward_is_the_textbook() {
     for (rows, channels) in [(2, 1), (5, 3), (33, 64), (700, 67), (300, 130), (1100, 40)] {
-        for (residual, relu) in [(false, false), (false, true), (true, false), (true, true)] {
-            check_forward::<f32>(rows, channels, residual, relu);
-            check_forward::<bf16>(rows, channels, residual, relu);
+        for (residual, activation) in [
+            (false, Activation::None),
+            (false, Activation::Relu),
+            (false, Activation::Silu),
+            (true, Activation::None),
+            (true, Activation::Relu),
+        ] {
+            check_forward::<f32>(rows, channels, residual, activation);
+            check_forward::<bf16>(rows, channels, residual, activation);
         }
     }
 }
@@ -235,21 +250,28 @@ impl<T: Sample> Outcome<T> {
     }
 }
 
-fn check_backward<T: Sample>(rows: usize, channels: usize, residual: bool, relu: bool, two: bool) {
+fn check_backward<T: Sample>(
+    rows: usize,
+    channels: usize,
+    residual: bool,
+    activation: Activation,
+    two: bool,
+) {
     let case = Case::<T>::new(rows, channels, (rows * 77 + channels) as u64);
     let mut y = vec![T::default(); rows * channels];
     let mut stats = Stats::new(channels);
     train_forward(
         PLAIN,
-        &case.forward(residual, relu),
+        &case.forward(residual, activation),
         &mut y,
         &mut stats.borrow(),
     )
     .expect("good shapes");
-    let gate = match (relu, residual) {
-        (false, _) => ReluGate::Open,
-        (true, true) => ReluGate::Output(y.as_slice()),
-        (true, false) => ReluGate::Input { bias: &case.bias },
+    let gate = match (activation, residual) {
+        (Activation::None, _) => ActivationGate::Open,
+        (Activation::Relu, true) => ActivationGate::Output(y.as_slice()),
+        (Activation::Relu, false) => ActivationGate::Input { bias: &case.bias },
+        (Activation::Silu, _) => ActivationGate::Silu { bias: &case.bias },
     };
     let run = |exec, gate| {
         let mut grads = Outcome::new(rows * channels, channels, residual);
@@ -259,8 +281,8 @@ fn check_backward<T: Sample>(rows: usize, channels: usize, residual: bool, relu:
         grads
     };
     let actual = everywhere(|exec| run(exec, gate));
-    if relu {
-        let from_output = run(PLAIN, ReluGate::Output(&y));
+    if activation == Activation::Relu {
+        let from_output = run(PLAIN, ActivationGate::Output(&y));
         assert!(from_output == actual, "the two gates differ");
     }
     for c in 0..channels {
@@ -274,7 +296,17 @@ fn check_backward<T: Sample>(rows: usize, channels: usize, residual: bool, relu:
             } else {
                 dy[i]
             };
-            g.push(if relu && y[i] <= 0.0 { 0.0 } else { sum });
+            g.push(match activation {
+                Activation::None => sum,
+                Activation::Relu if y[i] <= 0.0 => 0.0,
+                Activation::Relu => sum,
+                Activation::Silu => {
+                    let xhat = (x[i] - f64::from(stats.mean[c])) * f64::from(stats.invstd[c]);
+                    let z = xhat * f64::from(case.weight[c]) + f64::from(case.bias[c]);
+                    let s = sigmoid(z);
+                    sum * (s + z * s * (1.0 - s))
+                }
+            });
         }
         let (dx, dweight, dbias) = textbook_backward(&x, &g, case.weight[c].into());
         let size = (rows as f64).sqrt();
@@ -302,13 +334,18 @@ fn check_backward<T: Sample>(rows: usize, channels: usize, residual: bool, relu:
 #[test]
 fn backward_is_the_textbook() {
     for (rows, channels) in [(2, 1), (33, 64), (700, 67), (1100, 40)] {
-        for (residual, relu) in [(false, false), (false, true), (true, true)] {
-            check_backward::<f32>(rows, channels, residual, relu, false);
-            check_backward::<bf16>(rows, channels, residual, relu, false);
+        for (residual, activation) in [
+            (false, Activation::None),
+            (false, Activation::Relu),
+            (false, Activation::Silu),
+            (true, Activation::Relu),
+        ] {
+            check_backward::<f32>(rows, channels, residual, activation, false);
+            check_backward::<bf16>(rows, channels, residual, activation, false);
         }
-        check_backward::<f32>(rows, channels, true, true, true);
-        check_backward::<bf16>(rows, channels, true, true, true);
-        check_backward::<bf16>(rows, channels, true, false, true);
+        check_backward::<f32>(rows, channels, true, Activation::Relu, true);
+        check_backward::<bf16>(rows, channels, true, Activation::Relu, true);
+        check_backward::<bf16>(rows, channels, true, Activation::None, true);
     }
 }
 
@@ -335,7 +372,12 @@ fn statistics_survive_large_means_and_odd_first_rows() {
     };
     let mut stats = Stats::new(4);
     let mut out = vec![0.0; rows * 4];
-    bn_train_forward(&case.forward(false, false), &mut out, &mut stats.borrow()).expect("shapes");
+    bn_train_forward(
+        &case.forward(false, Activation::None),
+        &mut out,
+        &mut stats.borrow(),
+    )
+    .expect("shapes");
     for c in 0..4 {
         let (mean, var) = textbook(&case.column(&case.x, c));
         let unbiased = var * rows as f64 / (rows - 1) as f64;
@@ -363,9 +405,12 @@ fn a_nan_is_seen_in_all_of_its_channel_and_nowhere_else() {
     case.x[64 * 17 + 5] = bf16::NAN;
     let mut stats = Stats::new(64);
     let mut out = vec![bf16::ZERO; 50 * 64];
-    bn_train_forward(&case.forward(true, true), &mut out, &mut stats.borrow()).expect("shapes");
-    for (i, y) in out.iter().enumerate() {
-        assert_eq!(y.is_nan(), i % 64 == 5, "element {i}");
+    for (residual, activation) in [(true, Activation::Relu), (false, Activation::Silu)] {
+        let forward = case.forward(residual, activation);
+        bn_train_forward(&forward, &mut out, &mut stats.borrow()).expect("shapes");
+        for (i, y) in out.iter().enumerate() {
+            assert_eq!(y.is_nan(), i % 64 == 5, "{activation:?}: element {i}");
+        }
     }
 }
 
@@ -377,7 +422,14 @@ fn evaluation_uses_the_given_statistics() {
     let var: Vec<f32> = numbers.floats(70).iter().map(|v| v.abs()).collect();
     let out = everywhere(|exec| {
         let mut out = vec![bf16::ZERO; 90 * 70];
-        eval_forward(exec, &case.forward(true, true), &mean, &var, &mut out).expect("shapes");
+        eval_forward(
+            exec,
+            &case.forward(true, Activation::Relu),
+            &mean,
+            &var,
+            &mut out,
+        )
+        .expect("shapes");
         out
     });
     let expected: Vec<f64> = (0..90 * 70)
@@ -403,13 +455,16 @@ fn wrong_calls_are_refused_in_words() {
     let case = Case::<f32>::new(4, 3, 1);
     let mut stats = Stats::new(3);
     let mut out = vec![0.0; 11];
-    let input = case.forward(true, true);
+    let input = case.forward(true, Activation::Relu);
     let result = bn_train_forward(&input, &mut out, &mut stats.borrow());
     assert_eq!(
         refusal(result).lines().next(),
         Some("out has 11 elements, its shape needs 12")
     );
     let mut out = vec![0.0; 12];
+    let silu = case.forward(true, Activation::Silu);
+    let result = bn_train_forward(&silu, &mut out, &mut stats.borrow());
+    assert!(refusal(result).starts_with("residual is given, the limit is none for a layer with"));
     let mut one = input;
     (one.rows, one.x, one.residual) = (1, &case.x[..3], None);
     let result = bn_train_forward(&one, &mut out[..3], &mut stats.borrow());
@@ -420,11 +475,15 @@ fn wrong_calls_are_refused_in_words() {
     assert!(matches!(result, Err(Error::Overflow { .. })));
 
     let mut grads = Outcome::new(12, 3, false);
-    let mut backward = case.backward(&stats, ReluGate::Open);
+    let mut backward = case.backward(&stats, ActivationGate::Open);
     backward.second_dy = Some(&case.second);
     let result = bn_train_backward(&backward, &mut grads.borrow());
     assert!(refusal(result).starts_with("second_dy is given without it"));
-    let short = ReluGate::Input {
+    let mut behind = Outcome::new(12, 3, true);
+    let silu = case.backward(&stats, ActivationGate::Silu { bias: &case.bias });
+    let result = bn_train_backward(&silu, &mut behind.borrow());
+    assert!(refusal(result).starts_with("dresidual is given, the limit is none for a layer with"));
+    let short = ActivationGate::Input {
         bias: &case.bias[..2],
     };
     let result = bn_train_backward(&case.backward(&stats, short), &mut grads.borrow());
@@ -436,17 +495,21 @@ proptest! {
     /// Shapes around the block and task boundaries: the same bits in every way.
     #[test]
     fn bits_never_depend_on_threads_or_instructions(
-        blocks in 0usize..4, extra in 1usize..40, channels in 1usize..150, seed: u64,
+        blocks in 0usize..4, extra in 1usize..40, channels in 1usize..150, seed: u64, silu: bool,
     ) {
         let rows = (blocks * crate::norm::block_rows(channels) + extra).max(2);
         let case = Case::<bf16>::new(rows, channels, seed);
         everywhere(|exec| {
             let mut y = vec![bf16::ZERO; rows * channels];
             let mut stats = Stats::new(channels);
-            let forward = case.forward(false, true);
+            let (activation, gate) = if silu {
+                (Activation::Silu, ActivationGate::Silu { bias: &case.bias })
+            } else {
+                (Activation::Relu, ActivationGate::Input { bias: &case.bias })
+            };
+            let forward = case.forward(false, activation);
             train_forward(exec, &forward, &mut y, &mut stats.borrow()).expect("shapes");
             let mut grads = Outcome::new(rows * channels, channels, false);
-            let gate = ReluGate::Input { bias: &case.bias };
             let backward = case.backward(&stats, gate);
             train_backward(exec, &backward, &mut grads.borrow()).expect("shapes");
             (bits(&y), stats, grads)

@@ -3,9 +3,10 @@
 use super::{Numbers, Sample, bits, three_threads};
 use crate::norm::ffi::{self, BnBackwardArgs, BnForwardArgs, PoolArgs};
 use crate::norm::{
-    Backward, BatchStats, Forward, Gradients, PoolShape, ReluGate, StemBackward, StemForward,
-    StemOutput, bn_eval_forward, bn_train_backward, bn_train_forward, maxpool3x3s2_backward,
-    maxpool3x3s2_forward, stem_eval_forward, stem_train_backward, stem_train_forward,
+    Activation, ActivationGate, Backward, BatchStats, Forward, Gradients, PoolShape, StemBackward,
+    StemForward, StemOutput, bn_eval_forward, bn_train_backward, bn_train_forward,
+    maxpool3x3s2_backward, maxpool3x3s2_forward, stem_eval_forward, stem_train_backward,
+    stem_train_forward,
 };
 use half::bf16;
 use std::ffi::CStr;
@@ -55,7 +56,7 @@ fn layer() -> Layer {
 }
 
 /// Forward and backward through the functions.
-fn direct() -> Layer {
+fn direct(activation: Activation) -> Layer {
     let mut l = layer();
     let [mean, invstd, var_unbiased, dweight, dbias] = &mut l.small;
     let forward = Forward {
@@ -65,7 +66,7 @@ fn direct() -> Layer {
         weight: &l.weight,
         bias: &l.bias,
         residual: None,
-        relu: true,
+        activation,
         eps: 1e-5,
     };
     let mut stats = BatchStats {
@@ -80,7 +81,11 @@ fn direct() -> Layer {
         channels: CHANNELS,
         dy: &l.dy,
         second_dy: None,
-        gate: ReluGate::Input { bias: &l.bias },
+        gate: match activation {
+            Activation::None => ActivationGate::Open,
+            Activation::Relu => ActivationGate::Input { bias: &l.bias },
+            Activation::Silu => ActivationGate::Silu { bias: &l.bias },
+        },
         weight: &l.weight,
         mean,
         invstd,
@@ -97,7 +102,7 @@ fn direct() -> Layer {
 
 fn forward_args(l: &mut Layer) -> BnForwardArgs {
     let mut args = zeroed!(BnForwardArgs);
-    args.relu = 1;
+    args.activation = 1;
     (args.rows, args.channels) = (ROWS as i64, CHANNELS as i64);
     args.x = l.x.as_ptr().cast();
     (args.weight, args.bias) = (l.weight.as_ptr(), l.bias.as_ptr());
@@ -111,7 +116,7 @@ fn forward_args(l: &mut Layer) -> BnForwardArgs {
 
 fn backward_args(l: &mut Layer) -> BnBackwardArgs {
     let mut args = zeroed!(BnBackwardArgs);
-    args.relu = 1;
+    args.activation = 1;
     (args.rows, args.channels) = (ROWS as i64, CHANNELS as i64);
     (args.x, args.dy) = (l.x.as_ptr().cast(), l.dy.as_ptr().cast());
     (args.weight, args.bias) = (l.weight.as_ptr(), l.bias.as_ptr());
@@ -124,7 +129,15 @@ fn backward_args(l: &mut Layer) -> BnBackwardArgs {
 
 #[test]
 fn batch_norm_through_c_is_the_same() {
-    let expected = direct();
+    for (number, activation) in [Activation::None, Activation::Relu, Activation::Silu]
+        .into_iter()
+        .enumerate()
+    {
+        compare_through_c(number as i32, &direct(activation));
+    }
+}
+
+fn compare_through_c(activation: i32, expected: &Layer) {
     for (threads, parallel_for) in [
         (0, None),
         (1, None),
@@ -135,8 +148,10 @@ fn batch_norm_through_c_is_the_same() {
         let mut l = layer();
         let mut forward = forward_args(&mut l);
         (forward.threads, forward.parallel_for) = (threads, parallel_for);
+        forward.activation = activation;
         let mut backward = backward_args(&mut l);
         (backward.threads, backward.parallel_for) = (threads, parallel_for);
+        backward.activation = activation;
         // SAFETY: the buffers live and have the lengths of the shape.
         unsafe {
             assert_eq!(ffi::fovea_bn_train_forward(&forward), ffi::OK);
@@ -144,7 +159,7 @@ fn batch_norm_through_c_is_the_same() {
         }
         assert!(
             l.out == expected.out && l.dx == expected.dx,
-            "{threads} threads"
+            "activation {activation}, {threads} threads"
         );
         assert_eq!(l.small, expected.small);
     }
@@ -215,7 +230,7 @@ fn evaluation_through_c_is_the_same() {
         weight: &l.weight,
         bias: &l.bias,
         residual: Some(&l.dy),
-        relu: true,
+        activation: Activation::Relu,
         eps: 1e-5,
     };
     let mut out = vec![0.0; ROWS * CHANNELS];
@@ -328,11 +343,15 @@ fn stem_through_c_is_the_same() {
 #[test]
 fn broken_calls_are_refused_in_words() {
     type Break = fn(&mut BnForwardArgs);
-    let cases: [(Break, &str); 8] = [
+    let cases: [(Break, &str); 9] = [
         (|a| a.size += 8, "size is "),
         (
             |a| a.dtype = 7,
             "dtype is 7, the limit is 0 (f32) or 1 (bf16)",
+        ),
+        (
+            |a| a.activation = 3,
+            "activation is 3, the limit is 0 (none), 1 (ReLU) or 2 (SiLU)",
         ),
         (|a| a.x = null(), "x is null, the limit is not null"),
         (|a| a.rows = -1, "rows is -1, the limit is 0 or more"),
