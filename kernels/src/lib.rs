@@ -15,6 +15,7 @@
 )]
 
 mod augment;
+pub mod confusion;
 pub mod crop;
 pub mod cuda;
 mod error;

@@ -9,6 +9,7 @@
 #include "common.cuh"
 #include "draw.cuh"
 #include "shade.cuh"
+#include "sigmoid.cuh"
 #include "tile.cuh"
 
 #include "modules.inc"

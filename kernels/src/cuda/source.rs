@@ -30,10 +30,11 @@ macro_rules! file {
 }
 
 /// The headers that a source may include.
-pub const HEADERS: [SourceFile; 4] = [
+pub const HEADERS: [SourceFile; 5] = [
     file!("common.cuh"),
     file!("draw.cuh"),
     file!("shade.cuh"),
+    file!("sigmoid.cuh"),
     file!("tile.cuh"),
 ];
 
@@ -45,7 +46,11 @@ pub fn sources() -> impl Iterator<Item = &'static Source> {
 }
 
 /// The files of `kernels/cuda/`.
-static SOURCES: [Source; 5] = [
+static SOURCES: [Source; 6] = [
+    Source {
+        file: file!("confusion.cu"),
+        kernels: &["fovea_confusion_counts"],
+    },
     Source {
         file: file!("patch_crop.cu"),
         kernels: &["fovea_patch_crop_f32", "fovea_patch_crop_bf16"],
