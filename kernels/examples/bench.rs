@@ -142,9 +142,9 @@ fn focal() -> fovea_kernels::Result<()> {
         let labels: Vec<Label> = (0..rows).map(|i| Label(i % 16)).collect();
         let settings = LossSettings {
             gamma,
-            alpha: vec![1.0; 4],
-            pos_weight: 0.25,
-            neg_weight: 0.75,
+            positive_weight: 0.25,
+            negative_weight: 0.75,
+            ..LossSettings::plain(4)
         };
         let focal = loss::build("focal", &settings)?;
         let mut dlogits = vec![0.0; logits.len()];

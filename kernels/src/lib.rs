@@ -16,6 +16,7 @@
 
 mod affine;
 mod augment;
+pub mod confusion;
 pub mod crop;
 pub mod cuda;
 mod error;

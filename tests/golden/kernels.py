@@ -145,6 +145,56 @@ def focal():
         store(f"focal.{name}.grad", torch.autograd.grad(loss, z64)[0].numpy())
 
 
+def bce():
+    """On the logits and targets of focal()."""
+    z, y = focal_inputs()
+    weight, pos_weight = torch.tensor([0.5, 2.0, 1.0, 0.25]).double(), torch.tensor([3.0, 0.5, 1.0, 8.0]).double()
+    for name, options in [("plain", {}), ("pos_weight", {"pos_weight": pos_weight}), ("both", {"weight": weight, "pos_weight": pos_weight})]:
+        z64 = z.clone().requires_grad_()
+        loss = torch.nn.functional.binary_cross_entropy_with_logits(z64, y, reduction="sum", **options)
+        store(f"bce.{name}.loss", [loss.item()])
+        store(f"bce.{name}.grad", torch.autograd.grad(loss, z64)[0].numpy())
+
+
+def class_balanced():
+    """On the logits and targets of focal(). A class that never occurs counts as often as the rarest that does."""
+    z, y = focal_inputs()
+    counts = np.array([11993, 28829, 47, 47], dtype=np.float64)
+    for name, beta, gamma in [("bce", 0.9999, 0.0), ("focal", 0.9999, 2.0), ("beta0.99", 0.99, 1.5), ("beta0", 0.0, 0.0)]:
+        beta = float(np.float32(beta))
+        weights = (1 - beta) / (1 - beta**counts)
+        weights = torch.from_numpy(weights / weights.sum() * len(weights))
+        z64 = z.clone().requires_grad_()
+        loss = (weights * sigmoid_focal_loss(z64, y, alpha=-1, gamma=gamma, reduction="none")).sum()
+        store(f"class_balanced.{name}.loss", [loss.item()])
+        store(f"class_balanced.{name}.grad", torch.autograd.grad(loss, z64)[0].numpy())
+
+
+def focal_inputs():
+    stored = {line.split(" ")[0]: line.split(" ")[1:] for line in lines}
+    z = torch.tensor([float(v) for v in stored["focal.logits"]]).float().double().view(-1, 4)
+    targets = torch.tensor([int(v) for v in stored["focal.targets"]])
+    return z, (targets[:, None] >> torch.arange(4) & 1).double()
+
+
+def cross_entropy():
+    rows, classes = 30, 5
+    generator = torch.Generator().manual_seed(7)
+    z = torch.randn(rows, classes, generator=generator) * 4
+    y = torch.randint(classes, (rows,), generator=generator)
+    z[0] = torch.tensor([30.0, 0.0, -30.0, 1.0, 2.0])
+    store("cross_entropy.logits", z.numpy())
+    store("cross_entropy.labels", y.numpy())
+    weight = torch.tensor([0.5, 2.0, 1.0, 0.25, 3.0]).double()
+    for name, options in [("plain", {}), ("smooth", {"label_smoothing": 0.1}), ("weighted", {"weight": weight}),
+                          ("both", {"weight": weight, "label_smoothing": 0.25})]:
+        z64 = z.double().requires_grad_()
+        loss = torch.nn.functional.cross_entropy(z64, y, reduction="sum", **options)
+        store(f"cross_entropy.{name}.loss", [loss.item()])
+        store(f"cross_entropy.{name}.grad", torch.autograd.grad(loss, z64)[0].numpy())
+        store(f"cross_entropy.{name}.mean", [torch.nn.functional.cross_entropy(z64, y, **options).item()])
+
+
 def optimizers():
     n, steps = 37, 5
     start, grads = torch.randn(n), torch.randn(steps, n) * 0.1
@@ -178,6 +228,9 @@ augmentation()
 resize()
 focal()
 optimizers()
+bce()
+class_balanced()
+cross_entropy()
 path = pathlib.Path(__file__).with_name("kernels.txt")
 path.write_text("\n".join(lines) + "\n")
 print(path, path.stat().st_size, "bytes")

@@ -72,6 +72,18 @@ inline float __uint_as_float(unsigned bits) {
     return x;
 }
 
+inline long long __double_as_longlong(double x) {
+    long long bits;
+    std::memcpy(&bits, &x, 8);
+    return bits;
+}
+
+inline double __longlong_as_double(long long bits) {
+    double x;
+    std::memcpy(&x, &bits, 8);
+    return x;
+}
+
 // 0..1; NaN gives 0.
 inline float __saturatef(float x) {
     return x > 0.0f ? (x < 1.0f ? x : 1.0f) : 0.0f;
@@ -93,6 +105,13 @@ inline unsigned __vcmpgtu4(unsigned a, unsigned b) {
         }
     }
     return result;
+}
+
+// One thread runs at a time, so nothing comes between.
+inline float atomicAdd(float *at, float value) {
+    float before = *at;
+    *at = before + value;
+    return before;
 }
 
 template <class T>

@@ -10,6 +10,7 @@
 #include "affine.cuh"
 #include "draw.cuh"
 #include "shade.cuh"
+#include "sigmoid.cuh"
 #include "tile.cuh"
 
 #include "modules.inc"

@@ -34,6 +34,7 @@ pub use kernels::{Current, Kernels};
 pub use launch::{Launch, Op};
 pub use memory::{DeviceBuffer, PinnedBuffer};
 pub use ops::adam::FusedAdam;
+pub use ops::confusion::ConfusionCounts;
 pub use ops::crop::{ImageRecord, PatchCrop, SpecRecord, StepRecord, spec_records};
 pub use ops::flat::{AccumulateBf16, SumSquares, ToBf16};
 pub use ops::resize::{Resize, resize_table};

@@ -30,11 +30,12 @@ macro_rules! file {
 }
 
 /// The headers that a source may include.
-pub const HEADERS: [SourceFile; 5] = [
+pub const HEADERS: [SourceFile; 6] = [
     file!("affine.cuh"),
     file!("common.cuh"),
     file!("draw.cuh"),
     file!("shade.cuh"),
+    file!("sigmoid.cuh"),
     file!("tile.cuh"),
 ];
 
@@ -46,7 +47,11 @@ pub fn sources() -> impl Iterator<Item = &'static Source> {
 }
 
 /// The files of `kernels/cuda/`.
-static SOURCES: [Source; 5] = [
+static SOURCES: [Source; 6] = [
+    Source {
+        file: file!("confusion.cu"),
+        kernels: &["fovea_confusion_counts"],
+    },
     Source {
         file: file!("patch_crop.cu"),
         kernels: &[

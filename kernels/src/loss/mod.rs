@@ -3,19 +3,28 @@
 //! A loss is a folder here, with its definition on the CPU (the twin), its kernel and its tests, and a row of
 //! [`LOSSES`]. Training and evaluation use the trait alone.
 
+mod bce;
+mod class_balanced;
+mod cross_entropy;
 mod focal;
+mod sigmoid;
 
 use std::fmt::Debug;
 use std::sync::Arc;
 
-use fovea_task::{Kind, Label};
+use fovea_task::{Kind, Label, MAX_CLASSES};
 
 use crate::cuda::Op;
 use crate::cuda::source::Source;
 use crate::error::{Error, Result, check_len, checked_elements};
 
 /// Every loss. A configuration chooses one by its name.
-pub static LOSSES: &[&LossEntry] = &[&focal::ENTRY];
+pub static LOSSES: &[&LossEntry] = &[
+    &focal::ENTRY,
+    &bce::ENTRY,
+    &class_balanced::ENTRY,
+    &cross_entropy::ENTRY,
+];
 
 /// A row of [`LOSSES`].
 #[derive(Debug)]
@@ -24,6 +33,8 @@ pub struct LossEntry {
     pub name: &'static str,
     /// The kind of target whose labels the loss reads.
     pub kind: Kind,
+    /// Keys of the configuration's section `[loss]` that change the loss; it ignores those that only others read.
+    pub reads: &'static [&'static str],
     /// Builds the loss from settings; returns an error for settings that it cannot compute with.
     pub build: fn(&LossSettings) -> Result<Arc<dyn Loss>>,
     /// The CUDA source of its kernel.
@@ -37,10 +48,95 @@ pub struct LossSettings {
     pub gamma: f32,
     /// One weight per class, 0 or more; the length is the number of classes C, 1 to [`fovea_task::MAX_CLASSES`].
     pub alpha: Vec<f32>,
-    /// Factor where the label has the class, 0 or more.
-    pub pos_weight: f32,
-    /// Factor where the label does not have the class, 0 or more.
-    pub neg_weight: f32,
+    /// Factor of `focal` where the label has the class, 0 or more.
+    pub positive_weight: f32,
+    /// Factor of `focal` where the label does not have the class, 0 or more.
+    pub negative_weight: f32,
+    /// Factor of `bce` per class where the label has the class, 0 or more; as long as `alpha`. PyTorch's `pos_weight`.
+    pub pos_weight: Vec<f32>,
+    /// The share of a label that `cross_entropy` spreads over all classes, 0 or more and below 1.
+    pub label_smoothing: f32,
+    /// How much further samples of a class add to the first ones in `class_balanced`: 0 weighs all classes alike, and
+    /// towards 1 the weights become inverse frequencies. 0 or more and below 1.
+    pub beta: f32,
+    /// Samples with each class, for `class_balanced`; as long as `alpha`.
+    pub positives: Vec<u64>,
+}
+
+impl LossSettings {
+    /// Settings that weigh `classes` classes, their labels and all samples alike, without smoothing.
+    #[must_use]
+    pub fn plain(classes: usize) -> Self {
+        Self {
+            gamma: 0.0,
+            alpha: vec![1.0; classes],
+            positive_weight: 1.0,
+            negative_weight: 1.0,
+            pos_weight: vec![1.0; classes],
+            label_smoothing: 0.0,
+            beta: 0.0,
+            positives: vec![1; classes],
+        }
+    }
+
+    /// Returns an error for numbers without a meaning, and for lists of different lengths.
+    fn check(&self) -> Result<()> {
+        let classes = self.alpha.len();
+        if !(1..=MAX_CLASSES).contains(&classes) {
+            return Err(Error::Argument {
+                what: "LossSettings::alpha's length (the number of classes)",
+                limit: "1 to 63",
+                actual: classes.to_string(),
+                help: "pass one weight per class; a label holds at most 63 classes",
+            });
+        }
+        check_numbers("LossSettings::gamma", &[self.gamma])?;
+        check_numbers("LossSettings::positive_weight", &[self.positive_weight])?;
+        check_numbers("LossSettings::negative_weight", &[self.negative_weight])?;
+        check_numbers("LossSettings::alpha", &self.alpha)?;
+        check_numbers("LossSettings::pos_weight", &self.pos_weight)?;
+        let lengths = [
+            ("LossSettings::pos_weight", self.pos_weight.len()),
+            ("LossSettings::positives", self.positives.len()),
+        ];
+        for (what, length) in lengths {
+            check_len(
+                what,
+                "one number per class, as many as alpha",
+                length,
+                classes,
+            )?;
+        }
+        let shares = [
+            ("LossSettings::label_smoothing", self.label_smoothing),
+            ("LossSettings::beta", self.beta),
+        ];
+        for (what, value) in shares {
+            if !(0.0..1.0).contains(&value) {
+                return Err(Error::Argument {
+                    what,
+                    limit: "0 or more, below 1",
+                    actual: value.to_string(),
+                    help: "check the loss settings",
+                });
+            }
+        }
+        Ok(())
+    }
+}
+
+/// Returns an error for a weight or an exponent that is negative or not finite.
+fn check_numbers(what: &'static str, values: &[f32]) -> Result<()> {
+    let bad = |value: &&f32| !(value.is_finite() && **value >= 0.0);
+    match values.iter().find(bad) {
+        None => Ok(()),
+        Some(value) => Err(Error::Argument {
+            what,
+            limit: "0 or more, finite",
+            actual: value.to_string(),
+            help: "check the loss settings and the label counts the weights come from",
+        }),
+    }
 }
 
 /// One loss over one head's logits, with its settings.

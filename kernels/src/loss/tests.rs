@@ -7,9 +7,7 @@ use super::*;
 fn settings(classes: usize) -> LossSettings {
     LossSettings {
         gamma: 2.0,
-        alpha: vec![1.0; classes],
-        pos_weight: 1.0,
-        neg_weight: 1.0,
+        ..LossSettings::plain(classes)
     }
 }
 
@@ -21,6 +19,7 @@ fn losses_are_found_by_their_names() {
         let loss = build(entry.name, &settings(5)).unwrap();
         assert_eq!((loss.name(), loss.kind()), (entry.name, entry.kind));
         assert_eq!(loss.classes(), 5);
+        assert!(!entry.reads.is_empty(), "{}", entry.name);
     }
     let error = build("hinge", &settings(5)).unwrap_err().to_string();
     assert!(error.starts_with("the name of a loss is hinge"), "{error}");

@@ -67,33 +67,59 @@ fn cases(rows: impl Strategy<Value = usize> + 'static) -> impl Strategy<Value = 
         (
             prop::collection::vec(logit, n * classes),
             prop::collection::vec(label, n),
-            (
-                gamma.clone(),
-                prop::collection::vec(weight(), classes),
-                weight(),
-                weight(),
-            ),
+            settings(gamma.clone(), weight, classes),
             prop_oneof![Just(1.0f32), 1e-4f32..10.0],
             (0usize..4, 0usize..4),
         )
-            .prop_map(
-                move |(logits, labels, (gamma, alpha, pos_weight, neg_weight), scale, shift)| {
-                    Case {
-                        entry,
-                        logits,
-                        labels,
-                        params: LossSettings {
-                            gamma,
-                            alpha,
-                            pos_weight,
-                            neg_weight,
-                        },
-                        scale,
-                        shift,
-                    }
-                },
-            )
+            .prop_map(move |(logits, labels, params, scale, shift)| Case {
+                entry,
+                logits,
+                labels,
+                params,
+                scale,
+                shift,
+            })
     })
+}
+
+fn settings<W: Strategy<Value = f32>>(
+    gamma: impl Strategy<Value = f32>,
+    weight: impl Fn() -> W,
+    classes: usize,
+) -> impl Strategy<Value = LossSettings> {
+    let weights = || prop::collection::vec(weight(), classes);
+    (
+        (gamma, weights(), weight(), weight(), weights()),
+        prop_oneof![Just(0.0f32), 0.0f32..0.9],
+        prop_oneof![Just(0.9999f32), 0.0f32..0.999],
+        prop::collection::vec(0u64..30_000, classes),
+    )
+        .prop_map(|(weights, label_smoothing, beta, positives)| {
+            let (gamma, alpha, positive_weight, negative_weight, pos_weight) = weights;
+            LossSettings {
+                gamma,
+                alpha,
+                positive_weight,
+                negative_weight,
+                pos_weight,
+                label_smoothing,
+                beta,
+                positives,
+            }
+        })
+}
+
+/// The largest weight that the case's loss gives a term of class `class`, for tolerances relative to it.
+fn heaviest(case: &Case, class: usize) -> f64 {
+    let p = &case.params;
+    let sign = match case.entry.name {
+        "focal" => p.positive_weight.max(p.negative_weight),
+        "bce" => p.pos_weight[class].max(1.0),
+        // These weights have mean 1, so none is above the number of classes.
+        "class_balanced" => return p.alpha.len() as f64,
+        _ => 1.0,
+    };
+    f64::from(p.alpha[class]) * f64::from(sign)
 }
 
 fn run<R: Runner>(r: &R, case: &Case) -> (f64, Vec<f32>) {
@@ -123,10 +149,8 @@ fn run<R: Runner>(r: &R, case: &Case) -> (f64, Vec<f32>) {
 fn compare<R: Runner>(r: &R, case: &Case) {
     let (loss, dlogits) = run(r, case);
     let (want_loss, want) = case.twin();
-    let p = &case.params;
-    let weight = |k: usize| {
-        f64::from(p.alpha[k % p.alpha.len()]) * f64::from(p.pos_weight.max(p.neg_weight))
-    };
+    let classes = case.params.alpha.len();
+    let weight = |k: usize| heaviest(case, k % classes);
     let slack: f64 = (0..want.len()).map(|k| ABSOLUTE * weight(k)).sum();
     let error = (loss - want_loss).abs();
     assert!(
@@ -166,8 +190,12 @@ pub fn large_batches<R: Runner>(r: &R) {
             params: LossSettings {
                 gamma: 2.0,
                 alpha: vec![0.5, 1.0, 0.75, 2.0],
-                pos_weight: 3.0,
-                neg_weight: 0.8,
+                positive_weight: 3.0,
+                negative_weight: 0.8,
+                pos_weight: vec![3.0, 0.5, 1.0, 7.0],
+                label_smoothing: 0.1,
+                beta: 0.9999,
+                positives: vec![700, 12, 9000, 0],
             },
             scale: 0.01,
             shift: (0, 0),
@@ -189,9 +217,7 @@ pub fn single_terms_are_accurate<R: Runner>(r: &R) {
                 labels: vec![Label(label); n],
                 params: LossSettings {
                     gamma,
-                    alpha: vec![1.0],
-                    pos_weight: 1.0,
-                    neg_weight: 1.0,
+                    ..LossSettings::plain(1)
                 },
                 scale: 1.0,
                 shift: (0, 0),
@@ -225,9 +251,7 @@ pub fn nan_and_infinity_come_through<R: Runner>(r: &R) {
                 labels: vec![Label(0); 10],
                 params: LossSettings {
                     gamma,
-                    alpha: vec![1.0; 3],
-                    pos_weight: 1.0,
-                    neg_weight: 1.0,
+                    ..LossSettings::plain(3)
                 },
                 scale: 1.0,
                 shift: (0, 0),
@@ -262,8 +286,9 @@ pub fn unlabelled_rows_count_for_nothing<R: Runner>(r: &R) {
             params: LossSettings {
                 gamma: 2.0,
                 alpha: vec![0.5; classes],
-                pos_weight: 1.0,
-                neg_weight: 0.5,
+                negative_weight: 0.5,
+                label_smoothing: 0.1,
+                ..LossSettings::plain(classes)
             },
             scale: 0.1,
             shift: (0, 0),
@@ -279,6 +304,53 @@ pub fn unlabelled_rows_count_for_nothing<R: Runner>(r: &R) {
             assert_eq!(zero, !labelled(row), "row {row}: {dlogits:?}");
         }
     }
+}
+
+/// A softmax carries one logit into its whole row, and no further.
+pub fn nan_and_infinity_stay_in_the_row_of_a_softmax<R: Runner>(r: &R) {
+    for &entry in LOSSES.iter().filter(|entry| entry.kind == Kind::OneOf) {
+        for bad in [f32::NAN, f32::INFINITY, f32::NEG_INFINITY] {
+            for (at, smoothing) in [(15, 0.0), (16, 0.0), (17, 0.1)] {
+                let mut case = Case {
+                    entry,
+                    logits: vec![0.5; 30],
+                    labels: vec![Label(1); 10],
+                    params: LossSettings {
+                        label_smoothing: smoothing,
+                        ..LossSettings::plain(3)
+                    },
+                    scale: 1.0,
+                    shift: (0, 0),
+                };
+                case.logits[at] = bad;
+                let (loss, dlogits) = run(r, &case);
+                let (want_loss, want) = case.twin();
+                let kind = |x: f64| (x.is_nan(), x.is_finite());
+                assert_eq!(kind(loss), kind(want_loss), "loss, logit {bad}");
+                for (k, (&got, &want)) in dlogits.iter().zip(&want).enumerate() {
+                    let same = got.to_bits() == want.to_bits() || got.is_nan() && want.is_nan();
+                    assert!(
+                        same,
+                        "dlogits[{k}]: {got} instead of {want}, logit {bad} at {at}"
+                    );
+                    assert!(got.is_finite() || (15..18).contains(&k));
+                }
+            }
+        }
+    }
+}
+
+/// Cross-entropy is computed in f64 on the device too: its gradients have the twin's bits.
+pub fn a_softmax_has_the_bits_of_the_twin<R: Runner>(r: &R) {
+    let rows = prop_oneof![3 => 0usize..40, 1 => 200usize..700];
+    for_all(60, &cases(rows), |case| {
+        if case.entry.kind == Kind::OneOf {
+            let (loss, dlogits) = run(r, &case);
+            let (want_loss, want) = case.twin();
+            assert_bits("dlogits", &dlogits, &want);
+            assert!((loss - want_loss).abs() <= 1e-12 * want_loss.abs() + 1e-12);
+        }
+    });
 }
 
 pub fn bits_are_the_same_in_every_run<R: Runner>(r: &R) {

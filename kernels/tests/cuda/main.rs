@@ -7,6 +7,7 @@
     reason = "a failed unwrap is a failed test; what a test cannot go on without"
 )]
 
+mod confusion;
 mod crop;
 mod flat;
 mod graph;
@@ -60,8 +61,11 @@ on_both! {
     losses::large_batches,
     losses::single_terms_are_accurate,
     losses::nan_and_infinity_come_through,
+    losses::nan_and_infinity_stay_in_the_row_of_a_softmax,
+    losses::a_softmax_has_the_bits_of_the_twin,
     losses::unlabelled_rows_count_for_nothing,
     losses::bits_are_the_same_in_every_run,
+    confusion::counts_have_the_bits_of_the_twin,
     flat::casts_have_the_bits_of_the_twin,
     flat::casts_of_every_kind_of_number,
     flat::sums_are_those_of_the_twin,

@@ -1,12 +1,14 @@
 //! The arguments that operations refuse, without a GPU.
 
+use fovea_kernels::confusion::CountLayout;
 use fovea_kernels::cuda::nvrtc::Search;
 use fovea_kernels::cuda::{
-    Error, FusedAdam, GlobalView, Kernels, Op, PatchCrop, Resize, SumSquares, ToBf16, resize_table,
-    spec_records,
+    ConfusionCounts, Error, FusedAdam, GlobalView, Kernels, Op, PatchCrop, Resize, SumSquares,
+    ToBf16, resize_table, spec_records,
 };
-use fovea_kernels::loss::{self, LossAt, LossSettings};
+use fovea_kernels::loss::{LOSSES, LossAt, LossSettings};
 use fovea_kernels::{Augment, CropSpec, DType};
+use fovea_task::Kind;
 
 /// The error's text; its second line must say what to do.
 fn refusal(op: &dyn Op) -> String {
@@ -153,13 +155,7 @@ fn other_operations_refuse_what_does_not_fit() {
     };
     assert_eq!(plain.launches().unwrap().len(), 1);
 
-    let settings = LossSettings {
-        gamma: 2.0,
-        alpha: vec![1.0; 4],
-        pos_weight: 1.0,
-        neg_weight: 1.0,
-    };
-    let focal = loss::build("focal", &settings).unwrap();
+    let settings = LossSettings::plain(4);
     let at = LossAt {
         logits: 64,
         labels: 64,
@@ -170,11 +166,50 @@ fn other_operations_refuse_what_does_not_fit() {
         loss: 64,
         scratch: 64,
     };
-    assert_eq!(focal.op(at).launches().unwrap().len(), 2);
-    let refused = |at: LossAt| refusal(&*focal.op(at));
-    assert!(refused(LossAt { n: 1 << 30, ..at }).contains("4294967296"));
-    assert!(refused(LossAt { labels: 4, ..at }).contains("labels is 0x4, 4 beyond"));
-    assert!(refused(LossAt { record: 0, ..at }).contains("LossAt::record is null"));
+    for entry in LOSSES {
+        let loss = (entry.build)(&settings).unwrap();
+        assert_eq!(loss.op(at).launches().unwrap().len(), 2);
+        assert_eq!(loss.op(LossAt { n: 0, ..at }).launches().unwrap().len(), 1);
+        let refused = |at: LossAt| refusal(&*loss.op(at));
+        assert!(refused(LossAt { n: 1 << 30, ..at }).contains("4294967296"));
+        assert!(refused(LossAt { labels: 4, ..at }).contains("labels is 0x4, 4 beyond"));
+        assert!(refused(LossAt { record: 0, ..at }).contains("LossAt::record is null"));
+        assert!(refused(LossAt { scratch: 4, ..at }).contains("scratch is 0x4, 4 beyond"));
+    }
+
+    let counts = ConfusionCounts {
+        layout: CountLayout {
+            kind: Kind::AnyOf,
+            classes: 4,
+        },
+        logits: 64,
+        labels: 64,
+        n: 1,
+        lowest: 0.0,
+        counts: 64,
+    };
+    assert_eq!(counts.launches().unwrap().len(), 1);
+    assert!(
+        refusal(&ConfusionCounts {
+            labels: 4,
+            ..counts
+        })
+        .contains("labels is 0x4, 4 beyond")
+    );
+    assert!(
+        refusal(&ConfusionCounts {
+            counts: 0,
+            ..counts
+        })
+        .contains("counts is null")
+    );
+    assert!(
+        refusal(&ConfusionCounts {
+            n: 1 << 30,
+            ..counts
+        })
+        .contains("4294967296")
+    );
 
     let adam = FusedAdam {
         params: 64,

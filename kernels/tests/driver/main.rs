@@ -9,6 +9,8 @@
 #[macro_use]
 #[path = "../cuda/bodies.rs"]
 mod bodies;
+#[path = "../cuda/confusion.rs"]
+mod confusion;
 #[path = "../cuda/flat.rs"]
 mod flat;
 #[path = "../cuda/graph.rs"]

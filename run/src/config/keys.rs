@@ -7,7 +7,7 @@ use fovea_coordinator::order::SamplerChoice;
 
 use super::Config;
 use super::sections::{
-    Alpha, CellPlaces, Device, Level, MetricName, OptimizerKind, Precision, ReduceDtype,
+    Alpha, CellPlaces, Device, Level, MetricName, OptimizerKind, PosWeight, Precision, ReduceDtype,
     ScheduleKind,
 };
 
@@ -260,6 +260,29 @@ impl FieldType for Alpha {
     }
 }
 
+impl FieldType for PosWeight {
+    fn kind() -> ValueKind {
+        ValueKind::ChoiceOrWeights(Self::NAMES)
+    }
+
+    fn leaf(&self) -> Leaf {
+        match self {
+            Self::None => Leaf::Text("none".into()),
+            Self::Balanced => Leaf::Text("balanced".into()),
+            Self::Factors(factors) => Leaf::Weights(factors.clone()),
+        }
+    }
+
+    fn from_leaf(leaf: Leaf) -> Option<Self> {
+        match leaf {
+            Leaf::Text(word) if word == "none" => Some(Self::None),
+            Leaf::Text(word) if word == "balanced" => Some(Self::Balanced),
+            Leaf::Weights(factors) => Some(Self::Factors(factors)),
+            _ => None,
+        }
+    }
+}
+
 fn kind_of<F: FieldType>(_: &F) -> ValueKind {
     F::kind()
 }
@@ -386,12 +409,15 @@ pub static KEYS: &[Key] = &[
     key!(model.init, ANY, PLACE, "Weights that training begins from: a .safetensors file, a checkpoint directory, or a run directory (its best checkpoint); `--init` overrides it. Empty = random initial weights. A relative path is relative to the current directory. Read at the beginning of a run only."),
     key!(model.init_blake3, ANY, RESULT, "blake3 of the file that model.init names, as 64 hex digits. `fovea train` writes it into RUN/config.toml; given beforehand, another file is refused. Left out of the hash when empty."),
 
-    key!(loss.kind, ANY, RESULT, "The loss function, focal: multi-label focal loss (Lin et al., ICCV 2017); an unknown name is answered with the known ones."),
-    key!(loss.gamma, from_to(0.0, 10.0), RESULT, "Focusing exponent of (1 - p_t)^gamma; 0 gives weighted binary cross-entropy."),
-    key!(loss.alpha, from_to(0.0, 1000.0), RESULT, "Weight per class: inverse frequency in the training split normalised to mean 1, none, or four numbers for MA, HE, EX, SE."),
-    key!(loss.balance, ANY, RESULT, "Weigh positive and negative labels differently, with the two weights below."),
+    key!(loss.kind, ANY, RESULT, "The loss function. For labels with any number of classes: focal (Lin et al., ICCV 2017), bce (binary cross-entropy), class_balanced (Cui et al., CVPR 2019). For labels with exactly one class: cross_entropy. docs/models.md has their formulas. A key of this section that the chosen loss does not read changes nothing, and `fovea train` says so."),
+    key!(loss.gamma, from_to(0.0, 10.0), RESULT, "Focusing exponent of (1 - p_t)^gamma; 0 gives weighted binary cross-entropy. Read by focal and class_balanced."),
+    key!(loss.alpha, from_to(0.0, 1000.0), RESULT, "Weight per class: inverse frequency in the training split normalised to mean 1, none, or four numbers for MA, HE, EX, SE. Read by focal, bce and cross_entropy; PyTorch's plain losses are alpha = \"none\"."),
+    key!(loss.balance, ANY, RESULT, "Weigh positive and negative labels differently, with the two weights below. Read by focal."),
     key!(loss.positive_weight, from_to(0.0, 1000.0), RESULT, "Weight of a positive label when balance = true."),
     key!(loss.negative_weight, from_to(0.0, 1000.0), RESULT, "Weight of a negative label when balance = true."),
+    key!(loss.pos_weight, from_to(0.0, 100_000.0), RESULT, "Factor on positive labels per class, PyTorch's pos_weight: none (1), balanced (samples without the class per sample with it in the training split), or one number per class. Read by bce."),
+    key!(loss.beta, from_below(0.0, 1.0), RESULT, "Weights per class are (1 - beta) / (1 - beta^n) with the n samples of the class in the training split, normalised to mean 1: 0 weighs all classes alike, near 1 by inverse frequency. Read by class_balanced."),
+    key!(loss.label_smoothing, from_below(0.0, 1.0), RESULT, "Share of each label that is spread evenly over all classes. Read by cross_entropy."),
     key!(loss.patch_weight, from_to(0.0, 1000.0), RESULT, "Weight of the patch loss against the image loss; 0 trains the image head alone."),
 
     key!(train.epochs, int(1, 1_000_000), RESULT, "Passes over the training split."),
@@ -454,6 +480,7 @@ pub static KEYS: &[Key] = &[
 
     key!(eval.every_epochs, int(1, 1_000_000), RESULT, "Epochs between validations; the last epoch is always validated."),
     key!(eval.threshold, above_below(0.0, 1.0), RESULT, "Probability from which a class counts as predicted, one for all classes."),
+    key!(eval.train_metrics, ANY, PLACE, "Also score the training steps: each epoch's logits, at the threshold, give a row `train` in metrics.csv, each sample once over all ranks, kills and resumes. The rows have no AUROC, average precision and Pearson r. Scores are those of the augmented samples, with dropout, while the weights move."),
 
     key!(run.out, ANY, PLACE, "Run directory for checkpoints, metrics and the report; `--out` overrides it. A relative path is relative to the current directory."),
 ];

@@ -31,7 +31,8 @@ pub use schedule::{EarlyStopping, PlateauState, StopVerdict, learning_rate};
 pub use sections::{
     Alpha, AugmentConfig, CellPlaces, CheckpointConfig, DataConfig, Device, EarlyStoppingConfig,
     ElasticConfig, EvalConfig, Level, LossConfig, MetricName, ModelConfig, OptimizerConfig,
-    OptimizerKind, Precision, ReduceDtype, RunConfig, ScheduleConfig, ScheduleKind, TrainConfig,
+    OptimizerKind, PosWeight, Precision, ReduceDtype, RunConfig, ScheduleConfig, ScheduleKind,
+    TrainConfig,
 };
 
 /// Result with this room's [`Error`].
@@ -131,7 +132,7 @@ impl Config {
         validate::validate(self)
     }
 
-    /// Checks what depends on the dataset's task: that there are as many class weights as classes.
+    /// Checks what depends on the dataset's task: that each list of class weights has one number per class.
     ///
     /// # Errors
     /// [`Error::WrongType`] with the number of weights that a target needs.

@@ -61,7 +61,7 @@ pub(super) fn allowed(key: &Key) -> String {
 }
 
 /// Keys that came after the hash was made: at their default they are left out, so that hashes of before stay.
-const LATER: [&str; 9] = [
+const LATER: &[&str] = &[
     "model.init_blake3",
     "data.sampler",
     "data.healthy_ratio",
@@ -71,6 +71,9 @@ const LATER: [&str; 9] = [
     "augment.rotation",
     "augment.scale",
     "augment.erasing",
+    "loss.pos_weight",
+    "loss.beta",
+    "loss.label_smoothing",
 ];
 
 /// What is hashed: one `section.key = value` line per result-changing key, sorted, so that reordering

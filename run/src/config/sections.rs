@@ -144,7 +144,7 @@ impl MetricName {
 
 pub use fovea_task::Level;
 
-/// Per-class weights `alpha_c` of the focal loss, in class order (MA, HE, EX, SE of lesions).
+/// Per-class weights `alpha_c` of a loss, in class order (MA, HE, EX, SE of lesions).
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(try_from = "AlphaText", into = "AlphaText")]
 pub enum Alpha {
@@ -188,6 +188,54 @@ impl TryFrom<AlphaText> for Alpha {
             AlphaText::Word(word) if word == "none" => Ok(Self::None),
             AlphaText::Word(word) => Err(format!("unknown alpha {word:?}")),
             AlphaText::Weights(weights) => Ok(Self::Weights(weights)),
+        }
+    }
+}
+
+/// Per-class factors on the labels that have the class, in class order; PyTorch's `pos_weight`.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(try_from = "PosWeightText", into = "PosWeightText")]
+pub enum PosWeight {
+    /// 1 for every class.
+    None,
+    /// Samples without the class per sample with it, in the training split.
+    Balanced,
+    /// These factors, one per class, used as they are.
+    Factors(Vec<f32>),
+}
+
+impl PosWeight {
+    /// The accepted words; a list with one number per class is accepted too.
+    pub const NAMES: &'static [&'static str] = &["none", "balanced"];
+}
+
+/// How [`PosWeight`] looks in a file.
+#[derive(Clone, Serialize, Deserialize)]
+#[serde(untagged)]
+enum PosWeightText {
+    Word(String),
+    Factors(Vec<f32>),
+}
+
+impl From<PosWeight> for PosWeightText {
+    fn from(weight: PosWeight) -> Self {
+        match weight {
+            PosWeight::None => Self::Word("none".into()),
+            PosWeight::Balanced => Self::Word("balanced".into()),
+            PosWeight::Factors(factors) => Self::Factors(factors),
+        }
+    }
+}
+
+impl TryFrom<PosWeightText> for PosWeight {
+    type Error = String;
+
+    fn try_from(text: PosWeightText) -> Result<Self, String> {
+        match text {
+            PosWeightText::Word(word) if word == "none" => Ok(Self::None),
+            PosWeightText::Word(word) if word == "balanced" => Ok(Self::Balanced),
+            PosWeightText::Word(word) => Err(format!("unknown pos_weight {word:?}")),
+            PosWeightText::Factors(factors) => Ok(Self::Factors(factors)),
         }
     }
 }
@@ -270,6 +318,12 @@ pub struct LossConfig {
     pub positive_weight: f32,
     /// Weight of a negative label when `balance` is on.
     pub negative_weight: f32,
+    /// Factors per class on positive labels (`bce`), or how they follow from the data.
+    pub pos_weight: PosWeight,
+    /// How much further samples of a class add to the first ones (`class_balanced`); below 1.
+    pub beta: f32,
+    /// Share of a label that is spread over all classes (`cross_entropy`); below 1.
+    pub label_smoothing: f32,
     /// Weight of the patch loss against the image loss.
     pub patch_weight: f32,
 }
@@ -283,6 +337,9 @@ impl Default for LossConfig {
             balance: false,
             positive_weight: 0.75,
             negative_weight: 0.25,
+            pos_weight: PosWeight::None,
+            beta: 0.9999,
+            label_smoothing: 0.0,
             patch_weight: 1.0,
         }
     }
@@ -540,6 +597,8 @@ pub struct EvalConfig {
     pub every_epochs: u32,
     /// Probability from which a class counts as predicted, for all classes.
     pub threshold: f32,
+    /// Whether each epoch's training steps are scored too.
+    pub train_metrics: bool,
 }
 
 impl Default for EvalConfig {
@@ -547,6 +606,7 @@ impl Default for EvalConfig {
         Self {
             every_epochs: 1,
             threshold: 0.5,
+            train_metrics: false,
         }
     }
 }

@@ -6,7 +6,7 @@ use fovea_task::{Target, Task};
 use super::error::{Error, Place};
 use super::keys::{self, KEYS};
 use super::read::{in_words, out_of_range, wrong_type};
-use super::sections::{Alpha, DataConfig, Level};
+use super::sections::{Alpha, DataConfig, Level, PosWeight};
 use super::{Config, Result};
 
 /// Where a value stands that was read before.
@@ -19,14 +19,20 @@ fn configuration() -> Place {
 
 /// What the task alone decides: the number of class weights.
 pub(super) fn fits(config: &Config, task: &Task) -> Result<()> {
-    let Alpha::Weights(weights) = &config.loss.alpha else {
-        return Ok(());
-    };
-    let other = |target: &&Target| target.classes.len() != weights.len();
-    let (Some(target), Some(key)) = (
-        task.targets().iter().find(other),
-        keys::find("loss", "alpha"),
-    ) else {
+    if let Alpha::Weights(weights) = &config.loss.alpha {
+        one_per_class(config, task, "alpha", weights.len())?;
+    }
+    if let PosWeight::Factors(factors) = &config.loss.pos_weight {
+        one_per_class(config, task, "pos_weight", factors.len())?;
+    }
+    Ok(())
+}
+
+/// Refuses a list of the section `[loss]` with another number of weights than a target has classes.
+fn one_per_class(config: &Config, task: &Task, name: &str, weights: usize) -> Result<()> {
+    let other = |target: &&Target| target.classes.len() != weights;
+    let (Some(target), Some(key)) = (task.targets().iter().find(other), keys::find("loss", name))
+    else {
         return Ok(());
     };
     let given = format!("{} (a list)", (key.get)(config));

@@ -1,6 +1,7 @@
 //! The operations, one file per twin: inputs, checks, launches.
 
 pub(super) mod adam;
+pub(super) mod confusion;
 pub(super) mod crop;
 pub(crate) mod flat;
 pub(super) mod resize;

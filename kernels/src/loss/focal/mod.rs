@@ -1,25 +1,26 @@
 //! Multi-label focal loss (Lin et al., "Focal loss for dense object detection", ICCV 2017), with a sigmoid per class.
 
-mod math;
-mod op;
-
 use std::sync::Arc;
 
-use fovea_task::{Kind, Label, MAX_CLASSES};
-use rayon::prelude::*;
+use fovea_task::{Kind, Label};
 
-use self::math::{exp_nonpositive, log1p_unit};
-use self::op::FocalOp;
-use super::{Loss, LossAt, LossEntry, LossSettings, check_shapes};
+use super::sigmoid::Sigmoid;
+use super::{Loss, LossAt, LossEntry, LossSettings};
 use crate::cuda::Op;
 use crate::cuda::source::{Source, SourceFile};
-use crate::error::{Error, Result};
-use crate::simd::{SimdLevel, multiversion};
+use crate::error::Result;
 
 /// The row of [`super::LOSSES`].
 pub(super) static ENTRY: LossEntry = LossEntry {
     name: "focal",
     kind: Kind::AnyOf,
+    reads: &[
+        "gamma",
+        "alpha",
+        "balance",
+        "positive_weight",
+        "negative_weight",
+    ],
     build: |settings| Ok(Arc::new(Focal::new(settings)?)),
     source: Source {
         file: SourceFile {
@@ -30,89 +31,23 @@ pub(super) static ENTRY: LossEntry = LossEntry {
     },
 };
 
-/// Rows whose losses are summed in order before the blocks' sums are added in order; part of the definition.
-const BLOCK_ROWS: usize = 256;
-
-/// Most rows, and most elements unless one row has more, that are expanded to one label and one weight per logit at a
-/// time.
-const TILE_ROWS: usize = 16;
-const TILE: usize = 128;
-const _: () = assert!(MAX_CLASSES <= TILE, "a row must fit a tile");
-
 /// Sum over rows and classes of `alpha_c * w(y) * (1 - p_t)^gamma * BCE(z, y)`: bit c of a label is class c, `w` is
-/// [`LossSettings::pos_weight`] or [`LossSettings::neg_weight`].
-///
-/// Everything inside is f64: losses are added in row order within blocks of 256 rows, then the blocks in order.
+/// [`LossSettings::positive_weight`] or [`LossSettings::negative_weight`].
 #[derive(Debug)]
-struct Focal {
-    gamma: f32,
-    /// Weight of each class, for labels without and with the class.
-    by_label: Vec<[f64; 2]>,
-    /// The weights that the kernel reads: `[2, C]` f32, for labels without and with the class.
-    record: Vec<f32>,
-}
+struct Focal(Sigmoid);
 
 impl Focal {
     /// Returns an error for settings without a meaning, such as negative weights.
     fn new(settings: &LossSettings) -> Result<Self> {
-        let LossSettings {
-            gamma,
-            ref alpha,
-            pos_weight,
-            neg_weight,
-        } = *settings;
-        if !(1..=MAX_CLASSES).contains(&alpha.len()) {
-            return Err(Error::Argument {
-                what: "LossSettings::alpha's length (the number of classes)",
-                limit: "1 to 63",
-                actual: alpha.len().to_string(),
-                help: "pass one weight per class; a label holds at most 63 classes",
-            });
-        }
-        let numbers = [
-            ("LossSettings::gamma", gamma),
-            ("LossSettings::pos_weight", pos_weight),
-            ("LossSettings::neg_weight", neg_weight),
-        ];
-        let alphas = alpha.iter().map(|&a| ("LossSettings::alpha", a));
-        for (what, value) in numbers.into_iter().chain(alphas) {
-            if !(value.is_finite() && value >= 0.0) {
-                return Err(Error::Argument {
-                    what,
-                    limit: "0 or more, finite",
-                    actual: value.to_string(),
-                    help: "check the loss settings and the label counts the weights come from",
-                });
-            }
-        }
-        let signs = [neg_weight, pos_weight];
-        let weights = |&alpha: &f32| signs.map(|w| f64::from(alpha) * f64::from(w));
-        Ok(Self {
-            gamma,
-            by_label: alpha.iter().map(weights).collect(),
-            record: signs
-                .iter()
-                .flat_map(|w| alpha.iter().map(move |alpha| alpha * w))
-                .collect(),
-        })
-    }
-
-    /// Returns an error for a label with a bit beyond the classes.
-    fn check_labels(&self, labels: &[Label]) -> Result<()> {
-        let classes = self.by_label.len();
-        let stray = |label: &Label| label.is_known() && label.0 >> classes != 0;
-        match labels.iter().position(stray) {
-            None => Ok(()),
-            Some(row) => Err(Error::Argument {
-                what: "a label",
-                limit: "bits below the number of classes",
-                actual: format!(
-                    "{:#010b} in row {row} with {classes} classes",
-                    labels[row].0
-                ),
-                help: "bit c of a label is class c; pass one alpha per class of the dataset",
-            }),
-        }
+        let signs = [settings.negative_weight, settings.positive_weight];
+        Sigmoid::new(
+            "fovea_focal_loss",
+            settings,
+            settings.gamma,
+            &settings.alpha,
+            |_| signs,
+        )
+        .map(Self)
     }
 }
 
@@ -122,7 +57,7 @@ impl Loss for Focal {
     }
 
     fn classes(&self) -> usize {
-        self.by_label.len()
+        self.0.classes()
     }
 
     fn host(
@@ -132,136 +67,18 @@ impl Loss for Focal {
         scale: f32,
         dlogits: &mut [f32],
     ) -> Result<f64> {
-        let classes = self.classes();
-        check_shapes(classes, logits, labels, dlogits)?;
-        self.check_labels(labels)?;
-        let weights = Weights {
-            gamma: f64::from(self.gamma),
-            by_label: &self.by_label,
-            scale: f64::from(scale),
-        };
-        let level = SimdLevel::detect();
-        let block = BLOCK_ROWS * classes;
-        let sums: Vec<f64> = dlogits
-            .par_chunks_mut(block)
-            .zip(logits.par_chunks(block))
-            .zip(labels.par_chunks(BLOCK_ROWS))
-            .map(|((dlogits, logits), labels)| {
-                if weights.gamma == 2.0 {
-                    squared_block(level, logits, labels, &weights, dlogits)
-                } else {
-                    power_block(level, logits, labels, &weights, dlogits)
-                }
-            })
-            .collect();
-        Ok(sums.iter().sum())
+        self.0.host(logits, labels, scale, dlogits)
     }
 
     fn record(&self) -> &[u8] {
-        bytemuck::cast_slice(&self.record)
+        self.0.record()
     }
 
     fn scratch_bytes(&self, n: usize) -> usize {
-        op::scratch_bytes(n, self.classes())
+        self.0.scratch_bytes(n)
     }
 
     fn op(&self, at: LossAt) -> Box<dyn Op> {
-        Box::new(FocalOp {
-            at,
-            classes: self.classes(),
-            gamma: self.gamma,
-        })
+        self.0.op(at)
     }
 }
-
-/// [`Focal`] in the form of the inner loop.
-struct Weights<'a> {
-    gamma: f64,
-    by_label: &'a [[f64; 2]],
-    scale: f64,
-}
-
-/// Loss and dL/dz of one logit, unweighted.
-///
-/// With x = -z for a positive and z for a negative label: 1 - p_t = sigmoid(x) = q and
-/// BCE = softplus(x), so L = q^gamma * softplus(x) and
-/// dL/dx = q^gamma * (q + gamma * (1 - q) * softplus(x)). Everything comes from exp(-|x|).
-#[inline(always)]
-fn element<const SQUARED: bool>(x: f64, gamma: f64) -> (f64, f64) {
-    let e = exp_nonpositive(-x.abs());
-    let log = log1p_unit(e);
-    let large = 1.0 / (1.0 + e);
-    let small = e * large;
-    // Comparisons keep NaN: e is NaN, and both arms compute with it.
-    let (q, p, softplus, log_q) = if x > 0.0 {
-        (large, small, x + log, -log)
-    } else {
-        (small, large, log, x - log)
-    };
-    let power = if SQUARED {
-        q * q
-    } else {
-        // Finite, because gamma 0 must give 1 even where q is 0.
-        let log_q = if log_q < -1e30 { -1e30 } else { log_q };
-        exp_nonpositive(gamma * log_q)
-    };
-    (power * softplus, power * (q + gamma * p * softplus))
-}
-
-#[inline(always)]
-fn block<const SQUARED: bool>(
-    logits: &[f32],
-    labels: &[Label],
-    weights: &Weights<'_>,
-    dlogits: &mut [f32],
-) -> f64 {
-    let classes = weights.by_label.len();
-    let rows = TILE_ROWS.min(TILE / classes);
-    let tile = rows * classes;
-    let mut sign = [0.0f64; TILE];
-    let mut weight = [0.0f64; TILE];
-    let mut losses = [0.0f64; TILE];
-    let mut sum = 0.0;
-    let tiles = logits.chunks(tile).zip(dlogits.chunks_mut(tile));
-    for ((logits, dlogits), labels) in tiles.zip(labels.chunks(rows)) {
-        for (row, &label) in labels.iter().enumerate() {
-            for (c, by_label) in weights.by_label.iter().enumerate() {
-                let positive = (label.0 >> c & 1) as usize;
-                sign[row * classes + c] = [1.0, -1.0][positive];
-                weight[row * classes + c] = by_label[positive];
-            }
-        }
-        let outputs = dlogits.iter_mut().zip(&mut losses);
-        let inputs = logits.iter().zip(sign.iter().zip(&weight));
-        for ((dlogit, loss), (&logit, (&sign, &weight))) in outputs.zip(inputs) {
-            let (value, slope) = element::<SQUARED>(sign * f64::from(logit), weights.gamma);
-            *loss = weight * value;
-            *dlogit = (sign * weight * slope * weights.scale) as f32;
-        }
-        // After the loop over all rows, which stays free of branches. A weight of 0 would not do: NaN times 0 is NaN.
-        for (row, _) in labels.iter().enumerate().filter(|(_, l)| !l.is_known()) {
-            losses[row * classes..][..classes].fill(0.0);
-            dlogits[row * classes..][..classes].fill(0.0);
-        }
-        for loss in &losses[..logits.len()] {
-            sum += loss;
-        }
-    }
-    sum
-}
-
-multiversion! {
-    /// gamma = 2, which needs no power function.
-    fn squared_block(logits: &[f32], labels: &[Label], weights: &Weights<'_>, dlogits: &mut [f32]) -> f64 {
-        block::<true>(logits, labels, weights, dlogits)
-    }
-}
-
-multiversion! {
-    fn power_block(logits: &[f32], labels: &[Label], weights: &Weights<'_>, dlogits: &mut [f32]) -> f64 {
-        block::<false>(logits, labels, weights, dlogits)
-    }
-}
-
-#[cfg(test)]
-mod tests;

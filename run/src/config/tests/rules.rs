@@ -69,7 +69,10 @@ fn every_key_reads_and_writes_its_own_field() {
                 check.path()
             );
         }
-        assert!(!(key.set)(&mut config, Leaf::Weights(vec![0.0; 4])) || key.name == "alpha");
+        assert!(
+            !(key.set)(&mut config, Leaf::Weights(vec![0.0; 4]))
+                || ["alpha", "pos_weight"].contains(&key.name)
+        );
     }
 }
 
@@ -279,6 +282,7 @@ fn the_hash_is_of_what_changes_the_result() {
         "checkpoint.every_steps=10",
         "checkpoint.keep_best=false",
         "model.init=/elsewhere/w.safetensors",
+        "eval.train_metrics=true",
     ] {
         let mut other = base.clone();
         other.set(assignment).unwrap();
@@ -304,6 +308,10 @@ fn the_hash_is_of_what_changes_the_result() {
         "augment.scale=0.1",
         "augment.erasing=0.5",
         "model.init_blake3=00",
+        "loss.pos_weight=balanced",
+        "loss.pos_weight=[2, 1, 1, 1]",
+        "loss.beta=0.99",
+        "loss.label_smoothing=0.1",
     ] {
         let mut other = base.clone();
         other.set(assignment).unwrap();

@@ -1,4 +1,4 @@
-//! exp and log1p in f64, as the loss needs them. They consist of additions, multiplications and divisions only, so they
+//! exp and logarithms in f64, as the losses need them. They consist of additions, multiplications and divisions only, so they
 //! vectorise and give the same bits on every machine, which libm does not guarantee.
 
 /// exp(x) for x <= 0; below -700 it is exp(-700), about 1e-304. NaN stays NaN.
@@ -6,7 +6,7 @@
 /// x = k ln 2 + r with |r| <= ln(2) / 2, then the Taylor series of exp(r), whose first dropped term
 /// is below 5e-18 of the result, then 2^k in the exponent bits.
 #[inline(always)]
-pub(super) fn exp_nonpositive(x: f64) -> f64 {
+pub(in crate::loss) fn exp_nonpositive(x: f64) -> f64 {
     /// ln 2 in two parts. The first has 33 bits, so k times it is exact.
     const LN2_HIGH: f64 = 0.693_147_180_369_123_8;
     const LN2_LOW: f64 = 1.908_214_929_270_587_7e-10;
@@ -47,7 +47,7 @@ pub(super) fn exp_nonpositive(x: f64) -> f64 {
 ///
 /// 2 atanh(f) with f = e / (2 + e) <= 1/3; the first dropped term is below 1e-17 of the result.
 #[inline(always)]
-pub(super) fn log1p_unit(e: f64) -> f64 {
+pub(in crate::loss) fn log1p_unit(e: f64) -> f64 {
     /// 1 / (2 k + 1) from k = 15 down to 0.
     const ATANH: [f64; 16] = [
         1.0 / 31.0,
@@ -74,6 +74,21 @@ pub(super) fn log1p_unit(e: f64) -> f64 {
         series = series * square + coefficient;
     }
     2.0 * f * series
+}
+
+/// ln(x) for a normal x of at least 1. NaN stays NaN.
+///
+/// x = m 2^k with m in [1, 2), so ln x = k ln 2 + ln m.
+#[inline(always)]
+pub(in crate::loss) fn log_from_one(x: f64) -> f64 {
+    const MANTISSA: u64 = (1 << 52) - 1;
+    if x.is_nan() {
+        return x;
+    }
+    let bits = x.to_bits();
+    let k = (bits >> 52) as f64 - 1023.0;
+    let m = f64::from_bits(bits & MANTISSA | 1023 << 52);
+    k * std::f64::consts::LN_2 + log1p_unit(m - 1.0)
 }
 
 #[cfg(test)]
@@ -107,5 +122,18 @@ mod tests {
         }
         assert_eq!(log1p_unit(1e-300), 1e-300);
         assert!(log1p_unit(f64::NAN).is_nan());
+    }
+
+    #[test]
+    fn log_is_within_two_ulp_of_libm() {
+        for i in 0..=100_000 {
+            let x = 1.0 + f64::from(i) / 1000.0;
+            let (got, want) = (log_from_one(x), x.ln());
+            assert!(
+                (got - want).abs() <= 5e-16 * want,
+                "ln({x}): {got:e} {want:e}"
+            );
+        }
+        assert!(log_from_one(f64::NAN).is_nan());
     }
 }

@@ -1,4 +1,4 @@
-//! Focal loss on a GPU.
+//! Losses with one sigmoid per class on a GPU.
 
 use super::super::LossAt;
 use crate::cuda::Result;
@@ -7,18 +7,20 @@ use crate::cuda::ops::THREADS;
 use crate::cuda::ops::flat::{loads, partial_blocks, sum_partials};
 use crate::error::checked_elements;
 
-/// Computes the twin's [`host`](super::Loss::host) in one pass over the logits.
+/// Computes the twin's [`host`](super::super::Loss::host) in one pass over the logits.
 ///
 /// Terms are f32: within 2e-6 of the twin's f64 terms, or, for terms that are much smaller than the class weight,
 /// within 1e-8 of that weight. They are added in f64 in a fixed tree, so the bits are the same in every run and on
 /// every GPU. The kernel ignores label bits beyond the classes (the twin returns an error).
 #[derive(Clone, Copy, Debug)]
-pub(super) struct FocalOp {
+pub(super) struct SigmoidOp {
     pub at: LossAt,
     /// C, 1 to [`fovea_task::MAX_CLASSES`]; the record holds as many weights of each sign.
     pub classes: usize,
     /// Focusing exponent, 0 or more.
     pub gamma: f32,
+    /// Name of the kernel.
+    pub kernel: &'static str,
 }
 
 /// Bytes of scratch memory: one partial sum per block.
@@ -26,7 +28,7 @@ pub(super) fn scratch_bytes(n: usize, classes: usize) -> usize {
     8 * partial_blocks(n * classes)
 }
 
-impl Op for FocalOp {
+impl Op for SigmoidOp {
     fn launches(&self) -> Result<Vec<Launch>> {
         let at = &self.at;
         let elements = checked_elements("LossAt::logits", &[at.n, self.classes])?;
@@ -42,7 +44,7 @@ impl Op for FocalOp {
             address("LossAt::dlogits", at.dlogits, 4)?;
             address("LossAt::scratch", at.scratch, 8)?;
             launches.push(
-                Launch::new("fovea_focal_loss", "FocalOp", [blocks, 1, 1], THREADS)?
+                Launch::new(self.kernel, "SigmoidOp", [blocks, 1, 1], THREADS)?
                     .u64(at.logits)
                     .u64(at.labels)
                     .u32(count)

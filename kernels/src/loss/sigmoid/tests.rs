@@ -1,3 +1,4 @@
+use super::super::build;
 use super::*;
 use crate::golden::{values, values_f32, with_threads};
 use proptest::prelude::*;
@@ -6,15 +7,16 @@ fn params(gamma: f32, alpha: &[f32], pos_weight: f32, neg_weight: f32) -> LossSe
     LossSettings {
         gamma,
         alpha: alpha.to_vec(),
-        pos_weight,
-        neg_weight,
+        positive_weight: pos_weight,
+        negative_weight: neg_weight,
+        ..LossSettings::plain(alpha.len())
     }
 }
 
 fn run(logits: &[f32], labels: &[u64], params: &LossSettings, scale: f32) -> (f64, Vec<f32>) {
     let mut dlogits = vec![f32::NAN; logits.len()];
     let labels: &[Label] = bytemuck::cast_slice(labels);
-    let focal = Focal::new(params).unwrap();
+    let focal = build("focal", params).unwrap();
     let loss = focal.host(logits, labels, scale, &mut dlogits).unwrap();
     (loss, dlogits)
 }
@@ -136,6 +138,7 @@ proptest! {
         for level in SimdLevel::available() {
             prop_assert_eq!(block(level, squared_block), block(SimdLevel::detect(), squared_block));
             prop_assert_eq!(block(level, power_block), block(SimdLevel::detect(), power_block));
+            prop_assert_eq!(block(level, plain_block), block(SimdLevel::detect(), plain_block));
         }
     }
 }
@@ -193,7 +196,7 @@ fn bad_arguments_are_errors() {
     let fail = |logits: usize, labels: &[u64], params: &LossSettings, dlogits: usize| {
         let labels: &[Label] = bytemuck::cast_slice(labels);
         let mut dlogits = vec![0.0; dlogits];
-        Focal::new(params)
+        build("focal", params)
             .and_then(|focal| focal.host(&vec![0.0; logits], labels, 1.0, &mut dlogits))
             .unwrap_err()
             .to_string()
@@ -209,8 +212,8 @@ fn bad_arguments_are_errors() {
     for bad in [f32::NAN, -1.0, f32::INFINITY] {
         assert!(fail(4, &[0], &params(bad, &[1.0; 4], 1.0, 1.0), 4).contains("gamma"));
         assert!(fail(4, &[0], &params(2.0, &[1.0, bad, 1.0, 1.0], 1.0, 1.0), 4).contains("alpha"));
-        assert!(fail(4, &[0], &params(2.0, &[1.0; 4], bad, 1.0), 4).contains("pos_weight"));
-        assert!(fail(4, &[0], &params(2.0, &[1.0; 4], 1.0, bad), 4).contains("neg_weight"));
+        assert!(fail(4, &[0], &params(2.0, &[1.0; 4], bad, 1.0), 4).contains("positive_weight"));
+        assert!(fail(4, &[0], &params(2.0, &[1.0; 4], 1.0, bad), 4).contains("negative_weight"));
     }
 }
 
@@ -238,4 +241,18 @@ fn classes_without_weight_change_no_bit() {
             }
         }
     }
+}
+
+/// A factor of 1 instead of a power: the bits stay those of the power function.
+#[test]
+fn an_exponent_of_zero_gives_the_bits_of_the_power() {
+    for i in -4000..=4000 {
+        let x = f64::from(i) / 50.0;
+        let plain = element::<NONE>(x, 0.0);
+        let power = element::<ANY>(x, 0.0);
+        assert_eq!(plain.0.to_bits(), power.0.to_bits(), "loss at {x}");
+        assert_eq!(plain.1.to_bits(), power.1.to_bits(), "slope at {x}");
+    }
+    // The power function's 0 times infinity would be NaN.
+    assert_eq!(element::<NONE>(f64::INFINITY, 0.0), (f64::INFINITY, 1.0));
 }

@@ -1,0 +1,99 @@
+//! Class-balanced loss (Cui et al., "Class-balanced loss based on effective number of samples", CVPR 2019), with a
+//! sigmoid per class.
+
+use std::sync::Arc;
+
+use fovea_task::{Kind, Label};
+
+use super::sigmoid::Sigmoid;
+use super::{Loss, LossAt, LossEntry, LossSettings};
+use crate::cuda::Op;
+use crate::cuda::source::{Source, SourceFile};
+use crate::error::Result;
+
+/// The row of [`super::LOSSES`].
+pub(super) static ENTRY: LossEntry = LossEntry {
+    name: "class_balanced",
+    kind: Kind::AnyOf,
+    reads: &["beta", "gamma"],
+    build: |settings| Ok(Arc::new(ClassBalanced::new(settings)?)),
+    source: Source {
+        file: SourceFile {
+            name: "class_balanced.cu",
+            text: include_str!("class_balanced.cu"),
+        },
+        kernels: &["fovea_class_balanced_loss"],
+    },
+};
+
+/// Sum over rows and classes of `w_c * (1 - p_t)^gamma * BCE(z, y)`: bit c of a label is class c, `w` is
+/// [`effective_number_weights`]. With gamma 0 the paper's class-balanced sigmoid cross-entropy, above its class-balanced
+/// focal loss.
+#[derive(Debug)]
+struct ClassBalanced(Sigmoid);
+
+impl ClassBalanced {
+    /// Returns an error for settings without a meaning, such as a beta of 1.
+    fn new(settings: &LossSettings) -> Result<Self> {
+        settings.check()?;
+        let weights = effective_number_weights(settings.beta, &settings.positives);
+        Sigmoid::new(
+            "fovea_class_balanced_loss",
+            settings,
+            settings.gamma,
+            &weights,
+            |_| [1.0; 2],
+        )
+        .map(Self)
+    }
+}
+
+/// `(1 - beta) / (1 - beta^n_c)` for `n_c` samples of class c, normalised to mean 1. A class that never occurs weighs as
+/// much as the rarest one that does, since the formula divides by 0 there. `beta` is 0 or more and below 1.
+fn effective_number_weights(beta: f32, positives: &[u64]) -> Vec<f32> {
+    let beta = f64::from(beta);
+    let rarest = positives.iter().copied().filter(|&n| n > 0).min();
+    let weight = |&n: &u64| {
+        let n = if n == 0 { rarest.unwrap_or(1) } else { n };
+        // 1 - beta^n without the digits that the difference would lose.
+        (1.0 - beta) / -(n as f64 * beta.ln()).exp_m1()
+    };
+    let weights: Vec<f64> = positives.iter().map(weight).collect();
+    let mean = weights.iter().sum::<f64>() / weights.len() as f64;
+    weights.iter().map(|w| (w / mean) as f32).collect()
+}
+
+impl Loss for ClassBalanced {
+    fn entry(&self) -> &'static LossEntry {
+        &ENTRY
+    }
+
+    fn classes(&self) -> usize {
+        self.0.classes()
+    }
+
+    fn host(
+        &self,
+        logits: &[f32],
+        labels: &[Label],
+        scale: f32,
+        dlogits: &mut [f32],
+    ) -> Result<f64> {
+        self.0.host(logits, labels, scale, dlogits)
+    }
+
+    fn record(&self) -> &[u8] {
+        self.0.record()
+    }
+
+    fn scratch_bytes(&self, n: usize) -> usize {
+        self.0.scratch_bytes(n)
+    }
+
+    fn op(&self, at: LossAt) -> Box<dyn Op> {
+        self.0.op(at)
+    }
+}
+
+#[cfg(test)]
+mod tests;
