@@ -79,6 +79,12 @@ fn crops() -> fovea_kernels::Result<()> {
         saturation: 0.2,
         ..tone
     };
+    let turning = Augment {
+        rotation: 20.0,
+        scale: 0.1,
+        erasing: 0.25,
+        ..all
+    };
     let elements = specs.len() * size * size * 3;
     let mut full = vec![0.0f32; elements];
     let mut short = vec![bf16::ZERO; elements];
@@ -88,6 +94,7 @@ fn crops() -> fovea_kernels::Result<()> {
         ("flips, turns, offset", Some(&geometry)),
         ("+ brightness, contrast", Some(&tone)),
         ("+ saturation", Some(&all)),
+        ("+ rotation, scale, erasing", Some(&turning)),
     ] {
         measure(
             &format!("patch_crop 64 x 128, f32, {name}"),

@@ -11,6 +11,7 @@ pub mod evaluate;
 pub mod gpu;
 mod host;
 pub mod lanes;
+mod listing;
 pub mod models;
 pub mod objective;
 pub mod ops;

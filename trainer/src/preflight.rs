@@ -47,6 +47,7 @@ pub fn preflight(config: &Config, data: &Dataset, moment: Moment) -> Result<Vec<
         units,
         listed: order.total_samples(),
         has_masks: has_masks(data),
+        has_windows: model.grain == Grain::Cell,
     };
     decide(config, &facts, moment)
 }
@@ -66,6 +67,8 @@ struct RunFacts {
     listed: u64,
     /// Whether there are masks to place windows and count labels by.
     has_masks: bool,
+    /// Whether the model reads patches, so that windows of them lie anywhere.
+    has_windows: bool,
 }
 
 /// A split as training and evaluation see it.
@@ -168,10 +171,19 @@ fn nothing_listed(config: &Config, facts: &RunFacts) -> Result<()> {
     })
 }
 
-/// Refuses windows around lesions where nothing says where these are; returns a warning of labels that cannot be counted
-/// under windows.
+/// Refuses windows around lesions where nothing says where these are; returns a warning of keys that have no effect: without
+/// patches, or without masks to count labels in.
 fn without_masks(config: &Config, facts: &RunFacts) -> Result<Option<String>> {
     let (cells, data) = (config.data.cells, &facts.data);
+    if !facts.has_windows {
+        let asked = cells != CellPlaces::Grid || config.data.window_labels;
+        return Ok(asked.then(|| {
+            format!(
+                "data.cells = \"{cells}\" and data.window_labels = {} have no effect: model {} reads no patches",
+                config.data.window_labels, config.model.name
+            )
+        }));
+    }
     if facts.has_masks {
         return Ok(None);
     }
@@ -257,6 +269,7 @@ mod tests {
             units: 8,
             listed: 4,
             has_masks: true,
+            has_windows: true,
             task,
         }
     }
@@ -333,6 +346,15 @@ mod tests {
         assert!(
             text.contains("data.cells = \"mixed\"") && text.contains("DATA has none"),
             "{text}"
+        );
+        let whole = RunFacts {
+            has_windows: false,
+            ..bare.clone()
+        };
+        let warnings = decide(&config, &whole, Moment::Beginning).expect("a warning");
+        assert!(
+            warnings[0].contains("model hybrid reads no patches"),
+            "{warnings:?}"
         );
         config.data.cells = CellPlaces::Grid;
         config.data.window_labels = true;

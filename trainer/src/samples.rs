@@ -1,14 +1,12 @@
 //! From the prepared dataset to the tensors of a virtual shard.
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::HashMap;
 use std::ops::Range;
 use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
 use std::sync::{Arc, Mutex};
 
-use fovea_coordinator::order::{
-    EpochOrder, GlobalBatch, Grain, OrderInput, SampleName, Sampling, Unit,
-};
-use fovea_dataset::{Dataset, Split};
+use fovea_coordinator::order::{EpochOrder, GlobalBatch, Grain, Unit};
+use fovea_dataset::Dataset;
 use fovea_kernels::{
     Augment, BatchMut, CropSpec, ImageU8, global_view, patch_crop, resize_antialias,
 };
@@ -21,6 +19,8 @@ use crate::error::{Error, Result};
 use crate::host;
 use crate::precision::Precision;
 use crate::windows::{Corner, Windows};
+
+pub use crate::listing::order_input;
 
 /// Most bytes of resized whole images that one rank keeps.
 const GLOBAL_CACHE_BYTES: usize = 1 << 30;
@@ -83,66 +83,6 @@ pub struct Crops {
     pub specs: Vec<CropSpec>,
     /// The epoch whose augmentation applies; none in evaluation.
     pub epoch: Option<u32>,
-}
-
-/// The images and settings from which the order of every epoch of the training split follows.
-pub fn order_input(data: &Dataset, grain: Grain, config: &Config) -> OrderInput {
-    let images = data.indices(Split::Train);
-    let sampler = config.data.sampler.sampler();
-    let classes = match sampler.reads_classes() {
-        true => classes(data, grain, config, &images),
-        false => BTreeMap::new(),
-    };
-    OrderInput {
-        images: images
-            .into_iter()
-            .map(|i| (i as u32, whole_image(data, grain, i).cells))
-            .collect(),
-        grain,
-        sampler,
-        sampling: Sampling {
-            classes,
-            healthy_ratio: config.data.healthy_ratio,
-            class_cap: config.data.class_cap,
-        },
-        seed: config.train.seed,
-        patches_per_image: config.data.patches_per_image as usize,
-    }
-}
-
-/// The target that a sampler balances: at [`Grain::Cell`] the one at patch level, else the first one at image level.
-fn balanced_target(task: &Task, grain: Grain) -> Option<usize> {
-    let level = match grain {
-        Grain::Cell => Level::Patch,
-        Grain::Image => Level::Image,
-    };
-    task.targets().iter().position(|t| t.level == level)
-}
-
-/// The classes of each sample of `images` with a known label for the balanced target, bit c for class c, by the configured
-/// rule. Where a sample has exactly one class, that class is its bit, so none is healthy.
-fn classes(
-    data: &Dataset,
-    grain: Grain,
-    config: &Config,
-    images: &[usize],
-) -> BTreeMap<SampleName, u64> {
-    let Some(index) = balanced_target(data.task(), grain) else {
-        return BTreeMap::new();
-    };
-    let target = &data.task().targets()[index];
-    let bits = |label: Label| {
-        let has = (0..target.classes.len()).filter(|class| target.has(label, *class));
-        has.fold(0u64, |all, class| all | 1 << class)
-    };
-    let of_image = |&image: &usize| {
-        let cells = data.patch_labels(image, config.data.min_lesion_pixels);
-        let unit = whole_image(data, grain, image);
-        let labels = labels_of(data, &cells, index, &unit);
-        let known = unit.samples().into_iter().zip(labels);
-        known.filter_map(move |(name, label)| label.is_known().then(|| (name, bits(label))))
-    };
-    images.iter().flat_map(of_image).collect()
 }
 
 /// Grid cells of an image that are not black, in row order; training and evaluation use only these.

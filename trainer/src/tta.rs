@@ -155,9 +155,15 @@ pub fn mean(views: &[Vec<Vec<f32>>]) -> Vec<Vec<f32>> {
 #[cfg(test)]
 #[expect(clippy::unwrap_used, reason = "a failed unwrap is a failed test")]
 mod tests {
+    use fovea_kernels::ImageU8;
+    use fovea_run::config::Config;
     use tch::{Device, Kind};
 
     use super::*;
+    use crate::lanes::ThreadLanes;
+    use crate::objective::unweighted;
+    use crate::precision::Precision;
+    use crate::samples::Assembler;
 
     fn views() -> Views {
         let picture = |n: i64, side: i64| {
@@ -214,6 +220,57 @@ mod tests {
         let five = TestViews::Five.orientations();
         assert!(five.iter().all(|to| eight.contains(to)));
         assert_eq!(five[0], orientation(false, 0));
+    }
+
+    /// The eight orientations are a group: a picture and its turned copy have the same average, cell by cell, because the
+    /// image and its patches turn together and rows keep their order. One view is the plain answer.
+    #[test]
+    fn the_average_of_eight_does_not_depend_on_the_orientation() {
+        let (task, mut config) = (Task::lesions(), Config::preset("hybrid").unwrap());
+        config.data.global_size = 64;
+        let objective = unweighted(&config.loss, &task).unwrap();
+        let lanes = ThreadLanes::one();
+        let replica =
+            Replica::configured(&config, &task, Precision::F32, objective, lanes, None).unwrap();
+        let assembler = Assembler {
+            grid: 2,
+            patch: 64,
+            global_size: 64,
+            precision: Precision::F32,
+        };
+        let data: Vec<u8> = (0..128u32 * 128 * 3)
+            .map(|k| (k.wrapping_mul(2_654_435_761) >> 24) as u8 / (1 + (k / 9000) as u8))
+            .collect();
+        let image = ImageU8 {
+            data: &data,
+            height: 128,
+            width: 128,
+        };
+        let batch = || assembler.photo(image, vec![0, 1, 3]).unwrap();
+        let turned = |to: Orientation| {
+            let mut batch = batch();
+            let Pixels::Views(views) = &batch.pixels else {
+                panic!("no pixels")
+            };
+            batch.pixels = Pixels::Views(oriented(views, to).unwrap());
+            batch
+        };
+        let of = |batch, views| averaged(&replica, &task, batch, views).unwrap();
+        let far = |a: &[Vec<f32>], b: &[Vec<f32>]| {
+            let pairs = a.iter().flatten().zip(b.iter().flatten());
+            pairs.map(|(a, b)| (a - b).abs()).fold(0.0, f32::max)
+        };
+        let plain = of(batch(), TestViews::One);
+        assert_eq!(plain, of_view(&replica, &task, &batch()).unwrap());
+        assert_eq!((plain[0].len(), plain[1].len()), (4, 3 * 4));
+        let sideways = turned(orientation(true, 1));
+        let eight = of(batch(), TestViews::Eight);
+        assert!(far(&plain, &of(turned(orientation(true, 1)), TestViews::One)) > 1e-4);
+        assert!(far(&eight, &of(sideways, TestViews::Eight)) < 1e-5);
+        // Five views are the mean of these five.
+        let five = TestViews::Five.orientations().iter();
+        let each: Vec<_> = five.map(|to| of(turned(*to), TestViews::One)).collect();
+        assert_eq!(of(batch(), TestViews::Five), mean(&each));
     }
 
     #[test]

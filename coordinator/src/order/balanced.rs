@@ -12,7 +12,7 @@
 use std::borrow::Cow;
 use std::collections::BTreeMap;
 
-use super::{Grain, OrderInput, SampleName, Sampler, hash64, names};
+use super::{OrderInput, SampleName, Sampler, hash64, names};
 
 /// Domain of the key derivation. Changing it changes the lists of every run.
 const KEY_CONTEXT: &str = "fovea-coordinator 2026 balanced sampler v1";
@@ -65,7 +65,7 @@ impl Sampler for Balanced {
     }
 }
 
-/// The samples by kind. At [`Grain::Image`] a sample is an image.
+/// The samples by kind.
 fn kinds(input: &OrderInput) -> Kinds {
     let classes = &input.sampling.classes;
     let known: Vec<(SampleName, u64)> = names(&input.images, input.grain)
@@ -119,7 +119,7 @@ mod tests {
 
     use proptest::prelude::*;
 
-    use super::super::{EpochOrder, Sampling, Unit};
+    use super::super::{EpochOrder, Grain, Sampling, Unit};
     use super::*;
 
     /// Images whose cells have these classes; `u64::MAX` stands for an unknown label.
