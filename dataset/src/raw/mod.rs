@@ -160,6 +160,17 @@ impl Raw {
                     .update(&(*target as u64).to_le_bytes())
                     .update(&label.0.to_le_bytes());
             }
+            // Absent from older datasets, whose fingerprints stay.
+            if let Some(group) = &raw.group {
+                hasher.update(b"group").update(&(group.len() as u64).to_le_bytes());
+                hasher.update(group.as_bytes());
+            }
+            if !raw.columns.is_empty() {
+                hasher.update(b"columns");
+                raw.columns.iter().for_each(|number| {
+                    hasher.update(&number.to_le_bytes());
+                });
+            }
             for entry in self.files(raw) {
                 hasher.update(&entry.bytes.to_le_bytes());
                 if stamps {

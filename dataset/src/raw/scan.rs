@@ -52,6 +52,8 @@ impl PictureName<'_> {
             cells: Evidence::None,
             grade: None,
             split: None,
+            group: None,
+            columns: Vec::new(),
         }
     }
 }
