@@ -31,7 +31,7 @@ mod split;
 pub mod stage;
 mod table;
 
-pub use cells::{BLACK_FRACTION, BLACK_LEVEL, MAX_PATCH, MAX_PATCH_CLASSES, MAX_SIZE};
+pub use cells::{BLACK_FRACTION, BLACK_LEVEL, MAX_PATCH, MAX_PATCH_CLASSES, MAX_SIZE, MIN_SIZE};
 pub use dataset::{Dataset, ImageView};
 pub use error::{BadFile, Error, Result};
 pub use framing::{Crop, Fit, Framing};
@@ -45,6 +45,6 @@ pub use oddities::oddities;
 pub use photo::{Photo, frame_photo, load_photo, prepare_photo};
 pub use prepare::{MAX_BAD_FILES, PrepareOptions, prepare};
 pub use progress::{Bar, ProgressListener, Silent};
-pub use raw::{LAYOUTS, Layout, LayoutChoice};
+pub use raw::{LAYOUTS, Layout, LayoutChoice, TableOptions};
 pub use split::{SHARES, Split, stratify};
 pub use table::LabelTable;
