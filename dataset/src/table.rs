@@ -211,7 +211,11 @@ impl fmt::Display for LabelTable {
         }
         self.line(f, "all", &self.total)?;
         if self.unlabelled > 0 {
-            let images = if self.unlabelled == 1 { "image has" } else { "images have" };
+            let images = if self.unlabelled == 1 {
+                "image has"
+            } else {
+                "images have"
+            };
             write!(
                 f,
                 "{} more {images} no label, and so no split: `fovea predict` scores them.",

@@ -195,7 +195,11 @@ mod tests {
                 channels,
             };
             let expected: Vec<u8> = numbers[5..].iter().map(|v| *v as u8).collect();
-            assert_eq!(resize(plane, width, height), expected, "{w} x {h} to {width} x {height}");
+            assert_eq!(
+                resize(plane, width, height),
+                expected,
+                "{w} x {h} to {width} x {height}"
+            );
             cases += 1;
         }
         assert!(cases >= 12, "{cases}");

@@ -273,7 +273,11 @@ mod tests {
                 data[y * 100 + x] = 255;
             }
         }
-        let mask = resample_mask(plane(&data, 100, 1), Square::around(100, 100).window(20), 20);
+        let mask = resample_mask(
+            plane(&data, 100, 1),
+            Square::around(100, 100).window(20),
+            20,
+        );
         assert_eq!(mask[20 + 1], 1, "one pixel of 10000 is still there");
         let inside = (8..16).flat_map(|y| (8..16).map(move |x| y * 20 + x));
         assert!(inside.clone().all(|i| mask[i] == 1));

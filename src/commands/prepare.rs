@@ -22,7 +22,11 @@ fn options(args: &PrepareArgs) -> Result<PrepareOptions, Usage> {
     let usual = PrepareOptions::default();
     let crop = match args.crop.as_str() {
         "auto" => None,
-        other => Some(other.parse::<Crop>().map_err(|e| usage("--crop", other, e))?),
+        other => Some(
+            other
+                .parse::<Crop>()
+                .map_err(|e| usage("--crop", other, e))?,
+        ),
     };
     let fit = args.fit.as_deref().map(|text| {
         let fit = text.parse();

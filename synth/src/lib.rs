@@ -242,7 +242,14 @@ fn paint_with(
 
     fundus::paint(&eye, &tone, &mut canvas, &mut toning);
     let with_drusen = if signs.is_some() { 0.0 } else { WITH_DRUSEN };
-    distractors::paint_deep(&eye, case.grade, with_drusen, &mut canvas, &mut layer, &mut extras);
+    distractors::paint_deep(
+        &eye,
+        case.grade,
+        with_drusen,
+        &mut canvas,
+        &mut layer,
+        &mut extras,
+    );
     if let Some(Signs { cup, drusen }) = signs {
         let mut draw = stream(Purpose::Signs);
         if let Some(cup) = cup {

@@ -5,9 +5,7 @@ use std::path::Path;
 use std::sync::Arc;
 
 use fovea_coordinator::order::Grain;
-use fovea_dataset::{
-    BadFile, Dataset, Framing, PhotoFile, frame_photo, list_photos, load_photo,
-};
+use fovea_dataset::{BadFile, Dataset, Framing, PhotoFile, frame_photo, list_photos, load_photo};
 use fovea_kernels::ImageU8;
 use fovea_run::checkpoint;
 use fovea_run::config::Config;

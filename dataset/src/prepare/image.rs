@@ -423,7 +423,7 @@ mod tests {
 
     #[test]
     fn a_mask_of_the_picture_as_it_is_stored_is_told() {
-        let frame = Framing {
+        let frame = SourceFrame {
             width: 260,
             height: 360,
             turned: true,

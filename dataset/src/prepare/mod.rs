@@ -22,9 +22,7 @@ use crate::manifest::{ImageEntry, Manifest, Recipe, ShardEntry, SplitCounts};
 use crate::raw::{LayoutChoice, Raw, RawImage, TableOptions};
 use crate::shard::{Shard, ShardShape};
 use crate::table::ImageLabels;
-use crate::{
-    Crop, Dataset, Fit, Framing, ProgressListener, Result, Split, oddities, pairs,
-};
+use crate::{Crop, Dataset, Fit, Framing, ProgressListener, Result, Split, oddities, pairs};
 use output::OutputDirectory;
 use splits::Splitter;
 

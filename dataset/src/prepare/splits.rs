@@ -31,7 +31,10 @@ impl Splitter {
     pub fn new(raw: &Raw, options: &PrepareOptions) -> Result<Self> {
         let ids: Vec<&str> = raw.images.iter().map(|image| image.id.as_str()).collect();
         let given: Vec<Option<Split>> = raw.images.iter().map(|image| image.split).collect();
-        let unlabelled = raw.images.iter().map(|image| image.is_unlabelled(&raw.task));
+        let unlabelled = raw
+            .images
+            .iter()
+            .map(|image| image.is_unlabelled(&raw.task));
         let mut splitter = Self {
             given,
             unlabelled: unlabelled.collect(),
@@ -39,8 +42,7 @@ impl Splitter {
             words: Vec::new(),
         };
         let Some(pattern) = &options.group_by else {
-            let named: Vec<Option<&str>> =
-                splitter.groups.iter().map(Option::as_deref).collect();
+            let named: Vec<Option<&str>> = splitter.groups.iter().map(Option::as_deref).collect();
             let word = torn(&named, &splitter.given).map(|group| {
                 format!("the published parts divide groups (`{group}` among them), and are kept as they are: scores will look better than they are, so say this where you report them")
             });

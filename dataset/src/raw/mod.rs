@@ -190,7 +190,9 @@ impl Raw {
             }
             // Absent from older datasets, whose fingerprints stay.
             if let Some(group) = &raw.group {
-                hasher.update(b"group").update(&(group.len() as u64).to_le_bytes());
+                hasher
+                    .update(b"group")
+                    .update(&(group.len() as u64).to_le_bytes());
                 hasher.update(group.as_bytes());
             }
             if !raw.columns.is_empty() {

@@ -4,8 +4,8 @@ use std::collections::{BTreeMap, HashSet};
 
 use fovea_pictures::decode::Content;
 
-use super::names::{ByStem, composed, counted, first_few, is_picture, stem};
 use super::TableOptions;
+use super::names::{ByStem, composed, counted, first_few, is_picture, stem};
 use super::set::{Evidence, RawImage};
 use super::store::{Reader, Store};
 use super::tree::{Folders, is_below, last};

@@ -61,7 +61,11 @@ pub(super) fn text_table(bytes: &[u8]) -> Result<TextTable, (u64, String)> {
         if extra.clone().any(|field| !field.is_empty()) {
             return Err((
                 row.line,
-                format!("has {} fields, the first line {}", row.fields.len(), headings.len()),
+                format!(
+                    "has {} fields, the first line {}",
+                    row.fields.len(),
+                    headings.len()
+                ),
             ));
         }
     }
@@ -76,7 +80,10 @@ impl TextTable {
     /// The same table, when its first line turns out to hold no headings.
     pub fn without_headings(self) -> Self {
         let count = self.columns.len();
-        let line = self.rows.first().map_or(1, |row| row.line.saturating_sub(1).max(1));
+        let line = self
+            .rows
+            .first()
+            .map_or(1, |row| row.line.saturating_sub(1).max(1));
         let first = TextRow {
             line,
             fields: self.columns,
@@ -273,7 +280,10 @@ mod tests {
         let plain = "id,D,name\na.jpg,1,m\u{fc}ller\nb.jpg,0,\n";
         let expected = text_table(plain.as_bytes()).unwrap();
         assert_eq!(expected.columns, ["id", "D", "name"]);
-        assert_eq!(fields(&expected), [["a.jpg", "1", "müller"], ["b.jpg", "0", ""]]);
+        assert_eq!(
+            fields(&expected),
+            [["a.jpg", "1", "müller"], ["b.jpg", "0", ""]]
+        );
         assert_eq!((expected.rows[0].line, expected.rows[1].line), (2, 3));
         let bom = "\u{feff}";
         for bytes in [
@@ -299,14 +309,23 @@ mod tests {
     #[test]
     fn columns_have_names_of_their_own() {
         let columns = |text: &str| text_table(text.as_bytes()).unwrap().columns;
-        assert_eq!(columns("a.png,1,0\nb.png,0\n"), ["column 1", "column 2", "column 3"]);
-        assert_eq!(columns("id,,x,x,x\na,1,2,3,4\n"), ["id", "column 2", "x", "x (2)", "x (3)"]);
+        assert_eq!(
+            columns("a.png,1,0\nb.png,0\n"),
+            ["column 1", "column 2", "column 3"]
+        );
+        assert_eq!(
+            columns("id,,x,x,x\na,1,2,3,4\n"),
+            ["id", "column 2", "x", "x (2)", "x (3)"]
+        );
         assert_eq!(columns(""), [""; 0]);
         assert_eq!(columns("image\na.png\n"), ["image"]);
         // Empty fields behind the last heading are no fields; others are a mistake.
         assert_eq!(columns("id,x\na,1,,\n"), ["id", "x"]);
         let (line, reason) = text_table(b"id,x\na,1\n\nb,1,2\n").unwrap_err();
-        assert_eq!((line, reason.as_str()), (4, "has 3 fields, the first line 2"));
+        assert_eq!(
+            (line, reason.as_str()),
+            (4, "has 3 fields, the first line 2")
+        );
     }
 
     #[test]
@@ -322,7 +341,12 @@ mod tests {
 
     #[test]
     fn other_files_are_named() {
-        assert!(text_table(b"PK\x03\x04 and more").unwrap_err().1.contains("save it as CSV"));
+        assert!(
+            text_table(b"PK\x03\x04 and more")
+                .unwrap_err()
+                .1
+                .contains("save it as CSV")
+        );
         let dicom = text_table(&[&[0; 128][..], b"DICM"].concat()).unwrap_err();
         assert!(dicom.1.starts_with("is a DICOM file"), "{dicom:?}");
     }

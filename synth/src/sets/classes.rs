@@ -39,7 +39,15 @@ pub(super) fn draw(size: usize, seed: u64, index: usize) -> Drawn {
         let at = [centre[0] + side * 0.06, centre[1] - 0.03];
         sketch.ellipse(at, [wide, 0.11], side * 0.3, grey(0.08));
     }
-    finding(&mut sketch, CLASSES[class], centre, brain, tissue, &mut lesion, &noise[1]);
+    finding(
+        &mut sketch,
+        CLASSES[class],
+        centre,
+        brain,
+        tissue,
+        &mut lesion,
+        &noise[1],
+    );
 
     // Scanners differ more in brightness than any finding changes it.
     let gain = tone.range(0.7, 1.3);

@@ -134,18 +134,22 @@ fn check(options: &SynthOptions) -> Result<()> {
         })
     };
     match options.images {
-        0..20 => return refuse(
-            "--images",
-            options.images,
-            "a drawn set needs at least 20 images, so that each split has some",
-            "240 images are enough to try everything",
-        ),
-        1_000_001.. => return refuse(
-            "--images",
-            options.images,
-            "a drawn set has at most 1000000 images",
-            "240 images are enough to try everything",
-        ),
+        0..20 => {
+            return refuse(
+                "--images",
+                options.images,
+                "a drawn set needs at least 20 images, so that each split has some",
+                "240 images are enough to try everything",
+            );
+        }
+        1_000_001.. => {
+            return refuse(
+                "--images",
+                options.images,
+                "a drawn set has at most 1000000 images",
+                "240 images are enough to try everything",
+            );
+        }
         _ => {}
     }
     match options.size {

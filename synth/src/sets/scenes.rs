@@ -37,7 +37,11 @@ pub(super) fn draw(size: usize, seed: u64, index: usize) -> Drawn {
     let mut tone = stream(Purpose::Tone);
     let mut place = stream(Purpose::Geometry);
     let horizon = place.range(0.38, 0.48);
-    let sky = [tone.range(0.3, 0.9), tone.range(0.4, 0.9), tone.range(0.5, 1.0)];
+    let sky = [
+        tone.range(0.3, 0.9),
+        tone.range(0.4, 0.9),
+        tone.range(0.5, 1.0),
+    ];
     let road = tone.range(0.2, 0.6);
     let mut sketch = Sketch::new(size, sky);
     sketch.rectangle([-0.1, horizon, 1.1, 1.1], [road, road, road * 0.95]);
@@ -98,7 +102,12 @@ fn person(
     let x = place.range(0.12, 0.88);
     let (wide, top) = (0.17 * height, foot - height);
     let head = 0.09 * height;
-    sketch.ellipse([x, foot - 0.4 * height], [wide, 0.4 * height], 0.0, any_colour(tone));
+    sketch.ellipse(
+        [x, foot - 0.4 * height],
+        [wide, 0.4 * height],
+        0.0,
+        any_colour(tone),
+    );
     sketch.ellipse([x, top + head], [head, head], 0.0, [0.85, 0.65, 0.5]);
     Detection {
         corners: [x - wide, top, x + wide, foot],
@@ -119,7 +128,10 @@ fn vehicle(
     let body = [x, bottom - 0.3 * wide, x + wide, bottom - 0.06 * wide];
     let colour = any_colour(tone);
     sketch.rectangle(body, colour);
-    sketch.rectangle([x + 0.2 * wide, corners[1], x + 0.8 * wide, body[1]], colour);
+    sketch.rectangle(
+        [x + 0.2 * wide, corners[1], x + 0.8 * wide, body[1]],
+        colour,
+    );
     for at in [0.22, 0.78] {
         let wheel = [x + at * wide, bottom - 0.08 * wide];
         sketch.ellipse(wheel, [0.09 * wide, 0.09 * wide], 0.0, [0.05; 3]);
@@ -153,7 +165,9 @@ fn dog(
 fn line(name: &str, interesting: bool, all: &[Detection], size: f32, split: &str) -> String {
     let persons: Vec<&Detection> = all.iter().filter(|one| one.label == "person").collect();
     let confidence = persons.iter().map(|one| one.score).sum::<f32>() / persons.len().max(1) as f32;
-    let vehicles = all.iter().filter(|one| ["car", "truck", "bus"].contains(&one.label));
+    let vehicles = all
+        .iter()
+        .filter(|one| ["car", "truck", "bus"].contains(&one.label));
     let json = |one: &Detection| {
         let [x1, y1, x2, y2] = one.corners.map(|at| at.clamp(0.0, 1.0) * size);
         format!(
@@ -164,7 +178,11 @@ fn line(name: &str, interesting: bool, all: &[Detection], size: f32, split: &str
     let boxes: Vec<String> = all.iter().map(json).collect();
     format!(
         "{name},{},{},{},{confidence:.3},{},\"[{}]\",{split}",
-        if interesting { "interesting" } else { "not interesting" },
+        if interesting {
+            "interesting"
+        } else {
+            "not interesting"
+        },
         persons.len(),
         vehicles.count(),
         all.len(),

@@ -39,7 +39,12 @@ fn has(data: &Dataset, i: usize) -> Vec<bool> {
 fn mean_colour(data: &Dataset, i: usize) -> [f64; 3] {
     let pixels = data.image(i).data;
     let mean = |k: usize| {
-        let sum: f64 = pixels.iter().skip(k).step_by(3).map(|v| f64::from(*v)).sum();
+        let sum: f64 = pixels
+            .iter()
+            .skip(k)
+            .step_by(3)
+            .map(|v| f64::from(*v))
+            .sum();
         sum / (pixels.len() / 3) as f64
     };
     [mean(0), mean(1), mean(2)]
@@ -59,7 +64,8 @@ fn nearest_mean(data: &Dataset, class: usize, feature: impl Fn(usize) -> Vec<f64
         (0..features[0].len()).map(sum).collect::<Vec<f64>>()
     };
     let (yes, no) = (mean(true), mean(false));
-    let distance = |a: &[f64], b: &[f64]| a.iter().zip(b).map(|(x, y)| (x - y).powi(2)).sum::<f64>();
+    let distance =
+        |a: &[f64], b: &[f64]| a.iter().zip(b).map(|(x, y)| (x - y).powi(2)).sum::<f64>();
     let mut right = [[0usize; 2]; 2];
     for i in (0..data.len()).filter(|i| !train.contains(i)) {
         let truth = has(data, i)[class];
@@ -117,7 +123,13 @@ fn the_boxes_tell_one_half_and_the_picture_the_other() {
     let names = data.task().columns();
     assert_eq!(
         names[..5],
-        ["num_person", "num_vehicles", "avg_person_conf", "total_boxes", "box 1 x1"]
+        [
+            "num_person",
+            "num_vehicles",
+            "avg_person_conf",
+            "total_boxes",
+            "box 1 x1"
+        ]
     );
     let tallest = |i: usize| {
         let boxes = data.columns(i)[4..].chunks_exact(8);

@@ -24,7 +24,9 @@ pub struct Boxes;
 const VEHICLES: [&str; 5] = ["car", "truck", "bus", "motorcycle", "vehicle"];
 
 /// The numbers of each box, in the order of its columns.
-const OF_BOX: [&str; 8] = ["x1", "y1", "x2", "y2", "score", "person", "vehicle", "other"];
+const OF_BOX: [&str; 8] = [
+    "x1", "y1", "x2", "y2", "score", "person", "vehicle", "other",
+];
 
 impl Layout for Boxes {
     fn name(&self) -> &'static str {
@@ -103,9 +105,10 @@ impl Layout for Boxes {
         distinct_ids(scan.folders(), root, &mut images);
         let of_boxes = (1..=most).flat_map(|n| OF_BOX.map(|what| format!("box {n} {what}")));
         let names = numbers.into_iter().chain(of_boxes).collect();
-        let task = joined.task.with_columns(names).map_err(|e| {
-            scan.error(e, "give the columns of the table names that differ")
-        })?;
+        let task = joined
+            .task
+            .with_columns(names)
+            .map_err(|e| scan.error(e, "give the columns of the table names that differ"))?;
         Ok(RawSet { task, images })
     }
 }
@@ -113,10 +116,12 @@ impl Layout for Boxes {
 /// Whether a table in `root` that can be read has a column of boxes.
 pub(super) fn has_boxes(scan: &mut Scan, root: &str) -> bool {
     let pictures = NamedPictures::below(scan.folders(), root);
-    csv::tables(scan.folders(), root).into_iter().any(|position| {
-        let table = read_table(scan, position, &pictures);
-        table.is_ok_and(|table| boxes_column(&table).is_some())
-    })
+    csv::tables(scan.folders(), root)
+        .into_iter()
+        .any(|position| {
+            let table = read_table(scan, position, &pictures);
+            table.is_ok_and(|table| boxes_column(&table).is_some())
+        })
 }
 
 /// The column of which every field is a list of boxes, and one is not empty.
@@ -146,7 +151,8 @@ fn asked(
         let classes = classes(&heading);
         let is_answer = |field: &str| answer(field, &classes).is_some();
         let mut fields = filled(table, column).peekable();
-        (fields.peek().is_some() && fields.all(is_answer)).then_some(Asked::Yes { heading, classes })
+        (fields.peek().is_some() && fields.all(is_answer))
+            .then_some(Asked::Yes { heading, classes })
     };
     if let [one] = given
         && let Some(column) = columns::column_called(table, one)
@@ -209,7 +215,9 @@ fn numeric(table: &TextTable, place: Place, labels: &[String]) -> Vec<String> {
             && fields.all(|field| number(field).is_some())
     };
     let columns = (0..table.columns.len()).filter(is_number);
-    columns.map(|column| table.columns[column].clone()).collect()
+    columns
+        .map(|column| table.columns[column].clone())
+        .collect()
 }
 
 /// One box of a picture.
@@ -331,7 +339,10 @@ mod tests {
     fn boxes_are_json_or_what_python_prints() {
         let python = "[{'bbox': [0.1, 0.2, 0.3, 0.4], 'score': 0.5, 'label': 'bus'}]";
         let found = boxes(python).unwrap();
-        assert_eq!((found[0].label.as_str(), found[0].is_in_pixels()), ("bus", false));
+        assert_eq!(
+            (found[0].label.as_str(), found[0].is_in_pixels()),
+            ("bus", false)
+        );
         assert_eq!(boxes(""), Ok(vec![]));
         assert_eq!(boxes("[]"), Ok(vec![]));
         for (field, why) in [
@@ -339,7 +350,10 @@ mod tests {
             ("{}", "no list"),
             ("[{}]", "four numbers"),
             ("[{\"bbox\": [1, 2, 3]}]", "four numbers"),
-            ("[{\"bbox\": [1, 2, 3, 4], \"score\": \"x\"}]", "a score is no number"),
+            (
+                "[{\"bbox\": [1, 2, 3, 4], \"score\": \"x\"}]",
+                "a score is no number",
+            ),
         ] {
             assert!(boxes(field).unwrap_err().contains(why), "{field}");
         }
@@ -365,14 +379,26 @@ mod tests {
         assert_eq!(boxes_column(&table), Some(6));
         assert_eq!(
             numeric(&table, place, &["interesting/not interesting".to_owned()]),
-            ["num_person", "num_vehicles", "avg_person_conf", "total_boxes"]
+            [
+                "num_person",
+                "num_vehicles",
+                "avg_person_conf",
+                "total_boxes"
+            ]
         );
         let plain = |text: &str| asked(&text_table(text.as_bytes()).unwrap(), &[], place, &[]);
         assert_eq!(
-            plain("image,good,n x\na,yes,1\nb,no,0\n").unwrap().headings(),
+            plain("image,good,n x\na,yes,1\nb,no,0\n")
+                .unwrap()
+                .headings(),
             ["good"]
         );
-        assert!(plain("image,good,bad\na,yes,no\n").unwrap_err().0.contains("good, bad"));
+        assert!(
+            plain("image,good,bad\na,yes,no\n")
+                .unwrap_err()
+                .0
+                .contains("good, bad")
+        );
     }
 
     proptest! {

@@ -59,8 +59,9 @@ impl Layout for Classes {
 
     fn read(&self, scan: &mut Scan, root: &str) -> Result<RawSet> {
         let all = scan.folders();
-        let mut places: Vec<(&str, Option<Split>)> =
-            parts(all, root).map(|(part, split)| (part, Some(split))).collect();
+        let mut places: Vec<(&str, Option<Split>)> = parts(all, root)
+            .map(|(part, split)| (part, Some(split)))
+            .collect();
         if places.is_empty() {
             places.push((root, None));
         }
@@ -68,7 +69,10 @@ impl Layout for Classes {
         let names = in_order(names.map(|folder| last(folder).to_owned()));
         refuse_alike(scan, &names)?;
         let task = image_task(Kind::OneOf, &names).map_err(|e| {
-            scan.error(e, "give the folder that holds one folder for each class, and no others")
+            scan.error(
+                e,
+                "give the folder that holds one folder for each class, and no others",
+            )
         })?;
         let mut images = Vec::new();
         for (place, split) in places {
@@ -83,7 +87,12 @@ impl Layout for Classes {
                 images.extend(scan.pictures(folder).into_iter().map(of_class));
             }
         }
-        keep_published(&mut images.iter_mut().map(|image| &mut image.split).collect::<Vec<_>>());
+        keep_published(
+            &mut images
+                .iter_mut()
+                .map(|image| &mut image.split)
+                .collect::<Vec<_>>(),
+        );
         distinct_ids(all, root, &mut images);
         Ok(RawSet { task, images })
     }
@@ -129,7 +138,10 @@ fn refuse_alike(scan: &Scan, names: &[String]) -> Result<()> {
     match alike.is_empty() {
         true => Ok(()),
         false => Err(scan.error(
-            format!("the folders {} are spelled almost alike", first_few(&alike, 6)),
+            format!(
+                "the folders {} are spelled almost alike",
+                first_few(&alike, 6)
+            ),
             "give the folder of a class the same name in each part",
         )),
     }

@@ -61,7 +61,11 @@ impl Layout for Ddr {
             has[number] = !of_part.is_empty();
             if !has[number] {
                 let help = "unpack DDR's `lesion_segmentation` again";
-                return Err(scan.empty(&join(folder, "image"), format!("pictures of {shown}"), help));
+                return Err(scan.empty(
+                    &join(folder, "image"),
+                    format!("pictures of {shown}"),
+                    help,
+                ));
             }
             let of_split = |image: RawImage| RawImage {
                 split: Some(split),

@@ -2,7 +2,7 @@
 
 use std::collections::{BTreeMap, HashMap, HashSet};
 
-use crate::raw::names::{composed, is_picture, stem};
+use crate::raw::names::{composed, folder_key, is_picture, stem};
 use crate::raw::set::RawImage;
 use crate::raw::tree::{Folders, is_below, last, parent};
 
@@ -16,7 +16,10 @@ impl<'a> NamedPictures<'a> {
     /// The files in or below `root` whose extension says that they are pictures.
     pub fn below(folders: &'a Folders<'a>, root: &str) -> Self {
         let mut by_stem: HashMap<String, Vec<usize>> = HashMap::new();
-        for folder in folders.all().filter(|folder| *folder == root || is_below(folder, root)) {
+        for folder in folders
+            .all()
+            .filter(|folder| *folder == root || is_below(folder, root))
+        {
             for &position in folders.files(folder) {
                 let name = last(folders.name(position));
                 if is_picture(name) {
@@ -65,7 +68,8 @@ impl<'a> NamedPictures<'a> {
     }
 
     /// One picture per field: of several, that in the folder that holds most of what the fields name; of equal folders, the
-    /// one called by one of `names`, else the one with the fewest pictures besides, else the first.
+    /// one with the fewest pictures besides, else the first. A folder called by one of `names` goes before all others, one of
+    /// masks behind them.
     pub fn choose(&self, fields: &[&str], names: &[String]) -> Vec<Option<usize>> {
         let found: Vec<Vec<usize>> = fields.iter().map(|field| self.find(field)).collect();
         let mut held: BTreeMap<&str, HashSet<usize>> = BTreeMap::new();
@@ -77,10 +81,17 @@ impl<'a> NamedPictures<'a> {
             .into_iter()
             .map(|(folder, held)| (folder, held.len()))
             .collect();
-        let is_called = |folder: &str| names.contains(&crate::raw::names::folder_key(last(folder)));
+        let is_called = |folder: &str| names.contains(&folder_key(last(folder)));
         ranked.sort_by_key(|(folder, held)| {
             let others = self.folders.files(folder).len().saturating_sub(*held);
-            (!is_called(folder), std::cmp::Reverse(*held), others, *folder)
+            let held = std::cmp::Reverse(*held);
+            (
+                !is_called(folder),
+                holds_masks(folder),
+                held,
+                others,
+                *folder,
+            )
         });
         let rank: HashMap<&str, usize> = ranked
             .iter()
@@ -93,6 +104,25 @@ impl<'a> NamedPictures<'a> {
         };
         found.iter().map(best).collect()
     }
+}
+
+/// Whether a folder or one above it says that its pictures are masks.
+fn holds_masks(folder: &str) -> bool {
+    let says = |part: &str| {
+        let key = folder_key(part);
+        let mut words = key.split(' ');
+        words.any(|word| {
+            [
+                "mask",
+                "masks",
+                "groundtruth",
+                "groundtruths",
+                "annotations",
+            ]
+            .contains(&word)
+        })
+    };
+    folder.split('/').any(says)
 }
 
 fn key(name: &str) -> String {
@@ -108,7 +138,10 @@ pub(super) fn distinct_ids(folders: &Folders, root: &str, images: &mut [RawImage
     }
     for image in images {
         let path = folders.name(image.image);
-        let below = path.strip_prefix(root).unwrap_or(path).trim_start_matches('/');
+        let below = path
+            .strip_prefix(root)
+            .unwrap_or(path)
+            .trim_start_matches('/');
         image.id = match parent(below) {
             "" => stem(last(below)).to_owned(),
             folder => format!("{folder}/{}", stem(last(below))),
@@ -154,9 +187,6 @@ mod tests {
         assert_eq!(named.choose(&fields, &[]), [Some(3), Some(4), None]);
         let called = ["training images".to_owned()];
         assert_eq!(named.choose(&fields, &called), [Some(0), Some(1), None]);
-        assert_eq!(
-            named.choose(&["0_left", "9_left"], &[]),
-            [Some(0), Some(2)]
-        );
+        assert_eq!(named.choose(&["0_left", "9_left"], &[]), [Some(0), Some(2)]);
     }
 }

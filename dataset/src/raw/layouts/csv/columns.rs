@@ -189,7 +189,10 @@ pub(in super::super) fn asked(
         let heading = table.columns[column].clone();
         match classes.len() {
             0 | 1 => Err((
-                format!("column `{heading}` has only the class {}", first_few(&classes, 1)),
+                format!(
+                    "column `{heading}` has only the class {}",
+                    first_few(&classes, 1)
+                ),
                 help.to_owned(),
             )),
             n if n > MAX_CLASSES => Err((
@@ -218,7 +221,10 @@ pub(in super::super) fn asked(
         return match columns[..] {
             [one] => named(one),
             _ => Err((
-                format!("not all of the columns {} hold 0 and 1", first_few(given, 12)),
+                format!(
+                    "not all of the columns {} hold 0 and 1",
+                    first_few(given, 12)
+                ),
                 "give --labels one column of class names, or several of 0 and 1".to_owned(),
             )),
         };
@@ -244,7 +250,10 @@ pub(in super::super) fn asked(
     match by_name.first().map(|(_, column)| *column).or(last_resort) {
         Some(column) => named(column),
         None => Err((
-            format!("no column holds labels (0 and 1, or names of classes) among {}", listed()),
+            format!(
+                "no column holds labels (0 and 1, or names of classes) among {}",
+                listed()
+            ),
             help.to_owned(),
         )),
     }
@@ -301,7 +310,10 @@ pub(in super::super) fn is_row_number(heading: &str) -> bool {
 
 /// Fields of a column that are not empty.
 pub(in super::super) fn filled(table: &TextTable, column: usize) -> impl Iterator<Item = &str> {
-    let fields = table.rows.iter().map(move |row| row.fields[column].as_str());
+    let fields = table
+        .rows
+        .iter()
+        .map(move |row| row.fields[column].as_str());
     fields.filter(|field| !field.is_empty())
 }
 
@@ -338,7 +350,9 @@ mod tests {
     }
 
     fn placed(table: &TextTable, image: Option<&str>) -> Result<Option<Place>, String> {
-        let names = ["0_left", "0_right", "1_left", "1_right", "0", "1", "2", "a", "b"];
+        let names = [
+            "0_left", "0_right", "1_left", "1_right", "0", "1", "2", "a", "b",
+        ];
         let entries: Vec<Entry> = names
             .map(|name| Entry::named(format!("images/{name}.jpg")))
             .into();
@@ -354,7 +368,9 @@ mod tests {
     }
 
     fn bits(names: &[&str]) -> Result<Asked, String> {
-        Ok(Asked::Bits(names.iter().map(|name| (*name).to_owned()).collect()))
+        Ok(Asked::Bits(
+            names.iter().map(|name| (*name).to_owned()).collect(),
+        ))
     }
 
     const ODIR: &str = "ID,Patient Age,Left-Fundus,Right-Fundus,N,D,G,filepath,labels,filename\n\
@@ -401,14 +417,36 @@ mod tests {
     fn what_holds_no_labels_is_told() {
         let text = "image,age,sex\na,50,m\nb,61,f\n";
         let none = found(text, &[]).unwrap_err();
-        assert!(none.starts_with("no column holds labels") && none.ends_with("image, age, sex"), "{none}");
-        assert!(found(text, &["D"]).unwrap_err().contains("has no column `D`"));
-        assert!(found(text, &["age", "sex"]).unwrap_err().contains("hold 0 and 1"));
-        assert!(found("image,label\na,x\nb,x\n", &[]).unwrap_err().contains("only the class x"));
+        assert!(
+            none.starts_with("no column holds labels") && none.ends_with("image, age, sex"),
+            "{none}"
+        );
+        assert!(
+            found(text, &["D"])
+                .unwrap_err()
+                .contains("has no column `D`")
+        );
+        assert!(
+            found(text, &["age", "sex"])
+                .unwrap_err()
+                .contains("hold 0 and 1")
+        );
+        assert!(
+            found("image,label\na,x\nb,x\n", &[])
+                .unwrap_err()
+                .contains("only the class x")
+        );
         assert_eq!(placed(&table("x,y\nq,w\n"), None), Ok(None));
         assert_eq!(placed(&table(text), Some("file")), Ok(None));
-        assert!(placed(&table(text), Some("sex")).unwrap_err().contains("names no picture"));
-        assert_eq!(placed(&table(text), Some("IMAGE")).unwrap().unwrap().image, 0);
+        assert!(
+            placed(&table(text), Some("sex"))
+                .unwrap_err()
+                .contains("names no picture")
+        );
+        assert_eq!(
+            placed(&table(text), Some("IMAGE")).unwrap().unwrap().image,
+            0
+        );
     }
 
     #[test]
@@ -416,6 +454,9 @@ mod tests {
         let text = "image,set,fold,label\na,train,1,x\nb,valid,2,y\n0,test,1,x\n";
         assert_eq!(placed(&table(text), None).unwrap().unwrap().split, Some(1));
         assert_eq!(number("0,92"), Some(0.92));
-        assert_eq!((number("nan"), number("1e3"), number("x")), (None, Some(1000.0), None));
+        assert_eq!(
+            (number("nan"), number("1e3"), number("x")),
+            (None, Some(1000.0), None)
+        );
     }
 }

@@ -55,7 +55,8 @@ impl Layout for Csv {
         let joined = join(scan, root, &|table, others, place| {
             columns::asked(table, others, place, &given)
         })?;
-        let mut images: Vec<RawImage> = joined.images.into_iter().map(|(image, ..)| image).collect();
+        let mut images: Vec<RawImage> =
+            joined.images.into_iter().map(|(image, ..)| image).collect();
         keep_others(scan, &mut images);
         distinct_ids(scan.folders(), root, &mut images);
         Ok(RawSet {
@@ -92,7 +93,9 @@ fn has_pictures(folders: &Folders, folder: &str) -> bool {
 pub(super) fn tables(folders: &Folders, root: &str) -> Vec<usize> {
     let is_table = |position: &usize| {
         let name = last(folders.name(*position)).to_lowercase();
-        [".csv", ".tsv", ".tab"].iter().any(|end| name.ends_with(end))
+        [".csv", ".tsv", ".tab"]
+            .iter()
+            .any(|end| name.ends_with(end))
     };
     let beside = folders
         .children(root)
@@ -192,11 +195,7 @@ pub(super) fn join(scan: &mut Scan, root: &str, ask: Ask) -> Result<Joined> {
 }
 
 /// The tables whose lines name pictures; those that say what to train on first.
-fn named_tables(
-    scan: &mut Scan,
-    root: &str,
-    pictures: &NamedPictures,
-) -> Result<Vec<NamedTable>> {
+fn named_tables(scan: &mut Scan, root: &str, pictures: &NamedPictures) -> Result<Vec<NamedTable>> {
     let column = scan.options().image_column.clone();
     let mut named = Vec::new();
     let mut nameless = Vec::new();
@@ -237,7 +236,11 @@ fn named_tables(
         return Err(scan.error(problem, help));
     }
     named.sort_by_key(|table| {
-        (table.is_form, table.split != Some(Split::Train), table.position)
+        (
+            table.is_form,
+            table.split != Some(Split::Train),
+            table.position,
+        )
     });
     Ok(named)
 }
@@ -265,7 +268,11 @@ pub(super) fn read_table(
 /// What the labels are, by the first table that has some.
 fn decide(scan: &Scan, tables: &[NamedTable], ask: Ask) -> Result<Asked> {
     let mut first = None;
-    for (number, named) in tables.iter().enumerate().filter(|(_, named)| !named.is_form) {
+    for (number, named) in tables
+        .iter()
+        .enumerate()
+        .filter(|(_, named)| !named.is_form)
+    {
         let others: Vec<&TextTable> = tables
             .iter()
             .enumerate()
