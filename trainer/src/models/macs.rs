@@ -92,7 +92,9 @@ mod tests {
     use fovea_task::Level;
 
     use super::*;
-    use crate::models::{Backbone, DenseNet121, EfficientNetB0, ResNet, ResNetShape, hybrid_for_lesions};
+    use crate::models::{
+        Backbone, DenseNet121, EfficientNetB0, ResNet, ResNetShape, hybrid_for_lesions,
+    };
 
     /// He et al. (CVPR 2016, table 1) give 1.8e9 for 224 x 224, torchvision 1.81 GMACs with the classifier (0.0005).
     #[test]

@@ -12,6 +12,8 @@ mod densenet;
 mod efficientnet;
 #[cfg(test)]
 mod golden;
+#[cfg(test)]
+mod golden_models;
 mod hybrid;
 mod layers;
 mod macs;
@@ -207,7 +209,8 @@ impl ModelEntry {
     /// Refuses options of other models.
     fn check_options(&self, options: &ModelConfig) -> Result<()> {
         for key in KEYS.iter().filter(|key| key.section == "model") {
-            if ["name", "init", "init_blake3"].contains(&key.name) || self.options.contains(&key.name)
+            if ["name", "init", "init_blake3"].contains(&key.name)
+                || self.options.contains(&key.name)
             {
                 continue;
             }
@@ -222,7 +225,11 @@ impl ModelEntry {
                 let has = |entry: &&ModelEntry| entry.options.contains(&key.name);
                 let having: Vec<&str> = MODELS.iter().filter(has).map(|entry| entry.name).collect();
                 return Err(Error::Usage {
-                    what: format!("{} = {given}: model {} has no such option", key.path(), self.name),
+                    what: format!(
+                        "{} = {given}: model {} has no such option",
+                        key.path(),
+                        self.name
+                    ),
                     help: format!(
                         "leave {} at {usual}, or choose one of the models that have it: {}",
                         key.path(),
