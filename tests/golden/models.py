@@ -231,7 +231,7 @@ def row(model, build, shards, salt, task=None, columns=0, alpha=(0.5, 1.0, 1.5))
             count = len(shard["counts"]) * columns
             shard["columns"] = [float(x) for x in uniform(f"columns.{i}", count)]
     setup = {
-        "salt": salt, "seed": SEED, "model": model,
+        "salt": salt, "separated": True, "seed": SEED, "model": model,
         "loss": {"gamma": 2.0, "alpha": list(alpha), "positive": 0.75, "negative": 0.25, "patch_weight": 0.5},
         "optimizer": hybrid.SETUP["optimizer"], "steps": 2, "shards": shards,
     }
@@ -263,6 +263,12 @@ def hashed(name, dtype):
     model = MODELS[name]["build"]()
     state = model.state_dict()
     state = {k: v if k.endswith("num_batches_tracked") else weight(pytorch_name(k), v.shape) for k, v in state.items()}
+    for norm, module in model.named_modules():
+        # Outputs of norms that are 0.4 wide about values near 1 or -1, so that inputs of ReLUs are seldom near zero.
+        if isinstance(module, nn.BatchNorm2d):
+            bias = state[f"{norm}.bias"]
+            state[f"{norm}.weight"] = state[f"{norm}.weight"] * torch.tensor(0.4)
+            state[f"{norm}.bias"] = bias + torch.where(bias < 0, -1.0, 1.0)
     model.load_state_dict(state)
     return model.to(dtype).to(memory_format=torch.channels_last)
 

@@ -49,6 +49,9 @@ struct Setup {
     #[serde(default = "Task::lesions")]
     task: Task,
     salt: u64,
+    /// Whether the outputs of norms are 0.4 wide about values near 1 or -1.
+    #[serde(default)]
+    separated: bool,
     seed: u64,
     loss: Loss,
     optimizer: Optimizer,
@@ -209,6 +212,27 @@ fn hashed(blueprint: &Blueprint) -> Vec<NamedTensor> {
     all
 }
 
+/// Makes the outputs of norms lie about values near 1 or -1, away from the kinks of ReLUs.
+fn separate(blueprint: &Blueprint, weights: &mut [NamedTensor]) {
+    for tensor in weights {
+        let TensorData::F32(values) = &mut tensor.data else {
+            continue;
+        };
+        let of_norm = |suffix| {
+            let norm = tensor.name.strip_suffix(suffix);
+            norm.is_some_and(|name| blueprint.norms.iter().any(|norm| norm.name == name))
+        };
+        let (is_weight, is_bias) = (of_norm(".weight"), of_norm(".bias"));
+        for value in values {
+            if is_weight {
+                *value *= 0.4;
+            } else if is_bias {
+                *value += if *value < 0.0 { -1.0 } else { 1.0 };
+            }
+        }
+    }
+}
+
 /// Images from the hash, `[n, 3, side, side]` channels-last, as [`crate::samples`] makes them.
 fn pictures(name: &str, n: usize, side: usize, kind: Kind) -> Tensor {
     let (n, s) = (n as i64, side as i64);
@@ -287,7 +311,10 @@ fn configured(setup: &Setup, precision: Precision, gpu: Option<Gpu>) -> (Config,
     let (objective, lanes) = (heads.collect(), ThreadLanes::one());
     let mut replica = Replica::configured(&config, &setup.task, precision, objective, lanes, gpu)
         .expect("a replica");
-    let weights = hashed(&replica.net.params.blueprint);
+    let mut weights = hashed(&replica.net.params.blueprint);
+    if setup.separated {
+        separate(&replica.net.params.blueprint, &mut weights);
+    }
     restore_weights(&mut replica.net.params, &weights, Path::new("hashed"))
         .expect("PyTorch's names and shapes");
     (config, replica)
