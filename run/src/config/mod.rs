@@ -30,9 +30,9 @@ pub use error::{Error, Place};
 pub use schedule::{EarlyStopping, PlateauState, StopVerdict, learning_rate};
 pub use sections::{
     Alpha, AugmentConfig, CellPlaces, CheckpointConfig, DataConfig, Device, EarlyStoppingConfig,
-    ElasticConfig, EvalConfig, Level, LossConfig, MetricName, ModelConfig, OptimizerConfig,
-    OptimizerKind, PosWeight, Precision, ReduceDtype, RunConfig, ScheduleConfig, ScheduleKind,
-    TrainConfig,
+    ElasticConfig, EvalConfig, Fusion, Level, LossConfig, MapAttention, MetricName, ModelConfig,
+    OptimizerConfig, OptimizerKind, Pooling, PosWeight, Precision, ReduceDtype, RunConfig,
+    ScheduleConfig, ScheduleKind, TrainConfig,
 };
 
 /// Result with this room's [`Error`].

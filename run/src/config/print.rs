@@ -74,6 +74,11 @@ const LATER: &[&str] = &[
     "loss.pos_weight",
     "loss.beta",
     "loss.label_smoothing",
+    "model.attention",
+    "model.pooling",
+    "model.fusion",
+    "model.global_backbone",
+    "model.local_backbone",
 ];
 
 /// What is hashed: one `section.key = value` line per result-changing key, sorted, so that reordering
