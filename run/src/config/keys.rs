@@ -6,7 +6,8 @@ use fovea_collectives::BackendChoice;
 
 use super::Config;
 use super::sections::{
-    Alpha, Device, Level, MetricName, OptimizerKind, Precision, ReduceDtype, ScheduleKind,
+    Alpha, Device, Fusion, Level, MapAttention, MetricName, OptimizerKind, Pooling, Precision,
+    ReduceDtype, ScheduleKind,
 };
 
 /// A section and what it is for.
@@ -217,7 +218,10 @@ choice_field!(
     OptimizerKind,
     ScheduleKind,
     MetricName,
-    Level
+    Level,
+    MapAttention,
+    Pooling,
+    Fusion
 );
 
 field!(
@@ -370,6 +374,11 @@ pub static KEYS: &[Key] = &[
     key!(model.name, ANY, RESULT, "The network; an unknown name is answered with the known ones (docs/models.md)."),
     key!(model.init, ANY, PLACE, "Weights that training begins from: a .safetensors file, a checkpoint directory, or a run directory (its best checkpoint); `--init` overrides it. Empty = random initial weights. A relative path is relative to the current directory. Read at the beginning of a run only."),
     key!(model.init_blake3, ANY, RESULT, "blake3 of the file that model.init names, as 64 hex digits. `fovea train` writes it into RUN/config.toml; given beforehand, another file is refused. Left out of the hash when empty."),
+    key!(model.attention, ANY, RESULT, "Attention inside a model that is one backbone: none, se (squeeze and excitation) or mha (multi-head self-attention over the places of the feature maps). docs/models.md says which models have it."),
+    key!(model.pooling, ANY, RESULT, "What hybrid reads the answer about an image from: token (the image's token after attention) or attention (its patches, weighed by gated attention)."),
+    key!(model.fusion, ANY, RESULT, "How the patches of hybrid learn of the whole image: self (self-attention over the image and its patches) or cross (before it, patches also attend to the feature maps of the whole image)."),
+    key!(model.global_backbone, ANY, RESULT, "The network over whole images in hybrid; an unknown name is answered with the known ones."),
+    key!(model.local_backbone, ANY, RESULT, "The network over patches in hybrid; an unknown name is answered with the known ones."),
 
     key!(loss.kind, ANY, RESULT, "The loss function, focal: multi-label focal loss (Lin et al., ICCV 2017); an unknown name is answered with the known ones."),
     key!(loss.gamma, from_to(0.0, 10.0), RESULT, "Focusing exponent of (1 - p_t)^gamma; 0 gives weighted binary cross-entropy."),

@@ -30,8 +30,8 @@ pub use error::{Error, Place};
 pub use schedule::{EarlyStopping, PlateauState, StopVerdict, learning_rate};
 pub use sections::{
     Alpha, AugmentConfig, CheckpointConfig, DataConfig, Device, EarlyStoppingConfig, ElasticConfig,
-    EvalConfig, Level, LossConfig, MetricName, ModelConfig, OptimizerConfig, OptimizerKind,
-    Precision, ReduceDtype, RunConfig, ScheduleConfig, ScheduleKind, TrainConfig,
+    EvalConfig, Fusion, Level, LossConfig, MapAttention, MetricName, ModelConfig, OptimizerConfig,
+    OptimizerKind, Pooling, Precision, ReduceDtype, RunConfig, ScheduleConfig, ScheduleKind, TrainConfig,
 };
 
 /// Result with this room's [`Error`].

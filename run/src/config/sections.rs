@@ -121,6 +121,38 @@ choice! {
     }
 }
 
+choice! {
+    /// Attention inside a backbone of whole images.
+    MapAttention {
+        /// The backbone as it was published.
+        None = "none",
+        /// Squeeze and excitation (Hu et al., CVPR 2018).
+        Se = "se",
+        /// Multi-head self-attention over the places of the feature maps.
+        Mha = "mha",
+    }
+}
+
+choice! {
+    /// What `hybrid` reads the answer about an image from.
+    Pooling {
+        /// Token 0, the whole image after it has attended to its patches.
+        Token = "token",
+        /// The patches, weighed by gated attention (Ilse et al., ICML 2018).
+        Attention = "attention",
+    }
+}
+
+choice! {
+    /// How the patches of `hybrid` learn of the whole image.
+    Fusion {
+        /// Self-attention over the image and its patches.
+        SelfAttention = "self",
+        /// Before it, patches attend to the feature maps of the whole image.
+        Cross = "cross",
+    }
+}
+
 impl MetricName {
     /// Whether a larger value is the better one.
     #[must_use]
@@ -214,6 +246,16 @@ pub struct ModelConfig {
     pub init: String,
     /// blake3 of the file that [`Self::init`] names, 64 hex digits; empty = not known yet.
     pub init_blake3: String,
+    /// Attention inside a model that is one backbone.
+    pub attention: MapAttention,
+    /// What `hybrid` reads the answer about an image from.
+    pub pooling: Pooling,
+    /// How the patches of `hybrid` learn of the whole image.
+    pub fusion: Fusion,
+    /// The network over whole images in `hybrid`: a name that `fovea_trainer::models::BACKBONES` has.
+    pub global_backbone: String,
+    /// The network over patches in `hybrid`, likewise.
+    pub local_backbone: String,
 }
 
 impl Default for ModelConfig {
@@ -222,6 +264,11 @@ impl Default for ModelConfig {
             name: "hybrid".to_owned(),
             init: String::new(),
             init_blake3: String::new(),
+            attention: MapAttention::None,
+            pooling: Pooling::Token,
+            fusion: Fusion::SelfAttention,
+            global_backbone: "resnet18".to_owned(),
+            local_backbone: "resnet18".to_owned(),
         }
     }
 }

@@ -92,18 +92,29 @@ mod tests {
     use fovea_task::Level;
 
     use super::*;
-    use crate::models::{Backbone, DenseNet121, EfficientNetB0, ResNet18, hybrid_for_lesions};
+    use crate::models::{Backbone, DenseNet121, EfficientNetB0, ResNet, ResNetShape, hybrid_for_lesions};
 
     /// He et al. (CVPR 2016, table 1) give 1.8e9 for 224 x 224, torchvision 1.81 GMACs with the classifier (0.0005).
     #[test]
     fn resnet18_at_224_is_the_known_number() {
         let mut blueprint = Blueprint::default();
-        let net = ResNet18::declare(&mut blueprint, "net.");
+        let net = ResNet::declare(&mut blueprint, "net.", ResNetShape::RESNET18, Level::Image);
         let macs = net.macs(&blueprint, 1, 224);
         assert_eq!(macs.forward, 1_813_561_344);
         // All but the first convolution, which has 118 million, need two gradients.
         assert_eq!(macs.backward, 2 * 1_813_561_344 - 118_013_952);
         assert_eq!(net.macs(&blueprint, 3, 224), macs * 3);
+    }
+
+    /// torchvision gives 4.09 GMACs with the classifier (0.002).
+    #[test]
+    fn resnet50_at_224_is_the_known_number() {
+        let mut blueprint = Blueprint::default();
+        let shape = ResNetShape::RESNET50;
+        let net = ResNet::declare(&mut blueprint, "", shape, Level::Image);
+        assert_eq!(net.macs(&blueprint, 1, 224).forward, 4_087_136_256);
+        let numel: usize = blueprint.params.iter().map(|p| p.numel()).sum();
+        assert_eq!(numel, 25_557_032 - 2_049_000); // torchvision's, without `fc`
     }
 
     /// torchvision gives 2.83 and 0.386 GMACs with the classifier, whose product with the features is subtracted.
@@ -141,7 +152,7 @@ mod tests {
             model.macs(&blueprint, &sizes).forward
         };
         let mut branch = Blueprint::default();
-        let net = ResNet18::declare(&mut branch, "net.");
+        let net = ResNet::declare(&mut branch, "net.", ResNetShape::RESNET18, Level::Image);
         let fusion = |tokens: u64| {
             let projections = tokens * 512 * 256;
             let attention = tokens * 4 * 256 * 256 + 2 * tokens * tokens * 256;

@@ -4,7 +4,9 @@
 //! [`crate::params`] decides where the numbers live (one flat buffer, master and working precision); a model never owns
 //! a tensor. To add a model, write one file here that implements [`Model`], its row in [`MODELS`], and a preset.
 
+mod attention;
 mod backbone;
+mod classifier;
 mod convolution;
 mod densenet;
 mod efficientnet;
@@ -14,20 +16,25 @@ mod hybrid;
 mod layers;
 mod macs;
 mod resnet;
+mod resnet50_meta;
 mod tokens;
 
-pub use backbone::{BACKBONES, Backbone, BackboneEntry};
+pub use attention::{Attended, AttentionSite, MapAttentionLayer};
+pub use backbone::{BACKBONES, Backbone, BackboneEntry, BackboneOptions, LastLayer};
+pub use classifier::{ImageClassifier, PatchOnly};
 pub use densenet::DenseNet121;
 pub use efficientnet::EfficientNetB0;
 pub use hybrid::Hybrid;
-pub use layers::{LayerNorm, Linear, SelfAttention};
+pub use layers::{GatedPooling, LayerNorm, Linear, Mlp, SelfAttention};
 pub use macs::{Macs, Sizes};
-pub use resnet::ResNet18;
+pub use resnet::{ResNet, ResNetShape};
+pub use resnet50_meta::ResNet50Meta;
 pub use tokens::Tokens;
 
 use fovea_coordinator::order::Grain;
-use fovea_run::config::ModelConfig;
-use fovea_task::Task;
+use fovea_run::config::keys::KEYS;
+use fovea_run::config::{Config, ModelConfig};
+use fovea_task::{Level, Target, Task};
 use tch::Tensor;
 
 pub use crate::blueprint::{
@@ -79,13 +86,16 @@ impl Pass<'_> {
 
 /// The inputs of a model: `b` images and `n` of their patches.
 pub struct Input<'a> {
-    /// Whole images, `[b, 3, S, S]`, working dtype, channels-last.
+    /// Whole images, `[b, 3, S, S]`, working dtype, channels-last; `[0, 3, 0, 0]` for a model that reads none
+    /// ([`ModelEntry::reads_images`]).
     pub globals: &'a Tensor,
     /// Patches of all images one after the other, `[n, 3, patch, patch]`, working dtype, channels-last; n is 0 for a
     /// model of [`Grain::Image`].
     pub patches: &'a Tensor,
     /// Where the tokens of each image come from, in the padded sequences.
     pub tokens: &'a Tokens,
+    /// The numbers that the task's columns name, `[b, k]` f32; k is [`Model::columns`].
+    pub columns: &'a Tensor,
 }
 
 /// A network of this project: takes images and their patches, gives one set of logits per target of the task.
@@ -97,6 +107,11 @@ pub trait Model: Send + Sync {
     /// of them: backward starts from the sum of `logits * dlogits`.
     fn forward(&self, pass: &Pass<'_>, input: &Input<'_>) -> Result<Vec<Tensor>>;
 
+    /// How many of the task's columns the model reads: all or none.
+    fn columns(&self) -> usize {
+        0
+    }
+
     /// Multiplications of a training step; `blueprint` is the one that the model was declared in.
     fn macs(&self, blueprint: &Blueprint, sizes: &Sizes) -> Macs;
 }
@@ -107,6 +122,10 @@ pub struct ModelEntry {
     pub name: &'static str,
     /// The unit of its samples: grid cells or whole images.
     pub grain: Grain,
+    /// Whether the model reads whole images; one that does not is spared their resizing.
+    pub reads_images: bool,
+    /// The keys of `[model]` that it has, other than `name` and those of its initial weights.
+    pub options: &'static [&'static str],
     /// Declares the model's parameters for a task, with the options of `[model]`.
     ///
     /// # Errors
@@ -114,12 +133,47 @@ pub struct ModelEntry {
     pub declare: fn(&mut Blueprint, &Task, &ModelConfig) -> Result<Box<dyn Model>>,
 }
 
+/// A row for a backbone that is a model of its own.
+macro_rules! image_classifier {
+    ($name:literal, $options:expr) => {
+        ModelEntry {
+            name: $name,
+            grain: Grain::Image,
+            reads_images: true,
+            options: $options,
+            declare: |b, task, options| ImageClassifier::declare(b, task, options, $name),
+        }
+    };
+}
+
 /// Every model that `model.name` can choose, one row each.
-pub static MODELS: &[ModelEntry] = &[ModelEntry {
-    name: "hybrid",
-    grain: Grain::Cell,
-    declare: Hybrid::declare,
-}];
+pub static MODELS: &[ModelEntry] = &[
+    ModelEntry {
+        name: "hybrid",
+        grain: Grain::Cell,
+        reads_images: true,
+        options: &["pooling", "fusion", "global_backbone", "local_backbone"],
+        declare: Hybrid::declare,
+    },
+    image_classifier!("resnet18", &["attention"]),
+    image_classifier!("resnet50", &["attention"]),
+    image_classifier!("densenet121", &[]),
+    image_classifier!("efficientnet_b0", &["attention"]),
+    ModelEntry {
+        name: "patch_only",
+        grain: Grain::Cell,
+        reads_images: false,
+        options: &[],
+        declare: PatchOnly::declare,
+    },
+    ModelEntry {
+        name: "resnet50_meta",
+        grain: Grain::Image,
+        reads_images: true,
+        options: &[],
+        declare: ResNet50Meta::declare,
+    },
+];
 
 /// The model that a configuration names.
 ///
@@ -142,11 +196,63 @@ impl ModelEntry {
     /// Builds the model for a task; also returns the blueprint that it declared.
     ///
     /// # Errors
-    /// As [`ModelEntry::declare`].
+    /// As [`ModelEntry::declare`]; [`Error::Usage`] for an option that the model does not have.
     pub fn build(&self, task: &Task, options: &ModelConfig) -> Result<(Box<dyn Model>, Blueprint)> {
+        self.check_options(options)?;
         let mut blueprint = Blueprint::default();
         let model = (self.declare)(&mut blueprint, task, options)?;
         Ok((model, blueprint))
+    }
+
+    /// Refuses options of other models.
+    fn check_options(&self, options: &ModelConfig) -> Result<()> {
+        for key in KEYS.iter().filter(|key| key.section == "model") {
+            if ["name", "init", "init_blake3"].contains(&key.name) || self.options.contains(&key.name)
+            {
+                continue;
+            }
+            let of = |model: &ModelConfig| {
+                (key.get)(&Config {
+                    model: model.clone(),
+                    ..Config::default()
+                })
+            };
+            let (given, usual) = (of(options), of(&ModelConfig::default()));
+            if given != usual {
+                let has = |entry: &&ModelEntry| entry.options.contains(&key.name);
+                let having: Vec<&str> = MODELS.iter().filter(has).map(|entry| entry.name).collect();
+                return Err(Error::Usage {
+                    what: format!("{} = {given}: model {} has no such option", key.path(), self.name),
+                    help: format!(
+                        "leave {} at {usual}, or choose one of the models that have it: {}",
+                        key.path(),
+                        having.join(", ")
+                    ),
+                });
+            }
+        }
+        Ok(())
+    }
+}
+
+/// The target of a task that asks one question about whole images.
+///
+/// # Errors
+/// [`Error::Usage`] for any other task.
+pub(crate) fn the_image_target<'a>(model: &str, task: &'a Task) -> Result<&'a Target> {
+    match task.targets() {
+        [target] if target.level == Level::Image => Ok(target),
+        _ => {
+            let (image, patch) = (task.at(Level::Image).count(), task.at(Level::Patch).count());
+            Err(Error::Usage {
+                what: format!(
+                    "model.name = {model:?}: this dataset has {image} targets at image level and {patch} at patch level"
+                ),
+                help: format!(
+                    "{model} learns one target at image level: choose another model, or prepare a dataset with labels of images alone"
+                ),
+            })
+        }
     }
 }
 

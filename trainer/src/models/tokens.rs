@@ -13,6 +13,8 @@ struct TokenLayout {
     patches: Vec<i64>,
     /// `[b, 1, 1, t]`: 0 for tokens, -inf for padding; none when no sequence is padded.
     padding: Option<Vec<f32>>,
+    /// `[b * t]`: 0 for patches, -inf for padding and the image's token, which stands in where an image has no patches.
+    bag: Vec<f32>,
     /// Tokens per sequence, the image token included.
     tokens: usize,
 }
@@ -27,6 +29,7 @@ impl TokenLayout {
             gather: Vec::with_capacity(images * tokens),
             patches: Vec::with_capacity(total),
             padding: None,
+            bag: Vec::with_capacity(images * tokens),
             tokens,
         };
         let mut mask = Vec::with_capacity(images * tokens);
@@ -39,6 +42,11 @@ impl TokenLayout {
                 .extend(std::iter::repeat_n(zeros, tokens - 1 - count));
             let first = (image * tokens + 1) as i64;
             layout.patches.extend(first..first + count as i64);
+            layout.bag.push(if count == 0 { 0.0 } else { f32::NEG_INFINITY });
+            layout.bag.extend(std::iter::repeat_n(0.0, count));
+            layout
+                .bag
+                .resize((image + 1) * tokens, f32::NEG_INFINITY);
             mask.extend(std::iter::repeat_n(0.0, 1 + count));
             mask.extend(std::iter::repeat_n(f32::NEG_INFINITY, tokens - 1 - count));
             next += count as i64;
@@ -62,6 +70,9 @@ pub struct Tokens {
     pub patches: Tensor,
     /// `[b, 1, 1, t]` f32: 0 for tokens, -inf for padding; none when no sequence is padded.
     pub padding: Option<Tensor>,
+    /// `[b, t, 1]` f32: 0 for patches, -inf for padding and for the image's token, which is 0 where an image has no
+    /// patches; so each sequence has a 0.
+    pub bag: Tensor,
 }
 
 impl Tokens {
@@ -77,6 +88,9 @@ impl Tokens {
         Ok(Self {
             images,
             per_image,
+            bag: Tensor::from_slice(&layout.bag)
+                .f_view([images, per_image, 1])?
+                .f_to_device(device)?,
             gather: indices(&layout.gather)?,
             patches: indices(&layout.patches)?,
             padding: layout.padding.as_ref().map(padding).transpose()?,
@@ -88,6 +102,7 @@ impl Tokens {
         let tensors = [
             Some(&self.gather),
             Some(&self.patches),
+            Some(&self.bag),
             self.padding.as_ref(),
         ];
         tensors
@@ -111,6 +126,9 @@ mod tests {
         let padding = layout.padding.expect("the second image is shorter");
         assert_eq!(padding.iter().filter(|m| m.is_infinite()).count(), 1);
         assert!(padding[5].is_infinite());
+        let none = f32::NEG_INFINITY;
+        assert_eq!(layout.bag, [none, 0.0, 0.0, none, 0.0, none]);
+        assert_eq!(TokenLayout::new(&[0, 1]).bag, [0.0, none, none, 0.0]);
     }
 
     #[test]
