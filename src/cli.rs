@@ -88,16 +88,28 @@ pub struct DoctorArgs {
     pub json: bool,
 }
 
+/// What `fovea synth` draws.
+#[derive(Clone, Copy, Debug, ValueEnum)]
+pub enum SynthKind {
+    Lesions,
+    Labels,
+    Classes,
+    Boxes,
+}
+
 #[derive(Args, Debug)]
 pub struct SynthArgs {
     /// Directory to create
     pub out: PathBuf,
-    /// Number of images
-    #[arg(long, default_value_t = 24)]
-    pub images: u32,
-    /// Side of an image in pixels
-    #[arg(long, default_value_t = 1280)]
-    pub size: u32,
+    /// What is drawn: photographs with lesion masks, with labels (D, G, A), folders of classes, or scenes with boxes
+    #[arg(long, value_enum, default_value = "lesions")]
+    pub kind: SynthKind,
+    /// Number of images [default: 24 with lesions, else 240]
+    #[arg(long)]
+    pub images: Option<u32>,
+    /// Side of an image in pixels [default: 1280 with lesions, else 256]
+    #[arg(long)]
+    pub size: Option<u32>,
     /// Same seed, same bytes
     #[arg(long, default_value_t = 0)]
     pub seed: u64,
@@ -122,12 +134,28 @@ pub struct PrepareArgs {
     pub out: PathBuf,
     #[arg(long, default_value = "auto", help = layout_help())]
     pub layout: String,
-    /// Working size in pixels; a multiple of --patch
-    #[arg(long, default_value_t = 1280)]
-    pub size: u32,
-    /// Side of a grid cell in pixels
-    #[arg(long, default_value_t = 128)]
-    pub patch: u32,
+    /// Working size in pixels; a multiple of --patch [default: 1280, or 256 where only whole images have labels]
+    #[arg(long)]
+    pub size: Option<u32>,
+    /// Side of a grid cell in pixels; 0 for no grid [default: 128, or 0 where only whole images have labels]
+    #[arg(long)]
+    pub patch: Option<u32>,
+    /// What of a photograph is kept: fov (the bright disc), none (all of it), or auto (fov with lesion masks, else none)
+    #[arg(long, default_value = "auto")]
+    pub crop: String,
+    /// How it is brought to a square: stretch, pad (with black), or centre (shorter side to 256/224 of --size, the
+    /// middle of that) [default: pad after --crop fov, else stretch]
+    #[arg(long)]
+    pub fit: Option<String>,
+    /// Column of a table that names the pictures [default: the one whose values do]
+    #[arg(long, value_name = "COLUMN")]
+    pub image_column: Option<String>,
+    /// Columns of labels, as D,G,A: of 0 and 1, or one of class names [default: all of 0 and 1, else one of names]
+    #[arg(long, value_name = "COLUMNS", value_delimiter = ',')]
+    pub labels: Vec<String>,
+    /// Boxes of a picture that a model reads, those with the highest scores (layout boxes)
+    #[arg(long, default_value_t = 10, value_parser = clap::value_parser!(u32).range(0..=1000))]
+    pub max_boxes: u32,
     /// Lesion pixels that make a cell positive
     #[arg(long, default_value_t = 1)]
     pub min_lesion_pixels: u32,

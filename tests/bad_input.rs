@@ -169,7 +169,7 @@ fn a_manifest_of_a_newer_version() {
     fs::write(&path, serde_json::to_vec(&manifest).unwrap()).unwrap();
     train(&prepared, &directory.path().join("run"), &[])
         .with_code(USAGE)
-        .explains(&["format version 99", "versions 1 to 2", "newer fovea"]);
+        .explains(&["format version 99", "versions 1 to 3", "newer fovea"]);
 }
 
 #[test]

@@ -5,6 +5,9 @@ use crate::{Error, Result};
 /// Largest working size: pixels along an edge.
 pub const MAX_SIZE: u32 = 8192;
 
+/// Smallest working size of images without cells, pixels.
+pub const MIN_SIZE: u32 = 8;
+
 /// Largest patch: pixels along an edge. One more and a cell's pixels would not fit u16.
 pub const MAX_PATCH: u32 = 255;
 
@@ -17,7 +20,7 @@ pub const BLACK_LEVEL: u8 = 10;
 /// A cell is black when at least this share of its pixels is dark.
 pub const BLACK_FRACTION: f64 = 0.9;
 
-/// How an image of `size x size` pixels is cut into `grid x grid` cells of `patch x patch`.
+/// How an image of `size x size` pixels is cut into `grid x grid` cells of `patch x patch`; with `patch` 0 it is not cut.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Cells {
     pub size: usize,
@@ -26,7 +29,7 @@ pub(crate) struct Cells {
 
 impl Cells {
     pub fn grid(self) -> usize {
-        self.size / self.patch
+        self.size.checked_div(self.patch).unwrap_or(0)
     }
 
     pub fn count(self) -> usize {
@@ -38,6 +41,9 @@ impl Cells {
     pub fn areas(self, mask: &[u8], classes: usize) -> Vec<u16> {
         let grid = self.grid();
         let mut areas = vec![0u16; self.count() * classes];
+        if areas.is_empty() {
+            return areas;
+        }
         for (y, row) in mask.chunks_exact(self.size).enumerate() {
             let first = y / self.patch * grid;
             for (column, pixels) in row.chunks_exact(self.patch).enumerate() {
@@ -61,6 +67,9 @@ impl Cells {
     pub fn black(self, pixels: &[u8]) -> Vec<u8> {
         let grid = self.grid();
         let mut dark = vec![0u32; self.count()];
+        if dark.is_empty() {
+            return Vec::new();
+        }
         for (y, row) in pixels.chunks_exact(self.size * 3).enumerate() {
             let first = y / self.patch * grid;
             for (column, cell) in row.chunks_exact(self.patch * 3).enumerate() {
@@ -82,8 +91,19 @@ impl Cells {
     }
 }
 
-/// Whether a picture of `size` pixels can be cut into cells of `patch`.
+/// Whether a picture of `size` pixels can be cut into cells of `patch`; 0 for none.
 pub(crate) fn check_grid(size: u32, patch: u32) -> Result<()> {
+    if patch == 0 {
+        return match (MIN_SIZE..=MAX_SIZE).contains(&size) {
+            true => Ok(()),
+            false => refuse(
+                "--size",
+                size,
+                format!("must be {MIN_SIZE} to {MAX_SIZE}"),
+                "256 is the usual size of images without cells",
+            ),
+        };
+    }
     if !(8..=MAX_PATCH).contains(&patch) {
         return refuse(
             "--patch",

@@ -107,12 +107,12 @@ impl Dataset {
         self.manifest.recipe.size as usize
     }
 
-    /// Pixels along an edge of a cell.
+    /// Pixels along an edge of a cell; 0 without a grid.
     pub fn patch(&self) -> usize {
         self.manifest.recipe.patch as usize
     }
 
-    /// Cells along an edge of an image.
+    /// Cells along an edge of an image; 0 without a grid.
     pub fn grid(&self) -> usize {
         self.manifest.grid as usize
     }
@@ -149,7 +149,7 @@ impl Dataset {
         shard.areas(row)
     }
 
-    /// Black cells of image `i`, `[grid, grid]`, 1 for black.
+    /// Black cells of image `i`, `[grid, grid]`, 1 for black; empty without a grid.
     pub fn black(&self, i: usize) -> &[u8] {
         let (shard, row) = self.place(i);
         shard.black(row)
@@ -182,6 +182,16 @@ impl Dataset {
         let before = targets[..target].iter();
         let number = before.filter(|t| t.level == Level::Image).count();
         self.manifest.images[i].labels[number]
+    }
+
+    /// The numbers of image `i` that the task's columns name, in their order; empty for most tasks.
+    pub fn columns(&self, i: usize) -> &[f32] {
+        &self.manifest.images[i].columns
+    }
+
+    /// What image `i` shares with the others of its group, where the raw dataset says that.
+    pub fn group(&self, i: usize) -> Option<&str> {
+        self.manifest.images[i].group.as_deref()
     }
 
     /// Indices of the images of `split`, ascending.

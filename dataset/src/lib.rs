@@ -13,6 +13,7 @@
 mod cells;
 mod dataset;
 mod error;
+mod framing;
 mod groups;
 mod labels;
 mod list;
@@ -30,9 +31,10 @@ mod split;
 pub mod stage;
 mod table;
 
-pub use cells::{BLACK_FRACTION, BLACK_LEVEL, MAX_PATCH, MAX_PATCH_CLASSES, MAX_SIZE};
+pub use cells::{BLACK_FRACTION, BLACK_LEVEL, MAX_PATCH, MAX_PATCH_CLASSES, MAX_SIZE, MIN_SIZE};
 pub use dataset::{Dataset, ImageView};
 pub use error::{BadFile, Error, Result};
+pub use framing::{Crop, Fit, Framing};
 pub use groups::stratify_groups;
 pub use list::{PhotoFile, holds_photos, list_photos};
 pub use manifest::{
@@ -40,9 +42,9 @@ pub use manifest::{
 };
 pub use mosaic::{MosaicOptions, mosaic, mosaic_photos};
 pub use oddities::oddities;
-pub use photo::{Photo, load_photo, prepare_photo};
+pub use photo::{Photo, frame_photo, load_photo, prepare_photo};
 pub use prepare::{MAX_BAD_FILES, PrepareOptions, prepare};
 pub use progress::{Bar, ProgressListener, Silent};
-pub use raw::{LAYOUTS, Layout, LayoutChoice};
+pub use raw::{LAYOUTS, Layout, LayoutChoice, TableOptions};
 pub use split::{SHARES, Split, stratify};
 pub use table::LabelTable;

@@ -25,13 +25,21 @@ const SAMPLED_ROWS: usize = 16;
 /// What is known of one image besides its pixels.
 struct Image<'a> {
     id: &'a str,
-    split: Split,
+    /// `None`: it has no label.
+    split: Option<Split>,
     /// Per target at image level.
     labels: &'a [Label],
     /// Lesion pixels per cell and class.
     areas: Vec<u16>,
     /// 1 for black cells.
     black: &'a [u8],
+}
+
+impl Image<'_> {
+    /// Whether all of its cells are black; never without a grid, where nobody looked.
+    fn is_black(&self) -> bool {
+        !self.black.is_empty() && self.black.iter().all(|black| *black != 0)
+    }
 }
 
 /// The names of the classes that an image can have, and what they are called together.
@@ -76,7 +84,7 @@ pub fn oddities(data: &Dataset) -> Vec<String> {
     let min = data.manifest().recipe.min_lesion_pixels;
     let classes = |i: usize| image_classes(task, images[i].labels, &data.patch_labels(i, min));
     let known: Vec<(Split, Vec<bool>)> = (0..images.len())
-        .map(|i| (images[i].split, classes(i)))
+        .filter_map(|i| Some((images[i].split?, classes(i))))
         .collect();
     let names = Names::of(task);
     told.extend(lacking_classes(&known, &names));
@@ -210,7 +218,7 @@ fn splits_without_lesions(known: &[(Split, Vec<bool>)], names: &Names) -> Option
 }
 
 fn black_images(images: &[Image]) -> Option<String> {
-    let is_black = |image: &&Image| image.black.iter().all(|black| *black != 0);
+    let is_black = |image: &&Image| image.is_black();
     let ids: Vec<&str> = images
         .iter()
         .filter(is_black)
@@ -266,7 +274,7 @@ fn same_images(images: &[Image], twins: &[Vec<usize>]) -> Vec<String> {
     // Black images are alike, and reported as black.
     let twins: Vec<&Vec<usize>> = twins
         .iter()
-        .filter(|twins| images[twins[0]].black.contains(&0))
+        .filter(|twins| !images[twins[0]].is_black())
         .collect();
     let across = |twins: &&&Vec<usize>| {
         twins
@@ -276,14 +284,19 @@ fn same_images(images: &[Image], twins: &[Vec<usize>]) -> Vec<String> {
     let unlike = |twins: &&&Vec<usize>| {
         twins.iter().any(|i| {
             let (one, first) = (&images[*i], &images[twins[0]]);
-            one.areas != first.areas || one.labels != first.labels
+            let pairs = one.labels.iter().zip(first.labels);
+            let mut known = pairs.filter(|(a, b)| a.is_known() && b.is_known());
+            one.areas != first.areas || known.any(|(a, b)| a != b)
         })
     };
     let named = |twins: &[&Vec<usize>]| {
         let one = |twins: &&Vec<usize>| {
             let ids: Vec<String> = twins
                 .iter()
-                .map(|i| format!("{} ({})", images[*i].id, images[*i].split))
+                .map(|i| {
+                    let split = images[*i].split.map_or("no split", Split::name);
+                    format!("{} ({split})", images[*i].id)
+                })
                 .collect();
             first_few(&ids, NAMES).replace(", ", " = ")
         };
@@ -344,7 +357,7 @@ mod tests {
     fn image(id: &str, areas: [u16; 4]) -> Image<'_> {
         Image {
             id,
-            split: Split::Train,
+            split: Some(Split::Train),
             labels: &[Label(4)],
             areas: areas.iter().flat_map(|area| [0, 0, *area, 0]).collect(),
             black: &[0, 0, 0, 1],
@@ -429,7 +442,7 @@ mod tests {
         let mut images: Vec<Image> = ["a", "b", "c", "d", "e", "f"]
             .map(|id| image(id, [1, 0, 0, 0]))
             .into();
-        images[1].split = Split::Test;
+        images[1].split = Some(Split::Test);
         images[3].areas[2] = 7;
         for black in [4, 5] {
             images[black].black = &[1; 4];

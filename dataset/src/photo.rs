@@ -1,14 +1,14 @@
-//! Photographs straight from a camera: found, cropped to the field of view, scaled to the working size.
+//! Photographs straight from a camera: found, cropped to the field of view or not, scaled to the working size.
 
 use std::fs;
 use std::path::Path;
 
 use fovea_pictures::decode;
-use fovea_pictures::fov::{self, Fov};
-use fovea_pictures::resample::{Plane, Square, resample};
+use fovea_pictures::fov::Fov;
 use image::RgbImage;
 
-use crate::cells::{Cells, check_grid};
+use crate::cells::{BLACK_LEVEL, Cells, check_grid};
+use crate::framing::{Crop, Framing, Upright};
 use crate::{Error, Result};
 
 /// A photograph in the form that models see: as an image of a prepared dataset.
@@ -16,9 +16,9 @@ use crate::{Error, Result};
 pub struct Photo {
     /// RGB, `[size, size, 3]`.
     pub pixels: Vec<u8>,
-    /// 1 for black cells, `[grid, grid]` with grid = size / patch.
+    /// 1 for black cells, `[grid, grid]` with grid = size / patch; empty without a grid.
     pub black: Vec<u8>,
-    /// Where in the source the pixels come from.
+    /// Where in the source the pixels come from; the whole photograph when nobody looked for a field of view.
     pub fov: Fov,
     /// Why a model's answer to this photograph means nothing; `None` when nothing speaks against it.
     pub note: Option<String>,
@@ -44,35 +44,35 @@ pub fn load_photo(path: &Path) -> Result<RgbImage> {
 /// Cuts a photograph to its field of view, pads with black, brings it to `size x size` pixels and finds the black
 /// cells of `patch x patch`. The same steps as `prepare` takes for the `folder` layout.
 pub fn prepare_photo(photo: &RgbImage, size: u32, patch: u32) -> Result<Photo> {
+    frame_photo(photo, Framing::default(), size, patch)
+}
+
+/// As [`prepare_photo`], cropped and fitted as `framing` says; with `patch` 0 there are no cells. The same steps as
+/// `prepare` takes for a dataset with these values in its manifest.
+pub fn frame_photo(photo: &RgbImage, framing: Framing, size: u32, patch: u32) -> Result<Photo> {
     check_grid(size, patch)?;
     let (width, height) = (photo.width() as usize, photo.height() as usize);
     let size = size as usize;
-    let fov = fov::detect(photo.as_raw(), width, height);
-    let whole = Square::around(photo.width(), photo.height());
-    let pixels = if fov.square == whole && width == size && height == size {
-        photo.as_raw().clone()
-    } else {
-        resample(
-            Plane {
-                data: photo.as_raw(),
-                width,
-                height,
-                channels: 3,
-            },
-            fov.square,
-            size,
-        )
+    let source = Upright {
+        data: photo.as_raw(),
+        width,
+        height,
+    };
+    let framed = framing.apply(source, size, false);
+    let pixels = match framed.pixels {
+        Some(pixels) => pixels,
+        None => photo.as_raw().clone(),
     };
     let black = Cells {
         size,
         patch: patch as usize,
     }
     .black(&pixels);
-    let note = unusable(photo, &fov, &black);
+    let note = unusable(photo, framing, &framed.fov, &black);
     Ok(Photo {
         pixels,
         black,
-        fov,
+        fov: framed.fov,
         note,
     })
 }
@@ -97,16 +97,26 @@ fn has_one_colour(rgb: &[u8]) -> bool {
     })
 }
 
-/// Why a photograph shows no eye that a model could judge.
-fn unusable(photo: &RgbImage, fov: &Fov, black: &[u8]) -> Option<String> {
+/// Why a photograph shows nothing that a model could judge.
+fn unusable(photo: &RgbImage, framing: Framing, fov: &Fov, black: &[u8]) -> Option<String> {
     let (width, height) = photo.dimensions();
     if let Some(tiny) = too_small(width, height) {
         return Some(tiny);
     }
-    if black.iter().all(|cell| *cell != 0) {
-        return Some("every cell is black".to_owned());
+    let is_black = match black {
+        [] => photo.as_raw().iter().all(|value| *value < BLACK_LEVEL),
+        black => black.iter().all(|cell| *cell != 0),
+    };
+    if is_black {
+        let what = if black.is_empty() {
+            "all of it is"
+        } else {
+            "every cell is"
+        };
+        return Some(format!("{what} black"));
     }
-    plain(photo.as_raw()).or_else(|| (!fov.found).then(|| "no field of view found".to_owned()))
+    let is_lost = framing.crop == Crop::Fov && !fov.found;
+    plain(photo.as_raw()).or_else(|| is_lost.then(|| "no field of view found".to_owned()))
 }
 
 /// The message about a picture that is too small to show anything; `None` for others.

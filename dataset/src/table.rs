@@ -16,6 +16,8 @@ pub struct LabelTable {
     pub total: SplitCounts,
     task: Task,
     min_lesion_pixels: u32,
+    has_grid: bool,
+    unlabelled: usize,
 }
 
 /// What [`SplitCounts`] counts of one image.
@@ -116,6 +118,8 @@ impl LabelTable {
             total: total.with_rates(),
             task: manifest.task.clone(),
             min_lesion_pixels: manifest.recipe.min_lesion_pixels,
+            has_grid: manifest.grid > 0,
+            unlabelled: manifest.unlabelled(),
         }
     }
 
@@ -138,11 +142,15 @@ impl LabelTable {
             ..
         } = counts;
         let [of_cells, of_images] = self.widths();
-        write!(f, "{name:<6} {images:>7} {patches:>9}")?;
-        if !of_cells.is_empty() {
-            write!(f, " {healthy:>9}")?;
+        write!(f, "{name:<6} {images:>7}")?;
+        if self.has_grid {
+            write!(f, " {patches:>9}")?;
+            if !of_cells.is_empty() {
+                write!(f, " {healthy:>9}")?;
+            }
+            write!(f, " {black:>8}")?;
         }
-        write!(f, " {black:>8}  ")?;
+        write!(f, "  ")?;
         for (sum, width) in label_sums.iter().zip(&of_cells) {
             write!(f, " {sum:>width$}")?;
         }
@@ -160,7 +168,12 @@ impl LabelTable {
         let [of_cells, of_images] = self.widths();
         let sum = |widths: &[usize]| widths.iter().map(|width| width + 1).sum::<usize>();
         let has_cells = !of_cells.is_empty();
-        write!(f, "{:1$}", "", if has_cells { 45 } else { 35 })?;
+        let before = match (self.has_grid, has_cells) {
+            (false, _) => 16,
+            (true, false) => 35,
+            (true, true) => 45,
+        };
+        write!(f, "{:before$}", "")?;
         if has_cells {
             write!(f, "{:^1$}  ", "patches with", sum(&of_cells))?;
         }
@@ -168,11 +181,15 @@ impl LabelTable {
             write!(f, "{:^1$}", "share of images with", sum(&of_images))?;
         }
         writeln!(f)?;
-        write!(f, "{:<6} {:>7} {:>9}", "split", "images", "patches")?;
-        if has_cells {
-            write!(f, " {:>9}", "healthy")?;
+        write!(f, "{:<6} {:>7}", "split", "images")?;
+        if self.has_grid {
+            write!(f, " {:>9}", "patches")?;
+            if has_cells {
+                write!(f, " {:>9}", "healthy")?;
+            }
+            write!(f, " {:>8}", "black")?;
         }
-        write!(f, " {:>8}  ", "black")?;
+        write!(f, "  ")?;
         for (class, width) in classes(&self.task, Level::Patch).zip(&of_cells) {
             write!(f, " {:>width$}", class.name)?;
         }
@@ -193,6 +210,24 @@ impl fmt::Display for LabelTable {
             self.line(f, split.name(), counts)?;
         }
         self.line(f, "all", &self.total)?;
+        if self.unlabelled > 0 {
+            let images = if self.unlabelled == 1 {
+                "image has"
+            } else {
+                "images have"
+            };
+            write!(
+                f,
+                "{} more {images} no label, and so no split: `fovea predict` scores them.",
+                self.unlabelled
+            )?;
+        }
+        if !self.has_grid {
+            return Ok(());
+        }
+        if self.unlabelled > 0 {
+            writeln!(f)?;
+        }
         let rule = match (self.task.cells(), self.min_lesion_pixels) {
             (None, _) => return write!(f, "Patches have no labels of their own."),
             (Some(_), 1) => "any of its pixels has it".to_owned(),

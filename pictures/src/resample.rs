@@ -1,4 +1,4 @@
-//! Cuts a square out of a picture and scales it to the working size.
+//! Cuts a square or another window out of a picture and scales it to the working size.
 
 use crate::wide::wide;
 
@@ -26,6 +26,33 @@ impl Square {
     }
 }
 
+/// A window of source pixels that is brought to some number of pixels along each axis; parts outside the picture are black.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Window {
+    /// Left edge in source pixels; negative when the window begins outside the picture.
+    pub x: f64,
+    /// Upper edge in source pixels.
+    pub y: f64,
+    /// Source pixels per pixel of the result, along a row.
+    pub step_x: f64,
+    /// The same along a column.
+    pub step_y: f64,
+}
+
+impl Square {
+    /// The square as a window that is brought to `size` pixels.
+    #[must_use]
+    pub fn window(self, size: usize) -> Window {
+        let step = f64::from(self.side) / size as f64;
+        Window {
+            x: self.x as f64,
+            y: self.y as f64,
+            step_x: step,
+            step_y: step,
+        }
+    }
+}
+
 /// A picture in memory.
 #[derive(Clone, Copy, Debug)]
 pub struct Plane<'a> {
@@ -46,14 +73,13 @@ struct PixelShares {
     weights: Vec<f32>,
 }
 
-/// Triangle filter of `out` pixels over `side` source pixels from `start`, widened by the scale when it shrinks (the
+/// Triangle filter of `out` pixels of `scale` source pixels each from `start`, widened by the scale when it shrinks (the
 /// antialiased bilinear filter). Weights of pixels outside `0..length` count towards the sum: outside is black.
-fn taps(start: i64, side: u32, length: usize, out: usize) -> Vec<PixelShares> {
-    let scale = f64::from(side) / out as f64;
+fn taps(start: f64, scale: f64, length: usize, out: usize) -> Vec<PixelShares> {
     let reach = scale.max(1.0);
     (0..out)
         .map(|i| {
-            let centre = start as f64 + (i as f64 + 0.5) * scale;
+            let centre = start + (i as f64 + 0.5) * scale;
             let from = (centre - reach).floor() as i64;
             let to = (centre + reach).ceil() as i64;
             let weight = |j: i64| (1.0 - ((j as f64 + 0.5 - centre) / reach).abs()).max(0.0);
@@ -71,16 +97,21 @@ fn taps(start: i64, side: u32, length: usize, out: usize) -> Vec<PixelShares> {
 
 /// `square` of `source` brought to `size x size`, `[size, size, channels]`.
 pub fn resample(source: Plane, square: Square, size: usize) -> Vec<u8> {
+    resample_window(source, square.window(size), size)
+}
+
+/// `window` of `source` brought to `size x size`, `[size, size, channels]`.
+pub fn resample_window(source: Plane, window: Window, size: usize) -> Vec<u8> {
     let Plane {
         data,
         width,
         height,
         channels,
     } = source;
-    let columns = taps(square.x, square.side, width, size);
+    let columns = taps(window.x, window.step_x, width, size);
     let mut out = vec![0; size * size * channels];
     let mut row = vec![0f32; width * channels];
-    for (taps, out_row) in taps(square.y, square.side, height, size)
+    for (taps, out_row) in taps(window.y, window.step_y, height, size)
         .iter()
         .zip(out.chunks_exact_mut(size * channels))
     {
@@ -139,10 +170,10 @@ fn shrink_row<const C: usize>(row: &[f32], columns: &[PixelShares], out: &mut [u
     }
 }
 
-/// A lesion mask (255 for lesion, 0 elsewhere) brought to `size x size`: 1 where at least half of the pixel is lesion.
-/// A lesion too small for that keeps its strongest pixel: shrinking must not turn a diseased cell into a healthy one.
-pub fn resample_mask(source: Plane, square: Square, size: usize) -> Vec<u8> {
-    let coverage = resample(source, square, size);
+/// A `window` of a lesion mask (255 for lesion, 0 elsewhere) brought to `size x size`: 1 where at least half of the pixel is
+/// lesion. A lesion too small for that keeps its strongest pixel: shrinking must not turn a diseased cell into a healthy one.
+pub fn resample_mask(source: Plane, window: Window, size: usize) -> Vec<u8> {
+    let coverage = resample_window(source, window, size);
     let mut mask = vec![0u8; coverage.len()];
     let mut seen = vec![false; coverage.len()];
     let mut stack = Vec::new();
@@ -242,7 +273,11 @@ mod tests {
                 data[y * 100 + x] = 255;
             }
         }
-        let mask = resample_mask(plane(&data, 100, 1), Square::around(100, 100), 20);
+        let mask = resample_mask(
+            plane(&data, 100, 1),
+            Square::around(100, 100).window(20),
+            20,
+        );
         assert_eq!(mask[20 + 1], 1, "one pixel of 10000 is still there");
         let inside = (8..16).flat_map(|y| (8..16).map(move |x| y * 20 + x));
         assert!(inside.clone().all(|i| mask[i] == 1));

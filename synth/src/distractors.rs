@@ -11,16 +11,17 @@ use super::vessels::{Vessel, VesselTree};
 /// Absorption of melanin: brown to grey, not red.
 const MELANIN: [f32; 3] = [0.42, 0.55, 0.4];
 
-/// Below the vessels: drusen, pigment, laser scars.
+/// Below the vessels: drusen (in this share of all eyes), pigment, laser scars.
 pub(super) fn paint_deep(
     eye: &Eye,
     grade: u8,
+    with_drusen: f32,
     canvas: &mut Canvas,
     layer: &mut ScalarField,
     draw: &mut RandomStream,
 ) {
     let noise = Noise::new(draw.word());
-    if draw.chance(0.35) {
+    if draw.chance(with_drusen) {
         layer.clear();
         drusen(eye, noise, layer, draw);
         canvas.scatter(layer, [0.1, 0.17, 0.08]);
@@ -61,6 +62,25 @@ fn drusen(eye: &Eye, noise: Noise, layer: &mut ScalarField, draw: &mut RandomStr
             strength * draw.range(0.4, 1.0),
             layer,
         );
+    }
+}
+
+/// Large drusen, this many, close around the macula: the sign of its degeneration.
+pub(super) fn many_drusen(
+    eye: &Eye,
+    count: usize,
+    layer: &mut ScalarField,
+    draw: &mut RandomStream,
+) {
+    let noise = Noise::new(draw.word());
+    let spread = draw.range(80.0, 140.0);
+    for _ in 0..count {
+        let p = [
+            eye.fovea[0] + spread * draw.normal(),
+            eye.fovea[1] + spread * draw.normal(),
+        ];
+        let (radius, strength) = (draw.range(9.0, 20.0), draw.range(0.6, 1.0));
+        blob(eye, noise, eye.to_image(p), radius, 0.4, strength, layer);
     }
 }
 

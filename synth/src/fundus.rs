@@ -271,3 +271,25 @@ fn paint_disc(eye: &Eye, tone: &Tone, canvas: &mut Canvas, draw: &mut RandomStre
         }
     });
 }
+
+/// A cup of this share of the disc's radius: pale, with a sharp edge and a thin rim left around it, as in glaucoma.
+pub(super) fn paint_cup(eye: &Eye, share: f32, canvas: &mut Canvas) {
+    let radius = eye.disc_radius * share;
+    let rect = Rect::around(
+        eye.disc[0],
+        eye.disc[1],
+        1.2 * radius * eye.scale,
+        canvas.size,
+    );
+    rect.for_each(canvas.size, |i, x, y| {
+        if eye.depth(x, y) <= 0.0 {
+            return;
+        }
+        let p = eye.to_eye([x, y]);
+        let inside = smoothstep(1.06, 0.94, p[0].hypot(p[1]) / radius);
+        let pixel = &mut canvas.rgb[i];
+        for (value, pale) in pixel.iter_mut().zip([1.0, 0.97, 0.8]) {
+            *value = lerp(*value, pale, 0.85 * inside);
+        }
+    });
+}

@@ -23,6 +23,7 @@ mod lesions;
 mod noise;
 mod plan;
 mod rng;
+mod sets;
 mod shapes;
 #[cfg(test)]
 mod tests;
@@ -44,6 +45,8 @@ use lesions::Pathology;
 use plan::Case;
 use rng::{Purpose, RandomStream};
 use vessels::VesselTree;
+
+pub use sets::{DrawnSet, draw_set};
 
 /// The choices that the bytes of [`synth`] depend on.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -162,15 +165,7 @@ fn make_directories(out: &Path) -> Result<PathBuf> {
         for entry in fs::read_dir(out).map_err(|e| Error::io("list", out, e))? {
             let name = entry.map_err(|e| Error::io("list", out, e))?.file_name();
             if name != UNFINISHED {
-                return Err(Error::Option {
-                    option: "OUT",
-                    value: out.display().to_string(),
-                    limit: format!(
-                        "that directory is not empty (it holds {})",
-                        name.to_string_lossy()
-                    ),
-                    help: "choose a new directory, or empty this one yourself".into(),
-                });
+                return Err(not_empty(out, &name));
             }
         }
         if staging.exists() {
@@ -184,6 +179,19 @@ fn make_directories(out: &Path) -> Result<PathBuf> {
     Ok(staging)
 }
 
+/// The error of an output directory that holds something.
+fn not_empty(out: &Path, found: &std::ffi::OsStr) -> Error {
+    Error::Option {
+        option: "OUT",
+        value: out.display().to_string(),
+        limit: format!(
+            "that directory is not empty (it holds {})",
+            found.to_string_lossy()
+        ),
+        help: "choose a new directory, or empty this one yourself".into(),
+    }
+}
+
 /// FGADR's names: number of the image, then number of the reader.
 fn file_name(index: usize) -> String {
     format!("{index:04}_1.png")
@@ -195,8 +203,30 @@ struct PaintedPicture {
     masks: [LesionMask; 4],
 }
 
+/// Signs of other diseases than of diabetes, for pictures whose labels say which they show.
+struct Signs {
+    /// Radius of a large cup of the optic disc, as a share of the disc's.
+    cup: Option<f32>,
+    /// Number of drusen.
+    drusen: Option<usize>,
+}
+
+/// Share of photographs without labels for it that have drusen.
+const WITH_DRUSEN: f32 = 0.35;
+
 /// Paints image `index`, from the back to the front.
 fn paint(size: usize, seed: u64, index: usize, case: Case) -> PaintedPicture {
+    paint_with(size, seed, index, case, None)
+}
+
+/// As [`paint`], with these signs and no others.
+fn paint_with(
+    size: usize,
+    seed: u64,
+    index: usize,
+    case: Case,
+    signs: Option<&Signs>,
+) -> PaintedPicture {
     let stream = |purpose| RandomStream::new(seed, index as u64, purpose);
     let eye = Eye::draw(size, &mut stream(Purpose::Geometry));
     let mut toning = stream(Purpose::Tone);
@@ -211,7 +241,26 @@ fn paint(size: usize, seed: u64, index: usize, case: Case) -> PaintedPicture {
     let (mut canvas, mut layer) = (Canvas::new(size), ScalarField::new(size));
 
     fundus::paint(&eye, &tone, &mut canvas, &mut toning);
-    distractors::paint_deep(&eye, case.grade, &mut canvas, &mut layer, &mut extras);
+    let with_drusen = if signs.is_some() { 0.0 } else { WITH_DRUSEN };
+    distractors::paint_deep(
+        &eye,
+        case.grade,
+        with_drusen,
+        &mut canvas,
+        &mut layer,
+        &mut extras,
+    );
+    if let Some(Signs { cup, drusen }) = signs {
+        let mut draw = stream(Purpose::Signs);
+        if let Some(cup) = cup {
+            fundus::paint_cup(&eye, *cup, &mut canvas);
+        }
+        if let Some(count) = drusen {
+            layer.clear();
+            distractors::many_drusen(&eye, *count, &mut layer, &mut draw);
+            canvas.scatter(&layer, [0.24, 0.46, 0.2]);
+        }
+    }
 
     layer.clear();
     pathology.hard_exudates(case.cells[2], &mut layer, &mut ex);

@@ -21,6 +21,8 @@ pub(super) enum Purpose {
     Distractors,
     /// Blur, noise, black level.
     Camera,
+    /// Signs that a picture's labels name.
+    Signs,
 }
 
 /// Random numbers of one purpose of one image.

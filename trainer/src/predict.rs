@@ -5,7 +5,7 @@ use std::path::Path;
 use std::sync::Arc;
 
 use fovea_coordinator::order::Grain;
-use fovea_dataset::{BadFile, Dataset, PhotoFile, list_photos, load_photo, prepare_photo};
+use fovea_dataset::{BadFile, Dataset, Framing, PhotoFile, frame_photo, list_photos, load_photo};
 use fovea_kernels::ImageU8;
 use fovea_run::checkpoint;
 use fovea_run::config::Config;
@@ -24,19 +24,45 @@ use crate::samples::{Assembler, SampleSource};
 use crate::train;
 use crate::weights::checkpoint_in;
 
-/// The image sizes that a model was trained on, to which photographs are scaled.
+/// The form of the images that a model was trained on, to which photographs are brought.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-struct ImageSizes {
+struct ImageForm {
     /// Side of an image, pixels.
     image: u32,
-    /// Side of a grid cell, pixels.
+    /// Side of a grid cell, pixels; 0 without a grid.
     patch: u32,
+    /// What of a photograph is kept, and how it is brought to that size.
+    framing: Framing,
 }
 
-/// Sizes that are assumed for weights alone: the defaults of `prepare`.
-const USUAL: ImageSizes = ImageSizes {
+impl ImageForm {
+    /// Cells along a side of an image.
+    fn grid(self) -> usize {
+        self.image.checked_div(self.patch).unwrap_or(0) as usize
+    }
+}
+
+impl std::fmt::Display for ImageForm {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "{} pixels", self.image)?;
+        if self.patch > 0 {
+            write!(f, " with patches of {}", self.patch)?;
+        }
+        if !self.framing.is_usual() {
+            write!(f, " (crop {}, fit {})", self.framing.crop, self.framing.fit)?;
+        }
+        Ok(())
+    }
+}
+
+/// The form that is assumed for weights alone: the defaults of `prepare`.
+const USUAL: ImageForm = ImageForm {
     image: 1280,
     patch: 128,
+    framing: Framing {
+        crop: fovea_dataset::Crop::Fov,
+        fit: fovea_dataset::Fit::Pad,
+    },
 };
 /// Preset that is assumed for weights alone.
 const USUAL_PRESET: &str = "hybrid";
@@ -48,7 +74,7 @@ pub struct Predictor {
     config: Config,
     replica: Replica,
     precision: Precision,
-    sizes: ImageSizes,
+    form: ImageForm,
 }
 
 /// The result of scoring photographs.
@@ -68,16 +94,17 @@ impl Predictor {
         let threads = std::thread::available_parallelism().map_or(1, usize::from);
         let lanes = ThreadLanes::over(threads, threads)?;
         let path = checkpoint_in(path)?;
-        let (mut config, weights, sizes, task) = if path.is_dir() {
+        let (mut config, weights, form, task) = if path.is_dir() {
             let loaded = checkpoint::load(&path)?;
             let state = &loaded.state;
             let origin = path.join(checkpoint::STATE).display().to_string();
-            let sizes = ImageSizes {
+            let form = ImageForm {
                 image: state.image_size,
                 patch: state.patch,
+                framing: state.framing,
             };
             let config = Config::from_toml_str(&state.config, &origin)?;
-            (config, loaded.weights, sizes, loaded.state.task)
+            (config, loaded.weights, form, loaded.state.task)
         } else {
             let weights = checkpoint::load_weights(&path)?;
             (Config::preset(USUAL_PRESET)?, weights, USUAL, None)
@@ -90,8 +117,8 @@ impl Predictor {
                 path.display(),
                 config.model.name,
                 config.data.global_size,
-                sizes.image,
-                sizes.patch
+                form.image,
+                form.patch
             );
         }
         let precision = Precision::resolve(config.train.precision, native_bf16());
@@ -106,7 +133,7 @@ impl Predictor {
             config,
             replica,
             precision,
-            sizes,
+            form,
         })
     }
 
@@ -143,20 +170,22 @@ impl Predictor {
     /// picture.
     fn warn_of_other_sizes(&self, data: &Dataset) {
         let recipe = &data.manifest().recipe;
-        let theirs = ImageSizes {
+        let theirs = ImageForm {
             image: recipe.size,
             patch: recipe.patch,
+            framing: recipe.framing,
         };
-        let ours = self.sizes;
+        let ours = self.form;
         if theirs != ours {
+            let Framing { crop, fit } = ours.framing;
+            let framing = match theirs.framing == ours.framing {
+                true => String::new(),
+                false => format!(" --crop {crop} --fit {fit}"),
+            };
             tracing::warn!(
-                "{} has images of {} pixels with patches of {}, the model was trained on {} with {}: expect worse scores; \
-                 `fovea prepare --size {} --patch {}` makes a dataset that fits",
+                "{} has images of {theirs}, the model was trained on {ours}: expect worse scores; \
+                 `fovea prepare --size {} --patch {}{framing}` makes a dataset that fits",
                 data.dir().display(),
-                theirs.image,
-                theirs.patch,
-                ours.image,
-                ours.patch,
                 ours.image,
                 ours.patch
             );
@@ -230,7 +259,7 @@ impl Predictor {
             Ok(())
         })?;
         let manifest = source.data().manifest();
-        let cells = u64::from(manifest.grid) * u64::from(manifest.grid);
+        let cells = (u64::from(manifest.grid) * u64::from(manifest.grid)).max(1);
         let targets = self.task.targets().iter().zip(&answers);
         let bad = targets.flat_map(|(target, answers)| {
             let ids = answers.not_finite(target.classes.len());
@@ -273,15 +302,19 @@ impl Predictor {
         Ok(scored)
     }
 
-    /// Scores one photograph: finds the field of view, makes it square, resizes it; omits black cells.
+    /// Scores one photograph, cropped and resized as those of training; omits black cells.
     fn photo(&self, found: &PhotoFile) -> Result<std::result::Result<Vec<Prediction>, BadFile>> {
         let path = &found.path;
-        let ImageSizes { image, patch } = self.sizes;
+        let ImageForm {
+            image,
+            patch,
+            framing,
+        } = self.form;
         let photo = match load_photo(path) {
-            Ok(photo) => prepare_photo(&photo, image, patch)?,
+            Ok(photo) => frame_photo(&photo, framing, image, patch)?,
             Err(error) => return Ok(Err(BadFile::of(path, &error))),
         };
-        let grid = (image / patch) as usize;
+        let grid = self.form.grid();
         let assembler = Assembler {
             grid,
             patch: patch as usize,

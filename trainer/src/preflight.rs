@@ -34,6 +34,16 @@ pub fn preflight(config: &Config, data: &Dataset, moment: Moment) -> Result<Vec<
     objective::check(&config.loss, data.task())?;
     let model = models::find(&config.model.name)?;
     model.build(data.task(), &config.model)?;
+    if model.grain == Grain::Cell && data.grid() == 0 {
+        return Err(Error::Usage {
+            what: format!(
+                "model {} reads patches, and {} has no grid of them",
+                config.model.name,
+                data.dir().display()
+            ),
+            help: "choose a model of whole images with model.name, or make a grid with `fovea prepare --size 1280 --patch 128`".to_owned(),
+        });
+    }
     let input = order_input(data, model.grain, config);
     let units = EpochOrder::new(&input, 0)?.units().len();
     let facts = RunFacts {

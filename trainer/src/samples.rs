@@ -387,7 +387,8 @@ impl Assembler {
         let (grid, patch) = (self.grid as u64, self.patch);
         let mut selection = Selection::default();
         for (slot, unit) in units.iter().enumerate() {
-            let base = u64::from(unit.image) * grid * grid;
+            // Without a grid, an image is counted as one sample.
+            let base = u64::from(unit.image) * (grid * grid).max(1);
             let first = unit.cells.first().map_or(0, |&c| u64::from(c));
             selection.image_ids.push(IMAGE_DRAW | (base + first));
             for &cell in &unit.cells {

@@ -1,4 +1,4 @@
-//! `manifest.json`, in both of its versions. Written last, so it exists once the dataset is complete.
+//! `manifest.json`, in all of its versions. Written last, so it exists once the dataset is complete.
 
 use std::collections::BTreeMap;
 use std::path::Path;
@@ -66,13 +66,18 @@ impl Manifest {
         blake3::hash(&self.to_bytes()).to_hex().to_string()
     }
 
-    /// The version that it is written as: 1 for [`Task::lesions`], so that older programs read such a dataset, else
-    /// [`FORMAT_VERSION`].
+    /// The version that it is written as, the oldest that can hold it, so that older programs read it: 1 for
+    /// [`Task::lesions`], 2 for other tasks, [`FORMAT_VERSION`] with what neither knows.
     #[must_use]
     pub fn format_version(&self) -> u32 {
-        match self.task == Task::lesions() {
-            true => 1,
-            false => FORMAT_VERSION,
+        let is_older = self.grid > 0
+            && self.recipe.framing.is_usual()
+            && self.task.columns().is_empty()
+            && self.unlabelled() == 0;
+        match (is_older, self.task == Task::lesions()) {
+            (true, true) => 1,
+            (true, false) => 2,
+            (false, _) => FORMAT_VERSION,
         }
     }
 
@@ -84,7 +89,7 @@ impl Manifest {
     }
 }
 
-/// A manifest as JSON. Version 1 has `classes`, and one `label` per image; version 2 has `task`, and `labels`.
+/// A manifest as JSON. Version 1 has `classes`, and one `label` per image; later ones have `task`, and `labels`.
 #[derive(Serialize, Deserialize)]
 struct ManifestFile {
     format: String,
@@ -108,7 +113,8 @@ struct ManifestFile {
 #[derive(Serialize, Deserialize)]
 struct ImageRow {
     id: String,
-    split: Split,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    split: Option<Split>,
     shard: u32,
     row: u32,
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -118,6 +124,10 @@ struct ImageRow {
     labels: Option<Vec<Option<u64>>>,
     #[serde(default, skip_serializing_if = "Option::is_none")]
     grade: Option<u8>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    group: Option<String>,
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    columns: Vec<f32>,
 }
 
 impl ManifestFile {
@@ -135,6 +145,8 @@ impl ManifestFile {
                 image.labels.iter().map(known).collect()
             }),
             grade: image.grade,
+            group: image.group.clone(),
+            columns: image.columns.clone(),
         };
         Self {
             format: FORMAT.to_owned(),
@@ -176,7 +188,11 @@ impl ManifestFile {
                 labels.iter().map(label).collect()
             }),
         };
+        let has_splits = self.format_version < 3;
         let image = |row: ImageRow| match labels(&row) {
+            Some(_) if has_splits && row.split.is_none() => {
+                Err(format!("image {}: has no split", row.id))
+            }
             Some(labels) => Ok(ImageEntry {
                 id: row.id,
                 split: row.split,
@@ -184,6 +200,8 @@ impl ManifestFile {
                 row: row.row,
                 labels,
                 grade: row.grade,
+                group: row.group,
+                columns: row.columns,
             }),
             None => Err(format!("image {}: has no label", row.id)),
         };

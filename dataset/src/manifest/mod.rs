@@ -9,11 +9,12 @@ use serde::{Deserialize, Serialize};
 
 use crate::cells::MAX_PATCH_CLASSES;
 use crate::shard::{self, ShardShape};
-use crate::{LabelTable, Split};
+use crate::{Framing, LabelTable, Split};
 
 /// The newest version of the prepared form. Version 1 holds the labels of [`Task::lesions`] and names no task, version 2
-/// holds any other task; this program reads both.
-pub const FORMAT_VERSION: u32 = 2;
+/// holds any other task; version 3 may have no grid, images of no split, numbers of images, and photographs that are not
+/// cropped to the field of view. This program reads all.
+pub const FORMAT_VERSION: u32 = 3;
 
 /// What `format` says in every manifest.
 pub const FORMAT: &str = "fovea-dataset";
@@ -31,8 +32,11 @@ pub struct Recipe {
     pub layout: String,
     /// Edge of an image in pixels.
     pub size: u32,
-    /// Edge of a cell in pixels.
+    /// Edge of a cell in pixels; 0 without a grid.
     pub patch: u32,
+    /// What of a photograph is kept, and how it is brought to the working size.
+    #[serde(flatten)]
+    pub framing: Framing,
     /// A cell has a class when at least this many of its pixels have it.
     pub min_lesion_pixels: u32,
     /// Seed of the split.
@@ -79,12 +83,12 @@ pub struct ShardEntry {
 }
 
 /// One image. Its position in [`Manifest::images`] is its index everywhere.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq)]
 pub struct ImageEntry {
     /// File name of the raw image without extension.
     pub id: String,
-    /// Whether it trains, validates or tests.
-    pub split: Split,
+    /// Whether it trains, validates or tests; `None`: none of these, because it has no label.
+    pub split: Option<Split>,
     /// Position of its shard in [`Manifest::shards`].
     pub shard: u32,
     /// Row in that shard's tensors.
@@ -94,6 +98,10 @@ pub struct ImageEntry {
     pub labels: Vec<Label>,
     /// Retinopathy grade 0-4 where the raw dataset has one.
     pub grade: Option<u8>,
+    /// What it shares with the images of its group (a patient), where the raw dataset says that.
+    pub group: Option<String>,
+    /// The numbers that the task's columns name, in their order.
+    pub columns: Vec<f32>,
 }
 
 /// The content of `manifest.json`.
@@ -103,7 +111,7 @@ pub struct Manifest {
     pub task: Task,
     /// The choices it was made with.
     pub recipe: Recipe,
-    /// Cells along an edge: size / patch.
+    /// Cells along an edge: size / patch; 0 without a grid.
     pub grid: u32,
     /// A pixel is dark when max(R, G, B) is below this.
     pub black_level: u8,
@@ -128,8 +136,14 @@ impl Manifest {
     /// Indices of the images of `split`, ascending.
     pub fn indices(&self, split: Split) -> Vec<usize> {
         (0..self.images.len())
-            .filter(|&i| self.images[i].split == split)
+            .filter(|&i| self.images[i].split == Some(split))
             .collect()
+    }
+
+    /// How many images have no label, and so belong to no split.
+    pub fn unlabelled(&self) -> usize {
+        let of_none = self.images.iter().filter(|image| image.split.is_none());
+        of_none.count()
     }
 
     pub(crate) fn shape(&self, images: u32) -> ShardShape {
@@ -145,10 +159,16 @@ impl Manifest {
     /// Everything that can be known without opening a shard; the reason when something is wrong.
     fn check(&self) -> std::result::Result<(), String> {
         let Recipe { size, patch, .. } = self.recipe;
-        if !(1..=crate::MAX_SIZE).contains(&size) || !(1..=crate::MAX_PATCH).contains(&patch) {
+        if !(1..=crate::MAX_SIZE).contains(&size) || patch > crate::MAX_PATCH {
             return Err(format!("size {size} or patch {patch} is out of range"));
         }
-        if self.grid == 0 || u64::from(self.grid) * u64::from(patch) != u64::from(size) {
+        let is_without = patch == 0 && self.grid == 0;
+        if is_without && self.task.cells().is_some() {
+            return Err("its task asks for cells, and it has no grid".to_owned());
+        }
+        if !is_without
+            && (self.grid == 0 || u64::from(self.grid) * u64::from(patch) != u64::from(size))
+        {
             return Err(format!(
                 "grid {} x patch {patch} is not size {size}",
                 self.grid
@@ -160,9 +180,10 @@ impl Manifest {
             .iter()
             .map(|shard| u64::from(shard.images))
             .sum();
-        if in_splits != self.images.len() as u64 || in_shards != self.images.len() as u64 {
+        let of_splits = (self.images.len() - self.unlabelled()) as u64;
+        if in_splits != of_splits || in_shards != self.images.len() as u64 {
             return Err(format!(
-                "lists {} images, {in_splits} in splits, {in_shards} in shards",
+                "lists {} images ({of_splits} of a split), {in_splits} in splits, {in_shards} in shards",
                 self.images.len()
             ));
         }
@@ -235,9 +256,17 @@ impl Manifest {
             shard,
             row,
             labels,
+            columns,
             ..
         } in &self.images
         {
+            let expected = self.task.columns().len();
+            if columns.len() != expected || columns.iter().any(|number| !number.is_finite()) {
+                return Err(format!(
+                    "image {id}: has {} numbers, the task {expected} columns (all finite)",
+                    columns.len()
+                ));
+            }
             let rows = self
                 .shards
                 .get(*shard as usize)

@@ -10,7 +10,8 @@ use fovea_pictures::resample::{Plane, Square, resample};
 use fovea_task::{Class, Kind, Label, Level, Task};
 
 use crate::{
-    BadFile, Dataset, Error, ImageView, PhotoFile, Result, list_photos, load_photo, prepare_photo,
+    BadFile, Dataset, Error, ImageView, PhotoFile, Result, Split, list_photos, load_photo,
+    prepare_photo,
 };
 
 const GROUND: Colour = [24, 24, 28];
@@ -122,7 +123,10 @@ pub fn mosaic(data: &Dataset, out: &Path, options: &MosaicOptions) -> Result<()>
     let mut canvas = MosaicCanvas::new(options.width() as u32, height as u32, GROUND);
     let mut y = legend(
         &mut canvas,
-        &format!("{} images, patches of {} pixels", data.len(), data.patch()),
+        &match data.patch() {
+            0 => format!("{} images of {} pixels", data.len(), data.size()),
+            patch => format!("{} images, patches of {patch} pixels", data.len()),
+        },
         data.task().cell_classes(),
     );
 
@@ -230,7 +234,12 @@ fn subject(data: &Dataset, i: usize) -> Subject<'_> {
         .map(|(target, label)| target.describe(*label))
         .collect();
     Subject {
-        caption: format!("{} {}  {}", entry.id, entry.split, labels.join(", ")),
+        caption: format!(
+            "{} {}  {}",
+            entry.id,
+            entry.split.map_or("no split", Split::name),
+            labels.join(", ")
+        ),
         view: data.image(i),
         mask: data.mask(i),
         classes: data.task().cell_classes(),

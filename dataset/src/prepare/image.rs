@@ -1,11 +1,11 @@
 //! One raw image with its masks, brought to the prepared form.
 
 use fovea_pictures::decode::{self, Mask, Values};
-use fovea_pictures::fov;
-use fovea_pictures::resample::{Plane, Square, resample, resample_mask};
+use fovea_pictures::resample::{Plane, Window, resample_mask};
 
 use crate::BadFile;
 use crate::cells::Cells;
+use crate::framing::{Framing, Upright};
 use crate::photo;
 use crate::raw::{MaskRule, Raw, RawImage, Reader};
 use crate::shard::ShardRow;
@@ -41,13 +41,13 @@ pub(super) struct Desk {
 }
 
 /// A picture's size and what is cut out of it.
-struct Framing {
+struct SourceFrame {
     width: u32,
     height: u32,
     /// Whether the file holds it turned by a quarter.
     turned: bool,
     /// `None`: the picture has the working size and stays as it is.
-    cut: Option<Square>,
+    cut: Option<Window>,
 }
 
 impl Desk {
@@ -122,9 +122,10 @@ impl Desk {
         reader: &mut Reader,
         image: &RawImage,
         cells: Cells,
+        framing: Framing,
     ) -> Result<(), Vec<BadFile>> {
         let mut bad = Vec::new();
-        let frame = self.picture(raw, image, cells.size);
+        let frame = self.picture(raw, image, cells.size, framing);
         let classes = image.masks().len();
         self.mask.clear();
         if classes > 0 {
@@ -169,46 +170,42 @@ impl Desk {
         Ok(())
     }
 
-    fn picture(&mut self, raw: &Raw, image: &RawImage, size: usize) -> Result<Framing, String> {
+    fn picture(
+        &mut self,
+        raw: &Raw,
+        image: &RawImage,
+        size: usize,
+        framing: Framing,
+    ) -> Result<SourceFrame, String> {
         // Most pictures have the working size: they are decoded where they stay.
         let picture = decode::rgb(&self.file, &mut self.pixels)?;
         if let Some(note) = &picture.note {
             let path = raw.store.describe(&raw.store.entries()[image.image]);
             tracing::warn!("{path}: {note}");
         }
-        let (w, h) = (picture.width as usize, picture.height as usize);
-        let whole = Square::around(picture.width, picture.height);
         self.no_eye =
             photo::too_small(picture.width, picture.height).or_else(|| photo::plain(&self.pixels));
-        let square = if raw.layout.keeps_squares() && w == h {
-            whole
-        } else {
-            let fov = fov::detect(&self.pixels, w, h);
-            if !fov.found && self.no_eye.is_none() {
-                tracing::warn!(
-                    image = image.id,
-                    "no field of view found; the whole picture is taken"
-                );
-            }
-            fov.square
+        let source = Upright {
+            data: &self.pixels,
+            width: picture.width as usize,
+            height: picture.height as usize,
         };
-        let mut frame = Framing {
+        let framed = framing.apply(source, size, raw.layout.keeps_squares());
+        if !framed.fov.found && self.no_eye.is_none() {
+            tracing::warn!(
+                image = image.id,
+                "no field of view found; the whole picture is taken"
+            );
+        }
+        if let Some(pixels) = framed.pixels {
+            self.pixels = pixels;
+        }
+        Ok(SourceFrame {
             width: picture.width,
             height: picture.height,
             turned: picture.turned,
-            cut: None,
-        };
-        if square != whole || w != size || h != size {
-            let source = Plane {
-                data: &self.pixels,
-                width: w,
-                height: h,
-                channels: 3,
-            };
-            self.pixels = resample(source, square, size);
-            frame.cut = Some(square);
-        }
-        Ok(frame)
+            cut: framed.window,
+        })
     }
 
     /// Adds the decoded mask in `plane` to the class bits; tells when it is too dark to count. Without a frame (its
@@ -217,7 +214,7 @@ impl Desk {
         &mut self,
         class: usize,
         mask: Mask,
-        frame: Option<&Framing>,
+        frame: Option<&SourceFrame>,
         rule: MaskRule,
         size: usize,
     ) -> Result<Option<Doubt>, String> {
@@ -233,7 +230,7 @@ impl Desk {
             MaskRule::Half => None,
             MaskRule::HalfOrTwoValued => dim(mask.values, mask.lossy),
         };
-        let Some(square) = frame.cut else {
+        let Some(window) = frame.cut else {
             for (bits, value) in self.mask.iter_mut().zip(&self.plane) {
                 *bits |= u8::from(*value >= MIDDLE) << class;
             }
@@ -253,7 +250,7 @@ impl Desk {
         for (bits, lesion) in self
             .mask
             .iter_mut()
-            .zip(resample_mask(source, square, size))
+            .zip(resample_mask(source, window, size))
         {
             *bits |= lesion << class;
         }
@@ -262,7 +259,7 @@ impl Desk {
 }
 
 /// What is wrong with the size of a mask. Of one drawn on the picture as it is stored, not upright, it says so.
-fn other_size(mask: Mask, frame: &Framing) -> String {
+fn other_size(mask: Mask, frame: &SourceFrame) -> String {
     let stored = (frame.height, frame.width) == (mask.width, mask.height);
     let why = match frame.turned && stored {
         true => {
@@ -426,7 +423,7 @@ mod tests {
 
     #[test]
     fn a_mask_of_the_picture_as_it_is_stored_is_told() {
-        let frame = Framing {
+        let frame = SourceFrame {
             width: 260,
             height: 360,
             turned: true,

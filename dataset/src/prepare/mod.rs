@@ -14,15 +14,15 @@ mod splits;
 use std::collections::BTreeMap;
 use std::path::Path;
 
-use fovea_task::{Label, Level};
+use fovea_task::{Label, Level, Task};
 
 use crate::cells::{BLACK_FRACTION, BLACK_LEVEL, Cells, check_grid, refuse};
 use crate::labels::{self, image_classes};
 use crate::manifest::{ImageEntry, Manifest, Recipe, ShardEntry, SplitCounts};
-use crate::raw::{LayoutChoice, Raw, RawImage};
+use crate::raw::{LayoutChoice, Raw, RawImage, TableOptions};
 use crate::shard::{Shard, ShardShape};
 use crate::table::ImageLabels;
-use crate::{Dataset, ProgressListener, Result, Split, oddities, pairs};
+use crate::{Crop, Dataset, Fit, Framing, ProgressListener, Result, Split, oddities, pairs};
 use output::OutputDirectory;
 use splits::Splitter;
 
@@ -37,10 +37,19 @@ const MAX_WORKERS: usize = 64;
 pub struct PrepareOptions {
     /// Layout of the raw dataset.
     pub layout: LayoutChoice,
+    /// What the user says of the tables in it.
+    pub tables: TableOptions,
     /// Working size: pixels along an edge of a prepared image.
     pub size: u32,
-    /// Pixels along an edge of a cell; divides `size`.
+    /// Pixels along an edge of a cell; divides `size`. 0 for no grid, which a task with a target at patch level needs.
     pub patch: u32,
+    /// The working size for a task without a target at patch level, which then has no grid; `None`: `size` and `patch` hold
+    /// for such a task too.
+    pub whole_size: Option<u32>,
+    /// What of a photograph is kept; `None`: what the layout's are kept of.
+    pub crop: Option<Crop>,
+    /// How that is brought to a square; `None`: as [`Fit::usual`] says.
+    pub fit: Option<Fit>,
     /// A cell has a class when at least this many of its pixels have it; at least 1.
     pub min_lesion_pixels: u32,
     /// Seed of the split.
@@ -61,8 +70,12 @@ impl Default for PrepareOptions {
     fn default() -> Self {
         Self {
             layout: LayoutChoice::Auto,
+            tables: TableOptions::default(),
             size: 1280,
             patch: 128,
+            whole_size: None,
+            crop: None,
+            fit: None,
             min_lesion_pixels: 1,
             seed: 0,
             group_by: None,
@@ -74,24 +87,22 @@ impl Default for PrepareOptions {
 }
 
 impl PrepareOptions {
+    /// Working size and patch for a dataset of `task`.
+    fn sizes(&self, task: &Task) -> (u32, u32) {
+        match (task.cells(), self.whole_size) {
+            (None, Some(size)) => (size, 0),
+            _ => (self.size, self.patch),
+        }
+    }
+
+    /// What can be known before the raw dataset is: nothing of sizes that depend on its task.
     fn check(&self) -> Result<()> {
         let Self {
+            shard_images,
             size,
             patch,
-            min_lesion_pixels,
-            shard_images,
             ..
         } = *self;
-        check_grid(size, patch)?;
-        if !(1..=patch * patch).contains(&min_lesion_pixels) {
-            let limit = format!("must be 1 to {} (a whole patch)", patch * patch);
-            return refuse(
-                "--min-lesion-pixels",
-                min_lesion_pixels,
-                limit,
-                "1 is the published rule",
-            );
-        }
         if !(1..=4096).contains(&shard_images) {
             return refuse(
                 "shard_images",
@@ -100,14 +111,52 @@ impl PrepareOptions {
                 "32 is the usual value",
             );
         }
+        match self.whole_size {
+            None => self.check_sizes(size, patch),
+            Some(_) => Ok(()),
+        }
+    }
+
+    /// Checks the sizes for a dataset of `task`.
+    fn check_for(&self, task: &Task) -> Result<()> {
+        let (size, patch) = self.sizes(task);
+        if patch == 0 && task.cells().is_some() {
+            return refuse(
+                "--patch",
+                patch,
+                "the raw dataset has masks, whose labels belong to the cells of a grid".to_owned(),
+                "128 is the usual patch",
+            );
+        }
+        self.check_sizes(size, patch)
+    }
+
+    fn check_sizes(&self, size: u32, patch: u32) -> Result<()> {
+        let min_lesion_pixels = self.min_lesion_pixels;
+        check_grid(size, patch)?;
+        if patch > 0 && !(1..=patch * patch).contains(&min_lesion_pixels) {
+            let limit = format!("must be 1 to {} (a whole patch)", patch * patch);
+            return refuse(
+                "--min-lesion-pixels",
+                min_lesion_pixels,
+                limit,
+                "1 is the published rule",
+            );
+        }
         Ok(())
     }
 
     fn recipe(&self, raw: &Raw) -> Recipe {
+        let (size, patch) = self.sizes(&raw.task);
+        let crop = self.crop.unwrap_or_else(|| raw.layout.crop());
         Recipe {
             layout: raw.layout.name().to_owned(),
-            size: self.size,
-            patch: self.patch,
+            size,
+            patch,
+            framing: Framing {
+                crop,
+                fit: self.fit.unwrap_or(Fit::usual(crop)),
+            },
             min_lesion_pixels: self.min_lesion_pixels,
             seed: self.seed,
             group_by: self.group_by.clone(),
@@ -170,11 +219,12 @@ pub fn prepare(
     progress: &dyn ProgressListener,
 ) -> Result<Manifest> {
     options.check()?;
-    let raw = Raw::open(src, options.layout)?;
+    let raw = Raw::open(src, options.layout, &options.tables)?;
+    options.check_for(&raw.task)?;
     let recipe = options.recipe(&raw);
     let cells = Cells {
-        size: options.size as usize,
-        patch: options.patch as usize,
+        size: recipe.size as usize,
+        patch: recipe.patch as usize,
     };
     let splitter = Splitter::new(&raw, options)?;
     for word in raw.words.iter().chain(&splitter.words) {
@@ -191,18 +241,15 @@ pub fn prepare(
 
     let manifest = describe(&plan, &splitter, out, shards?)?;
     output.finish(&manifest)?;
-    let images: Vec<(&str, Split)> = manifest
-        .images
-        .iter()
-        .map(|image| (image.id.as_str(), image.split))
+    let of_splits = || {
+        let pairs = manifest.images.iter().zip(&plan.raw.images);
+        pairs.filter_map(|(image, raw)| Some((image, image.split?, raw)))
+    };
+    let images: Vec<(&str, Split)> = of_splits()
+        .map(|(image, split, _)| (image.id.as_str(), split))
         .collect();
     let oddities = oddities(&Dataset::open_unverified(out)?);
-    let published: Vec<bool> = plan
-        .raw
-        .images
-        .iter()
-        .map(|raw| raw.split.is_some())
-        .collect();
+    let published: Vec<bool> = of_splits().map(|(_, _, raw)| raw.split.is_some()).collect();
     let apart = pairs::patients_apart(&images, &published);
     for word in apart.iter().chain(&oddities) {
         tracing::warn!("{word}");
@@ -242,7 +289,7 @@ fn describe(
     let splits = splitter.splits(&ids, &classes, plan.recipe.seed);
 
     let counts = |split: Split| {
-        let of_split = (0..ids.len()).filter(|&i| splits[i] == split);
+        let of_split = (0..ids.len()).filter(|&i| splits[i] == Some(split));
         (split, SplitCounts::of(task, of_split.map(|i| &known[i])))
     };
     let counts: BTreeMap<_, _> = Split::ALL.into_iter().map(counts).collect();
@@ -254,6 +301,8 @@ fn describe(
         row: (i % per_shard) as u32,
         labels: labels.image,
         grade: raw.grade,
+        group: raw.group.clone(),
+        columns: raw.columns.clone(),
     };
     Ok(Manifest {
         task: task.clone(),

@@ -247,6 +247,8 @@ fn differences(there: &Recipe, asked: &Recipe) -> Vec<String> {
     compare("layout", &there.layout, &asked.layout);
     compare("size", &there.size, &asked.size);
     compare("patch", &there.patch, &asked.patch);
+    compare("crop", &there.framing.crop, &asked.framing.crop);
+    compare("fit", &there.framing.fit, &asked.framing.fit);
     compare(
         "min-lesion-pixels",
         &there.min_lesion_pixels,

@@ -11,7 +11,7 @@ use super::output::OutputDirectory;
 use super::{MAX_BAD_FILES, PreparePlan};
 use crate::manifest::ShardEntry;
 use crate::raw::names::{counted, first_few};
-use crate::{BadFile, Error, ProgressListener, Result};
+use crate::{BadFile, Crop, Error, ProgressListener, Result};
 
 /// Memory that pictures being decoded may take together, whatever the number of threads.
 const MEMORY_BYTES: u64 = 640 << 20;
@@ -141,7 +141,8 @@ impl Preparation<'_> {
             .map_err(|bad| vec![bad])
             .and_then(|bytes| {
                 held = Some(self.memory.take(bytes));
-                desk.prepare(&self.plan.raw, reader, raw, self.plan.cells)
+                let (cells, framing) = (self.plan.cells, self.plan.recipe.framing);
+                desk.prepare(&self.plan.raw, reader, raw, cells, framing)
             });
         self.faint_masks
             .fetch_add(desk.faint_masks(), Ordering::Relaxed);
@@ -226,8 +227,12 @@ impl Preparation<'_> {
             };
             let names: Vec<String> = no_eye.iter().map(named).collect();
             tracing::warn!(
-                "{} cannot show an eye: {}: remove {}, or bring {}",
+                "{} cannot show {}: {}: remove {}, or bring {}",
                 counted(names.len(), "image"),
+                match self.plan.recipe.framing.crop {
+                    Crop::Fov => "an eye",
+                    Crop::None => "anything",
+                },
                 first_few(&names, NAMES),
                 if names.len() == 1 { "it" } else { "them" },
                 if names.len() == 1 {

@@ -16,6 +16,8 @@ const NAMES: usize = 5;
 pub(super) struct Splitter {
     /// Per image, where the raw dataset says it.
     given: Vec<Option<Split>>,
+    /// Images that nothing labels: they belong to no split.
+    unlabelled: Vec<bool>,
     /// Names of groups by image; `None` is a group of its own.
     groups: Vec<Option<String>>,
     /// What the user should know.
@@ -29,12 +31,22 @@ impl Splitter {
     pub fn new(raw: &Raw, options: &PrepareOptions) -> Result<Self> {
         let ids: Vec<&str> = raw.images.iter().map(|image| image.id.as_str()).collect();
         let given: Vec<Option<Split>> = raw.images.iter().map(|image| image.split).collect();
+        let unlabelled = raw
+            .images
+            .iter()
+            .map(|image| image.is_unlabelled(&raw.task));
         let mut splitter = Self {
             given,
-            groups: vec![None; ids.len()],
+            unlabelled: unlabelled.collect(),
+            groups: raw.images.iter().map(|image| image.group.clone()).collect(),
             words: Vec::new(),
         };
         let Some(pattern) = &options.group_by else {
+            let named: Vec<Option<&str>> = splitter.groups.iter().map(Option::as_deref).collect();
+            let word = torn(&named, &splitter.given).map(|group| {
+                format!("the published parts divide groups (`{group}` among them), and are kept as they are: scores will look better than they are, so say this where you report them")
+            });
+            splitter.words.extend(word);
             return Ok(splitter);
         };
         let named = groups(pattern, &ids)?;
@@ -77,13 +89,16 @@ impl Splitter {
         Ok(splitter)
     }
 
-    /// A split per image, by the classes that each image has. What is published stays; the rest is divided into train and val as 70 to 15 then, else into
-    /// all three.
-    pub fn splits(&self, ids: &[&str], classes: &[Vec<bool>], seed: u64) -> Vec<Split> {
-        let open: Vec<usize> = (0..ids.len())
+    /// A split per image, by the classes that each image has. What is published stays; the rest is divided into train and val
+    /// as 70 to 15 then, else into all three. Images without any label get none.
+    pub fn splits(&self, ids: &[&str], classes: &[Vec<bool>], seed: u64) -> Vec<Option<Split>> {
+        let labelled: Vec<usize> = (0..ids.len()).filter(|i| !self.unlabelled[*i]).collect();
+        let open: Vec<usize> = labelled
+            .iter()
+            .copied()
             .filter(|i| self.given[*i].is_none())
             .collect();
-        let shares = match open.len() == ids.len() {
+        let shares = match open.len() == labelled.len() {
             true => SHARES,
             false => [SHARES[0], SHARES[1], 0.0].map(|share| share / (SHARES[0] + SHARES[1])),
         };
@@ -92,13 +107,12 @@ impl Splitter {
         let of_groups: Vec<Option<&str>> =
             open.iter().map(|i| self.groups[*i].as_deref()).collect();
         let dealt = stratify_groups_by(&of_ids, &of_groups, &of_classes, seed, shares);
-        let mut splits: Vec<Split> = self
-            .given
-            .iter()
-            .map(|split| split.unwrap_or(Split::Train))
-            .collect();
+        let mut splits = vec![None; ids.len()];
+        for image in labelled {
+            splits[image] = self.given[image];
+        }
         for (image, split) in open.into_iter().zip(dealt) {
-            splits[image] = split;
+            splits[image] = Some(split);
         }
         splits
     }

@@ -2,9 +2,8 @@
 
 use std::collections::BTreeSet;
 
-use fovea_pictures::decode::{Content, HEAD, sniff};
-
 use super::names;
+use super::text_table::{Lines, decoded, refuse_other_files, stated_separator};
 
 /// One line of the table.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -20,13 +19,7 @@ pub(super) struct GradeRow {
 /// The rows of a table: UTF-8, UTF-16 or Latin-1, separated by `,` `;` `|` or tabs, quoted or not, with or without a
 /// line of headings. The line and reason when one cannot be read.
 pub(super) fn table(bytes: &[u8]) -> Result<GradeTable, (u64, String)> {
-    if bytes.starts_with(b"PK\x03\x04") || bytes.starts_with(b"\xd0\xcf\x11\xe0") {
-        let reason = "is an Excel workbook, not a table as text: open it and save it as CSV";
-        return Err((1, reason.to_owned()));
-    }
-    if let Content::Other { what, help } = sniff(&bytes[..bytes.len().min(HEAD)]) {
-        return Err((1, format!("is {what}, not a table as text: {help}")));
-    }
+    refuse_other_files(bytes)?;
     let text = decoded(bytes);
     let (separator, text, skipped) = match stated_separator(&text) {
         Some((separator, rest)) => (separator, rest, 1),
@@ -128,38 +121,6 @@ impl OneHot {
     }
 }
 
-/// Numbers of lines by their place in a text; empty lines count, which the reader of the table skips.
-struct Lines<'a> {
-    text: &'a [u8],
-    at: usize,
-    line: u64,
-}
-
-impl<'a> Lines<'a> {
-    fn new(text: &'a str, skipped: u64) -> Self {
-        Self {
-            text: text.as_bytes(),
-            at: 0,
-            line: 1 + skipped,
-        }
-    }
-
-    /// The line of a record; records come in order.
-    fn of(&mut self, position: Option<&csv::Position>) -> u64 {
-        let begin = position.map_or(self.at, |position| position.byte() as usize);
-        while let Some(&byte) = self.text.get(self.at) {
-            let is_end = matches!(byte, b'\r' | b'\n');
-            if self.at >= begin && !is_end {
-                break;
-            }
-            let is_first_of_two = byte == b'\r' && self.text.get(self.at + 1) == Some(&b'\n');
-            self.line += u64::from(is_end && !is_first_of_two);
-            self.at += 1;
-        }
-        self.line
-    }
-}
-
 /// Also `2.0`, as spreadsheets write whole numbers.
 fn grade(field: &str) -> Option<u8> {
     let whole = field
@@ -216,56 +177,6 @@ fn headings(record: &[&str]) -> Option<Headings> {
         columns,
         is_certain: is_certain && columns.1 == grades[0],
     })
-}
-
-fn decoded(bytes: &[u8]) -> String {
-    let utf_16 = |bytes: &[u8], little: bool| {
-        let units = bytes.chunks_exact(2).map(|pair| {
-            let pair = [pair[0], pair[1]];
-            if little {
-                u16::from_le_bytes(pair)
-            } else {
-                u16::from_be_bytes(pair)
-            }
-        });
-        char::decode_utf16(units)
-            .map(|unit| unit.unwrap_or(char::REPLACEMENT_CHARACTER))
-            .collect()
-    };
-    if let Some(rest) = bytes.strip_prefix(b"\xef\xbb\xbf") {
-        return names::text(rest);
-    }
-    if let Some(rest) = bytes.strip_prefix(b"\xff\xfe") {
-        return utf_16(rest, true);
-    }
-    if let Some(rest) = bytes.strip_prefix(b"\xfe\xff") {
-        return utf_16(rest, false);
-    }
-    // Without a mark: every other byte of plain text is zero.
-    let zeros = |first: usize| {
-        bytes
-            .iter()
-            .skip(first)
-            .step_by(2)
-            .filter(|byte| **byte == 0)
-            .count()
-    };
-    let half = bytes.len() / 2;
-    match (zeros(0), zeros(1)) {
-        (even, odd) if odd > half / 2 && odd > even => utf_16(bytes, true),
-        (even, _) if even > half / 2 => utf_16(bytes, false),
-        _ => names::text(bytes),
-    }
-}
-
-/// `sep=;`, which spreadsheets put before the first line; the rest after it.
-fn stated_separator(text: &str) -> Option<(u8, &str)> {
-    let (line, rest) = text.split_once('\n')?;
-    let line = line.trim_end_matches('\r').trim_matches('"');
-    match line.strip_prefix("sep=")?.as_bytes() {
-        [separator] => Some((*separator, rest)),
-        _ => None,
-    }
 }
 
 /// The separator that most lines have.

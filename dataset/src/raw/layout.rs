@@ -5,7 +5,7 @@ use std::fmt;
 use super::scan::Scan;
 use super::set::{MaskRule, RawSet};
 use super::tree::Folders;
-use crate::Result;
+use crate::{Crop, Result};
 
 /// How the files of a raw dataset are arranged. Implement [`name`](Layout::name), [`looks_like`](Layout::looks_like),
 /// [`is_at`](Layout::is_at) and [`read`](Layout::read), and add a row to [`LAYOUTS`](super::LAYOUTS), or hand it to
@@ -43,6 +43,23 @@ pub trait Layout: Sync {
     /// Which pixels of its masks belong to their class.
     fn mask_rule(&self) -> MaskRule {
         MaskRule::HalfOrTwoValued
+    }
+
+    /// What of its photographs is kept when the user does not say it.
+    fn crop(&self) -> Crop {
+        Crop::Fov
+    }
+
+    /// Layouts of a lower number are looked for first; this one only where none of them lies anywhere. 0 for those that are
+    /// known by folders of their own.
+    fn turn(&self) -> u8 {
+        0
+    }
+
+    /// Whether the dataset in `root` is of this layout by its content too. Asked where several layouts of the same turn lie
+    /// in one place.
+    fn confirms(&self, _scan: &mut Scan, _root: &str) -> bool {
+        true
     }
 
     /// Whether square pictures are taken whole, because its photographs are cropped to the eye already.

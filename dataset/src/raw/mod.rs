@@ -5,17 +5,16 @@
 
 mod archive;
 mod entry;
-mod fgadr;
-mod folder;
 mod grade_table;
-mod idrid;
 mod layout;
+mod layouts;
 mod lesions;
 pub(crate) mod names;
 pub(crate) mod passed;
 mod scan;
 mod set;
 mod store;
+mod text_table;
 mod tree;
 mod walk;
 
@@ -42,7 +41,36 @@ use names::first_few;
 use tree::is_below;
 
 /// All layouts that are looked for, in this order.
-pub static LAYOUTS: &[&dyn Layout] = &[&fgadr::Fgadr, &folder::Folder, &idrid::Idrid];
+pub static LAYOUTS: &[&dyn Layout] = &[
+    &layouts::fgadr::Fgadr,
+    &layouts::folder::Folder,
+    &layouts::idrid::Idrid,
+    &layouts::ddr::Ddr,
+    &layouts::csv::Csv,
+    &layouts::boxes::Boxes,
+    &layouts::classes::Classes,
+];
+
+/// What the user says of the tables of a raw dataset, for the layouts that read labels from some.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct TableOptions {
+    /// Heading of the column that names the pictures; `None`: the one whose values do.
+    pub image_column: Option<String>,
+    /// Headings of the columns of labels; none given: all of 0 and 1, or one of class names.
+    pub labels: Vec<String>,
+    /// Boxes of a picture that become columns, those with the highest scores.
+    pub max_boxes: u32,
+}
+
+impl Default for TableOptions {
+    fn default() -> Self {
+        Self {
+            image_column: None,
+            labels: Vec::new(),
+            max_boxes: 10,
+        }
+    }
+}
 
 /// The layout asked for.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -103,7 +131,7 @@ pub(crate) struct Raw {
 
 impl Raw {
     /// Opens `path` and finds its images.
-    pub fn open(path: &Path, choice: LayoutChoice) -> Result<Self> {
+    pub fn open(path: &Path, choice: LayoutChoice, options: &TableOptions) -> Result<Self> {
         let store = Store::open(path)?;
         if store.entries().is_empty() {
             return Err(Error::Empty {
@@ -117,12 +145,12 @@ impl Raw {
             });
         }
         let folders = Folders::new(store.entries());
-        let (layout, root) = detect(&store, &folders, choice)?;
+        let (layout, root) = detect(&store, &folders, choice, options)?;
         if store.is_archive() {
             let below = store.entries().iter().filter(|e| is_below(&e.name, root));
             archive::refuse_locked(path, below.filter(|e| names::is_picture(&e.name)))?;
         }
-        let mut scan = Scan::new(&store, &folders);
+        let mut scan = Scan::new(&store, &folders, options);
         refuse_obstructed(&scan, layout, root)?;
         let RawSet { task, mut images } = layout.read(&mut scan, root)?;
         refuse_misfits(&scan, layout, &task, &images)?;
@@ -159,6 +187,19 @@ impl Raw {
                 hasher
                     .update(&(*target as u64).to_le_bytes())
                     .update(&label.0.to_le_bytes());
+            }
+            // Absent from older datasets, whose fingerprints stay.
+            if let Some(group) = &raw.group {
+                hasher
+                    .update(b"group")
+                    .update(&(group.len() as u64).to_le_bytes());
+                hasher.update(group.as_bytes());
+            }
+            if !raw.columns.is_empty() {
+                hasher.update(b"columns");
+                raw.columns.iter().for_each(|number| {
+                    hasher.update(&number.to_le_bytes());
+                });
             }
             for entry in self.files(raw) {
                 hasher.update(&entry.bytes.to_le_bytes());
@@ -262,15 +303,24 @@ fn detect<'a>(
     store: &Store,
     folders: &Folders<'a>,
     choice: LayoutChoice,
+    options: &TableOptions,
 ) -> Result<(&'static dyn Layout, &'a str)> {
     let candidates: &[&'static dyn Layout] = match &choice {
         LayoutChoice::Auto => LAYOUTS,
         LayoutChoice::Given(layout) => std::slice::from_ref(layout),
     };
-    let found: Vec<(&dyn Layout, &str)> = candidates
+    let mut found: Vec<(&dyn Layout, &str)> = candidates
         .iter()
         .flat_map(|layout| roots(*layout, folders).map(|root| (*layout, root)))
         .collect();
+    // Layouts that are known by less are there only where no other is, and where two lie in one place, the content decides.
+    let first = found.iter().map(|(layout, _)| layout.turn()).min();
+    found.retain(|(layout, _)| Some(layout.turn()) == first);
+    let is_shared = found.len() > 1 && found.iter().all(|(_, root)| *root == found[0].1);
+    if is_shared {
+        let mut scan = Scan::new(store, folders, options);
+        found.retain(|(layout, root)| layout.confirms(&mut scan, root));
+    }
     let layout_error = |problem: String, help: String| Error::Layout {
         path: store.path().to_owned(),
         problem,

@@ -4,6 +4,7 @@ use std::collections::{BTreeMap, HashSet};
 
 use fovea_pictures::decode::Content;
 
+use super::TableOptions;
 use super::names::{ByStem, composed, counted, first_few, is_picture, stem};
 use super::set::{Evidence, RawImage};
 use super::store::{Reader, Store};
@@ -52,6 +53,8 @@ impl PictureName<'_> {
             cells: Evidence::None,
             grade: None,
             split: None,
+            group: None,
+            columns: Vec::new(),
         }
     }
 }
@@ -62,20 +65,31 @@ pub struct Scan<'a> {
     store: &'a Store,
     folders: &'a Folders<'a>,
     reader: Reader<'a>,
+    options: &'a TableOptions,
     /// Why files are no images, by position; empty for those that were read.
     notes: BTreeMap<usize, String>,
     words: Vec<String>,
 }
 
 impl<'a> Scan<'a> {
-    pub(crate) fn new(store: &'a Store, folders: &'a Folders<'a>) -> Self {
+    pub(crate) fn new(
+        store: &'a Store,
+        folders: &'a Folders<'a>,
+        options: &'a TableOptions,
+    ) -> Self {
         Self {
             store,
             folders,
             reader: store.reader(),
+            options,
             notes: BTreeMap::new(),
             words: Vec::new(),
         }
+    }
+
+    /// What the user says of tables.
+    pub fn options(&self) -> &'a TableOptions {
+        self.options
     }
 
     /// The files of the dataset.

@@ -5,7 +5,7 @@ use fovea_task::{Label, Task};
 use crate::Split;
 
 /// A raw dataset as its layout reads it.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq)]
 pub struct RawSet {
     /// The questions that its labels answer.
     pub task: Task,
@@ -14,7 +14,7 @@ pub struct RawSet {
 }
 
 /// One image of a raw dataset. Files are named by their position, as [`Scan`](super::Scan) gives them.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq)]
 pub struct RawImage {
     /// Its name in everything that `prepare` writes; no two images share one.
     pub id: String,
@@ -27,8 +27,12 @@ pub struct RawImage {
     pub cells: Evidence,
     /// Retinopathy grade 0 to 4, stored beside the labels.
     pub grade: Option<u8>,
-    /// Which split it belongs to, where that is published.
+    /// Which split it belongs to, where that is published. One without any label belongs to none.
     pub split: Option<Split>,
+    /// What it shares with the other images of its group (a patient): all of them come into one split.
+    pub group: Option<String>,
+    /// The numbers that the task's columns name, in their order.
+    pub columns: Vec<f32>,
 }
 
 /// What the labels of an image's cells are made of.
@@ -64,8 +68,20 @@ impl RawImage {
         std::iter::once(self.image).chain(masks)
     }
 
+    /// Whether nothing labels it: neither its cells nor the image itself.
+    pub(crate) fn is_unlabelled(&self, task: &Task) -> bool {
+        task.cells().is_none() && !self.labels.iter().any(|(_, label)| label.is_known())
+    }
+
     /// Why it does not fit `task`; `None`: it does.
     pub(crate) fn misfit(&self, task: &Task) -> Option<String> {
+        let columns = task.columns().len();
+        if self.columns.len() != columns || self.columns.iter().any(|number| !number.is_finite()) {
+            return Some(format!(
+                "{} numbers for the {columns} columns of its task (all finite)",
+                self.columns.len()
+            ));
+        }
         let expected = task.cell_classes().len();
         if self.masks().len() != expected {
             return Some(format!(

@@ -366,7 +366,7 @@ fn manifests_of_other_versions_and_without_sense() {
     );
     assert!(
         text.contains(
-            "has format version 7; this program reads versions 1 to 2\n  help: use a newer fovea"
+            "has format version 7; this program reads versions 1 to 3\n  help: use a newer fovea"
         ),
         "{text}"
     );

@@ -38,7 +38,7 @@ fn part(root: &Path, part: usize, numbers: std::ops::Range<u32>) {
 }
 
 fn of_split(manifest: &fovea_dataset::Manifest, split: Split) -> Vec<&str> {
-    let images = manifest.images.iter().filter(|i| i.split == split);
+    let images = manifest.images.iter().filter(|i| i.split == Some(split));
     images.map(|i| i.id.as_str()).collect()
 }
 

@@ -4,6 +4,7 @@
 mod archives;
 mod damage;
 mod idrid;
+mod labels;
 mod layouts;
 mod raw;
 mod restart;

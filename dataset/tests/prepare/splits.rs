@@ -54,7 +54,10 @@ fn both_eyes_of_a_patient_stay_together_when_asked() {
     );
     let mut sides: BTreeMap<&str, Vec<Split>> = BTreeMap::new();
     for image in &together.images {
-        sides.entry(&image.id[..4]).or_default().push(image.split);
+        sides
+            .entry(&image.id[..4])
+            .or_default()
+            .push(image.split.unwrap());
     }
     assert!(sides.values().all(|splits| splits[0] == splits[1]));
     let sizes = Split::ALL.map(|split| together.indices(split).len());

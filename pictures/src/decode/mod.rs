@@ -69,6 +69,17 @@ pub fn memory(bytes: &[u8]) -> Result<u64, Reason> {
     Ok(u64::from(width) * u64::from(height) * (pixel + 6))
 }
 
+/// Width and height in pixels, by the header alone; upright for a JPEG, as stored for other formats.
+pub fn dimensions(bytes: &[u8]) -> Result<(u32, u32), Reason> {
+    let (width, height, _) = size(bytes)?;
+    let is_turned = matches!(format(bytes)?, Format::Jpeg)
+        && jpeg::facts(bytes).is_ok_and(|facts| is_quarter(facts.orientation));
+    Ok(match is_turned {
+        true => (height, width),
+        false => (width, height),
+    })
+}
+
 /// Decodes to RGB, `[height, width, 3]`, upright, into `out` (resized to fit).
 pub fn rgb(bytes: &[u8], out: &mut Vec<u8>) -> Result<Rgb, Reason> {
     let (picture, orientation) = decode(bytes, out)?;

@@ -2,6 +2,7 @@
 
 use std::collections::BTreeMap;
 
+use fovea_dataset::Framing;
 use fovea_task::Task;
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
@@ -32,8 +33,10 @@ pub struct Snapshot {
     pub dataset_blake3: String,
     /// Working size of the images trained on: pixels along an edge.
     pub image_size: u32,
-    /// Side of their grid cells in pixels.
+    /// Side of their grid cells in pixels; 0 without a grid.
     pub patch: u32,
+    /// What of a photograph was kept, and how it was brought to the working size.
+    pub framing: Framing,
     /// The task of the dataset; `None` for lesions.
     pub task: Option<Task>,
     /// What schedule, early stopping and metrics remember. Floats come back with the same bits, but JSON
@@ -83,6 +86,9 @@ pub struct State {
     pub image_size: u32,
     /// See [`Snapshot::patch`].
     pub patch: u32,
+    /// See [`Snapshot::framing`].
+    #[serde(default, skip_serializing_if = "Framing::is_usual")]
+    pub framing: Framing,
     /// See [`Snapshot::task`].
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub task: Option<Task>,

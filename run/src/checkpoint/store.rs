@@ -118,6 +118,7 @@ impl CheckpointStore {
             image_size: snapshot.image_size,
             task: snapshot.task.clone(),
             patch: snapshot.patch,
+            framing: snapshot.framing,
             weights_blake3: weights_blake3.clone(),
             files,
         };

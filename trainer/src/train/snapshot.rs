@@ -430,6 +430,7 @@ impl Trainer {
             dataset_blake3: self.data.source.data().manifest().blake3(),
             image_size: self.data.source.data().manifest().recipe.size,
             patch: self.data.source.data().manifest().recipe.patch,
+            framing: self.data.source.data().manifest().recipe.framing,
             task: Some(self.data.source.data().task().clone())
                 .filter(|task| *task != Task::lesions()),
             progress: serde_json::to_value(&self.state.progress)

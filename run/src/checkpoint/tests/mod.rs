@@ -47,6 +47,7 @@ fn snapshot(step: u64) -> Snapshot {
         dataset_blake3: "da7a".to_string(),
         image_size: 1280,
         patch: 128,
+        framing: fovea_dataset::Framing::default(),
         task: None,
         progress: serde_json::json!({
             "plateau": { "best": 0.1 + 0.2, "reductions": 2 },
@@ -112,6 +113,7 @@ fn what_is_saved_comes_back_bit_for_bit() {
         dataset_blake3: state.dataset_blake3.clone(),
         image_size: state.image_size,
         patch: state.patch,
+        framing: state.framing,
         task: state.task.clone(),
         progress: state.progress.clone(),
         best_step: state.best_step,

@@ -5,13 +5,13 @@
 
 use std::collections::HashMap;
 
-use super::grade_table::{self, GradeRow};
-use super::layout::Layout;
-use super::lesions::{self, CODES};
-use super::names::{ByStem, first_few, stem};
-use super::scan::{PictureName, Scan};
-use super::set::{MaskRule, RawImage, RawSet};
-use super::tree::{Folders, join, last};
+use crate::raw::grade_table::{self, GradeRow};
+use crate::raw::layout::Layout;
+use crate::raw::lesions::{self, CODES};
+use crate::raw::names::{ByStem, first_few, stem};
+use crate::raw::scan::{PictureName, Scan};
+use crate::raw::set::{MaskRule, RawImage, RawSet};
+use crate::raw::tree::{Folders, join, last};
 use crate::{Error, Result};
 
 /// FGADR Seg-set, as it is distributed.

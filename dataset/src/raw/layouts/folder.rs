@@ -3,13 +3,13 @@
 
 use std::collections::HashMap;
 
-use super::layout::Layout;
-use super::lesions::{self, CODES, class_behind};
-use super::names::{self, ByStem, folder_key};
-use super::scan::{PictureName, Scan};
-use super::set::RawSet;
-use super::tree::{Folders, join, last, parent};
 use crate::Result;
+use crate::raw::layout::Layout;
+use crate::raw::lesions::{self, CODES, class_behind};
+use crate::raw::names::{self, ByStem, folder_key};
+use crate::raw::scan::{PictureName, Scan};
+use crate::raw::set::RawSet;
+use crate::raw::tree::{Folders, join, last, parent};
 
 /// Your own photographs in `images/`, with masks in `masks/{MA,HE,EX,SE}/`.
 pub struct Folder;

@@ -5,12 +5,12 @@
 
 use std::collections::HashMap;
 
-use super::layout::Layout;
-use super::lesions;
-use super::names::ByStem;
-use super::scan::Scan;
-use super::set::{RawImage, RawSet};
-use super::tree::{Folders, join};
+use crate::raw::layout::Layout;
+use crate::raw::lesions;
+use crate::raw::names::ByStem;
+use crate::raw::scan::Scan;
+use crate::raw::set::{RawImage, RawSet};
+use crate::raw::tree::{Folders, join};
 use crate::{Result, Split};
 
 /// IDRiD segmentation, with the folders and names it is published with.
