@@ -124,11 +124,15 @@ def head(layers, x, mask):
     return layers[3](layers[1](layers[0](x)) * mask)
 
 
+def hashed_state(model):
+    """The hash's weights for a module."""
+    return {k: v if k.endswith("num_batches_tracked") else weight(k, v.shape) for k, v in model.state_dict().items()}
+
+
 def hashed(dtype=torch.float32):
     """`hybrid` with the hash's weights."""
     model = Hybrid()
-    state = {k: v if k.endswith("num_batches_tracked") else weight(k, v.shape) for k, v in model.state_dict().items()}
-    model.load_state_dict(state)
+    model.load_state_dict(hashed_state(model))
     return model.to(dtype)
 
 

@@ -6,6 +6,8 @@
 
 mod attention;
 mod backbone;
+#[cfg(test)]
+mod backbone_golden;
 mod classifier;
 mod convolution;
 mod densenet;
@@ -19,6 +21,7 @@ mod layers;
 mod macs;
 mod resnet;
 mod resnet50_meta;
+mod resnet_densenet;
 mod tokens;
 
 pub use attention::{Attended, AttentionSite, MapAttentionLayer};
@@ -31,6 +34,7 @@ pub use layers::{GatedPooling, LayerNorm, Linear, Mlp, SelfAttention};
 pub use macs::{Macs, Sizes};
 pub use resnet::{ResNet, ResNetShape};
 pub use resnet50_meta::ResNet50Meta;
+pub use resnet_densenet::ResNetDenseNet;
 pub use tokens::Tokens;
 
 use fovea_coordinator::order::Grain;
@@ -167,6 +171,13 @@ pub static MODELS: &[ModelEntry] = &[
         reads_images: false,
         options: &[],
         declare: PatchOnly::declare,
+    },
+    ModelEntry {
+        name: "resnet_densenet",
+        grain: Grain::Image,
+        reads_images: true,
+        options: &[],
+        declare: ResNetDenseNet::declare,
     },
     ModelEntry {
         name: "resnet50_meta",
