@@ -54,7 +54,7 @@ FUZZ_SEED ?= 1
 
 fuzz:
 	FOVEA_FUZZ_INPUTS=$(FUZZ_INPUTS) FOVEA_FUZZ_SEED=$(FUZZ_SEED) PROPTEST_CASES=$(FUZZ_INPUTS) \
-	    $(CARGO) test --release --locked -p fovea-pictures -p fovea-dataset --lib -- --nocapture decode::storm raw::grades
+	    $(CARGO) test --release --locked -p fovea-pictures -p fovea-dataset --lib -- --nocapture decode::storm pillow raw::grade_table raw::text_table raw::layouts
 
 bench: setup
 	@FOVEA="$(FOVEA)" scripts/bench.sh

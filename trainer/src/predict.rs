@@ -321,7 +321,8 @@ impl Predictor {
         let grid = self.form.grid();
         let assembler = Assembler {
             grid,
-            patch: patch as usize,
+            // Without a grid there are no patches, and their batch is empty at any size.
+            patch: patch.max(1) as usize,
             global_size: match self.reads_images {
                 true => self.config.data.global_size as usize,
                 false => 0,

@@ -280,7 +280,8 @@ impl SampleSource {
     fn assembler(&self) -> Assembler {
         Assembler {
             grid: self.data.grid(),
-            patch: self.data.patch(),
+            // Without a grid there are no patches, and their batch is empty at any size.
+            patch: self.data.patch().max(1),
             global_size: self.global_size,
             precision: self.precision,
         }

@@ -177,9 +177,10 @@ static MODEL: ModelEntry = ModelEntry {
 };
 
 /// Synthetic photographs in one folder per grade, prepared as a dataset.
-fn dataset(dir: &Path) -> Dataset {
+/// With `patch` 0 it has no grid.
+fn dataset(dir: &Path, patch: u32) -> Dataset {
     let (made, raw, out) = (dir.join("made"), dir.join("raw"), dir.join("data"));
-    let (images, size, patch, seed) = (12, 256, 64, 3);
+    let (images, size, seed) = (12, 256, 3);
     synth(&made, &SynthOptions { images, size, seed }, &Silent).unwrap();
     let pictures = std::fs::read_dir(made.join("Seg-set/Original_Images")).unwrap();
     let mut pictures: Vec<_> = pictures.map(|entry| entry.unwrap().path()).collect();
@@ -250,9 +251,36 @@ fn train(data: &Arc<Dataset>, mut ranks: Box<dyn Collective>) -> (String, Vec<f6
 #[test]
 fn a_model_a_loss_and_a_layout_of_ones_own_train_the_same_on_any_number_of_ranks() {
     let dir = tempfile::tempdir().unwrap();
-    let data = Arc::new(dataset(dir.path()));
+    let data = Arc::new(dataset(dir.path(), 64));
     assert_eq!(data.manifest().format_version(), 2);
-    let alone = train(&data, Box::new(Solo::new(&AbortHandle::new())));
+    trains_the_same_on_any_number_of_ranks(&data);
+}
+
+/// A dataset without a grid: a sample is an image, and no image shares its draws with another.
+#[test]
+fn whole_images_without_a_grid_train_the_same_on_any_number_of_ranks() {
+    let dir = tempfile::tempdir().unwrap();
+    let data = Arc::new(dataset(dir.path(), 0));
+    assert_eq!((data.manifest().format_version(), data.grid()), (3, 0));
+    let source = SampleSource::new(
+        Arc::clone(&data),
+        &Config::preset("demo").unwrap(),
+        MODEL.grain,
+        Precision::F32,
+        false,
+    );
+    let units: Vec<_> = (0..data.len())
+        .map(|image| source.whole_image(image))
+        .collect();
+    let batch = source.load(&units, Some(0)).unwrap();
+    assert_eq!(batch.counts, vec![0; data.len()]);
+    let ids: std::collections::HashSet<u64> = batch.image_ids.iter().copied().collect();
+    assert_eq!(ids.len(), data.len());
+    trains_the_same_on_any_number_of_ranks(&data);
+}
+
+fn trains_the_same_on_any_number_of_ranks(data: &Arc<Dataset>) {
+    let alone = train(data, Box::new(Solo::new(&AbortHandle::new())));
     // With three classes, a model that has learned nothing has a loss of about ln 3.
     assert!((alone.1[0] - 3f64.ln()).abs() < 0.7, "{:?}", alone.1);
     assert_ne!(alone.1[0], alone.1[1]);
@@ -269,7 +297,6 @@ fn a_model_a_loss_and_a_layout_of_ones_own_train_the_same_on_any_number_of_ranks
                 machines: Vec::new(),
                 chunk_f32: DEFAULT_CHUNK_F32,
             };
-            let data = &data;
             scope.spawn(move || {
                 let joined = LocalCollective::join(&options, &AbortHandle::new(), until);
                 train(data, Box::new(joined.unwrap()))

@@ -43,7 +43,8 @@ impl SetShape {
         Self {
             count: data.len(),
             size: data.size(),
-            patch: data.patch(),
+            // Without a grid there are no patches, and their batch is empty at any size.
+            patch: data.patch().max(1),
         }
     }
 
