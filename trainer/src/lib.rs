@@ -22,6 +22,7 @@ pub mod preflight;
 mod reduce;
 pub mod replica;
 pub mod samples;
+pub mod scores;
 mod trace;
 pub mod train;
 pub mod weights;

@@ -31,7 +31,7 @@ pub enum Moment {
 /// the validation split leave undefined. [`Error::Config`]: class weights that are not as many as the classes.
 pub fn preflight(config: &Config, data: &Dataset, moment: Moment) -> Result<Vec<String>> {
     config.fits(data.task())?;
-    objective::check(&config.loss, data.task())?;
+    let loss = objective::check(&config.loss, data.task())?;
     let model = models::find(&config.model.name)?;
     model.build(data.task(), &config.model)?;
     let input = order_input(data, model.grain, config);
@@ -43,7 +43,9 @@ pub fn preflight(config: &Config, data: &Dataset, moment: Moment) -> Result<Vec<
         val: SplitFacts::of(config, data, model.grain, Split::Val),
         units,
     };
-    decide(config, &facts, moment)
+    let mut warnings = decide(config, &facts, moment)?;
+    warnings.extend(objective::unread(&config.loss, loss));
+    Ok(warnings)
 }
 
 /// The facts that the decision depends on.
