@@ -80,8 +80,20 @@ fn uneven_tails_do_not_change_the_weights() {
         "train.images_per_step=5",
         "data.patches_per_image=16",
         "train.epochs=1",
+        "eval.train_metrics=true",
     ];
     let result = all_the_same(&settings, &[LOCAL[0], LOCAL[2]]);
+    // Each patch of the epoch is scored once, at every number of ranks.
+    let columns: Vec<&str> = result.metrics[0].split(',').collect();
+    let at = |name: &str| columns.iter().position(|column| *column == name).unwrap();
+    let field = |line: &str, name: &str| line.split(',').nth(at(name)).unwrap().to_owned();
+    let of_patches =
+        |line: &&String| field(line, "split") == "train" && field(line, "level") == "patch";
+    let scored: Vec<&String> = result.metrics[1..].iter().filter(of_patches).collect();
+    let trained: u64 = result.steps.iter().map(|(_, _, samples)| *samples).sum();
+    assert_eq!(scored.len(), 1, "{:?}", result.metrics);
+    assert_eq!(field(scored[0], "samples"), trained.to_string());
+    assert_eq!(field(scored[0], "mean_auroc"), "");
     let samples: Vec<u64> = result
         .steps
         .iter()

@@ -7,10 +7,13 @@ mod common;
 
 use common::{Dice, FAILED, FINISHED, Outcome, Process, RESUME, Run, Signal, once, turn};
 
+/// Training scores are part of the records too: each committed sample counts once in them.
+const SCORED: &str = "eval.train_metrics=true";
+
 /// The result of the run without interruption; it trains once for all tests.
 fn reference() -> Outcome {
     once("resume-reference", || {
-        let run = Run::new(&[]);
+        let run = Run::new(&[SCORED]);
         run.start(2).wait().with_code(FINISHED);
         outcome(&run)
     })
@@ -48,7 +51,7 @@ fn stopped_runs_go_on_with_other_ranks() {
     let _turn = turn();
     let reference = reference();
     let mut dice = Dice::new("stopped_runs_go_on_with_other_ranks");
-    let run = Run::new(&[]);
+    let run = Run::new(&[SCORED]);
     let first = stop(&run, run.start(2), dice.roll(1, 3), Signal::INT);
     let second = stop(&run, run.resume(1), first + dice.roll(1, 2), Signal::INT);
     let third = stop(&run, run.resume(4), second + dice.roll(1, 2), Signal::INT);
@@ -76,7 +79,7 @@ fn a_run_that_is_stopped_at_once_goes_on() {
     let _turn = turn();
     let reference = reference();
     let mut dice = Dice::new("a_run_that_is_stopped_at_once_goes_on");
-    let run = Run::new(&[]);
+    let run = Run::new(&[SCORED]);
     let mut process = run.start(2);
     run.wait_until(&mut process, "a coordinator", |_| true);
     process.signal(Signal::INT);
@@ -97,7 +100,7 @@ fn killed_processes_cost_no_more_than_a_step() {
     let _turn = turn();
     let reference = reference();
     let mut dice = Dice::new("killed_processes_cost_no_more_than_a_step");
-    let run = Run::new(&["checkpoint.every_steps=1", "checkpoint.keep_last=2"]);
+    let run = Run::new(&[SCORED, "checkpoint.every_steps=1", "checkpoint.keep_last=2"]);
 
     // A trainer dies: the other one continues, and a new one joins it.
     let mut process = run.start(2);
@@ -138,7 +141,7 @@ fn killed_processes_cost_no_more_than_a_step() {
 fn an_mpi_world_that_loses_a_rank_is_started_again() {
     let _turn = turn();
     let reference = reference();
-    let run = Run::new(&["train.backend=mpi", "checkpoint.every_steps=2"]);
+    let run = Run::new(&[SCORED, "train.backend=mpi", "checkpoint.every_steps=2"]);
     let mut process = run.start(2);
     run.wait_until(&mut process, "a checkpoint", |s| {
         s.checkpoint.is_some() && s.step >= 3
@@ -200,7 +203,7 @@ fn a_run_that_may_not_restart_says_who_is_missing() {
 #[test]
 fn a_pair_of_signals_is_one_drain() {
     let _turn = turn();
-    let run = Run::new(&["checkpoint.every_steps=100"]);
+    let run = Run::new(&[SCORED, "checkpoint.every_steps=100"]);
     let mut process = run.start(2);
     run.wait_for_step(&mut process, 4);
     process.signal(Signal::TERM);
@@ -219,7 +222,7 @@ fn a_pair_of_signals_is_one_drain() {
 #[test]
 fn ctrl_c_twice_leaves_at_once() {
     let _turn = turn();
-    let run = Run::new(&["checkpoint.every_steps=3"]);
+    let run = Run::new(&[SCORED, "checkpoint.every_steps=3"]);
     let mut process = run.start(2);
     run.wait_for_step(&mut process, 4);
     let coordinator = common::process_of(&run.path, " coordinator ");
@@ -277,7 +280,7 @@ fn a_run_leaves_before_its_deadline() {
 #[test]
 fn a_resume_needs_the_ledger_and_the_checkpoints_of_the_run() {
     let _turn = turn();
-    let run = Run::new(&[]);
+    let run = Run::new(&[SCORED]);
     stop(&run, run.start(2), 2, Signal::TERM);
     let (ledger, checkpoints) = (run.path.join("ledger"), run.path.join("checkpoints"));
     let aside = |path: &std::path::Path| path.with_extension("aside");

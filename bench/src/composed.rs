@@ -2,7 +2,7 @@
 //! runs on any device. The tests compare it with the twins.
 
 use fovea_kernels::flat::AdamParams;
-use fovea_kernels::loss::LossSettings;
+use fovea_kernels::loss::{LossSettings, effective_number_weights};
 use fovea_kernels::{IMAGENET_MEAN, IMAGENET_STD};
 use tch::{Kind, Reduction, Tensor};
 
@@ -56,8 +56,46 @@ fn bits(targets: &Tensor, classes: usize) -> Result<Tensor> {
     Ok(bits.f_ne(0)?.f_to_kind(Kind::Float)?)
 }
 
+/// Summed loss called `name` over `[n, c]` logits, and `scale` times its gradient by autograd. `labels` are `[n]` i64: bits
+/// of classes, or the index of the class for `cross_entropy`.
+pub fn loss(
+    name: &str,
+    logits: &Tensor,
+    labels: &Tensor,
+    params: &LossSettings,
+    scale: f64,
+) -> Result<(Tensor, Tensor)> {
+    let on_device = |values: &[f32]| Tensor::from_slice(values).f_to_device(logits.device());
+    let plain = LossSettings::plain(params.alpha.len());
+    match name {
+        "class_balanced" => {
+            let weights = LossSettings {
+                gamma: params.gamma,
+                alpha: effective_number_weights(params.beta, &params.positives),
+                ..plain
+            };
+            focal(logits, labels, &weights, scale)
+        }
+        "bce" | "cross_entropy" => {
+            let z = logits.f_detach()?.f_set_requires_grad(true)?;
+            let weight = on_device(&params.alpha)?;
+            let loss = if name == "bce" {
+                let y = bits(labels, params.alpha.len())?;
+                let (weight, pos_weight) = (Some(weight), Some(on_device(&params.pos_weight)?));
+                z.f_binary_cross_entropy_with_logits(&y, weight, pos_weight, Reduction::Sum)?
+            } else {
+                let smoothing = f64::from(params.label_smoothing);
+                z.f_cross_entropy_loss(labels, Some(weight), Reduction::Sum, -100, smoothing)?
+            };
+            let gradient = Tensor::f_run_backward(&[&loss], &[&z], false, false)?;
+            Ok((loss.f_detach()?, gradient[0].f_mul_scalar(scale)?))
+        }
+        _ => focal(logits, labels, params, scale),
+    }
+}
+
 /// Summed focal loss over `[n, c]` logits, and `scale` times its gradient by autograd.
-pub fn focal(
+fn focal(
     logits: &Tensor,
     targets: &Tensor,
     params: &LossSettings,
@@ -66,7 +104,10 @@ pub fn focal(
     let z = logits.f_detach()?.f_set_requires_grad(true)?;
     let y = bits(targets, params.alpha.len())?;
     let alpha = Tensor::from_slice(&params.alpha).f_to_device(logits.device())?;
-    let (positive, negative) = (f64::from(params.pos_weight), f64::from(params.neg_weight));
+    let (positive, negative) = (
+        f64::from(params.positive_weight),
+        f64::from(params.negative_weight),
+    );
     let weight = (y
         .f_mul_scalar(positive - negative)?
         .f_add_scalar(negative)?)
@@ -116,7 +157,7 @@ pub fn adam(
 #[expect(clippy::unwrap_used, reason = "a failed unwrap is a failed test")]
 mod tests {
     use super::*;
-    use fovea_kernels::loss;
+    use fovea_kernels::loss::LOSSES;
     use fovea_kernels::{
         Augment, BatchMut, CropSpec, ImageU8, flat, global_view, patch_crop, resize_antialias,
     };
@@ -227,26 +268,42 @@ mod tests {
     }
 
     #[test]
-    fn focal_loss_and_gradient_are_those_of_the_twin() {
+    fn losses_and_gradients_are_those_of_the_twins() {
         let n = 57;
         let logits: Vec<f32> = noise(n * 4, 2).iter().map(|x| x * 5.0).collect();
-        let labels: Vec<Label> = (0..n as u64).map(|k| Label(k * 7 % 16)).collect();
-        let targets: Vec<i64> = labels.iter().map(|label| label.0 as i64).collect();
-        for gamma in [2.0, 1.5, 0.0] {
+        for (entry, gamma) in LOSSES
+            .iter()
+            .flat_map(|entry| [2.0, 1.5, 0.0].map(|g| (entry, g)))
+        {
+            let kinds = match entry.kind {
+                fovea_task::Kind::AnyOf => 16,
+                fovea_task::Kind::OneOf => 4,
+            };
+            let labels: Vec<Label> = (0..n as u64).map(|k| Label(k * 7 % kinds)).collect();
+            let targets: Vec<i64> = labels.iter().map(|label| label.0 as i64).collect();
             let settings = LossSettings {
                 gamma,
                 alpha: vec![0.5, 1.0, 2.0, 0.25],
-                pos_weight: 0.8,
-                neg_weight: 0.3,
+                positive_weight: 0.8,
+                negative_weight: 0.3,
+                pos_weight: vec![2.0, 0.5, 1.0, 4.0],
+                label_smoothing: 0.1,
+                beta: 0.99,
+                positives: vec![4, 90, 30, 500],
             };
             let mut want = vec![0.0; n * 4];
-            let loss = loss::build("focal", &settings).unwrap();
-            let want_loss = loss.host(&logits, &labels, 0.125, &mut want).unwrap();
+            let twin = (entry.build)(&settings).unwrap();
+            let want_loss = twin.host(&logits, &labels, 0.125, &mut want).unwrap();
             let z = Tensor::from_slice(&logits).view([n as i64, 4]);
-            let (loss, gradient) =
-                focal(&z, &Tensor::from_slice(&targets), &settings, 0.125).unwrap();
-            assert!((loss.double_value(&[]) / want_loss - 1.0).abs() < 1e-5);
-            assert!(off(&values(&gradient), &want) < 1e-6);
+            let targets = Tensor::from_slice(&targets);
+            let (sum, gradient) = loss(entry.name, &z, &targets, &settings, 0.125).unwrap();
+            let off_by = (sum.double_value(&[]) / want_loss - 1.0).abs();
+            assert!(off_by < 1e-5, "{} {gamma}: {off_by:e}", entry.name);
+            assert!(
+                off(&values(&gradient), &want) < 1e-6,
+                "{} {gamma}",
+                entry.name
+            );
         }
     }
 

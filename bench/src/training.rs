@@ -152,23 +152,21 @@ impl Training {
         let order = Arc::new(EpochOrder::new(&self.order_input, epoch)?);
         let samples = Arc::clone(&self.samples);
         let load = move |units: &[Unit], epoch| samples.load(units, epoch);
-        let mut loader = Loader::spawn(load, order, 0, self.part.clone())?;
+        let mut loader = Loader::spawn(load, Arc::clone(&order), 0, self.part.clone())?;
         let mut last = Instant::now();
         while let Some(batch) = loader.next_batch()? {
-            let total = Denominators {
-                images: batch.images,
-                patches: batch.patches,
-            };
+            let units = &order.units()[batch.global.units.clone()];
+            let total = Denominators::of(&self.samples, units);
             let begun = self.stamp()?;
             let mut peers = Peers {
                 collective: self.collective.as_mut(),
                 patience: PATIENCE,
             };
-            let sums = self
-                .replica
-                .attempt(&batch.shards, epoch, total, &mut peers, &mut || ())?;
+            let sums =
+                self.replica
+                    .attempt(&batch.shards, epoch, &total, &mut peers, &mut || ())?;
             self.note_gpu_time()?;
-            let verdict = self.replica.verdict(&sums, total);
+            let verdict = self.replica.verdict(&sums, &total);
             self.step += 1;
             if !verdict.is_finite() {
                 return Err(Error::NotFinite {
@@ -185,7 +183,7 @@ impl Training {
             let now = Instant::now();
             let step = MeasuredStep {
                 ms: (now - last).as_secs_f64() * 1e3,
-                patches: total.patches,
+                patches: batch.patches,
                 loss: verdict.loss,
             };
             last = now;

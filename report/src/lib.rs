@@ -107,6 +107,13 @@ pub fn write_report(run_dir: &Path) -> Result<ReportPaths> {
             Vec::new()
         }
     };
+    let mistakes = match pictures::mistakes(&run) {
+        Ok(mistakes) => mistakes,
+        Err(note) => {
+            run.notes.push(note);
+            Vec::new()
+        }
+    };
     let panels: Vec<Panels> = scenes.par_iter().map(Scene::panels).collect();
     let figures = Figures::of(&run);
 
@@ -115,7 +122,7 @@ pub fn write_report(run_dir: &Path) -> Result<ReportPaths> {
     let pngs = write_pictures(&picture_dir, &run, &figures, &scenes, &panels)?;
     files::remove_stale(&picture_dir, &pngs)?;
     let html = run_dir.join("report.html");
-    let page = page::page(&run, &figures, &scenes, &panels)?;
+    let page = page::page(&run, &figures, &scenes, &panels, &mistakes)?;
     files::replace(&html, page.into_string().as_bytes())?;
     Ok(ReportPaths {
         html,

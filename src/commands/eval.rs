@@ -3,7 +3,8 @@
 use fovea_dataset::{Bar, Dataset, ProgressListener, Split};
 use fovea_run::config::Config;
 use fovea_run::metrics::{
-    Baseline, ClassMetrics, MetricName, Metrics, best_constant, class_names, table_order,
+    Baseline, ClassMetrics, Classification, MetricName, Metrics, best_constant, class_names,
+    classification_report, table_order,
 };
 use fovea_task::Target;
 use fovea_trainer::predict::Predictor;
@@ -31,23 +32,29 @@ pub fn run(args: &EvalArgs) -> anyhow::Result<Ending> {
     let mut scored = Vec::new();
     for (index, target) in table_order(task) {
         if let Some(metrics) = &summary[index] {
-            let constant = best_constant(target, &answers[index].table(target))?;
+            let table = answers[index].table(target);
             scored.push(ScoredTarget {
                 target,
                 metrics,
-                constant,
+                constant: best_constant(target, &table)?,
+                more: Classification::of(target, &table, metrics),
             });
         }
     }
     if args.json {
-        let mut value = json!({ "split": split.to_string(), "best_constant": {} });
+        let mut value =
+            json!({ "split": split.to_string(), "best_constant": {}, "classification": {} });
         for of in &scored {
             value[&of.target.name] = json!(of.metrics);
             value["best_constant"][&of.target.name] = json!(of.constant);
+            value["classification"][&of.target.name] = json!(of.more);
         }
         say!("{}", serde_json::to_string_pretty(&value)?)?;
     } else {
         print(split, class_names(task), &scored)?;
+        for of in &scored {
+            print_classification(of)?;
+        }
     }
     Ok(Ending::Finished)
 }
@@ -65,6 +72,14 @@ struct ScoredTarget<'a> {
     target: &'a Target,
     metrics: &'a Metrics,
     constant: Baseline,
+    more: Classification,
+}
+
+/// The classification report, then what it leaves out.
+fn print_classification(of: &ScoredTarget<'_>) -> Result<(), Unsaid> {
+    say!("\nclassification report, {}\n", of.target.name)?;
+    say!("{}", classification_report(of.target, of.metrics))?;
+    say!("{}", of.more.details().trim_end())
 }
 
 fn print(split: Split, classes: Vec<&str>, scored: &[ScoredTarget<'_>]) -> Result<(), Unsaid> {

@@ -25,6 +25,37 @@ def optional(defined, value):
     return float(value()) if defined else None
 
 
+def per_column(y, guess):
+    """Scores of each class against the rest: its column of zeros and ones."""
+    columns = [(y[:, c], guess[:, c]) for c in range(y.shape[1])]
+    kappas = [float(sk.cohen_kappa_score(t, g, labels=[0, 1])) for t, g in columns]
+    return {
+        "kappa_per_class": [k if np.isfinite(k) else None for k in kappas],
+        "specificity": [float(sk.recall_score(t, g, pos_label=0, zero_division=0)) for t, g in columns],
+        "f1_absent_and_present": [float(sk.f1_score(t, g, average="macro", zero_division=0)) for t, g in columns],
+    }
+
+
+def averages(y, guess, **options):
+    return {
+        f"{how}_average": [float(v) for v in sk.precision_recall_fscore_support(y, guess, average=how, zero_division=0, **options)[:3]]
+        for how in ("micro", "macro", "weighted")
+    }
+
+
+def areas(y, p):
+    """Over the classes that have both kinds of labels."""
+    both = [c for c in range(y.shape[1]) if 0 < y[:, c].sum() < len(y)]
+    mean = lambda how: optional(both, lambda: sk.roc_auc_score(y[:, both], p[:, both], average=how))
+    micro = optional(0 < y.sum() < y.size, lambda: sk.roc_auc_score(y.ravel(), p.ravel()))
+    return {"auroc_averages": [micro, mean("macro"), mean("weighted")]}
+
+
+def report(y, guess, names, **options):
+    text = sk.classification_report(y, guess, target_names=names, digits=4, zero_division=0, **options)
+    return "".join(line for line in text.splitlines(keepends=True) if "samples avg" not in line)
+
+
 def expected(labels, probs, thresholds):
     y = bits(labels)
     p = np.asarray(probs, dtype=np.float64)
@@ -48,6 +79,10 @@ def expected(labels, probs, thresholds):
         "auroc": [optional(0 < y[:, c].sum() < len(y), lambda: sk.roc_auc_score(y[:, c], p[:, c])) for c in range(CLASSES)],
         "ap": [optional(y[:, c].any(), lambda: sk.average_precision_score(y[:, c], p[:, c])) for c in range(CLASSES)],
         "confusion": confusion,
+        **per_column(y, guess),
+        **averages(y, guess),
+        **areas(y, p),
+        "report": report(y, guess, ["MA", "HE", "EX", "SE"]),
         "constant_f1_micro": max(float(sk.f1_score(y, c, average="micro", zero_division=0)) for c in constants),
     }
 
@@ -74,6 +109,10 @@ def expected_one_of(labels, probs):
         **per_class,
         "auroc": [optional(0 < hot[:, c].sum() < len(y), lambda: sk.roc_auc_score(hot[:, c], p[:, c])) for c in classes],
         "ap": [optional(hot[:, c].any(), lambda: sk.average_precision_score(hot[:, c], p[:, c])) for c in classes],
+        **per_column(hot, np.eye(len(classes), dtype=int)[guess]),
+        **averages(y, guess, labels=classes),
+        **areas(hot, p),
+        "report": report(y, guess, [f"g{c}" for c in classes], labels=classes),
         "constant_f1_micro": max(float(sk.f1_score(y, np.full(len(y), c), average="micro", zero_division=0)) for c in classes),
     }
 

@@ -23,6 +23,7 @@ pub mod preflight;
 mod reduce;
 pub mod replica;
 pub mod samples;
+pub mod scores;
 mod trace;
 pub mod train;
 pub mod tta;

@@ -2,9 +2,11 @@
 
 use std::sync::Arc;
 
+use fovea_coordinator::order::Unit;
 use fovea_dataset::Split;
 use fovea_kernels::loss::{LOSSES, Loss, LossEntry, LossSettings};
-use fovea_run::config::{Alpha, LossConfig};
+use fovea_run::config::{Alpha, LossConfig, PosWeight};
+use fovea_run::metrics::LabelCounts;
 use fovea_task::{Level, Target, Task};
 
 use crate::error::{Error, Result};
@@ -24,22 +26,40 @@ pub struct HeadLoss {
     pub weight: f32,
 }
 
-/// Rows of a step over all ranks. Sums are divided by these *global* numbers, which keeps uneven tails exact.
-#[derive(Clone, Copy, Debug)]
+/// Labelled rows of a step over all ranks, for each head. Sums are divided by these *global* numbers, which keeps uneven
+/// tails exact. Rows without a label are in no sum and so in no number.
+#[derive(Clone, Debug)]
 pub struct Denominators {
-    /// Images of the global batch.
-    pub images: usize,
-    /// Patches of the global batch.
-    pub patches: u64,
+    rows: Vec<u64>,
 }
 
 impl Denominators {
-    /// Rows of the global batch at `level`.
-    pub fn rows(self, level: Level) -> u64 {
-        match level {
-            Level::Image => self.images as u64,
-            Level::Patch => self.patches,
-        }
+    /// The number of labelled rows of the global batch for each target, in the task's order.
+    pub fn new(rows: Vec<u64>) -> Self {
+        Self { rows }
+    }
+
+    /// Those of a global batch of these units.
+    pub fn of(source: &SampleSource, units: &[Unit]) -> Self {
+        let known = |target| {
+            let labels = units.iter().flat_map(|unit| source.labels(target, unit));
+            labels.filter(|label| label.is_known()).count() as u64
+        };
+        Self::new((0..source.task().targets().len()).map(known).collect())
+    }
+
+    /// Those of a batch of so many images and patches that all have labels.
+    pub fn all_labelled(task: &Task, images: usize, patches: u64) -> Self {
+        let rows = |target: &Target| match target.level {
+            Level::Image => images as u64,
+            Level::Patch => patches,
+        };
+        Self::new(task.targets().iter().map(rows).collect())
+    }
+
+    /// Labelled rows of the global batch for target `head`; 1 where there are none, whose sums are 0.
+    pub fn rows(&self, head: usize) -> u64 {
+        self.rows.get(head).copied().unwrap_or(0).max(1)
     }
 }
 
@@ -79,6 +99,42 @@ pub fn check(config: &LossConfig, task: &Task) -> Result<&'static LossEntry> {
     Ok(entry)
 }
 
+/// Sentences about keys that the configuration sets and the chosen loss does not read.
+pub fn unread(config: &LossConfig, entry: &LossEntry) -> Vec<String> {
+    let default = LossConfig::default();
+    let set = [
+        ("gamma", config.gamma != default.gamma),
+        ("alpha", config.alpha != default.alpha),
+        ("balance", config.balance != default.balance),
+        (
+            "positive_weight",
+            config.positive_weight != default.positive_weight,
+        ),
+        (
+            "negative_weight",
+            config.negative_weight != default.negative_weight,
+        ),
+        ("pos_weight", config.pos_weight != default.pos_weight),
+        ("beta", config.beta != default.beta),
+        (
+            "label_smoothing",
+            config.label_smoothing != default.label_smoothing,
+        ),
+    ];
+    let unread = set
+        .iter()
+        .filter(|(key, is_set)| *is_set && !entry.reads.contains(key));
+    unread
+        .map(|(key, _)| {
+            format!(
+                "loss.{key} is set and changes nothing: loss {:?} reads {} alone",
+                entry.name,
+                entry.reads.join(", ")
+            )
+        })
+        .collect()
+}
+
 /// The configured loss of each target, with class weights from the training split's label counts.
 ///
 /// # Errors
@@ -87,13 +143,8 @@ pub fn objective(config: &LossConfig, source: &SampleSource) -> Result<Objective
     let train = source.data().indices(Split::Train);
     let units: Vec<_> = train.into_iter().map(|i| source.whole_image(i)).collect();
     with_counts(config, source.task(), |index, target| {
-        let mut counts = vec![0u64; target.classes.len()];
-        for label in units.iter().flat_map(|unit| source.labels(index, unit)) {
-            for (class, count) in counts.iter_mut().enumerate() {
-                *count += u64::from(target.has(label, class));
-            }
-        }
-        counts
+        let labels = units.iter().flat_map(|unit| source.labels(index, unit));
+        LabelCounts::of(target, labels)
     })
 }
 
@@ -105,28 +156,41 @@ pub fn unweighted(config: &LossConfig, task: &Task) -> Result<Objective> {
     let plain = LossConfig {
         alpha: Alpha::None,
         balance: false,
+        pos_weight: PosWeight::None,
         ..config.clone()
     };
-    with_counts(&plain, task, |_, _| Vec::new())
+    with_counts(&plain, task, |_, target| LabelCounts {
+        positives: vec![1; target.classes.len()],
+        samples: 1,
+    })
 }
 
 fn with_counts(
     config: &LossConfig,
     task: &Task,
-    counts: impl Fn(usize, &Target) -> Vec<u64>,
+    counts: impl Fn(usize, &Target) -> LabelCounts,
 ) -> Result<Objective> {
     let entry = check(config, task)?;
     let balance = |weight: f32| if config.balance { weight } else { 1.0 };
     let head = |(index, target): (usize, &Target)| {
+        let (counts, classes) = (counts(index, target), target.classes.len());
         let settings = LossSettings {
             gamma: config.gamma,
             alpha: match &config.alpha {
-                Alpha::InverseFrequency => inverse_frequency(&counts(index, target)),
-                Alpha::None => vec![1.0; target.classes.len()],
+                Alpha::InverseFrequency => inverse_frequency(&counts.positives),
+                Alpha::None => vec![1.0; classes],
                 Alpha::Weights(weights) => weights.to_vec(),
             },
-            pos_weight: balance(config.positive_weight),
-            neg_weight: balance(config.negative_weight),
+            positive_weight: balance(config.positive_weight),
+            negative_weight: balance(config.negative_weight),
+            pos_weight: match &config.pos_weight {
+                PosWeight::None => vec![1.0; classes],
+                PosWeight::Balanced => balanced(&counts),
+                PosWeight::Factors(factors) => factors.to_vec(),
+            },
+            label_smoothing: config.label_smoothing,
+            beta: config.beta,
+            positives: counts.positives,
         };
         Ok(HeadLoss {
             level: target.level,
@@ -151,9 +215,18 @@ fn inverse_frequency(counts: &[u64]) -> Vec<f32> {
     inverse.map(|a| (a / mean) as f32).collect()
 }
 
+/// Samples without the class per sample with it. 1 for a class that never occurs, whose factor multiplies nothing.
+fn balanced(counts: &LabelCounts) -> Vec<f32> {
+    let factor = |&n: &u64| match n {
+        0 => 1.0,
+        n => (counts.samples.saturating_sub(n) as f64 / n as f64) as f32,
+    };
+    counts.positives.iter().map(factor).collect()
+}
+
 #[cfg(test)]
 mod tests {
-    use fovea_task::Kind;
+    use fovea_task::{Kind, Label};
 
     use super::*;
 
@@ -184,9 +257,125 @@ mod tests {
         };
         refused(&unknown, &lesions, &["\"focus\"", "known are: ", "focal"]);
 
-        let mut grade = lesions.targets()[0].clone();
+        let grades = grades();
+        refused(
+            &focal,
+            &grades,
+            &["AnyOf", "target `image`", "OneOf", "cross_entropy"],
+        );
+        let softmax = named("cross_entropy");
+        assert!(check(&softmax, &grades).is_ok());
+        refused(&softmax, &lesions, &["focal, bce, class_balanced"]);
+    }
+
+    fn named(kind: &str) -> LossConfig {
+        LossConfig {
+            kind: kind.to_owned(),
+            ..LossConfig::default()
+        }
+    }
+
+    fn grades() -> Task {
+        let mut grade = Task::lesions().targets()[0].clone();
         (grade.kind, grade.union_of_cells) = (Kind::OneOf, false);
-        let grades = Task::new(vec![grade]).expect("a task");
-        refused(&focal, &grades, &["AnyOf", "target `image`", "OneOf"]);
+        Task::new(vec![grade]).expect("a task")
+    }
+
+    #[test]
+    fn keys_that_a_loss_does_not_read_are_named() {
+        let entry = |name: &str| {
+            let found = LOSSES.iter().find(|entry| entry.name == name);
+            *found.expect("a loss")
+        };
+        for entry in LOSSES {
+            assert_eq!(unread(&named(entry.name), entry), Vec::<String>::new());
+            for key in entry.reads {
+                let is_key = fovea_run::config::keys::find("loss", key).is_some();
+                assert!(is_key, "{} reads loss.{key}", entry.name);
+            }
+        }
+        let smooth = LossConfig {
+            label_smoothing: 0.1,
+            gamma: 1.0,
+            ..named("bce")
+        };
+        assert_eq!(
+            unread(&smooth, entry("bce")),
+            [
+                "loss.gamma is set and changes nothing: loss \"bce\" reads alpha, pos_weight alone",
+                "loss.label_smoothing is set and changes nothing: loss \"bce\" reads alpha, pos_weight alone",
+            ]
+        );
+        assert_eq!(unread(&smooth, entry("cross_entropy")).len(), 1);
+        assert_eq!(unread(&smooth, entry("class_balanced")).len(), 1);
+    }
+
+    /// Each setting reaches the loss that reads it: the gradient of one row changes as its formula says.
+    #[test]
+    fn weights_follow_from_the_labels_of_the_training_split() {
+        let gradient = |config: &LossConfig, task: &Task, label: u64| {
+            let counts = |_: usize, target: &Target| LabelCounts {
+                positives: [80, 20, 10, 0][..target.classes.len()].to_vec(),
+                samples: 100,
+            };
+            let objective = with_counts(config, task, counts).expect("an objective");
+            let mut dlogits = vec![0.0; 4];
+            let loss = objective[0]
+                .loss
+                .host(&[0.0; 4], &[Label(label)], 1.0, &mut dlogits);
+            loss.expect("a loss");
+            dlogits
+        };
+        let lesions = Task::lesions();
+        let plain = LossConfig {
+            alpha: Alpha::None,
+            ..named("bce")
+        };
+        assert_eq!(gradient(&plain, &lesions, 0b1011), [-0.5, -0.5, 0.5, -0.5]);
+        let balanced = LossConfig {
+            pos_weight: PosWeight::Balanced,
+            ..plain.clone()
+        };
+        // 20 / 80 and 80 / 20 of a half; a class that never occurs counts once.
+        let want = [-0.125, -2.0, 0.5, -0.5];
+        assert_eq!(gradient(&balanced, &lesions, 0b1011), want);
+        let factors = LossConfig {
+            pos_weight: PosWeight::Factors(vec![3.0, 1.0, 1.0, 2.0]),
+            ..plain.clone()
+        };
+        assert_eq!(
+            gradient(&factors, &lesions, 0b1011),
+            [-1.5, -0.5, 0.5, -1.0]
+        );
+        let effective = LossConfig {
+            gamma: 0.0,
+            ..named("class_balanced")
+        };
+        let got = gradient(&effective, &lesions, 0);
+        assert!(
+            (got.iter().sum::<f32>() - 2.0).abs() < 1e-6,
+            "mean weight 1"
+        );
+        assert!(
+            got[0] < got[1] && got[1] < got[2] && got[2] == got[3],
+            "{got:?}"
+        );
+        let smooth = LossConfig {
+            label_smoothing: 0.2,
+            alpha: Alpha::None,
+            ..named("cross_entropy")
+        };
+        let got = gradient(&smooth, &grades(), 2);
+        for (got, want) in got.iter().zip([0.2, 0.2, -0.6, 0.2]) {
+            assert!((got - want).abs() < 1e-6, "{got} {want}");
+        }
+    }
+
+    #[test]
+    fn rows_without_a_label_are_in_no_denominator() {
+        let rows = Denominators::new(vec![3, 0]);
+        assert_eq!([rows.rows(0), rows.rows(1)], [3, 1]);
+        let all = Denominators::all_labelled(&Task::lesions(), 4, 60);
+        assert_eq!([all.rows(0), all.rows(1)], [4, 60]);
     }
 }

@@ -51,8 +51,8 @@ impl<F: FnMut(&mut [f32]) -> Result<()> + Send> Exchange for F {
 pub(crate) struct PassSums {
     /// Mean and unbiased variance of each normalisation layer, `[stats_len]` f32.
     pub batch_stats: Tensor,
-    /// Summed loss of each head, in the task's order.
-    pub losses: Vec<f32>,
+    /// Summed loss of each head, in the task's order, then the confusion counts of each head if training is scored.
+    pub scalars: Vec<f32>,
 }
 
 /// One message from a lane to the adder.
@@ -179,7 +179,7 @@ impl Adder<'_> {
                     return add_zeros(&mut target[both], fill);
                 };
                 add_values(host::slice(&sums.batch_stats)?, &mut target[ranges.0], fill)?;
-                let scalars = [&sums.losses[..], &[1.0]].concat();
+                let scalars = [&sums.scalars[..], &[1.0]].concat();
                 add_values(&scalars, &mut target[ranges.1], fill)
             })?;
         }

@@ -33,7 +33,7 @@ pub enum Moment {
 /// the validation split leave undefined. [`Error::Config`]: class weights that are not as many as the classes.
 pub fn preflight(config: &Config, data: &Dataset, moment: Moment) -> Result<Vec<String>> {
     config.fits(data.task())?;
-    objective::check(&config.loss, data.task())?;
+    let loss = objective::check(&config.loss, data.task())?;
     let model = models::find(&config.model.name)?;
     model.build(data.task(), &config.model)?;
     if model.grain == Grain::Cell && data.grid() == 0 {
@@ -59,7 +59,9 @@ pub fn preflight(config: &Config, data: &Dataset, moment: Moment) -> Result<Vec<
         has_masks: has_masks(data),
         has_windows: model.grain == Grain::Cell,
     };
-    decide(config, &facts, moment)
+    let mut warnings = decide(config, &facts, moment)?;
+    warnings.extend(objective::unread(&config.loss, loss));
+    Ok(warnings)
 }
 
 /// The facts that the decision depends on.

@@ -31,7 +31,8 @@ pub(crate) struct Surface {
     pub grads: Range<usize>,
     /// The batch statistics, in the layout of the running statistics.
     pub stats: Range<usize>,
-    /// The summed loss of each head, then the number of virtual shards with samples.
+    /// The summed loss of each head, the confusion counts of each head if training is scored, then the number of virtual
+    /// shards with samples.
     pub scalars: Range<usize>,
 }
 

@@ -10,7 +10,7 @@ use rand_chacha::ChaCha8Rng;
 use serde::Serialize;
 
 use super::facts::GpuFacts;
-use super::kernels::{ALL, KernelEntry, Shapes};
+use super::kernels::{KernelEntry, Shapes, all};
 
 /// Largest allowed deviation of results in f32.
 const F32_LIMIT: f64 = 1e-5;
@@ -84,16 +84,19 @@ pub fn check_gpu(ordinal: u32, cases: u32, seed: u64, with_steps: bool) -> Resul
 
 fn kernels(gpu: &Gpu, cases: u32, seed: u64) -> Vec<Check> {
     let mut rng = ChaCha8Rng::seed_from_u64(seed);
-    let mut checks: Vec<Check> = ALL
+    let mut checks: Vec<Check> = all()
         .iter()
         .map(|entry| {
             let limit = if entry.bf16 { BF16_LIMIT } else { F32_LIMIT };
             let compared = compare(gpu, entry, cases, &mut rng);
-            Check::new(entry.name, cases, limit, compared)
+            Check::new(&entry.name, cases, limit, compared)
         })
         .collect();
-    let name = format!("focal_loss, {RUNS} runs");
-    checks.push(Check::new(&name, 1, 0.0, repeat(gpu, &large(), &mut rng)));
+    for loss in all().iter().filter(|entry| entry.name.ends_with("_loss")) {
+        let name = format!("{}, {RUNS} runs", loss.name);
+        let again = repeat(gpu, loss, &large(), &mut rng);
+        checks.push(Check::new(&name, 1, 0.0, again));
+    }
     checks
 }
 
@@ -175,10 +178,12 @@ fn compare(gpu: &Gpu, entry: &KernelEntry, cases: u32, rng: &mut dyn RngCore) ->
 }
 
 /// Computes the same loss and gradient several times and compares the bits with the first result.
-fn repeat(gpu: &Gpu, shapes: &Shapes, rng: &mut dyn RngCore) -> Result<Deviation> {
-    let Some(entry) = ALL.iter().find(|entry| entry.name == "focal_loss") else {
-        return Ok(Deviation::UNKNOWN);
-    };
+fn repeat(
+    gpu: &Gpu,
+    entry: &KernelEntry,
+    shapes: &Shapes,
+    rng: &mut dyn RngCore,
+) -> Result<Deviation> {
     let trial = (entry.make)(gpu, shapes, rng)?;
     let mut all = Deviation::NONE;
     let mut first: Option<Vec<f64>> = None;
@@ -276,23 +281,29 @@ mod tests {
         let _alone = crate::emulated::alone();
         let gpu = crate::emulated::gpu(NormEngine::Fused);
         let mut rng = ChaCha8Rng::seed_from_u64(5);
-        for entry in &ALL {
+        let entries = all();
+        for entry in &entries {
             let compared = compare(&gpu, entry, 3, &mut rng).expect("compared");
             let limit = if entry.bf16 { BF16_LIMIT } else { F32_LIMIT };
             assert!(compared.largest <= limit, "{}: {compared:?}", entry.name);
-            // These compute in f32 what the twin computes in f64, or sum in another order.
-            let rounded = ["focal_loss", "sum_squares"].contains(&entry.name);
             assert!(
-                compared.same_bits || rounded,
+                compared.same_bits || entry.rounds,
                 "{}: {compared:?}",
                 entry.name
             );
         }
-        let again = repeat(&gpu, &small(&mut rng), &mut rng).expect("losses");
-        assert_eq!(again, Deviation::NONE);
+        let losses: Vec<_> = entries
+            .iter()
+            .filter(|e| e.name.ends_with("_loss"))
+            .collect();
+        assert_eq!(losses.len(), fovea_kernels::loss::LOSSES.len());
+        for loss in losses {
+            let again = repeat(&gpu, loss, &small(&mut rng), &mut rng).expect("losses");
+            assert_eq!(again, Deviation::NONE, "{}", loss.name);
+        }
         driver::check().expect("nothing forbidden");
         // The outputs of a kernel that has not run.
-        let trial = (ALL[0].make)(&gpu, &small(&mut rng), &mut rng).expect("buffers");
+        let trial = (entries[0].make)(&gpu, &small(&mut rng), &mut rng).expect("buffers");
         let off = Deviation::between(&trial.got().expect("zeros"), &trial.twin().expect("pixels"));
         let check = Check::new("nothing ran", 1, F32_LIMIT, Ok(off));
         assert!(!check.passed && check.deviation > 0.01, "{check:?}");

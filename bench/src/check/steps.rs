@@ -126,10 +126,8 @@ fn run(config: &Config, data: &Arc<Dataset>, steps: u32, gpu: Option<Gpu>) -> Re
     };
     let (first, second) = units.split_at(IMAGES_PER_STEP);
     let batches = [batch(first)?, batch(&second[..IMAGES_PER_STEP])?];
-    let total = Denominators {
-        images: IMAGES_PER_STEP,
-        patches: (IMAGES_PER_STEP * PATCHES_PER_IMAGE) as u64,
-    };
+    let patches = (IMAGES_PER_STEP * PATCHES_PER_IMAGE) as u64;
+    let total = Denominators::all_labelled(source.task(), IMAGES_PER_STEP, patches);
     let objective = objective(&config.loss, &source)?;
     let (task, lanes) = (source.task(), ThreadLanes::one());
     let mut replica = Replica::configured(config, task, precision, objective, lanes, gpu)?;
@@ -145,11 +143,11 @@ fn run(config: &Config, data: &Arc<Dataset>, steps: u32, gpu: Option<Gpu>) -> Re
     };
     for step in 1..=u64::from(steps) {
         let shards = &batches[step as usize % 2];
-        let sums = replica.attempt(shards, 0, total, &mut peers, &mut || ())?;
+        let sums = replica.attempt(shards, 0, &total, &mut peers, &mut || ())?;
         if step == 1 {
             ran.sums = sums.to_host()?;
         }
-        let verdict = replica.verdict(&sums, total);
+        let verdict = replica.verdict(&sums, &total);
         ran.losses.push(verdict.loss);
         replica.commit(sums, config, config.optimizer.lr, step, verdict)?;
     }

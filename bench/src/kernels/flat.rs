@@ -5,8 +5,8 @@ use std::sync::Arc;
 use fovea_kernels::DType;
 use fovea_kernels::cuda::{DeviceBuffer, FusedAdam, SumSquares, ToBf16};
 use fovea_kernels::flat::{self, AdamParams, AdamScalars};
-use fovea_kernels::loss::{self, Loss, LossAt, LossSettings};
-use fovea_task::Label;
+use fovea_kernels::loss::{Loss, LossAt, LossEntry, LossSettings};
+use fovea_task::{Kind as LabelKind, Label};
 use fovea_trainer::Result;
 use fovea_trainer::gpu::Gpu;
 use half::bf16;
@@ -24,59 +24,71 @@ fn noise(n: usize, rng: &mut dyn RngCore) -> Vec<f32> {
     (0..n).map(|_| rng.random_range(-1.0..1.0)).collect()
 }
 
-/// The focal loss with its gradient.
-pub struct FocalTrial {
+/// A loss with its gradient.
+pub struct LossTrial {
     settings: LossSettings,
-    focal: Arc<dyn Loss>,
+    loss: Arc<dyn Loss>,
     scale: f32,
     host: (Vec<f32>, Vec<Label>),
     logits: Tensor,
-    /// Labels `[n]` i64, one bit per class.
+    /// Labels `[n]` i64: one bit per class, or the index of the class.
     labels: Tensor,
     record: DeviceBuffer,
     scale_on_device: DeviceBuffer,
     dlogits: Tensor,
-    loss: Tensor,
+    sum: Tensor,
     scratch: DeviceBuffer,
 }
 
-impl FocalTrial {
-    pub fn new(gpu: &Gpu, s: &Shapes, rng: &mut dyn RngCore) -> Result<Self> {
+impl LossTrial {
+    pub fn new(
+        gpu: &Gpu,
+        s: &Shapes,
+        entry: &'static LossEntry,
+        rng: &mut dyn RngCore,
+    ) -> Result<Self> {
         let n = s.rows;
         let settings = LossSettings {
             gamma: 2.0,
             alpha: vec![0.7, 0.3, 0.5, 2.5],
-            pos_weight: 1.0,
-            neg_weight: 1.0,
+            pos_weight: vec![2.0, 0.5, 1.0, 4.0],
+            label_smoothing: 0.1,
+            beta: 0.9999,
+            positives: vec![11_993, 28_829, 17_647, 3_448],
+            ..LossSettings::plain(CLASSES)
         };
         let scale = 1.0 / n.max(1) as f32;
         let logits: Vec<f32> = (0..n * CLASSES)
             .map(|_| rng.random_range(-6.0..6.0))
             .collect();
-        let labels: Vec<i64> = (0..n).map(|_| rng.random_range(0..16)).collect();
+        let labels = match entry.kind {
+            LabelKind::AnyOf => 1 << CLASSES,
+            LabelKind::OneOf => CLASSES as i64,
+        };
+        let labels: Vec<i64> = (0..n).map(|_| rng.random_range(0..labels)).collect();
         let shape = [n as i64, CLASSES as i64];
-        let focal = loss::build("focal", &settings)?;
-        let scratch = focal.scratch_bytes(n);
+        let loss = (entry.build)(&settings)?;
+        let scratch = loss.scratch_bytes(n);
         Ok(Self {
             logits: on(gpu, &logits)?.f_view(shape)?,
             labels: on(gpu, &labels)?,
-            record: DeviceBuffer::new(gpu.kernels(), focal.record())?,
+            record: DeviceBuffer::new(gpu.kernels(), loss.record())?,
             scale_on_device: DeviceBuffer::new(gpu.kernels(), &[scale])?,
             dlogits: Tensor::f_zeros(shape, (Kind::Float, gpu.device()))?,
-            loss: Tensor::f_zeros([1], (Kind::Double, gpu.device()))?,
+            sum: Tensor::f_zeros([1], (Kind::Double, gpu.device()))?,
             scratch: DeviceBuffer::uninit(gpu.kernels(), scratch)?,
             host: (
                 logits,
                 labels.iter().map(|&bits| Label(bits as u64)).collect(),
             ),
             settings,
-            focal,
+            loss,
             scale,
         })
     }
 }
 
-impl Trial for FocalTrial {
+impl Trial for LossTrial {
     fn shape(&self) -> String {
         format!("[{} x {CLASSES}]", self.host.1.len())
     }
@@ -87,14 +99,14 @@ impl Trial for FocalTrial {
     }
 
     fn kernel(&self, gpu: &Gpu) -> Result<()> {
-        let op = self.focal.op(LossAt {
+        let op = self.loss.op(LossAt {
             logits: address(&self.logits),
             labels: address(&self.labels),
             n: self.host.1.len(),
             record: self.record.address(),
             scale: self.scale_on_device.address(),
             dlogits: address(&self.dlogits),
-            loss: address(&self.loss),
+            loss: address(&self.sum),
             scratch: self.scratch.address(),
         });
         // SAFETY: these are self's buffers, made for these sizes; the caller waits for the work before it drops self.
@@ -103,12 +115,18 @@ impl Trial for FocalTrial {
 
     fn composed(&self) -> Result<()> {
         let scale = f64::from(self.scale);
-        composed::focal(&self.logits, &self.labels, &self.settings, scale).map(drop)
+        let Self {
+            logits,
+            labels,
+            settings,
+            ..
+        } = self;
+        composed::loss(self.loss.name(), logits, labels, settings, scale).map(drop)
     }
 
     /// The mean loss, then the gradients of the summed loss.
     fn got(&self) -> Result<Vec<f64>> {
-        let loss = numbers(&self.loss)?[0] * f64::from(self.scale);
+        let loss = numbers(&self.sum)?[0] * f64::from(self.scale);
         let dlogits = numbers(&self.dlogits)?.into_iter();
         Ok([loss]
             .into_iter()
@@ -119,7 +137,7 @@ impl Trial for FocalTrial {
     fn twin(&self) -> Result<Vec<f64>> {
         let (logits, labels) = &self.host;
         let mut dlogits = vec![0.0; logits.len()];
-        let loss = self.focal.host(logits, labels, self.scale, &mut dlogits)?;
+        let loss = self.loss.host(logits, labels, self.scale, &mut dlogits)?;
         let scale = f64::from(self.scale);
         let dlogits = dlogits.into_iter().map(|d| f64::from(d) / scale);
         Ok([loss * scale].into_iter().chain(dlogits).collect())
@@ -186,7 +204,7 @@ impl Trial for Adam {
             n: self.host[0].len(),
             scalars: self.scalars.address(),
         };
-        // SAFETY: as for `FocalTrial`.
+        // SAFETY: as for `LossTrial`.
         unsafe { gpu.run(&op) }
     }
 
@@ -253,7 +271,7 @@ impl Trial for Cast {
             dst: address(&self.out),
             n: self.host.len(),
         };
-        // SAFETY: as for `FocalTrial`.
+        // SAFETY: as for `LossTrial`.
         unsafe { gpu.run(&op) }
     }
 
@@ -310,7 +328,7 @@ impl Trial for Squares {
             total: address(&self.total),
             scratch: self.scratch.address(),
         };
-        // SAFETY: as for `FocalTrial`.
+        // SAFETY: as for `LossTrial`.
         unsafe { gpu.run(&op) }
     }
 

@@ -4,6 +4,7 @@ mod flat;
 mod pixels;
 
 use fovea_kernels::cuda::Event;
+use fovea_kernels::loss::LOSSES;
 use fovea_kernels::{Augment, DType};
 use fovea_run::config::Config;
 use fovea_trainer::Result;
@@ -14,7 +15,7 @@ use rand_chacha::ChaCha8Rng;
 use serde::Serialize;
 use tch::Tensor;
 
-use self::flat::{Adam, Cast, FocalTrial, Squares};
+use self::flat::{Adam, Cast, LossTrial, Squares};
 use self::pixels::{Crop, ResizeTrial, View};
 
 use super::facts::GpuFacts;
@@ -81,54 +82,80 @@ pub(super) trait Trial {
 }
 
 /// Makes a trial of these sizes.
-type Make = fn(&Gpu, &Shapes, &mut dyn RngCore) -> Result<Box<dyn Trial>>;
+type Make = dyn Fn(&Gpu, &Shapes, &mut dyn RngCore) -> Result<Box<dyn Trial>>;
 
 /// A kernel to measure and to check.
 pub(super) struct KernelEntry {
     /// The kernel's name in `fovea-kernels`, with the element type where it has several.
-    pub name: &'static str,
+    pub name: String,
+    /// Whether the kernel computes in f32 what its twin computes in f64, or sums in another order.
+    pub rounds: bool,
     /// Whether the kernel rounds its output to bf16.
     pub bf16: bool,
     /// Makes a trial with random inputs of the given sizes.
-    pub make: Make,
+    pub make: Box<Make>,
 }
 
-/// All kernels of a training step.
-pub(super) const ALL: [KernelEntry; 10] = [
-    entry("patch_crop f32", false, |gpu, s, rng| {
-        Ok(Box::new(Crop::new(gpu, s, DType::F32, rng)?))
-    }),
-    entry("patch_crop bf16", true, |gpu, s, rng| {
-        Ok(Box::new(Crop::new(gpu, s, DType::Bf16, rng)?))
-    }),
-    entry("resize", false, |gpu, s, rng| {
-        Ok(Box::new(ResizeTrial::new(gpu, s, rng)?))
-    }),
-    entry("global_view f32", false, |gpu, s, rng| {
-        Ok(Box::new(View::new(gpu, s, DType::F32, rng)?))
-    }),
-    entry("global_view bf16", true, |gpu, s, rng| {
-        Ok(Box::new(View::new(gpu, s, DType::Bf16, rng)?))
-    }),
-    entry("focal_loss", false, |gpu, s, rng| {
-        Ok(Box::new(FocalTrial::new(gpu, s, rng)?))
-    }),
-    entry("fused_adam", false, |gpu, s, rng| {
-        Ok(Box::new(Adam::new(gpu, s, false, rng)?))
-    }),
-    entry("fused_adam + bf16 copy", true, |gpu, s, rng| {
-        Ok(Box::new(Adam::new(gpu, s, true, rng)?))
-    }),
-    entry("to_bf16", true, |gpu, s, rng| {
-        Ok(Box::new(Cast::new(gpu, s, rng)?))
-    }),
-    entry("sum_squares", false, |gpu, s, rng| {
-        Ok(Box::new(Squares::new(gpu, s, rng)?))
-    }),
-];
+/// All kernels of a training step, with the kernel of every loss.
+pub(super) fn all() -> Vec<KernelEntry> {
+    let before = [
+        entry("patch_crop f32", false, |gpu, s, rng| {
+            Ok(Box::new(Crop::new(gpu, s, DType::F32, rng)?))
+        }),
+        entry("patch_crop bf16", true, |gpu, s, rng| {
+            Ok(Box::new(Crop::new(gpu, s, DType::Bf16, rng)?))
+        }),
+        entry("resize", false, |gpu, s, rng| {
+            Ok(Box::new(ResizeTrial::new(gpu, s, rng)?))
+        }),
+        entry("global_view f32", false, |gpu, s, rng| {
+            Ok(Box::new(View::new(gpu, s, DType::F32, rng)?))
+        }),
+        entry("global_view bf16", true, |gpu, s, rng| {
+            Ok(Box::new(View::new(gpu, s, DType::Bf16, rng)?))
+        }),
+    ];
+    let losses = LOSSES.iter().map(|&loss| {
+        let make: Box<Make> =
+            Box::new(move |gpu, s, rng| Ok(Box::new(LossTrial::new(gpu, s, loss, rng)?)));
+        KernelEntry {
+            name: format!("{}_loss", loss.name),
+            rounds: true,
+            bf16: false,
+            make,
+        }
+    });
+    let after = [
+        entry("fused_adam", false, |gpu, s, rng| {
+            Ok(Box::new(Adam::new(gpu, s, false, rng)?))
+        }),
+        entry("fused_adam + bf16 copy", true, |gpu, s, rng| {
+            Ok(Box::new(Adam::new(gpu, s, true, rng)?))
+        }),
+        entry("to_bf16", true, |gpu, s, rng| {
+            Ok(Box::new(Cast::new(gpu, s, rng)?))
+        }),
+        KernelEntry {
+            rounds: true,
+            ..entry("sum_squares", false, |gpu, s, rng| {
+                Ok(Box::new(Squares::new(gpu, s, rng)?))
+            })
+        },
+    ];
+    before.into_iter().chain(losses).chain(after).collect()
+}
 
-const fn entry(name: &'static str, bf16: bool, make: Make) -> KernelEntry {
-    KernelEntry { name, bf16, make }
+fn entry(
+    name: &str,
+    bf16: bool,
+    make: impl Fn(&Gpu, &Shapes, &mut dyn RngCore) -> Result<Box<dyn Trial>> + 'static,
+) -> KernelEntry {
+    KernelEntry {
+        name: name.to_owned(),
+        rounds: false,
+        bf16,
+        make: Box::new(make),
+    }
 }
 
 /// Address of a tensor's first element.
@@ -161,7 +188,7 @@ fn numbers(tensor: &Tensor) -> Result<Vec<f64>> {
 #[derive(Clone, Debug, PartialEq, Serialize)]
 pub struct KernelFigure {
     /// The kernel's name in `fovea-kernels`, with the element type where it has several.
-    pub name: &'static str,
+    pub name: String,
     /// The input's size in words, such as `4096 patches of 128 px`.
     pub shape: String,
     /// Median time on the device, in milliseconds.
@@ -206,7 +233,7 @@ fn measure_on(gpu: &Gpu, shapes: &Shapes, copy: usize, repeats: usize) -> Result
     let copy_ms = clock.median(&mut || clock.copy())?;
     let copy_gb_s = 2.0 * clock.bytes() as f64 / copy_ms / 1e6;
     let mut kernels = Vec::new();
-    for KernelEntry { name, make, .. } in ALL {
+    for KernelEntry { name, make, .. } in all() {
         let trial = make(gpu, shapes, &mut rng)?;
         let ms = clock.median(&mut || trial.kernel(gpu))?;
         let composed_ms = clock.median(&mut || trial.composed())?;
@@ -314,11 +341,15 @@ mod tests {
         let _alone = crate::emulated::alone();
         let gpu = crate::emulated::gpu(NormEngine::Fused);
         let mut rng = ChaCha8Rng::seed_from_u64(0);
-        let bytes = ALL.map(|entry| {
-            (entry.make)(&gpu, &small(), &mut rng)
-                .expect("buffers")
-                .bytes()
-        });
+        let bytes: Vec<usize> = all()
+            .iter()
+            .map(|entry| {
+                (entry.make)(&gpu, &small(), &mut rng)
+                    .expect("buffers")
+                    .bytes()
+            })
+            .collect();
+        let loss = 70 * 4 * 8 + 70 * 8;
         let (patches, views) = (3 * 16 * 16 * 3, 2 * 24 * 24 * 3);
         let taps = fovea_kernels::cuda::resize_table(40, 24)
             .expect("taps")
@@ -330,7 +361,10 @@ mod tests {
             2 * 40 * 40 * 3 + views * 4 + taps,
             views * 8,
             views * 6,
-            70 * 4 * 8 + 70 * 8,
+            loss,
+            loss,
+            loss,
+            loss,
             999 * 28,
             999 * 30,
             999 * 6,
@@ -346,7 +380,7 @@ mod tests {
         let gpu = crate::emulated::gpu(NormEngine::Fused);
         let figures = measure_on(&gpu, &small(), 1 << 16, 3).expect("figures");
         driver::check().expect("nothing forbidden");
-        assert_eq!(figures.kernels.len(), ALL.len());
+        assert_eq!(figures.kernels.len(), all().len());
         assert!(figures.copy_gb_s > 0.0);
         for f in &figures.kernels {
             assert!(f.ms > 0.0 && f.composed_ms > 0.0, "{f:?}");

@@ -49,10 +49,6 @@ pub fn sources() -> impl Iterator<Item = &'static Source> {
 /// The files of `kernels/cuda/`.
 static SOURCES: [Source; 6] = [
     Source {
-        file: file!("confusion.cu"),
-        kernels: &["fovea_confusion_counts"],
-    },
-    Source {
         file: file!("patch_crop.cu"),
         kernels: &[
             "fovea_patch_crop_f32",
@@ -88,6 +84,10 @@ static SOURCES: [Source; 6] = [
             "fovea_sum_squares",
             "fovea_sum",
         ],
+    },
+    Source {
+        file: file!("confusion.cu"),
+        kernels: &["fovea_confusion_counts"],
     },
 ];
 

@@ -9,6 +9,8 @@ mod cross_entropy;
 mod focal;
 mod sigmoid;
 
+pub use class_balanced::effective_number_weights;
+
 use std::fmt::Debug;
 use std::sync::Arc;
 

@@ -1,5 +1,6 @@
 //! `report.html`: one file, no scripts, nothing loaded from elsewhere.
 
+mod mistakes;
 mod samples;
 mod summary;
 mod tables;
@@ -8,7 +9,7 @@ use fovea_task::{Kind, Target};
 use maud::{DOCTYPE, Markup, PreEscaped, html};
 
 use super::chart::{Chart, Size};
-use super::pictures::{Panels, Scene};
+use super::pictures::{ClassMistakes, Panels, Scene};
 use super::plots;
 use super::run::{Run, TargetScores};
 use super::{Figures, Result, palette};
@@ -19,8 +20,10 @@ pub(super) fn page(
     figures: &Figures,
     scenes: &[Scene],
     panels: &[Panels],
+    mistakes: &[ClassMistakes],
 ) -> Result<Markup> {
     let samples = samples::section(scenes, panels)?;
+    let mistakes = mistakes::section(mistakes)?;
     let curves = run.targets().zip(&figures.epochs).map(|(target, charts)| {
         let mut title = format!("{} over epochs", plots::noun(target));
         title[..1].make_ascii_uppercase();
@@ -30,6 +33,12 @@ pub(super) fn page(
     let sections = [
         ("ranking", "ROC and precision-recall", ranking(run, figures)),
         ("confusion", "Confusion", confusion(run)),
+        (
+            "classification",
+            "Classification report",
+            mistakes::reports(run),
+        ),
+        ("mistakes", "Misclassified images", mistakes),
         ("samples", "Sample predictions", samples),
         ("training", "Training", grid(&figures.training)),
         ("throughput", "Throughput", throughput(run, figures)),

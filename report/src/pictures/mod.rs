@@ -1,5 +1,6 @@
 //! Sample predictions as pictures: what the photograph holds, what the model says, how sure it is.
 
+mod mistakes;
 mod overlay;
 mod sheet;
 
@@ -13,6 +14,7 @@ use image::{RgbImage, imageops};
 
 use super::run::Run;
 
+pub(super) use mistakes::{ClassMistakes, mistakes};
 pub(super) use overlay::HEAT_STOPS;
 pub(super) use sheet::sheet;
 
@@ -99,33 +101,31 @@ pub(super) fn scenes(run: &Run) -> Result<Vec<Scene>, String> {
         return Ok(Vec::new());
     };
     let because = |reason: &str| format!("No sample pictures: {reason}.");
-    let Some(dir) = run.dataset_dir() else {
-        return Err(match run.config.data.path.as_str() {
-            "" => because("data.path is not set in config.toml"),
-            path => because(&format!(
-                "there is no prepared dataset at {path} (data.path in config.toml)"
-            )),
-        });
-    };
-    let data = Dataset::open_unverified(&dir).map_err(|error| {
-        because(
-            error
-                .to_string()
-                .lines()
-                .next()
-                .unwrap_or_default()
-                .trim_end_matches('.'),
-        )
-    })?;
-    let scenes = from_dataset(run, &data, target)
-        .map_err(|reason| because(&format!("{reason} {}", dir.display())))?;
+    let data = dataset(run).map_err(|reason| because(&reason))?;
+    let dir = data.dir().display();
+    let scenes =
+        from_dataset(run, &data, target).map_err(|reason| because(&format!("{reason} {dir}")))?;
     if scenes.is_empty() {
         return Err(because(&format!(
-            "no predicted image is in the dataset {}",
-            dir.display()
+            "no predicted image is in the dataset {dir}"
         )));
     }
     Ok(scenes)
+}
+
+/// The dataset that the run was trained on. `Err` says why it cannot be read, as a part of a sentence.
+fn dataset(run: &Run) -> Result<Dataset, String> {
+    let Some(dir) = run.dataset_dir() else {
+        return Err(match run.config.data.path.as_str() {
+            "" => "data.path is not set in config.toml".to_owned(),
+            path => format!("there is no prepared dataset at {path} (data.path in config.toml)"),
+        });
+    };
+    Dataset::open_unverified(&dir).map_err(|error| {
+        let text = error.to_string();
+        let first = text.lines().next().unwrap_or_default();
+        first.trim_end_matches('.').to_owned()
+    })
 }
 
 /// `Err` ends in a preposition that wants the dataset's directory.

@@ -1,7 +1,7 @@
 //! ROC and precision-recall of the predictions in `predictions-val.csv`.
 
 use fovea_run::metrics::{ClassMetrics, Ranking, curves};
-use fovea_task::Target;
+use fovea_task::{Kind, Target};
 
 use super::super::chart::{Chart, Series, Size, Stroke};
 use super::super::palette::Ink;
@@ -14,10 +14,15 @@ fn rankings(scores: &TargetScores, target: &Target) -> Vec<Ranking> {
         .collect()
 }
 
-/// ROC of each class; `None` when no class has both kinds of samples.
+/// ROC of each class and, where they exclude each other, of all pairs (micro) and the mean of the classes (macro); `None`
+/// when no class has both kinds of samples.
 pub(in super::super) fn roc(scores: &TargetScores, target: &Target) -> Option<Chart> {
     let mut series = Vec::new();
-    for (class, ranking) in rankings(scores, target).iter().enumerate() {
+    let rankings = rankings(scores, target);
+    if target.kind == Kind::OneOf {
+        series.extend(roc_averages(scores, target, &rankings));
+    }
+    for (class, ranking) in rankings.iter().enumerate() {
         let Some((points, area)) = curves::roc(ranking).zip(ranking.auroc()) else {
             continue;
         };
@@ -34,6 +39,25 @@ pub(in super::super) fn roc(scores: &TargetScores, target: &Target) -> Option<Ch
     chart.x = unit_axis("false positive rate");
     chart.y = unit_axis("true positive rate");
     Some(chart)
+}
+
+fn roc_averages(scores: &TargetScores, target: &Target, rankings: &[Ranking]) -> Vec<Series> {
+    let pooled = scores.table.pooled_ranking(target);
+    let micro = curves::roc(&pooled).zip(pooled.auroc());
+    let macro_ = curves::roc_macro(rankings).zip(scores.metrics.mean_auroc);
+    let series = |(name, ink, curve): (&str, Ink, Option<(Vec<(f64, f64)>, f64)>)| {
+        let (points, area) = curve?;
+        Some(Series {
+            name: format!("{name} {area:.3}"),
+            ink,
+            stroke: Stroke::Line(2.6),
+            points,
+        })
+    };
+    [("micro", Ink::Val, micro), ("macro", Ink::Train, macro_)]
+        .into_iter()
+        .filter_map(series)
+        .collect()
 }
 
 /// Precision against recall of each class as a staircase; `None` when no class has positives.

@@ -41,7 +41,7 @@ pub fn compute(target: &Target, table: &Table, thresholds: &[f32], loss: f64) ->
         loss,
         mean_auroc: mean_defined(per_class.iter().map(|c| c.auroc)),
         mean_ap: mean_defined(per_class.iter().map(|c| c.ap)),
-        agreement: (target.kind == Kind::OneOf).then(|| agreement(&sets, classes)),
+        agreement: (target.kind == Kind::OneOf).then(|| agreement(confusion(&sets, classes))),
         per_class,
         samples: table.len() as u64,
     })
@@ -168,15 +168,21 @@ pub(super) fn set_overlap(a: u64, b: u64) -> (f64, f64) {
     }
 }
 
-/// Accuracy, Cohen's kappa (Cohen 1960) and confusion of samples with one class each.
-fn agreement(sets: &Sets, classes: usize) -> Agreement {
+/// Samples by true class (row) and predicted class (column), where each has one.
+fn confusion(sets: &Sets, classes: usize) -> Vec<Vec<u64>> {
     let mut confusion = vec![vec![0u64; classes]; classes];
     for (truth, guess) in sets.pairs() {
         confusion[truth.trailing_zeros() as usize][guess.trailing_zeros() as usize] += 1;
     }
-    let samples = sets.truth.len() as f64;
+    confusion
+}
+
+/// Accuracy and Cohen's kappa (Cohen 1960) of samples with one class each; `confusion` is square and not all 0.
+pub(super) fn agreement(confusion: Vec<Vec<u64>>) -> Agreement {
+    let classes = confusion.len();
+    let samples: u64 = confusion.iter().flatten().sum();
     let right: u64 = (0..classes).map(|class| confusion[class][class]).sum();
-    let accuracy = right as f64 / samples;
+    let accuracy = right as f64 / samples as f64;
     let by_chance = |class: usize| {
         let truth: u64 = confusion[class].iter().sum();
         let guess: u64 = confusion.iter().map(|row| row[class]).sum();
@@ -184,7 +190,7 @@ fn agreement(sets: &Sets, classes: usize) -> Agreement {
     };
     // In whole numbers, so that full agreement by chance is exactly that.
     let chance: u128 = (0..classes).map(by_chance).sum();
-    let pairs = (sets.truth.len() as u128).pow(2);
+    let pairs = u128::from(samples).pow(2);
     let kappa = (chance < pairs).then(|| {
         let chance = chance as f64 / pairs as f64;
         (accuracy - chance) / (1.0 - chance)

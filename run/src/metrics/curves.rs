@@ -33,6 +33,50 @@ pub fn roc(ranking: &Ranking) -> Option<Vec<Point>> {
     }))
 }
 
+/// The mean of the classes' ROC curves at every false positive rate, from (0, 0) to (1, 1), over the classes that have
+/// positives and negatives: the macro-average, whose area is the mean of theirs. `None` without such a class.
+#[must_use]
+pub fn roc_macro(rankings: &[Ranking]) -> Option<Vec<Point>> {
+    let curves: Vec<Vec<Point>> = rankings.iter().filter_map(roc).collect();
+    if curves.is_empty() {
+        return None;
+    }
+    let mut rates: Vec<f64> = curves.iter().flatten().map(|point| point.0).collect();
+    rates.sort_unstable_by(f64::total_cmp);
+    rates.dedup();
+    let mut points = Vec::with_capacity(2 * rates.len());
+    for x in rates {
+        // A curve that rises vertically here has two heights, and so has the mean.
+        let both: Vec<(f64, f64)> = curves.iter().map(|curve| heights(curve, x)).collect();
+        let mean = |height: fn(&(f64, f64)) -> f64| {
+            both.iter().map(height).sum::<f64>() / both.len() as f64
+        };
+        let (lower, upper) = (mean(|it| it.0), mean(|it| it.1));
+        points.push((x, lower));
+        if upper > lower {
+            points.push((x, upper));
+        }
+    }
+    Some(thin(points, MAX_POINTS, |a, b, c| {
+        ((b.0 - a.0) * (c.1 - a.1) - (c.0 - a.0) * (b.1 - a.1)).abs() / 2.0
+    }))
+}
+
+/// The lowest and the highest value at `x` of straight lines between points that rise in both coordinates.
+fn heights(curve: &[Point], x: f64) -> (f64, f64) {
+    let first = curve.partition_point(|point| point.0 < x);
+    let behind = curve.partition_point(|point| point.0 <= x);
+    if first < behind {
+        return (curve[first].1, curve[behind - 1].1);
+    }
+    let between = || {
+        let (a, b) = (curve.get(first.checked_sub(1)?)?, curve.get(first)?);
+        Some(a.1 + (b.1 - a.1) * (x - a.0) / (b.0 - a.0))
+    };
+    let height = between().unwrap_or(0.0);
+    (height, height)
+}
+
 /// `(recall, precision)` by rising recall, to be drawn as a staircase: the precision of a point
 /// holds from the recall of the point before it. The area under it is the average precision.
 /// `None` without positives.
@@ -153,6 +197,30 @@ mod tests {
             assert!((stair_area(&pr) - ranking.average_precision().unwrap()).abs() < 2e-3);
             assert!(pr.windows(2).all(|w| w[0].0 <= w[1].0) && pr.last().unwrap().0 == 1.0);
         }
+    }
+
+    #[test]
+    fn the_macro_average_is_the_mean_of_the_curves() {
+        let step = |scores: &[(f32, bool)]| Ranking::new(scores.to_vec());
+        // One class is ranked without a fault, one the wrong way round, one has no negative.
+        let perfect = step(&[(0.9, true), (0.1, false)]);
+        let reversed = step(&[(0.9, false), (0.1, true)]);
+        let undefined = step(&[(0.5, true)]);
+        let points = roc_macro(&[perfect.clone(), reversed, undefined.clone()]).unwrap();
+        assert_eq!(points, [(0.0, 0.0), (0.0, 0.5), (1.0, 0.5), (1.0, 1.0)]);
+        assert_eq!(roc_macro(&[perfect.clone()]), roc(&perfect));
+        assert_eq!(roc_macro(&[undefined]), None);
+
+        let some = [noisy(4000, 3), noisy(900, 7), noisy(50, 2)];
+        let mean = some.iter().map(|r| r.auroc().unwrap()).sum::<f64>() / 3.0;
+        let points = roc_macro(&some).unwrap();
+        assert!(points.len() <= MAX_POINTS);
+        assert!((line_area(&points) - mean).abs() < 1e-4);
+        assert!(
+            points
+                .windows(2)
+                .all(|w| w[0].0 <= w[1].0 && w[0].1 <= w[1].1)
+        );
     }
 
     #[test]

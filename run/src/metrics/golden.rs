@@ -5,7 +5,10 @@ use serde::Deserialize;
 use fovea_task::Label;
 
 use super::fixture::{grade, lesions};
-use super::{Table, best_constant, compute};
+use super::{
+    Averages, Classification, Metrics, Table, best_constant, classification_report, compute,
+};
+use fovea_task::Target;
 
 #[derive(Deserialize)]
 struct GoldenCase {
@@ -32,6 +35,52 @@ struct Expected {
     ap: [Option<f64>; 4],
     confusion: [[u64; 4]; 4],
     constant_f1_micro: f64,
+    #[serde(flatten)]
+    more: More,
+}
+
+/// What both kinds of target have beyond `metrics.csv`.
+#[derive(Deserialize)]
+struct More {
+    kappa_per_class: Vec<Option<f64>>,
+    specificity: Vec<f64>,
+    f1_absent_and_present: Vec<f64>,
+    /// Precision, recall, F1.
+    micro_average: [f64; 3],
+    macro_average: [f64; 3],
+    weighted_average: [f64; 3],
+    /// Micro, macro, weighted.
+    auroc_averages: [Option<f64>; 3],
+    report: String,
+}
+
+impl More {
+    fn check(&self, name: &str, target: &Target, table: &Table, metrics: &Metrics) {
+        let got = Classification::of(target, table, metrics);
+        for (c, class) in got.classes.iter().enumerate() {
+            close_option(name, "kappa", class.kappa, self.kappa_per_class[c]);
+            close(name, "specificity", class.specificity, self.specificity[c]);
+            let both = (class.f1_absent_and_present, self.f1_absent_and_present[c]);
+            close(name, "F1 absent and present", both.0, both.1);
+        }
+        let averages = |what: &str, got: Averages, want: [f64; 3]| {
+            for (got, want) in [got.precision, got.recall, got.f1].into_iter().zip(want) {
+                close(name, what, got, want);
+            }
+        };
+        averages("micro average", got.micro, self.micro_average);
+        averages("macro average", got.macro_, self.macro_average);
+        averages("weighted average", got.weighted, self.weighted_average);
+        let areas = [got.auroc.micro, got.auroc.macro_, got.auroc.weighted];
+        for (got, want) in areas.into_iter().zip(self.auroc_averages) {
+            close_option(name, "average AUROC", got, want);
+        }
+        assert_eq!(
+            classification_report(target, metrics),
+            self.report,
+            "{name}"
+        );
+    }
 }
 
 fn close(case: &str, what: &str, got: f64, want: f64) {
@@ -89,6 +138,7 @@ fn scikit_learn_agrees() {
                 "{name}"
             );
         }
+        want.more.check(&name, &target, &table, &got);
         close(
             &name,
             "constant",
@@ -121,6 +171,8 @@ struct OneOfExpected {
     auroc: Vec<Option<f64>>,
     ap: Vec<Option<f64>>,
     constant_f1_micro: f64,
+    #[serde(flatten)]
+    more: More,
 }
 
 #[test]
@@ -152,6 +204,7 @@ fn scikit_learn_agrees_on_one_class_per_sample() {
             close_option(name, "auroc", class.auroc, want.auroc[c]);
             close_option(name, "ap", class.ap, want.ap[c]);
         }
+        want.more.check(name, &target, &table, &got);
         let constant = best_constant(&target, &table).unwrap();
         close(name, "constant", constant.f1_micro, want.constant_f1_micro);
     }

@@ -27,8 +27,10 @@
 )]
 
 mod baseline;
+mod classification;
 mod columns;
 mod compute;
+mod counts;
 pub mod curves;
 mod error;
 pub mod log;
@@ -43,7 +45,11 @@ pub(crate) mod fixture;
 mod golden;
 
 pub use baseline::{Baseline, best_constant, best_constant_from_counts};
+pub use classification::{
+    AurocAverages, Averages, ClassDetail, Classification, classification_report,
+};
 pub use compute::{compute, predicted};
+pub use counts::{Overlap, SetCounts};
 pub use error::{Error, Result};
 pub use ranking::Ranking;
 pub use table::Table;

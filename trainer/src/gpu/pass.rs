@@ -2,6 +2,8 @@
 
 use std::cell::RefCell;
 
+use fovea_kernels::confusion::CountLayout;
+use fovea_kernels::cuda::ConfusionCounts;
 use fovea_kernels::loss::{Loss, LossAt};
 use tch::{Kind, Tensor};
 
@@ -26,6 +28,9 @@ pub fn pass(
     let float = (Kind::Float, gpu.device);
     let batch_stats = Tensor::f_zeros([net.stats_len as i64], float)?;
     let losses = Tensor::f_zeros([net.objective.len() as i64], (Kind::Double, gpu.device))?;
+    let counted = net.counted();
+    let layouts = counted.iter().flat_map(|(_, layouts)| layouts);
+    let counts = Tensor::f_zeros([layouts.map(|layout| layout.len() as i64).sum()], float)?;
     let layout = block.layout();
     let forward = || -> Result<Tensor> {
         let masks = block.masks()?;
@@ -51,6 +56,11 @@ pub fn pass(
             };
             dlogits.push(head_loss(gpu, head.loss.as_ref(), logits, at)?);
         }
+        if let Some((lowest, layouts)) = &counted {
+            let labels = layout.labels.iter().map(|part| block.address(part));
+            let heads = out.iter().zip(labels).zip(layouts);
+            count(gpu, heads, *lowest, &counts)?;
+        }
         ops::root(&out, &dlogits)
     };
     let root = net.trace.time(|| "forward".to_owned(), forward)?;
@@ -75,8 +85,34 @@ pub fn pass(
         )));
     }
     let one = Tensor::f_ones([1], float)?;
-    let scalars = Tensor::f_cat(&[&losses.f_to_kind(Kind::Float)?, &one], 0)?;
+    let scalars = Tensor::f_cat(&[&losses.f_to_kind(Kind::Float)?, &counts, &one], 0)?;
     adder.rest(&Tensor::f_cat(&[&batch_stats, &scalars], 0)?)
+}
+
+/// Adds the confusion counts of each head, one after the other, to `counts`. A head comes with its logits, the address of
+/// its labels, and the layout of its counts.
+fn count<'a>(
+    gpu: &Gpu,
+    heads: impl Iterator<Item = ((&'a Tensor, u64), &'a CountLayout)>,
+    lowest: f32,
+    counts: &Tensor,
+) -> Result<()> {
+    let mut at = address(counts);
+    for ((logits, labels), &layout) in heads {
+        let values = logits.f_detach()?.f_contiguous()?;
+        let op = ConfusionCounts {
+            layout,
+            logits: address(&values),
+            labels,
+            n: values.size()[0] as usize,
+            lowest,
+            counts: at,
+        };
+        // SAFETY: contiguous tensors of these lengths. libtorch reuses their memory in the stream's order only.
+        unsafe { gpu.run(&op) }?;
+        at += 4 * layout.len() as u64;
+    }
+    Ok(())
 }
 
 /// Addresses that one head's loss reads and writes, in addition to the logits and dlogits.

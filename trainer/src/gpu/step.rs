@@ -104,10 +104,10 @@ impl MeasuredSizes {
 
 /// The results of an attempt that the host waits for.
 struct StepReadback {
-    /// The loss of each head as f32, then, at a multiple of 8 bytes, the gradient's sum of squares as one f64.
+    /// The loss of each head as f32, its confusion counts if training is scored, then, at a multiple of 8 bytes, the gradient's sum of squares as one f64.
     host: PinnedBuffer,
-    /// Number of heads, each with one loss.
-    losses: usize,
+    /// Number of losses and counts.
+    scalars: usize,
     sum_squares: DeviceBuffer,
     scratch: DeviceBuffer,
     /// Reached when the passes are done.
@@ -121,7 +121,9 @@ impl GpuStep {
     pub fn new(gpu: Gpu, net: &Network, config: &Config) -> Result<Self> {
         let kernels = &gpu.kernels;
         let scratch = SumSquares::scratch_bytes(net.surface.grads.len());
-        let (shape, losses) = (BlockShape::of(net), net.objective.len());
+        let shape = BlockShape::of(net);
+        // The number of virtual shards with samples stays on the device.
+        let scalars = net.surface.scalars.len() - 1;
         Ok(Self {
             cutter: Cutter::new(&gpu, net, config)?,
             reduce_dtype: config.train.reduce_dtype,
@@ -130,8 +132,8 @@ impl GpuStep {
             spare: RefCell::new(Block::new(kernels, gpu.device, &shape)?),
             shape,
             answer: StepReadback {
-                host: PinnedBuffer::new(kernels, StepReadback::squares_at(losses) + 8)?,
-                losses,
+                host: PinnedBuffer::new(kernels, StepReadback::squares_at(scalars) + 8)?,
+                scalars,
                 sum_squares: DeviceBuffer::uninit(kernels, 8)?,
                 scratch: DeviceBuffer::uninit(kernels, scratch)?,
                 computed: Event::new(kernels)?,
@@ -176,7 +178,7 @@ impl GpuStep {
         &mut self,
         net: &Network,
         shards: &[Option<ShardBatch>],
-        when: (u32, Denominators),
+        when: (u32, &Denominators),
         exchange: &mut dyn Exchange,
         computed: &mut dyn FnMut(),
     ) -> Result<(Tensor, Totals)> {
@@ -245,7 +247,7 @@ impl GpuStep {
         &mut self,
         net: &Network,
         shards: &[Option<ShardBatch>],
-        (epoch, total): (u32, Denominators),
+        (epoch, total): (u32, &Denominators),
         exchange: &mut dyn Exchange,
     ) -> Result<(Tensor, How)> {
         let gpu = &self.gpu;
@@ -388,9 +390,9 @@ impl GpuStep {
             }
         }
         exchange.wait(&answer.done)?;
-        let squares_at = StepReadback::squares_at(answer.losses) / 8;
+        let squares_at = StepReadback::squares_at(answer.scalars) / 8;
         Ok(Totals {
-            losses: answer.host.as_slice::<f32>()[..answer.losses].to_vec(),
+            scalars: answer.host.as_slice::<f32>()[..answer.scalars].to_vec(),
             sum_squares: answer.host.as_slice::<f64>()[squares_at],
         })
     }
@@ -434,8 +436,8 @@ impl GpuStep {
 
 impl StepReadback {
     /// Offset of the sum of squares in `host`, bytes.
-    fn squares_at(losses: usize) -> usize {
-        (4 * losses).next_multiple_of(8)
+    fn squares_at(scalars: usize) -> usize {
+        (4 * scalars).next_multiple_of(8)
     }
 
     /// Puts the copies to the host on the stream.
@@ -446,15 +448,15 @@ impl StepReadback {
             total: self.sum_squares.address(),
             scratch: self.scratch.address(),
         };
-        let losses = address(sums) + 4 * net.surface.scalars.start as u64;
+        let scalars = address(sums) + 4 * net.surface.scalars.start as u64;
         let host = self.host.as_ptr();
         // SAFETY: the gradients begin the sums, which live as long as the work; the buffers are self's and have the
         // right lengths; the host reads its memory behind `done`.
         unsafe {
             gpu.run(&squares)?;
             gpu.kernels
-                .copy_to_host_async(gpu.stream, host, losses, 4 * self.losses)?;
-            let squares_host = host.add(Self::squares_at(self.losses));
+                .copy_to_host_async(gpu.stream, host, scalars, 4 * self.scalars)?;
+            let squares_host = host.add(Self::squares_at(self.scalars));
             let device = self.sum_squares.address();
             gpu.kernels
                 .copy_to_host_async(gpu.stream, squares_host, device, 8)?;

@@ -130,10 +130,8 @@ impl Setup {
 
     fn total(&self) -> Denominators {
         let units = self.units().concat();
-        Denominators {
-            images: units.len(),
-            patches: units.iter().map(|u| u.cells.len() as u64).sum(),
-        }
+        let patches = units.iter().map(|u| u.cells.len() as u64).sum();
+        Denominators::all_labelled(self.data.task(), units.len(), patches)
     }
 }
 
@@ -269,7 +267,7 @@ fn images_that_come_batch_by_batch_are_the_same() {
 fn steps_are_those_of_the_cpu() {
     let _alone = alone();
     let setup = Setup::new();
-    let total = setup.total();
+    let total = &setup.total();
     let cpu_shards = setup.shards(&setup.source(Precision::F32, false), Some(0));
     let gpu_shards = setup.shards(&setup.source(Precision::F32, true), Some(0));
     let mut cpu = setup.replica(Precision::F32, None);
@@ -406,12 +404,50 @@ impl Exchange for OnDevice<'_> {
     }
 }
 
+/// The counts of an attempt, which its last bucket carries, are those of the CPU, and no gradient changes.
+#[test]
+fn training_scores_are_those_of_the_cpu() {
+    let _alone = alone();
+    let mut setup = Setup::new();
+    let total = &setup.total();
+    let cpu_shards = setup.shards(&setup.source(Precision::F32, false), Some(0));
+    let gpu_shards = setup.shards(&setup.source(Precision::F32, true), Some(0));
+    let attempt = |setup: &Setup, shards: &[Option<ShardBatch>], gpu: Option<Gpu>| {
+        let mut replica = setup.replica(Precision::F32, gpu);
+        let sums = replica
+            .attempt(shards, 0, total, &mut alone_in_the_world, &mut || ())
+            .unwrap();
+        let gradients = sums.to_host().unwrap()[..replica.net.surface.stats.end].to_vec();
+        (
+            replica.scores(&sums),
+            gradients,
+            replica.verdict(&sums, total).loss,
+        )
+    };
+    let (none, plain, loss) = attempt(&setup, &cpu_shards, None);
+    assert_eq!(none, None);
+    setup.config.eval.train_metrics = true;
+    let (want, gradients, same_loss) = attempt(&setup, &cpu_shards, None);
+    assert!(gradients == plain && same_loss == loss);
+    let gpu = setup.gpu(NormEngine::Fused);
+    let (got, _, gpu_loss) = attempt(&setup, &gpu_shards, Some(gpu));
+    let (want, got) = (want.unwrap(), got.unwrap());
+    assert!((gpu_loss / loss - 1.0).abs() < 1e-5);
+    for (head, (got, want)) in got.iter().zip(&want).enumerate() {
+        assert_eq!(got.counts, want.counts, "head {head}");
+        assert!((got.loss / want.loss - 1.0).abs() < 1e-5);
+        // Behind the counts of the four classes, every row is in one kind of overlap.
+        assert_eq!(want.counts[12..].iter().sum::<u64>(), total.rows(head));
+    }
+    driver::check().unwrap();
+}
+
 #[test]
 fn buckets_are_summed_in_gpu_memory() {
     let _alone = alone();
     let mut setup = Setup::new();
     setup.config.train.bucket_mb = 8;
-    let total = setup.total();
+    let total = &setup.total();
     let shards = setup.shards(&setup.source(Precision::F32, true), Some(0));
     let mut attempt = |dtype: ReduceDtype, exchange: &mut dyn Exchange| {
         setup.config.train.reduce_dtype = dtype;
@@ -459,7 +495,7 @@ fn buckets_are_summed_in_gpu_memory() {
 fn after_an_attempt_that_failed_the_next_gives_the_same() {
     let _alone = alone();
     let setup = Setup::new();
-    let total = setup.total();
+    let total = &setup.total();
     let shards = setup.shards(&setup.source(Precision::F32, true), Some(0));
     let mut gpu = setup.replica(Precision::F32, Some(setup.gpu(NormEngine::Fused)));
     let mut attempt = |exchange: &mut dyn Exchange| {

@@ -292,8 +292,9 @@ fn configured(setup: &Setup, precision: Precision, gpu: Option<Gpu>) -> (Config,
     let settings = LossSettings {
         gamma: loss.gamma,
         alpha: loss.alpha.clone(),
-        pos_weight: loss.positive,
-        neg_weight: loss.negative,
+        positive_weight: loss.positive,
+        negative_weight: loss.negative,
+        ..LossSettings::plain(loss.alpha.len())
     };
     let head = |level, weight| HeadLoss {
         level,
@@ -395,10 +396,11 @@ pub(super) fn run(golden: &Golden, precision: Precision, gpu: Option<Gpu>) -> De
     let logits = evaluate(&replica, &shards[0]);
     let shards: Vec<_> = shards.into_iter().map(Some).collect();
     let counts = || setup.shards.iter().map(|s| &s.counts);
-    let total = Denominators {
-        images: counts().map(Vec::len).sum(),
-        patches: counts().flatten().map(|&n| n as u64).sum(),
-    };
+    let total = Denominators::all_labelled(
+        &Task::lesions(),
+        counts().map(Vec::len).sum(),
+        counts().flatten().map(|&n| n as u64).sum(),
+    );
 
     let start = replica
         .net
@@ -414,12 +416,12 @@ pub(super) fn run(golden: &Golden, precision: Precision, gpu: Option<Gpu>) -> De
             .attempt(
                 &shards,
                 step as u32,
-                total,
+                &total,
                 &mut |_: &mut [f32]| Ok(()),
                 &mut || (),
             )
             .expect("an attempt");
-        let verdict = replica.verdict(&reduced, total);
+        let verdict = replica.verdict(&reduced, &total);
         loss.push((verdict.loss / golden.steps[step].loss - 1.0).abs());
         grad_norm.push((verdict.grad_norm / golden.steps[step].grad_norm - 1.0).abs());
         if step == 0 {

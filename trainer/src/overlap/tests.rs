@@ -49,10 +49,9 @@ fn replica(bucket_mb: u32) -> Replica {
     Replica::configured(&config, &task, Precision::F32, objective, lanes, None).unwrap()
 }
 
-const TOTAL: Denominators = Denominators {
-    images: 3,
-    patches: 6,
-};
+fn total() -> Denominators {
+    Denominators::all_labelled(&Task::lesions(), 3, 6)
+}
 
 fn bits(values: &[f32]) -> Vec<u32> {
     values.iter().map(|x| x.to_bits()).collect()
@@ -81,7 +80,7 @@ fn buckets_change_no_bit_and_cover_everything() {
             Ok(())
         };
         let sum = replica
-            .attempt(&shards, 0, TOTAL, &mut all_reduce, &mut || ())
+            .attempt(&shards, 0, &total(), &mut all_reduce, &mut || ())
             .unwrap()
             .to_host()
             .unwrap();
@@ -114,7 +113,7 @@ fn the_first_bucket_leaves_while_backward_goes_on() {
             Ok(())
         };
         let mut computed = || through.store(true, Ordering::Relaxed);
-        let sum = replica.attempt(&shards, 0, TOTAL, &mut all_reduce, &mut computed);
+        let sum = replica.attempt(&shards, 0, &total(), &mut all_reduce, &mut computed);
         sum.unwrap();
         if early > 0 {
             break;
@@ -140,7 +139,13 @@ fn the_first_bucket_leaves_while_backward_goes_on() {
 fn an_attempt_that_is_given_up_leaves_no_trace_in_the_next() {
     let shards = shards();
     let whole = |replica: &mut Replica| {
-        let sum = replica.attempt(&shards, 0, TOTAL, &mut |_: &mut [f32]| Ok(()), &mut || ());
+        let sum = replica.attempt(
+            &shards,
+            0,
+            &total(),
+            &mut |_: &mut [f32]| Ok(()),
+            &mut || (),
+        );
         bits(&sum.unwrap().to_host().unwrap())
     };
     let expected = whole(&mut replica(25));
@@ -154,7 +159,7 @@ fn an_attempt_that_is_given_up_leaves_no_trace_in_the_next() {
         }
     };
     let error = replica
-        .attempt(&shards, 0, TOTAL, &mut breaks, &mut || ())
+        .attempt(&shards, 0, &total(), &mut breaks, &mut || ())
         .unwrap_err();
     assert!(
         error.to_string().contains("the other rank is gone"),

@@ -3,6 +3,7 @@
 use std::cell::Cell;
 use std::sync::mpsc::{self, Sender};
 
+use fovea_kernels::confusion::confusion_counts;
 use fovea_kernels::flat::AdamParams;
 use fovea_kernels::loss::Loss;
 use fovea_task::Label;
@@ -40,7 +41,7 @@ impl CpuStep {
         net: &Network,
         lanes: &ThreadLanes,
         shards: &[Option<ShardBatch>],
-        when: (u32, Denominators),
+        when: (u32, &Denominators),
         exchange: &mut dyn Exchange,
         computed: &mut dyn FnMut(),
     ) -> Result<Vec<f32>> {
@@ -92,7 +93,7 @@ struct Passes<'a> {
     net: &'a Network,
     lanes: &'a ThreadLanes,
     /// The epoch, and the rows of the global batch.
-    when: (u32, Denominators),
+    when: (u32, &'a Denominators),
     tree: &'a mut TreeAccumulator,
     exchange: &'a mut dyn Exchange,
 }
@@ -153,12 +154,12 @@ impl Network {
     fn forward_backward(
         &self,
         batch: &ShardBatch,
-        when: (u32, Denominators),
+        when: (u32, &Denominators),
         lane: usize,
         give: &Sender<Contribution>,
     ) -> Result<()> {
         let batch_stats = Tensor::f_zeros([self.stats_len as i64], (Kind::Float, Device::Cpu))?;
-        let (root, losses) = self.trace.time(
+        let (root, scalars) = self.trace.time(
             || "forward".to_owned(),
             || self.loss(batch, when, &batch_stats),
         )?;
@@ -186,18 +187,18 @@ impl Network {
         }
         let sums = PassSums {
             batch_stats,
-            losses,
+            scalars,
         };
         let _ = give.send(Contribution::Rest { lane, sums });
         Ok(())
     }
 
     /// Forward pass. Returns a scalar, whose gradient with respect to the logits is dlogits and where backward starts,
-    /// and the summed loss of each head.
+    /// and the summed loss of each head, then its confusion counts if training is scored.
     fn loss(
         &self,
         batch: &ShardBatch,
-        (epoch, total): (u32, Denominators),
+        (epoch, total): (u32, &Denominators),
         batch_stats: &Tensor,
     ) -> Result<(Tensor, Vec<f32>)> {
         let Pixels::Views(views) = &batch.pixels else {
@@ -233,7 +234,16 @@ impl Network {
             dlogits.push(gradient);
             losses.push(loss);
         }
-        Ok((ops::root(&out, &dlogits)?, losses))
+        let mut scalars = losses;
+        if let Some((lowest, layouts)) = self.counted() {
+            for ((logits, labels), layout) in out.iter().zip(&batch.labels).zip(layouts) {
+                let mut counts = vec![0.0; layout.len()];
+                let logits = logits.f_detach()?.f_contiguous()?;
+                confusion_counts(layout, host::slice(&logits)?, labels, lowest, &mut counts)?;
+                scalars.extend(counts);
+            }
+        }
+        Ok((ops::root(&out, &dlogits)?, scalars))
     }
 }
 

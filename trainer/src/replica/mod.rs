@@ -4,6 +4,7 @@
 
 mod cpu;
 
+use fovea_kernels::confusion::{CountLayout, lowest_logit};
 use fovea_kernels::flat::{self, AdamParams};
 use fovea_run::config::{Config, OptimizerKind};
 use fovea_task::Task;
@@ -23,6 +24,7 @@ use crate::params::Params;
 use crate::precision::Precision;
 use crate::reduce::Surface;
 use crate::samples::{Pixels, ShardBatch, Views};
+use crate::scores::{HeadScores, layout_of};
 use crate::trace::Trace;
 
 /// Weight of the newest batch in the running statistics (torchvision's default).
@@ -66,8 +68,8 @@ impl Sums {
 /// The numbers from which the verdict over an attempt is computed.
 #[derive(Clone, Debug)]
 pub struct Totals {
-    /// Summed loss of each head, in the task's order.
-    pub losses: Vec<f32>,
+    /// Summed loss of each head, in the task's order, then the confusion counts of each head if training is scored.
+    pub scalars: Vec<f32>,
     /// Sum of the squares of the global gradient.
     pub sum_squares: f64,
 }
@@ -92,6 +94,8 @@ pub struct Network {
     pub(crate) buckets: Buckets,
     pub(crate) trace: Trace,
     pub(crate) seed: u64,
+    /// The lowest logit that predicts a class, if the training steps are scored.
+    pub(crate) lowest: Option<f32>,
 }
 
 impl Network {
@@ -106,8 +110,14 @@ impl Network {
         let params = Params::new(blueprint, precision, config.train.seed, device)?;
         let grads = 0..params.layout.len;
         let stats = grads.end..grads.end + stats_len;
-        // The summed loss of each head, and the number of virtual shards with samples.
-        let scalars = stats.end..stats.end + objective.len() + 1;
+        let lowest = config.eval.train_metrics;
+        let lowest = lowest.then(|| lowest_logit(config.eval.threshold));
+        let counts: usize = match lowest {
+            Some(_) => objective.iter().map(|h| layout_of(&*h.loss).len()).sum(),
+            None => 0,
+        };
+        // The summed loss of each head, its confusion counts, and the number of virtual shards with samples.
+        let scalars = stats.end..stats.end + objective.len() + counts + 1;
         let bucket_bytes = (config.train.bucket_mb as usize) << 20;
         Ok(Self {
             buckets: Buckets::new(&params.layout, scalars.end, bucket_bytes),
@@ -122,7 +132,15 @@ impl Network {
                 scalars,
             },
             seed: config.train.seed,
+            lowest,
         })
+    }
+
+    /// The counts of each head, in the task's order, and the lowest logit that predicts a class; none where training is
+    /// not scored.
+    pub(crate) fn counted(&self) -> Option<(f32, Vec<CountLayout>)> {
+        let layouts = || self.objective.iter().map(|head| layout_of(&*head.loss));
+        self.lowest.map(|lowest| (lowest, layouts().collect()))
     }
 
     /// A pass of the model with these parameters; `dropout` as [`Pass::dropout`].
@@ -142,10 +160,10 @@ impl Network {
     }
 
     /// Factor on the dlogits of each head: its weight over its rows of the global batch.
-    pub(crate) fn scales(&self, total: Denominators) -> Vec<f32> {
-        let heads = self.objective.iter();
+    pub(crate) fn scales(&self, total: &Denominators) -> Vec<f32> {
+        let heads = self.objective.iter().enumerate();
         heads
-            .map(|head| head.weight / total.rows(head.level) as f32)
+            .map(|(index, head)| head.weight / total.rows(index) as f32)
             .collect()
     }
 
@@ -271,7 +289,7 @@ impl Replica {
         &mut self,
         shards: &[Option<ShardBatch>],
         epoch: u32,
-        total: Denominators,
+        total: &Denominators,
         exchange: &mut dyn Exchange,
         computed: &mut dyn FnMut(),
     ) -> Result<Sums> {
@@ -313,21 +331,42 @@ impl Replica {
     }
 
     /// Reads the loss and the gradient norm out of the reduced sums.
-    pub fn verdict(&self, sums: &Sums, total: Denominators) -> StepVerdict {
+    pub fn verdict(&self, sums: &Sums, total: &Denominators) -> StepVerdict {
         let (losses, sum_squares) = match sums {
             Sums::Host(sums) => (
                 &sums[self.net.surface.scalars.clone()],
                 flat::sum_squares(&sums[self.net.surface.grads.clone()]),
             ),
-            Sums::Gpu(_, totals) => (&totals.losses[..], totals.sum_squares),
+            Sums::Gpu(_, totals) => (&totals.scalars[..], totals.sum_squares),
         };
-        let mean = |(head, &loss): (&HeadLoss, &f32)| {
-            f64::from(head.weight) * f64::from(loss) / total.rows(head.level) as f64
+        let mean = |(index, (head, &loss)): (usize, (&HeadLoss, &f32))| {
+            f64::from(head.weight) * f64::from(loss) / total.rows(index) as f64
         };
+        let heads = self.net.objective.iter().zip(losses).enumerate();
         StepVerdict {
-            loss: self.net.objective.iter().zip(losses).map(mean).sum(),
+            loss: heads.map(mean).sum(),
             grad_norm: sum_squares.sqrt(),
         }
+    }
+
+    /// What the attempt adds to the training scores of its epoch; none where training is not scored.
+    pub fn scores(&self, sums: &Sums) -> Option<Vec<HeadScores>> {
+        let (_, layouts) = self.net.counted()?;
+        let scalars = match sums {
+            Sums::Host(sums) => &sums[self.net.surface.scalars.clone()],
+            Sums::Gpu(_, totals) => &totals.scalars[..],
+        };
+        let (losses, mut rest) = scalars.split_at(layouts.len());
+        let head = |(layout, &loss): (CountLayout, &f32)| {
+            let counts;
+            (counts, rest) = rest.split_at(layout.len());
+            HeadScores {
+                loss: f64::from(loss),
+                // Whole numbers, which f32 holds exactly up to 2^24 rows of a step.
+                counts: counts.iter().map(|&count| count as u64).collect(),
+            }
+        };
+        Some(layouts.into_iter().zip(losses).map(head).collect())
     }
 
     /// Updates parameters and running statistics. Takes the sums back for reuse.

@@ -27,6 +27,9 @@ impl Trainer {
         // Kept apart from the present state until all ranks are done: if one is lost meanwhile, the others repeat all
         // of this.
         let mut next = self.state.progress.clone();
+        if self.is_first() {
+            self.log_training(epoch)?;
+        }
         if due {
             let answers = self.score_validation()?;
             let threshold = self.config.eval.threshold;
@@ -109,6 +112,51 @@ impl Trainer {
         what
     }
 
+    /// Rank 0: writes the scores of the epoch's training steps to metrics.csv.
+    fn log_training(&self, epoch: u32) -> Result<()> {
+        let Some(scores) = &self.state.progress.training else {
+            return Ok(());
+        };
+        if scores.from > 0 {
+            tracing::warn!(
+                "epoch {epoch}: eval.train_metrics was turned on after {} of its samples, so metrics.csv gets no training scores of it",
+                scores.from
+            );
+            return Ok(());
+        }
+        let summary = scores.metrics(self.data.source.data().task())?;
+        self.append_rows(epoch, Split::Train, &self.scored(&summary));
+        Ok(())
+    }
+
+    /// The targets with metrics, in the order of tables.
+    fn scored<'a>(&'a self, summary: &'a [Option<Metrics>]) -> Vec<(&'a Target, &'a Metrics)> {
+        let task = self.data.source.data().task();
+        let scored = |(index, target)| Some((target, Option::as_ref(summary.get(index)?)?));
+        table_order(task).filter_map(scored).collect()
+    }
+
+    /// Appends a row per target to metrics.csv. The checkpoint carries the state; a missing record is no reason to stop.
+    fn append_rows(&self, epoch: u32, split: Split, scored: &[(&Target, &Metrics)]) {
+        let timestamp = rfc3339(SystemTime::now());
+        let task = self.data.source.data().task();
+        let row = |(target, metrics): &(&Target, &Metrics)| MetricsRow {
+            timestamp: timestamp.clone(),
+            epoch,
+            split,
+            target: target.name.clone(),
+            metrics: (*metrics).clone(),
+        };
+        let rows: Vec<MetricsRow> = scored.iter().map(row).collect();
+        if let Err(e) = self.records.run.keep_task(task) {
+            tracing::warn!("{e}");
+        }
+        let path = self.records.run.metrics();
+        if let Err(e) = MetricsLog::open(&path, task).and_then(|mut log| log.append(&rows)) {
+            tracing::warn!("{e}");
+        }
+    }
+
     /// Rank 0: writes metrics.csv, the summary for the coordinator, and the best epoch's predictions.
     fn log_epoch(
         &mut self,
@@ -117,26 +165,9 @@ impl Trainer {
         best: Option<&[Answers]>,
         undefined: Option<String>,
     ) -> Result<()> {
-        let timestamp = rfc3339(SystemTime::now());
         let task = self.data.source.data().task();
-        let scored = |(index, target)| Some((target, Option::as_ref(&summary[index])?));
-        let scored: Vec<(&Target, &Metrics)> = table_order(task).filter_map(scored).collect();
-        let row = |(target, metrics): &(&Target, &Metrics)| MetricsRow {
-            timestamp: timestamp.clone(),
-            epoch,
-            split: Split::Val,
-            target: target.name.clone(),
-            metrics: (*metrics).clone(),
-        };
-        let rows: Vec<MetricsRow> = scored.iter().map(row).collect();
-        // The checkpoint carries the state; a missing record is no reason to stop.
-        if let Err(e) = self.records.run.keep_task(task) {
-            tracing::warn!("{e}");
-        }
-        let path = self.records.run.metrics();
-        if let Err(e) = MetricsLog::open(&path, task).and_then(|mut log| log.append(&rows)) {
-            tracing::warn!("{e}");
-        }
+        let scored = self.scored(summary);
+        self.append_rows(epoch, Split::Val, &scored);
         if let Some(answers) = best {
             let (path, rows) = (
                 self.records.run.predictions(),

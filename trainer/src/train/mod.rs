@@ -201,7 +201,7 @@ impl Trainer {
         };
         let source = Arc::clone(&self.data.source);
         let load = move |units: &[Unit], epoch| source.load(units, Some(epoch));
-        let mut loader = Loader::spawn(load, order, self.state.progress.cursor, part)?;
+        let mut loader = Loader::spawn(load, Arc::clone(&order), self.state.progress.cursor, part)?;
         self.records.last_commit = Instant::now();
         loop {
             let waiting = Instant::now();
@@ -209,7 +209,7 @@ impl Trainer {
                 return Ok(Flow::Continue);
             };
             self.records.rows.waited(waiting.elapsed());
-            match self.step(&batch)? {
+            match self.step(&batch, &order.units()[batch.global.units.clone()])? {
                 Flow::Continue => {}
                 other => return Ok(other),
             }
@@ -217,18 +217,16 @@ impl Trainer {
     }
 
     /// Makes one attempt: compute, reduce, check, vote; then all ranks update, or none does.
-    fn step(&mut self, batch: &RankBatch) -> Result<Flow> {
-        let total = Denominators {
-            images: batch.images,
-            patches: batch.patches,
-        };
+    /// `units` are those of the global batch.
+    fn step(&mut self, batch: &RankBatch, units: &[Unit]) -> Result<Flow> {
+        let total = Denominators::of(&self.data.source, units);
         let step = self.state.progress.step + 1;
-        let sums = self.attempt(batch, total)?;
+        let sums = self.attempt(batch, &total)?;
         self.link.drain_if_wanted(self.seat.assignment.rank)?;
 
         let waiting = Instant::now();
         let shares = self.exchange_shares(batch.samples)?;
-        let verdict = self.state.replica.verdict(&sums, total);
+        let verdict = self.state.replica.verdict(&sums, &total);
         let vote = Vote {
             generation: self.seat.assignment.generation,
             epoch: self.state.progress.epoch,
@@ -264,6 +262,7 @@ impl Trainer {
 
         let committing = Instant::now();
         let lr = self.learning_rate();
+        let scores = self.state.replica.scores(&sums);
         self.state.pristine = false;
         self.state
             .replica
@@ -272,7 +271,7 @@ impl Trainer {
         self.records.rows.computed(committing.elapsed());
         self.state
             .progress
-            .commit(step, batch.global.cursor_after());
+            .commit(step, batch.global.cursor_after(), scores);
         let step_time = self.records.last_commit.elapsed();
         self.records.last_commit = Instant::now();
         self.link.client.heartbeat_state(
@@ -305,7 +304,7 @@ impl Trainer {
     }
 
     /// Runs forward and backward, and returns the sums over all ranks, which travel while backward still runs.
-    fn attempt(&mut self, batch: &RankBatch, total: Denominators) -> Result<Sums> {
+    fn attempt(&mut self, batch: &RankBatch, total: &Denominators) -> Result<Sums> {
         let begun = Instant::now();
         let mut computed = begun;
         let mut peers = Peers {

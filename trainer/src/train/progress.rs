@@ -5,6 +5,8 @@ use serde::{Deserialize, Serialize};
 
 use fovea_run::config::{Config, EarlyStopping, PlateauState};
 
+use crate::scores::{EpochScores, HeadScores};
+
 /// The best evaluation so far.
 #[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Best {
@@ -33,6 +35,9 @@ pub struct Progress {
     pub best: Option<Best>,
     /// Whether early stopping ended the run.
     pub stopped: bool,
+    /// Scores of the committed steps of `epoch`; none where training is not scored, or nothing is committed yet.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub training: Option<EpochScores>,
 }
 
 impl Progress {
@@ -46,6 +51,7 @@ impl Progress {
             early: EarlyStopping::new(&config.early_stopping),
             best: None,
             stopped: false,
+            training: None,
         }
     }
 
@@ -58,8 +64,9 @@ impl Progress {
         }
     }
 
-    /// Notes that all ranks have committed a step.
-    pub fn commit(&mut self, step: u64, cursor: u64) {
+    /// Notes that all ranks have committed a step, with what it adds to the training scores.
+    pub fn commit(&mut self, step: u64, cursor: u64, scores: Option<Vec<HeadScores>>) {
+        self.training = EpochScores::after(self.training.take(), scores, self.cursor);
         self.step = step;
         self.cursor = cursor;
     }
@@ -83,5 +90,6 @@ impl Progress {
     pub fn next_epoch(&mut self) {
         self.epoch += 1;
         self.cursor = 0;
+        self.training = None;
     }
 }

@@ -50,7 +50,8 @@ impl ClassBalanced {
 
 /// `(1 - beta) / (1 - beta^n_c)` for `n_c` samples of class c, normalised to mean 1. A class that never occurs weighs as
 /// much as the rarest one that does, since the formula divides by 0 there. `beta` is 0 or more and below 1.
-fn effective_number_weights(beta: f32, positives: &[u64]) -> Vec<f32> {
+#[must_use]
+pub fn effective_number_weights(beta: f32, positives: &[u64]) -> Vec<f32> {
     let beta = f64::from(beta);
     let rarest = positives.iter().copied().filter(|&n| n > 0).min();
     let weight = |&n: &u64| {
