@@ -100,8 +100,9 @@ pub fn erased(
         if height >= side || width >= side {
             return None;
         }
-        let place =
-            |word: u32, length: u32| (u64::from(word) * u64::from(side - length + 1) >> 32) as u32;
+        let place = |word: u32, length: u32| {
+            ((u64::from(word) * u64::from(side - length + 1)) >> 32) as u32
+        };
         Some(Rectangle {
             top: place(row, height),
             left: place(column, width),

@@ -234,7 +234,7 @@ impl Drawn {
 
 /// Uniform in `0..limit`.
 fn below(word: u32, limit: u32) -> u32 {
-    (u64::from(word) * u64::from(limit) >> 32) as u32
+    ((u64::from(word) * u64::from(limit)) >> 32) as u32
 }
 
 /// PixelSums of the pixels of a lesion, or of its part in one cell.

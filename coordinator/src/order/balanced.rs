@@ -119,7 +119,7 @@ mod tests {
 
     use proptest::prelude::*;
 
-    use super::super::{EpochOrder, Grain, Sampling, Unit};
+    use super::super::{EpochOrder, Grain, Sampling, Unit, rank_shards};
     use super::*;
 
     /// Images whose cells have these classes; `u64::MAX` stands for an unknown label.
@@ -199,6 +199,32 @@ mod tests {
             let used: Vec<SampleName> = order.units().iter().flat_map(Unit::samples).collect();
             prop_assert_eq!(used.len(), listed.len());
             prop_assert_eq!(used.into_iter().collect::<BTreeSet<_>>(), listed);
+        }
+
+        /// Any number of ranks uses the epoch's list in the same order, also from the cursor of a committed step on.
+        #[test]
+        fn ranks_and_resumes_share_the_list(
+            images in cells(), grain in grains(), seed: u64, epoch in 0u32..20, step in 1usize..6, skip in 0u32..4,
+        ) {
+            let order = EpochOrder::new(&input(&images, grain, 0.7, 3, seed), epoch).unwrap();
+            let mut cursor = 0;
+            for _ in 0..skip {
+                cursor = order.batch(cursor, step).unwrap().map_or(cursor, |batch| batch.cursor_after());
+            }
+            let rest = |world: usize| {
+                let (mut used, mut cursor) = (Vec::new(), cursor);
+                while let Some(batch) = order.batch(cursor, step).unwrap() {
+                    let shards = (0..world).flat_map(|rank| rank_shards(rank, world, 4).unwrap());
+                    let units = shards.flat_map(|v| &order.units()[batch.shard(v, 4)]);
+                    used.extend(units.flat_map(Unit::samples));
+                    cursor = batch.cursor_after();
+                }
+                used
+            };
+            let all: Vec<SampleName> = order.units().iter().flat_map(Unit::samples).collect();
+            for world in [1, 2, 4] {
+                prop_assert_eq!(&all[cursor as usize..], &rest(world)[..]);
+            }
         }
 
         /// The samples of a kind take turns: over the epochs of one round each is listed, and none twice more often
