@@ -64,7 +64,12 @@ pub(crate) fn patients_apart(images: &[(&str, Split)], published: &[bool]) -> Op
             .iter()
             .any(|i| published[*i] != published[members[0]])
     };
+    let kept = |members: &&&Vec<usize>| members.iter().all(|i| published[*i]);
     let remedy = match pattern(&ids, &patients) {
+        _ if apart.iter().any(|members| kept(&members)) => {
+            "the published split is kept as it is, so say this where you report its scores"
+                .to_owned()
+        }
         _ if apart.iter().any(|members| torn(&members)) => {
             "the published test set is kept as it is, so say this where you report its scores"
                 .to_owned()
@@ -292,6 +297,11 @@ mod tests {
              scores will look better than they are; prepare with --group-by '(?i)^(.+)_(?:l|r)$' to keep each patient in one split"
         );
         assert_eq!(patients_apart(&images[2..], &[false; 2]), None);
+        let text = patients_apart(&images, &[true; 4]).unwrap();
+        assert!(
+            text.contains("the published split is kept as it is"),
+            "{text}"
+        );
         // No pattern would be taken that moves images out of a published part.
         let text = patients_apart(&images, &[false, true, false, false]).unwrap();
         assert!(

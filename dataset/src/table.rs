@@ -132,6 +132,11 @@ impl LabelTable {
     }
 
     fn line(&self, f: &mut fmt::Formatter<'_>, name: &str, counts: &SplitCounts) -> fmt::Result {
+        self.figures(f, name, counts)?;
+        writeln!(f)
+    }
+
+    fn figures(&self, f: &mut fmt::Formatter<'_>, name: &str, counts: &SplitCounts) -> fmt::Result {
         let SplitCounts {
             images,
             patches,
@@ -160,7 +165,7 @@ impl LabelTable {
         for (rate, width) in positive_rates.iter().zip(&of_images) {
             write!(f, " {rate:>width$.2}")?;
         }
-        writeln!(f)
+        Ok(())
     }
 
     /// The two lines above the figures.
@@ -209,7 +214,12 @@ impl fmt::Display for LabelTable {
         for (split, counts) in &self.splits {
             self.line(f, split.name(), counts)?;
         }
-        self.line(f, "all", &self.total)?;
+        // The last line has no end of its own.
+        let ends = self.unlabelled > 0 || self.has_grid;
+        self.figures(f, "all", &self.total)?;
+        if ends {
+            writeln!(f)?;
+        }
         if self.unlabelled > 0 {
             let images = if self.unlabelled == 1 {
                 "image has"

@@ -6,6 +6,7 @@ mod damage;
 mod idrid;
 mod labels;
 mod layouts;
+mod masks;
 mod raw;
 mod restart;
 mod sources;

@@ -86,7 +86,12 @@ fn finding(
         }
         // Broad against the bone, smooth, as bright.
         "rim" => {
-            let angle = draw.range(-1.1, 1.1) + if draw.chance(0.5) { 0.0 } else { 3.1416 };
+            let angle = draw.range(-1.1, 1.1)
+                + if draw.chance(0.5) {
+                    0.0
+                } else {
+                    std::f32::consts::PI
+                };
             let far = draw.range(0.82, 0.92);
             let at = [
                 centre[0] + far * brain[0] * angle.cos(),

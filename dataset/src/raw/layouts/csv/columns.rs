@@ -449,6 +449,30 @@ mod tests {
         );
     }
 
+    proptest::proptest! {
+        /// Tables of a few kinds of fields: what is decided fits the table, and nothing panics.
+        #[test]
+        fn any_table_is_decided_or_refused(
+            rows in proptest::collection::vec(proptest::collection::vec("(0|1|0_left.jpg|a|b|train|x,y|nan|-1e9|[ -~]{0,4})", 1..5), 0..9),
+            given in proptest::collection::vec("(x|column 1|0|a|D)", 0..3),
+        ) {
+            let text: String = rows.iter().map(|row| row.join(";") + "\n").collect();
+            if let Ok(table) = text_table(text.as_bytes())
+                && let Ok(Some(place)) = placed(&table, None)
+            {
+                proptest::prop_assert!(place.image < table.columns.len());
+                match asked(&table, &[&table], place, &given) {
+                    Ok(asked) => {
+                        for heading in asked.headings() {
+                            proptest::prop_assert!(column_called(&table, heading).is_some());
+                        }
+                    }
+                    Err((reason, help)) => proptest::prop_assert!(!reason.is_empty() && !help.is_empty()),
+                }
+            }
+        }
+    }
+
     #[test]
     fn columns_of_splits_are_those_whose_values_say_it() {
         let text = "image,set,fold,label\na,train,1,x\nb,valid,2,y\n0,test,1,x\n";
