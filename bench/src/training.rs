@@ -152,11 +152,12 @@ impl Training {
         let order = Arc::new(EpochOrder::new(&self.order_input, epoch)?);
         let samples = Arc::clone(&self.samples);
         let load = move |units: &[Unit], epoch| samples.load(units, epoch);
-        let mut loader = Loader::spawn(load, Arc::clone(&order), 0, self.part.clone())?;
+        let mut loader = Loader::spawn(load, order, 0, self.part.clone())?;
         let mut last = Instant::now();
         while let Some(batch) = loader.next_batch()? {
-            let units = &order.units()[batch.global.units.clone()];
-            let total = Denominators::of(&self.samples, units);
+            // Every synthetic sample has its labels.
+            let (images, patches) = (batch.images, batch.patches);
+            let total = Denominators::all_labelled(&Task::lesions(), images, patches);
             let begun = self.stamp()?;
             let mut peers = Peers {
                 collective: self.collective.as_mut(),

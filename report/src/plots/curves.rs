@@ -45,7 +45,8 @@ fn roc_averages(scores: &TargetScores, target: &Target, rankings: &[Ranking]) ->
     let pooled = scores.table.pooled_ranking(target);
     let micro = curves::roc(&pooled).zip(pooled.auroc());
     let macro_ = curves::roc_macro(rankings).zip(scores.metrics.mean_auroc);
-    let series = |(name, ink, curve): (&str, Ink, Option<(Vec<(f64, f64)>, f64)>)| {
+    let curves = [("micro", Ink::Val, micro), ("macro", Ink::Train, macro_)].into_iter();
+    let series = curves.filter_map(|(name, ink, curve)| {
         let (points, area) = curve?;
         Some(Series {
             name: format!("{name} {area:.3}"),
@@ -53,11 +54,8 @@ fn roc_averages(scores: &TargetScores, target: &Target, rankings: &[Ranking]) ->
             stroke: Stroke::Line(2.6),
             points,
         })
-    };
-    [("micro", Ink::Val, micro), ("macro", Ink::Train, macro_)]
-        .into_iter()
-        .filter_map(series)
-        .collect()
+    });
+    series.collect()
 }
 
 /// Precision against recall of each class as a staircase; `None` when no class has positives.

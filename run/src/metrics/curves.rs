@@ -208,7 +208,7 @@ mod tests {
         let undefined = step(&[(0.5, true)]);
         let points = roc_macro(&[perfect.clone(), reversed, undefined.clone()]).unwrap();
         assert_eq!(points, [(0.0, 0.0), (0.0, 0.5), (1.0, 0.5), (1.0, 1.0)]);
-        assert_eq!(roc_macro(&[perfect.clone()]), roc(&perfect));
+        assert_eq!(roc_macro(std::slice::from_ref(&perfect)), roc(&perfect));
         assert_eq!(roc_macro(&[undefined]), None);
 
         let some = [noisy(4000, 3), noisy(900, 7), noisy(50, 2)];
