@@ -152,7 +152,8 @@ pub fn epochs_are_left(run: &Path, epochs: &Epochs) -> Result<bool, Usage> {
 /// done: see [`epochs_are_left`].
 pub fn same_run(run: &Path, config: &Config, before: &Config) -> Result<(), Usage> {
     let mut changed = config.differences(before);
-    changed.retain(|d| d.key != "train.epochs");
+    let last = format!("stages.{}.epochs", config.stages.len());
+    changed.retain(|d| d.key != "train.epochs" && d.key != last);
     if changed.is_empty() {
         return Ok(());
     }

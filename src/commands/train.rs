@@ -232,17 +232,25 @@ fn go_on(run: &RunDir, config: &mut Config, data: &Dataset) -> anyhow::Result<Be
     }
     warn(preflight(config, data, Moment::GoingOn)?);
     if epochs.now != epochs.before
-        && config.schedule.kind == config::ScheduleKind::Cosine
+        && is_stretched(config)
         && start.step > 0
     {
         tracing::warn!(
-            "schedule.kind = \"cosine\": from step {} on the learning rate is that of a run of {} epochs, up to there it was that of {}",
+            "cosine schedule: from step {} on the learning rate is that of a run of {} epochs, up to there it was that of {}",
             start.step + 1,
             epochs.now,
             epochs.before
         );
     }
     Ok(Begin::After(start.step))
+}
+
+/// Whether more epochs change the learning rate of the last stage: a cosine over its length.
+fn is_stretched(config: &Config) -> bool {
+    let last = config.plan().pop();
+    last.is_some_and(|stage| {
+        stage.schedule.kind == config::ScheduleKind::Cosine && stage.t_max == 0
+    })
 }
 
 fn warn(warnings: Vec<String>) {

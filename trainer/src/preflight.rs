@@ -13,6 +13,7 @@ use crate::error::{Error, Result};
 use crate::models;
 use crate::objective;
 use crate::samples::{labels_of, order_input, whole_image};
+use crate::trainable::Trainable;
 
 /// When a run is checked.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -33,7 +34,10 @@ pub fn preflight(config: &Config, data: &Dataset, moment: Moment) -> Result<Vec<
     config.fits(data.task())?;
     objective::check(&config.loss, data.task())?;
     let model = models::find(&config.model.name)?;
-    model.build(data.task(), &config.model)?;
+    let (_, blueprint) = model.build(data.task(), &config.model)?;
+    for stage in config.plan() {
+        Trainable::of(&stage, &blueprint, config.optimizer.decay)?;
+    }
     let input = order_input(data, model.grain, config);
     let units = EpochOrder::new(&input, 0)?.units().len();
     let facts = RunFacts {

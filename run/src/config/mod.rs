@@ -14,6 +14,8 @@ mod print;
 mod read;
 pub mod schedule;
 pub mod sections;
+mod stage_keys;
+pub mod stages;
 mod validate;
 
 #[cfg(test)]
@@ -29,10 +31,13 @@ use serde::{Deserialize, Serialize};
 pub use error::{Error, Place};
 pub use schedule::{EarlyStopping, PlateauState, StopVerdict, learning_rate};
 pub use sections::{
-    Alpha, AugmentConfig, CheckpointConfig, DataConfig, Device, EarlyStoppingConfig, ElasticConfig,
-    EvalConfig, Level, LossConfig, MetricName, ModelConfig, OptimizerConfig, OptimizerKind,
+    Alpha, AugmentConfig, CheckpointConfig, DataConfig, DecayTarget, Device, EarlyStoppingConfig,
+    ElasticConfig, EvalConfig, FrozenNorms, Level, LossConfig, MetricName, ModelConfig, OptimizerConfig, OptimizerKind,
     Precision, ReduceDtype, RunConfig, ScheduleConfig, ScheduleKind, TrainConfig,
 };
+
+pub use stage_keys::MOST_GROUPS;
+pub use stages::{Stage, StageConfig};
 
 /// Result with this room's [`Error`].
 pub type Result<T> = std::result::Result<T, Error>;
@@ -65,6 +70,8 @@ pub struct Config {
     pub eval: EvalConfig,
     /// The run directory that results are written to.
     pub run: RunConfig,
+    /// The stages of the run; empty = one stage, in which everything moves. See [`Config::plan`].
+    pub stages: Vec<StageConfig>,
 }
 
 /// Presets that come with the program: name and TOML text of each file in `run/src/config/presets`.
@@ -170,9 +177,27 @@ impl Config {
                 ours: (key.get)(self).to_string(),
                 theirs: (key.get)(other).to_string(),
             })
+            .chain(stage_differences(self, other))
             .filter(|difference| difference.ours != difference.theirs)
             .collect()
     }
+}
+
+/// Every key of every stage of two configurations.
+fn stage_differences(ours: &Config, theirs: &Config) -> Vec<Difference> {
+    let count = ours.stages.len().max(theirs.stages.len());
+    let text = |config: &Config, index: usize, key: &stage_keys::StageKey| {
+        let stage = config.stages.get(index)?.filled(config);
+        Some((key.get)(&stage)?.to_string())
+    };
+    let none = || "no such stage".to_owned();
+    let keys = (0..count).flat_map(|index| stage_keys::STAGE_KEYS.iter().map(move |key| (index, key)));
+    keys.map(|(index, key)| Difference {
+        key: format!("stages.{}.{}", index + 1, key.name),
+        ours: text(ours, index, key).unwrap_or_else(none),
+        theirs: text(theirs, index, key).unwrap_or_else(none),
+    })
+    .collect()
 }
 
 impl TrainConfig {

@@ -37,6 +37,7 @@ pub fn pass(
         };
         let mode = NormMode::Train {
             batch_stats: &batch_stats,
+            running: net.params.running(),
         };
         let out = net.model.forward(&net.pass(mode, gpu.engine), &input)?;
         let mut dlogits = Vec::with_capacity(out.len());
@@ -59,7 +60,7 @@ pub fn pass(
             *state = adder.gradient(param, &gradient).map(|()| *taken + 1);
         }
     };
-    let leaves = net.params.leaves();
+    let leaves = net.params.trained();
     net.trace.time(
         || "backward".to_owned(),
         || ops::backward(&root, leaves, &take),

@@ -39,6 +39,7 @@ struct Head {
 impl Head {
     fn declare(b: &mut Blueprint, target: &Target) -> Self {
         let name = format!("{}_head", target.name);
+        b.head(&name);
         let site = DropoutSpec {
             level: target.level,
             width: HIDDEN as usize,

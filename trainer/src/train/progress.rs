@@ -33,6 +33,14 @@ pub struct Progress {
     pub best: Option<Best>,
     /// Whether early stopping ended the run.
     pub stopped: bool,
+    /// Number of committed steps before the present stage; the optimizer's steps count from there.
+    #[serde(default, skip_serializing_if = "is_zero")]
+    pub stage_step: u64,
+}
+
+#[expect(clippy::trivially_copy_pass_by_ref, reason = "serde calls it")]
+fn is_zero(number: &u64) -> bool {
+    *number == 0
 }
 
 impl Progress {
@@ -46,6 +54,7 @@ impl Progress {
             early: EarlyStopping::new(&config.early_stopping),
             best: None,
             stopped: false,
+            stage_step: 0,
         }
     }
 
@@ -67,7 +76,8 @@ impl Progress {
     /// Notes the evaluation of an epoch; returns whether it is the best so far.
     pub fn evaluated(&mut self, config: &Config, value: f64) -> bool {
         let verdict = self.early.observe(value);
-        self.plateau.observe(&config.schedule, verdict.improved);
+        let stage = config.stage_of(self.epoch);
+        self.plateau.observe(&stage.schedule, verdict.improved);
         if verdict.improved {
             self.best = Some(Best {
                 step: self.step,
@@ -75,13 +85,23 @@ impl Progress {
                 value,
             });
         }
-        self.stopped = verdict.stop;
+        // A stage that is not the last always runs to its end.
+        self.stopped = verdict.stop && stage.is_last();
         verdict.improved
     }
 
-    /// Begins the next epoch.
-    pub fn next_epoch(&mut self) {
+    /// Begins the next epoch; returns whether a stage begins with it, which has a new optimizer: its moments must be
+    /// zero.
+    pub fn next_epoch(&mut self, config: &Config) -> bool {
+        let before = config.stage_of(self.epoch).number;
         self.epoch += 1;
         self.cursor = 0;
+        let is_new = config.stage_of(self.epoch).number != before;
+        if is_new {
+            self.stage_step = self.step;
+            self.plateau = PlateauState::default();
+            self.early.restart();
+        }
+        is_new
     }
 }
