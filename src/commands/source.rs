@@ -6,7 +6,7 @@ use fovea_coordinator::rundir::LOCK_FILE;
 use fovea_run::config::{Config, PRESETS};
 use fovea_run::run_dir::RunDir;
 use fovea_slurm::history;
-use fovea_trainer::weights;
+use fovea_trainer::initial;
 
 use super::absolute;
 use crate::cli::ConfigArgs;
@@ -103,7 +103,7 @@ pub fn keep_initial_weights(
     }
     let mut moved = config.clone();
     moved.model.init_blake3.clear();
-    weights::pin(&mut moved, None)?;
+    initial::pin(&mut moved, None)?;
     if moved.model.init_blake3 != begun.init_blake3 {
         return Err(other(&moved.model.init).into());
     }

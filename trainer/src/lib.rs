@@ -10,6 +10,7 @@ mod error;
 pub mod evaluate;
 pub mod gpu;
 mod host;
+pub mod initial;
 pub mod lanes;
 pub mod models;
 pub mod objective;

@@ -317,7 +317,14 @@ impl Params {
             let working = working.as_mut().filter(|_| elements.end <= split);
             let working = working.map(|working| &mut working[part()]);
             let (grads, params) = (&grads[part()], &mut master[part()]);
-            flat::adam(params, grads, &mut m[part()], &mut v[part()], working, &adam[*class])?;
+            flat::adam(
+                params,
+                grads,
+                &mut m[part()],
+                &mut v[part()],
+                working,
+                &adam[*class],
+            )?;
         }
         Ok(())
     }

@@ -74,10 +74,16 @@ impl Trainable {
         let moves = |spec: &ParamSpec| parts.iter().any(|part| begins(&spec.name, part));
         for (prefix, _) in &stage.groups {
             known(&key("groups"), prefix, blueprint)?;
-            let mut of_group = blueprint.params.iter().filter(|spec| begins(&spec.name, prefix));
+            let mut of_group = blueprint
+                .params
+                .iter()
+                .filter(|spec| begins(&spec.name, prefix));
             if !of_group.any(moves) {
                 return Err(Error::Usage {
-                    what: format!("{}: {prefix:?} has a learning rate, but none of its parameters train", key("groups")),
+                    what: format!(
+                        "{}: {prefix:?} has a learning rate, but none of its parameters train",
+                        key("groups")
+                    ),
                     help: format!("add {prefix:?} to {}, or leave its rate away", key("train")),
                 });
             }
@@ -90,7 +96,12 @@ impl Trainable {
         };
         let params = blueprint.params.iter();
         let rates = params.map(|spec| moves(spec).then(|| rate(spec))).collect();
-        Ok(Self::classified(blueprint, rates, decay, stage.frozen_norms))
+        Ok(Self::classified(
+            blueprint,
+            rates,
+            decay,
+            stage.frozen_norms,
+        ))
     }
 
     /// From the rate of each parameter; none for a frozen one.
@@ -202,7 +213,11 @@ fn begins(name: &str, prefix: &str) -> bool {
 }
 
 fn known(key: &str, prefix: &str, blueprint: &Blueprint) -> Result<()> {
-    if blueprint.params.iter().any(|spec| begins(&spec.name, prefix)) {
+    if blueprint
+        .params
+        .iter()
+        .any(|spec| begins(&spec.name, prefix))
+    {
         return Ok(());
     }
     let mut parts: Vec<&str> = Vec::new();
@@ -228,7 +243,9 @@ mod tests {
 
     fn stage(text: &str) -> Stage {
         let mut config = Config::default();
-        config.set(&format!("stages=[{{epochs=1, {text}}}]")).unwrap();
+        config
+            .set(&format!("stages=[{{epochs=1, {text}}}]"))
+            .unwrap();
         config.validate().unwrap();
         config.stage_of(0)
     }
@@ -244,10 +261,19 @@ mod tests {
         let blueprint = models::hybrid_for_lesions().1;
         let layout = FlatLayout::new(&blueprint.params);
         let all = Trainable::all(&blueprint, DecayTarget::All);
-        assert_eq!(all.classes(), [UpdateClass { rate: 0, decays: true }]);
+        assert_eq!(
+            all.classes(),
+            [UpdateClass {
+                rate: 0,
+                decays: true
+            }]
+        );
         let ranges = all.ranges(&layout);
         let places: Vec<_> = ranges.iter().map(|range| range.elements.clone()).collect();
-        assert_eq!(places, [0..layout.working_len, layout.working_len..layout.len]);
+        assert_eq!(
+            places,
+            [0..layout.working_len, layout.working_len..layout.len]
+        );
         assert_eq!(all.moving_stats(&blueprint), vec![0..blueprint.stats_len()]);
         let single = Trainable::of(&Config::default().stage_of(3), &blueprint, DecayTarget::All);
         assert_eq!(single.unwrap(), all);
@@ -266,7 +292,10 @@ mod tests {
         assert!((2 * (32_896 + 516)..2 * (32_896 + 516 + 64)).contains(&elements));
         let kept = stage("train=\"head\", frozen_norms=\"train\"");
         let kept = Trainable::of(&kept, &blueprint, DecayTarget::All).unwrap();
-        assert_eq!(kept.moving_stats(&blueprint), vec![0..blueprint.stats_len()]);
+        assert_eq!(
+            kept.moving_stats(&blueprint),
+            vec![0..blueprint.stats_len()]
+        );
     }
 
     #[test]
@@ -277,7 +306,11 @@ mod tests {
         );
         let some = Trainable::of(&stage, &blueprint, DecayTarget::Weights).unwrap();
         let class = |name: &str| {
-            let index = blueprint.params.iter().position(|spec| spec.name == name).unwrap();
+            let index = blueprint
+                .params
+                .iter()
+                .position(|spec| spec.name == name)
+                .unwrap();
             some.class_of[index].map(|class| some.classes[class])
         };
         let of = |rate, decays| Some(UpdateClass { rate, decays });
@@ -293,7 +326,11 @@ mod tests {
         }
         // The norms of layer4 move, those before do not.
         let frozen = |name: &str| {
-            let index = blueprint.norms.iter().position(|norm| norm.name == name).unwrap();
+            let index = blueprint
+                .norms
+                .iter()
+                .position(|norm| norm.name == name)
+                .unwrap();
             some.is_frozen(index)
         };
         assert!(!frozen("local_branch.layer4.1.bn2"));
@@ -304,18 +341,35 @@ mod tests {
     fn what_does_not_exist_is_refused_with_what_does() {
         let blueprint = models::hybrid_for_lesions().1;
         for (text, words) in [
-            ("train=[\"layer4\"]", "no parameter of the model begins with \"layer4\""),
-            ("train=[\"local_branch.layer\"]", "no parameter of the model begins with"),
+            (
+                "train=[\"layer4\"]",
+                "no parameter of the model begins with \"layer4\"",
+            ),
+            (
+                "train=[\"local_branch.layer\"]",
+                "no parameter of the model begins with",
+            ),
             ("groups={\"fc\"=1e-3}", "stages.1.groups: no parameter"),
-            ("train=\"head\", groups={\"attn\"=1e-3}", "none of its parameters train"),
+            (
+                "train=\"head\", groups={\"attn\"=1e-3}",
+                "none of its parameters train",
+            ),
         ] {
             let error = Trainable::of(&stage(text), &blueprint, DecayTarget::All).unwrap_err();
             let text = error.to_string();
-            assert!(text.contains(words) && text.contains("\n  help: "), "{text}");
+            assert!(
+                text.contains(words) && text.contains("\n  help: "),
+                "{text}"
+            );
         }
         let mut headless = blueprint;
         headless.heads.clear();
         let error = Trainable::of(&stage("train=\"head\""), &headless, DecayTarget::All);
-        assert!(error.unwrap_err().to_string().contains("does not say what its head is"));
+        assert!(
+            error
+                .unwrap_err()
+                .to_string()
+                .contains("does not say what its head is")
+        );
     }
 }

@@ -7,7 +7,8 @@ use fovea_collectives::BackendChoice;
 
 use super::Config;
 use super::sections::{
-    Alpha, DecayTarget, Device, FrozenNorms, Level, MetricName, OptimizerKind, Precision, ReduceDtype, ScheduleKind,
+    Alpha, DecayTarget, Device, FrozenNorms, Level, MetricName, OptimizerKind, Precision,
+    ReduceDtype, ScheduleKind,
 };
 
 /// A section and what it is for.
@@ -100,14 +101,16 @@ impl fmt::Display for Leaf {
                 write!(f, "[{}]", texts.join(", "))
             }
             Self::Words(words) => {
-                let texts = words.iter().map(|word| Self::Text(word.clone()).to_string());
+                let texts = words
+                    .iter()
+                    .map(|word| Self::Text(word.clone()).to_string());
                 write!(f, "[{}]", texts.collect::<Vec<_>>().join(", "))
             }
             Self::Rates(rates) if rates.is_empty() => f.write_str("{ }"),
             Self::Rates(rates) => {
-                let texts = rates.iter().map(|(name, &rate)| {
-                    format!("{} = {}", quoted_key(name), Self::Real(rate))
-                });
+                let texts = rates
+                    .iter()
+                    .map(|(name, &rate)| format!("{} = {}", quoted_key(name), Self::Real(rate)));
                 write!(f, "{{ {} }}", texts.collect::<Vec<_>>().join(", "))
             }
         }

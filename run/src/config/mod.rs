@@ -32,8 +32,9 @@ pub use error::{Error, Place};
 pub use schedule::{EarlyStopping, PlateauState, StopVerdict, learning_rate};
 pub use sections::{
     Alpha, AugmentConfig, CheckpointConfig, DataConfig, DecayTarget, Device, EarlyStoppingConfig,
-    ElasticConfig, EvalConfig, FrozenNorms, Level, LossConfig, MetricName, ModelConfig, OptimizerConfig, OptimizerKind,
-    Precision, ReduceDtype, RunConfig, ScheduleConfig, ScheduleKind, TrainConfig,
+    ElasticConfig, EvalConfig, FrozenNorms, Level, LossConfig, MetricName, ModelConfig,
+    OptimizerConfig, OptimizerKind, Precision, ReduceDtype, RunConfig, ScheduleConfig,
+    ScheduleKind, TrainConfig,
 };
 
 pub use stage_keys::MOST_GROUPS;
@@ -71,11 +72,38 @@ pub struct Config {
     /// The run directory that results are written to.
     pub run: RunConfig,
     /// The stages of the run; empty = one stage, in which everything moves. See [`Config::plan`].
+    #[serde(skip_serializing_if = "Vec::is_empty")]
     pub stages: Vec<StageConfig>,
 }
 
 /// Presets that come with the program: name and TOML text of each file in `run/src/config/presets`.
 pub const PRESETS: &[(&str, &str)] = include!(concat!(env!("OUT_DIR"), "/presets.rs"));
+
+/// What a preset is for: the lines `# about: ..` and `# published: ..` of its file.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct PresetAbout {
+    /// The name that `--preset` takes.
+    pub name: &'static str,
+    /// One sentence.
+    pub about: &'static str,
+    /// The published figure to repeat, or why there is none.
+    pub published: &'static str,
+}
+
+/// Every preset with what it is for.
+#[must_use]
+pub fn presets() -> Vec<PresetAbout> {
+    let line = |text: &'static str, word: &str| {
+        let found = text.lines().find_map(|line| line.strip_prefix(word));
+        found.unwrap_or_default().trim()
+    };
+    let about = |(name, text): &(&'static str, &'static str)| PresetAbout {
+        name,
+        about: line(text, "# about:"),
+        published: line(text, "# published:"),
+    };
+    PRESETS.iter().map(about).collect()
+}
 
 /// One key on which two configurations differ.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -191,7 +219,8 @@ fn stage_differences(ours: &Config, theirs: &Config) -> Vec<Difference> {
         Some((key.get)(&stage)?.to_string())
     };
     let none = || "no such stage".to_owned();
-    let keys = (0..count).flat_map(|index| stage_keys::STAGE_KEYS.iter().map(move |key| (index, key)));
+    let keys =
+        (0..count).flat_map(|index| stage_keys::STAGE_KEYS.iter().map(move |key| (index, key)));
     keys.map(|(index, key)| Difference {
         key: format!("stages.{}.{}", index + 1, key.name),
         ours: text(ours, index, key).unwrap_or_else(none),

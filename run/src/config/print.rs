@@ -3,8 +3,8 @@
 use std::fmt::Write as _;
 
 use super::Config;
-use super::stage_keys::STAGE_KEYS;
 use super::keys::{KEYS, Key, SECTIONS, ValueKind, ValueRange};
+use super::stage_keys::STAGE_KEYS;
 
 /// Width of comment lines, with `# `.
 const WIDTH: usize = 96;
@@ -102,12 +102,18 @@ fn stage_lines(config: &Config) -> Vec<String> {
 /// The stages as tables; without any, only what they are.
 fn push_stages(out: &mut String, config: &Config) {
     out.push('\n');
-    push_comment(out, &format!("{STAGES} docs/configuration.md has the keys."));
-    for stage in &config.stages {
+    push_comment(
+        out,
+        &format!("{STAGES} docs/configuration.md has the keys."),
+    );
+    for (index, stage) in config.stages.iter().enumerate() {
         out.push('\n');
         push_line(out, "[[stages]]");
         for key in STAGE_KEYS {
             if let Some(value) = (key.get)(stage) {
+                if index == 0 {
+                    push_comment(out, key.doc);
+                }
                 push_line(out, &format!("{} = {value}", key.name));
             }
         }

@@ -125,7 +125,9 @@ pub(super) fn parse(text: &str, origin: &str) -> Result<Config> {
             }
             continue;
         }
-        if name == "train" && let DeValue::Table(entries) = content.get_ref() {
+        if name == "train"
+            && let DeValue::Table(entries) = content.get_ref()
+        {
             let epochs = entries.iter().find(|(key, _)| key.get_ref() == "epochs");
             epochs_at = epochs.map(|(key, _)| key.span().start);
         }

@@ -137,7 +137,10 @@ pub(super) fn allowed(key: &StageKey) -> String {
 }
 
 /// Reads the value of `stages`: a list of tables.
-pub(super) fn list(value: &DeValue<'_>, place: &dyn Fn(usize) -> Place) -> Result<Vec<StageConfig>> {
+pub(super) fn list(
+    value: &DeValue<'_>,
+    place: &dyn Fn(usize) -> Place,
+) -> Result<Vec<StageConfig>> {
     let wrong = || Error::WrongType {
         place: place(0),
         key: "stages".to_owned(),
@@ -160,12 +163,21 @@ pub(super) fn list(value: &DeValue<'_>, place: &dyn Fn(usize) -> Place) -> Resul
     Ok(stages)
 }
 
-fn stage(number: usize, table: &DeTable<'_>, place: &dyn Fn(usize) -> Place) -> Result<StageConfig> {
+fn stage(
+    number: usize,
+    table: &DeTable<'_>,
+    place: &dyn Fn(usize) -> Place,
+) -> Result<StageConfig> {
     let mut stage = StageConfig::default();
     let mut first: Option<(usize, Error)> = None;
     for (name, value) in table {
         let at = name.span().start;
-        let result = apply(&mut stage, (number, name.get_ref()), value.get_ref(), &place(at));
+        let result = apply(
+            &mut stage,
+            (number, name.get_ref()),
+            value.get_ref(),
+            &place(at),
+        );
         if let Err(error) = result
             && first.as_ref().is_none_or(|(earlier, _)| at < *earlier)
         {
@@ -313,7 +325,10 @@ pub(super) fn validate(config: &Config) -> Result<()> {
     };
     if config.stages.len() > MOST_STAGES {
         return conflict(
-            format!("{} stages; at most {MOST_STAGES} are allowed", config.stages.len()),
+            format!(
+                "{} stages; at most {MOST_STAGES} are allowed",
+                config.stages.len()
+            ),
             "join stages",
         );
     }
@@ -351,13 +366,19 @@ pub(super) fn validate(config: &Config) -> Result<()> {
         }
         if words.len() > 1 && words.iter().any(|word| word == ALL) {
             return conflict(
-                format!("stages.{number}.train = {} names parts besides \"all\"", Leaf::Words(words.clone())),
+                format!(
+                    "stages.{number}.train = {} names parts besides \"all\"",
+                    Leaf::Words(words.clone())
+                ),
                 "write \"all\" alone, or the parts alone",
             );
         }
         if written.groups.len() > MOST_GROUPS {
             return conflict(
-                format!("stages.{number}.groups has {} rates; at most {MOST_GROUPS} are allowed", written.groups.len()),
+                format!(
+                    "stages.{number}.groups has {} rates; at most {MOST_GROUPS} are allowed",
+                    written.groups.len()
+                ),
                 "use shorter prefixes",
             );
         }
@@ -373,7 +394,10 @@ pub(super) fn validate(config: &Config) -> Result<()> {
         }
         if stage.t_max > 0 && stage.schedule.kind != ScheduleKind::Cosine {
             return conflict(
-                format!("stages.{number}.t_max = {} with kind = \"{}\"", stage.t_max, stage.schedule.kind),
+                format!(
+                    "stages.{number}.t_max = {} with kind = \"{}\"",
+                    stage.t_max, stage.schedule.kind
+                ),
                 "t_max belongs to kind = \"cosine\"",
             );
         }

@@ -409,12 +409,7 @@ impl GpuStep {
     }
 
     /// Puts the optimizer's update and that of the running statistics on the stream. Takes the sums back for reuse.
-    pub fn commit(
-        &mut self,
-        net: &mut Network,
-        sums: Tensor,
-        adam: &[AdamParams],
-    ) -> Result<()> {
+    pub fn commit(&mut self, net: &mut Network, sums: Tensor, adam: &[AdamParams]) -> Result<()> {
         let (gpu, (host, scalars)) = (&self.gpu, &mut self.adam);
         // The host has waited for the step before, and so for the copy out of this memory.
         let classes = adam.iter().map(AdamScalars::new);

@@ -72,12 +72,7 @@ impl CpuStep {
     }
 
     /// Updates parameters and running statistics. Takes the buffer back for reuse.
-    pub fn commit(
-        &mut self,
-        net: &mut Network,
-        sums: Vec<f32>,
-        adam: &[AdamParams],
-    ) -> Result<()> {
+    pub fn commit(&mut self, net: &mut Network, sums: Vec<f32>, adam: &[AdamParams]) -> Result<()> {
         net.params.adam(&sums[net.surface.grads.clone()], adam)?;
         let shards = sums[net.surface.scalars.end - 1];
         let stats = &sums[net.surface.stats.clone()];

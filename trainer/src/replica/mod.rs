@@ -378,15 +378,19 @@ impl Replica {
         let rates = rates.into();
         let adam = |class: &UpdateClass| -> Result<AdamParams> {
             Ok(AdamParams {
-            lr: f64::from(rates.of(class.rate)?),
-            beta1: f64::from(o.beta1),
-            beta2: f64::from(o.beta2),
-            eps: f64::from(o.eps),
-            weight_decay: if class.decays { f64::from(o.weight_decay) } else { 0.0 },
-            decoupled: o.kind == OptimizerKind::AdamW,
-            step,
-            grad_scale: flat::clip_scale(verdict.grad_norm, f64::from(o.clip_norm)),
-        })
+                lr: f64::from(rates.of(class.rate)?),
+                beta1: f64::from(o.beta1),
+                beta2: f64::from(o.beta2),
+                eps: f64::from(o.eps),
+                weight_decay: if class.decays {
+                    f64::from(o.weight_decay)
+                } else {
+                    0.0
+                },
+                decoupled: o.kind == OptimizerKind::AdamW,
+                step,
+                grad_scale: flat::clip_scale(verdict.grad_norm, f64::from(o.clip_norm)),
+            })
         };
         let classes = self.net.params.trainable().classes().iter();
         let adam = classes.map(adam).collect::<Result<Vec<_>>>()?;

@@ -266,7 +266,7 @@ impl Trainer {
         let committing = Instant::now();
         let rates = self.learning_rates();
         let lr = rates[0];
-        let optimizer_step = step - self.state.progress.stage_step;
+        let optimizer_step = step.saturating_sub(self.state.progress.stage_step);
         self.state.pristine = false;
         self.state
             .replica
@@ -381,7 +381,7 @@ impl Trainer {
         let progress = &self.state.progress;
         let stage = self.config.stage_of(progress.epoch);
         // The step counts from 0 here.
-        let step = progress.step - progress.stage_step;
+        let step = progress.step.saturating_sub(progress.stage_step);
         stage.rates(step, self.data.steps_per_epoch, &progress.plateau)
     }
 

@@ -53,6 +53,17 @@ fn stages_survive_being_printed_and_serialised() {
     assert_eq!(serde_json::from_str::<Config>(&json).unwrap(), config);
 }
 
+/// Every field of a stage is in the table of its keys.
+#[test]
+fn the_table_of_a_stages_keys_is_complete() {
+    let config = two();
+    let filled = config.stages[1].filled(&config);
+    let fields = toml::Table::try_from(filled).unwrap();
+    let fields: std::collections::BTreeSet<&str> = fields.keys().map(String::as_str).collect();
+    let keys = super::super::stage_keys::STAGE_KEYS.iter();
+    assert_eq!(fields, keys.map(|key| key.name).collect());
+}
+
 #[test]
 fn stages_are_set_from_the_command_line() {
     let mut config = Config::default();
@@ -66,7 +77,10 @@ fn stages_are_set_from_the_command_line() {
     config.set("stages.1.epochs=2").unwrap();
     config.set("train.epochs=22").unwrap();
     let plan = config.plan();
-    assert_eq!((plan[1].lr, plan[0].schedule.kind), (1e-5, ScheduleKind::Cosine));
+    assert_eq!(
+        (plan[1].lr, plan[0].schedule.kind),
+        (1e-5, ScheduleKind::Cosine)
+    );
     assert_eq!(plan[0].train, ["layer4", "fc"]);
     let before = config.clone();
     for (wrong, words) in [
@@ -82,7 +96,10 @@ fn stages_are_set_from_the_command_line() {
         ("stages.=5", "there is no stage"),
     ] {
         let text = config.set(wrong).unwrap_err().to_string();
-        assert!(text.contains(words) && text.contains("  help: "), "{wrong}: {text}");
+        assert!(
+            text.contains(words) && text.contains("  help: "),
+            "{wrong}: {text}"
+        );
         assert_eq!(config, before, "{wrong}");
     }
 }
@@ -90,11 +107,23 @@ fn stages_are_set_from_the_command_line() {
 #[test]
 fn stages_that_contradict_themselves_are_refused() {
     for (more, words) in [
-        ("[train]\nepochs = 7\n", "t.toml:2: train.epochs = 7, but the stages have 3 epochs"),
-        ("[[stages]]\nepochs = 1\ntrain = [\"all\", \"fc\"]\n", "parts besides \"all\""),
+        (
+            "[train]\nepochs = 7\n",
+            "t.toml:2: train.epochs = 7, but the stages have 3 epochs",
+        ),
+        (
+            "[[stages]]\nepochs = 1\ntrain = [\"all\", \"fc\"]\n",
+            "parts besides \"all\"",
+        ),
         ("[[stages]]\nepochs = 1\ntrain = []\n", "empty prefix"),
-        ("[[stages]]\nepochs = 1\nmin_lr = 1.0\n", "min_lr = 1.0 is above the rate"),
-        ("[[stages]]\nepochs = 1\nt_max = 3\n", "t_max belongs to kind"),
+        (
+            "[[stages]]\nepochs = 1\nmin_lr = 1.0\n",
+            "min_lr = 1.0 is above the rate",
+        ),
+        (
+            "[[stages]]\nepochs = 1\nt_max = 3\n",
+            "t_max belongs to kind",
+        ),
         ("[stages]\nepochs = 1\n", "double brackets"),
         ("[[stages]]\nepoch = 1\n", "did you mean `epochs`?"),
     ] {
@@ -105,7 +134,10 @@ fn stages_that_contradict_themselves_are_refused() {
         let read = Config::from_toml_str(&text, "t.toml");
         let error = read.and_then(|config| config.validate()).unwrap_err();
         let text = error.to_string();
-        assert!(text.contains(words) && text.contains("  help: "), "{more}: {text}");
+        assert!(
+            text.contains(words) && text.contains("  help: "),
+            "{more}: {text}"
+        );
     }
 }
 
@@ -124,7 +156,10 @@ fn the_hash_knows_what_a_stage_does() {
     let differences = written.differences(&config);
     assert_eq!(differences.len(), 1);
     assert_eq!(differences[0].key, "stages.1.lr");
-    let plain = Config { stages: Vec::new(), ..config.clone() };
+    let plain = Config {
+        stages: Vec::new(),
+        ..config.clone()
+    };
     assert!(plain.differences(&config).len() > 10);
     assert_ne!(plain.blake3(), config.blake3());
 }
