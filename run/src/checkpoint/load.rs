@@ -219,14 +219,19 @@ fn foreign(bytes: &[u8]) -> Option<(&'static str, &'static str)> {
 /// The tensors of a safetensors file, or of a state dict of PyTorch ([`pytorch`]), that was read from `path`, in byte
 /// order of their names.
 pub fn decode_weights(path: &Path, bytes: &[u8]) -> Result<Vec<NamedTensor>> {
-    if pytorch::is_one(bytes) {
-        return pytorch::decode(bytes).map_err(|error| Error::Foreign {
-            path: path.to_path_buf(),
-            what: error.what,
-            help: error.help,
-        });
-    }
-    decode(bytes).map_err(|error| match error {
+    let failed = match decode(bytes) {
+        Ok(tensors) => return Ok(tensors),
+        // A safetensors file begins with a length, whose bytes may be those of a pickle: it was tried first.
+        Err(DecodeError::Format(_)) if pytorch::is_one(bytes) => {
+            return pytorch::decode(bytes).map_err(|error| Error::Foreign {
+                path: path.to_path_buf(),
+                what: error.what,
+                help: error.help,
+            });
+        }
+        Err(error) => error,
+    };
+    Err(match failed {
         DecodeError::Tensor(error) => Error::Foreign {
             path: path.to_path_buf(),
             what: error.headline(),

@@ -105,3 +105,68 @@ impl Progress {
         is_new
     }
 }
+
+#[cfg(test)]
+#[expect(clippy::unwrap_used, reason = "a failed unwrap is a failed test")]
+mod tests {
+    use super::*;
+
+    fn two_stages() -> Config {
+        let mut config = Config::default();
+        config
+            .set("stages=[{epochs=3, train=\"head\", kind=\"plateau\", plateau_patience=1}, {epochs=4}]")
+            .unwrap();
+        config.set("early_stopping.patience=2").unwrap();
+        config.validate().unwrap();
+        config
+    }
+
+    /// One epoch of ten steps whose evaluation gives `value`; returns whether a stage begins.
+    fn epoch(progress: &mut Progress, config: &Config, value: f64) -> bool {
+        progress.commit(progress.step + 10, 100);
+        progress.evaluated(config, value);
+        progress.next_epoch(config)
+    }
+
+    #[test]
+    fn a_stage_begins_with_a_new_optimizer_and_a_new_schedule() {
+        let config = two_stages();
+        let mut progress = Progress::new(&config);
+        assert!(!epoch(&mut progress, &config, 0.5));
+        assert!(!epoch(&mut progress, &config, 0.4));
+        assert_eq!(progress.plateau.reductions, 1);
+        // Three evaluations in a row without improvement, but this is not the last stage.
+        assert!(epoch(&mut progress, &config, 0.3));
+        assert!(!progress.stopped);
+        assert_eq!((progress.epoch, progress.stage_step), (3, 30));
+        assert_eq!(progress.plateau, PlateauState::default());
+        assert_eq!(progress.early.waited(), 0);
+        assert_eq!(
+            progress.best.unwrap().value,
+            0.5,
+            "the run's, not the stage's"
+        );
+        assert!(!epoch(&mut progress, &config, 0.4));
+        assert!(!progress.stopped);
+        assert!(!epoch(&mut progress, &config, 0.4));
+        assert!(
+            progress.stopped,
+            "two without improvement in the last stage"
+        );
+        assert_eq!(progress.stage_step, 30);
+    }
+
+    /// A run without stages has the progress that it always had, and a checkpoint from before stages is read.
+    #[test]
+    fn without_stages_nothing_is_added() {
+        let mut config = Config::default();
+        config.train.epochs = 3;
+        let mut progress = Progress::new(&config);
+        for _ in 0..3 {
+            assert!(!epoch(&mut progress, &config, 0.5));
+        }
+        let json = serde_json::to_value(&progress).unwrap();
+        assert!(json.get("stage_step").is_none(), "{json}");
+        assert_eq!(serde_json::from_value::<Progress>(json).unwrap(), progress);
+    }
+}

@@ -111,6 +111,9 @@ fn archive(bytes: &[u8]) -> Result<(Heap, Id, Storages<'_>)> {
         help: "copy the file again if it was cut off",
     };
     let mut zip = zip::ZipArchive::new(Cursor::new(bytes)).map_err(damaged)?;
+    if zip.file_names().any(|name| name.contains("/code/")) {
+        return unreadable("it is a TorchScript program, not a state dict");
+    }
     let mut files = BTreeMap::new();
     for index in 0..zip.len() {
         let file = zip.by_index_raw(index).map_err(damaged)?;
@@ -133,12 +136,6 @@ fn archive(bytes: &[u8]) -> Result<(Heap, Id, Storages<'_>)> {
     let order = files.get(&format!("{folder}byteorder"));
     if order.is_some_and(|order| order.trim_ascii() != b"little") {
         return unreadable("it was written on a big-endian machine");
-    }
-    if files
-        .keys()
-        .any(|name| name.starts_with(&format!("{folder}code/")))
-    {
-        return unreadable("it is a TorchScript program, not a state dict");
     }
     let description = files
         .get(&format!("{folder}data.pkl"))
