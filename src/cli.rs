@@ -221,7 +221,7 @@ pub struct ConfigArgs {
     /// Run directory (run.out)
     #[arg(long)]
     pub out: Option<PathBuf>,
-    /// Begin from these weights: a .safetensors file, a checkpoint or a run directory (model.init)
+    /// Begin from these weights: a .safetensors or PyTorch file, a checkpoint or a run directory (model.init)
     #[arg(long, value_name = "PATH")]
     pub init: Option<PathBuf>,
     /// Set any key of the configuration, for example --set optimizer.lr=3e-4
@@ -251,6 +251,9 @@ pub struct TrainArgs {
     /// Print the resolved configuration with every key explained, and stop
     #[arg(long)]
     pub print_config: bool,
+    /// Print what each preset is for and the figure it was published with, and stop
+    #[arg(long)]
+    pub list_presets: bool,
 }
 
 #[derive(Args, Clone, Debug)]

@@ -6,7 +6,7 @@ use fovea_coordinator::rundir::LOCK_FILE;
 use fovea_run::config::{Config, PRESETS};
 use fovea_run::run_dir::RunDir;
 use fovea_slurm::history;
-use fovea_trainer::weights;
+use fovea_trainer::initial;
 
 use super::absolute;
 use crate::cli::ConfigArgs;
@@ -103,7 +103,7 @@ pub fn keep_initial_weights(
     }
     let mut moved = config.clone();
     moved.model.init_blake3.clear();
-    weights::pin(&mut moved, None)?;
+    initial::pin(&mut moved, None)?;
     if moved.model.init_blake3 != begun.init_blake3 {
         return Err(other(&moved.model.init).into());
     }
@@ -152,7 +152,8 @@ pub fn epochs_are_left(run: &Path, epochs: &Epochs) -> Result<bool, Usage> {
 /// done: see [`epochs_are_left`].
 pub fn same_run(run: &Path, config: &Config, before: &Config) -> Result<(), Usage> {
     let mut changed = config.differences(before);
-    changed.retain(|d| d.key != "train.epochs");
+    let last = format!("stages.{}.epochs", config.stages.len());
+    changed.retain(|d| d.key != "train.epochs" && d.key != last);
     if changed.is_empty() {
         return Ok(());
     }

@@ -15,8 +15,8 @@ use fovea_slurm::script::{self, ELEMENT, Job, elements, render, run_of_element, 
 use fovea_slurm::site::{Requeue, Site};
 use fovea_slurm::submit::{self, CONFIG_FILE, SCRIPT_FILE, Submission, Submitted};
 use fovea_slurm::{client, time};
+use fovea_trainer::initial;
 use fovea_trainer::preflight::{Moment, preflight};
-use fovea_trainer::weights;
 
 use clap::Parser;
 
@@ -256,7 +256,9 @@ fn check(args: &SubmitArgs, config: &Config, data: &Path, begun: bool) -> anyhow
             tracing::warn!("{warning}");
         }
         // This only validates the weights; the job records which ones it starts from.
-        weights::pin(&mut config, Some(data.task()))?;
+        for line in initial::pin(&mut config, Some(data.task()))? {
+            tracing::info!("initial weights: {line}");
+        }
     }
     Ok(())
 }

@@ -11,9 +11,9 @@ use fovea_launch::{LaunchOptions, launch};
 use fovea_run::config::{self, Config};
 use fovea_run::run_dir::{self, RunDir};
 use fovea_trainer::gpu;
+use fovea_trainer::initial;
 use fovea_trainer::preflight::{Moment, preflight};
 use fovea_trainer::train::resume_from;
-use fovea_trainer::weights;
 
 use super::signals::{Again, drain_flag};
 use super::source::{self, Epochs, places};
@@ -23,6 +23,13 @@ use crate::say;
 use crate::show::{self, StatusView};
 
 pub fn run(args: &TrainArgs) -> anyhow::Result<Ending> {
+    if args.list_presets {
+        for preset in config::presets() {
+            say!("{}\n    {}", preset.name, preset.about)?;
+            say!("    published: {}", preset.published)?;
+        }
+        return Ok(Ending::Finished);
+    }
     let mut config = resolve(args)?;
     if args.print_config {
         say!("{}", config.to_toml_documented().trim_end())?;
@@ -183,7 +190,9 @@ pub(super) fn enter(
         // behind.
         warn(preflight(config, data, Moment::Beginning)?);
         warn(fovea_dataset::oddities(data));
-        weights::pin(config, Some(data.task()))?;
+        for line in initial::pin(config, Some(data.task()))? {
+            let _ = say!("initial weights: {line}");
+        }
     }
     // The lock refuses a directory where another run is active. The coordinator takes it again for the run's life.
     let _lock = RunLock::acquire(run.path())?;
@@ -228,21 +237,26 @@ fn go_on(run: &RunDir, config: &mut Config, data: &Dataset) -> anyhow::Result<Be
     }
     if start.step == 0 && !config.model.init.is_empty() {
         // The trainers will read the initial weights again.
-        weights::pinned(config)?;
+        initial::pinned(config)?;
     }
     warn(preflight(config, data, Moment::GoingOn)?);
-    if epochs.now != epochs.before
-        && config.schedule.kind == config::ScheduleKind::Cosine
-        && start.step > 0
-    {
+    if epochs.now != epochs.before && is_stretched(config) && start.step > 0 {
         tracing::warn!(
-            "schedule.kind = \"cosine\": from step {} on the learning rate is that of a run of {} epochs, up to there it was that of {}",
+            "cosine schedule: from step {} on the learning rate is that of a run of {} epochs, up to there it was that of {}",
             start.step + 1,
             epochs.now,
             epochs.before
         );
     }
     Ok(Begin::After(start.step))
+}
+
+/// Whether more epochs change the learning rate of the last stage: a cosine over its length.
+fn is_stretched(config: &Config) -> bool {
+    let last = config.plan().pop();
+    last.is_some_and(|stage| {
+        stage.schedule.kind == config::ScheduleKind::Cosine && stage.t_max == 0
+    })
 }
 
 fn warn(warnings: Vec<String>) {

@@ -71,6 +71,8 @@ pub struct NormSpec {
     pub channels: usize,
     /// Index of its first mean in the flat statistics buffer.
     pub offset: usize,
+    /// Whether it normalises with its running statistics while training, and leaves them: its parameters are frozen.
+    pub frozen: bool,
 }
 
 /// Every parameter and buffer of a model, in declaration order.
@@ -82,6 +84,8 @@ pub struct Blueprint {
     pub norms: Vec<NormSpec>,
     /// The dropout sites, indexed by [`DropoutId`].
     pub dropouts: Vec<DropoutSpec>,
+    /// Prefixes of the parameters that make up the head: what a stage with `train = "head"` moves.
+    pub heads: Vec<String>,
 }
 
 impl Blueprint {
@@ -103,8 +107,15 @@ impl Blueprint {
             name,
             channels,
             offset,
+            frozen: false,
         });
         NormId(self.norms.len() - 1)
+    }
+
+    /// Says that the parameters that begin with `prefix` belong to the head, the layers that are new for each task. A
+    /// model says it once for each of its heads.
+    pub fn head(&mut self, prefix: &str) {
+        self.heads.push(prefix.to_owned());
     }
 
     /// Declares a dropout site and returns its id.

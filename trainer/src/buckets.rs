@@ -28,32 +28,43 @@ pub struct Buckets {
 impl Buckets {
     /// Cuts a buffer of `len` elements: convolution weights from the last layer to the first, in buckets of at least
     /// `bytes`; then one last bucket with all that is small or known only at the end of a pass: normalisation and
-    /// linear layers, batch statistics, losses.
-    pub fn new(layout: &FlatLayout, len: usize, bytes: usize) -> Self {
+    /// linear layers, batch statistics, losses. Parameters that do not move (`moves`) are in no bucket, and their
+    /// elements travel only where they lie between others.
+    pub fn new(
+        layout: &FlatLayout,
+        len: usize,
+        bytes: usize,
+        moves: impl Fn(usize) -> bool,
+    ) -> Self {
         let least = (bytes / size_of::<f32>()).max(1);
-        let mut convolutions: Vec<usize> = (0..layout.ranges.len())
-            .filter(|param| layout.ranges[*param].start < layout.working_len)
+        let start_of = |param: usize| layout.ranges[param].start;
+        let moving = || (0..layout.ranges.len()).filter(|param| moves(*param));
+        let mut convolutions: Vec<usize> = moving()
+            .filter(|param| start_of(*param) < layout.working_len)
             .collect();
-        convolutions.sort_by_key(|param| std::cmp::Reverse(layout.ranges[*param].start));
+        convolutions.sort_by_key(|param| std::cmp::Reverse(start_of(*param)));
+        let last = convolutions.last().copied();
         let mut buckets = Vec::new();
-        let mut end = layout.working_len;
         let mut params = Vec::new();
         for param in convolutions {
             params.push(param);
-            let start = layout.ranges[param].start;
-            if end - start >= least || start == 0 {
+            let start = start_of(param);
+            let end = layout.padded_end(&layout.ranges[params[0]]);
+            if end - start >= least || Some(param) == last {
                 buckets.push(Bucket {
                     range: start..end,
                     params: std::mem::take(&mut params),
                 });
-                end = start;
             }
         }
-        let small = (0..layout.ranges.len())
-            .filter(|param| layout.ranges[*param].start >= layout.working_len);
+        let small: Vec<usize> = moving()
+            .filter(|param| start_of(*param) >= layout.working_len)
+            .collect();
+        // Without small parameters, the statistics begin it; they lie behind all parameters.
+        let start = small.iter().map(|param| start_of(*param)).min();
         buckets.push(Bucket {
-            range: layout.working_len..len,
-            params: small.collect(),
+            range: start.unwrap_or(layout.len)..len,
+            params: small,
         });
         let mut bucket_of = vec![0; layout.ranges.len()];
         for (number, bucket) in buckets.iter().enumerate() {
@@ -143,7 +154,7 @@ mod tests {
         fn buckets_are_a_partition_from_the_back(bytes in 0usize..200_000_000) {
             let layout = layout();
             let len = layout.len + 1000;
-            let buckets = Buckets::new(&layout, len, bytes);
+            let buckets = Buckets::new(&layout, len, bytes, |_| true);
             let all = buckets.all();
             let (last, convolutions) = all.split_last().expect("at least one");
             prop_assert_eq!(&last.range, &(layout.working_len..len));
@@ -165,6 +176,29 @@ mod tests {
             }
         }
 
+        /// Every moving parameter is in one bucket, no frozen one is, and buckets do not overlap.
+        #[test]
+        fn frozen_parameters_are_in_no_bucket(bytes in 0usize..50_000_000, moving in prop::collection::vec(any::<bool>(), 200)) {
+            let layout = layout();
+            let len = layout.len + 1000;
+            let moves = |param: usize| moving[param % moving.len()];
+            let buckets = Buckets::new(&layout, len, bytes, moves);
+            let mut params: Vec<usize> = buckets.all().iter().flat_map(|bucket| bucket.params.clone()).collect();
+            params.sort_unstable();
+            prop_assert_eq!(params, (0..layout.ranges.len()).filter(|param| moves(*param)).collect::<Vec<_>>());
+            let (last, convolutions) = buckets.all().split_last().expect("at least one");
+            prop_assert!(last.range.start <= layout.len && last.range.end == len);
+            for pair in convolutions.windows(2) {
+                prop_assert!(pair[1].range.end <= pair[0].range.start);
+            }
+            for bucket in buckets.all() {
+                for param in &bucket.params {
+                    let range = &layout.ranges[*param];
+                    prop_assert!(bucket.range.start <= range.start && range.end <= bucket.range.end);
+                }
+            }
+        }
+
         /// In whatever order gradients come, buckets leave in order, each when all of its gradients are there.
         #[test]
         fn buckets_leave_in_order_and_complete(
@@ -173,7 +207,7 @@ mod tests {
             turns in prop::collection::vec(any::<prop::sample::Index>(), 600),
         ) {
             let layout = layout();
-            let buckets = Buckets::new(&layout, layout.len, bytes);
+            let buckets = Buckets::new(&layout, layout.len, bytes, |_| true);
             let mut awaited = buckets.await_from(shards);
             let mut to_come: Vec<Option<usize>> = (0..shards)
                 .flat_map(|_| (0..layout.ranges.len()).map(Some).chain([None]))

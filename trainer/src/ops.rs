@@ -184,6 +184,8 @@ pub enum NormMode<'a> {
     Train {
         /// Written by the pass: `[stats_len]` f32, laid out as [`NormSpec`] says.
         batch_stats: &'a Tensor,
+        /// Read where a layer is frozen ([`NormSpec::frozen`]): running statistics, `[stats_len]` f32.
+        running: &'a Tensor,
     },
     /// Running statistics, for evaluation.
     Eval {
@@ -220,7 +222,8 @@ impl Affine<'_> {
     /// Views of this layer's means and variances, and whether the pass writes them (training).
     fn statistics(&self, mode: &NormMode<'_>) -> Result<(Tensor, Tensor, bool)> {
         let (flat, train) = match mode {
-            NormMode::Train { batch_stats } => (*batch_stats, true),
+            NormMode::Train { running, .. } if self.spec.frozen => (*running, false),
+            NormMode::Train { batch_stats, .. } => (*batch_stats, true),
             NormMode::Eval { running } => (*running, false),
         };
         let (offset, channels) = (self.spec.offset as i64, self.spec.channels as i64);
@@ -229,6 +232,16 @@ impl Affine<'_> {
             flat.f_narrow(0, offset + channels, channels)?,
             train,
         ))
+    }
+}
+
+/// The engine for a layer: the fused passes have no backward with running statistics, so where a frozen layer lies
+/// between parameters that move, libtorch computes it.
+fn engine_for(engine: NormEngine, affine: &Affine<'_>, inputs: &[&Tensor]) -> NormEngine {
+    let needs_backward = || inputs.iter().any(|input| input.requires_grad());
+    match affine.spec.frozen && needs_backward() {
+        true => NormEngine::Composed,
+        false => engine,
     }
 }
 
@@ -308,7 +321,7 @@ pub fn batch_norm(
     activation: Activation,
     mode: &NormMode<'_>,
 ) -> Result<Tensor> {
-    match engine {
+    match engine_for(engine, affine, &[x]) {
         NormEngine::Fused => Ok(call_batch_norm(x, affine, None, activation, mode)?.0),
         NormEngine::Composed => {
             let mut y = composed_batch_norm(x, affine, mode)?;
@@ -331,7 +344,7 @@ pub fn batch_norm_add_relu(
     residual: &Tensor,
     mode: &NormMode<'_>,
 ) -> Result<(Tensor, Tensor)> {
-    let (first, second) = match engine {
+    let (first, second) = match engine_for(engine, affine, &[x, residual]) {
         NormEngine::Fused => call_batch_norm(x, affine, Some(residual), Activation::Relu, mode)?,
         NormEngine::Composed => {
             let mut y = composed_batch_norm(x, affine, mode)?;
@@ -350,7 +363,7 @@ pub fn stem(
     affine: &Affine<'_>,
     mode: &NormMode<'_>,
 ) -> Result<Tensor> {
-    if engine == NormEngine::Composed {
+    if engine_for(engine, affine, &[x]) == NormEngine::Composed {
         let y = composed_batch_norm(x, affine, mode)?.f_relu_()?;
         return Ok(y.f_max_pool2d([3, 3], [2, 2], [1, 1], [1, 1], false)?);
     }

@@ -12,6 +12,7 @@ use std::borrow::Cow;
 use std::ops::Range;
 
 use fovea_kernels::flat::{self, AdamParams};
+use fovea_run::config::DecayTarget;
 use half::bf16;
 use rand::SeedableRng;
 use rand::distr::{Distribution, Uniform};
@@ -24,6 +25,7 @@ use crate::error::{Error, Result};
 use crate::host;
 use crate::ops;
 use crate::precision::Precision;
+use crate::trainable::{Trainable, UpdateRange};
 
 /// Every tensor starts on a multiple of this many elements (one 128-byte line of f32).
 const ALIGN: usize = 32;
@@ -63,6 +65,11 @@ impl FlatLayout {
         }
         layout
     }
+
+    /// The end of a parameter's elements with the gap behind it.
+    pub fn padded_end(&self, range: &Range<usize>) -> usize {
+        range.end.next_multiple_of(ALIGN)
+    }
 }
 
 /// One of the flat f32 buffers that make up a model's state.
@@ -98,6 +105,10 @@ pub struct Params {
     master: Tensor,
     working: Option<Tensor>,
     leaves: Vec<Tensor>,
+    /// Those of `leaves` that move.
+    trained: Vec<Tensor>,
+    trainable: Trainable,
+    updates: Vec<UpdateRange>,
     m: Tensor,
     v: Tensor,
     running: Tensor,
@@ -113,7 +124,8 @@ fn view(flat: &Tensor, range: &Range<usize>, spec: &ParamSpec) -> Result<Tensor>
 }
 
 impl Params {
-    /// Draws initial values from `seed`; the same on every machine and device.
+    /// Draws initial values from `seed`; the same on every machine and device. Everything moves, until
+    /// [`Params::set_trainable`].
     pub fn new(
         blueprint: Blueprint,
         precision: Precision,
@@ -127,23 +139,14 @@ impl Params {
             Precision::Bf16 => Some(zeros(layout.working_len, Kind::BFloat16)?),
             Precision::F32 => None,
         };
-        let mut leaves = Vec::with_capacity(blueprint.params.len());
-        for (index, (spec, range)) in blueprint.params.iter().zip(&layout.ranges).enumerate() {
-            let flat = if spec.working {
-                working.as_ref().unwrap_or(&master)
-            } else {
-                &master
-            };
-            let leaf = view(flat, range, spec)?
-                .f_detach()?
-                .f_set_requires_grad(true)?;
-            ops::watch(&leaf, index)?;
-            leaves.push(leaf);
-        }
+        let trainable = Trainable::all(&blueprint, DecayTarget::All);
         let mut params = Self {
             master,
             working,
-            leaves,
+            leaves: Vec::new(),
+            trained: Vec::new(),
+            updates: Vec::new(),
+            trainable: trainable.clone(),
             m: zeros(layout.len, Kind::Float)?,
             v: zeros(layout.len, Kind::Float)?,
             running: zeros(blueprint.stats_len(), Kind::Float)?,
@@ -151,8 +154,50 @@ impl Params {
             layout,
             device,
         };
+        params.set_trainable(trainable)?;
         params.initialise(seed)?;
         Ok(params)
+    }
+
+    /// Decides which parameters move and which normalisation layers are frozen. Autograd stops at frozen parameters.
+    pub fn set_trainable(&mut self, trainable: Trainable) -> Result<()> {
+        let (mut leaves, mut trained) = (Vec::new(), Vec::new());
+        let params = self.blueprint.params.iter().zip(&self.layout.ranges);
+        for (index, (spec, range)) in params.enumerate() {
+            let flat = if spec.working {
+                self.working.as_ref().unwrap_or(&self.master)
+            } else {
+                &self.master
+            };
+            let leaf = view(flat, range, spec)?.f_detach()?;
+            let leaf = leaf.f_set_requires_grad(trainable.moves(index))?;
+            if trainable.moves(index) {
+                ops::watch(&leaf, index)?;
+                trained.push(leaf.shallow_clone());
+            }
+            leaves.push(leaf);
+        }
+        for (index, norm) in self.blueprint.norms.iter_mut().enumerate() {
+            norm.frozen = trainable.is_frozen(index);
+        }
+        self.updates = trainable.ranges(&self.layout);
+        (self.leaves, self.trained, self.trainable) = (leaves, trained, trainable);
+        Ok(())
+    }
+
+    /// What moves.
+    pub fn trainable(&self) -> &Trainable {
+        &self.trainable
+    }
+
+    /// The elements that the optimizer updates.
+    pub fn updates(&self) -> &[UpdateRange] {
+        &self.updates
+    }
+
+    /// The leaves that move, in the order of their parameters.
+    pub fn trained(&self) -> &[Tensor] {
+        &self.trained
     }
 
     fn initialise(&mut self, seed: u64) -> Result<()> {
@@ -254,19 +299,33 @@ impl Params {
         Ok(())
     }
 
-    /// One optimizer step on the CPU, from summed gradients in the flat layout.
-    pub fn adam(&mut self, grads: &[f32], adam: &AdamParams) -> Result<()> {
-        let working = match &mut self.working {
+    /// One optimizer step on the CPU over everything that moves, from summed gradients in the flat layout. `adam` has
+    /// the numbers of each class of [`Trainable::classes`].
+    pub fn adam(&mut self, grads: &[f32], adam: &[AdamParams]) -> Result<()> {
+        let mut working = match &mut self.working {
             Some(working) => Some(host::slice_mut::<bf16>(working)?),
             None => None,
         };
         let split = self.layout.working_len;
-        let (params, rest) = host::slice_mut::<f32>(&mut self.master)?.split_at_mut(split);
-        let (m, m_rest) = host::slice_mut::<f32>(&mut self.m)?.split_at_mut(split);
-        let (v, v_rest) = host::slice_mut::<f32>(&mut self.v)?.split_at_mut(split);
-        let (g, g_rest) = grads.split_at(split);
-        flat::adam(params, g, m, v, working, adam)?;
-        flat::adam(rest, g_rest, m_rest, v_rest, None, adam)?;
+        let master = host::slice_mut::<f32>(&mut self.master)?;
+        let (m, v) = (
+            host::slice_mut::<f32>(&mut self.m)?,
+            host::slice_mut::<f32>(&mut self.v)?,
+        );
+        for UpdateRange { elements, class } in &self.updates {
+            let part = || elements.clone();
+            let working = working.as_mut().filter(|_| elements.end <= split);
+            let working = working.map(|working| &mut working[part()]);
+            let (grads, params) = (&grads[part()], &mut master[part()]);
+            flat::adam(
+                params,
+                grads,
+                &mut m[part()],
+                &mut v[part()],
+                working,
+                &adam[*class],
+            )?;
+        }
         Ok(())
     }
 
@@ -409,7 +468,7 @@ mod tests {
                 step: 1,
                 grad_scale: 1.0,
             };
-            params.adam(&grads, &adam).expect("step");
+            params.adam(&grads, &[adam]).expect("step");
             for (old, new) in before.iter().zip(params.leaves()) {
                 let moved = (old - new)
                     .to_kind(Kind::Float)

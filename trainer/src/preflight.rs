@@ -13,6 +13,7 @@ use crate::error::{Error, Result};
 use crate::models;
 use crate::objective;
 use crate::samples::{labels_of, order_input, whole_image};
+use crate::trainable::Trainable;
 use crate::windows::has_masks;
 
 /// When a run is checked.
@@ -35,7 +36,7 @@ pub fn preflight(config: &Config, data: &Dataset, moment: Moment) -> Result<Vec<
     config.fits(data.task())?;
     let loss = objective::check(&config.loss, data.task())?;
     let model = models::find(&config.model.name)?;
-    model.build(data.task(), &config.model)?;
+    let (_, blueprint) = model.build(data.task(), &config.model)?;
     if model.grain == Grain::Cell && data.grid() == 0 {
         return Err(Error::Usage {
             what: format!(
@@ -45,6 +46,9 @@ pub fn preflight(config: &Config, data: &Dataset, moment: Moment) -> Result<Vec<
             ),
             help: "choose a model of whole images with model.name, or make a grid with `fovea prepare --size 1280 --patch 128`".to_owned(),
         });
+    }
+    for stage in config.plan() {
+        Trainable::of(&stage, &blueprint, config.optimizer.decay)?;
     }
     let input = order_input(data, model.grain, config);
     let order = EpochOrder::new(&input, 0)?;

@@ -1,19 +1,17 @@
 //! Loading weights: finds the file, maps the names of its tensors, and checks that they are the model's.
 //!
-//! Every source (a checkpoint, `eval`, `predict`, `model.init`) goes through [`fitted`], so no computation uses
-//! incomplete or non-finite weights. The decision is pure: it takes tensors and returns tensors or an error.
+//! Every checkpoint (of a resume, `eval`, `predict`) goes through [`fitted`], and `model.init` through [`crate::initial`],
+//! so no computation uses incomplete or non-finite weights. The decision is pure: it takes tensors and returns tensors or
+//! an error.
 
 use std::collections::BTreeMap;
-use std::fs;
 use std::path::{Path, PathBuf};
 
 use fovea_run::checkpoint::{self, NamedTensor, TensorData};
-use fovea_run::config::Config;
 use fovea_run::run_dir::RunDir;
-use fovea_task::Task;
 
 use crate::error::{Error, Result};
-use crate::models::{self, Blueprint};
+use crate::models::Blueprint;
 use crate::train::best_of;
 
 /// Number of names that a message lists before it only counts the others.
@@ -87,7 +85,7 @@ pub fn fitted<'a>(
 }
 
 /// Names and shapes of the tensors that a model needs: parameters and running statistics.
-fn wanted(blueprint: &Blueprint) -> BTreeMap<String, Vec<usize>> {
+pub(crate) fn wanted(blueprint: &Blueprint) -> BTreeMap<String, Vec<usize>> {
     let params = blueprint.params.iter().map(|spec| {
         let shape = spec.shape.iter().map(|&d| d as usize).collect();
         (spec.name.clone(), shape)
@@ -100,7 +98,7 @@ fn wanted(blueprint: &Blueprint) -> BTreeMap<String, Vec<usize>> {
 }
 
 /// Whether this is the counter that PyTorch keeps with running statistics, which older files do not have.
-fn is_counter(wanted: &BTreeMap<String, Vec<usize>>, name: &str) -> bool {
+pub(crate) fn is_counter(wanted: &BTreeMap<String, Vec<usize>>, name: &str) -> bool {
     name.strip_suffix(".num_batches_tracked")
         .is_some_and(|norm| wanted.contains_key(&format!("{norm}.running_mean")))
 }
@@ -190,15 +188,15 @@ pub fn refuse_not_finite(tensors: &[NamedTensor], origin: &Path) -> Result<()> {
 
 /// Names without the parts that wrappers added.
 #[derive(Debug, PartialEq, Eq)]
-struct Plain {
+pub(crate) struct Plain {
     /// The names, in the order given.
-    names: Vec<String>,
+    pub(crate) names: Vec<String>,
     /// The removed parts, as `` `module.` (DistributedDataParallel) ``.
-    removed: Vec<String>,
+    pub(crate) removed: Vec<String>,
 }
 
 /// Removes the parts that wrappers and holders put into names; a name that the model knows stays unchanged.
-fn plain_names(given: &[&str], known: impl Fn(&str) -> bool) -> Plain {
+pub(crate) fn plain_names(given: &[&str], known: impl Fn(&str) -> bool) -> Plain {
     let mut names: Vec<String> = given.iter().map(|&name| name.to_owned()).collect();
     let mut removed = Vec::new();
     for (wrapper, of) in WRAPPERS {
@@ -262,7 +260,8 @@ pub fn checkpoint_in(path: &Path) -> Result<PathBuf> {
     if !path.exists() {
         return Err(Error::Usage {
             what: format!("{}: no such file or directory", path.display()),
-            help: "give a checkpoint directory, a run directory, or a .safetensors file".to_owned(),
+            help: "give a checkpoint directory, a run directory, or a .safetensors or PyTorch file"
+                .to_owned(),
         });
     }
     let run = RunDir::new(path);
@@ -275,83 +274,12 @@ pub fn checkpoint_in(path: &Path) -> Result<PathBuf> {
     Ok(path.to_owned())
 }
 
-/// Makes `model.init` name one file, checks that it fits the model, and stores its hash in `model.init_blake3`, which
-/// records what a run began from. Does nothing without `model.init`. Without a task, skips the check that
-/// the weights fit.
-///
-/// # Errors
-/// The file does not exist, it does not fit, or it has another hash than the given one.
-pub fn pin(config: &mut Config, task: Option<&Task>) -> Result<()> {
-    if config.model.init.is_empty() {
-        return Ok(());
-    }
-    let found = checkpoint_in(Path::new(&config.model.init))?;
-    let file = if found.is_dir() {
-        // A checkpoint is verified by its own chain of hashes.
-        checkpoint::verify(&found)?;
-        found.join(checkpoint::WEIGHTS)
-    } else {
-        found
-    };
-    let file = std::path::absolute(&file)
-        .map_err(|e| fovea_run::Error::file(&file, &e, "give the weights by another path"))?;
-    let Some(text) = file.to_str() else {
-        return Err(Error::Usage {
-            what: format!("{}: the name is not UTF-8", file.display()),
-            help: "give the weights another name".to_owned(),
-        });
-    };
-    config.model.init = text.to_owned();
-    let (tensors, hash) = read(&file)?;
-    same_content(config, &file, &hash)?;
-    if let Some(task) = task {
-        let (_, blueprint) = models::find(&config.model.name)?.build(task, &config.model)?;
-        fitted(&blueprint, &tensors, &file)?;
-    }
-    config.model.init_blake3 = hash;
-    Ok(())
-}
-
-/// The tensors that the run begins from, read from the file that [`pin`] has checked.
-///
-/// # Errors
-/// The file is missing, is no safetensors file, or differs from the one that the run began from.
-pub fn pinned(config: &Config) -> Result<Vec<NamedTensor>> {
-    let file = Path::new(&config.model.init);
-    let (tensors, hash) = read(file)?;
-    same_content(config, file, &hash)?;
-    Ok(tensors)
-}
-
-fn read(file: &Path) -> Result<(Vec<NamedTensor>, String)> {
-    checkpoint::refuse_pipe(file)?;
-    let bytes = fs::read(file).map_err(|e| Error::Usage {
-        what: format!("model.init: cannot read {}: {e}", file.display()),
-        help: "give a .safetensors file, a checkpoint directory or a run directory; a run needs it until its first checkpoint".to_owned(),
-    })?;
-    let tensors = checkpoint::decode_weights(file, &bytes)?;
-    Ok((tensors, blake3::hash(&bytes).to_hex().to_string()))
-}
-
-fn same_content(config: &Config, file: &Path, hash: &str) -> Result<()> {
-    let pinned = &config.model.init_blake3;
-    if pinned.is_empty() || pinned == hash {
-        return Ok(());
-    }
-    Err(Error::Mismatch {
-        path: file.to_owned(),
-        what: format!(
-            "this file has blake3 {hash}, and the run is to begin from one with {pinned} (model.init_blake3)"
-        ),
-        help: "put the file back as it was, or start a new run with another --out".to_owned(),
-    })
-}
-
 #[cfg(test)]
 mod tests {
     use proptest::prelude::*;
 
     use super::*;
+    use crate::models;
 
     fn plain(given: &[&str]) -> (Vec<String>, usize) {
         let known = |name: &str| ["a.weight", "b.conv.bias"].contains(&name);

@@ -12,6 +12,7 @@ use rustix::fs::{Mode, OFlags};
 use rustix::io::Errno;
 use serde::Deserialize;
 
+use super::pytorch;
 use super::store::hash_reader;
 use super::tensors::{DecodeError, decode};
 use super::{
@@ -161,8 +162,8 @@ pub fn load(path: &Path) -> Result<Loaded> {
     })
 }
 
-/// The weights of a checkpoint directory (checked), or of a bare safetensors file, in byte order of
-/// their names.
+/// The weights of a checkpoint directory (checked), of a bare safetensors file, or of a state dict that PyTorch saved,
+/// in byte order of their names.
 pub fn load_weights(path: &Path) -> Result<Vec<NamedTensor>> {
     if fs::metadata(path)
         .map_err(Error::io("read", path))?
@@ -188,22 +189,14 @@ pub fn refuse_pipe(path: &Path) -> Result<()> {
     }
 }
 
-const GIVE: &str = "give a .safetensors file, a checkpoint or a run directory; copy the file again if it was cut off";
+const GIVE: &str = "give a .safetensors file, a state dict of PyTorch (.pth, .pt), a checkpoint or a run directory; copy the file again if it was cut off";
 
 /// What a file that is no safetensors file is, by its first bytes, and what to do.
 fn foreign(bytes: &[u8]) -> Option<(&'static str, &'static str)> {
-    const SAVE: &str =
-        "save its state dict with safetensors.torch.save_file(model.state_dict(), 'x.safetensors')";
     if bytes.is_empty() {
         return Some(("it is empty", GIVE));
     }
-    let known: [(&[u8], &str, &str); 6] = [
-        (
-            b"PK\x03\x04",
-            "it is a PyTorch file (.pth, .pt) or another zip archive",
-            SAVE,
-        ),
-        (b"\x80", "it is a Python pickle (an old .pth)", SAVE),
+    let known: [(&[u8], &str, &str); 4] = [
         (b"\x89HDF", "it is an HDF5 file (Keras)", GIVE),
         (b"\x93NUMPY", "it is a NumPy array", GIVE),
         (
@@ -223,9 +216,22 @@ fn foreign(bytes: &[u8]) -> Option<(&'static str, &'static str)> {
         .map(|(_, what, help)| (what, help))
 }
 
-/// The tensors of a safetensors file that was read from `path`, in byte order of their names.
+/// The tensors of a safetensors file, or of a state dict of PyTorch ([`pytorch`]), that was read from `path`, in byte
+/// order of their names.
 pub fn decode_weights(path: &Path, bytes: &[u8]) -> Result<Vec<NamedTensor>> {
-    decode(bytes).map_err(|error| match error {
+    let failed = match decode(bytes) {
+        Ok(tensors) => return Ok(tensors),
+        // A safetensors file begins with a length, whose bytes may be those of a pickle: it was tried first.
+        Err(DecodeError::Format(_)) if pytorch::is_one(bytes) => {
+            return pytorch::decode(bytes).map_err(|error| Error::Foreign {
+                path: path.to_path_buf(),
+                what: error.what,
+                help: error.help,
+            });
+        }
+        Err(error) => error,
+    };
+    Err(match failed {
         DecodeError::Tensor(error) => Error::Foreign {
             path: path.to_path_buf(),
             what: error.headline(),

@@ -23,6 +23,7 @@
 
 mod error;
 mod load;
+mod pytorch;
 mod retention;
 mod state;
 mod store;

@@ -1,5 +1,6 @@
 //! The table of every configuration key: meaning, range, and whether it changes the result.
 
+use std::collections::BTreeMap;
 use std::fmt;
 
 use fovea_collectives::BackendChoice;
@@ -7,8 +8,8 @@ use fovea_coordinator::order::SamplerChoice;
 
 use super::Config;
 use super::sections::{
-    Alpha, CellPlaces, Device, Fusion, Level, MapAttention, MetricName, OptimizerKind, Pooling,
-    PosWeight, Precision, ReduceDtype, ScheduleKind,
+    Alpha, CellPlaces, DecayTarget, Device, FrozenNorms, Fusion, Level, MapAttention, MetricName,
+    OptimizerKind, Pooling, PosWeight, Precision, ReduceDtype, ScheduleKind,
 };
 
 /// A section and what it is for.
@@ -79,6 +80,10 @@ pub enum Leaf {
     Text(String),
     /// One number per class, in class order; as many as the task has, which [`Config::fits`] checks.
     Weights(Vec<f32>),
+    /// A list of words, of a stage.
+    Words(Vec<String>),
+    /// Numbers by name, of a stage.
+    Rates(BTreeMap<String, f32>),
 }
 
 impl fmt::Display for Leaf {
@@ -96,8 +101,32 @@ impl fmt::Display for Leaf {
                 let texts: Vec<String> = texts.collect();
                 write!(f, "[{}]", texts.join(", "))
             }
+            Self::Words(words) => {
+                let texts = words
+                    .iter()
+                    .map(|word| Self::Text(word.clone()).to_string());
+                write!(f, "[{}]", texts.collect::<Vec<_>>().join(", "))
+            }
+            Self::Rates(rates) if rates.is_empty() => f.write_str("{ }"),
+            Self::Rates(rates) => {
+                let texts = rates
+                    .iter()
+                    .map(|(name, &rate)| format!("{} = {}", quoted_key(name), Self::Real(rate)));
+                write!(f, "{{ {} }}", texts.collect::<Vec<_>>().join(", "))
+            }
         }
     }
+}
+
+/// A key in quotes, where everything but plain characters is escaped: TOML's basic string.
+fn quoted_key(name: &str) -> String {
+    let escaped = name.chars().map(|c| match c {
+        '"' => "\\\"".to_owned(),
+        '\\' => "\\\\".to_owned(),
+        c if c.is_control() => format!("\\u{:04X}", c as u32),
+        c => c.to_string(),
+    });
+    format!("\"{}\"", escaped.collect::<String>())
 }
 
 /// One end of a range of numbers.
@@ -129,6 +158,9 @@ impl ValueRange {
             (Self::Real(min, max), Leaf::Real(value)) => inside(*value, *min, *max),
             (Self::Real(min, max), Leaf::Weights(values)) => {
                 values.iter().all(|value| inside(*value, *min, *max))
+            }
+            (Self::Real(min, max), Leaf::Rates(rates)) => {
+                rates.values().all(|value| inside(*value, *min, *max))
             }
             _ => true,
         }
@@ -169,7 +201,7 @@ impl fmt::Display for ValueRange {
 }
 
 /// A field type that a key can have.
-trait FieldType: Sized {
+pub(super) trait FieldType: Sized {
     fn kind() -> ValueKind;
     fn leaf(&self) -> Leaf;
     fn from_leaf(leaf: Leaf) -> Option<Self>;
@@ -218,6 +250,8 @@ choice_field!(
     Precision,
     ReduceDtype,
     OptimizerKind,
+    DecayTarget,
+    FrozenNorms,
     ScheduleKind,
     MetricName,
     Level,
@@ -409,7 +443,8 @@ pub static KEYS: &[Key] = &[
     key!(data.window_labels, ANY, RESULT, "In training, count the label of a patch from the mask under its window, as offset, rotation and scale of the augmentation have moved it, with min_lesion_pixels as the rule. Without masks, or when false and cells = grid, a patch has the label of its cell."),
 
     key!(model.name, ANY, RESULT, "The network; an unknown name is answered with the known ones (docs/models.md)."),
-    key!(model.init, ANY, PLACE, "Weights that training begins from: a .safetensors file, a checkpoint directory, or a run directory (its best checkpoint); `--init` overrides it. Empty = random initial weights. A relative path is relative to the current directory. Read at the beginning of a run only."),
+    key!(model.init, ANY, PLACE, "Weights that training begins from: a .safetensors file, a state dict that PyTorch saved (.pth, .pt; none of its code is run), a checkpoint directory, or a run directory (its best checkpoint); `--init` overrides it. Empty = random initial weights. A relative path is relative to the current directory. Read at the beginning of a run only."),
+    key!(model.init_map, ANY, RESULT, "Which tensors of model.init go where, as \"MODEL = FILE, ...\": parameters whose names begin with MODEL take those that begin with FILE in the file; FILE may be empty (the names as they are), and one FILE may serve several. For example \"global_branch = , local_branch = \" for a ResNet18. Empty = equal names. Left out of the hash when empty."),
     key!(model.init_blake3, ANY, RESULT, "blake3 of the file that model.init names, as 64 hex digits. `fovea train` writes it into RUN/config.toml; given beforehand, another file is refused. Left out of the hash when empty."),
     key!(model.attention, ANY, RESULT, "Attention inside a model that is one backbone: none, se (squeeze and excitation) or mha (multi-head self-attention over the places of the feature maps). docs/models.md says which models have it."),
     key!(model.pooling, ANY, RESULT, "What hybrid reads the answer about an image from: token (the image's token after attention) or attention (its patches, weighed by gated attention)."),
@@ -454,6 +489,7 @@ pub static KEYS: &[Key] = &[
     key!(optimizer.kind, ANY, RESULT, "adam adds weight decay to the gradient (Kingma & Ba, ICLR 2015), adamw applies it apart (Loshchilov & Hutter, ICLR 2019)."),
     key!(optimizer.lr, above_to(0.0, 10.0), RESULT, "Base learning rate; the schedule scales it."),
     key!(optimizer.weight_decay, from_to(0.0, 1.0), RESULT, "Weight decay."),
+    key!(optimizer.decay, ANY, RESULT, "Which parameters the decay acts on: all, or weights, which leaves out biases and the parameters of normalisation layers (whatever has one dimension). Left out of the hash at its default."),
     key!(optimizer.beta1, from_below(0.0, 1.0), RESULT, "Decay of the running mean of gradients."),
     key!(optimizer.beta2, from_below(0.0, 1.0), RESULT, "Decay of the running mean of squared gradients."),
     key!(optimizer.eps, above_to(0.0, 1.0), RESULT, "Added to the denominator."),

@@ -14,6 +14,8 @@ mod print;
 mod read;
 pub mod schedule;
 pub mod sections;
+mod stage_keys;
+pub mod stages;
 mod validate;
 
 #[cfg(test)]
@@ -29,11 +31,14 @@ use serde::{Deserialize, Serialize};
 pub use error::{Error, Place};
 pub use schedule::{EarlyStopping, PlateauState, StopVerdict, learning_rate};
 pub use sections::{
-    Alpha, AugmentConfig, CellPlaces, CheckpointConfig, DataConfig, Device, EarlyStoppingConfig,
-    ElasticConfig, EvalConfig, Fusion, Level, LossConfig, MapAttention, MetricName, ModelConfig,
-    OptimizerConfig, OptimizerKind, Pooling, PosWeight, Precision, ReduceDtype, RunConfig,
-    ScheduleConfig, ScheduleKind, TrainConfig,
+    Alpha, AugmentConfig, CellPlaces, CheckpointConfig, DataConfig, DecayTarget, Device,
+    EarlyStoppingConfig, ElasticConfig, EvalConfig, FrozenNorms, Fusion, Level, LossConfig,
+    MapAttention, MetricName, ModelConfig, OptimizerConfig, OptimizerKind, Pooling, PosWeight,
+    Precision, ReduceDtype, RunConfig, ScheduleConfig, ScheduleKind, TrainConfig,
 };
+
+pub use stage_keys::MOST_GROUPS;
+pub use stages::{Stage, StageConfig};
 
 /// Result with this room's [`Error`].
 pub type Result<T> = std::result::Result<T, Error>;
@@ -66,10 +71,39 @@ pub struct Config {
     pub eval: EvalConfig,
     /// The run directory that results are written to.
     pub run: RunConfig,
+    /// The stages of the run; empty = one stage, in which everything moves. See [`Config::plan`].
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub stages: Vec<StageConfig>,
 }
 
 /// Presets that come with the program: name and TOML text of each file in `run/src/config/presets`.
 pub const PRESETS: &[(&str, &str)] = include!(concat!(env!("OUT_DIR"), "/presets.rs"));
+
+/// What a preset is for: the lines `# about: ..` and `# published: ..` of its file.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct PresetAbout {
+    /// The name that `--preset` takes.
+    pub name: &'static str,
+    /// One sentence.
+    pub about: &'static str,
+    /// The published figure to repeat, or why there is none.
+    pub published: &'static str,
+}
+
+/// Every preset with what it is for.
+#[must_use]
+pub fn presets() -> Vec<PresetAbout> {
+    let line = |text: &'static str, word: &str| {
+        let found = text.lines().find_map(|line| line.strip_prefix(word));
+        found.unwrap_or_default().trim()
+    };
+    let about = |(name, text): &(&'static str, &'static str)| PresetAbout {
+        name,
+        about: line(text, "# about:"),
+        published: line(text, "# published:"),
+    };
+    PRESETS.iter().map(about).collect()
+}
 
 /// One key on which two configurations differ.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -171,9 +205,28 @@ impl Config {
                 ours: (key.get)(self).to_string(),
                 theirs: (key.get)(other).to_string(),
             })
+            .chain(stage_differences(self, other))
             .filter(|difference| difference.ours != difference.theirs)
             .collect()
     }
+}
+
+/// Every key of every stage of two configurations.
+fn stage_differences(ours: &Config, theirs: &Config) -> Vec<Difference> {
+    let count = ours.stages.len().max(theirs.stages.len());
+    let text = |config: &Config, index: usize, key: &stage_keys::StageKey| {
+        let stage = config.stages.get(index)?.filled(config);
+        Some((key.get)(&stage)?.to_string())
+    };
+    let none = || "no such stage".to_owned();
+    let keys =
+        (0..count).flat_map(|index| stage_keys::STAGE_KEYS.iter().map(move |key| (index, key)));
+    keys.map(|(index, key)| Difference {
+        key: format!("stages.{}.{}", index + 1, key.name),
+        ours: text(ours, index, key).unwrap_or_else(none),
+        theirs: text(theirs, index, key).unwrap_or_else(none),
+    })
+    .collect()
 }
 
 impl TrainConfig {

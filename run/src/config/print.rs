@@ -4,6 +4,7 @@ use std::fmt::Write as _;
 
 use super::Config;
 use super::keys::{KEYS, Key, SECTIONS, ValueKind, ValueRange};
+use super::stage_keys::STAGE_KEYS;
 
 /// Width of comment lines, with `# `.
 const WIDTH: usize = 96;
@@ -11,6 +12,10 @@ const WIDTH: usize = 96;
 const HEADER: &str = "Configuration of `fovea train`. Every key may be left out; it then has its \
      default. `--set section.key=value` overrides a key from the command line. Relative paths are \
      relative to the current directory, not to this file.";
+
+/// What `[[stages]]` is for.
+pub(super) const STAGES: &str = "Stages, one [[stages]] table each, trained one after the other: epochs, which \
+     parameters train, and the learning rates. Without any, everything moves for train.epochs.";
 
 /// Every section and key with its meaning, type, range and default.
 pub(super) fn documented(config: &Config) -> String {
@@ -35,6 +40,7 @@ pub(super) fn documented(config: &Config) -> String {
             push_line(&mut out, &format!("{} = {}", key.name, (key.get)(config)));
         }
     }
+    push_stages(&mut out, config);
     out
 }
 
@@ -79,6 +85,8 @@ const LATER: &[&str] = &[
     "model.fusion",
     "model.global_backbone",
     "model.local_backbone",
+    "model.init_map",
+    "optimizer.decay",
 ];
 
 /// What is hashed: one `section.key = value` line per result-changing key, sorted, so that reordering
@@ -92,8 +100,44 @@ pub(super) fn canonical(config: &Config) -> String {
         .filter(|key| key.changes_result && !as_before(key))
         .map(|key| format!("{} = {}\n", key.path(), (key.get)(config)))
         .collect();
+    lines.extend(stage_lines(config));
     lines.sort();
     format!("fovea-config 1\n{}", lines.concat())
+}
+
+/// The stages with nothing left out, so that it does not matter where a value stands.
+fn stage_lines(config: &Config) -> Vec<String> {
+    let stages = config.stages.iter().enumerate();
+    let line = |(index, stage): (usize, &super::StageConfig)| {
+        let stage = stage.filled(config);
+        let lines = STAGE_KEYS.iter().filter_map(move |key| {
+            let value = (key.get)(&stage)?;
+            Some(format!("stages.{}.{} = {value}\n", index + 1, key.name))
+        });
+        lines.collect::<Vec<_>>()
+    };
+    stages.flat_map(line).collect()
+}
+
+/// The stages as tables; without any, only what they are.
+fn push_stages(out: &mut String, config: &Config) {
+    out.push('\n');
+    push_comment(
+        out,
+        &format!("{STAGES} docs/configuration.md has the keys."),
+    );
+    for (index, stage) in config.stages.iter().enumerate() {
+        out.push('\n');
+        push_line(out, "[[stages]]");
+        for key in STAGE_KEYS {
+            if let Some(value) = (key.get)(stage) {
+                if index == 0 {
+                    push_comment(out, key.doc);
+                }
+                push_line(out, &format!("{} = {value}", key.name));
+            }
+        }
+    }
 }
 
 fn push_line(out: &mut String, line: &str) {

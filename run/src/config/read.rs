@@ -8,7 +8,7 @@ use toml::de::{DeTable, DeValue};
 
 use super::error::{Error, Place, one_of};
 use super::keys::{self, Key, Leaf, SECTIONS, ValueKind};
-use super::{Config, Result};
+use super::{Config, Result, stage_keys};
 
 /// Class weights that messages speak of where the task is not known: those of the lesions.
 const LESIONS: usize = 4;
@@ -108,6 +108,7 @@ pub(super) fn parse(text: &str, origin: &str) -> Result<Config> {
     let mut config = Config::default();
     // Keys come in alphabetical order; the error to show is the first one in the file.
     let mut first_error: Option<(usize, Error)> = None;
+    let mut epochs_at = None;
     let mut note = |offset: usize, error: Error| {
         if first_error.as_ref().is_none_or(|(at, _)| offset < *at) {
             first_error = Some((offset, error));
@@ -116,6 +117,20 @@ pub(super) fn parse(text: &str, origin: &str) -> Result<Config> {
     for (section, content) in document.get_ref() {
         let at = section.span().start;
         let name = section.get_ref().as_ref();
+        if name == "stages" {
+            let place = |offset: usize| source.place(offset.max(at));
+            match stage_keys::list(content.get_ref(), &place) {
+                Ok(stages) => config.stages = stages,
+                Err(error) => note(at, error),
+            }
+            continue;
+        }
+        if name == "train"
+            && let DeValue::Table(entries) = content.get_ref()
+        {
+            let epochs = entries.iter().find(|(key, _)| key.get_ref() == "epochs");
+            epochs_at = epochs.map(|(key, _)| key.span().start);
+        }
         if !SECTIONS.iter().any(|known| known.name == name) {
             note(at, Error::unknown_section(source.place(at), name));
             continue;
@@ -138,10 +153,30 @@ pub(super) fn parse(text: &str, origin: &str) -> Result<Config> {
             }
         }
     }
-    match first_error {
-        Some((_, error)) => Err(error),
-        None => Ok(config),
+    if let Some((_, error)) = first_error {
+        return Err(error);
     }
+    if !config.stages.is_empty() {
+        epochs_of_stages(&mut config, epochs_at.map(|at| source.place(at)))?;
+    }
+    Ok(config)
+}
+
+/// `train.epochs` follows from the stages; one that was `given` at a place must be their sum.
+fn epochs_of_stages(config: &mut Config, given: Option<Place>) -> Result<()> {
+    let (epochs, sum) = (config.train.epochs, config.stage_epochs());
+    if let Some(place) = given
+        && epochs != sum
+    {
+        return Err(Error::Conflict {
+            problem: format!(
+                "{place}: train.epochs = {epochs}, but the stages have {sum} epochs together"
+            ),
+            help: "leave train.epochs away; to change it, set stages.N.epochs of a stage".into(),
+        });
+    }
+    config.train.epochs = sum;
+    Ok(())
 }
 
 fn not_a_section(
@@ -179,6 +214,9 @@ pub(super) fn set(config: &mut Config, assignment: &str) -> Result<()> {
         origin: format!("--set {}", shorten(assignment)),
         line: None,
     };
+    if path == "stages" || path.starts_with("stages.") {
+        return stage_keys::set(config, path, text, &place);
+    }
     let Some((section, name)) = path.split_once('.') else {
         // `--set lr=1`: the key alone, or a section without a key.
         return Err(if keys::KEYS.iter().any(|key| key.name == path) {
@@ -208,7 +246,16 @@ pub(super) fn set(config: &mut Config, assignment: &str) -> Result<()> {
             return Err(wrong_type(key, config, &given, place, LESIONS));
         }
     };
-    apply(config, (section, name), &value, &shorten(text), &place)
+    let before = config.train.epochs;
+    apply(config, (section, name), &value, &shorten(text), &place)?;
+    if (section, name) == ("train", "epochs") && !config.stages.is_empty() {
+        let checked = epochs_of_stages(config, Some(place));
+        if checked.is_err() {
+            config.train.epochs = before;
+        }
+        checked?;
+    }
+    Ok(())
 }
 
 /// Checks one value against its key and stores it.
@@ -295,7 +342,7 @@ fn typed(
 }
 
 /// A TOML float or integer as f32. Too large for f32 gives infinity, which no range contains.
-fn real(value: &DeValue<'_>) -> Option<f32> {
+pub(super) fn real(value: &DeValue<'_>) -> Option<f32> {
     match value {
         DeValue::Float(number) => number.as_str().parse::<f32>().ok(),
         DeValue::Integer(number) => i128::from_str_radix(number.as_str(), number.radix())
@@ -363,7 +410,7 @@ fn quoted_list(words: &[&str]) -> String {
     quoted.join(" or ")
 }
 
-fn type_name(value: &DeValue<'_>) -> &'static str {
+pub(super) fn type_name(value: &DeValue<'_>) -> &'static str {
     match value {
         DeValue::String(_) => "a string",
         DeValue::Integer(_) => "a whole number",
@@ -440,7 +487,7 @@ fn duplicate(source: &NamedText<'_>, place: Place, span: Range<usize>, excerpt: 
 }
 
 /// Text for a message: one line, at most 80 characters.
-fn shorten(text: &str) -> String {
+pub(super) fn shorten(text: &str) -> String {
     let line: String = text
         .chars()
         .map(|c| if c.is_control() { ' ' } else { c })

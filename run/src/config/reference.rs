@@ -4,6 +4,7 @@ use std::fmt::Write as _;
 use std::path::PathBuf;
 
 use super::keys::{KEYS, SECTIONS};
+use super::stage_keys::{self, STAGE_KEYS};
 use super::{Config, PRESETS, print};
 
 const UPDATE: &str = "FOVEA_UPDATE_DOCS=1 cargo test -p fovea-run config::reference";
@@ -31,6 +32,23 @@ fn keys_markdown() -> String {
             );
         }
         out.push('\n');
+    }
+    out.push_str(&stages_markdown());
+    out
+}
+
+fn stages_markdown() -> String {
+    let mut out = format!(
+        "### `[[stages]]`\n\n{} All are hashed, with nothing left out.\n\n| key | value | without it | meaning |\n|---|---|---|---|\n",
+        print::STAGES
+    );
+    for key in STAGE_KEYS {
+        let value = stage_keys::allowed(key).replace(" | ", ", ");
+        let _ = writeln!(
+            out,
+            "| `{}` | {value} | `{}` | {} |",
+            key.name, key.default, key.doc
+        );
     }
     out
 }

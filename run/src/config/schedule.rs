@@ -43,7 +43,7 @@ pub fn learning_rate(
         ScheduleKind::Cosine => {
             // step < total_steps and step >= warmup, so the length is at least 1.
             let done = (step - warmup) as f64 / (total_steps - warmup) as f64;
-            floor + (base - floor) * 0.5 * (1.0 + (std::f64::consts::PI * done).cos())
+            annealed(base, floor, done)
         }
         ScheduleKind::Plateau => {
             let factor = f64::from(schedule.plateau_factor);
@@ -51,6 +51,11 @@ pub fn learning_rate(
         }
     };
     rate as f32
+}
+
+/// The half cosine from `base` to `floor` when the part `done` of it is over; behind 1 it rises again.
+pub(super) fn annealed(base: f64, floor: f64, done: f64) -> f64 {
+    floor + (base - floor) * 0.5 * (1.0 + (std::f64::consts::PI * done).cos())
 }
 
 /// `x ^ n` by squaring: plain products, because the precision of `f64::powi` differs by platform and
@@ -176,6 +181,11 @@ impl EarlyStopping {
     #[must_use]
     pub const fn best(&self) -> Option<f64> {
         self.best
+    }
+
+    /// Waits from zero again; the best value stays.
+    pub const fn restart(&mut self) {
+        self.waited = 0;
     }
 
     /// Which evaluation (counted from 0) was the best.

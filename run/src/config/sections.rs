@@ -97,6 +97,26 @@ choice! {
 }
 
 choice! {
+    /// Which parameters the weight decay acts on.
+    DecayTarget {
+        /// Every parameter that moves.
+        All = "all",
+        /// Parameters of two or more dimensions: not biases, nor the parameters of normalisation layers.
+        Weights = "weights",
+    }
+}
+
+choice! {
+    /// What batch normalisation does while its parameters are frozen.
+    FrozenNorms {
+        /// Normalises with the running statistics and leaves them as they are.
+        Eval = "eval",
+        /// Normalises with the statistics of the batch and updates the running ones.
+        Train = "train",
+    }
+}
+
+choice! {
     /// Shape of the learning rate over the run, after the warm-up.
     ScheduleKind {
         /// The base rate throughout.
@@ -318,8 +338,10 @@ impl Default for DataConfig {
 pub struct ModelConfig {
     /// The network: a name that `fovea_trainer::models::MODELS` has, which knows it better than this crate.
     pub name: String,
-    /// Weights to begin from: a `.safetensors` file, a checkpoint or a run directory; empty = random ones.
+    /// Weights to begin from: a `.safetensors` or PyTorch file, a checkpoint or a run directory; empty = random ones.
     pub init: String,
+    /// Which tensors of the file go to which part of the model, as `MODEL = FILE, ..`; empty = by equal names.
+    pub init_map: String,
     /// blake3 of the file that [`Self::init`] names, 64 hex digits; empty = not known yet.
     pub init_blake3: String,
     /// Attention inside a model that is one backbone.
@@ -339,6 +361,7 @@ impl Default for ModelConfig {
         Self {
             name: "hybrid".to_owned(),
             init: String::new(),
+            init_map: String::new(),
             init_blake3: String::new(),
             attention: MapAttention::None,
             pooling: Pooling::Token,
@@ -491,6 +514,8 @@ pub struct OptimizerConfig {
     pub lr: f32,
     /// Weight decay per step, as the optimizer applies it.
     pub weight_decay: f32,
+    /// Which parameters the weight decay acts on.
+    pub decay: DecayTarget,
     /// Decay of the first moment.
     pub beta1: f32,
     /// Decay of the second moment.
@@ -507,6 +532,7 @@ impl Default for OptimizerConfig {
             kind: OptimizerKind::Adam,
             lr: 1e-4,
             weight_decay: 1e-5,
+            decay: DecayTarget::All,
             beta1: 0.9,
             beta2: 0.999,
             eps: 1e-8,

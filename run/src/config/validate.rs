@@ -7,6 +7,7 @@ use super::error::{Error, Place};
 use super::keys::{self, KEYS};
 use super::read::{in_words, out_of_range, wrong_type};
 use super::sections::{Alpha, DataConfig, Level, PosWeight};
+use super::stage_keys;
 use super::{Config, Result};
 
 /// Where a value stands that was read before.
@@ -50,6 +51,7 @@ pub(super) fn validate(config: &Config) -> Result<()> {
     }
     ranks_fit(config)?;
     rates_fit(config)?;
+    stage_keys::validate(config)?;
     weights_fit(config)?;
     initial_weights_fit(config)?;
     sampler_reads(config)?;
@@ -148,6 +150,15 @@ fn sampler_reads(config: &Config) -> Result<()> {
 /// A hash belongs to a file.
 fn initial_weights_fit(config: &Config) -> Result<()> {
     let (init, hash) = (&config.model.init, &config.model.init_blake3);
+    if init.is_empty() && !config.model.init_map.is_empty() {
+        return conflict(
+            format!(
+                "model.init_map = {:?} distributes the tensors of a file, and model.init names none",
+                config.model.init_map
+            ),
+            "name the file in model.init (or --init), or leave model.init_map empty",
+        );
+    }
     if hash.is_empty() {
         return Ok(());
     }

@@ -42,6 +42,7 @@ pub fn pass(
         };
         let mode = NormMode::Train {
             batch_stats: &batch_stats,
+            running: net.params.running(),
         };
         let out = net
             .model
@@ -71,7 +72,7 @@ pub fn pass(
             *state = adder.gradient(param, &gradient).map(|()| *taken + 1);
         }
     };
-    let leaves = net.params.leaves();
+    let leaves = net.params.trained();
     net.trace.time(
         || "backward".to_owned(),
         || ops::backward(&root, leaves, &take),

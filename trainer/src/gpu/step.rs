@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 
 use fovea_kernels::cuda::{DeviceBuffer, Event, FusedAdam, PinnedBuffer, SumSquares};
 use fovea_kernels::flat::{AdamParams, AdamScalars};
-use fovea_run::config::{Config, ReduceDtype};
+use fovea_run::config::{Config, MOST_GROUPS, ReduceDtype};
 use tch::{Device, Tensor};
 
 use super::adder::{Sender, ShardAdder};
@@ -25,6 +25,7 @@ use crate::params::{Params, StateBuffer};
 use crate::reduce::{TreeAccumulator, part};
 use crate::replica::{NORM_MOMENTUM, Network, Totals};
 use crate::samples::{ShardBatch, Views};
+use crate::trainable::UpdateRange;
 
 /// How long the stream may take to end its work after an error.
 const SETTLE: Duration = Duration::from_secs(30);
@@ -32,6 +33,8 @@ const SETTLE: Duration = Duration::from_secs(30);
 const MOST_TOKENS: usize = 256;
 /// Most batch sizes for which cuDNN measures its algorithms.
 const MOST_MEASURED: usize = 8;
+/// Most classes of parameters: each rate of a stage, with decay and without.
+const MOST_CLASSES: usize = 2 * (1 + MOST_GROUPS);
 /// The buffers of an attempt, and the GPU and its tools that compute it.
 pub struct GpuStep {
     gpu: Gpu,
@@ -44,7 +47,7 @@ pub struct GpuStep {
     /// The block of evaluations.
     spare: RefCell<Block>,
     answer: StepReadback,
-    /// The optimizer's scalars on the host and on the device.
+    /// The optimizer's scalars on the host and on the device, for each class of parameters.
     adam: (PinnedBuffer, DeviceBuffer),
     tokens: Layouts,
     measured: MeasuredSizes,
@@ -140,8 +143,8 @@ impl GpuStep {
                 done: Event::new(kernels)?,
             },
             adam: (
-                PinnedBuffer::new(kernels, size_of::<AdamScalars>())?,
-                DeviceBuffer::uninit(kernels, size_of::<AdamScalars>())?,
+                PinnedBuffer::new(kernels, MOST_CLASSES * size_of::<AdamScalars>())?,
+                DeviceBuffer::uninit(kernels, MOST_CLASSES * size_of::<AdamScalars>())?,
             ),
             tokens: Layouts::default(),
             measured: MeasuredSizes::default(),
@@ -240,6 +243,16 @@ impl GpuStep {
     /// Drops the state that belongs to the ranks of this generation.
     pub fn leave_generation(&mut self) {
         self.graphs.forget();
+    }
+
+    /// Forgets what was recorded and summed, because other parameters move from now on: sums have `len` elements, those
+    /// of frozen parameters zero.
+    pub fn enter_stage(&mut self, len: usize) -> Result<()> {
+        // SAFETY: the stream lives as long as the process.
+        unsafe { self.gpu.kernels.synchronize(self.gpu.stream) }?;
+        self.graphs.forget();
+        self.tree = TreeAccumulator::on(self.gpu.device, len);
+        Ok(())
     }
 
     /// Puts the whole attempt on its streams, as a graph if there have been steps of this shape.
@@ -398,22 +411,30 @@ impl GpuStep {
     }
 
     /// Puts the optimizer's update and that of the running statistics on the stream. Takes the sums back for reuse.
-    pub fn commit(&mut self, net: &mut Network, sums: Tensor, adam: &AdamParams) -> Result<()> {
+    pub fn commit(&mut self, net: &mut Network, sums: Tensor, adam: &[AdamParams]) -> Result<()> {
         let (gpu, (host, scalars)) = (&self.gpu, &mut self.adam);
         // The host has waited for the step before, and so for the copy out of this memory.
-        host.as_mut_slice::<u8>()
-            .copy_from_slice(bytemuck::bytes_of(&AdamScalars::new(adam)?));
+        let classes = adam.iter().map(AdamScalars::new);
+        let classes = classes.collect::<fovea_kernels::Result<Vec<_>>>()?;
+        let bytes: &[u8] = bytemuck::cast_slice(&classes);
+        let room = host.as_mut_slice::<u8>();
+        let Some(room) = room.get_mut(..bytes.len()) else {
+            return Err(Error::Internal(format!(
+                "{} classes of parameters, and room for {MOST_CLASSES}",
+                adam.len()
+            )));
+        };
+        room.copy_from_slice(bytes);
         let params = &net.params;
         let moves = moves(params, &sums, scalars.address());
         // SAFETY: all buffers have the lengths of the layout. They live as long as self or the parameters, and the
         // stream's order keeps the sums.
         unsafe {
-            let bytes = scalars.bytes();
             gpu.kernels.copy_to_device_async(
                 gpu.stream,
                 scalars.address(),
                 host.as_ptr(),
-                bytes,
+                bytes.len(),
             )?;
             for update in &moves {
                 gpu.run(update)?;
@@ -424,11 +445,14 @@ impl GpuStep {
             &sums,
             &(net.surface.scalars.end - 1..net.surface.scalars.end),
         )?;
-        let new = part(&sums, &net.surface.stats)?.f_div(&shards)?;
-        let mut running = params.tensor(StateBuffer::Running).shallow_clone();
-        let new = new.f_mul_scalar(f64::from(NORM_MOMENTUM))?;
-        let mut kept = running.f_mul_scalar_(f64::from(1.0 - NORM_MOMENTUM))?;
-        let _ = kept.f_add_(&new)?;
+        let stats = part(&sums, &net.surface.stats)?;
+        for range in params.trainable().moving_stats(&params.blueprint) {
+            let new = part(&stats, &range)?.f_div(&shards)?;
+            let mut running = part(params.tensor(StateBuffer::Running), &range)?;
+            let new = new.f_mul_scalar(f64::from(NORM_MOMENTUM))?;
+            let mut kept = running.f_mul_scalar_(f64::from(1.0 - NORM_MOMENTUM))?;
+            let _ = kept.f_add_(&new)?;
+        }
         self.tree.recycle(sums);
         Ok(())
     }
@@ -465,25 +489,24 @@ impl StepReadback {
     }
 }
 
-/// Adam over the convolutions, which may have a working copy, and over the other parameters.
-fn moves(params: &Params, sums: &Tensor, scalars: u64) -> [FusedAdam; 2] {
+/// Adam over everything that moves; convolutions may have a working copy. `scalars`: address of those of each class.
+fn moves(params: &Params, sums: &Tensor, scalars: u64) -> Vec<FusedAdam> {
     let split = params.layout.working_len;
-    let over = |range: Range<usize>, working: Option<&Tensor>| {
+    let over = |update: &UpdateRange| {
+        let range: &Range<usize> = &update.elements;
         let at = |tensor: &Tensor| address(tensor) + 4 * range.start as u64;
+        let working = params.working().filter(|_| range.end <= split);
         FusedAdam {
             params: at(params.tensor(StateBuffer::Master)),
             grads: at(sums),
             m: at(params.tensor(StateBuffer::FirstMoment)),
             v: at(params.tensor(StateBuffer::SecondMoment)),
-            working: working.map_or(0, address),
+            working: working.map_or(0, |tensor| address(tensor) + 2 * range.start as u64),
             n: range.len(),
-            scalars,
+            scalars: scalars + (update.class * size_of::<AdamScalars>()) as u64,
         }
     };
-    [
-        over(0..split, params.working()),
-        over(split..params.layout.len, None),
-    ]
+    params.updates().iter().map(over).collect()
 }
 
 #[cfg(test)]

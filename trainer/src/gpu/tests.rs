@@ -15,7 +15,7 @@ use fovea_kernels::cuda::nvrtc::Search;
 use fovea_kernels::cuda::{
     DeviceBuffer, Event, Kernels, PatchCrop, StepRecord, Stream, spec_records,
 };
-use fovea_run::config::{CellPlaces, Config, ReduceDtype};
+use fovea_run::config::{CellPlaces, Config, DecayTarget, ReduceDtype};
 use fovea_synth::{SynthOptions, synth};
 use half::bf16;
 use tch::Tensor;
@@ -31,6 +31,7 @@ use crate::params::StateBuffer;
 use crate::precision::Precision;
 use crate::replica::{Replica, Sums};
 use crate::samples::{Pixels, SampleSource, ShardBatch, order_input};
+use crate::trainable::Trainable;
 
 impl Gpu {
     /// A GPU that is only emulated. Tensors lie on the CPU.
@@ -341,6 +342,143 @@ fn steps_are_those_of_the_cpu() {
         }
     }
     driver::check().unwrap();
+}
+
+/// What moves in the first stage of this text.
+fn stage(setup: &Setup, replica: &Replica, text: &str) -> Trainable {
+    let mut config = setup.config.clone();
+    config
+        .set(&format!("stages=[{{epochs=1, {text}}}]"))
+        .unwrap();
+    config.validate().unwrap();
+    let blueprint = &replica.net.params.blueprint;
+    Trainable::of(&config.stage_of(0), blueprint, DecayTarget::Weights).unwrap()
+}
+
+/// Only what a stage trains moves, on the CPU and on the GPU alike: sums, norm, parameters and statistics. A second
+/// stage then finds nothing of the first in its sums.
+#[test]
+fn a_stage_moves_what_it_trains_and_nothing_else() {
+    let _alone = alone();
+    let setup = Setup::new();
+    let total = setup.total();
+    let cpu_shards = setup.shards(&setup.source(Precision::F32, false), Some(0));
+    let gpu_shards = setup.shards(&setup.source(Precision::F32, true), Some(0));
+    for text in [
+        "train=\"head\"",
+        "train=[\"local_branch.layer4\", \"head\"], groups={\"image_head\"=1e-2}",
+        // Backward passes frozen layers.
+        "train=[\"global_branch.layer1\", \"local_branch.conv1\"]",
+    ] {
+        let mut cpu = setup.replica(Precision::F32, None);
+        let mut gpu = setup.replica(Precision::F32, Some(setup.gpu(NormEngine::Fused)));
+        let trainable = stage(&setup, &cpu, text);
+        let rates: Vec<f32> = vec![1e-3; 2];
+        cpu.attempt(&cpu_shards, 0, total, &mut alone_in_the_world, &mut || ())
+            .unwrap();
+        let mut before = Vec::new();
+        for replica in [&mut cpu, &mut gpu] {
+            replica.enter_stage(trainable.clone()).unwrap();
+            let read = |part| replica.net.params.read(part).unwrap().into_owned();
+            before = StateBuffer::ALL.map(read).into();
+        }
+        let sums = cpu.attempt(&cpu_shards, 0, total, &mut alone_in_the_world, &mut || ());
+        let want = sums.unwrap().to_host().unwrap();
+        let sums = gpu.attempt(&gpu_shards, 0, total, &mut alone_in_the_world, &mut || ());
+        let sums = sums.unwrap();
+        let (values, verdict) = (sums.to_host().unwrap(), gpu.verdict(&sums, total));
+        let off = deviation(&values, &want);
+        assert!(off < 1e-5, "{text}: sums deviate by {off:e}");
+        // Both from the same sums.
+        gpu.commit(sums, &setup.config, rates.clone(), 1, verdict)
+            .unwrap();
+        cpu.commit(Sums::Host(values.clone()), &setup.config, rates, 1, verdict)
+            .unwrap();
+        for replica in [&cpu, &gpu] {
+            let params = &replica.net.params;
+            let master = params.read(StateBuffer::Master).unwrap();
+            let mut squares = 0.0;
+            for (index, spec) in params.blueprint.params.iter().enumerate() {
+                let range = params.layout.ranges[index].clone();
+                let moved = master[range.clone()] != before[0][range.clone()];
+                assert_eq!(moved, trainable.moves(index), "{text}: {}", spec.name);
+                let gradient = &values[range];
+                squares += gradient.iter().map(|x| f64::from(*x).powi(2)).sum::<f64>();
+                let is_zero = gradient.iter().all(|x| *x == 0.0);
+                assert_ne!(is_zero, trainable.moves(index), "{text}: {}", spec.name);
+            }
+            assert!(
+                (verdict.grad_norm / squares.sqrt() - 1.0).abs() < 1e-9,
+                "{text}"
+            );
+            let running = params.read(StateBuffer::Running).unwrap();
+            for (index, norm) in params.blueprint.norms.iter().enumerate() {
+                let range = norm.offset..norm.offset + 2 * norm.channels;
+                let moved = running[range.clone()] != before[3][range];
+                assert_eq!(moved, !trainable.is_frozen(index), "{text}: {}", norm.name);
+            }
+        }
+        for part in [
+            StateBuffer::Master,
+            StateBuffer::FirstMoment,
+            StateBuffer::SecondMoment,
+        ] {
+            let read = |replica: &Replica| replica.net.params.read(part).unwrap().into_owned();
+            assert!(read(&cpu) == read(&gpu), "{text}: {part:?}");
+        }
+
+        // Then everything moves: the sums are those of a replica that never had a stage.
+        let all = Trainable::all(&cpu.net.params.blueprint, DecayTarget::All);
+        cpu.enter_stage(all).unwrap();
+        cpu.reset_moments().unwrap();
+        assert!(
+            cpu.net
+                .params
+                .read(StateBuffer::FirstMoment)
+                .unwrap()
+                .iter()
+                .all(|x| *x == 0.0)
+        );
+        let mut fresh = setup.replica(Precision::F32, None);
+        for part in StateBuffer::ALL {
+            let values = cpu.net.params.read(part).unwrap().into_owned();
+            let copy = |target: &mut [f32]| {
+                target.copy_from_slice(&values);
+                Ok(())
+            };
+            fresh.net.params.edit(part, copy).unwrap();
+        }
+        let sums = |replica: &mut Replica| {
+            let sums = replica.attempt(&cpu_shards, 0, total, &mut alone_in_the_world, &mut || ());
+            sums.unwrap().to_host().unwrap()
+        };
+        assert!(sums(&mut cpu) == sums(&mut fresh), "{text}");
+    }
+    driver::check().unwrap();
+}
+
+/// A frozen trunk whose normalisation stays in training mode gives its head the gradient of a run that trains all.
+#[test]
+fn a_heads_gradient_does_not_depend_on_what_else_trains() {
+    let _alone = alone();
+    let setup = Setup::new();
+    let total = setup.total();
+    let shards = setup.shards(&setup.source(Precision::F32, false), Some(0));
+    let mut replica = setup.replica(Precision::F32, None);
+    let sums = replica.attempt(&shards, 0, total, &mut alone_in_the_world, &mut || ());
+    let all = sums.unwrap().to_host().unwrap();
+    let trainable = stage(&setup, &replica, "train=\"head\", frozen_norms=\"train\"");
+    replica.enter_stage(trainable.clone()).unwrap();
+    let sums = replica.attempt(&shards, 0, total, &mut alone_in_the_world, &mut || ());
+    let head = sums.unwrap().to_host().unwrap();
+    let params = &replica.net.params;
+    for (index, range) in params.layout.ranges.iter().enumerate() {
+        if trainable.moves(index) {
+            assert_eq!(head[range.clone()], all[range.clone()]);
+        }
+    }
+    let stats = replica.net.surface.stats.start;
+    assert!(head[stats..] == all[stats..], "batch statistics and losses");
 }
 
 /// Sums over two ranks that have the same values, in GPU memory.

@@ -44,6 +44,8 @@ struct Head {
 
 impl Head {
     fn declare(b: &mut Blueprint, target: &Target) -> Self {
+        let name = format!("{}_head", target.name);
+        b.head(&name);
         let site = DropoutSpec {
             level: target.level,
             width: HIDDEN as usize,
@@ -56,7 +58,7 @@ impl Head {
         let channels = (WIDTH, target.classes.len() as i64);
         Self {
             level: target.level,
-            layers: Mlp::declare(b, &format!("{}_head", target.name), channels, site),
+            layers: Mlp::declare(b, &name, channels, site),
         }
     }
 }

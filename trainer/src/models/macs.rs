@@ -138,7 +138,9 @@ mod tests {
     fn resnet_densenet_is_its_parts() {
         let task = Task::one_of_images("grade", &["0", "1", "2"]);
         let entry = find("resnet_densenet").expect("a model");
-        let (model, blueprint) = entry.build(&task, &ModelConfig::default()).expect("one target");
+        let (model, blueprint) = entry
+            .build(&task, &ModelConfig::default())
+            .expect("one target");
         let sizes = Sizes {
             images: 2,
             global: 224,
@@ -147,7 +149,11 @@ mod tests {
         };
         let parts = 4_087_136_256 + 2_833_137_664 + 3072 * 1024 + 1024 * 3;
         assert_eq!(model.macs(&blueprint, &sizes).forward, 2 * parts);
-        assert!(entry.build(&Task::lesions(), &ModelConfig::default()).is_err());
+        assert!(
+            entry
+                .build(&Task::lesions(), &ModelConfig::default())
+                .is_err()
+        );
     }
 
     #[test]

@@ -33,8 +33,8 @@ pub use hybrid::Hybrid;
 pub use layers::{GatedPooling, LayerNorm, Linear, Mlp, SelfAttention};
 pub use macs::{Macs, Sizes};
 pub use resnet::{ResNet, ResNetShape};
-pub use resnet50_meta::ResNet50Meta;
 pub use resnet_densenet::ResNetDenseNet;
+pub use resnet50_meta::ResNet50Meta;
 pub use tokens::Tokens;
 
 use fovea_coordinator::order::Grain;

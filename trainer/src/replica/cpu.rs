@@ -73,13 +73,16 @@ impl CpuStep {
     }
 
     /// Updates parameters and running statistics. Takes the buffer back for reuse.
-    pub fn commit(&mut self, net: &mut Network, sums: Vec<f32>, adam: &AdamParams) -> Result<()> {
+    pub fn commit(&mut self, net: &mut Network, sums: Vec<f32>, adam: &[AdamParams]) -> Result<()> {
         net.params.adam(&sums[net.surface.grads.clone()], adam)?;
         let shards = sums[net.surface.scalars.end - 1];
         let stats = &sums[net.surface.stats.clone()];
+        let moving = net.params.trainable().moving_stats(&net.params.blueprint);
         net.params.edit(StateBuffer::Running, |running| {
-            for (running, sum) in running.iter_mut().zip(stats) {
-                *running = (1.0 - NORM_MOMENTUM) * *running + NORM_MOMENTUM * (sum / shards);
+            for range in moving {
+                for (running, sum) in running[range.clone()].iter_mut().zip(&stats[range]) {
+                    *running = (1.0 - NORM_MOMENTUM) * *running + NORM_MOMENTUM * (sum / shards);
+                }
             }
             Ok(())
         })?;
@@ -163,7 +166,7 @@ impl Network {
             || "forward".to_owned(),
             || self.loss(batch, when, &batch_stats),
         )?;
-        let leaves = self.params.leaves();
+        let leaves = self.params.trained();
         let left = Cell::new(leaves.len());
         // The adder has hung up because all-reduce failed: its error is the one to report.
         let hand_in = |param: usize, gradient: Tensor| {
@@ -216,11 +219,11 @@ impl Network {
             tokens: &Tokens::new(&batch.counts, Device::Cpu)?,
             columns: &self.columns(batch)?,
         };
-        let pass = self.pass(
-            NormMode::Train { batch_stats },
-            NormEngine::Fused,
-            Some(&masks),
-        );
+        let mode = NormMode::Train {
+            batch_stats,
+            running: self.params.running(),
+        };
+        let pass = self.pass(mode, NormEngine::Fused, Some(&masks));
         let out = self.model.forward(&pass, &input)?;
         let (mut dlogits, mut losses) = (Vec::new(), Vec::new());
         let scales = self.scales(total);

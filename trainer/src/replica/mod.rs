@@ -20,12 +20,13 @@ use crate::models::{self, Blueprint, Input, Model, Pass, Tokens};
 use crate::objective::{Denominators, HeadLoss, Objective};
 use crate::ops::{NormEngine, NormMode};
 use crate::overlap::Exchange;
-use crate::params::Params;
+use crate::params::{Params, StateBuffer};
 use crate::precision::Precision;
 use crate::reduce::Surface;
 use crate::samples::{Pixels, ShardBatch, Views};
 use crate::scores::{HeadScores, layout_of};
 use crate::trace::Trace;
+use crate::trainable::{Trainable, UpdateClass};
 
 /// Weight of the newest batch in the running statistics (torchvision's default).
 pub(crate) const NORM_MOMENTUM: f32 = 0.1;
@@ -92,10 +93,44 @@ pub struct Network {
     pub(crate) stats_len: usize,
     pub(crate) surface: Surface,
     pub(crate) buckets: Buckets,
+    bucket_bytes: usize,
     pub(crate) trace: Trace,
     pub(crate) seed: u64,
     /// The lowest logit that predicts a class, if the training steps are scored.
     pub(crate) lowest: Option<f32>,
+}
+
+/// The learning rates of a step.
+#[derive(Clone, Debug)]
+pub enum Rates {
+    /// One for all parameters.
+    One(f32),
+    /// That of the stage, then those of its groups: [`fovea_run::config::Stage::rates`].
+    Groups(Vec<f32>),
+}
+
+impl From<f32> for Rates {
+    fn from(lr: f32) -> Self {
+        Self::One(lr)
+    }
+}
+
+impl From<Vec<f32>> for Rates {
+    fn from(rates: Vec<f32>) -> Self {
+        Self::Groups(rates)
+    }
+}
+
+impl Rates {
+    /// The rate of a class of parameters.
+    fn of(&self, rate: usize) -> Result<f32> {
+        match self {
+            Self::One(lr) => Ok(*lr),
+            Self::Groups(rates) => rates.get(rate).copied().ok_or_else(|| {
+                Error::Internal(format!("no learning rate {rate} among {}", rates.len()))
+            }),
+        }
+    }
 }
 
 impl Network {
@@ -107,7 +142,9 @@ impl Network {
         device: Device,
     ) -> Result<Self> {
         let stats_len = blueprint.stats_len();
-        let params = Params::new(blueprint, precision, config.train.seed, device)?;
+        let trainable = Trainable::all(&blueprint, config.optimizer.decay);
+        let mut params = Params::new(blueprint, precision, config.train.seed, device)?;
+        params.set_trainable(trainable)?;
         let grads = 0..params.layout.len;
         let stats = grads.end..grads.end + stats_len;
         let lowest = config.eval.train_metrics;
@@ -120,7 +157,8 @@ impl Network {
         let scalars = stats.end..stats.end + objective.len() + counts + 1;
         let bucket_bytes = (config.train.bucket_mb as usize) << 20;
         Ok(Self {
-            buckets: Buckets::new(&params.layout, scalars.end, bucket_bytes),
+            buckets: Buckets::new(&params.layout, scalars.end, bucket_bytes, |_| true),
+            bucket_bytes,
             trace: Trace::new(config.train.trace_steps > 0),
             model,
             params,
@@ -134,6 +172,13 @@ impl Network {
             seed: config.train.seed,
             lowest,
         })
+    }
+
+    /// Decides what moves from now on.
+    fn set_trainable(&mut self, trainable: Trainable) -> Result<()> {
+        let (bytes, len) = (self.bucket_bytes, self.surface.scalars.end);
+        self.buckets = Buckets::new(&self.params.layout, len, bytes, |p| trainable.moves(p));
+        self.params.set_trainable(trainable)
     }
 
     /// The counts of each head, in the task's order, and the lowest logit that predicts a class; none where training is
@@ -276,7 +321,33 @@ impl Replica {
     pub fn start_again(&mut self, precision: Precision) -> Result<()> {
         let Params { blueprint, .. } = &self.net.params;
         let device = self.net.params.device();
+        let trainable = self.net.params.trainable().clone();
         self.net.params = Params::new(blueprint.clone(), precision, self.net.seed, device)?;
+        self.net.params.set_trainable(trainable)
+    }
+
+    /// Decides what moves from now on: in a stage of the run. Between steps only.
+    pub fn enter_stage(&mut self, trainable: Trainable) -> Result<()> {
+        if *self.net.params.trainable() == trainable {
+            return Ok(());
+        }
+        self.net.set_trainable(trainable)?;
+        let len = self.net.surface.scalars.end;
+        match &mut self.step {
+            Step::Cpu(step) => *step = CpuStep::new(len),
+            Step::Gpu(step) => step.enter_stage(len)?,
+        }
+        Ok(())
+    }
+
+    /// Sets the optimizer's moments to zero, as a new optimizer has them.
+    pub fn reset_moments(&mut self) -> Result<()> {
+        for part in [StateBuffer::FirstMoment, StateBuffer::SecondMoment] {
+            self.net.params.edit(part, |moments| {
+                moments.fill(0.0);
+                Ok(())
+            })?;
+        }
         Ok(())
     }
 
@@ -371,26 +442,35 @@ impl Replica {
 
     /// Updates parameters and running statistics. Takes the sums back for reuse.
     ///
-    /// `step` counts from 1; `clip_norm` 0 means no clipping (else as `clip_grad_norm_`).
+    /// `step` counts the optimizer's steps from 1; `clip_norm` 0 means no clipping (else as `clip_grad_norm_`).
     pub fn commit(
         &mut self,
         sums: Sums,
         config: &Config,
-        lr: f32,
+        rates: impl Into<Rates>,
         step: u64,
         verdict: StepVerdict,
     ) -> Result<()> {
         let o = &config.optimizer;
-        let adam = AdamParams {
-            lr: f64::from(lr),
-            beta1: f64::from(o.beta1),
-            beta2: f64::from(o.beta2),
-            eps: f64::from(o.eps),
-            weight_decay: f64::from(o.weight_decay),
-            decoupled: o.kind == OptimizerKind::AdamW,
-            step,
-            grad_scale: flat::clip_scale(verdict.grad_norm, f64::from(o.clip_norm)),
+        let rates = rates.into();
+        let adam = |class: &UpdateClass| -> Result<AdamParams> {
+            Ok(AdamParams {
+                lr: f64::from(rates.of(class.rate)?),
+                beta1: f64::from(o.beta1),
+                beta2: f64::from(o.beta2),
+                eps: f64::from(o.eps),
+                weight_decay: if class.decays {
+                    f64::from(o.weight_decay)
+                } else {
+                    0.0
+                },
+                decoupled: o.kind == OptimizerKind::AdamW,
+                step,
+                grad_scale: flat::clip_scale(verdict.grad_norm, f64::from(o.clip_norm)),
+            })
         };
+        let classes = self.net.params.trainable().classes().iter();
+        let adam = classes.map(adam).collect::<Result<Vec<_>>>()?;
         match (&mut self.step, sums) {
             (Step::Cpu(step), Sums::Host(sums)) => step.commit(&mut self.net, sums, &adam),
             (Step::Gpu(step), Sums::Gpu(sums, _)) => step.commit(&mut self.net, sums, &adam),

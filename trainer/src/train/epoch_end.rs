@@ -42,10 +42,14 @@ impl Trainer {
                 self.log_epoch(epoch, &summary, best.then_some(&answers[..]), undefined)?;
             }
         }
-        next.next_epoch();
+        let begins_a_stage = next.next_epoch(&self.config);
         self.barrier()?; // behind the barrier, the epoch's records are written
         self.records.rows.written(next.step);
         self.state.progress = next;
+        if begins_a_stage {
+            self.state.replica.reset_moments()?;
+            self.enter_stage()?;
+        }
         self.save()
     }
 

@@ -142,6 +142,7 @@ impl Trainer {
                 seat.generation
             )));
         }
+        self.enter_stage()?;
         self.state.holds = true;
         if seat.share && seat.world > 1 {
             self.link.client.event(TrainerEvent::Shared {

@@ -24,7 +24,7 @@ use fovea_coordinator::protocol::{
 };
 use fovea_kernels::cuda::Event;
 use fovea_run::checkpoint;
-use fovea_run::config::{Config, learning_rate};
+use fovea_run::config::Config;
 use fovea_run::run_dir::{RunDir, StepRow};
 
 pub use crate::samples::order_input;
@@ -41,6 +41,7 @@ use crate::overlap::Exchange;
 use crate::precision::Precision;
 use crate::replica::{Replica, Sums};
 use crate::samples::{Loader, Part, RankBatch, SampleSource};
+use crate::trainable::Trainable;
 
 /// The way in which a trainer left the run.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -91,8 +92,8 @@ impl GenerationSeat {
 struct TrainingData {
     source: Arc<SampleSource>,
     order_input: OrderInput,
-    /// Number of committed steps of a run that trains all its epochs.
-    total_steps: u64,
+    /// Number of steps of an epoch.
+    steps_per_epoch: u64,
 }
 
 /// The state that training changes, and whether this rank holds all of it.
@@ -261,12 +262,14 @@ impl Trainer {
         };
 
         let committing = Instant::now();
-        let lr = self.learning_rate();
+        let rates = self.learning_rates();
+        let lr = rates[0];
+        let optimizer_step = step.saturating_sub(self.state.progress.stage_step);
         let scores = self.state.replica.scores(&sums);
         self.state.pristine = false;
         self.state
             .replica
-            .commit(sums, &self.config, lr, step, verdict)?;
+            .commit(sums, &self.config, rates, optimizer_step, verdict)?;
         self.trace_step();
         self.records.rows.computed(committing.elapsed());
         self.state
@@ -372,15 +375,31 @@ impl Trainer {
         Ok(Outcome::Finished)
     }
 
-    fn learning_rate(&self) -> f32 {
-        // The step that is being committed counts from 0 here.
-        learning_rate(
-            &self.config.schedule,
-            self.config.optimizer.lr,
-            self.state.progress.step,
-            self.data.total_steps,
-            &self.state.progress.plateau,
-        )
+    /// The rates of the step that is being committed: that of the stage, then those of its groups.
+    fn learning_rates(&self) -> Vec<f32> {
+        let progress = &self.state.progress;
+        let stage = self.config.stage_of(progress.epoch);
+        // The step counts from 0 here.
+        let step = progress.step.saturating_sub(progress.stage_step);
+        stage.rates(step, self.data.steps_per_epoch, &progress.plateau)
+    }
+
+    /// Lets move what moves in the stage of the present epoch.
+    fn enter_stage(&mut self) -> Result<()> {
+        let stage = self.config.stage_of(self.state.progress.epoch);
+        let replica = &mut self.state.replica;
+        let blueprint = &replica.net.params.blueprint;
+        let trainable = Trainable::of(&stage, blueprint, self.config.optimizer.decay)?;
+        if stage.of > 1 {
+            tracing::info!(
+                "stage {} of {}: {} of {} parameter tensors train",
+                stage.number,
+                stage.of,
+                trainable.count(),
+                blueprint.params.len()
+            );
+        }
+        replica.enter_stage(trainable)
     }
 
     fn is_first(&self) -> bool {

@@ -61,8 +61,7 @@ pub fn join(options: TrainerOptions) -> Result<Trainer> {
     let source = Arc::new(source.with_images(entry.reads_images));
     let order_input = order_input(source.data(), entry.grain, &config);
     let first = EpochOrder::new(&order_input, 0)?;
-    let total_steps =
-        first.steps(config.train.images_per_step as usize) as u64 * u64::from(config.train.epochs);
+    let steps_per_epoch = first.steps(config.train.images_per_step as usize) as u64;
     if first.total_samples() == 0 {
         return Err(Error::Usage {
             what: format!(
@@ -125,7 +124,7 @@ pub fn join(options: TrainerOptions) -> Result<Trainer> {
         data: TrainingData {
             source,
             order_input,
-            total_steps,
+            steps_per_epoch,
         },
         state: ModelState {
             replica,

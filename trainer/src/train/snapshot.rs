@@ -15,6 +15,7 @@ use fovea_task::Task;
 
 use super::{Progress, Trainer};
 use crate::error::{Error, Result};
+use crate::initial::{self, InitMap};
 use crate::params::{Params, StateBuffer};
 use crate::replica::Replica;
 use crate::weights;
@@ -270,11 +271,17 @@ impl Trainer {
                 self.state.pristine = true;
             }
             if !self.config.model.init.is_empty() {
-                let tensors = weights::pinned(&self.config)?;
+                let tensors = initial::pinned(&self.config)?;
                 self.state.pristine = false;
                 let origin = Path::new(&self.config.model.init);
-                restore_weights(&mut self.state.replica.net.params, &tensors, origin)?;
-                tracing::info!("beginning from the weights of {}", origin.display());
+                let map = InitMap::parse(&self.config.model.init_map)?;
+                let params = &mut self.state.replica.net.params;
+                let report = initial::restore_initial(params, &tensors, &map, origin)?;
+                tracing::info!(
+                    "beginning from the weights of {}: {}",
+                    origin.display(),
+                    report.join("; ")
+                );
             }
             self.state.progress = Progress::new(&self.config);
         }

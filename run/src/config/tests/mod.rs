@@ -7,3 +7,4 @@ mod overrides;
 mod roundtrip;
 mod rules;
 mod schedule;
+mod stages;

@@ -354,3 +354,13 @@ fn threads_share_the_cores() {
     train.threads_per_rank = 3;
     assert_eq!(train.threads(2), 3);
 }
+
+#[test]
+fn every_preset_says_what_it_is_for() {
+    let presets = presets();
+    assert_eq!(presets.len(), PRESETS.len());
+    for preset in presets {
+        assert!(preset.about.ends_with('.'), "{preset:?}");
+        assert!(!preset.published.is_empty(), "{preset:?}");
+    }
+}

@@ -10,6 +10,7 @@ use safetensors::tensor::{Dtype, TensorView};
 use tch::Device;
 
 use super::*;
+use crate::initial;
 use crate::models;
 use crate::precision::Precision;
 
@@ -50,20 +51,20 @@ fn a_run_begins_from_the_weights_that_were_given() {
     write(&file, &given, "module.");
     let mut config = Config::default();
     config.model.init = file.to_str().unwrap().to_owned();
-    weights::pin(&mut config, Some(&Task::lesions())).unwrap();
+    initial::pin(&mut config, Some(&Task::lesions())).unwrap();
     let hash = blake3::hash(&std::fs::read(&file).unwrap()).to_hex();
     assert_eq!(config.model.init_blake3, hash.as_str());
     config.validate().unwrap();
 
     let mut own = params(2);
     assert_ne!(weights_of(&own, 0).unwrap(), given);
-    restore_weights(&mut own, &weights::pinned(&config).unwrap(), &file).unwrap();
+    restore_weights(&mut own, &initial::pinned(&config).unwrap(), &file).unwrap();
     assert_eq!(weights_of(&own, 0).unwrap(), given);
 
     write(&file, &weights_of(&params(3), 0).unwrap(), "");
     for refused in [
-        weights::pinned(&config).err(),
-        weights::pin(&mut config, Some(&Task::lesions())).err(),
+        initial::pinned(&config).err(),
+        initial::pin(&mut config, Some(&Task::lesions())).err(),
     ] {
         let error = refused.unwrap();
         assert!(
