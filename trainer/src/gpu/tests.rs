@@ -275,11 +275,11 @@ fn steps_are_those_of_the_cpu() {
     for engine in [NormEngine::Fused, NormEngine::Composed] {
         let mut gpu = setup.replica(Precision::F32, Some(setup.gpu(engine)));
         let want = cpu
-            .attempt(&cpu_shards, 0, total, &mut alone_in_the_world, &mut || ())
+            .attempt(&cpu_shards, 0, &total, &mut alone_in_the_world, &mut || ())
             .unwrap();
         let mut computed = 0;
         let got = gpu
-            .attempt(&gpu_shards, 0, total, &mut alone_in_the_world, &mut || {
+            .attempt(&gpu_shards, 0, &total, &mut alone_in_the_world, &mut || {
                 computed += 1
             })
             .unwrap();
@@ -374,7 +374,7 @@ fn a_stage_moves_what_it_trains_and_nothing_else() {
         let mut gpu = setup.replica(Precision::F32, Some(setup.gpu(NormEngine::Fused)));
         let trainable = stage(&setup, &cpu, text);
         let rates: Vec<f32> = vec![1e-3; 2];
-        cpu.attempt(&cpu_shards, 0, total, &mut alone_in_the_world, &mut || ())
+        cpu.attempt(&cpu_shards, 0, &total, &mut alone_in_the_world, &mut || ())
             .unwrap();
         let mut before = Vec::new();
         for replica in [&mut cpu, &mut gpu] {
@@ -382,11 +382,11 @@ fn a_stage_moves_what_it_trains_and_nothing_else() {
             let read = |part| replica.net.params.read(part).unwrap().into_owned();
             before = StateBuffer::ALL.map(read).into();
         }
-        let sums = cpu.attempt(&cpu_shards, 0, total, &mut alone_in_the_world, &mut || ());
+        let sums = cpu.attempt(&cpu_shards, 0, &total, &mut alone_in_the_world, &mut || ());
         let want = sums.unwrap().to_host().unwrap();
-        let sums = gpu.attempt(&gpu_shards, 0, total, &mut alone_in_the_world, &mut || ());
+        let sums = gpu.attempt(&gpu_shards, 0, &total, &mut alone_in_the_world, &mut || ());
         let sums = sums.unwrap();
-        let (values, verdict) = (sums.to_host().unwrap(), gpu.verdict(&sums, total));
+        let (values, verdict) = (sums.to_host().unwrap(), gpu.verdict(&sums, &total));
         let off = deviation(&values, &want);
         assert!(off < 1e-5, "{text}: sums deviate by {off:e}");
         // Both from the same sums.
@@ -449,7 +449,7 @@ fn a_stage_moves_what_it_trains_and_nothing_else() {
             fresh.net.params.edit(part, copy).unwrap();
         }
         let sums = |replica: &mut Replica| {
-            let sums = replica.attempt(&cpu_shards, 0, total, &mut alone_in_the_world, &mut || ());
+            let sums = replica.attempt(&cpu_shards, 0, &total, &mut alone_in_the_world, &mut || ());
             sums.unwrap().to_host().unwrap()
         };
         assert!(sums(&mut cpu) == sums(&mut fresh), "{text}");
@@ -465,11 +465,11 @@ fn a_heads_gradient_does_not_depend_on_what_else_trains() {
     let total = setup.total();
     let shards = setup.shards(&setup.source(Precision::F32, false), Some(0));
     let mut replica = setup.replica(Precision::F32, None);
-    let sums = replica.attempt(&shards, 0, total, &mut alone_in_the_world, &mut || ());
+    let sums = replica.attempt(&shards, 0, &total, &mut alone_in_the_world, &mut || ());
     let all = sums.unwrap().to_host().unwrap();
     let trainable = stage(&setup, &replica, "train=\"head\", frozen_norms=\"train\"");
     replica.enter_stage(trainable.clone()).unwrap();
-    let sums = replica.attempt(&shards, 0, total, &mut alone_in_the_world, &mut || ());
+    let sums = replica.attempt(&shards, 0, &total, &mut alone_in_the_world, &mut || ());
     let head = sums.unwrap().to_host().unwrap();
     let params = &replica.net.params;
     for (index, range) in params.layout.ranges.iter().enumerate() {
@@ -553,13 +553,13 @@ fn training_scores_are_those_of_the_cpu() {
     let attempt = |setup: &Setup, shards: &[Option<ShardBatch>], gpu: Option<Gpu>| {
         let mut replica = setup.replica(Precision::F32, gpu);
         let sums = replica
-            .attempt(shards, 0, total, &mut alone_in_the_world, &mut || ())
+            .attempt(shards, 0, &total, &mut alone_in_the_world, &mut || ())
             .unwrap();
         let gradients = sums.to_host().unwrap()[..replica.net.surface.stats.end].to_vec();
         (
             replica.scores(&sums),
             gradients,
-            replica.verdict(&sums, total).loss,
+            replica.verdict(&sums, &total).loss,
         )
     };
     let (none, plain, loss) = attempt(&setup, &cpu_shards, None);
@@ -593,7 +593,7 @@ fn buckets_are_summed_in_gpu_memory() {
         let sums = gpu
             .attempt(&shards, 0, total, exchange, &mut || ())
             .unwrap();
-        (sums.to_host().unwrap(), gpu.verdict(&sums, total))
+        (sums.to_host().unwrap(), gpu.verdict(&sums, &total))
     };
     let mut double = |bucket: &mut [f32]| {
         bucket.iter_mut().for_each(|x| *x *= 2.0);

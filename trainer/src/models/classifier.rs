@@ -38,6 +38,7 @@ impl Classifier {
         });
         let channels = (width, classes as i64);
         let init = (last.init)(width, classes as i64);
+        b.head(last.name);
         Ok(Self {
             last: Linear::initialised(b, last.name, channels, init),
             network,

@@ -93,7 +93,7 @@ mod tests {
 
     use super::*;
     use crate::models::{
-        Backbone, DenseNet121, EfficientNetB0, ResNet, ResNetShape, hybrid_for_lesions,
+        Backbone, DenseNet121, EfficientNetB0, ResNet, ResNetShape, find, hybrid_for_lesions,
     };
 
     /// He et al. (CVPR 2016, table 1) give 1.8e9 for 224 x 224, torchvision 1.81 GMACs with the classifier (0.0005).

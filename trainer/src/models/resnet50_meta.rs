@@ -51,6 +51,8 @@ impl ResNet50Meta {
         let (shape, classes) = (ResNetShape::RESNET50, target.classes.len() as i64);
         let meta = dropout(128, 0.2, *b"META");
         let head = dropout(256, 0.3, *b"HEAD");
+        b.head("meta_net");
+        b.head("head");
         Ok(Box::new(Self {
             backbone: ResNet::declare(b, "backbone.", shape, Level::Image),
             meta_net: Mlp::declare(b, "meta_net", (columns as i64, META), meta),

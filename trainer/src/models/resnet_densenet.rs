@@ -43,6 +43,7 @@ impl ResNetDenseNet {
             p: DROPOUT,
             stream: u32::from_be_bytes(*b"HEAD"),
         };
+        b.head("head");
         Ok(Box::new(Self {
             resnet: ResNet::declare(b, "resnet.", shape, level),
             densenet: DenseNet121::declare(b, "densenet."),
