@@ -1,6 +1,6 @@
 //! `fovea prepare`: turns a raw dataset into checked shards.
 
-use fovea_dataset::{Bar, Crop, Dataset, PrepareOptions, TableOptions, prepare};
+use fovea_dataset::{Bar, Crop, Dataset, Fit, LayoutChoice, PrepareOptions, TableOptions, prepare};
 
 use crate::cli::PrepareArgs;
 use crate::exit::{Ending, Usage};
@@ -29,13 +29,13 @@ fn options(args: &PrepareArgs) -> Result<PrepareOptions, Usage> {
         ),
     };
     let fit = args.fit.as_deref().map(|text| {
-        let fit = text.parse();
+        let fit = text.parse::<Fit>();
         fit.map_err(|e| usage("--fit", text, e))
     });
     Ok(PrepareOptions {
         layout: args
             .layout
-            .parse()
+            .parse::<LayoutChoice>()
             .map_err(|e| usage("--layout", &args.layout, e))?,
         tables: TableOptions {
             image_column: args.image_column.clone(),

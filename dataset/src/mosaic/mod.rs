@@ -128,6 +128,7 @@ pub fn mosaic(data: &Dataset, out: &Path, options: &MosaicOptions) -> Result<()>
             patch => format!("{} images, patches of {patch} pixels", data.len()),
         },
         data.task().cell_classes(),
+        data.grid() > 0,
     );
 
     for (column, &i) in shown.iter().enumerate() {
@@ -185,6 +186,7 @@ pub fn mosaic_photos(
         &mut canvas,
         &format!("{} photographs, patches of {patch} pixels", found.len()),
         lesions.cell_classes(),
+        true,
     );
     let mut bad = Vec::new();
     for (n, PhotoFile { path, id: name }) in found.iter().enumerate() {
@@ -323,14 +325,16 @@ fn spread(total: usize, wanted: usize, seed: u64) -> Vec<usize> {
 }
 
 /// The first line: what this is, and what the colours mean. The y below it.
-fn legend(canvas: &mut MosaicCanvas, what: &str, classes: &[Class]) -> i64 {
+fn legend(canvas: &mut MosaicCanvas, what: &str, classes: &[Class], has_cells: bool) -> i64 {
     let mut x = canvas.text((MARGIN, MARGIN), TEXT, INK, what) + 40;
     for class in classes {
         canvas.fill((x, MARGIN + 3), 14, 14, class.colour, 1.0);
         x = canvas.text((x + 20, MARGIN), TEXT, INK, &class.name) + 24;
     }
-    canvas.fill((x, MARGIN + 3), 14, 14, BLACK_CELL, 0.6);
-    canvas.text((x + 20, MARGIN), TEXT, INK, "black cell");
+    if has_cells {
+        canvas.fill((x, MARGIN + 3), 14, 14, BLACK_CELL, 0.6);
+        canvas.text((x + 20, MARGIN), TEXT, INK, "black cell");
+    }
     MARGIN + LINE * 3 / 2
 }
 
