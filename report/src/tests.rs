@@ -4,6 +4,7 @@ use std::fs;
 use std::path::{Path, PathBuf};
 use std::sync::OnceLock;
 
+use fovea_dataset::Dataset;
 use fovea_run::config::Config;
 use fovea_run::metrics::log::MetricsLog;
 use fovea_run::metrics::{MetricsRow, compute};
@@ -70,6 +71,7 @@ fn a_finished_run_has_everything_in_one_file() {
         "curves-image",
         "ranking",
         "confusion",
+        "classification",
         "samples",
         "training",
         "throughput",
@@ -342,6 +344,9 @@ fn a_run_of_another_task_is_reported_by_its_own_classes() {
     let files = RunDir::new(dir.path());
     let mut config = Config::preset("demo").unwrap();
     config.set("early_stopping.level=\"image\"").unwrap();
+    config.data.path = data().display().to_string();
+    let photographs = Dataset::open_unverified(data()).unwrap();
+    let photographs = &photographs.manifest().images;
     fs::write(files.config(), config.to_toml_documented()).unwrap();
     let class = |name: &str| Class {
         name: name.to_owned(),
@@ -361,7 +366,10 @@ fn a_run_of_another_task_is_reported_by_its_own_classes() {
     files.keep_task(&task).unwrap();
     let lines: Vec<Prediction> = (0..40u64)
         .map(|i| Prediction {
-            image_id: format!("eye-{i}"),
+            image_id: match photographs.get(i as usize) {
+                Some(image) => image.id.clone(),
+                None => format!("eye-{i}"),
+            },
             target: 0,
             cell: None,
             label: if i == 39 {
@@ -412,13 +420,30 @@ fn a_run_of_another_task_is_reported_by_its_own_classes() {
     ] {
         assert!(names.contains(&name), "{name} is not among {names:?}");
     }
+    assert_eq!(
+        paths.notes.len(),
+        1,
+        "no steps are recorded: {:?}",
+        paths.notes
+    );
     let page = html(dir.path());
+    assert!(page.matches("src=\"data:image/jpeg;base64,").count() > 3);
+    assert!(
+        page.contains("micro 0.") && page.contains("macro 0."),
+        "ROC curves"
+    );
     for words in [
         "<section id=\"curves-grade\">",
         "<h2>Images (grade) over epochs</h2>",
         "Cohen's kappa",
         "the most probable counts as predicted",
         "39 images (grade) of epoch 3",
+        "<section id=\"classification\">",
+        "    accuracy ",
+        "AUROC, one class against the rest: micro 0.",
+        "<section id=\"mistakes\">",
+        "true: none, predicted: ",
+        "images (grade), true class mild",
     ] {
         assert!(page.contains(words), "{words}");
     }

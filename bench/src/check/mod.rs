@@ -286,8 +286,10 @@ mod tests {
             let compared = compare(&gpu, entry, 3, &mut rng).expect("compared");
             let limit = if entry.bf16 { BF16_LIMIT } else { F32_LIMIT };
             assert!(compared.largest <= limit, "{}: {compared:?}", entry.name);
+            // These compute in f32 what the twin computes in f64, or sum in another order.
+            let rounded = entry.name.ends_with("_loss") || entry.name == "sum_squares";
             assert!(
-                compared.same_bits || entry.rounds,
+                compared.same_bits || rounded,
                 "{}: {compared:?}",
                 entry.name
             );

@@ -88,8 +88,6 @@ type Make = dyn Fn(&Gpu, &Shapes, &mut dyn RngCore) -> Result<Box<dyn Trial>>;
 pub(super) struct KernelEntry {
     /// The kernel's name in `fovea-kernels`, with the element type where it has several.
     pub name: String,
-    /// Whether the kernel computes in f32 what its twin computes in f64, or sums in another order.
-    pub rounds: bool,
     /// Whether the kernel rounds its output to bf16.
     pub bf16: bool,
     /// Makes a trial with random inputs of the given sizes.
@@ -120,7 +118,6 @@ pub(super) fn all() -> Vec<KernelEntry> {
             Box::new(move |gpu, s, rng| Ok(Box::new(LossTrial::new(gpu, s, loss, rng)?)));
         KernelEntry {
             name: format!("{}_loss", loss.name),
-            rounds: true,
             bf16: false,
             make,
         }
@@ -135,12 +132,9 @@ pub(super) fn all() -> Vec<KernelEntry> {
         entry("to_bf16", true, |gpu, s, rng| {
             Ok(Box::new(Cast::new(gpu, s, rng)?))
         }),
-        KernelEntry {
-            rounds: true,
-            ..entry("sum_squares", false, |gpu, s, rng| {
-                Ok(Box::new(Squares::new(gpu, s, rng)?))
-            })
-        },
+        entry("sum_squares", false, |gpu, s, rng| {
+            Ok(Box::new(Squares::new(gpu, s, rng)?))
+        }),
     ];
     before.into_iter().chain(losses).chain(after).collect()
 }
@@ -152,7 +146,6 @@ fn entry(
 ) -> KernelEntry {
     KernelEntry {
         name: name.to_owned(),
-        rounds: false,
         bf16,
         make: Box::new(make),
     }

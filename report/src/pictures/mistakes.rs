@@ -57,7 +57,7 @@ pub(in super::super) fn mistakes(run: &Run) -> Result<Vec<ClassMistakes>, String
     let data = dataset(run).map_err(|reason| format!("No pictures of errors: {reason}."))?;
     let images = data.manifest().images.iter().enumerate();
     let index: BTreeMap<&str, usize> = images.map(|(i, image)| (image.id.as_str(), i)).collect();
-    wrong
+    let all: Result<Vec<ClassMistakes>, String> = wrong
         .into_iter()
         .map(|(target, class, errors)| {
             let known = errors.iter().filter_map(|it| {
@@ -71,7 +71,11 @@ pub(in super::super) fn mistakes(run: &Run) -> Result<Vec<ClassMistakes>, String
                 shown: known.take(SHOWN).collect::<Result<_, String>>()?,
             })
         })
-        .collect()
+        .collect();
+    let mut all = all?;
+    // Another dataset may hold none of the images.
+    all.retain(|it| !it.shown.is_empty());
+    Ok(all)
 }
 
 /// A line that is wrong about a class, and the probability of its wrong answer.
