@@ -412,7 +412,7 @@ mod tests {
         let tensors = resnet("");
         let error = start(&blueprint, &tensors, &InitMap::default(), origin).unwrap_err();
         let text = error.to_string();
-        assert!(text.contains("none of its 100 tensors fits"), "{text}");
+        assert!(text.contains("none of its 102 tensors fits"), "{text}");
         assert!(text.contains("model.init_map"), "{text}");
         let map = InitMap::parse("local = resnet").unwrap();
         let text = start(&blueprint, &tensors, &map, origin)
