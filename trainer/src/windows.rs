@@ -268,8 +268,8 @@ fn middles(mask: &[u8], size: usize, patch: usize, classes: usize) -> Vec<Vec<Mi
     let mut seen = vec![0u8; mask.len()];
     let mut waiting = Vec::new();
     for bit in (0..classes.min(8)).map(|class| 1u8 << class) {
-        for start in 0..mask.len() {
-            if mask[start] & bit == 0 || seen[start] & bit != 0 {
+        for (start, bits) in mask.iter().enumerate() {
+            if bits & bit == 0 || seen[start] & bit != 0 {
                 continue;
             }
             let (mut all, mut parts) = (PixelSums::default(), BTreeMap::<usize, PixelSums>::new());
