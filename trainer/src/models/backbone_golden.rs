@@ -278,11 +278,11 @@ fn run(name: &str, document: &Document, precision: Precision, engine: NormEngine
         };
         let start = read(&bench);
         let adam = AdamParams {
-            lr: o.lr,
-            beta1: o.beta1,
-            beta2: o.beta2,
-            eps: o.eps,
-            weight_decay: o.weight_decay,
+            lr: f64::from(o.lr),
+            beta1: f64::from(o.beta1),
+            beta2: f64::from(o.beta2),
+            eps: f64::from(o.eps),
+            weight_decay: f64::from(o.weight_decay),
             decoupled: false,
             step: step as u64 + 1,
             grad_scale: 1.0,
@@ -342,7 +342,11 @@ fn f32_is_near(name: &str, document: &Document, engine: NormEngine) {
     below("running statistics", got.running, 1e-5);
     below("loss", got.loss[0], 1e-5);
     below("gradient norm", got.grad_norm[0], 1e-4);
-    below("gradients", got.gradients, (3.0 * torch.gradients).max(1e-4));
+    below(
+        "gradients",
+        got.gradients,
+        (3.0 * torch.gradients).max(1e-4),
+    );
     below("gradients, rms", got.gradients_rms, 1e-4);
     below("first update", got.moved, 2e-4);
     below("second loss", got.loss[1], 1e-4);
@@ -355,8 +359,16 @@ fn bf16_is_near(name: &str, document: &Document, engine: NormEngine) {
     eprintln!("{engine:?}\nhere  {got:?}\ntorch {torch:?}");
     below("features", got.features, 1e-2);
     below("loss", got.loss[0], 1e-2);
-    below("running statistics, rms", got.running_rms, 1.5 * torch.running_rms);
-    below("gradients, rms", got.gradients_rms, 1.5 * torch.gradients_rms);
+    below(
+        "running statistics, rms",
+        got.running_rms,
+        1.5 * torch.running_rms,
+    );
+    below(
+        "gradients, rms",
+        got.gradients_rms,
+        1.5 * torch.gradients_rms,
+    );
     below("first update, rms", got.moved_rms, 1.5 * torch.moved_rms);
     below("gradient norm", got.grad_norm[0], 5e-2);
     below("second loss", got.loss[1], 5e-2);

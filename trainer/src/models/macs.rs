@@ -89,10 +89,13 @@ impl Blueprint {
 
 #[cfg(test)]
 mod tests {
-    use fovea_task::Level;
+    use fovea_run::config::ModelConfig;
+    use fovea_task::{Level, Target, Task};
 
     use super::*;
-    use crate::models::{Backbone, DenseNet121, EfficientNetB0, ResNet, ResNetShape, hybrid_for_lesions};
+    use crate::models::{
+        Backbone, DenseNet121, EfficientNetB0, ResNet, ResNetShape, find, hybrid_for_lesions,
+    };
 
     /// He et al. (CVPR 2016, table 1) give 1.8e9 for 224 x 224, torchvision 1.81 GMACs with the classifier (0.0005).
     #[test]
@@ -134,9 +137,18 @@ mod tests {
     /// Two networks and a head, each once per image.
     #[test]
     fn resnet_densenet_is_its_parts() {
-        let task = Task::one_of_images("grade", &["0", "1", "2"]);
+        let target = Target {
+            name: "grade".to_owned(),
+            level: Level::Image,
+            kind: fovea_task::Kind::OneOf,
+            classes: Task::lesions().targets()[0].classes[..3].to_vec(),
+            union_of_cells: false,
+        };
+        let task = Task::new(vec![target]).expect("a task");
         let entry = find("resnet_densenet").expect("a model");
-        let (model, blueprint) = entry.build(&task, &ModelConfig::default()).expect("one target");
+        let (model, blueprint) = entry
+            .build(&task, &ModelConfig::default())
+            .expect("one target");
         let sizes = Sizes {
             images: 2,
             global: 224,
@@ -145,7 +157,11 @@ mod tests {
         };
         let parts = 4_087_136_256 + 2_833_137_664 + 3072 * 1024 + 1024 * 3;
         assert_eq!(model.macs(&blueprint, &sizes).forward, 2 * parts);
-        assert!(entry.build(&Task::lesions(), &ModelConfig::default()).is_err());
+        assert!(
+            entry
+                .build(&Task::lesions(), &ModelConfig::default())
+                .is_err()
+        );
     }
 
     #[test]
