@@ -278,11 +278,11 @@ fn run(name: &str, document: &Document, precision: Precision, engine: NormEngine
         };
         let start = read(&bench);
         let adam = AdamParams {
-            lr: o.lr,
-            beta1: o.beta1,
-            beta2: o.beta2,
-            eps: o.eps,
-            weight_decay: o.weight_decay,
+            lr: f64::from(o.lr),
+            beta1: f64::from(o.beta1),
+            beta2: f64::from(o.beta2),
+            eps: f64::from(o.eps),
+            weight_decay: f64::from(o.weight_decay),
             decoupled: false,
             step: step as u64 + 1,
             grad_scale: 1.0,

@@ -89,7 +89,8 @@ impl Blueprint {
 
 #[cfg(test)]
 mod tests {
-    use fovea_task::Level;
+    use fovea_run::config::ModelConfig;
+    use fovea_task::{Level, Target, Task};
 
     use super::*;
     use crate::models::{
@@ -136,7 +137,14 @@ mod tests {
     /// Two networks and a head, each once per image.
     #[test]
     fn resnet_densenet_is_its_parts() {
-        let task = Task::one_of_images("grade", &["0", "1", "2"]);
+        let target = Target {
+            name: "grade".to_owned(),
+            level: Level::Image,
+            kind: fovea_task::Kind::OneOf,
+            classes: Task::lesions().targets()[0].classes[..3].to_vec(),
+            union_of_cells: false,
+        };
+        let task = Task::new(vec![target]).expect("a task");
         let entry = find("resnet_densenet").expect("a model");
         let (model, blueprint) = entry
             .build(&task, &ModelConfig::default())
