@@ -9,5 +9,6 @@ mod error;
 pub mod metrics;
 pub mod predictions;
 pub mod run_dir;
+pub mod tuning;
 
 pub use error::{Error, Result};
