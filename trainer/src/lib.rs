@@ -24,6 +24,7 @@ pub mod replica;
 pub mod samples;
 mod trace;
 pub mod train;
+pub mod tta;
 pub mod weights;
 
 pub use error::{Error, Result};

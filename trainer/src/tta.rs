@@ -1,0 +1,227 @@
+//! Test-time augmentation: a batch is scored in several orientations, and the probabilities are averaged.
+//!
+//! Only orientations are used. They permute pixels, so every view holds exactly the photograph's values. An image and
+//! its patches turn together; the rows of a batch keep their order, so the probabilities of a cell average over views
+//! of that cell.
+
+use fovea_task::Task;
+use tch::Tensor;
+
+use crate::error::{Error, Result};
+use crate::evaluate::probabilities;
+use crate::replica::Replica;
+use crate::samples::{Pixels, ShardBatch, Views};
+
+/// An orientation: mirror left-right, then quarter turns counter-clockwise, as in training's augmentation.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Orientation {
+    /// Whether the picture is mirrored left-right, before it is turned.
+    pub flip: bool,
+    /// Counter-clockwise quarter turns, 0 to 3.
+    pub turns: u8,
+}
+
+const fn orientation(flip: bool, turns: u8) -> Orientation {
+    Orientation { flip, turns }
+}
+
+/// The orientations in which each sample is scored.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum TestViews {
+    /// The picture as it is.
+    #[default]
+    One,
+    /// As it is, the two mirrors (left-right and up-down), and the two quarter turns.
+    Five,
+    /// All eight orientations of a square.
+    Eight,
+}
+
+impl TestViews {
+    /// The views of this number, which is 1, 5 or 8.
+    #[must_use]
+    pub fn of_count(count: usize) -> Option<Self> {
+        let all = [Self::One, Self::Five, Self::Eight];
+        all.into_iter()
+            .find(|views| views.orientations().len() == count)
+    }
+
+    /// The orientations, the unchanged one first.
+    #[must_use]
+    pub fn orientations(self) -> &'static [Orientation] {
+        match self {
+            Self::One => &EIGHT[..1],
+            Self::Five => &FIVE,
+            Self::Eight => &EIGHT,
+        }
+    }
+}
+
+static FIVE: [Orientation; 5] = [
+    orientation(false, 0),
+    orientation(true, 0),
+    orientation(true, 2),
+    orientation(false, 1),
+    orientation(false, 3),
+];
+
+static EIGHT: [Orientation; 8] = [
+    orientation(false, 0),
+    orientation(false, 1),
+    orientation(false, 2),
+    orientation(false, 3),
+    orientation(true, 0),
+    orientation(true, 1),
+    orientation(true, 2),
+    orientation(true, 3),
+];
+
+/// Pixels in another orientation: whole images `[b, 3, S, S]` and patches `[n, 3, P, P]`, channels-last, in new memory;
+/// images and patches keep their order.
+///
+/// # Errors
+/// libtorch's.
+pub fn oriented(views: &Views, to: Orientation) -> Result<Views> {
+    Ok(Views {
+        globals: turned(&views.globals, to)?,
+        patches: turned(&views.patches, to)?,
+    })
+}
+
+fn turned(pixels: &Tensor, to: Orientation) -> Result<Tensor> {
+    let mirrored = match to.flip {
+        true => pixels.f_flip([3])?,
+        false => pixels.shallow_clone(),
+    };
+    let turned = mirrored.f_rot90(i64::from(to.turns), [2, 3])?;
+    // In memory [n, h, w, 3].
+    let rows = turned.f_permute([0, 2, 3, 1])?.f_contiguous()?;
+    Ok(rows.f_permute([0, 3, 1, 2])?)
+}
+
+/// Probabilities per target of the task, `[rows, C]` row-major in the batch's row order, averaged over the views (in
+/// f64). With one view they are exactly those of [`probabilities`].
+///
+/// # Errors
+/// [`Error::Internal`] for a batch whose pixels a GPU still has to cut: a batch of an evaluation has its pixels.
+pub fn averaged(
+    replica: &Replica,
+    task: &Task,
+    mut batch: ShardBatch,
+    views: TestViews,
+) -> Result<Vec<Vec<f32>>> {
+    let mut seen = Vec::new();
+    if views == TestViews::One {
+        return of_view(replica, task, &batch);
+    }
+    let Pixels::Views(upright) = batch.pixels else {
+        return Err(Error::Internal(
+            "test-time views of a batch without pixels".to_owned(),
+        ));
+    };
+    for &to in views.orientations() {
+        batch.pixels = Pixels::Views(oriented(&upright, to)?);
+        seen.push(of_view(replica, task, &batch)?);
+    }
+    Ok(mean(&seen))
+}
+
+fn of_view(replica: &Replica, task: &Task, batch: &ShardBatch) -> Result<Vec<Vec<f32>>> {
+    let scores = replica.evaluate(batch)?;
+    let heads = task.targets().iter().zip(scores.heads);
+    Ok(heads
+        .map(|(target, logits)| {
+            let rows = logits.chunks_exact(target.classes.len());
+            rows.flat_map(|row| probabilities(target, row)).collect()
+        })
+        .collect())
+}
+
+/// The mean over views of each number; views are added in order, in f64. All views have the same targets and rows.
+#[must_use]
+pub fn mean(views: &[Vec<Vec<f32>>]) -> Vec<Vec<f32>> {
+    let Some(first) = views.first() else {
+        return Vec::new();
+    };
+    let of_target = |target: usize| {
+        let sum = |row: usize| -> f64 { views.iter().map(|v| f64::from(v[target][row])).sum() };
+        let rows = 0..first[target].len();
+        rows.map(|row| (sum(row) / views.len() as f64) as f32)
+            .collect()
+    };
+    (0..first.len()).map(of_target).collect()
+}
+
+#[cfg(test)]
+#[expect(clippy::unwrap_used, reason = "a failed unwrap is a failed test")]
+mod tests {
+    use tch::{Device, Kind};
+
+    use super::*;
+
+    fn views() -> Views {
+        let picture = |n: i64, side: i64| {
+            let all = Tensor::arange(n * 3 * side * side, (Kind::Float, Device::Cpu));
+            let rows = all.view([n, side, side, 3]);
+            rows.permute([0, 3, 1, 2])
+        };
+        Views {
+            globals: picture(2, 4),
+            patches: picture(3, 2),
+        }
+    }
+
+    /// Pixel (row, column) of the first channel of the last patch.
+    fn patch(views: &Views) -> [f64; 4] {
+        let at = |y: i64, x: i64| views.patches.double_value(&[2, 0, y, x]);
+        [at(0, 0), at(0, 1), at(1, 0), at(1, 1)]
+    }
+
+    #[test]
+    fn orientations_are_those_of_training() {
+        let upright = views();
+        let [a, b, c, d] = patch(&upright);
+        let seen = |flip, turns| patch(&oriented(&upright, orientation(flip, turns)).unwrap());
+        assert_eq!(seen(false, 0), [a, b, c, d]);
+        // Counter-clockwise, and mirrored before turned: as `Window::place` of the kernels has it.
+        assert_eq!(seen(false, 1), [b, d, a, c]);
+        assert_eq!(seen(true, 1), [a, c, b, d]);
+        // The two mirrors of the five views.
+        assert_eq!(seen(true, 0), [b, a, d, c]);
+        assert_eq!(seen(true, 2), [c, d, a, b]);
+        for to in TestViews::Eight.orientations() {
+            let views = oriented(&upright, *to).unwrap();
+            assert!(views.globals.permute([0, 2, 3, 1]).is_contiguous());
+            assert_eq!(views.patches.size(), [3, 3, 2, 2]);
+        }
+    }
+
+    #[test]
+    fn five_are_among_eight_distinct_ones() {
+        assert_eq!(TestViews::of_count(1), Some(TestViews::One));
+        assert_eq!(TestViews::of_count(5), Some(TestViews::Five));
+        assert_eq!(TestViews::of_count(8), Some(TestViews::Eight));
+        assert_eq!(TestViews::of_count(2), None);
+        let eight = TestViews::Eight.orientations();
+        let upright = views();
+        let mut all: Vec<_> = eight
+            .iter()
+            .map(|to| patch(&oriented(&upright, *to).unwrap()).map(|v| v as i64))
+            .collect();
+        all.sort_unstable();
+        all.dedup();
+        assert_eq!(all.len(), 8);
+        let five = TestViews::Five.orientations();
+        assert!(five.iter().all(|to| eight.contains(to)));
+        assert_eq!(five[0], orientation(false, 0));
+    }
+
+    #[test]
+    fn views_are_averaged_number_by_number() {
+        let a = vec![vec![0.0, 1.0], vec![0.25]];
+        let b = vec![vec![1.0, 1.0], vec![0.75]];
+        assert_eq!(mean(&[a.clone(), b]), [vec![0.5, 1.0], vec![0.5]]);
+        assert_eq!(mean(std::slice::from_ref(&a)), a);
+        assert!(mean(&[]).is_empty());
+    }
+}
