@@ -15,7 +15,7 @@ from sklearn.metrics import f1_score, precision_recall_curve
 
 
 def fitted(nll):
-    return float(minimize_scalar(nll, bounds=(0.05, 20.0), method="bounded", options={"xatol": 1e-10}).x)
+    return float(minimize_scalar(nll, bounds=(0.1, 10.0), method="bounded", options={"xatol": 1e-10}).x)
 
 
 def any_of(name, rng, rows, classes, scale, prevalence):
@@ -66,7 +66,7 @@ def one_of(name, rng, rows, classes, scale):
 rng = np.random.default_rng(13)
 cases = [
     any_of("overconfident", rng, 60, 4, 3.0, [0.1, 0.3, 0.5, 0.8]),
-    any_of("underconfident", rng, 50, 2, 0.25, [0.4, 0.2]),
+    any_of("underconfident", rng, 50, 2, 0.5, [0.4, 0.2]),
     any_of("rare", rng, 120, 1, 1.0, [0.04]),
     one_of("softmax, overconfident", rng, 60, 5, 4.0),
     one_of("softmax of two", rng, 40, 2, 0.5),

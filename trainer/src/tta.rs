@@ -4,12 +4,12 @@
 //! its patches turn together; the rows of a batch keep their order, so the probabilities of a cell average over views
 //! of that cell.
 
-use fovea_task::Task;
+use fovea_task::{Target, Task};
 use tch::Tensor;
 
+use crate::average::{Part, average};
 use crate::error::{Error, Result};
-use crate::evaluate::probabilities;
-use crate::replica::Replica;
+use crate::replica::{Replica, Scores};
 use crate::samples::{Pixels, ShardBatch, Views};
 
 /// An orientation: mirror left-right, then quarter turns counter-clockwise, as in training's augmentation.
@@ -99,57 +99,37 @@ fn turned(pixels: &Tensor, to: Orientation) -> Result<Tensor> {
     Ok(rows.f_permute([0, 3, 1, 2])?)
 }
 
-/// Probabilities per target of the task, `[rows, C]` row-major in the batch's row order, averaged over the views (in
-/// f64). With one view they are exactly those of [`probabilities`].
+/// Logits of a batch whose probabilities are the mean over the views; with one view exactly those of
+/// [`Replica::evaluate`]. Rows are those of the batch.
 ///
 /// # Errors
-/// [`Error::Internal`] for a batch whose pixels a GPU still has to cut: a batch of an evaluation has its pixels.
-pub fn averaged(
+/// [`Error::Internal`] for several views of a batch whose pixels a GPU still has to cut.
+pub fn evaluate(
     replica: &Replica,
     task: &Task,
     mut batch: ShardBatch,
     views: TestViews,
-) -> Result<Vec<Vec<f32>>> {
-    let mut seen = Vec::new();
+) -> Result<Scores> {
     if views == TestViews::One {
-        return of_view(replica, task, &batch);
+        return replica.evaluate(&batch);
     }
     let Pixels::Views(upright) = batch.pixels else {
         return Err(Error::Internal(
             "test-time views of a batch without pixels".to_owned(),
         ));
     };
+    let mut seen = Vec::new();
     for &to in views.orientations() {
         batch.pixels = Pixels::Views(oriented(&upright, to)?);
-        seen.push(of_view(replica, task, &batch)?);
+        seen.push(replica.evaluate(&batch)?.heads);
     }
-    Ok(mean(&seen))
-}
-
-fn of_view(replica: &Replica, task: &Task, batch: &ShardBatch) -> Result<Vec<Vec<f32>>> {
-    let scores = replica.evaluate(batch)?;
-    let heads = task.targets().iter().zip(scores.heads);
-    Ok(heads
-        .map(|(target, logits)| {
-            let rows = logits.chunks_exact(target.classes.len());
-            rows.flat_map(|row| probabilities(target, row)).collect()
-        })
-        .collect())
-}
-
-/// The mean over views of each number; views are added in order, in f64. All views have the same targets and rows.
-#[must_use]
-pub fn mean(views: &[Vec<Vec<f32>>]) -> Vec<Vec<f32>> {
-    let Some(first) = views.first() else {
-        return Vec::new();
+    let mean = |(index, target): (usize, &Target)| {
+        let parts: Vec<Part<'_>> = seen.iter().map(|heads| (&heads[index][..], 1.0)).collect();
+        average(target, &parts)
     };
-    let of_target = |target: usize| {
-        let sum = |row: usize| -> f64 { views.iter().map(|v| f64::from(v[target][row])).sum() };
-        let rows = 0..first[target].len();
-        rows.map(|row| (sum(row) / views.len() as f64) as f32)
-            .collect()
-    };
-    (0..first.len()).map(of_target).collect()
+    Ok(Scores {
+        heads: task.targets().iter().enumerate().map(mean).collect(),
+    })
 }
 
 #[cfg(test)]
@@ -214,14 +194,5 @@ mod tests {
         let five = TestViews::Five.orientations();
         assert!(five.iter().all(|to| eight.contains(to)));
         assert_eq!(five[0], orientation(false, 0));
-    }
-
-    #[test]
-    fn views_are_averaged_number_by_number() {
-        let a = vec![vec![0.0, 1.0], vec![0.25]];
-        let b = vec![vec![1.0, 1.0], vec![0.75]];
-        assert_eq!(mean(&[a.clone(), b]), [vec![0.5, 1.0], vec![0.5]]);
-        assert_eq!(mean(std::slice::from_ref(&a)), a);
-        assert!(mean(&[]).is_empty());
     }
 }

@@ -13,7 +13,7 @@ use image::{RgbImage, imageops};
 
 use super::run::Run;
 
-pub(super) use overlay::HEAT_STOPS;
+pub(super) use overlay::{HEAT_STOPS, heat_colour};
 pub(super) use sheet::sheet;
 
 /// Side of a panel in pixels.
@@ -33,11 +33,10 @@ pub(super) struct Guess {
 }
 
 impl Guess {
-    fn of(target: &Target, line: &Prediction, threshold: f32) -> Self {
-        let thresholds = vec![threshold; target.classes.len()];
+    fn of(target: &Target, line: &Prediction, thresholds: &[Vec<f32>]) -> Self {
         Self {
             label: line.label,
-            predicted: predicted(target, &line.probabilities, &thresholds),
+            predicted: predicted(target, &line.probabilities, &thresholds[line.target]),
             probabilities: line.probabilities.clone(),
         }
     }
@@ -130,7 +129,7 @@ pub(super) fn scenes(run: &Run) -> Result<Vec<Scene>, String> {
 
 /// `Err` ends in a preposition that wants the dataset's directory.
 fn from_dataset(run: &Run, data: &Dataset, target: &Target) -> Result<Vec<Scene>, String> {
-    let threshold = run.config.eval.threshold;
+    let thresholds = &run.thresholds;
     let mut by_image: BTreeMap<&str, Vec<&Prediction>> = BTreeMap::new();
     for line in &run.predictions {
         by_image.entry(&line.image_id).or_default().push(line);
@@ -145,7 +144,7 @@ fn from_dataset(run: &Run, data: &Dataset, target: &Target) -> Result<Vec<Scene>
     let mut ranked: Vec<(f64, &str)> = by_image
         .iter()
         .filter(|(id, _)| index.contains_key(*id))
-        .map(|(id, lines)| (error_of(run.task.targets(), threshold, lines), *id))
+        .map(|(id, lines)| (error_of(run.task.targets(), thresholds, lines), *id))
         .collect();
     ranked.sort_by(|a, b| a.0.total_cmp(&b.0).then(a.1.cmp(b.1)));
     let chosen = evenly(ranked.len(), SHOWN);
@@ -155,13 +154,13 @@ fn from_dataset(run: &Run, data: &Dataset, target: &Target) -> Result<Vec<Scene>
             let (error, id) = ranked[i];
             let at = index[id];
             let grid = data.grid();
-            let cells = cells_of(&by_image[id], grid, target, threshold).ok_or_else(|| {
+            let cells = cells_of(&by_image[id], grid, target, thresholds).ok_or_else(|| {
                 format!("predictions of image {id} name cells outside the {grid} x {grid} grid of")
             })?;
             let whole = by_image[id].iter().filter(|line| line.cell.is_none());
             let told = whole.map(|line| {
                 let target = &run.task.targets()[line.target];
-                (target.clone(), Guess::of(target, line, threshold))
+                (target.clone(), Guess::of(target, line, thresholds))
             });
             Ok(Scene {
                 id: id.to_owned(),
@@ -178,13 +177,13 @@ fn from_dataset(run: &Run, data: &Dataset, target: &Target) -> Result<Vec<Scene>
 }
 
 /// Mean share of wrong class bits, over labelled cells if there are any, else over what is said of the image.
-fn error_of(targets: &[Target], threshold: f32, lines: &[&Prediction]) -> f64 {
+fn error_of(targets: &[Target], thresholds: &[Vec<f32>], lines: &[&Prediction]) -> f64 {
     let at = |level: Level| -> Vec<f64> {
         let lines = lines.iter().filter(|line| line.label.is_known());
         let lines = lines.map(|line| (&targets[line.target], line));
         lines
             .filter(|(target, _)| target.level == level)
-            .map(|(target, line)| Guess::of(target, line, threshold).error(target))
+            .map(|(target, line)| Guess::of(target, line, thresholds).error(target))
             .collect()
     };
     let cells = at(Level::Patch);
@@ -211,7 +210,7 @@ fn cells_of(
     lines: &[&Prediction],
     grid: usize,
     target: &Target,
-    threshold: f32,
+    thresholds: &[Vec<f32>],
 ) -> Option<Vec<Option<Guess>>> {
     let mut cells = vec![None; grid * grid];
     for line in lines {
@@ -220,7 +219,7 @@ fn cells_of(
             if row >= grid || col >= grid {
                 return None;
             }
-            cells[row * grid + col] = Some(Guess::of(target, line, threshold));
+            cells[row * grid + col] = Some(Guess::of(target, line, thresholds));
         }
     }
     Some(cells)

@@ -3,7 +3,7 @@
 //! A **temperature** divides the logits of a class (of a target with exactly one class per sample: all logits of the
 //! target), so that probabilities mean what they say (Guo et al., "On Calibration of Modern Neural Networks", ICML 2017);
 //! a **threshold** is the probability from which a class counts as predicted. Neither changes the order of the samples,
-//! so areas under curves stay what they are.
+//! so areas under curves stay what they are (but for probabilities that rounding makes equal).
 //!
 //! [`threshold`] and [`temperature`] are pure; [`record`] is the file that keeps both beside a checkpoint.
 

@@ -182,8 +182,10 @@ mod tests {
         // Every grid point from 0.30 to 0.85 is as good.
         let scored = [(0.9, true), (0.26, false)];
         assert_eq!(choose(&scored, Rule::Grid(0.05)), Some(0.5));
-        assert_eq!(choose(&scored, Rule::Grid(0.2)), Some(0.6));
         assert_eq!(choose(&scored, Rule::Grid(0.4)), Some(0.4));
+        // F1 is 2/3 at 0.625 and at 0.375, and 1/2 between them.
+        let scored = [(0.7, true), (0.55, false), (0.45, false), (0.4, true)];
+        assert_eq!(choose(&scored, Rule::Grid(0.125)), Some(0.625));
     }
 
     #[test]

@@ -114,10 +114,12 @@ impl Model for Hybrid {
             ..
         } = *input.tokens;
 
-        let global = self.global_branch.features(pass, input.globals)?; // [b, 512]
+        let whole = pass.in_branch("global_branch", Level::Image);
+        let global = self.global_branch.features(&whole, input.globals)?; // [b, 512]
         let global = self.global_proj.forward(pass, &global)?; // [b, 256]
         // [n, 512]; n is 0 for an all-black photograph
-        let local = self.local_branch.features(pass, input.patches)?;
+        let cells = pass.in_branch("local_branch", Level::Patch);
+        let local = self.local_branch.features(&cells, input.patches)?;
         let local = self.local_proj.forward(pass, &local)?; // [n, 256]
 
         let zeros = Tensor::f_zeros([1, WIDTH], (Kind::Float, global.device()))?;

@@ -10,6 +10,7 @@ mod golden;
 mod hybrid;
 mod layers;
 mod macs;
+mod recorder;
 mod resnet;
 mod tokens;
 
@@ -17,12 +18,13 @@ pub use backbone::{BACKBONES, Backbone, BackboneEntry};
 pub use hybrid::Hybrid;
 pub use layers::{LayerNorm, Linear, SelfAttention};
 pub use macs::{Macs, Sizes};
+pub use recorder::{Branch, BranchMaps, Recorder};
 pub use resnet::ResNet18;
 pub use tokens::Tokens;
 
 use fovea_coordinator::order::Grain;
 use fovea_run::config::ModelConfig;
-use fovea_task::Task;
+use fovea_task::{Level, Task};
 use tch::Tensor;
 
 pub use crate::blueprint::{
@@ -32,6 +34,7 @@ use crate::error::{Error, Result};
 use crate::ops::{NormEngine, NormMode};
 
 /// One pass through a model: the parameters to use and the mode of batch normalisation.
+#[derive(Clone, Copy)]
 pub struct Pass<'a> {
     /// Forward copies, indexed by [`ParamId`].
     pub params: &'a [Tensor],
@@ -41,12 +44,43 @@ pub struct Pass<'a> {
     pub mode: NormMode<'a>,
     /// How normalisation layers are computed.
     pub engine: NormEngine,
+    /// The branch that runs.
+    pub branch: Branch,
+    /// Keeps maps and attention, for pictures of where a model looks; none in training and evaluation.
+    pub recorder: Option<&'a Recorder>,
 }
 
 impl Pass<'_> {
     /// The forward copy of a parameter.
     pub fn param(&self, id: ParamId) -> &Tensor {
         &self.params[id.0]
+    }
+
+    /// The same pass for a branch of a model that has several: `name` as in the names of its parameters, `level` what
+    /// each of its pictures is.
+    #[must_use]
+    pub fn in_branch(&self, name: &'static str, level: Level) -> Self {
+        Self {
+            branch: Branch { name, level },
+            ..*self
+        }
+    }
+
+    /// Runs `compute`, which gives the last feature maps of a branch, `[n, channels, h, w]`; a recorder keeps them. Every
+    /// model pools what this returns, not what `compute` does.
+    pub fn maps(&self, compute: impl FnOnce() -> Result<Tensor>) -> Result<Tensor> {
+        match self.recorder {
+            None => compute(),
+            Some(recorder) => recorder.maps(self.branch, compute),
+        }
+    }
+
+    /// Lets a recorder keep attention weights `[b, heads, t, t]` between tokens.
+    pub fn attended(&self, weights: &Tensor) -> Result<()> {
+        match self.recorder {
+            None => Ok(()),
+            Some(recorder) => recorder.attention(weights),
+        }
     }
 }
 

@@ -1,0 +1,847 @@
+//! One model or several as one: their probabilities are averaged, and made into decisions by what was tuned.
+//!
+//! Only one model is in memory at a time. Each scores everything before the next one is loaded.
+
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use fovea_dataset::{BadFile, Dataset, PhotoFile, Split};
+use fovea_run::config::Config;
+use fovea_run::metrics::{self, Metrics};
+use fovea_run::predictions::Prediction;
+use fovea_run::tuning::{self, Member, Rule, TargetTuning, Tuning, TuningScores};
+use fovea_task::{Kind, Target, Task};
+
+use crate::average::{Part, average};
+use crate::error::{Error, Result};
+use crate::evaluate::{self, Answers};
+use crate::objective::{Objective, objective};
+use crate::predict::{ImageSizes, Predictor, ScoredPhoto, questions};
+use crate::samples::SampleSource;
+use crate::train;
+use crate::tta::TestViews;
+
+/// Applies a command's assignments to the configuration of a checkpoint.
+pub type Adjust = dyn Fn(&mut Config) -> Result<()>;
+
+/// How much each model counts.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub enum Weights {
+    /// All the same, or as a record of tuning says.
+    #[default]
+    Default,
+    /// These, in the order of the models.
+    Given(Vec<f64>),
+    /// Each as much as its score on the validation split: the watched metric of the first model's configuration
+    /// (`early_stopping.metric` and `level`).
+    Validation,
+}
+
+/// Which record of thresholds and temperatures is used.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub enum Tuned {
+    /// The one beside the checkpoint, when there is one; none for several models.
+    #[default]
+    Beside,
+    /// This file.
+    File(PathBuf),
+    /// None: temperature 1, and the configured threshold.
+    Not,
+}
+
+/// How answers are made of models.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct Options {
+    /// How much each model counts.
+    pub weights: Weights,
+    /// The views that each model sees of a picture.
+    pub views: TestViews,
+    /// Which record of thresholds and temperatures is used.
+    pub tuned: Tuned,
+}
+
+/// The result of scoring photographs.
+#[derive(Debug, Default)]
+pub struct ScoredPhotographs {
+    /// Predictions for the photographs that could be read.
+    pub rows: Vec<Prediction>,
+    /// The other photographs, in the order given.
+    pub bad: Vec<BadFile>,
+}
+
+/// The scores of a split.
+pub struct Evaluation {
+    /// Answers per target, temperatures applied.
+    pub answers: Vec<Answers>,
+    /// Metrics per target, at the thresholds of the record or of the configuration; `None` without any label.
+    pub summary: Vec<Option<Metrics>>,
+    /// Share of each model in the average.
+    pub weights: Vec<f64>,
+}
+
+/// The facts about a model that are kept while it is not in memory.
+struct Known {
+    path: PathBuf,
+    weights_blake3: String,
+    sizes: ImageSizes,
+}
+
+/// Models that answer together.
+pub struct Ensemble {
+    known: Vec<Known>,
+    task: Task,
+    /// The first model's configuration.
+    config: Config,
+    options: Options,
+    /// The record in use, and its file.
+    tuning: Option<(PathBuf, Tuning)>,
+    adjust: Box<Adjust>,
+    /// The model that is in memory, and its number.
+    loaded: Option<(usize, Predictor)>,
+}
+
+impl Ensemble {
+    /// Loads each of `paths` ([`Predictor::load`]) to check it, and the record of tuning.
+    ///
+    /// # Errors
+    /// A path is no model, the tasks differ, the number of weights is wrong, there is no such record, or it belongs to
+    /// other weights; [`Error::Usage`] also for several views of a task with columns, which may hold places in the
+    /// picture that a view would have to move.
+    pub fn open(paths: &[PathBuf], options: Options, adjust: Box<Adjust>) -> Result<Self> {
+        let mut known: Vec<Known> = Vec::new();
+        let mut first: Option<(Task, Config)> = None;
+        let mut loaded = None;
+        for (index, path) in paths.iter().enumerate() {
+            drop(loaded.take());
+            let model = Predictor::load(path, &adjust)?;
+            match &first {
+                None => first = Some((model.task().clone(), model.config().clone())),
+                Some((task, _)) => same_task((&paths[0], task), (path, model.task()))?,
+            }
+            known.push(Known {
+                path: model.path().to_owned(),
+                weights_blake3: model.weights_blake3().to_owned(),
+                sizes: model.sizes(),
+            });
+            loaded = Some((index, model));
+        }
+        let Some((task, config)) = first else {
+            return Err(Error::Internal("an ensemble of no models".to_owned()));
+        };
+        check_weights(&options.weights, known.len())?;
+        if options.views != TestViews::One && !task.columns().is_empty() {
+            return Err(Error::Usage {
+                what: format!(
+                    "several views of a task with columns ({}, ..): they may hold places in the picture, which a view would have to move",
+                    task.columns()[0]
+                ),
+                help: "leave --tta out".to_owned(),
+            });
+        }
+        let mut ensemble = Self {
+            known,
+            task,
+            config,
+            options,
+            tuning: None,
+            adjust,
+            loaded,
+        };
+        ensemble.tuning = ensemble.record()?;
+        Ok(ensemble)
+    }
+
+    /// Number of models.
+    pub fn models(&self) -> usize {
+        self.known.len()
+    }
+
+    /// The task that all models answer.
+    pub fn task(&self) -> &Task {
+        &self.task
+    }
+
+    /// The record of thresholds and temperatures in use, and its file.
+    pub fn tuning(&self) -> Option<(&Path, &Tuning)> {
+        let tuning = self.tuning.as_ref();
+        tuning.map(|(path, tuning)| (path.as_path(), tuning))
+    }
+
+    /// Where the record of these models is kept; `None` for several, which share no directory.
+    pub fn beside(&self) -> Option<PathBuf> {
+        match &self.known[..] {
+            [one] => Some(tuning::beside(&one.path)),
+            _ => None,
+        }
+    }
+
+    /// The prepared dataset that the first model was trained on, as its configuration names it.
+    pub fn trained_on(&self) -> &Path {
+        Path::new(&self.config.data.path)
+    }
+
+    /// Per target the thresholds of its classes.
+    pub fn thresholds(&self) -> Vec<Vec<f32>> {
+        match &self.tuning {
+            Some((_, tuning)) => {
+                let targets = tuning.targets.iter();
+                targets.map(|t| t.thresholds.clone()).collect()
+            }
+            None => evaluate::one_threshold(&self.task, self.config.eval.threshold),
+        }
+    }
+
+    /// Times that each image is scored by [`Ensemble::evaluate`] and the others: once by each model.
+    fn turns(&self, images: usize) -> u64 {
+        (images * self.models()) as u64
+    }
+
+    /// Number of `tick`s of [`Ensemble::evaluate`] for these splits of `data`.
+    pub fn ticks(&self, data: &Dataset, split: Split) -> u64 {
+        let weighed = self.options.weights == Weights::Validation && split != Split::Val;
+        let also = if weighed {
+            data.indices(Split::Val).len()
+        } else {
+            0
+        };
+        self.turns(data.indices(split).len() + also)
+    }
+
+    /// Number of `tick`s of [`Ensemble::dataset`] or [`Ensemble::photos`] for this number of pictures.
+    pub fn ticks_of(&self, data: Option<&Dataset>, pictures: usize) -> u64 {
+        let weighed = self.options.weights == Weights::Validation;
+        let also = data.filter(|_| weighed);
+        let also = also.map_or(0, |data| data.indices(Split::Val).len());
+        self.turns(pictures + also)
+    }
+
+    /// Scores one split.
+    ///
+    /// # Errors
+    /// [`Error::Usage`] when the split is empty, the dataset is of another task, or an answer is not finite.
+    pub fn evaluate(
+        &mut self,
+        data: &Arc<Dataset>,
+        split: Split,
+        tick: &mut dyn FnMut(),
+    ) -> Result<Evaluation> {
+        let images = images_of(data, split)?;
+        let Averaged {
+            mut answers,
+            source,
+            weights,
+        } = self.average(data, &images, Some(split), tick)?;
+        self.temper(&mut answers);
+        let objective = objective(&self.config.loss, &source)?;
+        let thresholds = self.thresholds();
+        let summary = evaluate::summarise(&self.task, &answers, &objective, &thresholds)?;
+        Ok(Evaluation {
+            answers,
+            summary,
+            weights,
+        })
+    }
+
+    /// Scores all images of a prepared dataset.
+    ///
+    /// # Errors
+    /// [`Error::Usage`] when the dataset is of another task, or an answer is not finite.
+    pub fn dataset(
+        &mut self,
+        data: &Arc<Dataset>,
+        tick: &mut dyn FnMut(),
+    ) -> Result<Vec<Prediction>> {
+        let images: Vec<usize> = (0..data.len()).collect();
+        let mut averaged = self.average(data, &images, None, tick)?;
+        self.temper(&mut averaged.answers);
+        Ok(train::predictions(&averaged.answers, &averaged.source))
+    }
+
+    /// Scores photographs at the sizes of training; calls `tick` after each, for each model. One that cannot be read
+    /// does not keep the others from being scored.
+    ///
+    /// # Errors
+    /// [`Error::Usage`] when two photographs have the same id, an answer is not finite, models cut photographs into
+    /// different cells, or weights are to follow from a validation split, which photographs do not have.
+    pub fn photos(
+        &mut self,
+        paths: &[PhotoFile],
+        tick: &mut dyn FnMut(),
+    ) -> Result<ScoredPhotographs> {
+        if self.options.weights == Weights::Validation {
+            return Err(Error::Usage {
+                what: "--weights val: photographs have no validation split".to_owned(),
+                help: "`fovea tune A B .. --weights val --out FILE` keeps the weights in FILE, for --tuned FILE; or give numbers".to_owned(),
+            });
+        }
+        self.refuse_other_cells()?;
+        let mut answers = Vec::new();
+        for index in 0..self.models() {
+            let views = self.options.views;
+            answers.push(self.model(index)?.photos(paths, views, tick)?);
+        }
+        let weights = self.weights(None);
+        let mut scored = ScoredPhotographs::default();
+        let mut others: Vec<_> = answers.into_iter().map(Vec::into_iter).collect();
+        for _ in paths {
+            let of_photo: Vec<_> = others.iter_mut().filter_map(Iterator::next).collect();
+            let of_photo: std::result::Result<Vec<ScoredPhoto>, BadFile> =
+                of_photo.into_iter().collect();
+            match of_photo {
+                Err(bad) => scored.bad.push(bad),
+                Ok(photos) => scored.rows.extend(self.one_photo(photos, &weights)?),
+            }
+        }
+        Ok(scored)
+    }
+
+    /// The rows of one photograph, of which each model has said something.
+    fn one_photo(&self, photos: Vec<ScoredPhoto>, weights: &[f64]) -> Result<Vec<Prediction>> {
+        let logits = |index: usize| -> Vec<Part<'_>> {
+            let parts = photos.iter().zip(weights);
+            parts.map(|(p, w)| (&p.logits[index][..], *w)).collect()
+        };
+        let same = photos.windows(2).all(|pair| pair[0].cells == pair[1].cells);
+        let targets = self.task.targets().iter().enumerate();
+        let mut mean: Vec<Vec<f32>> = match same {
+            true => targets
+                .map(|(i, target)| average(target, &logits(i)))
+                .collect(),
+            false => return Err(Error::Internal("other cells of one photograph".to_owned())),
+        };
+        if let Some((_, tuning)) = &self.tuning {
+            for (logits, tuning) in mean.iter_mut().zip(&tuning.targets) {
+                tuning.temper(logits);
+            }
+        }
+        let Some(first) = photos.into_iter().next() else {
+            return Ok(Vec::new());
+        };
+        let photo = ScoredPhoto {
+            logits: mean,
+            ..first
+        };
+        Ok(photo.rows(&self.task))
+    }
+
+    /// Chooses temperatures (unless told not to) and thresholds on one split.
+    ///
+    /// # Errors
+    /// [`Error::Usage`] when the split is empty or has no label, the dataset is of another task, or an answer is not
+    /// finite.
+    pub fn tune(
+        &mut self,
+        data: &Arc<Dataset>,
+        split: Split,
+        rule: Rule,
+        temperatures: bool,
+        tick: &mut dyn FnMut(),
+    ) -> Result<Tuning> {
+        let images = images_of(data, split)?;
+        let averaged = self.average(data, &images, Some(split), tick)?;
+        let default = self.config.eval.threshold;
+        let targets = self.task.targets().iter().zip(&averaged.answers);
+        let targets: Vec<TargetTuning> = targets
+            .map(|(target, answers)| tune_target(target, answers, rule, temperatures, default))
+            .collect::<Result<_>>()?;
+        if targets.iter().all(|target| target.samples == 0) {
+            return Err(Error::Usage {
+                what: format!(
+                    "the {split} split of {} has no labels",
+                    data.dir().display()
+                ),
+                help: "prepare the dataset with labels, or choose another dataset with --data"
+                    .to_owned(),
+            });
+        }
+        let members = self.known.iter().zip(averaged.weights);
+        Ok(Tuning {
+            format_version: tuning::FORMAT_VERSION,
+            models: members
+                .map(|(known, weight)| Member {
+                    weights_blake3: known.weights_blake3.clone(),
+                    weight,
+                })
+                .collect(),
+            views: self.views(),
+            dataset_blake3: data.manifest().blake3(),
+            split,
+            rule,
+            targets,
+        })
+    }
+
+    /// Number of views of each picture.
+    fn views(&self) -> u32 {
+        self.options.views.orientations().len() as u32
+    }
+
+    /// Model `index`, loaded unless it is in memory.
+    fn model(&mut self, index: usize) -> Result<&Predictor> {
+        let ready = self.loaded.as_ref().is_some_and(|(at, _)| *at == index);
+        if !ready {
+            self.loaded = None; // one model at a time
+            let path = &self.known[index].path;
+            self.loaded = Some((index, Predictor::load(path, &self.adjust)?));
+        }
+        match &self.loaded {
+            Some((_, model)) => Ok(model),
+            None => Err(Error::Internal("no model in memory".to_owned())),
+        }
+    }
+
+    /// The averaged answers of all models for `images`, those of `split` if any.
+    fn average(
+        &mut self,
+        data: &Arc<Dataset>,
+        images: &[usize],
+        split: Option<Split>,
+        tick: &mut dyn FnMut(),
+    ) -> Result<Averaged> {
+        let validation = match self.options.weights {
+            Weights::Validation => Some(images_of(data, Split::Val)?),
+            _ => None,
+        };
+        let views = self.options.views;
+        let (mut all, mut scores) = (Vec::new(), Vec::new());
+        let mut first = None;
+        for index in 0..self.models() {
+            let model = self.model(index)?;
+            let source = model.source(Arc::clone(data))?;
+            let answers = model.score(&source, images, views, tick)?;
+            if let Some(images) = &validation {
+                let others;
+                let answers = match split == Some(Split::Val) {
+                    true => &answers,
+                    false => {
+                        others = model.score(&source, images, views, tick)?;
+                        &others
+                    }
+                };
+                let objective = objective(&self.config.loss, &source)?;
+                scores.push(self.validation_score(answers, &objective, index)?);
+            }
+            all.push(answers);
+            first.get_or_insert(source);
+        }
+        let weights = self.weights((!scores.is_empty()).then_some(scores));
+        let source = first.ok_or_else(|| Error::Internal("no model".to_owned()))?;
+        Ok(Averaged {
+            answers: self.mean(&all, &weights)?,
+            source,
+            weights,
+        })
+    }
+
+    /// The mean of the models' answers, which have the same rows.
+    fn mean(&self, all: &[Vec<Answers>], weights: &[f64]) -> Result<Vec<Answers>> {
+        let of_target = |(index, target): (usize, &Target)| {
+            let first = &all[0][index];
+            if all.iter().any(|answers| answers[index].ids != first.ids) {
+                return Err(Error::Internal("models with other rows".to_owned()));
+            }
+            let parts = all.iter().zip(weights);
+            let parts: Vec<Part<'_>> = parts.map(|(a, w)| (&a[index].logits[..], *w)).collect();
+            Ok(Answers {
+                ids: first.ids.clone(),
+                labels: first.labels.clone(),
+                logits: average(target, &parts),
+            })
+        };
+        self.task
+            .targets()
+            .iter()
+            .enumerate()
+            .map(of_target)
+            .collect()
+    }
+
+    fn temper(&self, answers: &mut [Answers]) {
+        if let Some((_, tuning)) = &self.tuning {
+            for (answers, tuning) in answers.iter_mut().zip(&tuning.targets) {
+                tuning.temper(&mut answers.logits);
+            }
+        }
+    }
+
+    /// The watched metric of one model on the validation split, at the configured threshold.
+    fn validation_score(
+        &self,
+        answers: &[Answers],
+        objective: &Objective,
+        index: usize,
+    ) -> Result<f64> {
+        let watch = &self.config.early_stopping;
+        let thresholds = evaluate::one_threshold(&self.task, self.config.eval.threshold);
+        let summary = evaluate::summarise(&self.task, answers, objective, &thresholds)?;
+        let watched = metrics::watched(&self.task, watch.level);
+        let metrics = watched.and_then(|(target, _)| summary[target].as_ref());
+        let score = metrics.and_then(|metrics| metrics.get(watch.metric));
+        match score.filter(|_| watch.metric.higher_is_better()) {
+            Some(score) if score > 0.0 => Ok(score),
+            score => Err(Error::Usage {
+                what: format!(
+                    "--weights val: {} at {} level of {} is {}, of which no weight can be made",
+                    watch.metric,
+                    watch.level,
+                    self.known[index].path.display(),
+                    match (watch.metric.higher_is_better(), score) {
+                        (false, _) => "better when lower".to_owned(),
+                        (true, None) => "undefined".to_owned(),
+                        (true, Some(score)) => score.to_string(),
+                    }
+                ),
+                help: "give the weights as numbers, or watch another metric: --set early_stopping.metric=f1_macro".to_owned(),
+            }),
+        }
+    }
+
+    /// The share of each model, summing to 1.
+    fn weights(&self, scores: Option<Vec<f64>>) -> Vec<f64> {
+        let given = match (&self.options.weights, scores) {
+            (_, Some(scores)) => scores,
+            (Weights::Given(given), _) => given.clone(),
+            _ => match &self.tuning {
+                Some((_, tuning)) => tuning.models.iter().map(|m| m.weight).collect(),
+                None => vec![1.0; self.models()],
+            },
+        };
+        let sum: f64 = given.iter().sum();
+        given.iter().map(|weight| weight / sum).collect()
+    }
+
+    fn refuse_other_cells(&self) -> Result<()> {
+        let first = &self.known[0];
+        let other = self.known.iter().find(|known| known.sizes != first.sizes);
+        match other.filter(|_| self.task.cells().is_some()) {
+            None => Ok(()),
+            Some(other) => Err(Error::Usage {
+                what: format!(
+                    "{} was trained on images of {} pixels with cells of {}, {} on {} with {}: their cells of a photograph are not the same",
+                    first.path.display(),
+                    first.sizes.image,
+                    first.sizes.patch,
+                    other.path.display(),
+                    other.sizes.image,
+                    other.sizes.patch
+                ),
+                help: "average models that were trained at the same sizes, or prepare the photographs as a dataset".to_owned(),
+            }),
+        }
+    }
+
+    /// The record that the options ask for.
+    fn record(&self) -> Result<Option<(PathBuf, Tuning)>> {
+        let (path, must) = match &self.options.tuned {
+            Tuned::Not => return Ok(None),
+            Tuned::File(path) => (Some(path.clone()), true),
+            Tuned::Beside => (self.beside(), false),
+        };
+        let Some(path) = path else {
+            return Ok(None);
+        };
+        let found = Tuning::read(&path, &self.task).map_err(|error| match error {
+            fovea_run::Error::File { path, what, help } => Error::Mismatch { path, what, help },
+            other => other.into(),
+        })?;
+        match found {
+            None if must => Err(Error::Usage {
+                what: format!("--tuned {}: no such file", path.display()),
+                help: "make it with `fovea tune .. --out FILE`".to_owned(),
+            }),
+            None => Ok(None),
+            Some(tuning) => {
+                self.fits(&path, &tuning)?;
+                Ok(Some((path, tuning)))
+            }
+        }
+    }
+
+    /// Whether a record was made for these models, in this order and with these weights.
+    fn fits(&self, path: &Path, tuning: &Tuning) -> Result<()> {
+        let refuse = |what: String| {
+            Err(Error::Mismatch {
+                path: path.to_owned(),
+                what,
+                help: "tune these models with `fovea tune`, or go without it: --untuned".to_owned(),
+            })
+        };
+        if tuning.models.len() != self.models() {
+            return refuse(format!(
+                "it was made for {} models, {} are given",
+                tuning.models.len(),
+                self.models()
+            ));
+        }
+        for (known, member) in self.known.iter().zip(&tuning.models) {
+            if known.weights_blake3 != member.weights_blake3 {
+                return refuse(format!(
+                    "it was made for weights {}, {} has {}",
+                    short(&member.weights_blake3),
+                    known.path.display(),
+                    short(&known.weights_blake3)
+                ));
+            }
+        }
+        if let Weights::Given(given) = &self.options.weights {
+            let sum: f64 = given.iter().sum();
+            let members = given.iter().zip(&tuning.models);
+            let other = |(ours, member): (&f64, &Member)| (ours / sum - member.weight).abs() > 1e-9;
+            if members.into_iter().any(other) {
+                let theirs: Vec<String> =
+                    tuning.models.iter().map(|m| m.weight.to_string()).collect();
+                return refuse(format!(
+                    "it was made with the weights {}",
+                    theirs.join(", ")
+                ));
+            }
+        }
+        if tuning.views != self.views() {
+            tracing::warn!(
+                "{}: chosen over {} views of each picture, used over {}",
+                path.display(),
+                tuning.views,
+                self.views()
+            );
+        }
+        Ok(())
+    }
+}
+
+/// The first characters of a hash.
+fn short(hash: &str) -> &str {
+    hash.get(..12).unwrap_or(hash)
+}
+
+/// The averaged answers, and the samples that the first model read.
+struct Averaged {
+    answers: Vec<Answers>,
+    source: SampleSource,
+    weights: Vec<f64>,
+}
+
+fn images_of(data: &Dataset, split: Split) -> Result<Vec<usize>> {
+    let images = data.indices(split);
+    match images.is_empty() {
+        false => Ok(images),
+        true => Err(Error::Usage {
+            what: format!(
+                "the {split} split of {} has no images",
+                data.dir().display()
+            ),
+            help: "choose another split with --split, or prepare more images".to_owned(),
+        }),
+    }
+}
+
+fn check_weights(weights: &Weights, models: usize) -> Result<()> {
+    let Weights::Given(given) = weights else {
+        return Ok(());
+    };
+    let what = if given.len() != models {
+        format!("{} numbers for {models} models", given.len())
+    } else if let Some(bad) = given.iter().find(|w| !w.is_finite() || **w < 0.0) {
+        format!("{bad} is no weight")
+    } else if given.iter().sum::<f64>() <= 0.0 {
+        "all are 0".to_owned()
+    } else {
+        return Ok(());
+    };
+    Err(Error::Usage {
+        what: format!("--weights: {what}"),
+        help: "give one number per model, 0 or more, in their order".to_owned(),
+    })
+}
+
+/// Refuses models that answer different questions; says what differs.
+fn same_task(first: (&Path, &Task), other: (&Path, &Task)) -> Result<()> {
+    match difference(first.1, other.1) {
+        None => Ok(()),
+        Some(what) => Err(Error::Usage {
+            what: format!(
+                "{} and {} answer different questions: {what}",
+                first.0.display(),
+                other.0.display()
+            ),
+            help: "average only models that were trained on datasets of one task".to_owned(),
+        }),
+    }
+}
+
+/// What differs between two tasks, in words; `None` when they are equal.
+fn difference(a: &Task, b: &Task) -> Option<String> {
+    if a == b {
+        return None;
+    }
+    let (ours, theirs) = (questions(a), questions(b));
+    if ours != theirs {
+        return Some(format!("{ours}; and {theirs}"));
+    }
+    for (ours, theirs) in a.targets().iter().zip(b.targets()) {
+        if ours.kind != theirs.kind {
+            return Some(format!(
+                "{} is {:?} and {:?}",
+                ours.name, ours.kind, theirs.kind
+            ));
+        }
+        if ours.level != theirs.level {
+            return Some(format!(
+                "{} is asked of each {} and of each {}",
+                ours.name, ours.level, theirs.level
+            ));
+        }
+        if ours.union_of_cells != theirs.union_of_cells {
+            return Some(format!(
+                "the label of {} is the union of the cells' in one of them",
+                ours.name
+            ));
+        }
+    }
+    if a.columns() != b.columns() {
+        return Some(format!(
+            "{} and {} columns are read of each image, or others",
+            a.columns().len(),
+            b.columns().len()
+        ));
+    }
+    Some("titles or colours of classes".to_owned())
+}
+
+/// Temperatures and thresholds of one target.
+fn tune_target(
+    target: &Target,
+    answers: &Answers,
+    rule: Rule,
+    temperatures: bool,
+    default: f32,
+) -> Result<TargetTuning> {
+    let classes = target.classes.len();
+    let mut chosen = TargetTuning::neutral(target, default);
+    let mut rows = answers.labelled(classes);
+    chosen.samples = rows.ids.len() as u64;
+    if rows.ids.is_empty() {
+        return Ok(chosen);
+    }
+    chosen.before = Some(scores(target, &rows, &chosen.thresholds)?);
+    if temperatures {
+        let fitted = tuning::temperature::fit(target, &rows.labels, &rows.logits);
+        let fitted = fitted.into_iter().map(|t| t.unwrap_or(1.0));
+        chosen.temperature = fitted.collect();
+        chosen.temper(&mut rows.logits);
+    }
+    if target.kind == Kind::AnyOf {
+        let table = rows.table(target);
+        for class in 0..classes {
+            let of_class = table.probabilities.iter().skip(class).step_by(classes);
+            let labelled = of_class.zip(&rows.labels);
+            let scored: Vec<(f32, bool)> = labelled
+                .map(|(&p, &label)| (p, target.has(label, class)))
+                .collect();
+            let threshold = tuning::threshold::choose(&scored, rule);
+            chosen.thresholds[class] = threshold.unwrap_or(default);
+        }
+    }
+    chosen.after = Some(scores(target, &rows, &chosen.thresholds)?);
+    Ok(chosen)
+}
+
+/// The scores of labelled rows at these thresholds.
+fn scores(target: &Target, rows: &Answers, thresholds: &[f32]) -> Result<TuningScores> {
+    let metrics = metrics::compute(target, &rows.table(target), thresholds, 0.0)?;
+    Ok(TuningScores {
+        nll: tuning::temperature::mean_nll(target, &rows.labels, &rows.logits),
+        f1_micro: metrics.f1_micro,
+        f1_macro: metrics.f1_macro,
+        f1: metrics.per_class.iter().map(|c| c.f1).collect(),
+        sensitivity: metrics.per_class.iter().map(|c| c.recall).collect(),
+    })
+}
+
+#[cfg(test)]
+#[expect(clippy::unwrap_used, reason = "a failed unwrap is a failed test")]
+mod tests {
+    use fovea_task::Label;
+
+    use super::*;
+
+    #[test]
+    fn the_difference_between_tasks_has_a_name() {
+        let lesions = Task::lesions();
+        assert_eq!(difference(&lesions, &lesions), None);
+        let changed = |edit: &dyn Fn(&mut Vec<Target>)| {
+            let mut targets = lesions.targets().to_vec();
+            edit(&mut targets);
+            difference(&lesions, &Task::new(targets).unwrap()).unwrap()
+        };
+        let fewer = changed(&|targets| {
+            targets.truncate(1);
+            targets[0].union_of_cells = false;
+        });
+        assert!(
+            fewer.contains("image (MA HE EX SE), patch (MA HE EX SE); and image"),
+            "{fewer}"
+        );
+        let kind = changed(&|targets| {
+            (targets[0].kind, targets[0].union_of_cells) = (Kind::OneOf, false);
+        });
+        assert_eq!(kind, "image is AnyOf and OneOf");
+        let union = changed(&|targets| targets[0].union_of_cells = false);
+        assert!(union.contains("union of the cells'"), "{union}");
+        let colour = changed(&|targets| targets[1].classes[0].colour = [1, 2, 3]);
+        assert_eq!(colour, "titles or colours of classes");
+        let columns = lesions
+            .clone()
+            .with_columns(vec!["age".to_owned()])
+            .unwrap();
+        let columns = difference(&lesions, &columns).unwrap();
+        assert!(columns.starts_with("0 and 1 columns"), "{columns}");
+    }
+
+    #[test]
+    fn weights_are_checked() {
+        for (given, models, why) in [
+            (vec![1.0], 2, "1 numbers for 2 models"),
+            (vec![1.0, -0.5], 2, "-0.5 is no weight"),
+            (vec![f64::NAN, 1.0], 2, "NaN is no weight"),
+            (vec![0.0, 0.0], 2, "all are 0"),
+        ] {
+            let error = check_weights(&Weights::Given(given), models).unwrap_err();
+            assert!(error.to_string().contains(why), "{error}");
+        }
+        assert!(check_weights(&Weights::Given(vec![0.0, 2.0]), 2).is_ok());
+        assert!(check_weights(&Weights::Validation, 3).is_ok());
+    }
+
+    #[test]
+    fn a_target_is_tuned_on_its_labelled_rows() {
+        let target = Task::lesions().targets()[0].clone();
+        // Class 0 wants a low threshold, class 1 a high one, class 2 has no positive, class 3 is always there.
+        let rows: [(u64, u64, [f32; 4]); 5] = [
+            (0, 0b1001, [-2.0, 1.0, 0.0, 1.0]),
+            (1, 0b1010, [-4.0, 3.0, 0.0, 2.0]),
+            (2, 0b1000, [-3.5, 1.5, 0.0, 0.5]),
+            (3, 0b1011, [-2.5, 2.5, 1.0, 3.0]),
+            (4, u64::MAX, [9.0, 9.0, 9.0, 9.0]),
+        ];
+        let answers = Answers {
+            ids: rows.iter().map(|r| r.0).collect(),
+            labels: rows.iter().map(|r| Label(r.1)).collect(),
+            logits: rows.iter().flat_map(|r| r.2).collect(),
+        };
+        let tuned = tune_target(&target, &answers, Rule::F1, true, 0.5).unwrap();
+        assert_eq!(tuned.samples, 4);
+        let (before, after) = (tuned.before.unwrap(), tuned.after.unwrap());
+        assert_eq!((before.f1[0], after.f1[0]), (0.0, 1.0));
+        assert!(before.f1[1] < 1.0 && after.f1[1] == 1.0);
+        assert_eq!(tuned.thresholds[2], 0.5, "no positive: the configured one");
+        assert_eq!(tuned.temperature[2..], [1.0, 1.0], "one kind of label");
+        assert!(after.nll < before.nll);
+        let raw = tune_target(&target, &answers, Rule::F1, false, 0.5).unwrap();
+        assert_eq!(raw.temperature, [1.0; 4]);
+        assert_eq!(
+            raw.after.unwrap().f1,
+            after.f1,
+            "F1 does not feel the temperature"
+        );
+    }
+}
