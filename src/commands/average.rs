@@ -1,6 +1,6 @@
 //! What `eval`, `predict` and `tune` share: one model or several as one.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use fovea_dataset::Split;
 use fovea_run::config::Config;
@@ -11,8 +11,8 @@ use crate::cli::AverageArgs;
 use crate::exit::Usage;
 
 /// The models of a command: `checkpoint` and those that `--with` adds.
-pub fn open(checkpoint: &PathBuf, args: &AverageArgs, set: &[String]) -> anyhow::Result<Ensemble> {
-    let mut paths = vec![checkpoint.clone()];
+pub fn open(checkpoint: &Path, args: &AverageArgs, set: &[String]) -> anyhow::Result<Ensemble> {
+    let mut paths = vec![checkpoint.to_owned()];
     paths.extend(args.with.iter().cloned());
     let tuned = match (&args.tuned, args.untuned) {
         (Some(file), _) => Tuned::File(file.clone()),

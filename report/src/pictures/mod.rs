@@ -283,7 +283,7 @@ pub(super) mod tests {
         let task = Task::lesions();
         let guess = |label, p: f32| {
             let line = line("", None, label, [p, 1.0 - p, 0.2, 0.9]);
-            Guess::of(&task.targets()[0], &line, 0.5)
+            Guess::of(&task.targets()[0], &line, &[vec![0.5; 4]])
         };
         let cell = |label, p| Some(guess(label, p));
         Scene {
@@ -319,7 +319,10 @@ pub(super) mod tests {
     fn cells_outside_the_grid_are_refused() {
         let outside = line("a", Some((0, 3)), 0, [0.0; 4]);
         let task = Task::lesions();
-        let cells = |grid| cells_of(&[&outside], grid, task.cells().unwrap(), 0.5);
+        let cells = |grid| {
+            let thresholds = [vec![0.5; 4], vec![0.5; 4]];
+            cells_of(&[&outside], grid, task.cells().unwrap(), &thresholds)
+        };
         assert!(cells(3).is_none());
         assert!(cells(4).unwrap()[3].is_some());
     }
@@ -329,7 +332,8 @@ pub(super) mod tests {
         let image = line("a", None, 0, [0.9; 4]);
         let cell = line("a", Some((0, 0)), 1, [0.9, 0.9, 0.1, 0.1]);
         let task = Task::lesions();
-        let error = |lines: &[&Prediction]| error_of(task.targets(), 0.5, lines);
+        let thresholds = [vec![0.5; 4], vec![0.5; 4]];
+        let error = |lines: &[&Prediction]| error_of(task.targets(), &thresholds, lines);
         assert_eq!(error(&[&image, &cell]), 0.25);
         assert_eq!(error(&[&image]), 1.0);
         let unknown = Prediction {

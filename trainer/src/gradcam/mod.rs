@@ -409,3 +409,70 @@ fn places(from: usize, to: usize) -> Vec<(usize, usize, f32)> {
         })
         .collect()
 }
+
+#[cfg(test)]
+mod golden;
+
+#[cfg(test)]
+#[expect(clippy::unwrap_used, reason = "a failed unwrap is a failed test")]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn cells_keep_their_place_in_the_picture() {
+        let cams = Cams {
+            branch: "local",
+            level: Level::Patch,
+            shape: [2, 1, 2],
+            values: vec![1.0, 2.0, 3.0, 4.0],
+        };
+        // Cell 1 is black.
+        let map = over_picture(&cams, 2, &[0, 3]);
+        assert_eq!((map.height, map.width), (2, 4));
+        assert_eq!(map.values, [1.0, 2.0, 0.0, 0.0, 0.0, 0.0, 3.0, 4.0]);
+    }
+
+    #[test]
+    fn maps_are_enlarged_around_pixel_centres() {
+        let map = HeatMap {
+            height: 1,
+            width: 2,
+            values: vec![2.0, 6.0],
+        };
+        let large = map.scaled(1, 4);
+        for (ours, theirs) in large.values.iter().zip([0.0, 0.25, 0.75, 1.0]) {
+            assert!((ours - theirs).abs() < 1e-6, "{large:?}");
+        }
+        let flat = HeatMap {
+            values: vec![3.0; 2],
+            ..map
+        };
+        assert_eq!(flat.scaled(2, 2).values, [0.0; 4]);
+    }
+
+    #[test]
+    fn the_predicted_classes_are_chosen_or_the_most_probable() {
+        let task = Task::lesions();
+        let chosen = |image: [f32; 4]| chosen(&task, &[image.to_vec(), vec![9.0; 4]], 0.5);
+        assert_eq!(chosen([1.0, -1.0, 0.0, -2.0]), ["MA", "EX"]);
+        assert_eq!(chosen([-1.0, -0.5, -3.0, -2.0]), ["HE"]);
+        let cells = Task::new(vec![task.targets()[1].clone()]).unwrap();
+        let of_cells = super::chosen(
+            &cells,
+            &[vec![-1.0, -1.0, -1.0, 1.0, -1.0, 2.0, -1.0, -1.0]],
+            0.5,
+        );
+        assert_eq!(of_cells, ["SE", "HE"]);
+    }
+
+    #[test]
+    fn unknown_classes_are_refused() {
+        let wanted = Wanted::Named(vec!["MA".to_owned(), "XX".to_owned()]);
+        let error = wanted.check(&Task::lesions()).unwrap_err().to_string();
+        assert!(
+            error.contains("--class XX") && error.contains("MA, HE, EX, SE"),
+            "{error}"
+        );
+        assert!(Wanted::Predicted.check(&Task::lesions()).is_ok());
+    }
+}
