@@ -73,7 +73,8 @@ pub struct ScoredPhotographs {
 pub struct Evaluation {
     /// Answers per target, temperatures applied.
     pub answers: Vec<Answers>,
-    /// Metrics per target, at the thresholds of the record or of the configuration; `None` without any label.
+    /// Metrics per target, at the thresholds of the record or of the configuration; `None` without any label. Their loss
+    /// is that of the training, without temperatures.
     pub summary: Vec<Option<Metrics>>,
     /// Share of each model in the average.
     pub weights: Vec<f64>,
@@ -231,10 +232,22 @@ impl Ensemble {
             source,
             weights,
         } = self.average(data, &images, Some(split), tick)?;
-        self.temper(&mut answers);
         let objective = objective(&self.config.loss, &source)?;
         let thresholds = self.thresholds();
-        let summary = evaluate::summarise(&self.task, &answers, &objective, &thresholds)?;
+        let task = &self.task;
+        let mut summary = evaluate::summarise(task, &answers, &objective, &thresholds)?;
+        if self.tuning.is_some() {
+            self.temper(&mut answers);
+            let tempered = evaluate::summarise(task, &answers, &objective, &thresholds)?;
+            for (plain, tempered) in summary.iter_mut().zip(tempered) {
+                // The loss stays that of the training, which has no temperature.
+                let loss = plain.as_ref().map(|metrics| metrics.loss);
+                *plain = tempered.map(|metrics| Metrics {
+                    loss: loss.unwrap_or(metrics.loss),
+                    ..metrics
+                });
+            }
+        }
         Ok(Evaluation {
             answers,
             summary,
@@ -774,8 +787,8 @@ mod tests {
             difference(&lesions, &Task::new(targets).unwrap()).unwrap()
         };
         let fewer = changed(&|targets| {
-            targets.truncate(1);
             targets[0].union_of_cells = false;
+            targets.truncate(1);
         });
         assert!(
             fewer.contains("image (MA HE EX SE), patch (MA HE EX SE); and image"),
@@ -787,7 +800,11 @@ mod tests {
         assert_eq!(kind, "image is AnyOf and OneOf");
         let union = changed(&|targets| targets[0].union_of_cells = false);
         assert!(union.contains("union of the cells'"), "{union}");
-        let colour = changed(&|targets| targets[1].classes[0].colour = [1, 2, 3]);
+        let colour = changed(&|targets| {
+            for target in targets {
+                target.classes[0].colour = [1, 2, 3];
+            }
+        });
         assert_eq!(colour, "titles or colours of classes");
         let columns = lesions
             .clone()

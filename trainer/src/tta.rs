@@ -135,9 +135,13 @@ pub fn evaluate(
 #[cfg(test)]
 #[expect(clippy::unwrap_used, reason = "a failed unwrap is a failed test")]
 mod tests {
+    use fovea_run::config::Config;
     use tch::{Device, Kind};
 
     use super::*;
+    use crate::lanes::ThreadLanes;
+    use crate::objective::unweighted;
+    use crate::precision::Precision;
 
     fn views() -> Views {
         let picture = |n: i64, side: i64| {
@@ -194,5 +198,47 @@ mod tests {
         let five = TestViews::Five.orientations();
         assert!(five.iter().all(|to| eight.contains(to)));
         assert_eq!(five[0], orientation(false, 0));
+    }
+
+    /// All eight orientations of a turned picture are those of the picture, so the average does not feel a turn.
+    #[test]
+    fn eight_views_do_not_feel_a_turn() {
+        let config = Config::preset("hybrid").unwrap();
+        let task = Task::lesions();
+        let objective = unweighted(&config.loss, &task).unwrap();
+        let (precision, lanes) = (Precision::F32, ThreadLanes::one());
+        let replica =
+            Replica::configured(&config, &task, precision, objective, lanes, None).unwrap();
+        let picture = |n: i64, side: i64| {
+            let values = Tensor::arange(n * 3 * side * side, (Kind::Float, Device::Cpu));
+            let rows = (values * 0.7).sin().view([n, side, side, 3]);
+            rows.permute([0, 3, 1, 2])
+        };
+        let batch = |to: Orientation| {
+            let upright = Views {
+                globals: picture(1, 64),
+                patches: picture(2, 32),
+            };
+            ShardBatch {
+                pixels: Pixels::Views(oriented(&upright, to).unwrap()),
+                counts: vec![2],
+                labels: Vec::new(),
+                image_ids: vec![0],
+                patch_ids: vec![0, 1],
+            }
+        };
+        let scores = |turns, views| {
+            let scores = evaluate(&replica, &task, batch(orientation(false, turns)), views);
+            scores.unwrap().heads.concat()
+        };
+        let far = |a: &[f32], b: &[f32]| {
+            let pairs = a.iter().zip(b);
+            pairs.map(|(a, b)| (a - b).abs()).fold(0.0, f32::max)
+        };
+        let one = [scores(0, TestViews::One), scores(1, TestViews::One)];
+        let eight = [scores(0, TestViews::Eight), scores(1, TestViews::Eight)];
+        let (one, eight) = (far(&one[0], &one[1]), far(&eight[0], &eight[1]));
+        assert!(one > 100.0 * eight, "one view {one}, eight views {eight}");
+        assert!(eight < 1e-4, "{eight}");
     }
 }

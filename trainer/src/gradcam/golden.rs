@@ -140,6 +140,6 @@ fn pytorch_grad_cam_agrees() {
     }
     let attention = found.attention.expect("hybrid attends");
     near(&attention, &golden.attention, "attention");
-    assert!(seen > 10_000, "{seen} numbers");
+    assert!(seen > 9_000, "{seen} numbers");
     eprintln!("largest difference {worst:.1e} of {seen} numbers");
 }
