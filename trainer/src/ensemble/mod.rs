@@ -2,21 +2,29 @@
 //!
 //! Only one model is in memory at a time. Each scores everything before the next one is loaded.
 
+mod record;
+mod same_task;
+mod tune_target;
+mod weights;
+
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use fovea_dataset::{BadFile, Dataset, PhotoFile, Split};
 use fovea_run::config::Config;
-use fovea_run::metrics::{self, Metrics};
+use fovea_run::metrics::Metrics;
 use fovea_run::predictions::Prediction;
-use fovea_run::tuning::{self, Member, Rule, TargetTuning, Tuning, TuningScores};
-use fovea_task::{Kind, Target, Task};
+use fovea_run::tuning::{self, Member, Rule, TargetTuning, Tuning};
+use fovea_task::{Target, Task};
 
+use self::same_task::same_task;
+use self::tune_target::tune_target;
+use self::weights::check_weights;
 use crate::average::{Part, average};
 use crate::error::{Error, Result};
 use crate::evaluate::{self, Answers};
-use crate::objective::{Objective, objective};
-use crate::predict::{ImageSizes, Predictor, ScoredPhoto, questions};
+use crate::objective::objective;
+use crate::predict::{ImageSizes, Predictor, ScoredPhoto};
 use crate::samples::SampleSource;
 use crate::train;
 use crate::tta::TestViews;
@@ -477,52 +485,6 @@ impl Ensemble {
         }
     }
 
-    /// The watched metric of one model on the validation split, at the configured threshold.
-    fn validation_score(
-        &self,
-        answers: &[Answers],
-        objective: &Objective,
-        index: usize,
-    ) -> Result<f64> {
-        let watch = &self.config.early_stopping;
-        let thresholds = evaluate::one_threshold(&self.task, self.config.eval.threshold);
-        let summary = evaluate::summarise(&self.task, answers, objective, &thresholds)?;
-        let watched = metrics::watched(&self.task, watch.level);
-        let metrics = watched.and_then(|(target, _)| summary[target].as_ref());
-        let score = metrics.and_then(|metrics| metrics.get(watch.metric));
-        match score.filter(|_| watch.metric.higher_is_better()) {
-            Some(score) if score > 0.0 => Ok(score),
-            score => Err(Error::Usage {
-                what: format!(
-                    "--weights val: {} at {} level of {} is {}, of which no weight can be made",
-                    watch.metric,
-                    watch.level,
-                    self.known[index].path.display(),
-                    match (watch.metric.higher_is_better(), score) {
-                        (false, _) => "better when lower".to_owned(),
-                        (true, None) => "undefined".to_owned(),
-                        (true, Some(score)) => score.to_string(),
-                    }
-                ),
-                help: "give the weights as numbers, or watch another metric: --set early_stopping.metric=f1_macro".to_owned(),
-            }),
-        }
-    }
-
-    /// The share of each model, summing to 1.
-    fn weights(&self, scores: Option<Vec<f64>>) -> Vec<f64> {
-        let given = match (&self.options.weights, scores) {
-            (_, Some(scores)) => scores,
-            (Weights::Given(given), _) => given.clone(),
-            _ => match &self.tuning {
-                Some((_, tuning)) => tuning.models.iter().map(|m| m.weight).collect(),
-                None => vec![1.0; self.models()],
-            },
-        };
-        let sum: f64 = given.iter().sum();
-        given.iter().map(|weight| weight / sum).collect()
-    }
-
     fn refuse_other_cells(&self) -> Result<()> {
         let first = &self.known[0];
         let other = self.known.iter().find(|known| known.sizes != first.sizes);
@@ -542,88 +504,6 @@ impl Ensemble {
             }),
         }
     }
-
-    /// The record that the options ask for.
-    fn record(&self) -> Result<Option<(PathBuf, Tuning)>> {
-        let (path, must) = match &self.options.tuned {
-            Tuned::Not => return Ok(None),
-            Tuned::File(path) => (Some(path.clone()), true),
-            Tuned::Beside => (self.beside(), false),
-        };
-        let Some(path) = path else {
-            return Ok(None);
-        };
-        let found = Tuning::read(&path, &self.task).map_err(|error| match error {
-            fovea_run::Error::File { path, what, help } => Error::Mismatch { path, what, help },
-            other => other.into(),
-        })?;
-        match found {
-            None if must => Err(Error::Usage {
-                what: format!("--tuned {}: no such file", path.display()),
-                help: "make it with `fovea tune .. --out FILE`".to_owned(),
-            }),
-            None => Ok(None),
-            Some(tuning) => {
-                self.fits(&path, &tuning)?;
-                Ok(Some((path, tuning)))
-            }
-        }
-    }
-
-    /// Whether a record was made for these models, in this order and with these weights.
-    fn fits(&self, path: &Path, tuning: &Tuning) -> Result<()> {
-        let refuse = |what: String| {
-            Err(Error::Mismatch {
-                path: path.to_owned(),
-                what,
-                help: "tune these models with `fovea tune`, or go without it: --untuned".to_owned(),
-            })
-        };
-        if tuning.models.len() != self.models() {
-            return refuse(format!(
-                "it was made for {} models, {} are given",
-                tuning.models.len(),
-                self.models()
-            ));
-        }
-        for (known, member) in self.known.iter().zip(&tuning.models) {
-            if known.weights_blake3 != member.weights_blake3 {
-                return refuse(format!(
-                    "it was made for weights {}, {} has {}",
-                    short(&member.weights_blake3),
-                    known.path.display(),
-                    short(&known.weights_blake3)
-                ));
-            }
-        }
-        if let Weights::Given(given) = &self.options.weights {
-            let sum: f64 = given.iter().sum();
-            let members = given.iter().zip(&tuning.models);
-            let other = |(ours, member): (&f64, &Member)| (ours / sum - member.weight).abs() > 1e-9;
-            if members.into_iter().any(other) {
-                let theirs: Vec<String> =
-                    tuning.models.iter().map(|m| m.weight.to_string()).collect();
-                return refuse(format!(
-                    "it was made with the weights {}",
-                    theirs.join(", ")
-                ));
-            }
-        }
-        if tuning.views != self.views() {
-            tracing::warn!(
-                "{}: chosen over {} views of each picture, used over {}",
-                path.display(),
-                tuning.views,
-                self.views()
-            );
-        }
-        Ok(())
-    }
-}
-
-/// The first characters of a hash.
-fn short(hash: &str) -> &str {
-    hash.get(..12).unwrap_or(hash)
 }
 
 /// The averaged answers, and the samples that the first model read.
@@ -644,221 +524,5 @@ fn images_of(data: &Dataset, split: Split) -> Result<Vec<usize>> {
             ),
             help: "choose another split with --split, or prepare more images".to_owned(),
         }),
-    }
-}
-
-fn check_weights(weights: &Weights, models: usize) -> Result<()> {
-    let Weights::Given(given) = weights else {
-        return Ok(());
-    };
-    let what = if given.len() != models {
-        format!("{} numbers for {models} models", given.len())
-    } else if let Some(bad) = given.iter().find(|w| !w.is_finite() || **w < 0.0) {
-        format!("{bad} is no weight")
-    } else if given.iter().sum::<f64>() <= 0.0 {
-        "all are 0".to_owned()
-    } else {
-        return Ok(());
-    };
-    Err(Error::Usage {
-        what: format!("--weights: {what}"),
-        help: "give one number per model, 0 or more, in their order".to_owned(),
-    })
-}
-
-/// Refuses models that answer different questions; says what differs.
-fn same_task(first: (&Path, &Task), other: (&Path, &Task)) -> Result<()> {
-    match difference(first.1, other.1) {
-        None => Ok(()),
-        Some(what) => Err(Error::Usage {
-            what: format!(
-                "{} and {} answer different questions: {what}",
-                first.0.display(),
-                other.0.display()
-            ),
-            help: "average only models that were trained on datasets of one task".to_owned(),
-        }),
-    }
-}
-
-/// What differs between two tasks, in words; `None` when they are equal.
-fn difference(a: &Task, b: &Task) -> Option<String> {
-    if a == b {
-        return None;
-    }
-    let (ours, theirs) = (questions(a), questions(b));
-    if ours != theirs {
-        return Some(format!("{ours}; and {theirs}"));
-    }
-    for (ours, theirs) in a.targets().iter().zip(b.targets()) {
-        if ours.kind != theirs.kind {
-            return Some(format!(
-                "{} is {:?} and {:?}",
-                ours.name, ours.kind, theirs.kind
-            ));
-        }
-        if ours.level != theirs.level {
-            return Some(format!(
-                "{} is asked of each {} and of each {}",
-                ours.name, ours.level, theirs.level
-            ));
-        }
-        if ours.union_of_cells != theirs.union_of_cells {
-            return Some(format!(
-                "the label of {} is the union of the cells' in one of them",
-                ours.name
-            ));
-        }
-    }
-    if a.columns() != b.columns() {
-        return Some(format!(
-            "{} and {} columns are read of each image, or others",
-            a.columns().len(),
-            b.columns().len()
-        ));
-    }
-    Some("titles or colours of classes".to_owned())
-}
-
-/// Temperatures and thresholds of one target.
-fn tune_target(
-    target: &Target,
-    answers: &Answers,
-    rule: Rule,
-    temperatures: bool,
-    default: f32,
-) -> Result<TargetTuning> {
-    let classes = target.classes.len();
-    let mut chosen = TargetTuning::neutral(target, default);
-    let mut rows = answers.labelled(classes);
-    chosen.samples = rows.ids.len() as u64;
-    if rows.ids.is_empty() {
-        return Ok(chosen);
-    }
-    chosen.before = Some(scores(target, &rows, &chosen.thresholds)?);
-    if temperatures {
-        let fitted = tuning::temperature::fit(target, &rows.labels, &rows.logits);
-        let fitted = fitted.into_iter().map(|t| t.unwrap_or(1.0));
-        chosen.temperature = fitted.collect();
-        chosen.temper(&mut rows.logits);
-    }
-    if target.kind == Kind::AnyOf {
-        let table = rows.table(target);
-        for class in 0..classes {
-            let of_class = table.probabilities.iter().skip(class).step_by(classes);
-            let labelled = of_class.zip(&rows.labels);
-            let scored: Vec<(f32, bool)> = labelled
-                .map(|(&p, &label)| (p, target.has(label, class)))
-                .collect();
-            let threshold = tuning::threshold::choose(&scored, rule);
-            chosen.thresholds[class] = threshold.unwrap_or(default);
-        }
-    }
-    chosen.after = Some(scores(target, &rows, &chosen.thresholds)?);
-    Ok(chosen)
-}
-
-/// The scores of labelled rows at these thresholds.
-fn scores(target: &Target, rows: &Answers, thresholds: &[f32]) -> Result<TuningScores> {
-    let metrics = metrics::compute(target, &rows.table(target), thresholds, 0.0)?;
-    Ok(TuningScores {
-        nll: tuning::temperature::mean_nll(target, &rows.labels, &rows.logits),
-        f1_micro: metrics.f1_micro,
-        f1_macro: metrics.f1_macro,
-        f1: metrics.per_class.iter().map(|c| c.f1).collect(),
-        sensitivity: metrics.per_class.iter().map(|c| c.recall).collect(),
-    })
-}
-
-#[cfg(test)]
-#[expect(clippy::unwrap_used, reason = "a failed unwrap is a failed test")]
-mod tests {
-    use fovea_task::Label;
-
-    use super::*;
-
-    #[test]
-    fn the_difference_between_tasks_has_a_name() {
-        let lesions = Task::lesions();
-        assert_eq!(difference(&lesions, &lesions), None);
-        let changed = |edit: &dyn Fn(&mut Vec<Target>)| {
-            let mut targets = lesions.targets().to_vec();
-            edit(&mut targets);
-            difference(&lesions, &Task::new(targets).unwrap()).unwrap()
-        };
-        let fewer = changed(&|targets| {
-            targets[0].union_of_cells = false;
-            targets.truncate(1);
-        });
-        assert!(
-            fewer.contains("image (MA HE EX SE), patch (MA HE EX SE); and image"),
-            "{fewer}"
-        );
-        let kind = changed(&|targets| {
-            (targets[0].kind, targets[0].union_of_cells) = (Kind::OneOf, false);
-        });
-        assert_eq!(kind, "image is AnyOf and OneOf");
-        let union = changed(&|targets| targets[0].union_of_cells = false);
-        assert!(union.contains("union of the cells'"), "{union}");
-        let colour = changed(&|targets| {
-            for target in targets {
-                target.classes[0].colour = [1, 2, 3];
-            }
-        });
-        assert_eq!(colour, "titles or colours of classes");
-        let columns = lesions
-            .clone()
-            .with_columns(vec!["age".to_owned()])
-            .unwrap();
-        let columns = difference(&lesions, &columns).unwrap();
-        assert!(columns.starts_with("0 and 1 columns"), "{columns}");
-    }
-
-    #[test]
-    fn weights_are_checked() {
-        for (given, models, why) in [
-            (vec![1.0], 2, "1 numbers for 2 models"),
-            (vec![1.0, -0.5], 2, "-0.5 is no weight"),
-            (vec![f64::NAN, 1.0], 2, "NaN is no weight"),
-            (vec![0.0, 0.0], 2, "all are 0"),
-        ] {
-            let error = check_weights(&Weights::Given(given), models).unwrap_err();
-            assert!(error.to_string().contains(why), "{error}");
-        }
-        assert!(check_weights(&Weights::Given(vec![0.0, 2.0]), 2).is_ok());
-        assert!(check_weights(&Weights::Validation, 3).is_ok());
-    }
-
-    #[test]
-    fn a_target_is_tuned_on_its_labelled_rows() {
-        let target = Task::lesions().targets()[0].clone();
-        // Class 0 wants a low threshold, class 1 a high one, class 2 has no positive, class 3 is always there.
-        let rows: [(u64, u64, [f32; 4]); 5] = [
-            (0, 0b1001, [-2.0, 1.0, 0.0, 1.0]),
-            (1, 0b1010, [-4.0, 3.0, 0.0, 2.0]),
-            (2, 0b1000, [-3.5, 1.5, 0.0, 0.5]),
-            (3, 0b1011, [-2.5, 2.5, 1.0, 3.0]),
-            (4, u64::MAX, [9.0, 9.0, 9.0, 9.0]),
-        ];
-        let answers = Answers {
-            ids: rows.iter().map(|r| r.0).collect(),
-            labels: rows.iter().map(|r| Label(r.1)).collect(),
-            logits: rows.iter().flat_map(|r| r.2).collect(),
-        };
-        let tuned = tune_target(&target, &answers, Rule::F1, true, 0.5).unwrap();
-        assert_eq!(tuned.samples, 4);
-        let (before, after) = (tuned.before.unwrap(), tuned.after.unwrap());
-        assert_eq!((before.f1[0], after.f1[0]), (0.0, 1.0));
-        assert!(before.f1[1] < 1.0 && after.f1[1] == 1.0);
-        assert_eq!(tuned.thresholds[2], 0.5, "no positive: the configured one");
-        assert_eq!(tuned.temperature[2..], [1.0, 1.0], "one kind of label");
-        assert!(after.nll < before.nll);
-        let raw = tune_target(&target, &answers, Rule::F1, false, 0.5).unwrap();
-        assert_eq!(raw.temperature, [1.0; 4]);
-        assert_eq!(
-            raw.after.unwrap().f1,
-            after.f1,
-            "F1 does not feel the temperature"
-        );
     }
 }
