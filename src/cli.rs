@@ -1,5 +1,6 @@
 //! The command line. The commands resolve it into a configuration; no code below them reads flags.
 
+mod after;
 mod bench;
 
 use std::net::IpAddr;
@@ -11,6 +12,7 @@ use clap::{ArgAction, Args, Parser, Subcommand, ValueEnum};
 use fovea_collectives::BackendChoice;
 use fovea_run::config::{self, PRESETS};
 
+pub use after::{AverageArgs, EvalArgs, GradcamArgs, PredictArgs, TuneArgs, TuneBy};
 pub use bench::{
     BenchAllreduceArgs, BenchArgs, BenchCommand, BenchCoordinatorArgs, BenchEpochArgs,
     BenchKernelsArgs, BenchRankArgs, BenchScalingArgs, BenchServerArgs, BenchStepArgs,
@@ -50,6 +52,10 @@ pub enum Command {
     Eval(EvalArgs),
     /// Lesion probabilities for a prepared dataset or for photographs
     Predict(PredictArgs),
+    /// Choose thresholds and temperatures on the validation split; eval, predict and report use them
+    Tune(TuneArgs),
+    /// Pictures of where a model looks: Grad-CAM per class and branch, and attention
+    Gradcam(GradcamArgs),
     /// What a run is doing, or how it ended
     Status(StatusArgs),
     /// Whether a run used every sample once, and what each fault cost
@@ -481,37 +487,6 @@ pub struct JobNextArgs {
     /// The signal by which the scheduler had asked the job to leave
     #[arg(long, value_name = "SIGNAL")]
     pub noticed: Option<String>,
-}
-
-#[derive(Args, Debug)]
-pub struct EvalArgs {
-    /// Checkpoint directory, run directory, or .safetensors file
-    pub checkpoint: PathBuf,
-    /// Prepared dataset
-    pub data: PathBuf,
-    /// Part of the dataset: train, val, test
-    #[arg(long, default_value = "test")]
-    pub split: String,
-    /// Machine-readable output
-    #[arg(long)]
-    pub json: bool,
-    /// Change a key of the checkpoint's configuration, for example --set train.precision=f32
-    #[arg(long = "set", value_name = "KEY=VALUE")]
-    pub set: Vec<String>,
-}
-
-#[derive(Args, Debug)]
-pub struct PredictArgs {
-    /// Checkpoint directory, run directory, or .safetensors file
-    pub checkpoint: PathBuf,
-    /// Prepared dataset, photograph, or folder of photographs
-    pub input: PathBuf,
-    /// CSV to write, in a folder that exists
-    #[arg(long, value_name = "FILE.csv")]
-    pub out: PathBuf,
-    /// Change a key of the checkpoint's configuration, for example --set train.precision=f32
-    #[arg(long = "set", value_name = "KEY=VALUE")]
-    pub set: Vec<String>,
 }
 
 #[derive(Args, Debug)]

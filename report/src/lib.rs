@@ -12,6 +12,7 @@
 mod chart;
 mod error;
 mod files;
+pub mod heat;
 pub mod measured;
 mod page;
 mod palette;

@@ -7,10 +7,12 @@ use std::path::{Path, PathBuf};
 use fovea_coordinator::client::status_of;
 use fovea_coordinator::status::{STATUS_FILE, Status};
 use fovea_dataset::Split;
+use fovea_run::checkpoint;
 use fovea_run::config::{Config, EarlyStopping};
 use fovea_run::metrics::{self, Baseline, Metrics, MetricsRow, Table};
 use fovea_run::predictions::Prediction;
 use fovea_run::run_dir::RunDir;
+use fovea_run::tuning::{self, Tuning};
 use fovea_task::{Target, Task};
 
 use super::predictions;
@@ -41,7 +43,12 @@ pub(super) struct Run {
     /// By (epoch, split, target); of a row written twice the later counts.
     pub(super) metrics: Vec<MetricsRow>,
     pub(super) throughput: Option<Throughput>,
+    /// Of the validation split, temperatures applied.
     pub(super) predictions: Vec<Prediction>,
+    /// Per target of the task, of each class: those of the record beside the best checkpoint, or the configured one.
+    pub(super) thresholds: Vec<Vec<f32>>,
+    /// The record of thresholds and temperatures beside the best checkpoint, in words, when there is one.
+    pub(super) tuned: Option<String>,
     /// Per target of the task; `None` without labelled predictions.
     pub(super) scores: Vec<Option<TargetScores>>,
     /// What could not be shown, and why.
@@ -87,13 +94,60 @@ impl Run {
             metrics,
             throughput,
             predictions,
+            thresholds: Vec::new(),
+            tuned: None,
             scores: Vec::new(),
             notes,
         };
         run.notes.extend(run.on_the_watched_metric());
+        let configured = run.config.eval.threshold;
+        let targets = run.task.targets().iter();
+        run.thresholds = targets.map(|t| vec![configured; t.classes.len()]).collect();
+        let tuning = run.tuning();
         let scores = (0..run.task.targets().len()).map(|index| run.score(index));
         run.scores = scores.collect::<Result<_>>()?;
+        if let Some(tuning) = tuning {
+            run.tune(&tuning)?;
+        }
         Ok(run)
+    }
+
+    /// The record beside the best checkpoint; one that is no good costs a note.
+    fn tuning(&mut self) -> Option<Tuning> {
+        let dir = RunDir::new(&self.dir).checkpoints();
+        let newest = checkpoint::list(&dir).ok()?.pop()?;
+        let best = newest.state.ok()?.best_step.unwrap_or(newest.step);
+        let path = tuning::beside(&checkpoint::directory(&dir, best));
+        match Tuning::read(&path, &self.task) {
+            Ok(found) => found,
+            Err(error) => {
+                self.notes.push(format!(
+                    "Thresholds and temperatures are left out: {}",
+                    first_line(&error)
+                ));
+                None
+            }
+        }
+    }
+
+    /// Applies temperatures and thresholds to the predictions and the scores.
+    fn tune(&mut self, tuning: &Tuning) -> Result<()> {
+        for line in &mut self.predictions {
+            let target = &self.task.targets()[line.target];
+            line.probabilities = tuning.targets[line.target].tempered(target, &line.probabilities);
+        }
+        let targets = tuning.targets.iter();
+        self.thresholds = targets.map(|t| t.thresholds.clone()).collect();
+        self.tuned = Some(tuning.describe());
+        for index in 0..self.scores.len() {
+            // The epoch was found by the scores that the trainer logged, without tuning.
+            let tuned = self.score(index)?;
+            if let (Some(before), Some(tuned)) = (&mut self.scores[index], tuned) {
+                let epoch = before.epoch;
+                *before = TargetScores { epoch, ..tuned };
+            }
+        }
+        Ok(())
     }
 
     fn score(&self, index: usize) -> Result<Option<TargetScores>> {
@@ -102,8 +156,7 @@ impl Run {
         if !table.labels.iter().any(|label| label.is_known()) {
             return Ok(None);
         }
-        let thresholds = vec![self.config.eval.threshold; target.classes.len()];
-        let metrics = metrics::compute(target, &table, &thresholds, 0.0)?;
+        let metrics = metrics::compute(target, &table, &self.thresholds[index], 0.0)?;
         let same = self
             .history(Split::Val, target)
             .rev()

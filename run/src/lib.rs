@@ -9,5 +9,7 @@ mod error;
 pub mod metrics;
 pub mod predictions;
 pub mod run_dir;
+pub mod submission;
+pub mod tuning;
 
 pub use error::{Error, Result};

@@ -1,34 +1,33 @@
 //! `fovea eval`: metrics of a checkpoint on one split.
 
+use std::path::Path;
+use std::sync::Arc;
+
 use fovea_dataset::{Bar, Dataset, ProgressListener, Split};
-use fovea_run::config::Config;
 use fovea_run::metrics::{
     Baseline, ClassMetrics, Classification, MetricName, Metrics, best_constant, class_names,
     classification_report, table_order,
 };
+use fovea_run::tuning::Tuning;
 use fovea_task::Target;
-use fovea_trainer::predict::Predictor;
 use serde_json::json;
 
+use super::average;
 use crate::cli::EvalArgs;
-use crate::exit::{Ending, Usage};
+use crate::exit::Ending;
 use crate::say;
 use crate::say::Unsaid;
 
 pub fn run(args: &EvalArgs) -> anyhow::Result<Ending> {
-    let split: Split = args.split.parse().map_err(|_| {
-        Usage(format!(
-            "--split {}: no such split\n  help: choose train, val or test",
-            args.split
-        ))
-    })?;
-    let mut predictor = Predictor::load(&args.checkpoint, |config| apply(config, &args.set))?;
-    let data = Dataset::open(&args.data)?;
+    let split = average::split(&args.split)?;
+    let mut models = average::open(&args.checkpoint, &args.average, &args.set)?;
+    let data = Arc::new(Dataset::open(&args.data)?);
     let bar = Bar::new("images");
-    bar.start(data.indices(split).len() as u64);
-    let (answers, summary) = predictor.evaluate(data, split, || bar.advance(1))?;
+    bar.start(models.ticks(&data, split));
+    let evaluation = models.evaluate(&data, split, &mut || bar.advance(1))?;
     bar.finish();
-    let task = predictor.task();
+    let (answers, summary) = (&evaluation.answers, &evaluation.summary);
+    let task = models.task();
     let mut scored = Vec::new();
     for (index, target) in table_order(task) {
         if let Some(metrics) = &summary[index] {
@@ -41,9 +40,26 @@ pub fn run(args: &EvalArgs) -> anyhow::Result<Ending> {
             });
         }
     }
+    let tuning = models.tuning();
+    let same_data = |tuning: &Tuning| {
+        tuning.split == split && tuning.dataset_blake3 == data.manifest().blake3()
+    };
+    let chosen_here = tuning.is_some_and(|(_, tuning)| same_data(tuning));
     if args.json {
         let mut value =
             json!({ "split": split.to_string(), "best_constant": {}, "classification": {} });
+        if models.models() > 1 {
+            value["weights"] = json!(evaluation.weights);
+        }
+        if let Some(views) = args.average.tta {
+            value["views"] = json!(views);
+        }
+        if let Some((path, tuning)) = tuning {
+            value["tuning"] = json!({
+                "file": path, "split": tuning.split, "rule": tuning.rule,
+                "chosen_on_this_split": chosen_here, "targets": tuning.targets,
+            });
+        }
         for of in &scored {
             value[&of.target.name] = json!(of.metrics);
             value["best_constant"][&of.target.name] = json!(of.constant);
@@ -55,14 +71,41 @@ pub fn run(args: &EvalArgs) -> anyhow::Result<Ending> {
         for of in &scored {
             print_classification(of)?;
         }
+        told_of(&evaluation.weights, args.average.tta, tuning, chosen_here)?;
     }
     Ok(Ending::Finished)
 }
 
-/// Applies the `--set` assignments over a checkpoint's configuration.
-pub fn apply(config: &mut Config, assignments: &[String]) -> fovea_trainer::Result<()> {
-    for assignment in assignments {
-        config.set(assignment)?;
+/// Lines below the table: how the answers became one, and where the thresholds are from.
+fn told_of(
+    weights: &[f64],
+    views: Option<usize>,
+    tuning: Option<(&Path, &Tuning)>,
+    chosen_here: bool,
+) -> Result<(), Unsaid> {
+    if weights.len() > 1 {
+        let weights: Vec<String> = weights.iter().map(|w| format!("{w:.3}")).collect();
+        say!(
+            "average of {} models, weights {}",
+            weights.len(),
+            weights.join(" ")
+        )?;
+    }
+    if let Some(views) = views {
+        say!("average over {views} views of each picture")?;
+    }
+    let Some((path, tuning)) = tuning else {
+        return Ok(());
+    };
+    say!(
+        "thresholds and temperatures of {}: {} (--untuned ignores them)",
+        path.display(),
+        tuning.describe()
+    )?;
+    if chosen_here {
+        say!(
+            "they were chosen on this very split: its scores at a threshold are too good, report those of test"
+        )?;
     }
     Ok(())
 }

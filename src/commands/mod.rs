@@ -1,11 +1,13 @@
 //! The subcommands, one file each.
 
 mod audit;
+mod average;
 mod bench;
 mod coordinator;
 mod data;
 pub mod doctor;
 mod eval;
+mod gradcam;
 mod job;
 mod output;
 mod predict;
@@ -20,6 +22,7 @@ mod submit;
 mod synth;
 mod train;
 mod trainer;
+mod tune;
 
 use std::path::Path;
 
@@ -41,6 +44,8 @@ pub fn dispatch(command: Command) -> anyhow::Result<Ending> {
         Command::Job(args) => job::run(&args),
         Command::Eval(args) => eval::run(&args),
         Command::Predict(args) => predict::run(&args),
+        Command::Tune(args) => tune::run(&args),
+        Command::Gradcam(args) => gradcam::run(&args),
         Command::Status(args) => status::run(&args),
         Command::Audit(args) => audit::run(&args),
         Command::Report(args) => report::run(&args),

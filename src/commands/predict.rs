@@ -1,14 +1,16 @@
 //! `fovea predict`: lesion probabilities for a prepared dataset or for photographs.
 
 use std::collections::HashSet;
-use std::path::Path;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
 use fovea_dataset::{Bar, Dataset, ProgressListener};
 use fovea_run::predictions::{self, Columns, Prediction};
-use fovea_trainer::predict::{Predictor, photos};
+use fovea_run::submission;
+use fovea_trainer::ensemble::Ensemble;
+use fovea_trainer::predict::photos;
 
-use super::eval::apply;
-use super::output;
+use super::{average, output};
 use crate::cli::PredictArgs;
 use crate::exit::{Ending, Usage};
 use crate::say;
@@ -23,19 +25,33 @@ pub fn run(args: &PredictArgs) -> anyhow::Result<Ending> {
         ))
         .into());
     }
-    let out = output::checked("--out", &args.out, &args.input)?;
-    let predictor = Predictor::load(&args.checkpoint, |config| apply(config, &args.set))?;
+    let checked = |option: &str, file: &Option<PathBuf>| {
+        let file = file.as_ref();
+        file.map(|file| output::checked(option, file, &args.input))
+            .transpose()
+    };
+    let out = checked("--out", &args.out)?;
+    let submission = checked("--submission", &args.submission)?;
+    let mut models = average::open(&args.checkpoint, &args.average, &args.set)?;
+    if submission.is_some() {
+        submission::check(models.task()).map_err(Usage)?;
+    }
     let (rows, bad) = if args.input.join("manifest.json").is_file() {
-        (prepared(&predictor, &args.input)?, None)
+        (prepared(&mut models, &args.input)?, None)
     } else {
-        photographs(&predictor, &args.input)?
+        photographs(&mut models, &args.input)?
     };
     if rows.is_empty()
         && let Some(bad) = bad
     {
         return Err(bad.into());
     }
-    predictions::write(&out, predictor.task(), &rows, Columns::Usable)?;
+    if let Some(out) = &out {
+        predictions::write(out, models.task(), &rows, Columns::Usable)?;
+    }
+    if let Some(file) = &submission {
+        submission::write(file, models.task(), &rows, &models.thresholds())?;
+    }
     // An image or patch may have several targets.
     let places = |wanted: &dyn Fn(&Prediction) -> bool| {
         let places = rows.iter().filter(|row| wanted(row));
@@ -45,9 +61,11 @@ pub fn run(args: &PredictArgs) -> anyhow::Result<Ending> {
     let images = places(&|row| row.cell.is_none());
     let patches = places(&|row| row.cell.is_some());
     let unusable = places(&|row| row.cell.is_none() && row.note.is_some());
+    let files = [&args.out, &args.submission].into_iter().flatten();
+    let files: Vec<String> = files.map(|file| file.display().to_string()).collect();
     say!(
         "{}: {}, {} patches{}",
-        args.out.display(),
+        files.join(", "),
         show::counted(images, "image"),
         patches,
         match unusable {
@@ -58,27 +76,39 @@ pub fn run(args: &PredictArgs) -> anyhow::Result<Ending> {
             ),
         }
     )?;
+    if let Some((path, tuning)) = models.tuning() {
+        say!(
+            "temperatures{} of {}: {} (--untuned ignores them)",
+            if submission.is_some() {
+                " and thresholds"
+            } else {
+                ""
+            },
+            path.display(),
+            tuning.describe()
+        )?;
+    }
     bad.map_or(Ok(Ending::Finished), |bad| Err(bad.into()))
 }
 
-fn prepared(predictor: &Predictor, path: &Path) -> anyhow::Result<Vec<Prediction>> {
-    let data = Dataset::open(path)?;
+fn prepared(models: &mut Ensemble, path: &Path) -> anyhow::Result<Vec<Prediction>> {
+    let data = Arc::new(Dataset::open(path)?);
     let bar = Bar::new("images");
-    bar.start(data.len() as u64);
-    let rows = predictor.dataset(data, || bar.advance(1))?;
+    bar.start(models.ticks_of(Some(&data), data.len()));
+    let rows = models.dataset(&data, &mut || bar.advance(1))?;
     bar.finish();
     Ok(rows)
 }
 
 /// Rows of the photographs that could be read, and an error that lists the others.
 fn photographs(
-    predictor: &Predictor,
+    models: &mut Ensemble,
     path: &Path,
 ) -> anyhow::Result<(Vec<Prediction>, Option<fovea_dataset::Error>)> {
     let files = photos(path)?;
     let bar = Bar::new("photographs");
-    bar.start(files.len() as u64);
-    let scored = predictor.photos(&files, || bar.advance(1))?;
+    bar.start(models.ticks_of(None, files.len()));
+    let scored = models.photos(&files, &mut || bar.advance(1))?;
     bar.finish();
     let bad = (!scored.bad.is_empty()).then_some(fovea_dataset::Error::BadPhotos {
         total: files.len(),

@@ -8,9 +8,10 @@ use fovea_task::{Kind, Label, Level, Target, Task};
 
 use crate::error::{Error, Result};
 use crate::lanes::ReadOnly;
-use crate::objective::HeadLoss;
+use crate::objective::{HeadLoss, Objective};
 use crate::replica::Replica;
 use crate::samples::SampleSource;
+use crate::tta::{self, TestViews};
 
 /// A model's answers for one target, in columns.
 #[derive(Clone, Debug, Default, PartialEq)]
@@ -60,7 +61,7 @@ impl Answers {
     }
 
     /// The labelled rows, sorted by id.
-    fn labelled(&self, classes: usize) -> Self {
+    pub(crate) fn labelled(&self, classes: usize) -> Self {
         let mut rows: Vec<_> = self.rows(classes).filter(|row| row.1.is_known()).collect();
         rows.sort_by_key(|row| row.0);
         Self {
@@ -141,12 +142,13 @@ pub fn images_of(source: &SampleSource, split: Split, rank: usize, world: usize)
         .collect()
 }
 
-/// Scores `images`, as many at a time as the replica has lanes; returns the answers per target of the dataset's task.
-/// Calls `tick` after each image; an error of `tick` ends the evaluation.
+/// Scores `images`, as many at a time as the replica has lanes, each in all `views`; returns the answers per target of the
+/// dataset's task. Calls `tick` after each image; an error of `tick` ends the evaluation.
 pub fn score(
     replica: &Replica,
     source: &SampleSource,
     images: &[usize],
+    views: TestViews,
     mut tick: impl FnMut() -> Result<()>,
 ) -> Result<Vec<Answers>> {
     let mut all = Answers::none(source.data().task());
@@ -154,7 +156,7 @@ pub fn score(
     let shared = unsafe { ReadOnly::new(replica) };
     for together in images.chunks(replica.lanes().count()) {
         let scored = replica.lanes().run(together.len(), |i| {
-            score_image(shared.get(), source, together[i])
+            score_image(shared.get(), source, together[i], views)
         })?;
         for image in scored {
             for (all, more) in all.iter_mut().zip(image) {
@@ -167,16 +169,23 @@ pub fn score(
 }
 
 /// Scores one image: the image itself and, unless the model reads whole images only, its cells that are not black.
-fn score_image(replica: &Replica, source: &SampleSource, image: usize) -> Result<Vec<Answers>> {
-    let batch = source.load(&[source.whole_image(image)], None)?;
-    let scores = replica.evaluate(&batch)?;
-    let targets = source.data().task().targets();
-    let answers = targets.iter().zip(scores.heads).zip(batch.labels);
+fn score_image(
+    replica: &Replica,
+    source: &SampleSource,
+    image: usize,
+    views: TestViews,
+) -> Result<Vec<Answers>> {
+    let mut batch = source.load(&[source.whole_image(image)], None)?;
+    let labels = std::mem::take(&mut batch.labels);
+    let cells = batch.patch_ids.clone();
+    let task = source.data().task();
+    let scores = tta::evaluate(replica, task, batch, views)?;
+    let answers = task.targets().iter().zip(scores.heads).zip(labels);
     Ok(answers
         .map(|((target, logits), labels)| Answers {
             ids: match target.level {
                 Level::Image => vec![image as u64],
-                Level::Patch => batch.patch_ids.clone(),
+                Level::Patch => cells.clone(),
             },
             labels,
             logits,
@@ -184,28 +193,33 @@ fn score_image(replica: &Replica, source: &SampleSource, image: usize) -> Result
         .collect())
 }
 
+/// The same threshold for all classes of each target of a task.
+pub fn one_threshold(task: &Task, threshold: f32) -> Vec<Vec<f32>> {
+    let targets = task.targets().iter();
+    targets.map(|t| vec![threshold; t.classes.len()]).collect()
+}
+
 /// Metrics per target from all ranks' answers, `None` for a target without any label. They do not depend on the order
-/// of the rows, so not on which rank computed which.
+/// of the rows, so not on which rank computed which. `thresholds` are those of each class, per target.
 pub fn summarise(
     task: &Task,
     answers: &[Answers],
-    replica: &Replica,
-    threshold: f32,
+    objective: &Objective,
+    thresholds: &[Vec<f32>],
 ) -> Result<Vec<Option<Metrics>>> {
-    let objective = replica.objective();
-    let of = |((target, answers), head): ((&Target, &Answers), &HeadLoss)| {
+    type Asked<'a> = (((&'a Target, &'a Answers), &'a HeadLoss), &'a Vec<f32>);
+    let of = |(((target, answers), head), thresholds): Asked<'_>| {
         let classes = target.classes.len();
         let labelled = answers.labelled(classes);
         if labelled.ids.is_empty() && !answers.ids.is_empty() {
             return Ok(None);
         }
         let loss = mean_loss(&labelled, head.loss.as_ref())?;
-        let thresholds = vec![threshold; classes];
         let table = labelled.table(target);
-        Ok(Some(metrics::compute(target, &table, &thresholds, loss)?))
+        Ok(Some(metrics::compute(target, &table, thresholds, loss)?))
     };
     let targets = task.targets().iter().zip(answers);
-    targets.zip(objective).map(of).collect()
+    targets.zip(objective).zip(thresholds).map(of).collect()
 }
 
 fn mean_loss(rows: &Answers, loss: &dyn Loss) -> Result<f64> {

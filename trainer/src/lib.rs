@@ -3,12 +3,15 @@
 //! One process is one rank. [`train::join`] loads data and model and connects to the coordinator;
 //! [`train::Trainer::run`] is the loop. Only this crate needs libtorch.
 
+mod average;
 mod blueprint;
 mod buckets;
 mod dropout;
+pub mod ensemble;
 mod error;
 pub mod evaluate;
 pub mod gpu;
+pub mod gradcam;
 mod host;
 pub mod initial;
 pub mod lanes;

@@ -179,6 +179,7 @@ pub enum NormEngine {
 }
 
 /// The statistics with which batch normalisation normalises.
+#[derive(Clone, Copy)]
 pub enum NormMode<'a> {
     /// Statistics of the virtual shard; the pass writes the mean and the unbiased variance to `batch_stats`.
     Train {

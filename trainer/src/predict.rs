@@ -1,7 +1,7 @@
 //! Probabilities for a prepared dataset, or for photographs straight from the camera.
 
 use std::collections::HashMap;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use fovea_coordinator::order::Grain;
@@ -9,7 +9,6 @@ use fovea_dataset::{BadFile, Dataset, Framing, PhotoFile, frame_photo, list_phot
 use fovea_kernels::ImageU8;
 use fovea_run::checkpoint;
 use fovea_run::config::Config;
-use fovea_run::metrics::Metrics;
 use fovea_run::predictions::Prediction;
 use fovea_task::{Label, Level, Task};
 
@@ -17,22 +16,23 @@ use crate::error::{Error, Result};
 use crate::evaluate::{self, Answers};
 use crate::lanes::{ReadOnly, ThreadLanes};
 use crate::models;
-use crate::objective::{objective, unweighted};
+use crate::objective::unweighted;
 use crate::precision::{Precision, native_bf16};
 use crate::replica::Replica;
-use crate::samples::{Assembler, SampleSource};
+use crate::samples::{Assembler, SampleSource, ShardBatch};
 use crate::train;
+use crate::tta::{self, TestViews};
 use crate::weights::checkpoint_in;
 
 /// The form of the images that a model was trained on, to which photographs are brought.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-struct ImageForm {
+pub struct ImageForm {
     /// Side of an image, pixels.
-    image: u32,
+    pub image: u32,
     /// Side of a grid cell, pixels; 0 without a grid.
-    patch: u32,
+    pub patch: u32,
     /// What of a photograph is kept, and how it is brought to that size.
-    framing: Framing,
+    pub framing: Framing,
 }
 
 impl ImageForm {
@@ -69,6 +69,9 @@ const USUAL_PRESET: &str = "hybrid";
 
 /// Trained weights with the task and the configuration they were trained with.
 pub struct Predictor {
+    /// The checkpoint directory or file of weights.
+    path: PathBuf,
+    weights_blake3: String,
     task: Task,
     grain: Grain,
     reads_images: bool,
@@ -78,13 +81,48 @@ pub struct Predictor {
     form: ImageForm,
 }
 
-/// The result of scoring photographs.
-#[derive(Debug, Default)]
-pub struct ScoredPhotographs {
-    /// Predictions for the photographs that could be read.
-    pub rows: Vec<Prediction>,
-    /// The other photographs, in the order given.
-    pub bad: Vec<BadFile>,
+/// A model's answer to one photograph.
+#[derive(Clone, Debug, PartialEq)]
+pub struct ScoredPhoto {
+    /// Its id in tables.
+    pub id: String,
+    /// Why the answer means nothing, if it does.
+    pub note: Option<String>,
+    /// Grid cells along a side of the photograph.
+    pub grid: u32,
+    /// The cells that were looked at, in row order.
+    pub cells: Vec<u16>,
+    /// Logits of each target of the task, `[rows, C]` row-major: one row, or one per cell.
+    pub logits: Vec<Vec<f32>>,
+}
+
+impl ScoredPhoto {
+    /// The rows of a table, the image before its cells.
+    pub fn rows(&self, task: &Task) -> Vec<Prediction> {
+        let places = |level| -> Vec<Option<(u32, u32)>> {
+            let place =
+                |&cell: &u16| Some((u32::from(cell) / self.grid, u32::from(cell) % self.grid));
+            match level {
+                Level::Image => vec![None],
+                Level::Patch => self.cells.iter().map(place).collect(),
+            }
+        };
+        let mut rows = Vec::new();
+        for (index, (target, logits)) in task.targets().iter().zip(&self.logits).enumerate() {
+            let answers = logits.chunks_exact(target.classes.len());
+            let answers = places(target.level).into_iter().zip(answers);
+            rows.extend(answers.map(|(cell, logits)| Prediction {
+                image_id: self.id.clone(),
+                target: index,
+                cell,
+                label: Label::UNKNOWN,
+                probabilities: evaluate::probabilities(target, logits),
+                note: self.note.clone(),
+            }));
+        }
+        rows.sort_by_key(|row| (row.cell, row.target));
+        rows
+    }
 }
 
 impl Predictor {
@@ -130,6 +168,8 @@ impl Predictor {
         let mut replica = Replica::configured(&config, &task, precision, objective, lanes, None)?;
         train::restore_weights(&mut replica.net.params, &weights, &path)?;
         Ok(Self {
+            weights_blake3: checkpoint::weights_blake3(&weights),
+            path,
             grain: entry.grain,
             reads_images: entry.reads_images,
             task,
@@ -140,10 +180,15 @@ impl Predictor {
         })
     }
 
-    fn source(&self, data: Dataset) -> SampleSource {
-        let data = Arc::new(data);
-        SampleSource::new(data, &self.config, self.grain, self.precision, false)
-            .with_images(self.reads_images)
+    /// The samples of a dataset as this model reads them.
+    ///
+    /// # Errors
+    /// [`Error::Usage`] unless the dataset has the task that the model was trained on.
+    pub fn source(&self, data: Arc<Dataset>) -> Result<SampleSource> {
+        self.refuse_another_task(&data)?;
+        self.warn_of_other_sizes(&data);
+        let source = SampleSource::new(data, &self.config, self.grain, self.precision, false);
+        Ok(source.with_images(self.reads_images))
     }
 
     /// Returns an error unless the dataset has the task that the model was trained on.
@@ -151,20 +196,12 @@ impl Predictor {
         if *data.task() == self.task {
             return Ok(());
         }
-        let targets = |task: &Task| {
-            let targets = task.targets().iter();
-            let told = targets.map(|t| {
-                let classes: Vec<&str> = t.classes.iter().map(|c| c.name.as_str()).collect();
-                format!("{} ({})", t.name, classes.join(" "))
-            });
-            told.collect::<Vec<_>>().join(", ")
-        };
         Err(Error::Usage {
             what: format!(
                 "{} is labelled for {}, the model was trained for {}",
                 data.dir().display(),
-                targets(data.task()),
-                targets(&self.task)
+                questions(data.task()),
+                questions(&self.task)
             ),
             help: "give a dataset with the labels of the training data, or photographs".to_owned(),
         })
@@ -206,59 +243,33 @@ impl Predictor {
         &self.task
     }
 
-    /// Scores all images of a prepared dataset.
-    ///
-    /// # Errors
-    /// [`Error::Usage`] when the dataset is of another task, or an answer is not finite.
-    pub fn dataset(&self, data: Dataset, mut tick: impl FnMut()) -> Result<Vec<Prediction>> {
-        self.refuse_another_task(&data)?;
-        self.warn_of_other_sizes(&data);
-        let source = self.source(data);
-        let images: Vec<usize> = (0..source.data().len()).collect();
-        let answers = self.score(&source, &images, &mut tick)?;
-        Ok(train::predictions(&answers, &source))
+    /// The checkpoint directory or the file of weights.
+    pub fn path(&self) -> &Path {
+        &self.path
     }
 
-    /// Answers and metrics of one split per target, with the loss weighted as in training; no metrics for a target
-    /// without any label.
-    ///
-    /// # Errors
-    /// [`Error::Usage`] when the split is empty, the dataset is of another task, or an answer is not finite.
-    pub fn evaluate(
-        &mut self,
-        data: Dataset,
-        split: fovea_dataset::Split,
-        mut tick: impl FnMut(),
-    ) -> Result<(Vec<Answers>, Vec<Option<Metrics>>)> {
-        self.refuse_another_task(&data)?;
-        self.warn_of_other_sizes(&data);
-        let source = self.source(data);
-        let images = evaluate::images_of(&source, split, 0, 1);
-        if images.is_empty() {
-            return Err(Error::Usage {
-                what: format!(
-                    "the {split} split of {} has no images",
-                    source.data().dir().display()
-                ),
-                help: "choose another split with --split, or prepare more images".to_owned(),
-            });
-        }
-        self.replica
-            .set_objective(objective(&self.config.loss, &source)?);
-        let answers = self.score(&source, &images, &mut tick)?;
-        let threshold = self.config.eval.threshold;
-        let summary = evaluate::summarise(&self.task, &answers, &self.replica, threshold)?;
-        Ok((answers, summary))
+    /// [`checkpoint::weights_blake3`] of the weights.
+    pub fn weights_blake3(&self) -> &str {
+        &self.weights_blake3
     }
 
-    /// Scores images of a prepared dataset; all answers are finite.
-    fn score(
+    /// The image sizes that the model was trained on.
+    pub fn sizes(&self) -> ImageForm {
+        self.form
+    }
+
+    /// Scores images of a prepared dataset in all `views`; calls `tick` after each.
+    ///
+    /// # Errors
+    /// [`Error::Usage`] when an answer is not finite.
+    pub fn score(
         &self,
         source: &SampleSource,
         images: &[usize],
-        tick: &mut impl FnMut(),
+        views: TestViews,
+        tick: &mut dyn FnMut(),
     ) -> Result<Vec<Answers>> {
-        let answers = evaluate::score(&self.replica, source, images, || {
+        let answers = evaluate::score(&self.replica, source, images, views, || {
             tick();
             Ok(())
         })?;
@@ -282,32 +293,62 @@ impl Predictor {
         }
     }
 
-    /// Scores photographs at the sizes of training; calls `tick` after each. One that cannot be read does not keep the
-    /// others from being scored.
+    /// Scores photographs at the sizes of training, in all `views`; calls `tick` after each. One that cannot be read does
+    /// not keep the others from being scored.
     ///
     /// # Errors
     /// [`Error::Usage`] when two photographs have the same id, because their rows could not be told apart, or when an
     /// answer is not finite.
-    pub fn photos(&self, paths: &[PhotoFile], mut tick: impl FnMut()) -> Result<ScoredPhotographs> {
+    pub fn photos(
+        &self,
+        paths: &[PhotoFile],
+        views: TestViews,
+        tick: &mut dyn FnMut(),
+    ) -> Result<Vec<std::result::Result<ScoredPhoto, BadFile>>> {
         distinct_ids(paths)?;
-        let mut scored = ScoredPhotographs::default();
+        let mut scored = Vec::new();
         // SAFETY: an evaluation reads the replica.
         let shared = unsafe { ReadOnly::new(self) };
         let lanes = self.replica.lanes();
         for together in paths.chunks(lanes.count()) {
-            for photo in lanes.run(together.len(), |i| shared.get().photo(&together[i]))? {
-                match photo {
-                    Ok(rows) => scored.rows.extend(rows),
-                    Err(bad) => scored.bad.push(bad),
-                }
-                tick();
-            }
+            let photos = lanes.run(together.len(), |i| shared.get().photo(&together[i], views))?;
+            photos.iter().for_each(|_| tick());
+            scored.extend(photos);
         }
         Ok(scored)
     }
 
     /// Scores one photograph, cropped and resized as those of training; omits black cells.
-    fn photo(&self, found: &PhotoFile) -> Result<std::result::Result<Vec<Prediction>, BadFile>> {
+    fn photo(
+        &self,
+        found: &PhotoFile,
+        views: TestViews,
+    ) -> Result<std::result::Result<ScoredPhoto, BadFile>> {
+        let opened = match self.open_photo(found)? {
+            Ok(opened) => opened,
+            Err(bad) => return Ok(Err(bad)),
+        };
+        let scores = tta::evaluate(&self.replica, &self.task, opened.batch, views)?;
+        if !scores.heads.iter().flatten().all(|x| x.is_finite()) {
+            return Err(not_finite(&found.path.display().to_string()));
+        }
+        if let Some(note) = &opened.note {
+            tracing::warn!("{}: {note}; its rows have usable = 0", found.path.display());
+        }
+        Ok(Ok(ScoredPhoto {
+            id: found.id.clone(),
+            note: opened.note,
+            grid: opened.grid,
+            cells: opened.cells,
+            logits: scores.heads,
+        }))
+    }
+
+    /// Reads a photograph as the model wants it.
+    pub(crate) fn open_photo(
+        &self,
+        found: &PhotoFile,
+    ) -> Result<std::result::Result<OpenedPhoto, BadFile>> {
         let path = &found.path;
         let ImageForm {
             image,
@@ -342,38 +383,43 @@ impl Predictor {
             },
             cells.clone(),
         )?;
-        let scores = self.replica.evaluate(&batch)?;
-        if !scores.heads.iter().flatten().all(|x| x.is_finite()) {
-            return Err(not_finite(&path.display().to_string()));
-        }
-        let note = photo.note.clone();
-        if let Some(note) = &note {
-            tracing::warn!("{}: {note}; its rows have usable = 0", path.display());
-        }
-        let grid = grid as u32;
-        let places = |level| -> Vec<Option<(u32, u32)>> {
-            let place = |&cell: &u16| Some((u32::from(cell) / grid, u32::from(cell) % grid));
-            match level {
-                Level::Image => vec![None],
-                Level::Patch => cells.iter().map(place).collect(),
-            }
-        };
-        let mut rows = Vec::new();
-        for (index, (target, logits)) in self.task.targets().iter().zip(&scores.heads).enumerate() {
-            let answers = logits.chunks_exact(target.classes.len());
-            let answers = places(target.level).into_iter().zip(answers);
-            rows.extend(answers.map(|(cell, logits)| Prediction {
-                image_id: found.id.clone(),
-                target: index,
-                cell,
-                label: Label::UNKNOWN,
-                probabilities: evaluate::probabilities(target, logits),
-                note: note.clone(),
-            }));
-        }
-        rows.sort_by_key(|row| (row.cell, row.target));
-        Ok(Ok(rows))
+        Ok(Ok(OpenedPhoto {
+            batch,
+            pixels: photo.pixels,
+            side: size,
+            grid: grid as u32,
+            cells,
+            note: photo.note,
+        }))
     }
+
+    /// The model in memory.
+    pub(crate) fn replica(&self) -> &Replica {
+        &self.replica
+    }
+}
+
+/// A photograph as the model reads it.
+pub(crate) struct OpenedPhoto {
+    pub batch: ShardBatch,
+    /// The square picture, `[side, side, 3]`.
+    pub pixels: Vec<u8>,
+    pub side: usize,
+    /// Grid cells along a side.
+    pub grid: u32,
+    /// The cells that are not black, in row order; none for a model of whole images.
+    pub cells: Vec<u16>,
+    /// Why the model's answer means nothing, if it does.
+    pub note: Option<String>,
+}
+
+/// The targets of a task and their classes, in words.
+pub(crate) fn questions(task: &Task) -> String {
+    let told = task.targets().iter().map(|t| {
+        let classes: Vec<&str> = t.classes.iter().map(|c| c.name.as_str()).collect();
+        format!("{} ({})", t.name, classes.join(" "))
+    });
+    told.collect::<Vec<_>>().join(", ")
 }
 
 /// The weights may be finite, and yet so large that the results are not.

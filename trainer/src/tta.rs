@@ -4,12 +4,12 @@
 //! its patches turn together; the rows of a batch keep their order, so the probabilities of a cell average over views
 //! of that cell.
 
-use fovea_task::Task;
+use fovea_task::{Target, Task};
 use tch::Tensor;
 
+use crate::average::{Part, average};
 use crate::error::{Error, Result};
-use crate::evaluate::probabilities;
-use crate::replica::Replica;
+use crate::replica::{Replica, Scores};
 use crate::samples::{Pixels, ShardBatch, Views};
 
 /// An orientation: mirror left-right, then quarter turns counter-clockwise, as in training's augmentation.
@@ -99,63 +99,42 @@ fn turned(pixels: &Tensor, to: Orientation) -> Result<Tensor> {
     Ok(rows.f_permute([0, 3, 1, 2])?)
 }
 
-/// Probabilities per target of the task, `[rows, C]` row-major in the batch's row order, averaged over the views (in
-/// f64). With one view they are exactly those of [`probabilities`].
+/// Logits of a batch whose probabilities are the mean over the views; with one view exactly those of
+/// [`Replica::evaluate`]. Rows are those of the batch.
 ///
 /// # Errors
-/// [`Error::Internal`] for a batch whose pixels a GPU still has to cut: a batch of an evaluation has its pixels.
-pub fn averaged(
+/// [`Error::Internal`] for several views of a batch whose pixels a GPU still has to cut.
+pub fn evaluate(
     replica: &Replica,
     task: &Task,
     mut batch: ShardBatch,
     views: TestViews,
-) -> Result<Vec<Vec<f32>>> {
-    let mut seen = Vec::new();
+) -> Result<Scores> {
     if views == TestViews::One {
-        return of_view(replica, task, &batch);
+        return replica.evaluate(&batch);
     }
     let Pixels::Views(upright) = batch.pixels else {
         return Err(Error::Internal(
             "test-time views of a batch without pixels".to_owned(),
         ));
     };
+    let mut seen = Vec::new();
     for &to in views.orientations() {
         batch.pixels = Pixels::Views(oriented(&upright, to)?);
-        seen.push(of_view(replica, task, &batch)?);
+        seen.push(replica.evaluate(&batch)?.heads);
     }
-    Ok(mean(&seen))
-}
-
-fn of_view(replica: &Replica, task: &Task, batch: &ShardBatch) -> Result<Vec<Vec<f32>>> {
-    let scores = replica.evaluate(batch)?;
-    let heads = task.targets().iter().zip(scores.heads);
-    Ok(heads
-        .map(|(target, logits)| {
-            let rows = logits.chunks_exact(target.classes.len());
-            rows.flat_map(|row| probabilities(target, row)).collect()
-        })
-        .collect())
-}
-
-/// The mean over views of each number; views are added in order, in f64. All views have the same targets and rows.
-#[must_use]
-pub fn mean(views: &[Vec<Vec<f32>>]) -> Vec<Vec<f32>> {
-    let Some(first) = views.first() else {
-        return Vec::new();
+    let mean = |(index, target): (usize, &Target)| {
+        let parts: Vec<Part<'_>> = seen.iter().map(|heads| (&heads[index][..], 1.0)).collect();
+        average(target, &parts)
     };
-    let of_target = |target: usize| {
-        let sum = |row: usize| -> f64 { views.iter().map(|v| f64::from(v[target][row])).sum() };
-        let rows = 0..first[target].len();
-        rows.map(|row| (sum(row) / views.len() as f64) as f32)
-            .collect()
-    };
-    (0..first.len()).map(of_target).collect()
+    Ok(Scores {
+        heads: task.targets().iter().enumerate().map(mean).collect(),
+    })
 }
 
 #[cfg(test)]
 #[expect(clippy::unwrap_used, reason = "a failed unwrap is a failed test")]
 mod tests {
-    use fovea_kernels::ImageU8;
     use fovea_run::config::Config;
     use tch::{Device, Kind};
 
@@ -163,7 +142,6 @@ mod tests {
     use crate::lanes::ThreadLanes;
     use crate::objective::unweighted;
     use crate::precision::Precision;
-    use crate::samples::Assembler;
 
     fn views() -> Views {
         let picture = |n: i64, side: i64| {
@@ -222,63 +200,46 @@ mod tests {
         assert_eq!(five[0], orientation(false, 0));
     }
 
-    /// The eight orientations are a group: a picture and its turned copy have the same average, cell by cell, because the
-    /// image and its patches turn together and rows keep their order. One view is the plain answer.
+    /// All eight orientations of a turned picture are those of the picture, so the average does not feel a turn.
     #[test]
-    fn the_average_of_eight_does_not_depend_on_the_orientation() {
-        let (task, mut config) = (Task::lesions(), Config::preset("hybrid").unwrap());
-        config.data.global_size = 64;
+    fn eight_views_do_not_feel_a_turn() {
+        let config = Config::preset("hybrid").unwrap();
+        let task = Task::lesions();
         let objective = unweighted(&config.loss, &task).unwrap();
-        let lanes = ThreadLanes::one();
+        let (precision, lanes) = (Precision::F32, ThreadLanes::one());
         let replica =
-            Replica::configured(&config, &task, Precision::F32, objective, lanes, None).unwrap();
-        let assembler = Assembler {
-            grid: 2,
-            patch: 64,
-            global_size: 64,
-            precision: Precision::F32,
+            Replica::configured(&config, &task, precision, objective, lanes, None).unwrap();
+        let picture = |n: i64, side: i64| {
+            let values = Tensor::arange(n * 3 * side * side, (Kind::Float, Device::Cpu));
+            let rows = (values * 0.7).sin().view([n, side, side, 3]);
+            rows.permute([0, 3, 1, 2])
         };
-        let data: Vec<u8> = (0..128u32 * 128 * 3)
-            .map(|k| (k.wrapping_mul(2_654_435_761) >> 24) as u8 / (1 + (k / 9000) as u8))
-            .collect();
-        let image = ImageU8 {
-            data: &data,
-            height: 128,
-            width: 128,
-        };
-        let batch = || assembler.photo(image, vec![0, 1, 3]).unwrap();
-        let turned = |to: Orientation| {
-            let mut batch = batch();
-            let Pixels::Views(views) = &batch.pixels else {
-                panic!("no pixels")
+        let batch = |to: Orientation| {
+            let upright = Views {
+                globals: picture(1, 64),
+                patches: picture(2, 32),
             };
-            batch.pixels = Pixels::Views(oriented(views, to).unwrap());
-            batch
+            ShardBatch {
+                pixels: Pixels::Views(oriented(&upright, to).unwrap()),
+                counts: vec![2],
+                labels: Vec::new(),
+                columns: Vec::new(),
+                image_ids: vec![0],
+                patch_ids: vec![0, 1],
+            }
         };
-        let of = |batch, views| averaged(&replica, &task, batch, views).unwrap();
-        let far = |a: &[Vec<f32>], b: &[Vec<f32>]| {
-            let pairs = a.iter().flatten().zip(b.iter().flatten());
+        let scores = |turns, views| {
+            let scores = evaluate(&replica, &task, batch(orientation(false, turns)), views);
+            scores.unwrap().heads.concat()
+        };
+        let far = |a: &[f32], b: &[f32]| {
+            let pairs = a.iter().zip(b);
             pairs.map(|(a, b)| (a - b).abs()).fold(0.0, f32::max)
         };
-        let plain = of(batch(), TestViews::One);
-        assert_eq!(plain, of_view(&replica, &task, &batch()).unwrap());
-        assert_eq!((plain[0].len(), plain[1].len()), (4, 3 * 4));
-        let sideways = turned(orientation(true, 1));
-        let eight = of(batch(), TestViews::Eight);
-        assert!(far(&plain, &of(turned(orientation(true, 1)), TestViews::One)) > 1e-4);
-        assert!(far(&eight, &of(sideways, TestViews::Eight)) < 1e-5);
-        // Five views are the mean of these five.
-        let five = TestViews::Five.orientations().iter();
-        let each: Vec<_> = five.map(|to| of(turned(*to), TestViews::One)).collect();
-        assert_eq!(of(batch(), TestViews::Five), mean(&each));
-    }
-
-    #[test]
-    fn views_are_averaged_number_by_number() {
-        let a = vec![vec![0.0, 1.0], vec![0.25]];
-        let b = vec![vec![1.0, 1.0], vec![0.75]];
-        assert_eq!(mean(&[a.clone(), b]), [vec![0.5, 1.0], vec![0.5]]);
-        assert_eq!(mean(std::slice::from_ref(&a)), a);
-        assert!(mean(&[]).is_empty());
+        let one = [scores(0, TestViews::One), scores(1, TestViews::One)];
+        let eight = [scores(0, TestViews::Eight), scores(1, TestViews::Eight)];
+        let (one, eight) = (far(&one[0], &one[1]), far(&eight[0], &eight[1]));
+        assert!(one > 100.0 * eight, "one view {one}, eight views {eight}");
+        assert!(eight < 1e-4, "{eight}");
     }
 }

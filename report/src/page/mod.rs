@@ -166,7 +166,7 @@ fn confusion(run: &Run) -> Option<Markup> {
     let any = |kind| scored.iter().any(|(target, _)| target.kind == kind);
     (!scored.is_empty()).then(|| {
         html! {
-            p .lead { @if any(Kind::AnyOf) { "At a probability of " (run.config.eval.threshold) " or more a class counts as predicted. " } @if any(Kind::OneOf) { "Of classes that exclude each other, the most probable counts as predicted. " } "Shades and percentages are shares of the row." }
+            p .lead { @if let (true, Some(tuned)) = (any(Kind::AnyOf), &run.tuned) { "Thresholds and temperatures were " (tuned) ", so these tables are better than those of new images will be; `fovea eval` has the test split's. " } @else if any(Kind::AnyOf) { "At a probability of " (run.config.eval.threshold) " or more a class counts as predicted. " } @if any(Kind::OneOf) { "Of classes that exclude each other, the most probable counts as predicted. " } "Shades and percentages are shares of the row." }
             @for (target, scores) in &scored {
                 @let (drawing, alt) = plots::confusion(&scores.metrics, target, false);
                 figure .card .full {

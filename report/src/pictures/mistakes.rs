@@ -62,7 +62,7 @@ pub(in super::super) fn mistakes(run: &Run) -> Result<Vec<ClassMistakes>, String
         .map(|(target, class, errors)| {
             let known = errors.iter().filter_map(|it| {
                 let at = index.get(it.line.image_id.as_str())?;
-                Some(mistake(&data, *at, target, it, run.config.eval.threshold))
+                Some(mistake(&data, *at, target, it, &run.thresholds))
             });
             Ok(ClassMistakes {
                 target: target.clone(),
@@ -91,7 +91,7 @@ fn surest(run: &Run, index: usize, class: usize) -> Vec<Wrong<'_>> {
     let lines = lines.filter(|line| line.target == index && line.label.is_known());
     let mut errors: Vec<Wrong<'_>> = lines
         .filter_map(|line| {
-            let sureness = sureness(target, line, class, run.config.eval.threshold)?;
+            let sureness = sureness(target, line, class, &run.thresholds)?;
             Some(Wrong { line, sureness })
         })
         .collect();
@@ -104,8 +104,13 @@ fn surest(run: &Run, index: usize, class: usize) -> Vec<Wrong<'_>> {
 
 /// The probability that the model gives its wrong answer about a class; none if the answer is right or is about another
 /// class.
-fn sureness(target: &Target, line: &Prediction, class: usize, threshold: f32) -> Option<f32> {
-    let guess = Guess::of(target, line, threshold);
+fn sureness(
+    target: &Target,
+    line: &Prediction,
+    class: usize,
+    thresholds: &[Vec<f32>],
+) -> Option<f32> {
+    let guess = Guess::of(target, line, thresholds);
     let (truth, told) = (
         target.has(line.label, class),
         target.has(guess.predicted, class),
@@ -128,13 +133,13 @@ fn mistake(
     at: usize,
     target: &Target,
     wrong: &Wrong<'_>,
-    threshold: f32,
+    thresholds: &[Vec<f32>],
 ) -> Result<Mistake, String> {
     let photo = photo(&data.image(at))?;
     Ok(Mistake {
         id: wrong.line.image_id.clone(),
         photo: imageops::resize(&photo, SIDE, SIDE, imageops::FilterType::Triangle),
-        guess: Guess::of(target, wrong.line, threshold),
+        guess: Guess::of(target, wrong.line, thresholds),
         sureness: wrong.sureness,
     })
 }
@@ -158,9 +163,10 @@ mod tests {
 
     #[test]
     fn an_error_is_about_the_class_that_was_missed_or_wrongly_told() {
+        let halves = vec![vec![0.5; 4]; 2];
         let any_of = Task::lesions().targets()[0].clone();
         let told = line(0b0011, [0.9, 0.2, 0.7, 0.1]);
-        let sure = |class| sureness(&any_of, &told, class, 0.5);
+        let sure = |class| sureness(&any_of, &told, class, &halves);
         assert_eq!(
             [sure(0), sure(1), sure(2), sure(3)],
             [None, Some(0.8), Some(0.7), None]
@@ -169,13 +175,13 @@ mod tests {
         let mut one_of = any_of;
         (one_of.kind, one_of.union_of_cells) = (Kind::OneOf, false);
         let told = line(1, [0.1, 0.2, 0.6, 0.1]);
-        let sure = |class| sureness(&one_of, &told, class, 0.5);
+        let sure = |class| sureness(&one_of, &told, class, &halves);
         assert_eq!(
             [sure(0), sure(1), sure(2), sure(3)],
             [None, Some(0.6), None, None]
         );
         assert_eq!(
-            sureness(&one_of, &line(2, [0.1, 0.2, 0.6, 0.1]), 2, 0.5),
+            sureness(&one_of, &line(2, [0.1, 0.2, 0.6, 0.1]), 2, &halves),
             None
         );
     }

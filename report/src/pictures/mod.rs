@@ -15,7 +15,7 @@ use image::{RgbImage, imageops};
 use super::run::Run;
 
 pub(super) use mistakes::{ClassMistakes, mistakes};
-pub(super) use overlay::HEAT_STOPS;
+pub(super) use overlay::{HEAT_STOPS, heat_colour};
 pub(super) use sheet::sheet;
 
 /// Side of a panel in pixels.
@@ -35,11 +35,10 @@ pub(super) struct Guess {
 }
 
 impl Guess {
-    fn of(target: &Target, line: &Prediction, threshold: f32) -> Self {
-        let thresholds = vec![threshold; target.classes.len()];
+    fn of(target: &Target, line: &Prediction, thresholds: &[Vec<f32>]) -> Self {
         Self {
             label: line.label,
-            predicted: predicted(target, &line.probabilities, &thresholds),
+            predicted: predicted(target, &line.probabilities, &thresholds[line.target]),
             probabilities: line.probabilities.clone(),
         }
     }
@@ -130,7 +129,7 @@ fn dataset(run: &Run) -> Result<Dataset, String> {
 
 /// `Err` ends in a preposition that wants the dataset's directory.
 fn from_dataset(run: &Run, data: &Dataset, target: &Target) -> Result<Vec<Scene>, String> {
-    let threshold = run.config.eval.threshold;
+    let thresholds = &run.thresholds;
     let mut by_image: BTreeMap<&str, Vec<&Prediction>> = BTreeMap::new();
     for line in &run.predictions {
         by_image.entry(&line.image_id).or_default().push(line);
@@ -145,7 +144,7 @@ fn from_dataset(run: &Run, data: &Dataset, target: &Target) -> Result<Vec<Scene>
     let mut ranked: Vec<(f64, &str)> = by_image
         .iter()
         .filter(|(id, _)| index.contains_key(*id))
-        .map(|(id, lines)| (error_of(run.task.targets(), threshold, lines), *id))
+        .map(|(id, lines)| (error_of(run.task.targets(), thresholds, lines), *id))
         .collect();
     ranked.sort_by(|a, b| a.0.total_cmp(&b.0).then(a.1.cmp(b.1)));
     let chosen = evenly(ranked.len(), SHOWN);
@@ -155,13 +154,13 @@ fn from_dataset(run: &Run, data: &Dataset, target: &Target) -> Result<Vec<Scene>
             let (error, id) = ranked[i];
             let at = index[id];
             let grid = data.grid();
-            let cells = cells_of(&by_image[id], grid, target, threshold).ok_or_else(|| {
+            let cells = cells_of(&by_image[id], grid, target, thresholds).ok_or_else(|| {
                 format!("predictions of image {id} name cells outside the {grid} x {grid} grid of")
             })?;
             let whole = by_image[id].iter().filter(|line| line.cell.is_none());
             let told = whole.map(|line| {
                 let target = &run.task.targets()[line.target];
-                (target.clone(), Guess::of(target, line, threshold))
+                (target.clone(), Guess::of(target, line, thresholds))
             });
             Ok(Scene {
                 id: id.to_owned(),
@@ -178,13 +177,13 @@ fn from_dataset(run: &Run, data: &Dataset, target: &Target) -> Result<Vec<Scene>
 }
 
 /// Mean share of wrong class bits, over labelled cells if there are any, else over what is said of the image.
-fn error_of(targets: &[Target], threshold: f32, lines: &[&Prediction]) -> f64 {
+fn error_of(targets: &[Target], thresholds: &[Vec<f32>], lines: &[&Prediction]) -> f64 {
     let at = |level: Level| -> Vec<f64> {
         let lines = lines.iter().filter(|line| line.label.is_known());
         let lines = lines.map(|line| (&targets[line.target], line));
         lines
             .filter(|(target, _)| target.level == level)
-            .map(|(target, line)| Guess::of(target, line, threshold).error(target))
+            .map(|(target, line)| Guess::of(target, line, thresholds).error(target))
             .collect()
     };
     let cells = at(Level::Patch);
@@ -211,7 +210,7 @@ fn cells_of(
     lines: &[&Prediction],
     grid: usize,
     target: &Target,
-    threshold: f32,
+    thresholds: &[Vec<f32>],
 ) -> Option<Vec<Option<Guess>>> {
     let mut cells = vec![None; grid * grid];
     for line in lines {
@@ -220,7 +219,7 @@ fn cells_of(
             if row >= grid || col >= grid {
                 return None;
             }
-            cells[row * grid + col] = Some(Guess::of(target, line, threshold));
+            cells[row * grid + col] = Some(Guess::of(target, line, thresholds));
         }
     }
     Some(cells)
@@ -284,7 +283,7 @@ pub(super) mod tests {
         let task = Task::lesions();
         let guess = |label, p: f32| {
             let line = line("", None, label, [p, 1.0 - p, 0.2, 0.9]);
-            Guess::of(&task.targets()[0], &line, 0.5)
+            Guess::of(&task.targets()[0], &line, &[vec![0.5; 4]])
         };
         let cell = |label, p| Some(guess(label, p));
         Scene {
@@ -320,7 +319,10 @@ pub(super) mod tests {
     fn cells_outside_the_grid_are_refused() {
         let outside = line("a", Some((0, 3)), 0, [0.0; 4]);
         let task = Task::lesions();
-        let cells = |grid| cells_of(&[&outside], grid, task.cells().unwrap(), 0.5);
+        let cells = |grid| {
+            let thresholds = [vec![0.5; 4], vec![0.5; 4]];
+            cells_of(&[&outside], grid, task.cells().unwrap(), &thresholds)
+        };
         assert!(cells(3).is_none());
         assert!(cells(4).unwrap()[3].is_some());
     }
@@ -330,7 +332,8 @@ pub(super) mod tests {
         let image = line("a", None, 0, [0.9; 4]);
         let cell = line("a", Some((0, 0)), 1, [0.9, 0.9, 0.1, 0.1]);
         let task = Task::lesions();
-        let error = |lines: &[&Prediction]| error_of(task.targets(), 0.5, lines);
+        let thresholds = [vec![0.5; 4], vec![0.5; 4]];
+        let error = |lines: &[&Prediction]| error_of(task.targets(), &thresholds, lines);
         assert_eq!(error(&[&image, &cell]), 0.25);
         assert_eq!(error(&[&image]), 1.0);
         let unknown = Prediction {

@@ -96,7 +96,7 @@ pub(super) fn heat(scene: &Scene) -> RgbImage {
 }
 
 /// Colour of a probability, linear between the stops.
-fn heat_colour(probability: f32) -> [u8; 3] {
+pub(in super::super) fn heat_colour(probability: f32) -> [u8; 3] {
     let at = probability.clamp(0.0, 1.0) * (HEAT_STOPS.len() - 1) as f32;
     let low = (at as usize).min(HEAT_STOPS.len() - 2);
     let part = at - low as f32;

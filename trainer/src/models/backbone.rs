@@ -26,7 +26,7 @@ pub trait Backbone: Send + Sync {
             let shape = [0, self.width()];
             return Ok(Tensor::f_zeros(shape, (tch::Kind::Float, x.device()))?);
         }
-        ops::global_avg_pool(&self.maps(pass, x)?)
+        ops::global_avg_pool(&pass.maps(|| self.maps(pass, x))?)
     }
 
     /// Multiplications on `n` images of `side` x `side` pixels.

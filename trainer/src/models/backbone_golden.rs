@@ -14,7 +14,7 @@ use serde::Deserialize;
 use tch::{Device, Kind, Tensor};
 
 use super::backbone::{BackboneOptions, backbone};
-use super::{Backbone, Blueprint, Pass};
+use super::{Backbone, Branch, Blueprint, Pass};
 use crate::host;
 use crate::ops::{self, NormEngine, NormMode};
 use crate::params::{Params, StateBuffer};
@@ -210,6 +210,8 @@ impl Bench {
             mode,
             engine: self.engine,
             dropout,
+            branch: Branch::default(),
+            recorder: None,
         };
         self.net.features(&pass, &self.x).expect("a forward pass")
     }
@@ -228,6 +230,7 @@ impl Bench {
         let batch_stats = Tensor::zeros(stats, (Kind::Float, Device::Cpu));
         let mode = NormMode::Train {
             batch_stats: &batch_stats,
+            running: self.params.running(),
         };
         let features = self.features(mode, Some(&self.masks));
         let n = features.size()[0] as f64;
@@ -287,7 +290,10 @@ fn run(name: &str, document: &Document, precision: Precision, engine: NormEngine
             step: step as u64 + 1,
             grad_scale: 1.0,
         };
-        bench.params.adam(&flat, &adam).expect("an optimizer step");
+        bench
+            .params
+            .adam(&flat, &[adam])
+            .expect("an optimizer step");
         if step > 0 {
             continue;
         }

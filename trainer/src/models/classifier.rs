@@ -142,7 +142,8 @@ impl PatchOnly {
 
 impl Model for PatchOnly {
     fn forward(&self, pass: &Pass<'_>, input: &Input<'_>) -> Result<Vec<Tensor>> {
-        let cells = self.cells.forward(pass, input.patches)?; // [n, C]
+        let branch = pass.in_branch("backbone", Level::Patch);
+        let cells = self.cells.forward(&branch, input.patches)?; // [n, C]
         let (b, t) = (input.tokens.images, input.tokens.per_image);
         let float = (Kind::Float, cells.device());
         // As `Tokens::gather` has it: a row per image, the cells, and a row for padding.

@@ -137,11 +137,12 @@ impl Hybrid {
 
     /// Token 0 of each image, `[b, 256]`, and for cross-attention the places of its maps, `[b, h * w, 256]`.
     fn whole(&self, pass: &Pass<'_>, input: &Input<'_>) -> Result<(Tensor, Option<Tensor>)> {
+        let whole = pass.in_branch("global_branch", Level::Image);
         if self.cross.is_none() {
-            let features = self.global_branch.features(pass, input.globals)?; // [b, 512]
+            let features = self.global_branch.features(&whole, input.globals)?; // [b, 512]
             return Ok((self.global_proj.forward(pass, &features)?, None));
         }
-        let maps = self.global_branch.maps(pass, input.globals)?;
+        let maps = whole.maps(|| self.global_branch.maps(&whole, input.globals))?;
         let token = self
             .global_proj
             .forward(pass, &ops::global_avg_pool(&maps)?)?;
@@ -174,7 +175,8 @@ impl Model for Hybrid {
 
         let (global, places) = self.whole(pass, input)?; // [b, 256]
         // [n, 512]; n is 0 for an all-black photograph
-        let local = self.local_branch.features(pass, input.patches)?;
+        let cells = pass.in_branch("local_branch", Level::Patch);
+        let local = self.local_branch.features(&cells, input.patches)?;
         let local = self.local_proj.forward(pass, &local)?; // [n, 256]
 
         let zeros = Tensor::f_zeros([1, WIDTH], (Kind::Float, global.device()))?;

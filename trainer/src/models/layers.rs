@@ -207,7 +207,9 @@ impl SelfAttention {
         if let Some(padding) = padding {
             scores = scores.f_add(padding)?;
         }
-        let mixed = scores.f_softmax(-1, Kind::Float)?.f_matmul(v)?;
+        let weights = scores.f_softmax(-1, Kind::Float)?;
+        pass.attended(&weights)?;
+        let mixed = weights.f_matmul(v)?;
         let mixed = mixed.f_transpose(1, 2)?.f_reshape([b, t, self.width])?;
         Ok(mixed.f_linear(pass.param(self.out_weight), Some(pass.param(self.out_bias)))?)
     }

@@ -19,6 +19,7 @@ mod golden_models;
 mod hybrid;
 mod layers;
 mod macs;
+mod recorder;
 mod resnet;
 mod resnet50_meta;
 mod resnet_densenet;
@@ -32,6 +33,7 @@ pub use efficientnet::EfficientNetB0;
 pub use hybrid::Hybrid;
 pub use layers::{GatedPooling, LayerNorm, Linear, Mlp, SelfAttention};
 pub use macs::{Macs, Sizes};
+pub use recorder::{Branch, BranchMaps, Recorder};
 pub use resnet::{ResNet, ResNetShape};
 pub use resnet_densenet::ResNetDenseNet;
 pub use resnet50_meta::ResNet50Meta;
@@ -50,6 +52,7 @@ use crate::error::{Error, Result};
 use crate::ops::{NormEngine, NormMode};
 
 /// One pass through a model: the parameters to use and the mode of batch normalisation.
+#[derive(Clone, Copy)]
 pub struct Pass<'a> {
     /// Forward copies, indexed by [`ParamId`].
     pub params: &'a [Tensor],
@@ -62,12 +65,43 @@ pub struct Pass<'a> {
     /// The mask of each dropout site, indexed by [`DropoutId`], `[rows, width]` f32, scaled by `1 / (1 - p)`; none
     /// outside training.
     pub dropout: Option<&'a [Tensor]>,
+    /// The branch that runs.
+    pub branch: Branch,
+    /// Keeps maps and attention, for pictures of where a model looks; none in training and evaluation.
+    pub recorder: Option<&'a Recorder>,
 }
 
 impl Pass<'_> {
     /// The forward copy of a parameter.
     pub fn param(&self, id: ParamId) -> &Tensor {
         &self.params[id.0]
+    }
+
+    /// The same pass for a branch of a model that has several: `name` as in the names of its parameters, `level` what
+    /// each of its pictures is.
+    #[must_use]
+    pub fn in_branch(&self, name: &'static str, level: Level) -> Self {
+        Self {
+            branch: Branch { name, level },
+            ..*self
+        }
+    }
+
+    /// Runs `compute`, which gives the last feature maps of a branch, `[n, channels, h, w]`; a recorder keeps them. Every
+    /// model pools what this returns, not what `compute` does.
+    pub fn maps(&self, compute: impl FnOnce() -> Result<Tensor>) -> Result<Tensor> {
+        match self.recorder {
+            None => compute(),
+            Some(recorder) => recorder.maps(self.branch, compute),
+        }
+    }
+
+    /// Lets a recorder keep attention weights `[b, heads, t, t]` between tokens.
+    pub fn attended(&self, weights: &Tensor) -> Result<()> {
+        match self.recorder {
+            None => Ok(()),
+            Some(recorder) => recorder.attention(weights),
+        }
     }
 
     /// `x` `[rows, width]` with its site's mask applied; outside training, `x` itself.

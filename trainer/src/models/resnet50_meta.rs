@@ -64,7 +64,8 @@ impl ResNet50Meta {
 
 impl Model for ResNet50Meta {
     fn forward(&self, pass: &Pass<'_>, input: &Input<'_>) -> Result<Vec<Tensor>> {
-        let image = self.backbone.features(pass, input.globals)?; // [b, 2048]
+        let backbone = pass.in_branch("backbone", Level::Image);
+        let image = self.backbone.features(&backbone, input.globals)?; // [b, 2048]
         let meta = self.meta_net.forward(pass, input.columns)?.f_relu()?; // [b, 64]
         let both = Tensor::f_cat(&[&image, &meta], 1)?;
         Ok(vec![self.head.forward(pass, &both)?])

@@ -54,8 +54,12 @@ impl ResNetDenseNet {
 
 impl Model for ResNetDenseNet {
     fn forward(&self, pass: &Pass<'_>, input: &Input<'_>) -> Result<Vec<Tensor>> {
-        let resnet = self.resnet.features(pass, input.globals)?; // [b, 2048]
-        let densenet = self.densenet.features(pass, input.globals)?; // [b, 1024]
+        let resnet = self
+            .resnet
+            .features(&pass.in_branch("resnet", Level::Image), input.globals)?; // [b, 2048]
+        let densenet = self
+            .densenet
+            .features(&pass.in_branch("densenet", Level::Image), input.globals)?; // [b, 1024]
         let both = Tensor::f_cat(&[&resnet, &densenet], 1)?;
         Ok(vec![self.head.forward(pass, &both)?])
     }

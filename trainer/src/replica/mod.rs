@@ -16,7 +16,7 @@ use crate::error::{Error, Result};
 use crate::gpu::{Gpu, GpuStep};
 use crate::host;
 use crate::lanes::ThreadLanes;
-use crate::models::{self, Blueprint, Input, Model, Pass, Tokens};
+use crate::models::{self, Blueprint, Branch, Input, Model, Pass, Recorder, Tokens};
 use crate::objective::{Denominators, HeadLoss, Objective};
 use crate::ops::{NormEngine, NormMode};
 use crate::overlap::Exchange;
@@ -201,6 +201,8 @@ impl Network {
             mode,
             engine,
             dropout,
+            branch: Branch::default(),
+            recorder: None,
         }
     }
 
@@ -247,6 +249,24 @@ impl Network {
     /// Logits of a batch, on its device, with running statistics and without dropout.
     fn evaluate(&self, views: &Views, batch: &ShardBatch, engine: NormEngine) -> Result<Scores> {
         let _guard = tch::no_grad_guard();
+        let out = self.answer(views, batch, engine, None)?;
+        let logits = |scores: &Tensor| -> Result<Vec<f32>> {
+            let scores = scores.f_to_device(Device::Cpu)?.f_contiguous()?;
+            Ok(host::slice(&scores)?.to_vec())
+        };
+        Ok(Scores {
+            heads: out.iter().map(logits).collect::<Result<_>>()?,
+        })
+    }
+
+    /// The logits of each target for [`Network::evaluate`]; with autograd unless it is off.
+    fn answer(
+        &self,
+        views: &Views,
+        batch: &ShardBatch,
+        engine: NormEngine,
+        recorder: Option<&Recorder>,
+    ) -> Result<Vec<Tensor>> {
         let mode = NormMode::Eval {
             running: self.params.running(),
         };
@@ -256,14 +276,11 @@ impl Network {
             tokens: &Tokens::new(&batch.counts, self.params.device())?,
             columns: &self.columns(batch)?,
         };
-        let out = self.model.forward(&self.pass(mode, engine, None), &input)?;
-        let logits = |scores: &Tensor| -> Result<Vec<f32>> {
-            let scores = scores.f_to_device(Device::Cpu)?.f_contiguous()?;
-            Ok(host::slice(&scores)?.to_vec())
+        let pass = Pass {
+            recorder,
+            ..self.pass(mode, engine, None)
         };
-        Ok(Scores {
-            heads: out.iter().map(logits).collect::<Result<_>>()?,
-        })
+        self.model.forward(&pass, &input)
     }
 }
 
@@ -487,6 +504,23 @@ impl Replica {
             (Step::Gpu(step), _) => {
                 let views = step.views(batch)?;
                 self.net.evaluate(&views, batch, step.engine())
+            }
+            (Step::Cpu(_), Pixels::Crops(_)) => Err(no_pixels()),
+        }
+    }
+
+    /// As [`Replica::evaluate`], with autograd from the maps that `recorder` keeps to the logits, which are on the
+    /// network's device.
+    pub fn record(&self, batch: &ShardBatch, recorder: &Recorder) -> Result<Vec<Tensor>> {
+        match (&self.step, &batch.pixels) {
+            (Step::Cpu(_), Pixels::Views(views)) => {
+                let engine = NormEngine::Fused;
+                self.net.answer(views, batch, engine, Some(recorder))
+            }
+            (Step::Gpu(step), _) => {
+                let views = step.views(batch)?;
+                let engine = step.engine();
+                self.net.answer(&views, batch, engine, Some(recorder))
             }
             (Step::Cpu(_), Pixels::Crops(_)) => Err(no_pixels()),
         }

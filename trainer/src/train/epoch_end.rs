@@ -16,6 +16,7 @@ use super::Trainer;
 use crate::error::{Error, Result};
 use crate::evaluate::{self, Answers};
 use crate::samples::SampleSource;
+use crate::tta::TestViews;
 
 impl Trainer {
     /// Evaluates when an evaluation is due, keeps the best checkpoint, and opens the next epoch.
@@ -32,9 +33,10 @@ impl Trainer {
         }
         if due {
             let answers = self.score_validation()?;
-            let threshold = self.config.eval.threshold;
             let task = self.data.source.data().task();
-            let summary = evaluate::summarise(task, &answers, &self.state.replica, threshold)?;
+            let thresholds = evaluate::one_threshold(task, self.config.eval.threshold);
+            let objective = self.state.replica.objective();
+            let summary = evaluate::summarise(task, &answers, objective, &thresholds)?;
             let (value, undefined) = self.watched_value(&summary)?;
             let best = next.evaluated(&self.config, value);
             if self.is_first() {
@@ -78,7 +80,8 @@ impl Trainer {
         self.link.client.state(MemberState::Evaluating);
         let images = evaluate::images_of(&self.data.source, Split::Val, rank, world);
         let (link, state) = (&mut self.link, &self.state);
-        let mine = evaluate::score(&state.replica, &self.data.source, &images, || {
+        let views = TestViews::One;
+        let mine = evaluate::score(&state.replica, &self.data.source, &images, views, || {
             link.client.beat();
             link.drain_if_wanted(rank)?;
             link.check_generation()

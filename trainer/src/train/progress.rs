@@ -131,7 +131,7 @@ mod tests {
 
     /// One epoch of ten steps whose evaluation gives `value`; returns whether a stage begins.
     fn epoch(progress: &mut Progress, config: &Config, value: f64) -> bool {
-        progress.commit(progress.step + 10, 100);
+        progress.commit(progress.step + 10, 100, None);
         progress.evaluated(config, value);
         progress.next_epoch(config)
     }
