@@ -64,7 +64,8 @@ fn classes(
         let unit = whole_image(data, grain, image);
         let labels = labels_of(data, &cells, index, &unit);
         let known = unit.samples().into_iter().zip(labels);
-        known.filter_map(move |(name, label)| label.is_known().then(|| (name, bits(label))))
+        let known = known.filter(|(_, label)| label.is_known());
+        known.map(move |(name, label)| (name, bits(label)))
     };
     images.iter().flat_map(of_image).collect()
 }

@@ -310,11 +310,11 @@ fn steps_are_those_of_the_cpu() {
     for engine in [NormEngine::Fused, NormEngine::Composed] {
         let mut gpu = setup.replica(Precision::F32, Some(setup.gpu(engine)));
         let want = cpu
-            .attempt(&cpu_shards, 0, &total, &mut alone_in_the_world, &mut || ())
+            .attempt(&cpu_shards, 0, total, &mut alone_in_the_world, &mut || ())
             .unwrap();
         let mut computed = 0;
         let got = gpu
-            .attempt(&gpu_shards, 0, &total, &mut alone_in_the_world, &mut || {
+            .attempt(&gpu_shards, 0, total, &mut alone_in_the_world, &mut || {
                 computed += 1
             })
             .unwrap();
@@ -588,13 +588,13 @@ fn training_scores_are_those_of_the_cpu() {
     let attempt = |setup: &Setup, shards: &[Option<ShardBatch>], gpu: Option<Gpu>| {
         let mut replica = setup.replica(Precision::F32, gpu);
         let sums = replica
-            .attempt(shards, 0, &total, &mut alone_in_the_world, &mut || ())
+            .attempt(shards, 0, total, &mut alone_in_the_world, &mut || ())
             .unwrap();
         let gradients = sums.to_host().unwrap()[..replica.net.surface.stats.end].to_vec();
         (
             replica.scores(&sums),
             gradients,
-            replica.verdict(&sums, &total).loss,
+            replica.verdict(&sums, total).loss,
         )
     };
     let (none, plain, loss) = attempt(&setup, &cpu_shards, None);
@@ -628,7 +628,7 @@ fn buckets_are_summed_in_gpu_memory() {
         let sums = gpu
             .attempt(&shards, 0, total, exchange, &mut || ())
             .unwrap();
-        (sums.to_host().unwrap(), gpu.verdict(&sums, &total))
+        (sums.to_host().unwrap(), gpu.verdict(&sums, total))
     };
     let mut double = |bucket: &mut [f32]| {
         bucket.iter_mut().for_each(|x| *x *= 2.0);

@@ -11,14 +11,12 @@ use tch::{Kind, Tensor};
 use super::{HeatMap, class_maps};
 use crate::lanes::ThreadLanes;
 use crate::models::Blueprint;
+use crate::models::golden::formula;
 use crate::objective::unweighted;
 use crate::precision::Precision;
 use crate::replica::Replica;
 use crate::samples::{Pixels, ShardBatch, Views};
 use crate::train::restore_weights;
-
-#[path = "../../../tests/golden/formula.rs"]
-mod formula;
 
 #[derive(Deserialize)]
 struct Golden {

@@ -14,15 +14,13 @@ use serde::Deserialize;
 use tch::{Device, Kind, Tensor};
 
 use super::backbone::{BackboneOptions, backbone};
-use super::{Backbone, Branch, Blueprint, Pass};
+use super::golden::formula;
+use super::{Backbone, Blueprint, Branch, Pass};
 use crate::host;
 use crate::ops::{self, NormEngine, NormMode};
 use crate::params::{Params, StateBuffer};
 use crate::precision::Precision;
 use crate::train::restore_weights;
-
-#[path = "../../../tests/golden/formula.rs"]
-mod formula;
 
 #[derive(Deserialize)]
 struct Document {

@@ -27,7 +27,7 @@ use crate::samples::{Pixels, ShardBatch, Views};
 use crate::train::restore_weights;
 
 #[path = "../../../tests/golden/formula.rs"]
-mod formula;
+pub(crate) mod formula;
 
 #[derive(Deserialize)]
 pub(super) struct Golden {

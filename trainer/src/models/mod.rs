@@ -13,7 +13,7 @@ mod convolution;
 mod densenet;
 mod efficientnet;
 #[cfg(test)]
-mod golden;
+pub(crate) mod golden;
 #[cfg(test)]
 mod golden_models;
 mod hybrid;
