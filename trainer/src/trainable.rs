@@ -43,8 +43,8 @@ pub struct Trainable {
 impl Trainable {
     /// Everything moves at one rate.
     pub fn all(blueprint: &Blueprint, decay: DecayTarget) -> Self {
-        let rates = blueprint.params.iter().map(|_| Some(0)).collect();
-        Self::classified(blueprint, rates, decay, FrozenNorms::Eval)
+        let rates = vec![Some(0); blueprint.params.len()];
+        Self::classified(blueprint, &rates, decay, FrozenNorms::Eval)
     }
 
     /// What moves in `stage` of a model with this blueprint.
@@ -95,10 +95,10 @@ impl Trainable {
             longest.map_or(0, |(index, _)| index + 1)
         };
         let params = blueprint.params.iter();
-        let rates = params.map(|spec| moves(spec).then(|| rate(spec))).collect();
+        let rates: Vec<_> = params.map(|spec| moves(spec).then(|| rate(spec))).collect();
         Ok(Self::classified(
             blueprint,
-            rates,
+            &rates,
             decay,
             stage.frozen_norms,
         ))
@@ -107,7 +107,7 @@ impl Trainable {
     /// From the rate of each parameter; none for a frozen one.
     fn classified(
         blueprint: &Blueprint,
-        rates: Vec<Option<usize>>,
+        rates: &[Option<usize>],
         decay: DecayTarget,
         frozen: FrozenNorms,
     ) -> Self {

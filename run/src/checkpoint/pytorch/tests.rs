@@ -153,8 +153,8 @@ fn cycles_and_depth_cost_nothing() {
         ends.nth(n).unwrap().0 + 1
     };
     let front = &head[..at(2)];
-    let no_storages = b"\x80\x02].";
-    let inside = b"\x80\x02}q\x00X\x0a\x00\x00\x00state_dicth\x00s.";
+    let no_storages: &[u8] = b"\x80\x02].";
+    let inside: &[u8] = b"\x80\x02}q\x00X\x0a\x00\x00\x00state_dicth\x00s.";
     let cycle = [front, inside, no_storages].concat();
     assert!(refusal(&cycle).contains("no tensors"));
     let mut deep = [front, b"\x80\x02)"].concat();
