@@ -147,10 +147,10 @@ def philox4x32(counter, key):
     return c
 
 
-def dropout_mask(layer, epoch, ids, width=128):
+def dropout_mask(layer, epoch, ids, width=128, p=DROPOUT):
     """trainer/src/dropout.rs: one Philox block per four units, keyed by seed and layer."""
-    keep = np.float32(1) / (np.float32(1) - np.float32(DROPOUT))
-    limit = int(float(np.float32(DROPOUT)) * 2**32)
+    keep = np.float32(1) / (np.float32(1) - np.float32(p))
+    limit = int(float(np.float32(p)) * 2**32)
     key = (SETUP["seed"] & 0xFFFFFFFF, (SETUP["seed"] >> 32) ^ layer)
     blocks = np.arange(width // 4)
     rows = []
@@ -162,7 +162,7 @@ def dropout_mask(layer, epoch, ids, width=128):
 
 def focal(logits, labels, loss):
     """Sum over samples and classes; docs/models.md."""
-    y = (torch.tensor(labels)[:, None] >> torch.arange(4)) & 1
+    y = (torch.tensor(labels)[:, None] >> torch.arange(logits.shape[1])) & 1
     bce = nn.functional.binary_cross_entropy_with_logits(logits, y.to(logits), reduction="none")
     p = torch.sigmoid(logits)
     miss = torch.where(y == 1, 1 - p, p)
@@ -280,7 +280,8 @@ def spread(got, want):
     """Deviations as golden.rs measures them: absolute for logits, relative for numbers; a tensor's is
     that of its two numbers relative to its norm, but at least to 1e-4 of the global gradient (the
     gradient of the attention's key bias is zero). `_rms` is over all tensors."""
-    logits = lambda r: np.concatenate([np.asarray(r["eval"][k]).reshape(-1) for k in ("image", "patch", "image_without_patches")])
+    keys = [k for k in ("image", "patch", "image_without_patches") if k in want["eval"]]
+    logits = lambda r: np.concatenate([np.asarray(r["eval"][k]).reshape(-1) for k in keys])
     result = {"logits": float(np.abs(logits(got) - logits(want)).max())}
     for key in ("loss", "grad_norm"):
         result[key] = [abs(a[key] / b[key] - 1) for a, b in zip(got["steps"], want["steps"])]

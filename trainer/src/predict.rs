@@ -71,6 +71,7 @@ const USUAL_PRESET: &str = "hybrid";
 pub struct Predictor {
     task: Task,
     grain: Grain,
+    reads_images: bool,
     config: Config,
     replica: Replica,
     precision: Precision,
@@ -121,6 +122,7 @@ impl Predictor {
                 form.patch
             );
         }
+        let entry = models::find(&config.model.name)?;
         let precision = Precision::resolve(config.train.precision, native_bf16());
         let task = task.unwrap_or_else(Task::lesions);
         // Class weights only matter for the reported loss; `eval` sets them from the data.
@@ -128,7 +130,8 @@ impl Predictor {
         let mut replica = Replica::configured(&config, &task, precision, objective, lanes, None)?;
         train::restore_weights(&mut replica.net.params, &weights, &path)?;
         Ok(Self {
-            grain: models::find(&config.model.name)?.grain,
+            grain: entry.grain,
+            reads_images: entry.reads_images,
             task,
             config,
             replica,
@@ -140,6 +143,7 @@ impl Predictor {
     fn source(&self, data: Dataset) -> SampleSource {
         let data = Arc::new(data);
         SampleSource::new(data, &self.config, self.grain, self.precision, false)
+            .with_images(self.reads_images)
     }
 
     /// Returns an error unless the dataset has the task that the model was trained on.
@@ -318,7 +322,10 @@ impl Predictor {
         let assembler = Assembler {
             grid,
             patch: patch as usize,
-            global_size: self.config.data.global_size as usize,
+            global_size: match self.reads_images {
+                true => self.config.data.global_size as usize,
+                false => 0,
+            },
             precision: self.precision,
         };
         let cells: Vec<u16> = (0..grid * grid)

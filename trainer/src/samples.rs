@@ -35,6 +35,8 @@ pub struct ShardBatch {
     /// Labels of each target, in the task's order: one per image `[b]` or per patch `[n]`. Empty for photographs
     /// without labels.
     pub labels: Vec<Vec<Label>>,
+    /// The numbers that the task's columns name, `[b, k]` row-major; empty for photographs and most tasks.
+    pub columns: Vec<f32>,
     /// Ids that the images' draws are hashed from, `[b]`.
     pub image_ids: Vec<u64>,
     /// Sample ids of the patches, `[n]`.
@@ -66,7 +68,7 @@ pub enum Pixels {
 
 /// A batch's pixels, channels-last, in the working dtype.
 pub struct Views {
-    /// Whole images, `[b, 3, S, S]`.
+    /// Whole images, `[b, 3, S, S]`; `[0, 3, 0, 0]` for a model that reads none.
     pub globals: Tensor,
     /// Patches of all images one after the other, `[n, 3, patch, patch]`.
     pub patches: Tensor,
@@ -76,6 +78,8 @@ pub struct Views {
 pub struct Crops {
     /// Index in the dataset of each unit's image, `[b]`.
     pub images: Vec<u32>,
+    /// Whether the model reads whole images.
+    pub whole: bool,
     /// Place of each patch, `[n]`; its image is an index in the dataset.
     pub specs: Vec<CropSpec>,
     /// The epoch whose augmentation applies; none in evaluation.
@@ -149,6 +153,7 @@ pub struct SampleSource {
     data: Arc<Dataset>,
     augment: Augment,
     seed: u64,
+    /// 0 for a model that reads no whole images.
     global_size: usize,
     precision: Precision,
     /// Whether batches come without pixels, which a GPU makes.
@@ -186,6 +191,15 @@ impl SampleSource {
         }
     }
 
+    /// The same samples without whole images, unless the model reads them.
+    #[must_use]
+    pub fn with_images(mut self, reads_images: bool) -> Self {
+        if !reads_images {
+            self.global_size = 0;
+        }
+        self
+    }
+
     /// The dataset that the samples come from.
     pub fn data(&self) -> &Dataset {
         &self.data
@@ -217,15 +231,20 @@ impl SampleSource {
         };
         let of_target = |target| units.iter().flat_map(|u| self.labels(target, u)).collect();
         batch.labels = (0..self.task().targets().len()).map(of_target).collect();
+        let columns = units.iter().map(|u| self.data.columns(u.image as usize));
+        batch.columns = columns.flatten().copied().collect();
         Ok(batch)
     }
 
     fn views(&self, units: &[Unit], epoch: Option<u32>) -> Result<ShardBatch> {
         let views: Vec<ImageU8<'_>> = units.iter().map(|u| self.view(u.image)).collect();
-        let resized = units
-            .iter()
-            .map(|u| self.resized(u.image))
-            .collect::<Result<Vec<_>>>()?;
+        let resized = match self.global_size {
+            0 => Vec::new(),
+            _ => units
+                .iter()
+                .map(|u| self.resized(u.image))
+                .collect::<Result<Vec<_>>>()?,
+        };
         let random = epoch.map(|epoch| Randomness {
             augment: &self.augment,
             seed: self.seed,
@@ -300,7 +319,7 @@ pub struct Assembler {
     pub grid: usize,
     /// Side of a grid cell, pixels.
     pub patch: usize,
-    /// Side of the whole-image branch's input, pixels.
+    /// Side of the whole-image branch's input, pixels; 0 for a model that reads no whole images.
     pub global_size: usize,
     /// Dtype of the pixel tensors.
     pub precision: Precision,
@@ -309,12 +328,12 @@ pub struct Assembler {
 impl Assembler {
     /// A photograph with these cells (in row order, without black ones), without labels.
     pub fn photo(&self, image: ImageU8<'_>, cells: Vec<u16>) -> Result<ShardBatch> {
-        let resized = Arc::new(resize_antialias(
-            &image,
-            self.global_size,
-            self.global_size,
-        )?);
-        self.assemble(&[Unit { image: 0, cells }], &[image], &[resized], None)
+        let side = self.global_size;
+        let resized = match side {
+            0 => Vec::new(),
+            _ => vec![Arc::new(resize_antialias(&image, side, side)?)],
+        };
+        self.assemble(&[Unit { image: 0, cells }], &[image], &resized, None)
     }
 
     /// A batch for a GPU: the places of its pixels, without labels and pixels. A unit's image is an index in the
@@ -331,17 +350,20 @@ impl Assembler {
         ShardBatch {
             pixels: Pixels::Crops(Crops {
                 images: units.iter().map(|u| u.image).collect(),
+                whole: self.global_size > 0,
                 specs,
                 epoch,
             }),
             counts: units.iter().map(|u| u.cells.len()).collect(),
             labels: Vec::new(),
+            columns: Vec::new(),
             image_ids,
             patch_ids,
         }
     }
 
-    /// Everything but the labels. `images` and `resized` hold one entry for each of `units`.
+    /// Everything but labels and columns. `images` holds one entry for each of `units`, and so does `resized` unless the
+    /// model reads no whole images.
     pub fn assemble(
         &self,
         units: &[Unit],
@@ -349,7 +371,7 @@ impl Assembler {
         resized: &[Arc<Vec<f32>>],
         random: Option<Randomness<'_>>,
     ) -> Result<ShardBatch> {
-        let globals = self.empty(units.len(), self.global_size)?;
+        let globals = self.empty(resized.len(), self.global_size)?;
         let mut patches = self.empty(units.iter().map(|u| u.cells.len()).sum(), self.patch)?;
         let Selection {
             image_ids,
@@ -377,6 +399,7 @@ impl Assembler {
             pixels,
             counts: units.iter().map(|u| u.cells.len()).collect(),
             labels: Vec::new(),
+            columns: Vec::new(),
             image_ids,
             patch_ids,
         })

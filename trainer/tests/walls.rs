@@ -171,6 +171,8 @@ mod layout {
 static MODEL: ModelEntry = ModelEntry {
     name: "mean_colour",
     grain: Grain::Image,
+    reads_images: true,
+    options: &[],
     declare: model::MeanColour::declare,
 };
 

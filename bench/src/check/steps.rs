@@ -104,8 +104,10 @@ struct Ran {
 /// of the step before would show.
 fn run(config: &Config, data: &Arc<Dataset>, steps: u32, gpu: Option<Gpu>) -> Result<Ran> {
     let precision = Precision::F32;
-    let (grain, on_gpu) = (models::find(&config.model.name)?.grain, gpu.is_some());
-    let source = SampleSource::new(Arc::clone(data), config, grain, precision, on_gpu);
+    let (entry, on_gpu) = (models::find(&config.model.name)?, gpu.is_some());
+    let grain = entry.grain;
+    let source = SampleSource::new(Arc::clone(data), config, grain, precision, on_gpu)
+        .with_images(entry.reads_images);
     let order = EpochOrder::new(&order_input(data, grain, config), 0)?;
     let is_full = |unit: &&Unit| unit.cells.len() == PATCHES_PER_IMAGE;
     let units: Vec<Unit> = order.units().iter().filter(is_full).cloned().collect();

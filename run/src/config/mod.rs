@@ -31,7 +31,8 @@ pub use schedule::{EarlyStopping, PlateauState, StopVerdict, learning_rate};
 pub use sections::{
     Alpha, AugmentConfig, CheckpointConfig, DataConfig, Device, EarlyStoppingConfig, ElasticConfig,
     EvalConfig, Fusion, Level, LossConfig, MapAttention, MetricName, ModelConfig, OptimizerConfig,
-    OptimizerKind, Pooling, Precision, ReduceDtype, RunConfig, ScheduleConfig, ScheduleKind, TrainConfig,
+    OptimizerKind, Pooling, Precision, ReduceDtype, RunConfig, ScheduleConfig, ScheduleKind,
+    TrainConfig,
 };
 
 /// Result with this room's [`Error`].

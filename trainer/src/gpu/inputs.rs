@@ -24,6 +24,8 @@ pub struct BlockShape {
     heads: Vec<(Level, usize)>,
     /// For each dropout site: whether images or patches have a row of its mask, and elements of a row.
     masks: Vec<(Level, usize)>,
+    /// Columns that the model reads of each image.
+    columns: usize,
 }
 
 impl BlockShape {
@@ -34,6 +36,7 @@ impl BlockShape {
         Self {
             heads: heads.map(|h| (h.level, h.loss.record().len())).collect(),
             masks: sites.map(|site| (site.level, site.width)).collect(),
+            columns: net.model.columns(),
         }
     }
 }
@@ -59,6 +62,8 @@ pub struct BlockLayout {
     pub labels: Vec<Range<usize>>,
     /// For each dropout site: its mask, `[b, width]` or `[n, width]` f32.
     pub masks: Vec<Range<usize>>,
+    /// `[b, k]` f32: the columns that the model reads.
+    pub columns: Range<usize>,
     /// Length of the block, bytes.
     pub bytes: usize,
 }
@@ -93,6 +98,7 @@ impl BlockLayout {
                 .iter()
                 .map(|m| part(4 * m.1 * rows(m.0)))
                 .collect(),
+            columns: part(4 * b * shape.columns),
             bytes: 0,
         };
         layout.bytes = end.next_multiple_of(ALIGN);
@@ -134,7 +140,7 @@ impl Block {
         Ok(grows)
     }
 
-    /// Writes labels, loss weights and, in training, dropout masks.
+    /// Writes columns, labels, loss weights and, in training, dropout masks.
     pub fn put_targets(
         &mut self,
         net: &Network,
@@ -153,7 +159,7 @@ impl Block {
         for (part, site) in layout.masks.into_iter().zip(&net.params.blueprint.dropouts) {
             self.put(part, &dropout::mask(net.seed, epoch, site, batch))?;
         }
-        Ok(())
+        self.put(layout.columns, net.column_values(batch)?)
     }
 
     /// Writes one part on the host; [`Block::upload`] copies it to the device.
@@ -206,6 +212,21 @@ impl Block {
         };
         parts.map(mask).collect()
     }
+
+    /// The columns that the model reads, `[b, k]` f32, as a view of the block on the device.
+    pub fn columns(&self) -> Result<Tensor> {
+        let Range { start, end } = self.layout.columns;
+        if start == end {
+            let shape = [self.layout.images.len() as i64 / 4, 0];
+            return Ok(Tensor::f_zeros(shape, (Kind::Float, self.device.device()))?);
+        }
+        let bytes = self
+            .device
+            .f_narrow(0, start as i64, (end - start) as i64)?;
+        Ok(bytes
+            .f_view_dtype(Kind::Float)?
+            .f_view([-1, self.shape.columns as i64])?)
+    }
 }
 
 #[cfg(test)]
@@ -219,13 +240,14 @@ mod tests {
             let shape = BlockShape {
                 heads: vec![(Level::Image, 24), (Level::Patch, 64)],
                 masks: vec![(Level::Patch, 128)],
+                columns: 7,
             };
             let layout = BlockLayout::new(&shape, b, n);
             let parts = [&layout.step, &layout.scales].into_iter().chain(&layout.records).chain([
                 &layout.image_ids, &layout.images, &layout.order, &layout.specs,
             ]);
             let mut end = 0;
-            for part in parts.chain(&layout.labels).chain(&layout.masks) {
+            for part in parts.chain(&layout.labels).chain(&layout.masks).chain([&layout.columns]) {
                 prop_assert!(part.start >= end && part.start.is_multiple_of(ALIGN));
                 end = part.end;
             }
@@ -233,6 +255,7 @@ mod tests {
             prop_assert_eq!(layout.specs.len(), SPEC_BYTES * n);
             prop_assert_eq!((layout.labels[0].len(), layout.labels[1].len()), (8 * b, 8 * n));
             prop_assert_eq!(layout.masks[0].len(), 4 * 128 * n);
+            prop_assert_eq!(layout.columns.len(), 4 * 7 * b);
         }
     }
 }

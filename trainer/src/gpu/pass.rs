@@ -33,6 +33,7 @@ pub fn pass(
             globals: &views.globals,
             patches: &views.patches,
             tokens,
+            columns: &block.columns()?,
         };
         let mode = NormMode::Train {
             batch_stats: &batch_stats,

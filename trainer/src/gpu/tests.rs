@@ -191,6 +191,39 @@ fn pixels_are_those_of_the_cpu_bit_for_bit() {
     driver::check().unwrap();
 }
 
+/// A model of cells alone: patches as before, and no whole image, on either device.
+#[test]
+fn whole_images_are_made_for_models_that_read_them() {
+    let _alone = alone();
+    let setup = Setup::new();
+    let gpu = setup.gpu(NormEngine::Fused);
+    let replica = setup.replica(Precision::F32, None);
+    let cutter = views::Cutter::new(&gpu, &replica.net, &setup.config).unwrap();
+    let source = |on_gpu, reads| setup.source(Precision::F32, on_gpu).with_images(reads);
+    let there = setup.shards(&source(true, false), Some(3));
+    let here = setup.shards(&source(false, false), Some(3));
+    let full = setup.shards(&source(false, true), Some(3));
+    for ((there, here), full) in there.iter().zip(&here).zip(&full) {
+        let (Some(there), Some(here), Some(full)) = (there, here, full) else {
+            continue;
+        };
+        let shape = BlockShape::of(&replica.net);
+        let mut block = Block::new(&gpu.kernels, gpu.device, &shape).unwrap();
+        block.begin(&gpu.kernels, there).unwrap();
+        let ready = cutter.upload(&gpu, &mut block, there).unwrap();
+        let got = cutter.views(&gpu, &block, ready).unwrap();
+        let (Pixels::Views(here), Pixels::Views(full)) = (&here.pixels, &full.pixels) else {
+            panic!("no pixels")
+        };
+        assert_eq!(bits(&got.patches), bits(&full.patches));
+        assert_eq!(bits(&here.patches), bits(&full.patches));
+        assert_eq!(got.globals.size(), [0, 3, 0, 0]);
+        assert_eq!(here.globals.size(), [0, 3, 0, 0]);
+        assert!(full.globals.size()[0] > 0);
+    }
+    driver::check().unwrap();
+}
+
 /// Two slots and several batches on their way, with each copy and kernel as late as the driver may run it.
 #[test]
 fn images_that_come_batch_by_batch_are_the_same() {

@@ -140,7 +140,12 @@ impl Cutter {
         (size, taps): (usize, &DeviceBuffer),
     ) -> Result<Views> {
         let layout = block.layout();
-        let (b, n, side) = (crops.images.len(), crops.specs.len(), self.global_size);
+        let n = crops.specs.len();
+        // The kernels do nothing for 0 images.
+        let (b, side) = match crops.whole {
+            true => (crops.images.len(), self.global_size),
+            false => (0, 0),
+        };
         let augment = crops.epoch.map(|_| &self.augment);
         let dtype = match self.precision {
             Precision::F32 => DType::F32,
@@ -157,30 +162,6 @@ impl Cutter {
             [GlobalView::scratch_bytes(b, side, augment) as i64],
             (Kind::Uint8, gpu.device),
         )?;
-        let resize = Resize {
-            images: placed.records,
-            image_count: placed.count,
-            selection: block.address(&layout.images),
-            n: b,
-            input: (size, size),
-            output: (side, side),
-            rows: taps.address(),
-            columns: taps.address(),
-            out: address(&resized),
-        };
-        let view = GlobalView {
-            resized: address(&resized),
-            count: b,
-            selection: block.address(&layout.order),
-            sample_ids: block.address(&layout.image_ids),
-            n: b,
-            step: block.address(&layout.step),
-            size: side,
-            augment,
-            scratch: address(&scratch),
-            dtype,
-            out: address(&globals),
-        };
         let crop = PatchCrop {
             images: placed.records,
             image_count: placed.count,
@@ -192,12 +173,41 @@ impl Cutter {
             dtype,
             out: address(&patches),
         };
-        // SAFETY: the records are those of `Images`, the block is laid out for these numbers, the tensors are
-        // contiguous and of these shapes, and libtorch reuses their memory in the stream's order only.
-        unsafe {
-            gpu.run(&resize)?;
-            gpu.run(&view)?;
-            gpu.run(&crop)?;
+        if crops.whole {
+            let resize = Resize {
+                images: placed.records,
+                image_count: placed.count,
+                selection: block.address(&layout.images),
+                n: b,
+                input: (size, size),
+                output: (side, side),
+                rows: taps.address(),
+                columns: taps.address(),
+                out: address(&resized),
+            };
+            let view = GlobalView {
+                resized: address(&resized),
+                count: b,
+                selection: block.address(&layout.order),
+                sample_ids: block.address(&layout.image_ids),
+                n: b,
+                step: block.address(&layout.step),
+                size: side,
+                augment,
+                scratch: address(&scratch),
+                dtype,
+                out: address(&globals),
+            };
+            // SAFETY: as below.
+            unsafe {
+                gpu.run(&resize)?;
+                gpu.run(&view)?;
+            }
+        }
+        if n > 0 {
+            // SAFETY: the records are those of `Images`, the block is laid out for these numbers, the tensors are
+            // contiguous and of these shapes, and libtorch reuses their memory in the stream's order only.
+            unsafe { gpu.run(&crop) }?;
         }
         // In memory [n, h, w, 3]; for libtorch a channels-last [n, 3, h, w].
         Ok(Views {

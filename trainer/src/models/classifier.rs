@@ -117,13 +117,17 @@ impl PatchOnly {
         let Some(target) = task.at(Level::Patch).next().filter(|_| other.is_none()) else {
             return Err(Error::Usage {
                 what: match other {
-                    None => "model.name = \"patch_only\": this dataset has no target at patch level".to_owned(),
+                    None => {
+                        "model.name = \"patch_only\": this dataset has no target at patch level"
+                            .to_owned()
+                    }
                     Some(other) => format!(
                         "model.name = \"patch_only\": target `{}` of this dataset is about whole images, which the model does not see",
                         other.name
                     ),
                 },
-                help: "choose a model of whole images, or prepare a dataset with masks alone".to_owned(),
+                help: "choose a model of whole images, or prepare a dataset with masks alone"
+                    .to_owned(),
             });
         };
         let options = BackboneOptions::plain(Level::Patch);

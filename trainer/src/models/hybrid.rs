@@ -22,8 +22,8 @@ use tch::{Kind, Tensor};
 use super::attention::places;
 use super::backbone::backbone;
 use super::{
-    Backbone, BackboneOptions, Blueprint, DropoutSpec, GatedPooling, Input, LayerNorm, Linear, Macs,
-    Mlp, Model, Pass, SelfAttention, Sizes, Tokens,
+    Backbone, BackboneOptions, Blueprint, DropoutSpec, GatedPooling, Input, LayerNorm, Linear,
+    Macs, Mlp, Model, Pass, SelfAttention, Sizes, Tokens,
 };
 use crate::error::{Error, Result};
 use crate::ops;
@@ -140,7 +140,9 @@ impl Hybrid {
             return Ok((self.global_proj.forward(pass, &features)?, None));
         }
         let maps = self.global_branch.maps(pass, input.globals)?;
-        let token = self.global_proj.forward(pass, &ops::global_avg_pool(&maps)?)?;
+        let token = self
+            .global_proj
+            .forward(pass, &ops::global_avg_pool(&maps)?)?;
         let places = self.global_proj.forward(pass, &places(&maps)?)?;
         Ok((token, Some(places)))
     }

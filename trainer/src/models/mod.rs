@@ -14,6 +14,8 @@ mod densenet;
 mod efficientnet;
 #[cfg(test)]
 mod golden;
+#[cfg(test)]
+mod golden_models;
 mod hybrid;
 mod layers;
 mod macs;
@@ -31,8 +33,8 @@ pub use hybrid::Hybrid;
 pub use layers::{GatedPooling, LayerNorm, Linear, Mlp, SelfAttention};
 pub use macs::{Macs, Sizes};
 pub use resnet::{ResNet, ResNetShape};
-pub use resnet50_meta::ResNet50Meta;
 pub use resnet_densenet::ResNetDenseNet;
+pub use resnet50_meta::ResNet50Meta;
 pub use tokens::Tokens;
 
 use fovea_coordinator::order::Grain;
@@ -218,7 +220,8 @@ impl ModelEntry {
     /// Refuses options of other models.
     fn check_options(&self, options: &ModelConfig) -> Result<()> {
         for key in KEYS.iter().filter(|key| key.section == "model") {
-            if ["name", "init", "init_blake3"].contains(&key.name) || self.options.contains(&key.name)
+            if ["name", "init", "init_blake3"].contains(&key.name)
+                || self.options.contains(&key.name)
             {
                 continue;
             }
@@ -233,7 +236,11 @@ impl ModelEntry {
                 let has = |entry: &&ModelEntry| entry.options.contains(&key.name);
                 let having: Vec<&str> = MODELS.iter().filter(has).map(|entry| entry.name).collect();
                 return Err(Error::Usage {
-                    what: format!("{} = {given}: model {} has no such option", key.path(), self.name),
+                    what: format!(
+                        "{} = {given}: model {} has no such option",
+                        key.path(),
+                        self.name
+                    ),
                     help: format!(
                         "leave {} at {usual}, or choose one of the models that have it: {}",
                         key.path(),
@@ -274,4 +281,161 @@ pub(crate) fn hybrid_for_lesions() -> (Box<dyn Model>, Blueprint) {
     find("hybrid")
         .and_then(|entry| entry.build(&Task::lesions(), &ModelConfig::default()))
         .expect("hybrid answers the lesion task")
+}
+
+#[cfg(test)]
+mod tests {
+    use fovea_run::config::{Fusion, MapAttention, Pooling};
+
+    use super::*;
+
+    /// One target at image level.
+    fn grades(classes: usize) -> Task {
+        let mut target = Task::lesions().targets()[0].clone();
+        (target.union_of_cells, target.name) = (false, "grade".to_owned());
+        let class = target.classes[0].clone();
+        target.classes = (0..classes)
+            .map(|c| fovea_task::Class {
+                name: format!("c{c}"),
+                ..class.clone()
+            })
+            .collect();
+        Task::new(vec![target]).expect("a task")
+    }
+
+    fn build(name: &str, task: &Task, options: &ModelConfig) -> Result<Blueprint> {
+        Ok(find(name)?.build(task, options)?.1)
+    }
+
+    fn refused(name: &str, task: &Task, options: &ModelConfig, words: &[&str]) {
+        let message = match build(name, task, options) {
+            Err(error) => error.to_string(),
+            Ok(_) => panic!("{name} was built"),
+        };
+        for word in words {
+            assert!(message.contains(word), "{message}");
+        }
+        assert!(message.contains("  help: "), "{message}");
+    }
+
+    /// torchvision's own numbers are for 1000 classes.
+    #[test]
+    fn classifiers_have_torchvisions_parameters() {
+        let classes = 10;
+        for (name, width, last, known) in [
+            ("resnet18", 512, "fc", 11_689_512),
+            ("resnet50", 2048, "fc", 25_557_032),
+            ("densenet121", 1024, "classifier", 7_978_856),
+            ("efficientnet_b0", 1280, "classifier.1", 5_288_548),
+        ] {
+            let blueprint = build(name, &grades(classes), &ModelConfig::default()).expect(name);
+            let numel: usize = blueprint.params.iter().map(ParamSpec::numel).sum();
+            assert_eq!(numel, known - (1000 - classes) * (width + 1), "{name}");
+            let end = &blueprint.params[blueprint.params.len() - 2];
+            assert_eq!(end.name, format!("{last}.weight"));
+            assert_eq!(end.shape, [classes as i64, width as i64]);
+        }
+    }
+
+    #[test]
+    fn tasks_and_options_that_do_not_fit_are_refused() {
+        let (lesions, grades, usual) = (Task::lesions(), grades(3), ModelConfig::default());
+        refused(
+            "resnet50",
+            &lesions,
+            &usual,
+            &["resnet50", "1 targets at image level and 1"],
+        );
+        refused("hybrid", &grades, &usual, &["hybrid", "0 at patch level"]);
+        refused("patch_only", &grades, &usual, &["no target at patch level"]);
+        refused("resnet50_meta", &grades, &usual, &["no columns"]);
+        let other = ModelConfig {
+            attention: MapAttention::Se,
+            ..usual.clone()
+        };
+        let words = [
+            "model.attention = \"se\"",
+            "resnet18, resnet50, efficientnet_b0",
+        ];
+        refused("densenet121", &grades, &other, &words);
+        refused("hybrid", &lesions, &other, &words);
+        let other = ModelConfig {
+            pooling: Pooling::Attention,
+            ..usual.clone()
+        };
+        refused("resnet18", &grades, &other, &["model.pooling", "hybrid"]);
+        let other = ModelConfig {
+            local_backbone: "vgg".to_owned(),
+            ..usual
+        };
+        refused("hybrid", &lesions, &other, &["\"vgg\"", "densenet121"]);
+    }
+
+    #[test]
+    fn a_cell_and_its_image_may_be_asked_of_patch_only_and_no_other_image() {
+        let usual = ModelConfig::default();
+        assert!(build("patch_only", &Task::lesions(), &usual).is_ok());
+        let mut targets = Task::lesions().targets().to_vec();
+        targets[0].union_of_cells = false;
+        let other = Task::new(targets).expect("a task");
+        refused(
+            "patch_only",
+            &other,
+            &usual,
+            &["target `image`", "whole images"],
+        );
+    }
+
+    #[test]
+    fn options_of_hybrid_add_their_parameters_after_the_others() {
+        let (_, plain) = hybrid_for_lesions();
+        let options = ModelConfig {
+            fusion: Fusion::Cross,
+            pooling: Pooling::Attention,
+            ..ModelConfig::default()
+        };
+        let all = build("hybrid", &Task::lesions(), &options).expect("hybrid");
+        let names = |blueprint: &Blueprint| -> Vec<String> {
+            blueprint.params.iter().map(|p| p.name.clone()).collect()
+        };
+        let (plain, all) = (names(&plain), names(&all));
+        assert_eq!(all[..plain.len()], plain);
+        let more = all[plain.len()..].iter();
+        assert!(more.clone().any(|name| name == "cross_attn.in_proj_weight"));
+        assert!(more.clone().any(|name| name == "pool.attention_V.0.weight"));
+        assert_eq!(more.len(), 4 + 2 + 6);
+        let options = ModelConfig {
+            local_backbone: "efficientnet_b0".to_owned(),
+            ..ModelConfig::default()
+        };
+        let other = build("hybrid", &Task::lesions(), &options).expect("hybrid");
+        let proj = |p: &&ParamSpec| p.name == "local_proj.weight";
+        let proj = other.params.iter().find(proj).expect("a projection");
+        assert_eq!(proj.shape, [256, 1280]);
+    }
+
+    #[test]
+    fn no_two_sites_of_dropout_share_a_key() {
+        let columns = grades(3)
+            .with_columns(vec!["age".to_owned()])
+            .expect("a task");
+        for entry in MODELS {
+            for attention in [MapAttention::None, MapAttention::Mha] {
+                let options = ModelConfig {
+                    attention,
+                    ..ModelConfig::default()
+                };
+                for task in [&Task::lesions(), &columns] {
+                    let Ok((_, blueprint)) = entry.build(task, &options) else {
+                        continue;
+                    };
+                    let mut seen = std::collections::HashSet::new();
+                    for site in &blueprint.dropouts {
+                        assert!(seen.insert(site.stream), "{}: {site:?}", entry.name);
+                        assert!(site.width.is_multiple_of(4), "{}: {site:?}", entry.name);
+                    }
+                }
+            }
+        }
+    }
 }

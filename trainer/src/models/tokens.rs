@@ -42,11 +42,11 @@ impl TokenLayout {
                 .extend(std::iter::repeat_n(zeros, tokens - 1 - count));
             let first = (image * tokens + 1) as i64;
             layout.patches.extend(first..first + count as i64);
-            layout.bag.push(if count == 0 { 0.0 } else { f32::NEG_INFINITY });
-            layout.bag.extend(std::iter::repeat_n(0.0, count));
             layout
                 .bag
-                .resize((image + 1) * tokens, f32::NEG_INFINITY);
+                .push(if count == 0 { 0.0 } else { f32::NEG_INFINITY });
+            layout.bag.extend(std::iter::repeat_n(0.0, count));
+            layout.bag.resize((image + 1) * tokens, f32::NEG_INFINITY);
             mask.extend(std::iter::repeat_n(0.0, 1 + count));
             mask.extend(std::iter::repeat_n(f32::NEG_INFINITY, tokens - 1 - count));
             next += count as i64;

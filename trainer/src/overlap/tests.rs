@@ -34,6 +34,7 @@ fn shard(number: u64, n: usize, side: i64) -> ShardBatch {
             vec![Label(number % 16)],
             (0..n as u64).map(|i| Label((number + i) % 16)).collect(),
         ],
+        columns: Vec::new(),
         image_ids: vec![number],
         patch_ids: (0..n as u64).map(|i| 1000 * number + i).collect(),
     }

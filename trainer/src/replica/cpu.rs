@@ -213,6 +213,7 @@ impl Network {
             globals: &views.globals,
             patches: &views.patches,
             tokens: &Tokens::new(&batch.counts, Device::Cpu)?,
+            columns: &self.columns(batch)?,
         };
         let pass = self.pass(
             NormMode::Train { batch_stats },

@@ -149,8 +149,40 @@ impl Network {
             .collect()
     }
 
+    /// The columns that the model reads, `[b, k]` on its device; k is 0 for most models.
+    ///
+    /// # Errors
+    /// [`Error::Usage`] when the images have no such numbers.
+    pub(crate) fn columns(&self, batch: &ShardBatch) -> Result<Tensor> {
+        let values = self.column_values(batch)?;
+        let shape = [batch.counts.len() as i64, self.model.columns() as i64];
+        let columns = Tensor::from_slice(values).f_view(shape)?;
+        Ok(columns.f_to_device(self.params.device())?)
+    }
+
+    /// The columns that the model reads, `[b, k]` row-major.
+    ///
+    /// # Errors
+    /// As [`Network::columns`].
+    pub(crate) fn column_values<'a>(&self, batch: &'a ShardBatch) -> Result<&'a [f32]> {
+        let (images, columns) = (batch.counts.len(), self.model.columns());
+        if columns == 0 {
+            return Ok(&[]);
+        }
+        if batch.columns.len() == images * columns {
+            return Ok(&batch.columns);
+        }
+        Err(Error::Usage {
+            what: format!(
+                "the model reads {columns} numbers of each image beside its pixels (columns of the dataset), here are {} for {images} images",
+                batch.columns.len()
+            ),
+            help: "give a dataset that `fovea prepare` made of the layout of the training data; photographs alone have no columns".to_owned(),
+        })
+    }
+
     /// Logits of a batch, on its device, with running statistics and without dropout.
-    fn evaluate(&self, views: &Views, counts: &[usize], engine: NormEngine) -> Result<Scores> {
+    fn evaluate(&self, views: &Views, batch: &ShardBatch, engine: NormEngine) -> Result<Scores> {
         let _guard = tch::no_grad_guard();
         let mode = NormMode::Eval {
             running: self.params.running(),
@@ -158,7 +190,8 @@ impl Network {
         let input = Input {
             globals: &views.globals,
             patches: &views.patches,
-            tokens: &Tokens::new(counts, self.params.device())?,
+            tokens: &Tokens::new(&batch.counts, self.params.device())?,
+            columns: &self.columns(batch)?,
         };
         let out = self.model.forward(&self.pass(mode, engine, None), &input)?;
         let logits = |scores: &Tensor| -> Result<Vec<f32>> {
@@ -330,11 +363,11 @@ impl Replica {
     pub fn evaluate(&self, batch: &ShardBatch) -> Result<Scores> {
         match (&self.step, &batch.pixels) {
             (Step::Cpu(_), Pixels::Views(views)) => {
-                self.net.evaluate(views, &batch.counts, NormEngine::Fused)
+                self.net.evaluate(views, batch, NormEngine::Fused)
             }
             (Step::Gpu(step), _) => {
                 let views = step.views(batch)?;
-                self.net.evaluate(&views, &batch.counts, step.engine())
+                self.net.evaluate(&views, batch, step.engine())
             }
             (Step::Cpu(_), Pixels::Crops(_)) => Err(no_pixels()),
         }

@@ -56,13 +56,9 @@ pub fn join(options: TrainerOptions) -> Result<Trainer> {
     data.prefer(&options.staged);
     let fingerprint = fingerprint(&config, &data, precision);
     let entry = models::find(&config.model.name)?;
-    let source = Arc::new(SampleSource::new(
-        Arc::clone(&data),
-        &config,
-        entry.grain,
-        precision,
-        gpu.is_some(),
-    ));
+    let (images, on_gpu) = (Arc::clone(&data), gpu.is_some());
+    let source = SampleSource::new(images, &config, entry.grain, precision, on_gpu);
+    let source = Arc::new(source.with_images(entry.reads_images));
     let order_input = order_input(source.data(), entry.grain, &config);
     let first = EpochOrder::new(&order_input, 0)?;
     let total_steps =
