@@ -18,6 +18,10 @@ use crate::samples::{Pixels, ShardBatch, Views};
 use crate::train::restore_weights;
 
 #[path = "../../../tests/golden/formula.rs"]
+#[allow(
+    clippy::duplicate_mod,
+    reason = "each comparison with PyTorch includes the formula of its weights"
+)]
 mod formula;
 
 #[derive(Deserialize)]
