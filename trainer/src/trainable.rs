@@ -113,7 +113,7 @@ impl Trainable {
     ) -> Self {
         let mut classes: Vec<UpdateClass> = Vec::new();
         let mut class_of = Vec::with_capacity(rates.len());
-        for (rate, spec) in rates.into_iter().zip(&blueprint.params) {
+        for (rate, spec) in rates.iter().zip(&blueprint.params) {
             let class = rate.map(|rate| UpdateClass {
                 rate,
                 decays: decay == DecayTarget::All || spec.shape.len() > 1,
