@@ -4,15 +4,17 @@ CARGO ?= cargo
 FEATURES = $(shell scripts/features.sh)
 FOVEA := $(or $(CARGO_TARGET_DIR),target)/release/fovea
 DEMO := demo
+SYSTEMS := systems
 
 ifeq ($(wildcard scripts/setup.sh),)
 $(error make runs in Fovea's own folder: make -C FOLDER $(MAKECMDGOALS))
 endif
 
-.PHONY: help setup build run test test-all chaos fuzz bench gpu-check fresh lint clean
+.PHONY: help setup build run systems test test-all chaos fuzz bench gpu-check fresh lint clean
 
 help:
 	@echo "make run    set up, build, then train the hybrid model on a synthetic dataset (CPU, minutes)"
+	@echo "make systems  all five systems in small, on drawn data: trains, evaluates, prints one table (minutes)"
 	@echo "make test   set up, then all tests"
 	@echo "make chaos  200 faults in real runs: what each cost, and that none changed the result"
 	@echo "make fuzz   100,000 damaged pictures and tables: no panic, no unbounded memory, no wrong sizes"
@@ -33,6 +35,9 @@ run:
 	@scripts/estimate.sh
 	@$(MAKE) --no-print-directory setup
 	@DEMO="$(DEMO)" FOVEA="$(FOVEA)" scripts/demo.sh
+
+systems: setup
+	@SYSTEMS="$(SYSTEMS)" FOVEA="$(FOVEA)" scripts/systems.sh
 
 test: setup
 	@$(MAKE) --no-print-directory test-all
