@@ -352,7 +352,7 @@ mod tests {
             "   macro avg       0.7500    0.4000                 0.6667"
         );
         assert!(
-            lines[5].starts_with("AUROC, one class against the rest: micro 0.8"),
+            lines[5].starts_with("AUROC, one class against the rest: micro 0.9444, macro 1.0000"),
             "{text}"
         );
     }
