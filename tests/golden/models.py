@@ -148,24 +148,6 @@ class ResNet50Meta(nn.Module):
         return [self.head(torch.cat([image, self.meta_net(batch.columns)], 1))]
 
 
-class ResNetDenseNet(nn.Module):
-    def __init__(self, classes):
-        super().__init__()
-        self.resnet = torchvision.models.resnet50(weights=None)
-        self.resnet.fc = nn.Identity()
-        self.densenet = torchvision.models.densenet121(weights=None)
-        self.densenet.classifier = nn.Identity()
-        self.last = nn.ReLU()
-        self.head = mlp(2048 + 1024, 1024, classes, Masked(0.5, IMAGE, b"HEAD"))
-
-    def forward(self, batch):
-        x = batch.globals_
-        resnet = features(self.resnet, x, batch.bf16)
-        with torch.autocast("cpu", dtype=torch.bfloat16, enabled=batch.bf16):
-            densenet = self.last(self.densenet.features(x))
-        return [self.head(torch.cat([resnet, densenet.to(x.dtype).mean((2, 3))], 1))]
-
-
 class GatedPooling(nn.Module):
     """Ilse et al., ICML 2018, as in the authors' program."""
 
@@ -236,8 +218,6 @@ WHOLE = [
     {"global_size": 40, "counts": [0, 0, 0], "image_ids": [(1 << 63) | 5, (1 << 63) | 107, (1 << 63) | 9], "image_labels": [5, 2, 0]},
     {"global_size": 40, "counts": [0, 0], "image_ids": [(1 << 63) | 203, (1 << 63) | 11], "image_labels": [3, 6]},
 ]
-# DenseNet121 needs them larger: its last maps have a 32nd of the side.
-LARGER = [{**shard, "global_size": 64} for shard in WHOLE]
 BOTH = hybrid.SETUP["shards"]
 CELLS = [{**shard, "global_size": 0} for shard in BOTH]
 
@@ -268,7 +248,6 @@ MODELS = {
     "resnet18_mha": row({"name": "resnet18", "attention": "mha"}, lambda: Classifier(attended(resnet18(num_classes=3), "mha"), IMAGE), WHOLE, 0, SIGNS),
     "resnet50": row({"name": "resnet50"}, lambda: Classifier(torchvision.models.resnet50(weights=None, num_classes=3), IMAGE), WHOLE, 0, SIGNS),
     "resnet50_meta": row({"name": "resnet50_meta"}, lambda: ResNet50Meta(12, 3), WHOLE, 0, SIGNS, columns=12),
-    "resnet_densenet": row({"name": "resnet_densenet"}, lambda: ResNetDenseNet(3), LARGER, 0, SIGNS),
     "patch_only": row({"name": "patch_only"}, lambda: Classifier(resnet18(num_classes=4), PATCH), CELLS, 0, alpha=LESIONS),
     "hybrid_cross": row({"name": "hybrid", "fusion": "cross", "pooling": "attention"}, CrossHybrid, BOTH, 0, alpha=LESIONS),
 }
