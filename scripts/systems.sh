@@ -25,12 +25,13 @@ system() {
     for setting in "$@"; do settings+=(--set "$setting"); done
     step train --preset "$preset" --data "$OUT/$kind/data" --out "$OUT/$name" --ranks 2 \
         --set train.threads_per_rank=1 --set train.virtual_shards=2 "${settings[@]}"
-    step eval "$OUT/$name" "$OUT/$kind/data" --split test --json >"$OUT/$name.json"
+    "$FOVEA" eval "$OUT/$name" "$OUT/$kind/data" --split test --json >"$OUT/$name.json"
 }
 
 small=(data.global_size=96 train.images_per_step=16 optimizer.lr=5e-4)
 system hybrid lesions demo
-system patch_only lesions patch_only train.epochs=4 train.images_per_step=4 optimizer.lr=3e-4
+system patch_only lesions patch_only train.epochs=12 train.images_per_step=4 optimizer.lr=1e-3 schedule.kind=cosine \
+    augment.offset=0 augment.rotation=0
 system odir labels odir_resnet18 "${small[@]}" train.epochs=8
 system resnet_densenet classes resnet_densenet "${small[@]}" \
     'stages=[{epochs=1, train="head", lr=3e-4}, {epochs=7, lr=3e-4, kind="cosine"}]'
