@@ -1,11 +1,17 @@
 #!/usr/bin/env python3
-"""One row of the table of `make systems`: FILE SYSTEM LEVEL METRIC, FILE being what `fovea eval --json` printed."""
+"""One row of the table of `make systems`: FILE TUNED SYSTEM LEVEL, the files being what `fovea eval --json` printed."""
 
 import json
 import sys
 
-file, system, level, metric = sys.argv[1:]
-with open(file) as text:
-    scores = json.load(text)
-best, ours = scores["best_constant"][level][metric], scores[level][metric]
-print(f"{system:<16} {level:<8} {metric:<24} {best:>14.3f} {ours:>8.3f}")
+file, tuned, system, level = sys.argv[1:]
+
+
+def macro_f1(path):
+    with open(path) as text:
+        scores = json.load(text)
+    return scores[level]["f1_macro"], scores["best_constant"][level]["f1_macro"]
+
+
+ours, constant = macro_f1(file)
+print(f"{system:<16} {level:<6} {constant:>14.3f} {ours:>6.3f} {macro_f1(tuned)[0]:>22.3f}")
