@@ -179,7 +179,10 @@ fn photographs_that_are_no_use() {
     fovea(&words).with_code(FINISHED);
     let checkpoints = run.path.join("checkpoints");
     let done = fovea(&["eval", text(&checkpoints), text(&other)]).with_code(FINISHED);
-    for words in ["images of 256 pixels", "trained on 192 pixels with patches of 64"] {
+    for words in [
+        "images of 256 pixels",
+        "trained on 192 pixels with patches of 64",
+    ] {
         assert!(done.stderr.contains(words), "{done}");
     }
     let weights = checkpoints.join("step-00000007/weights.safetensors");
