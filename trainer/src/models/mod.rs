@@ -347,7 +347,12 @@ mod tests {
             &["resnet50", "1 targets at image level and 1"],
         );
         refused("hybrid", &grades, &usual, &["hybrid", "0 at patch level"]);
-        refused("patch_only", &grades, &usual, &["no target at patch level"]);
+        refused(
+            "patch_only",
+            &grades,
+            &usual,
+            &["target `grade`", "whole images"],
+        );
         refused("resnet50_meta", &grades, &usual, &["no columns"]);
         let other = ModelConfig {
             attention: MapAttention::Se,
