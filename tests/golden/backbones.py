@@ -21,7 +21,7 @@ from torch import nn
 from hybrid import digest, hashed_state, pictures, statistics, uniform
 
 # Gradients jump where a ReLU's input crosses zero or two pixels of a max-pooling window change places, and DenseNet has
-# millions of both. So `separated` moves the inputs of its ReLUs away from zero, and `salt` is the one of 0..100 that
+# millions of both. So `separated` moves the inputs of its ReLUs away from zero, and `salt` is, of the 57 that were tried, the one that
 # keeps all of them farthest away, in units of f32's rounding error there: MARGIN or more. (EfficientNet has no such
 # places.) eps is large because rounding errors of gradients that are nearly zero would move parameters by a whole lr.
 MARGIN = 4.0
