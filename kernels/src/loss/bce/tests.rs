@@ -1,11 +1,12 @@
-use fovea_task::MAX_CLASSES;
+use fovea_task::{Label, MAX_CLASSES};
 
+use super::super::Loss;
 use super::*;
 use crate::golden::{values, values_f32};
 
 fn run(settings: &LossSettings, logits: &[f32], labels: &[u64]) -> (f64, Vec<f32>) {
     let mut dlogits = vec![f32::NAN; logits.len()];
-    let bce = Bce::new(settings).unwrap();
+    let bce = build(settings).unwrap();
     let labels: &[Label] = bytemuck::cast_slice(labels);
     let loss = bce.host(logits, labels, 1.0, &mut dlogits).unwrap();
     (loss, dlogits)
@@ -92,7 +93,7 @@ fn certain_and_wrong_is_infinite_with_a_gradient() {
 
 #[test]
 fn bad_settings_are_errors() {
-    let refused = |settings: &LossSettings| Bce::new(settings).unwrap_err().to_string();
+    let refused = |settings: &LossSettings| build(settings).unwrap_err().to_string();
     let plain = LossSettings::plain(3);
     for bad in [-1.0, f32::NAN, f32::INFINITY] {
         let settings = LossSettings {

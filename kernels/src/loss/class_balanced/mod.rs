@@ -3,11 +3,10 @@
 
 use std::sync::Arc;
 
-use fovea_task::{Kind, Label};
+use fovea_task::Kind;
 
 use super::sigmoid::Sigmoid;
-use super::{Loss, LossAt, LossEntry, LossSettings};
-use crate::cuda::Op;
+use super::{LossEntry, LossSettings};
 use crate::cuda::source::{Source, SourceFile};
 use crate::error::Result;
 
@@ -16,7 +15,7 @@ pub(super) static ENTRY: LossEntry = LossEntry {
     name: "class_balanced",
     kind: Kind::AnyOf,
     reads: &["beta", "gamma"],
-    build: |settings| Ok(Arc::new(ClassBalanced::new(settings)?)),
+    build: |settings| Ok(Arc::new(build(settings)?)),
     source: Source {
         file: SourceFile {
             name: "class_balanced.cu",
@@ -29,23 +28,12 @@ pub(super) static ENTRY: LossEntry = LossEntry {
 /// Sum over rows and classes of `w_c * (1 - p_t)^gamma * BCE(z, y)`: bit c of a label is class c, `w` is
 /// [`effective_number_weights`]. With gamma 0 the paper's class-balanced sigmoid cross-entropy, above its class-balanced
 /// focal loss.
-#[derive(Debug)]
-struct ClassBalanced(Sigmoid);
-
-impl ClassBalanced {
-    /// Returns an error for settings without a meaning, such as a beta of 1.
-    fn new(settings: &LossSettings) -> Result<Self> {
-        settings.check()?;
-        let weights = effective_number_weights(settings.beta, &settings.positives);
-        Sigmoid::new(
-            "fovea_class_balanced_loss",
-            settings,
-            settings.gamma,
-            &weights,
-            |_| [1.0; 2],
-        )
-        .map(Self)
-    }
+///
+/// Returns an error for settings without a meaning, such as a beta of 1.
+fn build(settings: &LossSettings) -> Result<Sigmoid> {
+    settings.check()?;
+    let weights = effective_number_weights(settings.beta, &settings.positives);
+    Sigmoid::new(&ENTRY, settings, settings.gamma, &weights, |_| [1.0; 2])
 }
 
 /// `(1 - beta) / (1 - beta^n_c)` for `n_c` samples of class c, normalised to mean 1. A class that never occurs weighs as
@@ -62,38 +50,6 @@ pub fn effective_number_weights(beta: f32, positives: &[u64]) -> Vec<f32> {
     let weights: Vec<f64> = positives.iter().map(weight).collect();
     let mean = weights.iter().sum::<f64>() / weights.len() as f64;
     weights.iter().map(|w| (w / mean) as f32).collect()
-}
-
-impl Loss for ClassBalanced {
-    fn entry(&self) -> &'static LossEntry {
-        &ENTRY
-    }
-
-    fn classes(&self) -> usize {
-        self.0.classes()
-    }
-
-    fn host(
-        &self,
-        logits: &[f32],
-        labels: &[Label],
-        scale: f32,
-        dlogits: &mut [f32],
-    ) -> Result<f64> {
-        self.0.host(logits, labels, scale, dlogits)
-    }
-
-    fn record(&self) -> &[u8] {
-        self.0.record()
-    }
-
-    fn scratch_bytes(&self, n: usize) -> usize {
-        self.0.scratch_bytes(n)
-    }
-
-    fn op(&self, at: LossAt) -> Box<dyn Op> {
-        self.0.op(at)
-    }
 }
 
 #[cfg(test)]

@@ -1,3 +1,6 @@
+use fovea_task::Label;
+
+use super::super::Loss;
 use super::*;
 use crate::golden::{values, values_f32};
 
@@ -20,7 +23,7 @@ fn loss_and_gradient_are_those_of_the_paper_in_pytorch() {
             positives: COUNTS.to_vec(),
             ..LossSettings::plain(4)
         };
-        let loss = ClassBalanced::new(&settings).unwrap();
+        let loss = build(&settings).unwrap();
         let mut grad = vec![f32::NAN; logits.len()];
         let sum = loss.host(&logits, labels, 1.0, &mut grad).unwrap();
         let want = values(&format!("class_balanced.{name}.loss"))[0];
@@ -67,7 +70,7 @@ fn bad_settings_are_errors() {
             beta,
             ..LossSettings::plain(2)
         };
-        let error = ClassBalanced::new(&settings).unwrap_err().to_string();
+        let error = build(&settings).unwrap_err().to_string();
         assert!(
             error.starts_with("LossSettings::beta is ") && error.contains(limit),
             "{error}"

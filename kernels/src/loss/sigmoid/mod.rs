@@ -8,7 +8,7 @@ use rayon::prelude::*;
 
 use self::math::{exp_nonpositive, log1p_unit};
 use self::op::SigmoidOp;
-use super::{LossAt, LossSettings, check_numbers, check_shapes};
+use super::{Loss, LossAt, LossEntry, LossSettings, check_numbers, check_shapes};
 use crate::cuda::Op;
 use crate::error::{Error, Result};
 use crate::simd::{SimdLevel, multiversion};
@@ -32,20 +32,20 @@ const ANY: u8 = 2;
 /// Everything inside is f64: losses are added in row order within blocks of 256 rows, then the blocks in order.
 #[derive(Debug)]
 pub(super) struct Sigmoid {
+    /// The loss that it is. Its source has one kernel, whose parameters are those of `fovea_focal_loss`.
+    entry: &'static LossEntry,
     gamma: f32,
     /// Weight of each class, for labels without and with the class.
     by_label: Vec<[f64; 2]>,
     /// The weights that the kernel reads: `[2, C]` f32, for labels without and with the class.
     record: Vec<f32>,
-    /// Name of the kernel, whose parameters are those of `fovea_focal_loss`.
-    kernel: &'static str,
 }
 
 impl Sigmoid {
     /// With one pair of factors per class, whose product is the weight of a label that has the class, and one for labels
     /// without it. Returns an error for settings without a meaning, such as negative weights.
     pub fn new(
-        kernel: &'static str,
+        entry: &'static LossEntry,
         settings: &LossSettings,
         gamma: f32,
         alpha: &[f32],
@@ -62,17 +62,39 @@ impl Sigmoid {
                 .map(|pair| [pair.0, pair.1].map(|(a, w)| f64::from(a) * f64::from(w)))
                 .collect(),
             record: of(0).chain(of(1)).map(|(a, w)| a * w).collect(),
-            kernel,
+            entry,
         })
     }
 
-    /// C, the number of classes.
-    pub fn classes(&self) -> usize {
+    /// Returns an error for a label with a bit beyond the classes.
+    fn check_labels(&self, labels: &[Label]) -> Result<()> {
+        let classes = self.by_label.len();
+        let stray = |label: &Label| label.is_known() && label.0 >> classes != 0;
+        match labels.iter().position(stray) {
+            None => Ok(()),
+            Some(row) => Err(Error::Argument {
+                what: "a label",
+                limit: "bits below the number of classes",
+                actual: format!(
+                    "{:#010b} in row {row} with {classes} classes",
+                    labels[row].0
+                ),
+                help: "bit c of a label is class c; pass one alpha per class of the dataset",
+            }),
+        }
+    }
+}
+
+impl Loss for Sigmoid {
+    fn entry(&self) -> &'static LossEntry {
+        self.entry
+    }
+
+    fn classes(&self) -> usize {
         self.by_label.len()
     }
 
-    /// As [`super::Loss::host`].
-    pub fn host(
+    fn host(
         &self,
         logits: &[f32],
         labels: &[Label],
@@ -106,42 +128,21 @@ impl Sigmoid {
         Ok(sums.iter().sum())
     }
 
-    /// As [`super::Loss::record`].
-    pub fn record(&self) -> &[u8] {
+    fn record(&self) -> &[u8] {
         bytemuck::cast_slice(&self.record)
     }
 
-    /// As [`super::Loss::scratch_bytes`].
-    pub fn scratch_bytes(&self, n: usize) -> usize {
+    fn scratch_bytes(&self, n: usize) -> usize {
         op::scratch_bytes(n, self.classes())
     }
 
-    /// As [`super::Loss::op`].
-    pub fn op(&self, at: LossAt) -> Box<dyn Op> {
+    fn op(&self, at: LossAt) -> Box<dyn Op> {
         Box::new(SigmoidOp {
             at,
             classes: self.classes(),
             gamma: self.gamma,
-            kernel: self.kernel,
+            kernel: self.entry.source.kernels[0],
         })
-    }
-
-    /// Returns an error for a label with a bit beyond the classes.
-    fn check_labels(&self, labels: &[Label]) -> Result<()> {
-        let classes = self.by_label.len();
-        let stray = |label: &Label| label.is_known() && label.0 >> classes != 0;
-        match labels.iter().position(stray) {
-            None => Ok(()),
-            Some(row) => Err(Error::Argument {
-                what: "a label",
-                limit: "bits below the number of classes",
-                actual: format!(
-                    "{:#010b} in row {row} with {classes} classes",
-                    labels[row].0
-                ),
-                help: "bit c of a label is class c; pass one alpha per class of the dataset",
-            }),
-        }
     }
 }
 
