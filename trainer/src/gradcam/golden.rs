@@ -2,16 +2,14 @@
 
 use std::path::Path;
 
-use fovea_run::checkpoint::{NamedTensor, TensorData};
 use fovea_run::config::Config;
 use fovea_task::{Target, Task};
 use serde::Deserialize;
-use tch::{Kind, Tensor};
+use tch::Kind;
 
 use super::{Cams, HeatMap, class_maps};
 use crate::lanes::ThreadLanes;
-use crate::models::Blueprint;
-use crate::models::golden::formula;
+use crate::models::hashed::{hashed, pictures};
 use crate::objective::unweighted;
 use crate::precision::Precision;
 use crate::replica::Replica;
@@ -44,38 +42,6 @@ struct Setup {
     every: usize,
 }
 
-fn hashed(blueprint: &Blueprint) -> Vec<NamedTensor> {
-    let params = blueprint.params.iter().map(|p| {
-        let shape: Vec<usize> = p.shape.iter().map(|&d| d as usize).collect();
-        (p.name.clone(), shape)
-    });
-    let norms = blueprint.norms.iter().flat_map(|norm| {
-        ["running_mean", "running_var"]
-            .map(|buffer| (format!("{}.{buffer}", norm.name), vec![norm.channels]))
-    });
-    let mut all: Vec<NamedTensor> = params
-        .chain(norms)
-        .map(|(name, shape)| NamedTensor {
-            data: TensorData::F32(formula::weight(&name, &shape)),
-            name,
-            shape,
-        })
-        .collect();
-    all.extend(blueprint.norms.iter().map(|norm| NamedTensor {
-        name: format!("{}.num_batches_tracked", norm.name),
-        shape: vec![],
-        data: TensorData::I64(vec![0]),
-    }));
-    all
-}
-
-fn pictures(name: &str, n: usize, side: usize) -> Tensor {
-    let (count, s) = (n as i64, side as i64);
-    let pixels = Tensor::from_slice(&formula::pictures(name, n, side)).view([count, 3, s, s]);
-    let rows = pixels.permute([0, 2, 3, 1]).contiguous();
-    rows.permute([0, 3, 1, 2]).to_kind(Kind::Float)
-}
-
 /// A model with the hash's weights, in f32 on the CPU.
 fn replica(model: &str, task: &Task) -> Replica {
     let mut config = Config::preset("hybrid").expect("a preset");
@@ -94,8 +60,18 @@ fn batch(setup: &Setup, patches: usize) -> ShardBatch {
     let side = setup.patch_size;
     ShardBatch {
         pixels: Pixels::Views(Views {
-            globals: pictures(&format!("{}.globals", setup.name), 1, setup.global_size),
-            patches: pictures(&format!("{}.patches", setup.name), patches, side),
+            globals: pictures(
+                &format!("{}.globals", setup.name),
+                1,
+                setup.global_size,
+                Kind::Float,
+            ),
+            patches: pictures(
+                &format!("{}.patches", setup.name),
+                patches,
+                side,
+                Kind::Float,
+            ),
         }),
         counts: vec![patches],
         labels: Vec::new(),

@@ -8,13 +8,14 @@ use std::collections::BTreeMap;
 use std::path::Path;
 
 use fovea_kernels::flat::AdamParams;
-use fovea_run::checkpoint::{NamedTensor, TensorData};
 use fovea_task::Level;
 use serde::Deserialize;
 use tch::{Device, Kind, Tensor};
 
 use super::backbone::{BackboneOptions, backbone};
-use super::golden::formula;
+use super::hashed::{
+    Digest, Digests, compare, deviation, digest, formula, hashed, pictures, separate,
+};
 use super::{Backbone, Blueprint, Branch, Pass};
 use crate::host;
 use crate::ops::{self, NormEngine, NormMode};
@@ -68,24 +69,6 @@ struct GoldenStep {
     grad_norm: f64,
 }
 
-/// A tensor's norm, and its product with the hash's directions.
-#[derive(Deserialize)]
-struct Digest {
-    norm: f64,
-    dot: f64,
-}
-
-type Digests = BTreeMap<String, Digest>;
-
-fn digest(name: &str, values: &[f32], unit: f64) -> Digest {
-    let directions = formula::uniform(&format!("direction.{name}"), values.len());
-    let pairs = || values.iter().map(|&x| f64::from(x) / unit);
-    Digest {
-        norm: pairs().map(|x| x * x).sum::<f64>().sqrt(),
-        dot: pairs().zip(directions).map(|(x, d)| x * f64::from(d)).sum(),
-    }
-}
-
 /// Deviations from the stored numbers, as `spread` in backbones.py measures PyTorch's.
 #[derive(Debug, Deserialize)]
 struct Deviations {
@@ -100,63 +83,6 @@ struct Deviations {
     moved_rms: f64,
 }
 
-fn deviation(got: &Digest, want: &Digest, floor: f64) -> f64 {
-    (got.norm - want.norm).abs().max((got.dot - want.dot).abs()) / want.norm.max(floor)
-}
-
-/// Largest and root mean square deviation over tensors; a failing test shows the worst one's name.
-fn compare(got: &Digests, want: &Digests, floor: f64) -> (f64, f64) {
-    assert!(
-        got.keys().eq(want.keys()),
-        "the same tensors by the same names"
-    );
-    let each = want
-        .iter()
-        .map(|(name, w)| (deviation(&got[name], w, floor), name));
-    let (worst, name) = each
-        .clone()
-        .max_by(|a, b| a.0.total_cmp(&b.0))
-        .expect("some tensors");
-    eprintln!("worst of {}: {name} {worst:.2e}", want.len());
-    let squares: f64 = each.map(|(d, _)| d * d).sum();
-    (worst, (squares / want.len() as f64).sqrt())
-}
-
-/// The hash's weights; DenseNet's norms are changed as `separated` in backbones.py changes them.
-fn hashed(blueprint: &Blueprint, separated: bool) -> Vec<NamedTensor> {
-    let tensor = |name: String, shape: Vec<usize>| {
-        let mut values = formula::weight(&name, &shape);
-        if separated && name.contains("norm") && name.ends_with(".weight") {
-            values.iter_mut().for_each(|v| *v *= 0.4);
-        } else if separated && name.contains("norm") && name.ends_with(".bias") {
-            values
-                .iter_mut()
-                .for_each(|v| *v += if *v < 0.0 { -1.0 } else { 1.0 });
-        }
-        let data = TensorData::F32(values);
-        NamedTensor { name, shape, data }
-    };
-    let shape = |dims: &[i64]| dims.iter().map(|&d| d as usize).collect();
-    let params = blueprint.params.iter();
-    let mut all: Vec<_> = params
-        .map(|p| tensor(p.name.clone(), shape(&p.shape)))
-        .collect();
-    for norm in &blueprint.norms {
-        for buffer in ["running_mean", "running_var"] {
-            let name = format!("{}.{buffer}", norm.name);
-            all.push(tensor(name, vec![norm.channels]));
-        }
-        let name = format!("{}.num_batches_tracked", norm.name);
-        let data = TensorData::I64(vec![0]);
-        all.push(NamedTensor {
-            name,
-            shape: vec![],
-            data,
-        });
-    }
-    all
-}
-
 /// A network with the hash's weights, its input and the numbers that its features are to have.
 struct Bench {
     net: Box<dyn Backbone>,
@@ -169,17 +95,19 @@ struct Bench {
 }
 
 impl Bench {
-    fn new(name: &str, pictures: &Pictures, precision: Precision, engine: NormEngine) -> Self {
+    fn new(name: &str, set: &Pictures, precision: Precision, engine: NormEngine) -> Self {
         let mut blueprint = Blueprint::default();
         let entry = backbone("name", name).expect("a backbone");
         let net = (entry.declare)(&mut blueprint, "", BackboneOptions::plain(Level::Image));
-        let weights = hashed(&blueprint, name.starts_with("densenet"));
+        let mut weights = hashed(&blueprint);
+        if name.starts_with("densenet") {
+            separate(&blueprint, &mut weights);
+        }
         let mut params = Params::new(blueprint, precision, 1, Device::Cpu).expect("parameters");
         restore_weights(&mut params, &weights, Path::new("hashed")).expect("torchvision's names");
-        let (n, side) = (pictures.images, pictures.side as i64);
-        let pixels = formula::pictures(&format!("{name}.{}", pictures.salt), n, pictures.side);
-        let x = Tensor::from_slice(&pixels).view([n as i64, 3, side, side]);
-        let x = x.permute([0, 2, 3, 1]).contiguous().permute([0, 3, 1, 2]);
+        let n = set.images;
+        let named = format!("{name}.{}", set.salt);
+        let x = pictures(&named, n, set.side, precision.kind());
         let width = net.width();
         let target: Vec<f32> = formula::uniform("target", n * width as usize).collect();
         let sites = params.blueprint.dropouts.iter().enumerate();
@@ -193,7 +121,7 @@ impl Bench {
         });
         Self {
             masks: masks.collect(),
-            x: x.to_kind(precision.kind()),
+            x,
             target: Tensor::from_slice(&target).view([n as i64, width]),
             net,
             params,

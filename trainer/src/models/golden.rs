@@ -5,19 +5,17 @@
 //! Adam, running statistics. The stored numbers are PyTorch's in f64, so a deviation is this project's own rounding;
 //! `torch_f32` and `torch_bf16` are PyTorch's deviations.
 
-use std::collections::BTreeMap;
 use std::path::Path;
 
 use fovea_kernels::loss::LossSettings;
-use fovea_run::checkpoint::{NamedTensor, TensorData};
 use fovea_run::config::{Config, ModelConfig};
 use fovea_task::{Label, Level, Task};
 use serde::Deserialize;
-use tch::{Kind, Tensor};
+use tch::Kind;
 
+use super::hashed::{Digests, compare, digest, hashed, pictures, separate};
 use crate::gpu::{self, Gpu};
 use crate::lanes::ThreadLanes;
-use crate::models::Blueprint;
 use crate::objective::{Denominators, HeadLoss};
 use crate::ops::NormEngine;
 use crate::params::StateBuffer;
@@ -25,9 +23,6 @@ use crate::precision::Precision;
 use crate::replica::Replica;
 use crate::samples::{Pixels, ShardBatch, Views};
 use crate::train::restore_weights;
-
-#[path = "../../../tests/golden/formula.rs"]
-pub(crate) mod formula;
 
 #[derive(Deserialize)]
 pub(super) struct Golden {
@@ -122,25 +117,6 @@ struct GoldenStep {
     grad_norm: f64,
 }
 
-/// A tensor's stand-in: its norm, and its product with the hash's directions (a wrong order of elements keeps the norm
-/// and changes the product).
-#[derive(Deserialize)]
-struct Digest {
-    norm: f64,
-    dot: f64,
-}
-
-type Digests = BTreeMap<String, Digest>;
-
-fn digest(name: &str, values: &[f32]) -> Digest {
-    let directions = formula::uniform(&format!("direction.{name}"), values.len());
-    let pairs = || values.iter().map(|&x| f64::from(x));
-    Digest {
-        norm: pairs().map(|x| x * x).sum::<f64>().sqrt(),
-        dot: pairs().zip(directions).map(|(x, d)| x * f64::from(d)).sum(),
-    }
-}
-
 /// Deviations of a run from the stored numbers; `spread` in hybrid.py measures PyTorch in the same way.
 #[derive(Debug, Deserialize)]
 pub(super) struct Deviations {
@@ -157,91 +133,6 @@ pub(super) struct Deviations {
     running_rms: f64,
     moved: f64,
     moved_rms: f64,
-}
-
-/// Largest and root mean square deviation over tensors; a failing test shows the worst one's name.
-fn compare(got: &Digests, want: &Digests, floor: f64) -> (f64, f64) {
-    assert!(
-        got.keys().eq(want.keys()),
-        "the same tensors by the same names"
-    );
-    let each = want.iter().map(|(name, w)| {
-        let g = &got[name];
-        (
-            (g.norm - w.norm).abs().max((g.dot - w.dot).abs()) / w.norm.max(floor),
-            name,
-        )
-    });
-    let (worst, name) = each
-        .clone()
-        .max_by(|a, b| a.0.total_cmp(&b.0))
-        .expect("some tensors");
-    eprintln!("worst of {}: {name} {worst:.2e}", want.len());
-    (
-        worst,
-        (each.map(|(d, _)| d * d).sum::<f64>() / want.len() as f64).sqrt(),
-    )
-}
-
-/// All tensors of a model, filled from the hash, as a file of PyTorch weights holds them.
-fn hashed(blueprint: &Blueprint) -> Vec<NamedTensor> {
-    let tensor = |name: String, shape: Vec<usize>| {
-        let data = TensorData::F32(formula::weight(&name, &shape));
-        NamedTensor { name, shape, data }
-    };
-    let shape = |dims: &[i64]| dims.iter().map(|&d| d as usize).collect();
-    let mut all: Vec<_> = blueprint
-        .params
-        .iter()
-        .map(|p| tensor(p.name.clone(), shape(&p.shape)))
-        .collect();
-    for norm in &blueprint.norms {
-        for buffer in ["running_mean", "running_var"] {
-            all.push(tensor(
-                format!("{}.{buffer}", norm.name),
-                vec![norm.channels],
-            ));
-        }
-        let name = format!("{}.num_batches_tracked", norm.name);
-        all.push(NamedTensor {
-            name,
-            shape: vec![],
-            data: TensorData::I64(vec![0]),
-        });
-    }
-    all
-}
-
-/// Makes the outputs of norms lie about values near 1 or -1, away from the kinks of ReLUs.
-fn separate(blueprint: &Blueprint, weights: &mut [NamedTensor]) {
-    for tensor in weights {
-        let TensorData::F32(values) = &mut tensor.data else {
-            continue;
-        };
-        let of_norm = |suffix| {
-            let norm = tensor.name.strip_suffix(suffix);
-            norm.is_some_and(|name| blueprint.norms.iter().any(|norm| norm.name == name))
-        };
-        let (is_weight, is_bias) = (of_norm(".weight"), of_norm(".bias"));
-        for value in values {
-            if is_weight {
-                *value *= 0.4;
-            } else if is_bias {
-                *value += if *value < 0.0 { -1.0 } else { 1.0 };
-            }
-        }
-    }
-}
-
-/// Images from the hash, `[n, 3, side, side]` channels-last, as [`crate::samples`] makes them.
-fn pictures(name: &str, n: usize, side: usize, kind: Kind) -> Tensor {
-    let (n, s) = (n as i64, side as i64);
-    let pixels = Tensor::from_slice(&formula::pictures(name, n as usize, side)).view([n, 3, s, s]);
-    pixels
-        .permute([0, 2, 3, 1])
-        .contiguous()
-        .permute([0, 3, 1, 2])
-        .to_kind(kind)
 }
 
 impl GoldenShard {
@@ -358,7 +249,7 @@ fn parameters(replica: &Replica, flat: &[f32]) -> Digests {
         .map(|(i, p)| {
             (
                 p.name.clone(),
-                digest(&p.name, &replica.net.params.to_pytorch(i, flat)),
+                digest(&p.name, &replica.net.params.to_pytorch(i, flat), 1.0),
             )
         })
         .collect()
@@ -373,7 +264,7 @@ fn running(replica: &Replica) -> Digests {
     let named = replica.net.params.blueprint.norms.iter().flat_map(|norm| {
         let part = |suffix: &str, start: usize| {
             let name = format!("{}.{suffix}", norm.name);
-            let digest = digest(&name, &flat[start..start + norm.channels]);
+            let digest = digest(&name, &flat[start..start + norm.channels], 1.0);
             (name, digest)
         };
         [

@@ -13,9 +13,11 @@ mod convolution;
 mod densenet;
 mod efficientnet;
 #[cfg(test)]
-pub(crate) mod golden;
+mod golden;
 #[cfg(test)]
 mod golden_models;
+#[cfg(test)]
+pub(crate) mod hashed;
 mod hybrid;
 mod layers;
 mod macs;
